@@ -1,0 +1,120 @@
+//! How a master's consensus is set up, and who it is across restarts.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::{Config, SnapshotPolicy};
+use proto_env::Disk;
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::raft_types::MasterAddress;
+use crate::types::NodeId;
+
+const IDENTITY_FILE: &str = "consensus.json";
+
+/// Everything [`crate::Consensus::start`] needs to know.
+///
+/// A leader is given up after `election_max` without a heartbeat (its lease);
+/// then each master waits a random time between `election_min` and
+/// `election_max` before it stands. [`DEFAULT_HEARTBEAT`],
+/// [`DEFAULT_ELECTION_MIN`] and [`DEFAULT_ELECTION_MAX`] give a new leader in
+/// under half a second.
+#[derive(Clone)]
+pub struct ConsensusConfig {
+    /// This master's id: [`crate::FIRST_NODE_ID`] for the one that initializes,
+    /// what [`crate::Consensus::add_master`] gave for others.
+    pub node_id: NodeId,
+    /// The cluster's id; calls of other clusters are refused.
+    pub cluster_id: String,
+    /// This master's name and where others reach it.
+    pub address: MasterAddress,
+    /// Where log (`log/`), objects (`objects/`) and identity lie.
+    pub data_dir: PathBuf,
+    /// The cluster's data key: encrypts log and objects.
+    pub data_key: [u8; 32],
+    /// Between heartbeats.
+    pub heartbeat: Duration,
+    /// Least election timeout.
+    pub election_min: Duration,
+    /// Greatest election timeout, and the lease of a leader.
+    pub election_max: Duration,
+}
+
+/// Between heartbeats.
+pub const DEFAULT_HEARTBEAT: Duration = Duration::from_millis(50);
+/// Least election timeout.
+pub const DEFAULT_ELECTION_MIN: Duration = Duration::from_millis(100);
+/// Greatest election timeout.
+pub const DEFAULT_ELECTION_MAX: Duration = Duration::from_millis(250);
+
+/// Who a master is: kept in its data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its id.
+    pub node_id: NodeId,
+    /// Its cluster.
+    pub cluster_id: String,
+}
+
+impl Identity {
+    /// The identity in `data_dir`; `None` when this directory belongs to no
+    /// master yet: initialize or join.
+    pub fn load(data_dir: &Path, disk: &dyn Disk) -> Result<Option<Self>, Error> {
+        let path = data_dir.join(IDENTITY_FILE);
+        match disk.read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|error| Error::Config(format!("{} is damaged: {error}", path.display()))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::Config(format!("{}: {error}", path.display()))),
+        }
+    }
+
+    /// Checks that `data_dir` belongs to this identity, or makes it so.
+    pub(crate) fn claim(&self, data_dir: &Path, disk: &dyn Disk) -> Result<(), Error> {
+        let failed = |error: std::io::Error| Error::Config(format!("{}: {error}", data_dir.display()));
+        disk.create_dir_all(data_dir).map_err(failed)?;
+        match Self::load(data_dir, disk)? {
+            Some(found) if found == *self => Ok(()),
+            Some(found) => Err(Error::Config(format!(
+                "{} belongs to master {} of cluster {}, not to master {} of cluster {}",
+                data_dir.display(),
+                found.node_id,
+                found.cluster_id,
+                self.node_id,
+                self.cluster_id,
+            ))),
+            None => {
+                let bytes = serde_json::to_vec(self).map_err(|error| Error::Config(error.to_string()))?;
+                disk.replace(&data_dir.join(IDENTITY_FILE), &bytes).map_err(failed)
+            }
+        }
+    }
+}
+
+impl ConsensusConfig {
+    /// openraft's own configuration.
+    pub(crate) fn raft(&self) -> Result<Arc<Config>, Error> {
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let config = Config {
+            cluster_name: self.cluster_id.clone(),
+            heartbeat_interval: ms(self.heartbeat),
+            election_timeout_min: ms(self.election_min),
+            election_timeout_max: ms(self.election_max),
+            enable_pre_vote: Some(true),
+            // A restarted leader stands again like everyone else.
+            enable_leader_restore: Some(false),
+            max_payload_entries: 512,
+            replication_lag_threshold: 20_000,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(20_000),
+            max_in_snapshot_log_to_keep: 10_000,
+            purge_batch_size: 2_000,
+            install_snapshot_timeout: 15 * 60 * 1000,
+            backoff: "50ms 100ms 200ms ..400ms".to_owned(),
+            ..Config::default()
+        };
+        config.validate().map(Arc::new).map_err(|error| Error::Config(error.to_string()))
+    }
+}

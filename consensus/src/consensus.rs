@@ -1,0 +1,207 @@
+//! The handle every other room holds: starts and stops a member and its tasks.
+//! What it can do lies in `propose.rs`, `read.rs`, `membership.rs`, `status.rs`
+//! and `service.rs`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{InitializeError, RaftError};
+use proto_env::{CancellationToken, Env};
+use storage::log::Log;
+use storage::{DataKey, Limits, Sealer, Store};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::config::{ConsensusConfig, Identity};
+use crate::leadership::{self, Contact};
+use crate::log_store::LogStore;
+use crate::network::Peers;
+use crate::network::client::Factory;
+use crate::proposer::Proposer;
+use crate::raft_types::{MasterAddress, Raft};
+use crate::read::{self, ReadQueue};
+use crate::state_machine::StateMachine;
+use crate::types::{Leadership, NodeId};
+use crate::{Error, membership};
+
+/// The id of the master that initializes a cluster. Others get theirs from the
+/// log, whose indexes for that begin later.
+pub const FIRST_NODE_ID: NodeId = 1;
+
+/// A member of the cluster.
+pub struct Consensus {
+    pub(crate) node_id: NodeId,
+    pub(crate) cluster_id: String,
+    pub(crate) info: MasterAddress,
+    /// The lease of a leader.
+    pub(crate) lease: Duration,
+    pub(crate) env: Env,
+    pub(crate) raft: Raft,
+    pub(crate) store: Arc<Store>,
+    pub(crate) log: Arc<Log>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) proposer: Proposer,
+    pub(crate) readers: ReadQueue,
+    pub(crate) leadership: watch::Sender<Leadership>,
+    pub(crate) applied_index: watch::Receiver<u64>,
+    pub(crate) contact: Contact,
+    /// Not empty once this member has failed.
+    pub(crate) failure: watch::Sender<String>,
+    /// Held while the membership changes.
+    pub(crate) changing: tokio::sync::Mutex<()>,
+    pub(crate) stop: CancellationToken,
+    tasks: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+impl Consensus {
+    /// Starts a member on its data directory. It follows whoever leads; the
+    /// first member of a new cluster calls [`Consensus::initialize`] once.
+    /// Serve [`Consensus::raft_service`] on the peer port right after.
+    pub async fn start(config: ConsensusConfig, env: Env) -> Result<Arc<Self>, Error> {
+        let identity = Identity { node_id: config.node_id, cluster_id: config.cluster_id.clone() };
+        identity.claim(&config.data_dir, env.disk.as_ref())?;
+        let (store, log) = open(&config, &env).await?;
+        let durable = Arc::new(AtomicU64::new(0));
+        let state_machine = StateMachine::new(store.clone(), durable.clone())?;
+        let applied_index = state_machine.applied_index();
+        let log_store = LogStore::new(log.clone(), store.clone(), durable);
+        let peers =
+            Peers::new(env.network.clone(), &config.cluster_id, config.node_id, &config.address.peer_address)
+                .map_err(Error::Config)?;
+        let factory = Factory { peers: peers.clone() };
+        let raft = Raft::new(config.node_id, config.raft()?, factory, log_store, state_machine)
+            .await
+            .map_err(|error| Error::Raft(error.to_string()))?;
+        let (proposer, proposing) = Proposer::new(raft.clone());
+        let (readers, reading) = read::queue();
+        let this = Arc::new(Self {
+            node_id: config.node_id,
+            cluster_id: config.cluster_id,
+            info: config.address,
+            lease: config.election_max,
+            stop: env.shutdown.child_token(),
+            env,
+            raft,
+            store,
+            log,
+            peers,
+            proposer,
+            readers,
+            leadership: watch::Sender::new(Leadership::default()),
+            applied_index,
+            contact: Contact::default(),
+            failure: watch::Sender::default(),
+            changing: tokio::sync::Mutex::new(()),
+            tasks: tokio::sync::Mutex::new(JoinSet::new()),
+        });
+        let stop = this.stop.clone();
+        let compacting = this.store.clone().compact_periodically();
+        let mut tasks = this.tasks.lock().await;
+        tasks.spawn(leadership::run(this.clone()));
+        tasks.spawn(membership::run(this.clone()));
+        tasks.spawn(read::run(this.clone(), reading));
+        tasks.spawn(until(stop.clone(), proposing));
+        tasks.spawn(until(stop, compacting));
+        drop(tasks);
+        Ok(this)
+    }
+
+    /// Makes this master the only member of a new cluster. Does nothing when it
+    /// is a member already.
+    pub async fn initialize(&self) -> Result<(), Error> {
+        let members = BTreeMap::from([(self.node_id, self.info.clone())]);
+        match self.raft.initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(Error::Raft(error.to_string())),
+        }
+    }
+
+    /// The local replica.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// This master's id.
+    pub fn node_id(&self) -> NodeId {
+        self.node_id
+    }
+
+    /// The cluster's id.
+    pub fn cluster_id(&self) -> &str {
+        &self.cluster_id
+    }
+
+    /// Who leads, now and from now on.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.subscribe()
+    }
+
+    /// The index of the last log entry applied here.
+    pub fn applied_index(&self) -> u64 {
+        *self.applied_index.borrow()
+    }
+
+    /// Waits until this member has failed for good (a sync that did not succeed,
+    /// damaged files) and says why: the process should end then.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.failure.subscribe();
+        match failure.wait_for(|failure| !failure.is_empty()).await {
+            Ok(reason) => reason.clone(),
+            // Not before this member itself is gone.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Stops this member: nothing is proposed or applied any more, everything
+    /// written is synced, and the data directory may be opened again.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "openraft did not stop cleanly");
+        }
+        let mut tasks = std::mem::take(&mut *self.tasks.lock().await);
+        while tasks.join_next().await.is_some() {}
+        let (store, log) = (self.store.clone(), self.log.clone());
+        let closed = tokio::task::spawn_blocking(move || {
+            log.close();
+            store.sync()
+        });
+        match closed.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the last sync of the object store failed"),
+            Err(error) => tracing::error!(%error, "closing the object store failed"),
+        }
+    }
+
+    /// The peer address of a member.
+    pub(crate) fn address_of(&self, node: NodeId) -> Option<String> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.get_node(&node).map(|info| info.peer_address.clone())
+    }
+}
+
+/// Opens the object store and the log, which read their files.
+async fn open(config: &ConsensusConfig, env: &Env) -> Result<(Arc<Store>, Arc<Log>), Error> {
+    let (config, env) = (config.clone(), env.clone());
+    let opened = tokio::task::spawn_blocking(move || {
+        let objects = config.data_dir.join("objects");
+        let key = DataKey::new(config.data_key);
+        let store = Store::open(&objects, &key, &env, Limits::default())?;
+        let sealer = Sealer::new(&key, "log", env.random.clone());
+        let log = Log::open(&config.data_dir.join("log"), sealer, env.disk.clone(), Default::default())?;
+        Ok::<_, storage::Error>((store, log))
+    });
+    Ok(opened.await.map_err(|error| Error::Raft(error.to_string()))??)
+}
+
+async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        () = work => {}
+    }
+}

@@ -1,0 +1,110 @@
+//! Who leads, as a watch: derived from openraft's metrics and from when this
+//! master last heard from a leader. Here also the node is stopped when
+//! openraft has failed, and the log is kept within its size.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::{Instant as _, RaftMetrics, ServerState};
+use proto_env::Clock;
+
+use crate::consensus::Consensus;
+use crate::raft_types::TypeConfig;
+use crate::types::Leadership;
+
+/// How often what only time changes is looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// Leader lease times without a quorum after which this master says so.
+const QUORUM_LOST_LEASES: u32 = 3;
+/// Log bytes above which a snapshot is taken and the log purged early.
+const LOG_BYTES: u64 = 256 * 1024 * 1024;
+/// Entries kept then for followers that lag a little.
+const LOG_ENTRIES_KEPT: u64 = 256;
+
+/// When a leader was last heard from, in milliseconds of the monotonic clock.
+#[derive(Default)]
+pub(crate) struct Contact(AtomicU64);
+
+fn millis(clock: &dyn Clock) -> u64 {
+    u64::try_from(clock.monotonic().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+}
+
+impl Contact {
+    pub(crate) fn heard(&self, clock: &dyn Clock) {
+        self.0.store(millis(clock), Ordering::Relaxed);
+    }
+
+    fn within(&self, clock: &dyn Clock, limit: Duration) -> bool {
+        let last = self.0.load(Ordering::Relaxed);
+        last != 0 && u128::from(millis(clock).saturating_sub(last)) <= limit.as_millis()
+    }
+}
+
+/// Keeps the watch up to date until the node stops.
+pub(crate) async fn run(consensus: Arc<Consensus>) {
+    let mut metrics = consensus.raft.metrics();
+    loop {
+        let now = metrics.borrow_watched().clone();
+        if let Err(error) = &now.running_state {
+            if !consensus.stop.is_cancelled() {
+                tracing::error!(%error, "the consensus has failed; this master stops");
+                consensus.failure.send_replace(error.to_string());
+                consensus.env.shutdown.cancel();
+            }
+            return;
+        }
+        let next = consensus.judge(&now);
+        consensus.leadership.send_if_modified(|current| {
+            let changed = *current != next;
+            if changed && (current.leader, current.leading) != (next.leader, next.leading) {
+                tracing::info!(term = next.term, leader = next.leader, leading = next.leading, "leadership");
+            }
+            *current = next;
+            changed
+        });
+        tokio::select! {
+            biased;
+            () = consensus.stop.cancelled() => return,
+            changed = metrics.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(TICK) => consensus.bound_log(&now).await,
+        }
+    }
+}
+
+impl Consensus {
+    fn judge(&self, metrics: &RaftMetrics<TypeConfig>) -> Leadership {
+        let limit = self.lease * QUORUM_LOST_LEASES;
+        let is_leader = metrics.state == ServerState::Leader;
+        let quorum = if is_leader {
+            let alone = metrics.membership_config.voter_ids().count() == 1;
+            alone || metrics.last_quorum_acked.as_ref().is_some_and(|acked| acked.elapsed() <= limit)
+        } else {
+            metrics.current_leader.is_some() && self.contact.within(self.env.clock.as_ref(), limit)
+        };
+        let term = metrics.current_term;
+        let applied = metrics.last_applied.as_ref().is_some_and(|last| last.leader_id.term == term);
+        Leadership { term, leader: metrics.current_leader, leading: is_leader && applied && quorum, quorum }
+    }
+
+    /// Large values fill the log long before the number of entries says so.
+    async fn bound_log(&self, metrics: &RaftMetrics<TypeConfig>) {
+        if self.log.disk_bytes() < LOG_BYTES {
+            return;
+        }
+        let snapshot = metrics.snapshot.map_or(0, |id| id.index);
+        let purged = metrics.purged.map_or(0, |id| id.index);
+        let applied = metrics.last_applied.map_or(0, |id| id.index);
+        let result = if snapshot > purged + LOG_ENTRIES_KEPT {
+            self.raft.trigger().purge_log(snapshot - LOG_ENTRIES_KEPT).await
+        } else if applied > snapshot + LOG_ENTRIES_KEPT / 2 {
+            self.raft.trigger().snapshot().await
+        } else {
+            Ok(())
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "keeping the log within its size failed");
+        }
+    }
+}

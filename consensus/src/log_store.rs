@@ -1,0 +1,149 @@
+//! openraft's log storage over `storage::log`: encodes entries, votes and log
+//! ids, and reports completion when the disk has synced. Also its log reader.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use openraft::entry::RaftEntry as _;
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::{LogState, OptionalSend, RaftLogReader};
+use storage::Store;
+use storage::codec::{decode, encode};
+use storage::log::{Done, Log};
+use tokio::sync::oneshot;
+
+use crate::raft_types::{LogId, RaftEntry, TypeConfig, Vote};
+
+/// The most bytes of entries in one AppendEntries request, or one larger entry.
+/// Far below the message limit of the wire.
+const APPEND_BYTES: usize = 4 * 1024 * 1024;
+
+/// The log of one master. Clones share it.
+#[derive(Clone)]
+pub(crate) struct LogStore {
+    log: Arc<Log>,
+    store: Arc<Store>,
+    /// The log index up to which the object store is durable.
+    durable: Arc<AtomicU64>,
+}
+
+fn other(error: storage::Error) -> io::Error {
+    io::Error::other(error)
+}
+
+/// Waits for a write of the log.
+async fn written(write: impl FnOnce(Done)) -> io::Result<()> {
+    let (sender, receiver) = oneshot::channel();
+    write(Box::new(move |result| drop(sender.send(result))));
+    receiver.await.map_err(|_| io::Error::other("the log has stopped"))?
+}
+
+impl LogStore {
+    pub(crate) fn new(log: Arc<Log>, store: Arc<Store>, durable: Arc<AtomicU64>) -> Self {
+        Self { log, store, durable }
+    }
+
+    fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<RaftEntry>> {
+        let records = self.log.read(from, to, max_bytes).map_err(other)?;
+        records.iter().map(|(_, bytes)| decode("log entry", bytes).map_err(other)).collect()
+    }
+
+    fn vote(&self) -> io::Result<Option<Vote>> {
+        self.log.state().vote.map(|bytes| decode("vote", &bytes).map_err(other)).transpose()
+    }
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> io::Result<Vec<RaftEntry>> {
+        let from = match range.start_bound() {
+            Bound::Included(from) => *from,
+            Bound::Excluded(before) => before + 1,
+            Bound::Unbounded => 0,
+        };
+        let to = match range.end_bound() {
+            Bound::Included(last) => last + 1,
+            Bound::Excluded(to) => *to,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.read(from, to, usize::MAX)
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        self.vote()
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<RaftEntry>> {
+        self.read(start, end, APPEND_BYTES)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+        let state = self.log.state();
+        let purged: Option<LogId> =
+            state.purged.map(|(_, id)| decode("log id", &id).map_err(other)).transpose()?;
+        let last = match state.last {
+            Some(index) => self.read(index, index + 1, 1)?.first().map(|entry| entry.log_id()),
+            None => purged,
+        };
+        Ok(LogState { last_purged_log_id: purged, last_log_id: last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let vote = encode("vote", vote).map_err(other)?;
+        written(|done| self.log.save_vote(vote, done)).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        if let Some(committed) = committed {
+            self.log.save_committed(encode("log id", &committed).map_err(other)?);
+        }
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        self.log.state().committed.map(|bytes| decode("log id", &bytes).map_err(other)).transpose()
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = RaftEntry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let records = entries
+            .into_iter()
+            .map(|entry| Ok((entry.index(), Bytes::from(encode("log entry", &entry)?))))
+            .collect::<storage::Result<Vec<_>>>()
+            .map_err(other)?;
+        self.log.append(records, Box::new(move |result| callback.io_completed(result)));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
+        written(|done| self.log.truncate_after(last_log_id.map(|id| id.index), done)).await
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
+        // What is purged can no longer be replayed, so the objects must be
+        // durable first. A snapshot just built has seen to that already.
+        if self.durable.load(Ordering::Acquire) < log_id.index {
+            let store = self.store.clone();
+            tokio::task::spawn_blocking(move || store.sync()).await?.map_err(other)?;
+        }
+        let id = encode("log id", &log_id).map_err(other)?;
+        written(|done| self.log.purge(log_id.index, id, done)).await
+    }
+}

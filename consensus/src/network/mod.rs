@@ -1,0 +1,190 @@
+//! Connections to other masters: one channel per peer and lane, so that a large
+//! append or a snapshot holds up neither heartbeats nor votes. [`client`] is
+//! openraft's side of it, [`snapshot`] carries snapshots.
+
+pub(crate) mod client;
+pub(crate) mod snapshot;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io::ErrorKind;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use proto_env::grpc::{self, ChannelOptions};
+use proto_env::{MASTERS_ORGANIZATION, Network, Purpose};
+use proto_wire::MESSAGE_LIMIT_BYTES;
+use proto_wire::raft::raft_client::RaftClient;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Channel;
+
+use crate::types::NodeId;
+
+/// Metadata of every call: who calls, and where it listens.
+pub(crate) const NODE_ID_KEY: &str = "ephor-node-id";
+pub(crate) const ADDRESS_KEY: &str = "ephor-peer-address";
+
+/// Calls in a row without an answer after which a control lane connects anew.
+const LATE_HEARTBEATS: u32 = 8;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a channel is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Lane {
+    /// Heartbeats, votes and read indexes: small and urgent.
+    Control,
+    /// Log entries.
+    Append,
+    /// Forwarded proposals and membership changes.
+    Forward,
+    /// Snapshots.
+    Snapshot,
+}
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    #[error("{0}")]
+    Status(#[from] Box<tonic::Status>),
+    #[error("{0}")]
+    Local(String),
+}
+
+impl CallError {
+    /// Whether the call certainly never reached the other side: there was no
+    /// connection.
+    pub(crate) fn never_sent(&self) -> bool {
+        let Self::Status(status) = self else { return matches!(self, Self::Local(_)) };
+        let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(status.as_ref());
+        while let Some(error) = cause {
+            let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            if matches!(
+                kind,
+                Some(
+                    ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable
+                )
+            ) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
+}
+
+/// The other masters, as they can be reached.
+pub(crate) struct Peers {
+    network: Arc<dyn Network>,
+    pub(crate) cluster_id: String,
+    me: NodeId,
+    identity: (MetadataValue<Ascii>, MetadataValue<Ascii>),
+    channels: Mutex<BTreeMap<(NodeId, Lane), (String, Channel)>>,
+    /// Calls in a row without an answer.
+    silent: Mutex<BTreeMap<(NodeId, Lane), u32>>,
+    /// Addresses that peers called from, newer than the membership's.
+    learned: Mutex<BTreeMap<NodeId, String>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Peers {
+    pub(crate) fn new(
+        network: Arc<dyn Network>,
+        cluster_id: &str,
+        me: NodeId,
+        address: &str,
+    ) -> Result<Arc<Self>, String> {
+        let address = address.parse().map_err(|_| format!("{address:?} is not a peer address"))?;
+        let identity = (MetadataValue::from(me), address);
+        let (channels, silent, learned) = Default::default();
+        let cluster_id = cluster_id.to_owned();
+        Ok(Arc::new(Self { network, cluster_id, me, identity, channels, silent, learned }))
+    }
+
+    /// Remembers where a peer says it listens.
+    pub(crate) fn learn(&self, node: NodeId, address: &str) {
+        if node == self.me {
+            return;
+        }
+        let mut learned = lock(&self.learned);
+        if learned.get(&node).is_none_or(|known| known != address) {
+            learned.insert(node, address.to_owned());
+        }
+    }
+
+    /// A client for `node`, whose membership entry says `address`.
+    pub(crate) fn client(
+        &self,
+        node: NodeId,
+        address: &str,
+        lane: Lane,
+    ) -> Result<RaftClient<Channel>, CallError> {
+        let address = lock(&self.learned).get(&node).cloned().unwrap_or_else(|| address.to_owned());
+        let mut channels = lock(&self.channels);
+        let channel = match channels.get(&(node, lane)) {
+            Some((known, channel)) if *known == address => channel.clone(),
+            _ => {
+                let options = ChannelOptions {
+                    purpose: Purpose::Peer,
+                    organization: Some(MASTERS_ORGANIZATION),
+                    connect_timeout: CONNECT_TIMEOUT,
+                };
+                let channel = grpc::channel(self.network.clone(), &address, options)
+                    .map_err(|error| CallError::Local(error.to_string()))?;
+                channels.insert((node, lane), (address, channel.clone()));
+                channel
+            }
+        };
+        Ok(RaftClient::new(channel)
+            .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
+            .max_encoding_message_size(MESSAGE_LIMIT_BYTES))
+    }
+
+    /// A request that says who sends it.
+    pub(crate) fn request<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.metadata_mut().insert(NODE_ID_KEY, self.identity.0.clone());
+        request.metadata_mut().insert(ADDRESS_KEY, self.identity.1.clone());
+        request
+    }
+
+    /// Waits for a call's answer, no longer than `deadline`. A connection on
+    /// which nothing came back is not used again: what lies between may have
+    /// swallowed it.
+    pub(crate) async fn call<T>(
+        &self,
+        node: NodeId,
+        lane: Lane,
+        deadline: Duration,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, CallError> {
+        let result = tokio::time::timeout(deadline, call).await;
+        if result.is_ok() {
+            lock(&self.silent).remove(&(node, lane));
+        }
+        match result {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => {
+                if status.code() == tonic::Code::Unavailable {
+                    lock(&self.learned).remove(&node);
+                }
+                Err(Box::new(status).into())
+            }
+            Err(_) => {
+                let mut silent = lock(&self.silent);
+                let count = silent.entry((node, lane)).or_insert(0);
+                *count += 1;
+                // Heartbeats are late now and then on a busy machine.
+                if lane != Lane::Control || *count >= LATE_HEARTBEATS {
+                    silent.remove(&(node, lane));
+                    lock(&self.channels).remove(&(node, lane));
+                }
+                Err(CallError::Timeout(deadline))
+            }
+        }
+    }
+}

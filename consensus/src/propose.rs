@@ -1,0 +1,123 @@
+//! Proposing from any master: to the local queue when this one leads, else over
+//! the network to whoever does, and again, with the same id, when the leader
+//! changes, until the deadline. The id makes the resend harmless.
+
+use std::time::Duration;
+
+use proto_wire::raft::ProposeRequest;
+use storage::codec::{decode, encode};
+use storage::{Applied, Command, Txn, TxnOutcome};
+use tokio::time::Instant;
+
+use crate::consensus::Consensus;
+use crate::network::Lane;
+use crate::proposer::Verdict;
+use crate::types::{NodeId, ProposeError, ProposeOptions};
+
+/// Pause before the same leader is asked again.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// How long after the leader's answer the local replica may take to apply.
+const APPLY_GRACE: Duration = Duration::from_secs(2);
+
+impl Consensus {
+    /// Proposes a transaction and waits for its outcome. Any master will do. On
+    /// `Ok` the local store has applied it.
+    pub async fn propose(&self, txn: Txn, options: ProposeOptions) -> Result<TxnOutcome, ProposeError> {
+        let mut id = [0; 16];
+        self.env.random.fill(&mut id);
+        let born = *self.applied_index.borrow();
+        let command = Command { id, born, fence: options.fence, txn };
+        let until = Instant::now() + options.deadline;
+        let mut leadership = self.leadership.subscribe();
+        let mut unknown: Option<String> = None;
+        let mut refused = "no leader is known".to_owned();
+        loop {
+            if self.stop.is_cancelled() {
+                return Err(match unknown {
+                    Some(reason) => ProposeError::Unknown { reason },
+                    None => ProposeError::Stopped,
+                });
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(match unknown {
+                    Some(reason) => ProposeError::Unknown { reason },
+                    None => ProposeError::NotEntered { reason: refused },
+                });
+            }
+            let leader = leadership.borrow_and_update().leader;
+            let changed = async {
+                // Another leader, or none: this attempt may never be answered.
+                while leadership.changed().await.is_ok() {
+                    if leadership.borrow_and_update().leader != leader {
+                        return;
+                    }
+                }
+            };
+            let Some(to) = leader else {
+                let _ = tokio::time::timeout(left, changed).await;
+                continue;
+            };
+            let verdict = tokio::select! {
+                biased;
+                verdict = self.propose_to(to, &command, left) => verdict,
+                () = changed => Verdict::Unknown("the leader changed".to_owned()),
+                () = self.stop.cancelled() => Verdict::Unknown("this master is stopping".to_owned()),
+            };
+            match verdict {
+                Verdict::Applied { applied: Applied::Outcome(outcome), index } => {
+                    self.applied_here(index, left.max(APPLY_GRACE)).await?;
+                    return Ok(outcome);
+                }
+                Verdict::Applied { applied: Applied::Forgotten, .. } => {
+                    let reason = unknown.unwrap_or_else(|| "the proposal is too old".to_owned());
+                    return Err(ProposeError::Unknown { reason });
+                }
+                Verdict::NotEntered(reason) => refused = reason,
+                Verdict::Unknown(reason) => unknown = Some(reason),
+            }
+            if leadership.borrow().leader == Some(to) {
+                tokio::time::sleep(RETRY_PAUSE.min(left)).await;
+            }
+        }
+    }
+
+    async fn propose_to(&self, leader: NodeId, command: &Command, deadline: Duration) -> Verdict {
+        if leader == self.node_id {
+            return self.proposer.propose(command.clone(), deadline).await;
+        }
+        let command = match encode("command", command) {
+            Ok(command) => command,
+            Err(error) => return Verdict::NotEntered(error.to_string()),
+        };
+        let Some(address) = self.address_of(leader) else {
+            return Verdict::NotEntered(format!("the address of master {leader} is not known"));
+        };
+        let request = ProposeRequest { cluster_id: self.cluster_id.clone(), command };
+        let mut client = match self.peers.client(leader, &address, Lane::Forward) {
+            Ok(client) => client,
+            Err(error) => return Verdict::NotEntered(error.to_string()),
+        };
+        let mut request = self.peers.request(request);
+        // The leader gives its answer a little before this side stops waiting.
+        request.set_timeout(deadline);
+        let call = client.propose(request);
+        match self.peers.call(leader, Lane::Forward, deadline, call).await {
+            Ok(response) => decode("verdict", &response.reply)
+                .unwrap_or_else(|error: storage::Error| Verdict::Unknown(error.to_string())),
+            Err(error) if error.never_sent() => Verdict::NotEntered(format!("no way to the leader: {error}")),
+            Err(error) => Verdict::Unknown(format!("asking the leader failed: {error}")),
+        }
+    }
+
+    async fn applied_here(&self, index: u64, deadline: Duration) -> Result<(), ProposeError> {
+        let mut applied = self.applied_index.clone();
+        let wait = applied.wait_for(|applied| *applied >= index);
+        match tokio::time::timeout(deadline, wait).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(ProposeError::Unknown {
+                reason: "the leader applied the write, this master has not yet".to_owned(),
+            }),
+        }
+    }
+}

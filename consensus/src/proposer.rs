@@ -1,0 +1,168 @@
+//! Group commit: proposals of this leader wait in one bounded queue; as many as
+//! there are share a log entry and its fsync, and a few entries are under way
+//! at once. What came of each is told exactly: not entered, unknown, or its
+//! outcome. `propose.rs` feeds it with local and forwarded proposals.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use openraft::errors::{ClientWriteError, RaftError};
+use storage::{Applied, Command};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use crate::raft_types::{Content, Proposal, Raft, TypeConfig};
+
+/// Proposals that wait.
+const QUEUE: usize = 4096;
+/// Proposals in an entry.
+const BATCH_COMMANDS: usize = 512;
+/// Bytes of an entry, or one larger proposal.
+const BATCH_BYTES: usize = 1024 * 1024;
+/// Entries under way.
+const IN_FLIGHT: usize = 4;
+
+/// What the leader says of a proposal.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) enum Verdict {
+    /// Applied by the leader in the entry at this index, or an earlier one.
+    Applied { applied: Applied, index: u64 },
+    /// Certainly in no log because of this attempt.
+    NotEntered(String),
+    /// It may be in a log.
+    Unknown(String),
+}
+
+const WAITING: u8 = 0;
+const TAKEN: u8 = 1;
+const CANCELLED: u8 = 2;
+
+struct Pending {
+    command: Command,
+    size_bytes: usize,
+    state: Arc<AtomicU8>,
+    verdict: oneshot::Sender<Verdict>,
+}
+
+/// The queue's entrance.
+#[derive(Clone)]
+pub(crate) struct Proposer {
+    queue: mpsc::Sender<Pending>,
+}
+
+impl Proposer {
+    /// A proposer, and its work to be spawned; it ends when the last clone of
+    /// the proposer is gone.
+    pub(crate) fn new(raft: Raft) -> (Self, impl Future<Output = ()> + Send) {
+        let (queue, receiver) = mpsc::channel(QUEUE);
+        (Self { queue }, run(raft, receiver))
+    }
+
+    /// Proposes as leader. After `deadline` the answer is what is certain then.
+    pub(crate) async fn propose(&self, command: Command, deadline: Duration) -> Verdict {
+        let state = Arc::new(AtomicU8::new(WAITING));
+        let (verdict, receiver) = oneshot::channel();
+        let size_bytes = command.txn.size_bytes() + 64;
+        let pending = Pending { command, size_bytes, state: state.clone(), verdict };
+        let withdrawal = Withdrawal(state.clone());
+        let answer = tokio::time::timeout(deadline, async {
+            match self.queue.send(pending).await {
+                Ok(()) => receiver.await.ok(),
+                Err(_) => Some(Verdict::NotEntered("this master is stopping".to_owned())),
+            }
+        });
+        match answer.await {
+            Ok(Some(verdict)) => verdict,
+            late => {
+                let reason = if late.is_err() { "no quorum answered in time" } else { "the leader stopped" };
+                if withdrawal.withdraw() {
+                    Verdict::NotEntered(reason.to_owned())
+                } else {
+                    Verdict::Unknown(reason.to_owned())
+                }
+            }
+        }
+    }
+}
+
+/// Keeps a proposal whose author went away out of the log, if it is not on its
+/// way yet.
+struct Withdrawal(Arc<AtomicU8>);
+
+impl Withdrawal {
+    fn withdraw(&self) -> bool {
+        self.0.compare_exchange(WAITING, CANCELLED, Ordering::AcqRel, Ordering::Acquire) != Err(TAKEN)
+    }
+}
+
+impl Drop for Withdrawal {
+    fn drop(&mut self) {
+        self.withdraw();
+    }
+}
+
+async fn run(raft: Raft, mut queue: mpsc::Receiver<Pending>) {
+    let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
+    let mut next = None;
+    loop {
+        let first = match next.take() {
+            Some(pending) => pending,
+            None => match queue.recv().await {
+                Some(pending) => pending,
+                None => return,
+            },
+        };
+        // While entries are under way, the batch grows.
+        let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
+        let mut bytes = first.size_bytes;
+        let mut batch = vec![first];
+        while batch.len() < BATCH_COMMANDS {
+            match queue.try_recv() {
+                Ok(pending) if bytes + pending.size_bytes > BATCH_BYTES => {
+                    next = Some(pending);
+                    break;
+                }
+                Ok(pending) => {
+                    bytes += pending.size_bytes;
+                    batch.push(pending);
+                }
+                Err(_) => break,
+            }
+        }
+        batch.retain(|pending| {
+            pending.state.compare_exchange(WAITING, TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        });
+        if !batch.is_empty() {
+            tokio::spawn(write(raft.clone(), batch, permit));
+        }
+    }
+}
+
+async fn write(raft: Raft, batch: Vec<Pending>, _permit: OwnedSemaphorePermit) {
+    let (commands, senders): (Vec<_>, Vec<_>) =
+        batch.into_iter().map(|pending| (pending.command, pending.verdict)).unzip();
+    let verdicts = match Proposal::encode(&Content::Commands(commands)) {
+        Ok(proposal) => match raft.client_write(proposal).await {
+            Ok(response) => {
+                let index = response.log_id.index;
+                response.data.results.into_iter().map(|applied| Verdict::Applied { applied, index }).collect()
+            }
+            Err(error) => vec![verdict_of(error); senders.len()],
+        },
+        Err(error) => vec![Verdict::NotEntered(error.to_string()); senders.len()],
+    };
+    for (sender, verdict) in senders.into_iter().zip(verdicts) {
+        // Whoever asked may have gone away.
+        let _ = sender.send(verdict);
+    }
+}
+
+fn verdict_of(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Verdict {
+    match error {
+        // openraft gives these before it appends anything.
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            Verdict::NotEntered(format!("this master may not write: {:?}", forward.reason))
+        }
+        error => Verdict::Unknown(error.to_string()),
+    }
+}

@@ -1,0 +1,100 @@
+//! The types openraft is instantiated with. Terms have at most one leader
+//! (`leader_id_std`), which fencing by term relies on.
+
+use std::fmt;
+
+use bytes::Bytes;
+use openraft::type_config::alias::{LogIdOf, SnapshotMetaOf, StoredMembershipOf, VoteOf};
+use serde::{Deserialize, Serialize};
+use storage::{Applied, Command, SnapshotView, Staged, codec};
+
+use crate::state_machine::StateMachine;
+
+openraft::declare_raft_types!(
+    /// Ephor's instance of openraft.
+    pub TypeConfig:
+        D = Proposal,
+        R = Outcome,
+        NodeId = u64,
+        Node = MasterAddress,
+        LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
+);
+
+pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
+pub(crate) type LogId = LogIdOf<TypeConfig>;
+pub(crate) type Vote = VoteOf<TypeConfig>;
+pub(crate) type StoredMembership = StoredMembershipOf<TypeConfig>;
+pub(crate) type SnapshotMeta = SnapshotMetaOf<TypeConfig>;
+pub(crate) type RaftEntry = <TypeConfig as openraft::RaftTypeConfig>::Entry;
+
+/// What the membership says of a master besides its id.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MasterAddress {
+    /// Its name.
+    pub name: String,
+    /// `HOST:PORT` of its peer port.
+    pub peer_address: String,
+    /// `HOST:PORT` of its API port.
+    pub api_address: String,
+}
+
+/// The content of a log entry, encoded once: the same bytes go to the log and
+/// to every follower.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proposal {
+    encoded: Bytes,
+}
+
+/// What a [`Proposal`] says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Content {
+    /// Transactions that share the entry.
+    Commands(Vec<Command>),
+    /// Nothing: the entry's index becomes the id of a new master.
+    NewNodeId,
+}
+
+/// What came of each command of an entry.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Outcome {
+    pub(crate) results: Vec<Applied>,
+}
+
+/// A snapshot: taken here, or received and staged.
+pub enum SnapshotData {
+    /// A view of the local store.
+    View(SnapshotView),
+    /// A state that waits to be installed.
+    Staged(Staged),
+}
+
+impl Proposal {
+    pub(crate) fn encode(content: &Content) -> storage::Result<Self> {
+        Ok(Self { encoded: codec::encode("proposal", content)?.into() })
+    }
+
+    pub(crate) fn decode(&self) -> storage::Result<Content> {
+        codec::decode("proposal", &self.encoded)
+    }
+}
+
+impl fmt::Debug for Proposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Proposal({} bytes)", self.encoded.len())
+    }
+}
+
+impl fmt::Display for Proposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+impl fmt::Debug for SnapshotData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::View(view) => write!(f, "View(revision {})", view.revision()),
+            Self::Staged(staged) => write!(f, "Staged(revision {})", staged.revision()),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Consistent reads on any master: the leader confirms itself with a quorum and
+//! says how far its log is committed (read index), and the reader waits until
+//! its own replica has applied that much. Readers that come while a round is
+//! under way share the next one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::{LinearizerOption, ReadPolicy};
+use proto_wire::raft::ReadIndexRequest;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::consensus::Consensus;
+use crate::network::Lane;
+use crate::types::ReadError;
+
+/// Readers that wait for a round.
+const QUEUE: usize = 8192;
+/// Bound on one round.
+const ROUND_TIMEOUT: Duration = Duration::from_millis(500);
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
+
+/// What a round gives: the index to wait for, or why there is none.
+type Round = Result<u64, String>;
+
+/// Where readers queue for the next round.
+pub(crate) type ReadQueue = mpsc::Sender<oneshot::Sender<Round>>;
+
+pub(crate) fn queue() -> (ReadQueue, mpsc::Receiver<oneshot::Sender<Round>>) {
+    mpsc::channel(QUEUE)
+}
+
+/// Runs rounds for as long as there are readers.
+pub(crate) async fn run(consensus: Arc<Consensus>, mut readers: mpsc::Receiver<oneshot::Sender<Round>>) {
+    loop {
+        let first = tokio::select! {
+            biased;
+            () = consensus.stop.cancelled() => return,
+            first = readers.recv() => first,
+        };
+        let Some(first) = first else { return };
+        let mut waiting = vec![first];
+        // All that are here now; who comes after the round has begun must wait
+        // for another, or could miss a write acknowledged meanwhile.
+        while let Ok(reader) = readers.try_recv() {
+            waiting.push(reader);
+        }
+        let round = match tokio::time::timeout(ROUND_TIMEOUT, consensus.read_index()).await {
+            Ok(round) => round,
+            Err(_) => Err("no quorum answered in time".to_owned()),
+        };
+        for reader in waiting {
+            // A reader may have given up.
+            let _ = reader.send(round.clone());
+        }
+    }
+}
+
+impl Consensus {
+    /// After `Ok` the local store holds every write that was acknowledged, by
+    /// any master, before the call.
+    pub async fn read_barrier(&self, deadline: Duration) -> Result<(), ReadError> {
+        let until = Instant::now() + deadline;
+        let mut reason = "no leader is known".to_owned();
+        let mut applied = self.applied_index.clone();
+        loop {
+            if self.stop.is_cancelled() {
+                return Err(ReadError::Stopped);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ReadError::NoQuorum { reason });
+            }
+            let (sender, receiver) = oneshot::channel();
+            let round = async {
+                self.readers.send(sender).await.ok()?;
+                receiver.await.ok()
+            };
+            match tokio::time::timeout(left, round).await {
+                Ok(Some(Ok(index))) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    let wait = applied.wait_for(|applied| *applied >= index);
+                    return match tokio::time::timeout(left, wait).await {
+                        Ok(Ok(_)) => Ok(()),
+                        _ => Err(ReadError::NoQuorum { reason: "this master lags behind".to_owned() }),
+                    };
+                }
+                Ok(Some(Err(error))) => reason = error,
+                Ok(None) => return Err(ReadError::Stopped),
+                Err(_) => continue,
+            }
+            tokio::time::sleep(RETRY_PAUSE.min(left)).await;
+        }
+    }
+
+    async fn read_index(&self) -> Round {
+        let leader = self.leadership.borrow().leader.ok_or("no leader is known")?;
+        if leader == self.node_id {
+            return self.local_read_index().await;
+        }
+        let address = self.address_of(leader).ok_or("the leader's address is not known")?;
+        let mut client =
+            self.peers.client(leader, &address, Lane::Control).map_err(|error| error.to_string())?;
+        let request = self.peers.request(ReadIndexRequest { cluster_id: self.cluster_id.clone() });
+        let call = client.read_index(request);
+        let response = self
+            .peers
+            .call(leader, Lane::Control, ROUND_TIMEOUT, call)
+            .await
+            .map_err(|error| format!("asking the leader failed: {error}"))?;
+        if response.is_leader && response.error.is_empty() {
+            Ok(response.log_index)
+        } else {
+            Err(response.error)
+        }
+    }
+
+    /// The read index of this master, which must lead.
+    pub(crate) async fn local_read_index(&self) -> Round {
+        let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(ROUND_TIMEOUT);
+        match self.raft.get_read_log_id(option).await {
+            Ok((read, _)) => Ok(read.index()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}

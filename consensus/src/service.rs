@@ -1,0 +1,180 @@
+//! The gRPC service masters call on each other. Everyone who calls must have
+//! proven to be a master of this cluster; then messages go to openraft, to the
+//! proposer or to the membership.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::Snapshot;
+use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
+use proto_env::MASTERS_ORGANIZATION;
+use proto_env::grpc::PeerInfo;
+use proto_wire::MESSAGE_LIMIT_BYTES;
+use proto_wire::raft::raft_server::{Raft as RaftRpc, RaftServer};
+use proto_wire::raft::{
+    ChangeMembershipRequest, ChangeMembershipResponse, ProposeRequest, ProposeResponse, RaftMessage,
+    ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
+};
+use serde::Serialize;
+use storage::codec::{decode, encode};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::consensus::Consensus;
+use crate::membership::Change;
+use crate::network::{ADDRESS_KEY, NODE_ID_KEY, snapshot};
+use crate::raft_types::{SnapshotData, TypeConfig};
+
+/// How long the leader tries for a follower that named no limit.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What a follower's limit is shortened by, so that the leader's verdict is back
+/// in time.
+const ANSWER_MARGIN: Duration = Duration::from_millis(50);
+
+/// The service of one master.
+#[derive(Clone)]
+pub struct RaftService(Arc<Consensus>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+impl Consensus {
+    /// The service for the peer port, beside whatever else is served there. The
+    /// server must accept through `proto_env::grpc::incoming`.
+    pub fn raft_service(self: &Arc<Self>) -> RaftServer<RaftService> {
+        RaftServer::new(RaftService(self.clone()))
+            .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
+            .max_encoding_message_size(MESSAGE_LIMIT_BYTES)
+    }
+}
+
+fn damaged(error: storage::Error) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn fatal(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+/// The caller's time limit (`grpc-timeout`), as tonic writes it.
+fn limit<T>(request: &Request<T>) -> Option<Duration> {
+    let text = request.metadata().get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = digits.parse().ok()?;
+    match unit {
+        "n" => Some(Duration::from_nanos(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "S" => Some(Duration::from_secs(number)),
+        _ => None,
+    }
+}
+
+impl RaftService {
+    /// Refuses who is no master, and remembers where the others listen.
+    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
+    fn admit<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let info = request.extensions().get::<PeerInfo>();
+        if !info.is_some_and(|info| info.in_organization(MASTERS_ORGANIZATION)) {
+            return Err(Status::permission_denied("only masters may call this"));
+        }
+        let text = |key| request.metadata().get(key).and_then(|value| value.to_str().ok());
+        if let (Some(Ok(node)), Some(address)) = (text(NODE_ID_KEY).map(str::parse), text(ADDRESS_KEY)) {
+            self.0.peers.learn(node, address);
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
+    fn same_cluster(&self, cluster_id: &str) -> Result<(), Status> {
+        if cluster_id == self.0.cluster_id {
+            return Ok(());
+        }
+        Err(Status::permission_denied(format!("this is cluster {}, not {cluster_id}", self.0.cluster_id)))
+    }
+
+    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
+    fn open<T: serde::de::DeserializeOwned>(&self, request: Request<RaftMessage>) -> Result<T, Status> {
+        self.admit(&request)?;
+        let message = request.into_inner();
+        self.same_cluster(&message.cluster_id)?;
+        decode("raft request", &message.payload).map_err(damaged)
+    }
+
+    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
+    fn answer<T: Serialize>(&self, answer: &T) -> Answer<RaftMessage> {
+        let payload = encode("raft response", answer).map_err(damaged)?;
+        Ok(Response::new(RaftMessage { cluster_id: self.0.cluster_id.clone(), payload }))
+    }
+}
+
+#[tonic::async_trait]
+impl RaftRpc for RaftService {
+    async fn append_entries(&self, request: Request<RaftMessage>) -> Answer<RaftMessage> {
+        let append: AppendEntriesRequest<TypeConfig> = self.open(request)?;
+        let from = append.vote.leader_id;
+        let answer = self.0.raft.append_entries(append).await.map_err(fatal)?;
+        if from.term >= self.0.leadership.borrow().term {
+            self.0.contact.heard(self.0.env.clock.as_ref());
+        }
+        self.answer(&answer)
+    }
+
+    async fn vote(&self, request: Request<RaftMessage>) -> Answer<RaftMessage> {
+        let vote: VoteRequest<TypeConfig> = self.open(request)?;
+        self.answer(&self.0.raft.vote(vote).await.map_err(fatal)?)
+    }
+
+    async fn pre_vote(&self, request: Request<RaftMessage>) -> Answer<RaftMessage> {
+        let vote: VoteRequest<TypeConfig> = self.open(request)?;
+        self.answer(&self.0.raft.pre_vote(vote).await.map_err(fatal)?)
+    }
+
+    async fn transfer_leader(&self, request: Request<RaftMessage>) -> Answer<RaftMessage> {
+        let transfer: TransferLeaderRequest<TypeConfig> = self.open(request)?;
+        self.answer(&self.0.raft.handle_transfer_leader(transfer).await.map_err(fatal)?)
+    }
+
+    async fn install_snapshot(&self, request: Request<Streaming<SnapshotChunk>>) -> Answer<RaftMessage> {
+        self.admit(&request)?;
+        let chunks = request.into_inner();
+        let (vote, meta, staged) = snapshot::receive(&self.0.store, &self.0.cluster_id, chunks).await?;
+        tracing::info!(revision = staged.revision(), "installing a snapshot");
+        let snapshot = Snapshot { meta, snapshot: SnapshotData::Staged(staged) };
+        self.answer(&self.0.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?)
+    }
+
+    async fn propose(&self, request: Request<ProposeRequest>) -> Answer<ProposeResponse> {
+        self.admit(&request)?;
+        let deadline = limit(&request).unwrap_or(PROPOSE_TIMEOUT).saturating_sub(ANSWER_MARGIN);
+        let message = request.into_inner();
+        self.same_cluster(&message.cluster_id)?;
+        let command = decode("command", &message.command).map_err(damaged)?;
+        let verdict = self.0.proposer.propose(command, deadline).await;
+        Ok(Response::new(ProposeResponse { reply: encode("verdict", &verdict).map_err(damaged)? }))
+    }
+
+    async fn read_index(&self, request: Request<ReadIndexRequest>) -> Answer<ReadIndexResponse> {
+        self.admit(&request)?;
+        self.same_cluster(&request.get_ref().cluster_id)?;
+        let (log_index, error) = match self.0.local_read_index().await {
+            Ok(index) => (index, String::new()),
+            Err(error) => (0, error),
+        };
+        let leader_hint = self.0.leadership.borrow().leader.unwrap_or(0);
+        let is_leader = error.is_empty();
+        Ok(Response::new(ReadIndexResponse { is_leader, leader_hint, log_index, error }))
+    }
+
+    async fn change_membership(
+        &self,
+        request: Request<ChangeMembershipRequest>,
+    ) -> Answer<ChangeMembershipResponse> {
+        self.admit(&request)?;
+        let message = request.into_inner();
+        self.same_cluster(&message.cluster_id)?;
+        let change: Change = decode("membership change", &message.change).map_err(damaged)?;
+        let reply = self.0.change_here(change).await;
+        Ok(Response::new(ChangeMembershipResponse {
+            reply: encode("membership reply", &reply).map_err(damaged)?,
+        }))
+    }
+}

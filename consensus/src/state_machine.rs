@@ -1,0 +1,175 @@
+//! openraft's state machine over the store: decodes committed entries, applies
+//! them in batches, answers those who wait, and makes and installs snapshots.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::{Stream, TryStreamExt};
+use openraft::entry::RaftEntry as _;
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot};
+use storage::codec::{decode, encode};
+use storage::{Entry, Store};
+use tokio::sync::watch;
+
+use crate::raft_types::{Content, LogId, Outcome, SnapshotData, SnapshotMeta, StoredMembership, TypeConfig};
+
+/// Entries applied in one write to the backend.
+const APPLY_ENTRIES: usize = 64;
+
+pub(crate) type RaftSnapshot = Snapshot<
+    openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig>,
+    u64,
+    crate::MasterAddress,
+    SnapshotData,
+>;
+
+/// What is stored beside the state.
+type AppliedState = (Option<LogId>, StoredMembership);
+
+/// The state machine of one master.
+pub struct StateMachine {
+    store: Arc<Store>,
+    last: Option<LogId>,
+    membership: StoredMembership,
+    applied_index: watch::Sender<u64>,
+    durable: Arc<AtomicU64>,
+}
+
+/// Reports a snapshot once the store is durable up to it.
+pub struct SnapshotBuilder {
+    store: Arc<Store>,
+    durable: Arc<AtomicU64>,
+}
+
+fn other(error: storage::Error) -> io::Error {
+    io::Error::other(error)
+}
+
+pub(crate) fn decode_applied(bytes: &[u8]) -> storage::Result<AppliedState> {
+    if bytes.is_empty() {
+        return Ok(Default::default());
+    }
+    decode("applied state", bytes)
+}
+
+impl StateMachine {
+    /// The state machine of `store`. `durable` is the log index up to which the
+    /// store is known to be durable.
+    pub(crate) fn new(store: Arc<Store>, durable: Arc<AtomicU64>) -> storage::Result<Self> {
+        let (last, membership) = decode_applied(&store.applied())?;
+        let applied_index = watch::Sender::new(last.map_or(0, |last| last.index));
+        Ok(Self { store, last, membership, applied_index, durable })
+    }
+
+    /// The index of the last entry applied, now and from now on.
+    pub(crate) fn applied_index(&self) -> watch::Receiver<u64> {
+        self.applied_index.subscribe()
+    }
+
+    fn apply_batch(&mut self, batch: Vec<EntryResponder<TypeConfig>>) -> storage::Result<()> {
+        let mut entries = Vec::with_capacity(batch.len());
+        let mut responders = Vec::with_capacity(batch.len());
+        for (entry, responder) in batch {
+            let log_id = entry.log_id();
+            let commands = match &entry.payload {
+                EntryPayload::Normal(proposal) => match proposal.decode()? {
+                    Content::Commands(commands) => commands,
+                    Content::NewNodeId => Vec::new(),
+                },
+                EntryPayload::Membership(membership) => {
+                    self.membership = StoredMembership::new(Some(log_id), membership.clone());
+                    Vec::new()
+                }
+                EntryPayload::Blank => Vec::new(),
+            };
+            entries.push(Entry { index: log_id.index, term: log_id.leader_id.term, commands });
+            responders.push(responder);
+            self.last = Some(log_id);
+        }
+        let applied = encode("applied state", &(self.last, &self.membership))?;
+        let results = self.store.apply(entries, applied)?;
+        self.applied_index.send_replace(self.last.map_or(0, |last| last.index));
+        for (results, responder) in results.into_iter().zip(responders) {
+            if let Some(responder) = responder {
+                responder.send(Outcome { results });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> io::Result<AppliedState> {
+        Ok((self.last, self.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        let mut batch = Vec::new();
+        while let Some(entry) = entries.try_next().await? {
+            batch.push(entry);
+            if batch.len() == APPLY_ENTRIES {
+                self.apply_batch(std::mem::take(&mut batch)).map_err(other)?;
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.apply_batch(batch).map_err(other)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        SnapshotBuilder { store: self.store.clone(), durable: self.durable.clone() }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
+        let SnapshotData::Staged(staged) = snapshot else {
+            return Err(io::Error::other("a view of the store itself cannot be installed"));
+        };
+        let (last, membership) = decode_applied(staged.applied()).map_err(other)?;
+        if last != meta.last_log_id {
+            return Err(io::Error::other("the snapshot is of another log entry than its header says"));
+        }
+        self.store.install(staged).map_err(other)?;
+        self.last = last;
+        self.membership = membership;
+        let index = last.map_or(0, |last| last.index);
+        self.durable.fetch_max(index, Ordering::AcqRel);
+        self.applied_index.send_replace(index);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<RaftSnapshot>> {
+        // The store is its own snapshot: a view costs little at any time.
+        if self.last.is_none() {
+            return Ok(None);
+        }
+        view(&self.store).map(Some)
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> io::Result<RaftSnapshot> {
+        let snapshot = view(&self.store)?;
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || store.sync()).await?.map_err(other)?;
+        let index = snapshot.meta.last_log_id.map_or(0, |last| last.index);
+        self.durable.fetch_max(index, Ordering::AcqRel);
+        Ok(snapshot)
+    }
+}
+
+fn view(store: &Store) -> io::Result<RaftSnapshot> {
+    let view = store.view();
+    let (last_log_id, last_membership) = decode_applied(view.applied()).map_err(other)?;
+    Ok(Snapshot { meta: SnapshotMeta { last_log_id, last_membership }, snapshot: SnapshotData::View(view) })
+}

@@ -1,0 +1,283 @@
+//! Masters in this process, over loopback TLS with certificates of a CA of their
+//! own, on temporary data directories: started, killed, restarted.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use proto_env::grpc::incoming;
+use proto_env::{CancellationToken, Env, Listener, MASTERS_ORGANIZATION, Network, TlsMaterial, TlsNetwork};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use storage::{Mutation, Precondition, Txn, TxnOutcome};
+use tonic::transport::Server;
+
+use crate::*;
+
+/// Bound on everything a test waits for.
+pub const LONG: Duration = Duration::from_secs(60);
+
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "ephor-test-ca");
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    pub fn network(&self, name: &str, organization: &str) -> Arc<dyn Network> {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.distinguished_name.push(DnType::OrganizationName, organization);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let material = TlsMaterial {
+            ca_pem: self.pem.clone(),
+            certificate_pem: certificate.pem(),
+            key_pem: key.serialize_pem(),
+        };
+        Arc::new(TlsNetwork::new(&material).unwrap())
+    }
+}
+
+/// A running master.
+pub struct Running {
+    pub consensus: Arc<Consensus>,
+    server: tokio::task::JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+/// A master that runs or not.
+pub struct Master {
+    pub id: NodeId,
+    pub name: String,
+    pub address: SocketAddr,
+    directory: PathBuf,
+    network: Arc<dyn Network>,
+    running: Option<Running>,
+}
+
+pub struct Cluster {
+    pub authority: Authority,
+    pub masters: Vec<Master>,
+    directory: tempfile::TempDir,
+    /// Half or more of the default timers are lost to other work on a busy
+    /// machine, so the tests use slower ones unless they measure.
+    pub timers: [Duration; 3],
+}
+
+fn env(network: &Arc<dyn Network>) -> Env {
+    Env::production(network.clone(), CancellationToken::new())
+}
+
+impl Master {
+    async fn start(&mut self, listener: Box<dyn Listener>, timers: [Duration; 3]) {
+        let config = ConsensusConfig {
+            node_id: self.id,
+            cluster_id: "test".to_owned(),
+            address: self.master_address(),
+            data_dir: self.directory.clone(),
+            data_key: [9; 32],
+            heartbeat: timers[0],
+            election_min: timers[1],
+            election_max: timers[2],
+        };
+        // Tasks of the one that ran before may hold its files a little longer.
+        let consensus = wait_for("the data directory is free", async || {
+            Consensus::start(config.clone(), env(&self.network)).await.ok()
+        })
+        .await;
+        let stop = CancellationToken::new();
+        let router = Server::builder().add_service(consensus.raft_service());
+        let serving = router.serve_with_incoming_shutdown(incoming(listener), stop.clone().cancelled_owned());
+        let server = tokio::spawn(async move { serving.await.unwrap() });
+        self.running = Some(Running { consensus, server, stop });
+    }
+
+    pub fn master_address(&self) -> MasterAddress {
+        let address = self.address.to_string();
+        MasterAddress {
+            name: self.name.clone(),
+            peer_address: address,
+            api_address: "127.0.0.1:1".to_owned(),
+        }
+    }
+}
+
+impl Cluster {
+    /// A cluster of one that leads.
+    pub async fn one() -> Self {
+        let ms = Duration::from_millis;
+        let mut cluster = Self {
+            authority: Authority::new(),
+            masters: vec![],
+            directory: tempfile::tempdir().unwrap(),
+            timers: [ms(100), ms(500), ms(1000)],
+        };
+        cluster.push(FIRST_NODE_ID).await;
+        cluster.consensus(0).initialize().await.unwrap();
+        cluster.leader().await;
+        cluster
+    }
+
+    /// A cluster of `size` voters.
+    pub async fn of(size: usize) -> Self {
+        let mut cluster = Self::one().await;
+        while cluster.masters.len() < size {
+            cluster.join().await;
+        }
+        cluster.wait_voters(size).await;
+        cluster
+    }
+
+    async fn push(&mut self, id: NodeId) {
+        let name = format!("master-{}", self.masters.len());
+        let network = self.authority.network(&name, MASTERS_ORGANIZATION);
+        let listener = network.listen("127.0.0.1:0").await.unwrap();
+        let address = listener.local_address();
+        let directory = self.directory.path().join(&name);
+        let mut master = Master { id, name, address, directory, network, running: None };
+        master.start(listener, self.timers).await;
+        self.masters.push(master);
+    }
+
+    /// Adds a master and starts it; gives its id.
+    pub async fn join(&mut self) -> NodeId {
+        let name = format!("master-{}", self.masters.len());
+        let network = self.authority.network(&name, MASTERS_ORGANIZATION);
+        let listener = network.listen("127.0.0.1:0").await.unwrap();
+        let address = listener.local_address();
+        let directory = self.directory.path().join(&name);
+        let mut master = Master { id: 0, name, address, directory, network, running: None };
+        master.id = self.any().add_master(master.master_address(), LONG).await.unwrap();
+        master.start(listener, self.timers).await;
+        let id = master.id;
+        self.masters.push(master);
+        id
+    }
+
+    pub fn consensus(&self, position: usize) -> &Arc<Consensus> {
+        &self.masters[position].running.as_ref().unwrap().consensus
+    }
+
+    pub fn running(&self) -> impl Iterator<Item = &Arc<Consensus>> {
+        self.masters.iter().filter_map(|master| master.running.as_ref()).map(|running| &running.consensus)
+    }
+
+    pub fn any(&self) -> &Arc<Consensus> {
+        self.running().next().unwrap()
+    }
+
+    /// Ends a master as abruptly as a process can end its own part.
+    pub async fn kill(&mut self, position: usize) {
+        let running = self.masters[position].running.take().unwrap();
+        running.stop.cancel();
+        running.consensus.shutdown().await;
+        running.server.await.unwrap();
+    }
+
+    pub async fn restart(&mut self, position: usize) {
+        let timers = self.timers;
+        let master = &mut self.masters[position];
+        let listener = wait_for("the port is free", async || {
+            master.network.listen(&master.address.to_string()).await.ok()
+        })
+        .await;
+        master.start(listener, timers).await;
+    }
+
+    /// Restarts a master at another address.
+    pub async fn restart_elsewhere(&mut self, position: usize) {
+        let timers = self.timers;
+        let master = &mut self.masters[position];
+        let listener = master.network.listen("127.0.0.1:0").await.unwrap();
+        master.address = listener.local_address();
+        master.start(listener, timers).await;
+    }
+
+    /// The position of the master that leads, once one does.
+    pub async fn leader(&self) -> usize {
+        wait_for("a leader", async || {
+            let leads = |master: &Master| {
+                let running = master.running.as_ref()?;
+                running.consensus.leadership().borrow().leading.then_some(())
+            };
+            self.masters.iter().position(|master| leads(master).is_some())
+        })
+        .await
+    }
+
+    pub async fn follower(&self) -> usize {
+        let leader = self.leader().await;
+        (0..self.masters.len())
+            .find(|position| *position != leader && self.masters[*position].running.is_some())
+            .unwrap()
+    }
+
+    pub async fn wait_voters(&self, count: usize) {
+        wait_for("the voters", async || {
+            let agreed = |consensus: &Arc<Consensus>| {
+                consensus.members().iter().filter(|member| member.voter).count() == count
+            };
+            self.running().all(agreed).then_some(())
+        })
+        .await
+    }
+
+    /// Waits until all running replicas are at one revision with one digest.
+    pub async fn converge(&self) -> storage::Digest {
+        let revision = {
+            self.any().read_barrier(LONG).await.unwrap();
+            self.any().store().revision()
+        };
+        let mut digests = vec![];
+        for consensus in self.running() {
+            digests.push(consensus.state_digest(Some(revision), LONG).await.unwrap());
+        }
+        assert!(digests.windows(2).all(|pair| pair[0] == pair[1]), "{digests:?}");
+        digests[0]
+    }
+}
+
+/// Waits until `look` finds something.
+pub async fn wait_for<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    match tokio::time::timeout(LONG, found).await {
+        Ok(found) => found,
+        Err(_) => panic!("waited in vain for: {what}"),
+    }
+}
+
+pub fn put(key: &str, value: impl Into<Bytes>) -> Mutation {
+    Mutation::Put { key: key.to_owned(), value: value.into() }
+}
+
+pub fn create(key: &str, value: impl Into<Bytes>) -> Txn {
+    Txn { preconditions: vec![Precondition::Absent(key.to_owned())], mutations: vec![put(key, value)] }
+}
+
+pub fn options() -> ProposeOptions {
+    ProposeOptions { fence: None, deadline: LONG }
+}
+
+pub async fn write(consensus: &Consensus, key: &str, value: &str) -> u64 {
+    match consensus.propose(create(key, value.to_owned()), options()).await.unwrap() {
+        TxnOutcome::Committed { revisions } => revisions[0],
+        other => panic!("{key}: {other:?}"),
+    }
+}

@@ -1,0 +1,163 @@
+//! What a cluster promises, with real logs, stores and TLS on loopback.
+
+mod growth;
+mod harness;
+mod loss;
+
+use std::time::Duration;
+
+use proto_env::MASTERS_ORGANIZATION;
+use proto_env::grpc::{ChannelOptions, channel};
+use proto_wire::raft::ReadIndexRequest;
+use proto_wire::raft::raft_client::RaftClient;
+use storage::{Applied, Command, Txn, TxnOutcome};
+
+use self::harness::*;
+use crate::proposer::Verdict;
+use crate::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_master_writes_and_reads_what_others_wrote() {
+    let cluster = Cluster::of(3).await;
+    for number in 0..30 {
+        let writer = cluster.consensus(number % 3);
+        let revision = write(writer, &format!("/k{number}"), "v").await;
+        // On Ok the local store has it already.
+        assert_eq!(writer.store().get(&format!("/k{number}")).unwrap().mod_revision, revision);
+        let reader = cluster.consensus((number + 1) % 3);
+        reader.read_barrier(LONG).await.unwrap();
+        assert!(reader.store().get(&format!("/k{number}")).is_some());
+    }
+    assert_eq!(cluster.converge().await.objects, 30);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_writes_share_entries_and_each_has_its_own_revision() {
+    let cluster = Cluster::of(3).await;
+    let before = cluster.any().applied_index();
+    let mut writes = tokio::task::JoinSet::new();
+    for number in 0..400 {
+        let consensus = cluster.consensus(number % 3).clone();
+        writes.spawn(async move { write(&consensus, &format!("/k{number}"), "v").await });
+    }
+    let mut revisions = writes.join_all().await;
+    revisions.sort_unstable();
+    revisions.dedup();
+    assert_eq!(revisions.len(), 400);
+    let entries = cluster.any().applied_index() - before;
+    assert!(entries < 300, "{entries} entries for 400 writes");
+    assert_eq!(cluster.converge().await.objects, 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_of_three_megabytes_is_replicated() {
+    let cluster = Cluster::of(3).await;
+    let follower = cluster.consensus(cluster.follower().await);
+    let mut writes = tokio::task::JoinSet::new();
+    for number in 0..8 {
+        let follower = follower.clone();
+        let value = vec![b'a' + number; 3 << 20];
+        writes.spawn(async move {
+            follower.propose(create(&format!("/large{number}"), value), options()).await.unwrap()
+        });
+    }
+    for outcome in writes.join_all().await {
+        assert!(matches!(outcome, TxnOutcome::Committed { .. }));
+    }
+    assert_eq!(cluster.converge().await.objects, 8);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resent_proposal_is_applied_once() {
+    let cluster = Cluster::of(3).await;
+    let leader = cluster.consensus(cluster.leader().await);
+    let command = Command { id: [5; 16], born: 0, fence: None, txn: create("/once", "v") };
+    let first = leader.proposer.propose(command.clone(), LONG).await;
+    let second = leader.proposer.propose(command, LONG).await;
+    let outcome = |verdict: Verdict| match verdict {
+        Verdict::Applied { applied: Applied::Outcome(outcome), .. } => outcome,
+        other => panic!("{other:?}"),
+    };
+    let first = outcome(first);
+    assert!(matches!(first, TxnOutcome::Committed { .. }));
+    assert_eq!(outcome(second), first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_fenced_to_an_earlier_term_is_refused() {
+    let mut cluster = Cluster::of(3).await;
+    let leader = cluster.leader().await;
+    let term = cluster.consensus(leader).leadership().borrow().term;
+    let fenced = ProposeOptions { fence: Some(term), deadline: LONG };
+    let outcome = cluster.any().propose(create("/a", "v"), fenced).await.unwrap();
+    assert!(matches!(outcome, TxnOutcome::Committed { .. }));
+    cluster.kill(leader).await;
+    cluster.leader().await;
+    let outcome = cluster.any().propose(create("/b", "v"), fenced).await.unwrap();
+    assert!(matches!(outcome, TxnOutcome::Fenced { term: now } if now > term), "{outcome:?}");
+    assert!(cluster.any().store().get("/b").is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_keeps_objects_revisions_and_members() {
+    let mut cluster = Cluster::of(3).await;
+    for number in 0..50 {
+        write(cluster.any(), &format!("/k{number}"), "v").await;
+    }
+    let before = cluster.converge().await;
+    for position in 0..3 {
+        cluster.kill(position).await;
+    }
+    for position in 0..3 {
+        cluster.restart(position).await;
+    }
+    assert_eq!(cluster.converge().await, before);
+    cluster.wait_voters(3).await;
+    let revision = write(cluster.consensus(2), "/next", "v").await;
+    assert_eq!(revision, before.revision + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_are_refused() {
+    let cluster = Cluster::one().await;
+    let master = &cluster.masters[0];
+    let call = async |authority: &Authority, organization: &str, cluster_id: &str| {
+        let options = ChannelOptions {
+            purpose: proto_env::Purpose::Peer,
+            organization: None,
+            connect_timeout: Duration::from_secs(5),
+        };
+        let network = authority.network("stranger", organization);
+        let channel = channel(network, &master.address.to_string(), options).unwrap();
+        let request = ReadIndexRequest { cluster_id: cluster_id.to_owned() };
+        RaftClient::new(channel).read_index(request).await.map_err(|status| status.code())
+    };
+    let member = call(&cluster.authority, MASTERS_ORGANIZATION, "test").await;
+    assert!(member.unwrap().into_inner().is_leader);
+    let node = call(&cluster.authority, "system:nodes", "test").await;
+    assert_eq!(node.unwrap_err(), tonic::Code::PermissionDenied);
+    let other_cluster = call(&cluster.authority, MASTERS_ORGANIZATION, "other").await;
+    assert_eq!(other_cluster.unwrap_err(), tonic::Code::PermissionDenied);
+    assert!(call(&Authority::new(), MASTERS_ORGANIZATION, "test").await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_of_another_master_is_refused() {
+    let mut cluster = Cluster::one().await;
+    cluster.kill(0).await;
+    let directory = tempfile::tempdir().unwrap();
+    let identity = Identity { node_id: 7, cluster_id: "a".to_owned() };
+    assert_eq!(Identity::load(directory.path(), &proto_env::SystemDisk).unwrap(), None);
+    identity.claim(directory.path(), &proto_env::SystemDisk).unwrap();
+    identity.claim(directory.path(), &proto_env::SystemDisk).unwrap();
+    let other = Identity { node_id: 8, cluster_id: "a".to_owned() };
+    assert!(other.claim(directory.path(), &proto_env::SystemDisk).is_err());
+    assert_eq!(Identity::load(directory.path(), &proto_env::SystemDisk).unwrap(), Some(identity));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_transaction_has_an_outcome() {
+    let cluster = Cluster::one().await;
+    let outcome = cluster.any().propose(Txn::default(), options()).await.unwrap();
+    assert_eq!(outcome, TxnOutcome::Committed { revisions: vec![] });
+}

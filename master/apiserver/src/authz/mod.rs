@@ -1,0 +1,158 @@
+//! What a user may do: the fixed authorizer that stands until RBAC has its kinds. `system:masters` may do
+//! everything, components what their rules list, a node what concerns itself and its pods, ServiceAccounts
+//! may ask about themselves. `chain.rs` asks once a request, access reviews ask the same.
+
+mod node;
+mod rules;
+
+use proto_api::selector::FieldSelector;
+use proto_api::status::Status;
+
+use crate::context::{Context, UserInfo};
+use crate::registry::Registry;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Attributes<'a> {
+    /// Who.
+    pub user: &'a UserInfo,
+    /// Which verb.
+    pub verb: &'a str,
+    /// The API group.
+    pub group: &'a str,
+    /// The resource.
+    pub resource: &'a str,
+    /// The subresource.
+    pub subresource: &'a str,
+    /// The namespace; empty for all or none.
+    pub namespace: &'a str,
+    /// The object; empty for all.
+    pub name: &'a str,
+    /// The path, where no resource is meant.
+    pub path: &'a str,
+    /// Whether a resource is meant.
+    pub is_resource: bool,
+    /// The field selector of a list or watch, unparsed.
+    pub field_selector: &'a str,
+}
+
+/// Yes or no, and why where that helps.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Decision {
+    /// Whether it is allowed.
+    pub allowed: bool,
+    /// For people.
+    pub reason: String,
+}
+
+impl Decision {
+    fn allow() -> Self {
+        Self { allowed: true, reason: String::new() }
+    }
+
+    fn deny(reason: impl Into<String>) -> Self {
+        Self { allowed: false, reason: reason.into() }
+    }
+}
+
+impl<'a> Attributes<'a> {
+    /// The attributes of a request; the field selector is set apart.
+    pub fn of(ctx: &'a Context) -> Self {
+        let info = &ctx.info;
+        Self {
+            user: &ctx.user,
+            verb: &info.verb,
+            group: &info.group,
+            resource: &info.resource,
+            subresource: &info.subresource,
+            namespace: &info.namespace,
+            name: &info.name,
+            path: &info.path,
+            is_resource: info.is_resource,
+            field_selector: "",
+        }
+    }
+
+    /// The value a list or watch pins a field to.
+    fn pinned(&self, field: &str) -> Option<String> {
+        let selector = FieldSelector::parse(self.field_selector).ok()?;
+        selector.exact(field).map(str::to_owned)
+    }
+
+    /// 403 with the stock text.
+    pub fn forbidden(&self, decision: &Decision) -> Status {
+        let user = &self.user.name;
+        let because =
+            if decision.reason.is_empty() { String::new() } else { format!(": {}", decision.reason) };
+        if !self.is_resource {
+            let why = format!("User {user:?} cannot {} path {:?}{because}", self.verb, self.path);
+            return Status::forbidden("", "", "", why);
+        }
+        let resource = if self.subresource.is_empty() {
+            self.resource.to_owned()
+        } else {
+            format!("{}/{}", self.resource, self.subresource)
+        };
+        let scope = if self.namespace.is_empty() {
+            "at the cluster scope".to_owned()
+        } else {
+            format!("in the namespace {:?}", self.namespace)
+        };
+        let why = format!(
+            "User {user:?} cannot {} resource {resource:?} in API group {:?} {scope}{because}",
+            self.verb, self.group
+        );
+        Status::forbidden(self.group, self.resource, self.name, why)
+    }
+}
+
+/// Paths anyone may read: what a load balancer probes and a client asks first.
+fn is_open(path: &str) -> bool {
+    let path = path.trim_end_matches('/');
+    path == "/version"
+        || ["/healthz", "/livez", "/readyz"]
+            .iter()
+            .any(|open| path == *open || path.strip_prefix(open).is_some_and(|rest| rest.starts_with('/')))
+}
+
+/// Paths every authenticated user may read: discovery and what belongs to it.
+fn is_discovery(path: &str) -> bool {
+    let roots = ["/api", "/apis", "/openapi", "/.well-known/openid-configuration", "/openid/v1/jwks"];
+    path == "/" || roots.iter().any(|root| path == *root || path.starts_with(&format!("{root}/")))
+}
+
+/// The fixed authorizer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Authorizer;
+
+impl Authorizer {
+    /// Decides on the state of the local replica.
+    pub fn authorize(&self, asked: &Attributes<'_>, registry: &Registry) -> Decision {
+        if asked.user.in_group("system:masters") {
+            return Decision::allow();
+        }
+        let reads = matches!(asked.verb, "get" | "head");
+        if !asked.is_resource && reads && is_open(asked.path) {
+            return Decision::allow();
+        }
+        if !asked.user.in_group("system:authenticated") {
+            return Decision::default();
+        }
+        if !asked.is_resource && reads && is_discovery(asked.path) {
+            return Decision::allow();
+        }
+        if asked.is_resource && rules::any_allows(rules::SELF, asked) {
+            return Decision::allow();
+        }
+        if let Some(node) = asked.user.node_name() {
+            return node::decide(node, asked, registry);
+        }
+        let allowed = rules::of_user(&asked.user.name).is_some_and(|rules| rules::any_allows(rules, asked));
+        Decision { allowed, reason: String::new() }
+    }
+
+    /// Whether a refusal may come from a replica that lags: worth a read barrier and a second look.
+    pub fn depends_on_state(&self, asked: &Attributes<'_>) -> bool {
+        asked.is_resource && asked.user.node_name().is_some()
+    }
+}

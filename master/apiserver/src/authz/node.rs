@@ -1,0 +1,199 @@
+//! The node authorizer: a node may act on itself, on the pods bound to it, and read what those refer to.
+//! Other than stock it may list all Nodes, Services, EndpointSlices and Namespaces: overlay, service proxy and
+//! DNS run with the node's identity.
+
+use serde_json::Value;
+
+use super::{Attributes, Decision};
+use crate::registry::{Registry, Target, key, metadata, object};
+
+const READ: [&str; 3] = ["get", "list", "watch"];
+
+/// Decides for a node.
+pub fn decide(node: &str, asked: &Attributes<'_>, registry: &Registry) -> Decision {
+    let reads = READ.contains(&asked.verb);
+    match (asked.group, asked.resource, asked.subresource) {
+        ("", "nodes", "") => own_node(node, asked, reads || asked.verb == "create"),
+        ("", "nodes", "status") => own_node(node, asked, asked.verb == "get"),
+        ("", "pods", _) => pods(node, asked, registry),
+        ("", "secrets" | "configmaps" | "persistentvolumeclaims", "") if reads => {
+            referenced(node, asked, registry)
+        }
+        ("", "serviceaccounts", "token") if asked.verb == "create" => account(node, asked, registry),
+        ("", "serviceaccounts", "") if asked.verb == "get" => account(node, asked, registry),
+        ("", "services" | "endpoints" | "namespaces", "") | ("discovery.k8s.io", "endpointslices", "")
+            if reads =>
+        {
+            Decision::allow()
+        }
+        ("node.k8s.io", "runtimeclasses", "") | ("storage.k8s.io", _, "") if reads => Decision::allow(),
+        ("" | "events.k8s.io", "events", "") if matches!(asked.verb, "create" | "patch" | "update") => {
+            Decision::allow()
+        }
+        ("coordination.k8s.io", "leases", "") => lease(node, asked),
+        _ => Decision::default(),
+    }
+}
+
+fn own_node(node: &str, asked: &Attributes<'_>, open: bool) -> Decision {
+    if open {
+        return Decision::allow();
+    }
+    match asked.verb {
+        "update" | "patch" | "delete" if asked.name == node => Decision::allow(),
+        "update" | "patch" | "delete" => {
+            Decision::deny(format!("node {node:?} is not allowed to modify node {:?}", asked.name))
+        }
+        _ => Decision::default(),
+    }
+}
+
+fn lease(node: &str, asked: &Attributes<'_>) -> Decision {
+    if asked.namespace != "kube-node-lease" {
+        return Decision::deny("can only access leases in the \"kube-node-lease\" system namespace");
+    }
+    let allowed = match asked.verb {
+        "create" => asked.name.is_empty() || asked.name == node,
+        "get" | "update" | "patch" | "delete" => asked.name == node,
+        _ => false,
+    };
+    if allowed {
+        Decision::allow()
+    } else {
+        Decision::deny("can only access node lease with the same name as the requesting node")
+    }
+}
+
+fn pods(node: &str, asked: &Attributes<'_>, registry: &Registry) -> Decision {
+    match (asked.subresource, asked.verb) {
+        ("", "list" | "watch") => {
+            if asked.pinned("spec.nodeName").as_deref() == Some(node) {
+                return Decision::allow();
+            }
+            let pinned = asked.pinned("metadata.name");
+            match pinned {
+                Some(name) if !asked.namespace.is_empty() => bound(node, asked.namespace, &name, registry),
+                _ => Decision::deny("can only list/watch pods with spec.nodeName field selector"),
+            }
+        }
+        ("", "get" | "delete") | ("status", "get" | "update" | "patch") | ("eviction", "create") => {
+            bound(node, asked.namespace, asked.name, registry)
+        }
+        _ => Decision::default(),
+    }
+}
+
+/// Whether a pod is bound to the node. One that is not there is allowed too: the node must be told 404.
+fn bound(node: &str, namespace: &str, name: &str, registry: &Registry) -> Decision {
+    let Some(pod) = registry.peek("", "pods", namespace, name) else { return Decision::allow() };
+    if pod.pointer("/spec/nodeName").and_then(Value::as_str) == Some(node) {
+        return Decision::allow();
+    }
+    Decision::deny(format!("no relationship found between node {node:?} and this object"))
+}
+
+/// The pods bound to the node in a namespace.
+fn pods_of<'a>(node: &'a str, namespace: &str, registry: &Registry) -> impl Iterator<Item = Value> + use<'a> {
+    let kind = proto_api::kinds::by_resource("", "v1", "pods");
+    let objects = kind
+        .and_then(|kind| registry.store().range(&key::prefix(kind, namespace), None, 0, None).ok())
+        .map(|page| page.objects)
+        .unwrap_or_default();
+    let target = kind.map(|kind| Target::new(kind, ""));
+    objects.into_iter().filter_map(move |o| {
+        let view = object::view(&o, target?);
+        (view.fields.get("spec.nodeName").map(String::as_str) == Some(node))
+            .then(|| object::value(&o, o.mod_revision).ok())
+            .flatten()
+    })
+}
+
+fn referenced(node: &str, asked: &Attributes<'_>, registry: &Registry) -> Decision {
+    let none = || Decision::deny(format!("no relationship found between node {node:?} and this object"));
+    let pinned = asked.pinned("metadata.name");
+    let name = if asked.verb == "get" { Some(asked.name.to_owned()) } else { pinned };
+    let Some(name) = name.filter(|n| !n.is_empty()) else {
+        return Decision::deny("can only read namespaced object of this type");
+    };
+    if asked.namespace.is_empty() {
+        return none();
+    }
+    for pod in pods_of(node, asked.namespace, registry) {
+        if refers(pod.get("spec").unwrap_or(&Value::Null), asked.resource, &name)
+            || (asked.resource == "secrets" && account_refers(&pod, &name, registry))
+        {
+            return Decision::allow();
+        }
+    }
+    none()
+}
+
+/// Whether the pod's ServiceAccount lists a secret, for pulling images or mounting.
+fn account_refers(pod: &Value, secret: &str, registry: &Registry) -> bool {
+    let account = pod.pointer("/spec/serviceAccountName").and_then(Value::as_str).unwrap_or("default");
+    let account = registry.peek("", "serviceaccounts", metadata::text(pod, "namespace"), account);
+    account.is_some_and(|account| {
+        ["secrets", "imagePullSecrets"]
+            .iter()
+            .filter_map(|key| account.get(key).and_then(Value::as_array))
+            .flatten()
+            .any(|r| r.get("name").and_then(Value::as_str) == Some(secret))
+    })
+}
+
+/// Whether anything in a pod's spec refers to an object by name.
+fn refers(value: &Value, resource: &str, name: &str) -> bool {
+    match value {
+        Value::Array(list) => list.iter().any(|v| refers(v, resource, name)),
+        Value::Object(map) => map.iter().any(|(key, inner)| {
+            let named = |field: &str| inner.get(field).and_then(Value::as_str) == Some(name);
+            let here = match (resource, key.as_str()) {
+                ("configmaps", "configMap" | "configMapRef" | "configMapKeyRef") => named("name"),
+                ("secrets", "secretRef" | "secretKeyRef") => named("name"),
+                ("secrets", "secret") => named("secretName") || named("name"),
+                ("secrets", "imagePullSecrets") => inner
+                    .as_array()
+                    .is_some_and(|l| l.iter().any(|s| s.get("name").and_then(Value::as_str) == Some(name))),
+                ("persistentvolumeclaims", "persistentVolumeClaim") => named("claimName"),
+                _ => false,
+            };
+            here || refers(inner, resource, name)
+        }),
+        _ => false,
+    }
+}
+
+fn account(node: &str, asked: &Attributes<'_>, registry: &Registry) -> Decision {
+    let uses = pods_of(node, asked.namespace, registry).any(|pod| {
+        pod.pointer("/spec/serviceAccountName").and_then(Value::as_str).unwrap_or("default") == asked.name
+    });
+    if uses {
+        return Decision::allow();
+    }
+    Decision::deny(format!("no relationship found between node {node:?} and this object"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn references_are_found_wherever_a_pod_can_have_them() {
+        let spec = json!({
+            "imagePullSecrets": [{"name": "pull"}],
+            "initContainers": [{"envFrom": [{"secretRef": {"name": "from"}}]}],
+            "containers": [{"env": [{"valueFrom": {"secretKeyRef": {"name": "key", "key": "k"}}}]}],
+            "volumes": [
+                {"secret": {"secretName": "vol"}},
+                {"projected": {"sources": [{"secret": {"name": "proj"}}, {"configMap": {"name": "ca"}}]}},
+            ],
+        });
+        for name in ["pull", "from", "key", "vol", "proj"] {
+            assert!(refers(&spec, "secrets", name), "{name}");
+            assert!(!refers(&spec, "configmaps", name), "{name}");
+        }
+        assert!(refers(&spec, "configmaps", "ca"));
+        assert!(!refers(&spec, "secrets", "other"));
+    }
+}

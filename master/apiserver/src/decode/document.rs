@@ -1,0 +1,109 @@
+//! A request body before its kind is trusted: JSON, YAML or protobuf, and what it says it is. `decode.rs` opens
+//! one, checks apiVersion and kind, and then asks for its fields.
+
+use proto_api::json::{self, Node};
+use proto_api::protobuf::{self, Envelope};
+use proto_api::status::Status;
+
+use super::{Gvk, schema_of};
+
+const META_STRUCT: &str =
+    r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
+
+/// How a body is written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Format {
+    Json,
+    Yaml,
+    Protobuf,
+}
+
+/// A body whose apiVersion and kind are known and whose fields may be unread.
+pub(super) enum Document<'a> {
+    Node(Node),
+    Message(Envelope<'a>),
+}
+
+impl<'a> Document<'a> {
+    /// Reads a body as far as it can be read without knowing its kind.
+    pub(super) fn open(format: Format, body: &'a [u8]) -> Result<Self, String> {
+        match format {
+            Format::Json => json::parse(body)
+                .map(Self::Node)
+                .map_err(|e| format!("couldn't get version/kind; json parse error: {e}")),
+            Format::Yaml if body.iter().all(u8::is_ascii_whitespace) => Ok(Self::Node(Node::Null)),
+            Format::Yaml => serde_norway::from_slice(body)
+                .map(Self::Node)
+                .map_err(|e| format!("error converting YAML to JSON: yaml: {e}")),
+            Format::Protobuf => protobuf::envelope(body).map(Self::Message).map_err(|e| e.to_string()),
+        }
+    }
+
+    /// apiVersion and kind, empty where absent or null.
+    pub(super) fn type_meta(&self) -> Result<(String, String), String> {
+        match self {
+            Document::Node(node) => type_meta(node),
+            Document::Message(found) => {
+                check_api_version(&found.api_version)?;
+                Ok((found.api_version.clone(), found.kind.clone()))
+            }
+        }
+    }
+
+    /// The fields, as those of a kind.
+    pub(super) fn node(self, gvk: Gvk<'_>) -> Result<Node, String> {
+        match self {
+            Document::Node(node) => Ok(node),
+            Document::Message(found) => {
+                protobuf::message(schema_of(gvk)?, found.raw).map_err(|e| e.to_string())
+            }
+        }
+    }
+}
+
+/// The format a Content-Type names; none means JSON.
+///
+/// # Errors
+///
+/// 415.
+pub(super) fn format(content_type: Option<&str>) -> Result<Format, Status> {
+    match super::media_type(content_type).as_str() {
+        "" | "application/json" => Ok(Format::Json),
+        "application/yaml" | "application/x-yaml" => Ok(Format::Yaml),
+        protobuf::MEDIA_TYPE => Ok(Format::Protobuf),
+        _ => Err(Status::unsupported_media_type(
+            "the body of the request was in an unknown format - accepted media types include: application/json, \
+             application/yaml, application/vnd.kubernetes.protobuf",
+        )),
+    }
+}
+
+/// apiVersion and kind, empty where absent or null.
+fn type_meta(node: &Node) -> Result<(String, String), String> {
+    let error = |what: String| format!("couldn't get version/kind; json parse error: {what}");
+    match node {
+        Node::Null | Node::Object(_) => {}
+        other => {
+            let name = other.go_name();
+            return Err(error(format!("json: cannot unmarshal {name} into Go value of type {META_STRUCT}")));
+        }
+    }
+    let text = |key: &str| match node.get(key) {
+        None | Some(Node::Null) => Ok(String::new()),
+        Some(Node::String(s)) => Ok(s.clone()),
+        Some(other) => {
+            let name = other.go_name();
+            Err(error(format!("json: cannot unmarshal {name} into Go struct field .{key} of type string")))
+        }
+    };
+    let (api_version, kind) = (text("apiVersion")?, text("kind")?);
+    check_api_version(&api_version)?;
+    Ok((api_version, kind))
+}
+
+fn check_api_version(api_version: &str) -> Result<(), String> {
+    if api_version.matches('/').count() > 1 {
+        return Err(format!("unexpected GroupVersion string: {api_version}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! Request bodies: read within the limit, decoded, and checked against the URL.
+
+use std::pin::Pin;
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
+use proto_api::kinds::GroupVersionKind;
+use proto_api::status::Status;
+use serde_json::Value;
+
+use super::Call;
+use crate::api::MAX_BODY_BYTES;
+use crate::body::{Body, BoxError};
+use crate::decode::{self, FieldValidation};
+use crate::registry::metadata;
+
+/// Reads a body, up to 3 MiB.
+///
+/// # Errors
+///
+/// 413 for a larger one, 400 where it cannot be read.
+pub async fn read(body: Body) -> Result<Bytes, Status> {
+    match collect(body).await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(Status::request_entity_too_large(format!("limit is {MAX_BODY_BYTES}")))
+        }
+        Err(error) => Err(Status::bad_request(format!("unable to read the body: {error}"))),
+    }
+}
+
+/// Boxed here: in an async function the body's boxed error type would make the future of every handler
+/// generic over a lifetime that `Send` cannot be shown for.
+fn collect(body: Body) -> Pin<Box<dyn Future<Output = Result<Collected<Bytes>, BoxError>> + Send>> {
+    Box::pin(Limited::new(body, MAX_BODY_BYTES).collect())
+}
+
+/// Decodes an object of the expected kind; warnings go to the client.
+///
+/// # Errors
+///
+/// 400 and 415 as Kubernetes gives them.
+pub fn object(call: &Call<'_>, bytes: &[u8], gvk: GroupVersionKind, mode: &str) -> Result<Value, Status> {
+    let mode = FieldValidation::parse(Some(mode), "")?;
+    let decoded = decode::decode_object(call.header(CONTENT_TYPE), bytes, parts(gvk), mode)?;
+    for warning in decoded.warnings {
+        call.ctx.warn(warning);
+    }
+    Ok(decoded.object)
+}
+
+/// The parts of a group, version and kind.
+pub fn parts(gvk: GroupVersionKind) -> decode::Gvk<'static> {
+    (gvk.group, gvk.version, gvk.kind)
+}
+
+/// Checks the namespace of an object that is going to be created.
+///
+/// # Errors
+///
+/// 400 where body and URL differ.
+pub fn check_create_namespace(call: &Call<'_>, obj: &Value) -> Result<(), Status> {
+    let namespace = metadata::text(obj, "namespace");
+    if call.kind.namespaced && call.ctx.info.namespace.is_empty() {
+        return Err(Status::bad_request("an empty namespace may not be set during creation"));
+    }
+    if call.kind.namespaced && !namespace.is_empty() && namespace != call.ctx.info.namespace {
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    Ok(())
+}
+
+/// Checks name and namespace of an object against the URL it was sent to.
+///
+/// # Errors
+///
+/// 400 where they differ or the name is missing.
+pub fn check_identity(call: &Call<'_>, obj: &Value) -> Result<(), Status> {
+    let info = &call.ctx.info;
+    let (name, namespace) = (metadata::text(obj, "name"), metadata::text(obj, "namespace"));
+    if name.is_empty() {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
+            info.name
+        )));
+    }
+    if name != info.name {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            info.name
+        )));
+    }
+    if call.kind.namespaced && !namespace.is_empty() && namespace != info.namespace {
+        return Err(Status::bad_request(format!(
+            "the namespace of the object ({namespace}) does not match the namespace on the URL ({})",
+            info.namespace
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! get, list and watch.
+
+use http::Response;
+use proto_api::status::Status;
+
+use super::Call;
+use crate::body::Body;
+use crate::negotiate::Encoding;
+use crate::options::ListOptions;
+use crate::registry::selection::Selection;
+use crate::watch;
+
+/// One object.
+///
+/// # Errors
+///
+/// 404, 406, 503.
+pub async fn get(call: &Call<'_>) -> Result<Response<Body>, Status> {
+    let format = call.format()?;
+    let options =
+        ListOptions { resource_version: call.query.text("resourceVersion").to_owned(), ..Default::default() };
+    let object =
+        call.api.registry.get(call.ctx, call.target(), &call.ctx.info.name, options.version()?).await?;
+    Ok(format.stored(&object))
+}
+
+/// A page of a list.
+///
+/// # Errors
+///
+/// 400, 406, 410, 503, 504.
+pub async fn list(call: &Call<'_>) -> Result<Response<Body>, Status> {
+    let format = call.format()?;
+    let options = ListOptions::parse(&call.query, false)?;
+    let selection = Selection::parse(call.target(), &options.label_selector, &options.field_selector)?;
+    let page = call.api.registry.list(call.ctx, call.target(), &selection, &options).await?;
+    Ok(format.list(&page))
+}
+
+/// A watch of a collection, or of one object through the old `/watch/` path.
+///
+/// # Errors
+///
+/// 400, 406, 503, 504.
+pub async fn watch(call: &Call<'_>) -> Result<Response<Body>, Status> {
+    let format = call.format()?;
+    if format.representation.encoding != Encoding::Json {
+        return Err(Status::not_acceptable(&["application/json", "application/vnd.kubernetes.protobuf"]));
+    }
+    let options = ListOptions::parse(&call.query, true)?;
+    let name = &call.ctx.info.name;
+    let fields =
+        if name.is_empty() { options.field_selector.clone() } else { format!("metadata.name={name}") };
+    let selection = Selection::parse(call.target(), &options.label_selector, &fields)?;
+    let request = watch::Request {
+        namespace: call.target().namespace.to_owned(),
+        kind: call.kind,
+        selection,
+        options,
+        representation: format.representation,
+        include: format.include,
+    };
+    watch::start(call.api, call.ctx, request).await
+}

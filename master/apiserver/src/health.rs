@@ -1,0 +1,80 @@
+//! `/healthz`, `/livez` and `/readyz`: plain, `?verbose`, `?exclude=`, and one path a check, as in stock.
+
+use http::{Response, StatusCode};
+
+use crate::api::Api;
+use crate::body::{self, Body};
+use crate::context::Context;
+use crate::options::Query;
+
+/// One check: its name and what is wrong, if anything.
+type Check = (&'static str, Option<String>);
+
+/// Answers a health path; `None` for any other.
+pub fn handle(api: &Api, ctx: &Context) -> Option<Response<Body>> {
+    let path = ctx.info.path.trim_end_matches('/');
+    let (endpoint, single) =
+        path.strip_prefix('/')?.split_once('/').map_or((&path[1..], None), |(e, s)| (e, Some(s)));
+    if !matches!(endpoint, "healthz" | "livez" | "readyz") {
+        return None;
+    }
+    let checks = run(api, endpoint);
+    if let Some(name) = single {
+        let Some((_, wrong)) = checks.iter().find(|(n, _)| *n == name) else {
+            return Some(body::text_response(StatusCode::NOT_FOUND, "404 page not found\n"));
+        };
+        return Some(match wrong {
+            None => body::text_response(StatusCode::OK, "ok"),
+            Some(why) => body::text_response(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("internal server error: {why}\n"),
+            ),
+        });
+    }
+    Some(report(endpoint, checks, &Query::parse(&ctx.query)))
+}
+
+fn run(api: &Api, endpoint: &str) -> Vec<Check> {
+    let mut checks: Vec<Check> = vec![("ping", None), ("log", None)];
+    // Liveness must not depend on a quorum: a restart would not bring one back. Balancers probe readiness
+    // several times a second: it looks at what is known and asks nobody.
+    let lost = endpoint != "livez" && !api.registry.has_quorum();
+    let quorum = lost.then(|| "no quorum".to_owned());
+    checks.push(("etcd", quorum));
+    if endpoint == "readyz" {
+        let stopping = api.shutdown.is_cancelled().then(|| "process is shutting down".to_owned());
+        checks.push(("informer-sync", None));
+        checks.push(("shutdown", stopping));
+    }
+    checks
+}
+
+fn report(endpoint: &str, checks: Vec<Check>, query: &Query) -> Response<Body> {
+    let excluded = query.all("exclude");
+    let mut text = String::new();
+    let mut failed = false;
+    for (name, wrong) in &checks {
+        let line = match wrong {
+            _ if excluded.iter().any(|e| e == name) => format!("[+]{name} excluded: ok\n"),
+            None => format!("[+]{name} ok\n"),
+            Some(_) => {
+                failed = true;
+                format!("[-]{name} failed: reason withheld\n")
+            }
+        };
+        text.push_str(&line);
+    }
+    for name in excluded.iter().filter(|e| !checks.iter().any(|(n, _)| n == *e)) {
+        text.push_str(&format!("warn: some health checks cannot be excluded: no matches for {name:?}\n"));
+    }
+    if failed {
+        return body::text_response(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("{text}{endpoint} check failed\n"),
+        );
+    }
+    if query.get("verbose").is_some() {
+        return body::text_response(StatusCode::OK, format!("{text}{endpoint} check passed\n"));
+    }
+    body::text_response(StatusCode::OK, "ok")
+}

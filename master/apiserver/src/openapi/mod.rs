@@ -1,0 +1,151 @@
+//! `/openapi/v3` (an index and one document a group and version) and `/openapi/v2`, made from the schema table
+//! and the table of kinds. kubectl reads them for `explain`, for `diff` and `apply`, and to find out whether
+//! the server validates fields.
+
+mod paths;
+mod schemas;
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, VARY};
+use http::{Response, StatusCode};
+use proto_api::kinds;
+use proto_api::status::Status;
+use serde_json::{Value, json};
+
+use crate::discovery::{etag, hash, none_match};
+use schemas::Dialect;
+
+/// The version the documents carry: that of the Kubernetes API served.
+const VERSION: &str = "v1.35.0";
+
+/// Answers an OpenAPI path; `None` for any other. The path may carry its query: a document asked for by the hash
+/// it has now may be kept for ever.
+pub fn serve(path: &str, accept: Option<&str>, if_none_match: Option<&str>) -> Option<Response<Bytes>> {
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    let rest = path.strip_prefix("/openapi/")?;
+    if !accepts_json(accept) {
+        return Some(not_acceptable());
+    }
+    match rest.trim_end_matches('/') {
+        "v2" => Some(document_response(v2(), if_none_match, false)),
+        "v3" => Some(document_response(index(), if_none_match, false)),
+        rest => {
+            let document = v3().get(rest.strip_prefix("v3/")?)?;
+            let immutable = query.split('&').any(|p| p == format!("hash={}", document.hash));
+            Some(document_response(document, if_none_match, immutable))
+        }
+    }
+}
+
+/// Whether JSON is among what a client accepts; the gnostic protobuf forms are not served.
+fn accepts_json(accept: Option<&str>) -> bool {
+    let Some(accept) = accept.filter(|a| !a.trim().is_empty()) else { return true };
+    accept.split(',').any(|clause| {
+        let media = clause.split(';').next().unwrap_or_default().trim();
+        matches!(media, "application/json" | "application/*" | "*/*")
+    })
+}
+
+fn not_acceptable() -> Response<Bytes> {
+    let status = Status::not_acceptable(&["application/json"]);
+    let mut response = Response::new(Bytes::from(status.to_value().to_string()));
+    *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+struct Document {
+    body: Bytes,
+    hash: String,
+    etag: String,
+}
+
+impl Document {
+    fn new(value: &Value) -> Self {
+        let body = Bytes::from(value.to_string());
+        Self { hash: hash(&body), etag: etag(&body), body }
+    }
+}
+
+fn document_response(document: &Document, if_none_match: Option<&str>, immutable: bool) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    if none_match(if_none_match, &document.etag) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    } else {
+        *response.body_mut() = document.body.clone();
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    if let Ok(etag) = HeaderValue::from_str(&document.etag) {
+        response.headers_mut().insert(ETAG, etag);
+    }
+    let headers = response.headers_mut();
+    headers.insert(VARY, HeaderValue::from_static("Accept"));
+    let cache = if immutable { "public, immutable" } else { "no-cache, private" };
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static(cache));
+    response
+}
+
+/// The documents by their name in the index, e.g. `apis/apps/v1`; made on first use.
+fn v3() -> &'static BTreeMap<String, Document> {
+    static DOCUMENTS: LazyLock<BTreeMap<String, Document>> = LazyLock::new(|| {
+        let mut documents = BTreeMap::new();
+        for (group, versions) in kinds::groups() {
+            for version in versions {
+                let name = if group.is_empty() {
+                    format!("api/{version}")
+                } else {
+                    format!("apis/{group}/{version}")
+                };
+                documents.insert(name, Document::new(&v3_document(group, version)));
+            }
+        }
+        documents
+    });
+    &DOCUMENTS
+}
+
+fn v3_document(group: &str, version: &str) -> Value {
+    let mut schemas = schemas::Collector::new(Dialect::V3);
+    let paths = paths::of(group, version, &mut schemas);
+    json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": VERSION}, "paths": paths,
+        "components": {"schemas": schemas.finish(), "securitySchemes": {"BearerToken": {
+            "type": "apiKey", "name": "authorization", "in": "header", "description": "Bearer Token authentication"}}}})
+}
+
+fn index() -> &'static Document {
+    static INDEX: LazyLock<Document> = LazyLock::new(|| {
+        let entry = |(name, document): (&String, &Document)| {
+            let url = format!("/openapi/v3/{name}?hash={}", document.hash);
+            (name.clone(), json!({"serverRelativeURL": url}))
+        };
+        let paths: serde_json::Map<String, Value> = v3().iter().map(entry).collect();
+        Document::new(&json!({"paths": paths}))
+    });
+    &INDEX
+}
+
+fn v2() -> &'static Document {
+    static DOCUMENT: LazyLock<Document> = LazyLock::new(|| {
+        let mut schemas = schemas::Collector::new(Dialect::V2);
+        let mut paths = serde_json::Map::new();
+        for (group, versions) in kinds::groups() {
+            for version in versions {
+                paths.extend(paths::of(group, version, &mut schemas));
+            }
+        }
+        Document::new(
+            &json!({"swagger": "2.0", "info": {"title": "Kubernetes", "version": VERSION}, "paths": paths,
+            "definitions": schemas.finish(), "security": [{"BearerToken": []}],
+            "securityDefinitions": {"BearerToken": {"type": "apiKey", "name": "authorization", "in": "header",
+                "description": "Bearer Token authentication"}}}),
+        )
+    });
+    &DOCUMENT
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,279 @@
+//! PATCH bodies: JSON patch, merge patch and strategic merge patch applied to a stored object, and the result
+//! decoded again like a body. Errors and their codes are those of a stock server.
+
+use json_patch::PatchOperation;
+use proto_api::json::{self, Node};
+use proto_api::patch::{self, Error as MergeError};
+use proto_api::schema::Schema;
+use proto_api::status::Status;
+use serde_json::Value;
+
+use crate::decode::{self, Decoded, FieldValidation, Gvk};
+
+/// The most operations of one JSON patch.
+const MAX_OPERATIONS: usize = 10_000;
+
+/// The kinds of patches.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PatchType {
+    /// RFC 6902.
+    Json,
+    /// RFC 7396.
+    Merge,
+    /// With Kubernetes' merge keys and directives.
+    Strategic,
+    /// Server-side apply.
+    Apply,
+}
+
+impl PatchType {
+    /// The type a Content-Type header names.
+    ///
+    /// # Errors
+    ///
+    /// 415 for an unknown one, and for server-side apply, which is not served yet: that answer lists what is.
+    pub fn from_content_type(content_type: Option<&str>) -> Result<Self, Status> {
+        match decode::media_type(content_type).as_str() {
+            "application/json-patch+json" => Ok(Self::Json),
+            "application/merge-patch+json" => Ok(Self::Merge),
+            "application/strategic-merge-patch+json" => Ok(Self::Strategic),
+            "application/apply-patch+yaml" => Err(apply_unserved()),
+            _ => {
+                let message = "415: Unsupported Media Type";
+                Err(Status::unsupported_media_type(message).with_details("", "", ""))
+            }
+        }
+    }
+}
+
+/// Server-side apply is not served yet: the answer for a type that is not, listing those that are.
+fn apply_unserved() -> Status {
+    Status::unsupported_media_type(
+        "the body of the request was in an unknown format - accepted media types include: \
+         application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json",
+    )
+}
+
+/// Applies a patch to an object as it is served (with apiVersion, kind and resourceVersion) and decodes the
+/// result as the same kind.
+///
+/// # Errors
+///
+/// 400, 413 or 422, as a stock server gives.
+pub fn apply_patch(
+    patch_type: PatchType,
+    body: &[u8],
+    current: &Value,
+    gvk: Gvk<'_>,
+    mode: FieldValidation,
+) -> Result<Decoded, Status> {
+    decode::check_size(body.len())?;
+    let node = json::parse(body);
+    let (patched, found) = match patch_type {
+        PatchType::Json => json_patch(node, current)?,
+        PatchType::Merge => merge_patch(node, current)?,
+        PatchType::Strategic => strategic_patch(node, current, gvk)?,
+        PatchType::Apply => return Err(apply_unserved()),
+    };
+    decode::finish(&patched, found, gvk, mode)
+}
+
+type Patched = Result<(Value, Vec<String>), Status>;
+
+fn undecodable(why: &str) -> Status {
+    Status::bad_request(format!("error decoding patch: {why}"))
+}
+
+fn json_patch(node: Result<Node, String>, current: &Value) -> Patched {
+    let node = node.map_err(|e| undecodable(&e))?;
+    let items = match &node {
+        Node::Array(items) => items.as_slice(),
+        Node::Null => &[],
+        other => {
+            let name = other.go_name();
+            let message =
+                format!("json: cannot unmarshal {name} into Go value of type []handlers.jsonPatchOp");
+            return Err(undecodable(&message));
+        }
+    };
+    if items.len() > MAX_OPERATIONS {
+        let why = format!(
+            "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
+            items.len()
+        );
+        return Err(Status::request_entity_too_large(why));
+    }
+    let mut found = Vec::new();
+    let mut operations = Vec::with_capacity(items.len());
+    for (i, item) in items.iter().enumerate() {
+        check_operation(i, item, &mut found)?;
+        let operation: PatchOperation =
+            serde_json::from_value(item.to_value()).map_err(|_| Status::unprocessable())?;
+        operations.push(operation);
+    }
+    let mut patched = current.clone();
+    json_patch::patch(&mut patched, &operations).map_err(|_| Status::unprocessable())?;
+    Ok((patched, found))
+}
+
+/// Types and unknown members of one operation.
+fn check_operation(i: usize, item: &Node, found: &mut Vec<String>) -> Result<(), Status> {
+    let members = match item {
+        Node::Object(members) => members,
+        Node::Null => return Err(Status::unprocessable()),
+        other => {
+            let name = other.go_name();
+            return Err(undecodable(&format!(
+                "json: cannot unmarshal {name} into Go value of type handlers.jsonPatchOp"
+            )));
+        }
+    };
+    for (key, value) in members {
+        match (key.as_str(), value) {
+            ("value", _) | ("op" | "path" | "from", Node::String(_) | Node::Null) => {}
+            ("op" | "path" | "from", other) => {
+                let (name, key) = (other.go_name(), key);
+                let message = format!(
+                    "json: cannot unmarshal {name} into Go struct field jsonPatchOp.{key} of type string"
+                );
+                return Err(undecodable(&message));
+            }
+            _ => found.push(format!("json patch unknown field \"[{i}].{key}\"")),
+        }
+    }
+    Ok(())
+}
+
+/// Strict errors of an untyped object: its duplicate members.
+fn duplicates(node: &Node, path: &str, found: &mut Vec<String>) {
+    match node {
+        Node::Object(members) => {
+            for (i, (key, value)) in members.iter().enumerate() {
+                let at = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                if members[..i].iter().any(|(k, _)| k == key) {
+                    found.push(format!("duplicate field {}", proto_api::go::quote(&at)));
+                }
+                duplicates(value, &at, found);
+            }
+        }
+        Node::Array(items) => {
+            for (i, item) in items.iter().enumerate() {
+                duplicates(item, &format!("{path}[{i}]"), found);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn merge_patch(node: Result<Node, String>, current: &Value) -> Patched {
+    let node = node.map_err(|e| undecodable(&e))?;
+    if !matches!(node, Node::Object(_) | Node::Null) {
+        let name = node.go_name();
+        let message =
+            format!("json: cannot unmarshal {name} into Go value of type map[string]interface {{}}");
+        return Err(undecodable(&message));
+    }
+    let mut found = Vec::new();
+    duplicates(&node, "", &mut found);
+    let mut patched = current.clone();
+    patch::merge(&mut patched, &node.to_value());
+    Ok((patched, found))
+}
+
+fn strategic_patch(node: Result<Node, String>, current: &Value, gvk: Gvk<'_>) -> Patched {
+    let node = node.map_err(Status::bad_request)?;
+    let patch = match node.to_value() {
+        Value::Object(patch) => patch,
+        Value::Null => serde_json::Map::new(),
+        _ => {
+            let name = node.go_name();
+            let message =
+                format!("json: cannot unmarshal {name} into Go value of type map[string]interface {{}}");
+            return Err(Status::bad_request(message));
+        }
+    };
+    let mut found = Vec::new();
+    duplicates(&node, "", &mut found);
+    let schema = Schema::of(gvk.0, gvk.1, gvk.2)
+        .ok_or_else(|| Status::bad_request("strategic merge patch format is not supported"))?;
+    let original = current.as_object().cloned().unwrap_or_default();
+    let patched = patch::strategic_merge(schema.id(), original, patch).map_err(|e| match e {
+        MergeError::Format(message) => Status::bad_request(message),
+        MergeError::Content(_) => Status::unprocessable(),
+        MergeError::Other(message) => Status::failure(500, "", message),
+    })?;
+    Ok((Value::Object(patched), found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const POD: Gvk<'static> = ("", "v1", "Pod");
+
+    fn pod() -> Value {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "labels": {"a": "1"}},
+            "spec": {"containers": [{"name": "c", "image": "i"}]}})
+    }
+
+    fn run(patch_type: PatchType, body: &Value, mode: FieldValidation) -> Result<Decoded, Status> {
+        apply_patch(patch_type, body.to_string().as_bytes(), &pod(), POD, mode)
+    }
+
+    #[test]
+    fn the_three_types_change_the_object() {
+        let json = json!([{"op": "add", "path": "/metadata/labels/b", "value": "2"}]);
+        let merge = json!({"metadata": {"labels": {"b": "2"}}});
+        for (patch_type, body) in
+            [(PatchType::Json, json), (PatchType::Merge, merge.clone()), (PatchType::Strategic, merge)]
+        {
+            let got = run(patch_type, &body, FieldValidation::Strict).expect("applies");
+            assert_eq!(got.object["metadata"]["labels"], json!({"a": "1", "b": "2"}));
+        }
+    }
+
+    #[test]
+    fn json_patches_that_fail_are_unprocessable() {
+        for body in [
+            json!([{"op": "remove", "path": "/metadata/nothing"}]),
+            json!([{"op": "test", "path": "/metadata/name", "value": "other"}]),
+            json!([{"op": "jump", "path": "/x"}]),
+            json!([{"op": "add", "path": "bad", "value": 1}]),
+        ] {
+            let status = run(PatchType::Json, &body, FieldValidation::Warn).expect_err("fails");
+            assert_eq!(status.code, 422, "{body}");
+        }
+        let status = run(PatchType::Json, &json!({"op": "add"}), FieldValidation::Warn).expect_err("fails");
+        assert!(
+            status.message.ends_with("object into Go value of type []handlers.jsonPatchOp"),
+            "{}",
+            status.message
+        );
+        let many = vec![json!({"op": "test", "path": "/kind", "value": "Pod"}); MAX_OPERATIONS + 1];
+        assert_eq!(run(PatchType::Json, &json!(many), FieldValidation::Warn).expect_err("fails").code, 413);
+    }
+
+    #[test]
+    fn a_result_of_the_wrong_type_names_the_patch() {
+        let status = run(PatchType::Merge, &json!({"metadata": {"labels": {"a": 1}}}), FieldValidation::Warn)
+            .expect_err("fails");
+        assert_eq!((status.code, status.reason.as_str()), (422, "Invalid"));
+        assert_eq!(status.details.as_ref().map(|d| d.causes[0].field.clone()), Some("patch".into()));
+        let warned = run(PatchType::Merge, &json!({"bogus": 1}), FieldValidation::Warn).expect("applies");
+        assert_eq!(warned.warnings, ["unknown field \"bogus\""]);
+    }
+
+    #[test]
+    fn types_that_are_not_served_are_refused() {
+        assert_eq!(
+            PatchType::from_content_type(Some("application/unknown+json")).expect_err("refused").code,
+            415
+        );
+        assert_eq!(
+            PatchType::from_content_type(Some("application/merge-patch+json; charset=utf-8"))
+                .expect("served"),
+            PatchType::Merge
+        );
+    }
+}

@@ -1,0 +1,173 @@
+//! Where a proxy request goes: `[SCHEME:]NAME[:PORT]` of a pod, a service or a node, resolved to an address.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use proto_api::status::Status;
+use serde_json::Value;
+
+use super::dial::{NodeAddress, node_address};
+use crate::api::Api;
+use crate::context::Context;
+use crate::registry::{Registry, key, metadata};
+
+/// The other end of a proxy request.
+#[derive(Debug)]
+pub enum Backend {
+    /// A node's HTTPS server.
+    Node(NodeAddress),
+    /// An address in the pod network.
+    Pod(SocketAddr),
+}
+
+/// Finds the backend and the path there.
+///
+/// # Errors
+///
+/// 400 for a malformed name, 404 for no such object, 503 for a service without endpoints.
+pub async fn locate(api: &Arc<Api>, ctx: &Context) -> Result<(Backend, String), Status> {
+    let info = &ctx.info;
+    api.registry.barrier().await?;
+    let Some((scheme, name, port)) = split(&info.name) else {
+        return Err(Status::bad_request(format!(
+            "invalid {} request {:?}",
+            info.resource.trim_end_matches('s'),
+            info.name
+        )));
+    };
+    let path = path_after_proxy(&info.path, &info.resource, &info.namespace, &info.name);
+    let registry = &api.registry;
+    let backend = match info.resource.as_str() {
+        "nodes" => {
+            let port = if port.is_empty() { None } else { Some(number(port)?) };
+            Backend::Node(node_address(registry, name, port)?)
+        }
+        "pods" => Backend::Pod(pod(registry, &info.namespace, name, port)?),
+        _ => Backend::Pod(service(registry, &info.namespace, name, port)?),
+    };
+    if scheme == "https" && info.resource != "nodes" {
+        return Err(Status::service_unavailable("https backends of pods and services are not served yet"));
+    }
+    Ok((backend, path))
+}
+
+/// Scheme, name and port of a proxy name.
+fn split(id: &str) -> Option<(&str, &str, &str)> {
+    let parts: Vec<&str> = id.split(':').collect();
+    let (scheme, name, port) = match parts.as_slice() {
+        [name] => ("", *name, ""),
+        [name, port] => ("", *name, *port),
+        [scheme, name, port] => (*scheme, *name, *port),
+        _ => return None,
+    };
+    (matches!(scheme, "" | "http" | "https") && !name.is_empty()).then_some((scheme, name, port))
+}
+
+fn number(port: &str) -> Result<u16, Status> {
+    port.parse().map_err(|_| Status::bad_request(format!("invalid port {port:?}")))
+}
+
+/// What follows `/proxy` in the request's path.
+fn path_after_proxy(path: &str, resource: &str, namespace: &str, name: &str) -> String {
+    let marker = format!("/{resource}/{name}/proxy");
+    // The namespace may be called like the object: look behind it.
+    let from = if namespace.is_empty() { 0 } else { path.find("/namespaces/").unwrap_or(0) };
+    let rest = path[from..].find(&marker).map_or("", |at| &path[from + at + marker.len()..]);
+    if rest.is_empty() { "/".to_owned() } else { rest.to_owned() }
+}
+
+fn pod(registry: &Registry, namespace: &str, name: &str, port: &str) -> Result<SocketAddr, Status> {
+    let pod =
+        registry.peek("", "pods", namespace, name).ok_or_else(|| Status::not_found("", "pods", name))?;
+    let ip = pod.pointer("/status/podIP").and_then(Value::as_str).and_then(|ip| ip.parse::<IpAddr>().ok());
+    let Some(ip) = ip else { return Err(Status::bad_request("address not allowed")) };
+    let port = if port.is_empty() {
+        let first = pod.pointer("/spec/containers/0/ports/0/containerPort").and_then(Value::as_u64);
+        first.and_then(|p| u16::try_from(p).ok()).unwrap_or(80)
+    } else {
+        number(port)?
+    };
+    Ok(SocketAddr::new(ip, port))
+}
+
+fn service(registry: &Registry, namespace: &str, name: &str, port: &str) -> Result<SocketAddr, Status> {
+    let service = registry
+        .peek("", "services", namespace, name)
+        .ok_or_else(|| Status::not_found("", "services", name))?;
+    let port_name = service_port(&service, name, port)?;
+    let mut ready = Vec::new();
+    for slice in slices(registry, namespace, name) {
+        let ports = slice.get("ports").and_then(Value::as_array).cloned().unwrap_or_default();
+        let wanted =
+            ports.iter().find(|p| p.get("name").and_then(Value::as_str).unwrap_or_default() == port_name);
+        let Some(number) = wanted.and_then(|p| p.get("port")).and_then(Value::as_u64) else { continue };
+        let Ok(number) = u16::try_from(number) else { continue };
+        for endpoint in slice.get("endpoints").and_then(Value::as_array).into_iter().flatten() {
+            if endpoint.pointer("/conditions/ready") == Some(&Value::Bool(false)) {
+                continue;
+            }
+            let addresses = endpoint.get("addresses").and_then(Value::as_array).into_iter().flatten();
+            let ips = addresses.filter_map(|a| a.as_str()?.parse::<IpAddr>().ok());
+            ready.extend(ips.map(|ip| SocketAddr::new(ip, number)));
+        }
+    }
+    if ready.is_empty() {
+        return Err(Status::service_unavailable(format!("no endpoints available for service {name:?}")));
+    }
+    let pick = registry.random.u64() % ready.len() as u64;
+    Ok(ready[usize::try_from(pick).unwrap_or(0)])
+}
+
+/// The name of the port meant: by name, by number, or the only one.
+fn service_port(service: &Value, name: &str, port: &str) -> Result<String, Status> {
+    let ports = service.pointer("/spec/ports").and_then(Value::as_array).cloned().unwrap_or_default();
+    let name_of = |p: &Value| p.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    if port.is_empty() {
+        return Ok(ports.first().map(name_of).unwrap_or_default());
+    }
+    if let Ok(number) = port.parse::<u64>() {
+        let found = ports.iter().find(|p| p.get("port").and_then(Value::as_u64) == Some(number));
+        return found.map(name_of).ok_or_else(|| {
+            Status::service_unavailable(format!("no service port {number} found for service {name:?}"))
+        });
+    }
+    Ok(port.to_owned())
+}
+
+fn slices(registry: &Registry, namespace: &str, service: &str) -> Vec<Value> {
+    let Some(kind) = proto_api::kinds::by_resource("discovery.k8s.io", "v1", "endpointslices") else {
+        return Vec::new();
+    };
+    let page = registry.store().range(&key::prefix(kind, namespace), None, 0, None);
+    let objects = page.map(|p| p.objects).unwrap_or_default();
+    objects
+        .iter()
+        .filter_map(|o| crate::registry::object::value(o, o.mod_revision).ok())
+        .filter(|slice| !metadata::is_deleting(slice))
+        .filter(|slice| {
+            let labels = crate::registry::object::labels(slice);
+            labels.get("kubernetes.io/service-name").map(String::as_str) == Some(service)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proxy_names_have_an_optional_scheme_and_port() {
+        assert_eq!(split("web"), Some(("", "web", "")));
+        assert_eq!(split("web:http"), Some(("", "web", "http")));
+        assert_eq!(split("https:web:443"), Some(("https", "web", "443")));
+        assert_eq!(split("ftp:web:21"), None);
+        assert_eq!(split(""), None);
+    }
+
+    #[test]
+    fn the_path_behind_the_proxy_is_what_follows_it() {
+        let of = |path| path_after_proxy(path, "pods", "pods", "p:80");
+        assert_eq!(of("/api/v1/namespaces/pods/pods/p:80/proxy"), "/");
+        assert_eq!(of("/api/v1/namespaces/pods/pods/p:80/proxy/a/pods/p:80/proxy/b"), "/a/pods/p:80/proxy/b");
+    }
+}

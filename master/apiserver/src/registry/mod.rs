@@ -1,0 +1,19 @@
+//! The generic registry: one store for all kinds, plus one strategy file a kind with rules of its own.
+//! Handlers call it; it hands transactions to `consensus`.
+
+pub mod continue_token;
+pub mod convert;
+pub mod create;
+pub mod delete;
+pub mod key;
+pub mod kinds;
+pub mod list;
+pub mod metadata;
+pub mod object;
+pub mod selection;
+pub mod store;
+pub mod strategy;
+pub mod update;
+pub mod write;
+
+pub use store::{Registry, Target};

@@ -1,0 +1,48 @@
+//! Label and field selectors of one request, parsed once and matched against shared views. Lists, watches and
+//! deletecollection use it.
+
+use proto_api::selector::{FieldSelector, Selector};
+use proto_api::status::Status;
+
+use super::object::View;
+use super::store::Target;
+
+/// What a request selects.
+#[derive(Debug)]
+pub struct Selection {
+    labels: Selector,
+    fields: FieldSelector,
+}
+
+impl Selection {
+    /// Parses both selectors; field labels must be among the kind's.
+    ///
+    /// # Errors
+    ///
+    /// 400 with Kubernetes' message.
+    pub fn parse(target: Target<'_>, labels: &str, fields: &str) -> Result<Self, Status> {
+        let labels = Selector::parse(labels).map_err(Status::bad_request)?;
+        let fields = FieldSelector::parse(fields).map_err(Status::bad_request)?;
+        let gvk = target.kind.gvk;
+        fields
+            .check_supported(gvk.kind, &gvk.api_version(), target.strategy.supported_field_labels())
+            .map_err(Status::bad_request)?;
+        Ok(Self { labels, fields })
+    }
+
+    /// Whether everything matches.
+    pub fn is_everything(&self) -> bool {
+        self.labels.is_empty() && self.fields.is_empty()
+    }
+
+    /// Whether an object matches.
+    pub fn matches(&self, view: &View) -> bool {
+        self.labels.matches(&view.labels)
+            && self.fields.matches(|label| view.fields.get(label).map(String::as_str))
+    }
+
+    /// The value a field must have, where the selector asks for exactly one.
+    pub fn exact(&self, field: &str) -> Option<&str> {
+        self.fields.exact(field)
+    }
+}

@@ -1,0 +1,232 @@
+//! The handle all verbs share: consensus, clock, randomness and settings, with reads of one object and the
+//! single place where transactions are proposed. `list.rs`, `write.rs` and `delete.rs` build on it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use consensus::{Consensus, ProposeOptions};
+use proto_api::kinds::{self, Kind};
+use proto_api::status::Status;
+use proto_env::{Clock, Random};
+use serde_json::Value;
+use storage::{Object, Precondition, Revision, Store, Txn, TxnOutcome};
+
+use super::strategy::{AllocationContext, Strategy};
+use super::{key, object};
+use crate::context::Context;
+use crate::errors;
+use crate::settings::ClusterSettings;
+
+/// How long a read waits for a quorum. A lost leader is replaced well within it.
+const BARRIER_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a write may look for a leader and a quorum, at most.
+const PROPOSE_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a request waits for a revision this replica has not reached, as the stock watch cache does.
+const REVISION_DEADLINE: Duration = Duration::from_secs(3);
+
+/// The objects of the cluster, as one master sees them.
+pub struct Registry {
+    pub(crate) consensus: Arc<Consensus>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) random: Arc<dyn Random>,
+    pub(crate) settings: ClusterSettings,
+}
+
+/// A kind and the namespace a request is about; empty for cluster scope or all namespaces.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    /// The row of the kinds table.
+    pub kind: &'static Kind,
+    /// Its rules.
+    pub strategy: &'static dyn Strategy,
+    /// The namespace.
+    pub namespace: &'a str,
+}
+
+impl<'a> Target<'a> {
+    /// The target of a kind in a namespace.
+    pub fn new(kind: &'static Kind, namespace: &'a str) -> Self {
+        let strategy = super::kinds::strategy_for(kind.gvk.group, kind.resource);
+        let namespace = if kind.namespaced { namespace } else { "" };
+        Self { kind, strategy, namespace }
+    }
+
+    /// The key of one object.
+    pub fn key(&self, name: &str) -> String {
+        key::key(self.kind, self.namespace, name)
+    }
+
+    /// 404 for one object.
+    pub fn not_found(&self, name: &str) -> Status {
+        Status::not_found(self.kind.gvk.group, self.kind.resource, name)
+    }
+}
+
+impl Registry {
+    /// A registry over one master's consensus.
+    pub fn new(
+        consensus: Arc<Consensus>,
+        clock: Arc<dyn Clock>,
+        random: Arc<dyn Random>,
+        settings: ClusterSettings,
+    ) -> Self {
+        Self { consensus, clock, random, settings }
+    }
+
+    /// The local replica.
+    pub fn store(&self) -> &Store {
+        self.consensus.store()
+    }
+
+    /// Cluster settings.
+    pub fn settings(&self) -> &ClusterSettings {
+        &self.settings
+    }
+
+    /// Waits until the local replica holds every write acknowledged before.
+    ///
+    /// # Errors
+    ///
+    /// 503 without a quorum.
+    pub async fn barrier(&self) -> Result<(), Status> {
+        self.consensus.read_barrier(BARRIER_DEADLINE).await.map_err(errors::read)
+    }
+
+    /// Whether this master knows of a leader with a quorum right now.
+    pub fn has_quorum(&self) -> bool {
+        self.consensus.leadership().borrow().quorum
+    }
+
+    /// Waits until the local replica has reached a revision a client saw elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// 504 with cause ResourceVersionTooLarge after three seconds.
+    pub async fn reach(&self, revision: Revision) -> Result<(), Status> {
+        if self.store().revision() >= revision {
+            return Ok(());
+        }
+        self.store()
+            .wait_for(revision, REVISION_DEADLINE)
+            .await
+            .map_err(|_| Status::too_large_resource_version(revision, self.store().revision()))
+    }
+
+    /// Makes the replica fresh enough for a read at `version`: a consistent read where unset, anything for 0.
+    ///
+    /// # Errors
+    ///
+    /// 503 without a quorum, 504 where the revision is not reached.
+    pub async fn freshen(&self, ctx: &Context, version: Option<Revision>) -> Result<(), Status> {
+        match version {
+            None => self.barrier().await,
+            Some(0) => {
+                if !self.has_quorum() {
+                    ctx.warn("no quorum: this answer may be stale");
+                }
+                Ok(())
+            }
+            Some(revision) => self.reach(revision).await,
+        }
+    }
+
+    /// One object.
+    ///
+    /// # Errors
+    ///
+    /// 404, or why the read could not be made as fresh as asked.
+    pub async fn get(
+        &self,
+        ctx: &Context,
+        target: Target<'_>,
+        name: &str,
+        version: Option<Revision>,
+    ) -> Result<Arc<Object>, Status> {
+        self.freshen(ctx, version).await?;
+        self.store().get(&target.key(name)).ok_or_else(|| target.not_found(name))
+    }
+
+    /// One object of the local replica as a value; `None` where it is not there.
+    pub fn peek(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Value> {
+        let kind = kinds::KINDS.iter().find(|k| k.gvk.group == group && k.resource == resource)?;
+        let object = self.store().get(&key::key(kind, namespace, name))?;
+        object::value(&object, object.mod_revision).ok()
+    }
+
+    /// Proposes a transaction within the request's time.
+    ///
+    /// # Errors
+    ///
+    /// 503 or 504 as `errors.rs` says, 403 for a fenced writer.
+    pub(crate) async fn propose(&self, ctx: &Context, txn: Txn) -> Result<TxnOutcome, Status> {
+        let options = ProposeOptions { fence: ctx.fence, deadline: PROPOSE_DEADLINE.min(ctx.timeout) };
+        match self.consensus.propose(txn, options).await.map_err(errors::propose)? {
+            TxnOutcome::Fenced { term } => Err(errors::fenced(term)),
+            outcome => Ok(outcome),
+        }
+    }
+
+    /// What allocation hooks may look at.
+    pub(crate) fn allocation_context(&self) -> AllocationContext<'_> {
+        AllocationContext { store: self.store(), settings: &self.settings, random: &*self.random }
+    }
+
+    /// Now, as objects carry it: RFC 3339 in seconds.
+    pub fn now(&self) -> String {
+        self.timestamp(0)
+    }
+
+    /// Now plus some seconds.
+    pub fn timestamp(&self, plus_seconds: i64) -> String {
+        let now = jiff::Timestamp::try_from(self.clock.now()).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+        let at = now.checked_add(jiff::SignedDuration::from_secs(plus_seconds)).unwrap_or(now);
+        format_seconds(at)
+    }
+
+    /// The namespace of new content: there and not terminating, and unchanged when the write is applied.
+    ///
+    /// # Errors
+    ///
+    /// 404 where it is not there, 403 where it is terminating.
+    pub(crate) async fn namespace_guard(
+        &self,
+        target: Target<'_>,
+        name: &str,
+    ) -> Result<Option<Precondition>, Status> {
+        if !target.kind.namespaced {
+            return Ok(None);
+        }
+        let key = key::core("namespaces", "", target.namespace);
+        let mut found = self.store().get(&key);
+        if found.as_ref().is_none_or(|n| is_terminating(n)) {
+            self.barrier().await?;
+            found = self.store().get(&key);
+        }
+        let Some(namespace) = found else {
+            return Err(Status::not_found("", "namespaces", target.namespace));
+        };
+        if is_terminating(&namespace) {
+            return Err(terminating(target, name));
+        }
+        Ok(Some(Precondition::AtRevision { key, mod_revision: namespace.mod_revision }))
+    }
+}
+
+/// RFC 3339 in whole seconds.
+pub fn format_seconds(at: jiff::Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+fn is_terminating(namespace: &Object) -> bool {
+    object::value(namespace, 0).is_ok_and(|value| super::metadata::is_deleting(&value))
+}
+
+fn terminating(target: Target<'_>, name: &str) -> Status {
+    let namespace = target.namespace;
+    let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+    Status::forbidden(target.kind.gvk.group, target.kind.resource, name, why).with_cause(
+        "NamespaceTerminating",
+        format!("namespace {namespace} is being terminated"),
+        "metadata.namespace",
+    )
+}

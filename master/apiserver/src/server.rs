@@ -1,0 +1,279 @@
+//! The listener of one master: TLS, HTTP/1.1 and HTTP/2, limits and timeouts on connections, graceful
+//! shutdown. `master/node` builds an [`ApiServer`], serves it, and takes in-process clients from it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use consensus::Consensus;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use proto_env::Env;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+
+use crate::api::Api;
+use crate::authn::service_account::TokenIssuer;
+use crate::authn::{Authenticator, PeerUser, RefusedCertificate, TokenAuthenticator, x509};
+use crate::authz::Authorizer;
+use crate::body;
+use crate::chain;
+use crate::context::UserInfo;
+use crate::limits::InFlight;
+use crate::local::LocalService;
+use crate::metrics::Metrics;
+use crate::proxy::NodeDialer;
+use crate::registry::Registry;
+use crate::settings::ClusterSettings;
+use crate::tls::{self, NodeClient, Serving, TlsIdentity};
+
+/// A handshake that takes longer is given up.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long HTTP/1.1 headers may take, idle time between requests included.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(120);
+/// HTTP/2 connections are pinged this often.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// How long running requests may go on after shutdown began.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+const MAX_HEADER_BYTES: usize = 1 << 20;
+/// Watches of one client share a connection: enough streams for all of a controller-manager's.
+const MAX_STREAMS: u32 = 1000;
+
+/// Limits of one API server; the defaults are stock's where stock has them.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections open at once; more wait to be accepted.
+    pub connections: usize,
+    /// Reads running at once.
+    pub reads: usize,
+    /// Writes running at once.
+    pub writes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 20_000, reads: 400, writes: 200 }
+    }
+}
+
+/// Everything an API server is made of.
+pub struct Config {
+    /// This master's consensus, with its store.
+    pub consensus: Arc<Consensus>,
+    /// Settings all masters share.
+    pub settings: ClusterSettings,
+    /// The serving certificate, and the CA that client certificates come from.
+    pub serving: TlsIdentity,
+    /// The certificate shown to nodes' HTTPS servers on 10250.
+    pub node_client: TlsIdentity,
+    /// Signs ServiceAccount tokens: RSA or P-256, PKCS#8 PEM.
+    pub service_account_key_pem: String,
+    /// Lookups of bearer tokens that are no ServiceAccount tokens.
+    pub token_authenticators: Vec<Arc<dyn TokenAuthenticator>>,
+    /// `HOST:PORT` clients reach this API server at.
+    pub advertise_address: String,
+    /// Limits.
+    pub limits: Limits,
+}
+
+/// Why an API server cannot be built or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// TLS material.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// The ServiceAccount key.
+    #[error(transparent)]
+    ServiceAccountKey(#[from] crate::authn::service_account::Error),
+    /// Metrics.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// The listener failed.
+    #[error("the API listener: {0}")]
+    Listener(#[from] std::io::Error),
+}
+
+/// The API server of one master. Cheap to clone.
+#[derive(Clone)]
+pub struct ApiServer {
+    api: Arc<Api>,
+    serving: Serving,
+    connections: Arc<Semaphore>,
+}
+
+impl ApiServer {
+    /// Builds a server; nothing runs yet.
+    ///
+    /// # Errors
+    ///
+    /// Where certificates or keys cannot be used.
+    pub fn new(config: Config, env: &Env) -> Result<Self, Error> {
+        let serving = Serving::new(&config.serving)?;
+        let tokens = Arc::new(TokenIssuer::new(
+            config.settings.service_account_issuer.clone(),
+            &config.service_account_key_pem,
+        )?);
+        let registry =
+            Registry::new(config.consensus, Arc::clone(&env.clock), Arc::clone(&env.random), config.settings);
+        let api = Api {
+            registry,
+            authenticator: Authenticator {
+                tokens: config.token_authenticators,
+                service_accounts: Arc::clone(&tokens),
+            },
+            authorizer: Authorizer,
+            in_flight: InFlight::new(config.limits.reads, config.limits.writes),
+            metrics: Metrics::new()?,
+            tokens,
+            nodes: NodeDialer::new(NodeClient::new(config.node_client)?),
+            advertise_address: config.advertise_address,
+            shutdown: env.shutdown.child_token(),
+        };
+        let connections = Arc::new(Semaphore::new(config.limits.connections));
+        Ok(Self { api: Arc::new(api), serving, connections })
+    }
+
+    /// An in-process client that acts as `user`; its writes are refused once the term `fence` has passed.
+    ///
+    /// Must be called inside a tokio runtime.
+    pub fn local_client(&self, user: UserInfo, fence: Option<u64>) -> kube::Client {
+        kube::Client::new(LocalService::new(Arc::clone(&self.api), user, fence), "default")
+    }
+
+    /// Replaces the serving certificate for new connections, such as after a master joined.
+    ///
+    /// # Errors
+    ///
+    /// Where the material does not parse; the old one stays.
+    pub fn set_serving_certificate(&self, identity: &TlsIdentity) -> Result<(), Error> {
+        Ok(self.serving.certificate.replace(identity)?)
+    }
+
+    /// Serves a TCP listener until the env's shutdown, then lets running requests end.
+    ///
+    /// # Errors
+    ///
+    /// Where the listener has no address; failed accepts are logged and tried again.
+    pub async fn serve(&self, listener: TcpListener) -> Result<(), Error> {
+        let address = listener.local_addr()?;
+        tracing::info!(%address, "the API server listens");
+        let running = TaskTracker::new();
+        loop {
+            let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await else { break };
+            let accepted = tokio::select! {
+                biased;
+                () = self.api.shutdown.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, remote)) => {
+                    let server = self.clone();
+                    running.spawn(async move {
+                        // Small writes of watches must not wait for each other.
+                        if let Err(error) = stream.set_nodelay(true) {
+                            tracing::debug!(%remote, %error, "TCP_NODELAY");
+                        }
+                        server.connection(stream, remote).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    // Out of file descriptors, mostly: accepting again at once would spin.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+        running.close();
+        if tokio::time::timeout(SHUTDOWN_GRACE, running.wait()).await.is_err() {
+            tracing::warn!("requests were still running when the API server stopped");
+        }
+        Ok(())
+    }
+
+    async fn connection(&self, stream: tokio::net::TcpStream, remote: SocketAddr) {
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.serving.config));
+        let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!(%remote, %error, "TLS handshake"),
+            Err(_) => return tracing::debug!(%remote, "the TLS handshake took too long"),
+        };
+        let certificates = stream.get_ref().1.peer_certificates().map(<[CertificateDer<'static>]>::to_vec);
+        let peer = self.peer(certificates.as_deref());
+        self.http(stream, remote, peer).await;
+    }
+
+    /// Who the client certificate names, checked once a connection.
+    fn peer(&self, chain: Option<&[CertificateDer<'static>]>) -> Peer {
+        let Some(chain) = chain.filter(|c| !c.is_empty()) else { return Peer::Nobody };
+        let now = self.api.registry.clock.now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        if !self.serving.vouches_for(chain, UnixTime::since_unix_epoch(now)) {
+            return Peer::Refused;
+        }
+        x509::user(&chain[0]).map_or(Peer::Refused, Peer::Known)
+    }
+
+    async fn http<S>(&self, stream: S, remote: SocketAddr, peer: Peer)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let api = Arc::clone(&self.api);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let mut request = request.map(body::boxed);
+            request.extensions_mut().insert(remote);
+            match &peer {
+                Peer::Nobody => {}
+                Peer::Known(user) => {
+                    request.extensions_mut().insert(PeerUser(user.clone()));
+                }
+                Peer::Refused => {
+                    request.extensions_mut().insert(RefusedCertificate);
+                }
+            }
+            let api = Arc::clone(&api);
+            async move { Ok::<_, std::convert::Infallible>(chain::handle(api, request).await) }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .max_buf_size(MAX_HEADER_BYTES);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEADER_BYTES as u32)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_INTERVAL / 2);
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            biased;
+            ended = connection.as_mut() => ended,
+            () = self.api.shutdown.cancelled() => {
+                // Running requests end, new ones go to another master.
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%remote, %error, "a connection ended");
+        }
+    }
+}
+
+/// What a connection's client certificate came to.
+#[derive(Clone)]
+enum Peer {
+    Nobody,
+    Known(UserInfo),
+    Refused,
+}

@@ -1,0 +1,42 @@
+//! Printers of kinds that hold configuration or little else: Namespace, ConfigMap, Secret, ServiceAccount, Lease.
+
+use serde_json::json;
+
+use super::{AGE, Column, Doc, NAME, Printer, age};
+use crate::registry::kinds::read::{self, Read};
+
+pub(super) static NAMESPACE: Printer = Printer {
+    columns: &[NAME, Column::text("Status", Doc::Text("The status of the namespace")), AGE],
+    cells: |obj, now| vec![json!(read::name(obj)), json!(obj.sub("status").text("phase")), age(obj, now)],
+};
+
+pub(super) static CONFIG_MAP: Printer = Printer {
+    columns: &[NAME, Column::text("Data", Doc::Field("core/v1.ConfigMap", "data")), AGE],
+    cells: |obj, now| {
+        let entries = obj.entries("data").len() + obj.entries("binaryData").len();
+        vec![json!(read::name(obj)), json!(entries), age(obj, now)]
+    },
+};
+
+pub(super) static SECRET: Printer = Printer {
+    columns: &[
+        NAME,
+        Column::text("Type", Doc::Field("core/v1.Secret", "type")),
+        Column::text("Data", Doc::Field("core/v1.Secret", "data")),
+        AGE,
+    ],
+    cells: |obj, now| {
+        let entries = obj.entries("data").len();
+        vec![json!(read::name(obj)), json!(obj.text("type")), json!(entries), age(obj, now)]
+    },
+};
+
+pub(super) static SERVICE_ACCOUNT: Printer =
+    Printer { columns: &[NAME, AGE], cells: |obj, now| vec![json!(read::name(obj)), age(obj, now)] };
+
+pub(super) static LEASE: Printer = Printer {
+    columns: &[NAME, Column::text("Holder", Doc::Field("coordination/v1.LeaseSpec", "holderIdentity")), AGE],
+    cells: |obj, now| {
+        vec![json!(read::name(obj)), json!(obj.sub("spec").text("holderIdentity")), age(obj, now)]
+    },
+};

@@ -1,0 +1,265 @@
+//! TLS of the API server: the serving side with optional client certificates, and the client side towards
+//! nodes. PEM in, rustls configurations out; `server.rs` and `proxy/` use them.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+
+/// A certificate chain with its key, and the CA that vouches for the other side; all PEM.
+#[derive(Clone)]
+pub struct TlsIdentity {
+    /// The leaf, then its issuers.
+    pub certificate_pem: String,
+    /// The private key.
+    pub key_pem: String,
+    /// The cluster CA.
+    pub ca_pem: String,
+}
+
+/// Why TLS material is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not PEM, or not what it should be.
+    #[error("{what}: {source}")]
+    Pem {
+        /// Which file.
+        what: &'static str,
+        /// What the parser said.
+        source: rustls_pki_types::pem::Error,
+    },
+    /// rustls refuses it.
+    #[error("TLS material: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The CA makes no verifier.
+    #[error("cluster CA: {0}")]
+    Verifier(#[from] rustls::client::VerifierBuilderError),
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn chain(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'static>>, Error> {
+    CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|source| Error::Pem { what, source })
+}
+
+fn key(pem: &str) -> Result<PrivateKeyDer<'static>, Error> {
+    PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|source| Error::Pem { what: "private key", source })
+}
+
+fn roots(pem: &str) -> Result<Arc<RootCertStore>, Error> {
+    let mut store = RootCertStore::empty();
+    for certificate in chain(pem, "cluster CA")? {
+        store.add(certificate)?;
+    }
+    Ok(Arc::new(store))
+}
+
+fn certified(identity: &TlsIdentity) -> Result<Arc<CertifiedKey>, Error> {
+    let chain = chain(&identity.certificate_pem, "certificate chain")?;
+    Ok(Arc::new(CertifiedKey::from_der(chain, key(&identity.key_pem)?, &provider())?))
+}
+
+/// The serving certificate, replaceable while serving.
+#[derive(Debug)]
+pub struct ServingCertificate(RwLock<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for ServingCertificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+impl ServingCertificate {
+    /// Replaces the certificate for new connections.
+    ///
+    /// # Errors
+    ///
+    /// Where the material does not parse; the old one stays.
+    pub fn replace(&self, identity: &TlsIdentity) -> Result<(), Error> {
+        let new = certified(identity)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+}
+
+/// The serving side.
+#[derive(Clone)]
+pub struct Serving {
+    /// For the acceptor.
+    pub config: Arc<ServerConfig>,
+    /// To replace the certificate.
+    pub certificate: Arc<ServingCertificate>,
+    clients: Arc<dyn ClientCertVerifier>,
+}
+
+impl Serving {
+    /// HTTP/2 and HTTP/1.1, client certificates asked for but not required.
+    ///
+    /// # Errors
+    ///
+    /// Where the material does not parse.
+    pub fn new(identity: &TlsIdentity) -> Result<Self, Error> {
+        let clients = WebPkiClientVerifier::builder_with_provider(roots(&identity.ca_pem)?, provider())
+            .allow_unauthenticated()
+            .build()
+            .map_err(|e| Error::Tls(rustls::Error::General(e.to_string())))?;
+        let certificate = Arc::new(ServingCertificate(RwLock::new(certified(identity)?)));
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(Arc::new(Lenient(Arc::clone(&clients))))
+            .with_cert_resolver(Arc::clone(&certificate) as Arc<dyn ResolvesServerCert>);
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Self { config: Arc::new(config), certificate, clients })
+    }
+
+    /// Whether the CA vouches for a client's chain now.
+    pub fn vouches_for(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> bool {
+        let Some((leaf, issuers)) = chain.split_first() else { return false };
+        self.clients.verify_client_cert(leaf, issuers, now).is_ok()
+    }
+}
+
+/// Lets any client certificate through the handshake, after its holder has proven to have the key. Whether
+/// the CA vouches for it is authentication's question: a wrong certificate gets 401, as in stock, and not a
+/// broken connection.
+#[derive(Debug)]
+struct Lenient(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for Lenient {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn verify_client_cert(
+        &self,
+        _leaf: &CertificateDer<'_>,
+        _issuers: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+/// The client side towards nodes.
+#[derive(Clone)]
+pub struct NodeClient {
+    verifier: Arc<WebPkiServerVerifier>,
+    identity: TlsIdentity,
+}
+
+impl NodeClient {
+    /// A client with a certificate nodes accept (O=system:masters or the kubelet client's name).
+    ///
+    /// # Errors
+    ///
+    /// Where the material does not parse.
+    pub fn new(identity: TlsIdentity) -> Result<Self, Error> {
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(roots(&identity.ca_pem)?, provider()).build()?;
+        certified(&identity)?;
+        Ok(Self { verifier, identity })
+    }
+
+    /// A configuration that accepts the node's certificate for its address or for its name.
+    ///
+    /// # Errors
+    ///
+    /// Where rustls refuses the material.
+    pub fn config(&self, node: &str) -> Result<Arc<ClientConfig>, Error> {
+        let verifier = NodeVerifier { inner: Arc::clone(&self.verifier), node: node.to_owned() };
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_auth_cert(
+                chain(&self.identity.certificate_pem, "certificate chain")?,
+                key(&self.identity.key_pem)?,
+            )?;
+        Ok(Arc::new(config))
+    }
+}
+
+/// Verifies a node's certificate for the address dialled, or else for the node's name.
+#[derive(Debug)]
+struct NodeVerifier {
+    inner: Arc<WebPkiServerVerifier>,
+    node: String,
+}
+
+impl ServerCertVerifier for NodeVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        issuers: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let by_address = self.inner.verify_server_cert(leaf, issuers, name, ocsp, now);
+        match (by_address, ServerName::try_from(self.node.as_str())) {
+            (Err(_), Ok(node)) => self.inner.verify_server_cert(leaf, issuers, &node, ocsp, now),
+            (result, _) => result,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}

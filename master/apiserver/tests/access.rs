@@ -1,0 +1,219 @@
+//! Who may do what: the authorizer's matrix, tokens, certificates, and what is open to everybody.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{PODS, World, pod};
+use http::Method;
+use master_apiserver::UserInfo;
+use serde_json::{Value, json};
+
+fn node(name: &str) -> UserInfo {
+    UserInfo::authenticated(format!("system:node:{name}"), &["system:nodes"])
+}
+
+async fn code(world: &World, user: &UserInfo, method: Method, path: &str) -> u16 {
+    world.ask_as(user.clone(), method, path, &[("content-type", "application/json")], Vec::new()).await.code
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_is_told_what_it_cannot_do_in_stock_words() {
+    let world = World::start().await;
+    let alice = UserInfo::authenticated("alice", &[]);
+    let refused = world.ask_as(alice.clone(), Method::GET, PODS, &[], Vec::new()).await.expect(403);
+    assert_eq!(
+        refused.message(),
+        "pods is forbidden: User \"alice\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\""
+    );
+    let cluster =
+        world.ask_as(alice.clone(), Method::GET, "/api/v1/nodes/n", &[], Vec::new()).await.expect(403);
+    assert_eq!(
+        cluster.message(),
+        "nodes \"n\" is forbidden: User \"alice\" cannot get resource \"nodes\" in API group \"\" at the cluster scope"
+    );
+    assert_eq!(code(&world, &alice, Method::GET, "/apis").await, 200);
+    assert_eq!(code(&world, &alice, Method::GET, "/metrics").await, 403);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_credentials_only_health_and_version_are_open() {
+    let world = World::start().await;
+    let nobody = UserInfo::anonymous();
+    for open in ["/healthz", "/livez", "/livez/ping", "/readyz?verbose", "/version"] {
+        assert_eq!(code(&world, &nobody, Method::GET, open).await, 200, "{open}");
+    }
+    for closed in ["/api", "/apis", "/metrics", PODS, "/", "/versions", "/healthzz"] {
+        assert_eq!(code(&world, &nobody, Method::GET, closed).await, 401, "{closed}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_reaches_itself_its_pods_and_what_they_refer_to() {
+    let world = World::start().await;
+    let secrets = "/api/v1/namespaces/default/secrets";
+    for name in ["used", "unused"] {
+        world.post(secrets, json!({"metadata": {"name": name}})).await.expect(201);
+    }
+    let mut mine = pod("mine");
+    mine["spec"]["volumes"] = json!([{"name": "v", "secret": {"secretName": "used"}}]);
+    world.post(PODS, mine).await.expect(201);
+    world.post(PODS, pod("other")).await.expect(201);
+    let bind = async |name: &str, to: &str| {
+        let binding = json!({"metadata": {"name": name}, "target": {"kind": "Node", "name": to}});
+        world.post(&format!("{PODS}/{name}/binding"), binding).await.expect(201);
+    };
+    bind("mine", "n1").await;
+    bind("other", "n2").await;
+    let n1 = node("n1");
+    let allowed = [
+        (Method::GET, format!("{PODS}/mine")),
+        (Method::GET, format!("{secrets}/used")),
+        (Method::GET, format!("{secrets}?fieldSelector=metadata.name%3Dused")),
+        (Method::GET, "/api/v1/pods?fieldSelector=spec.nodeName%3Dn1".to_owned()),
+        (Method::GET, "/api/v1/services".to_owned()),
+        (Method::GET, "/api/v1/nodes".to_owned()),
+        (Method::GET, "/apis/discovery.k8s.io/v1/endpointslices".to_owned()),
+        (Method::GET, "/api/v1/namespaces/default/configmaps/kube-root-ca.crt".to_owned()),
+    ];
+    for (method, path) in allowed {
+        assert_ne!(code(&world, &n1, method.clone(), &path).await, 403, "{method} {path}");
+    }
+    let denied = [
+        (Method::GET, format!("{PODS}/other")),
+        (Method::GET, format!("{secrets}/unused")),
+        (Method::GET, secrets.to_owned()),
+        (Method::GET, format!("{secrets}?fieldSelector=metadata.name%3Dunused")),
+        (Method::GET, "/api/v1/pods".to_owned()),
+        (Method::GET, "/api/v1/pods?fieldSelector=spec.nodeName%3Dn2".to_owned()),
+        (Method::GET, "/api/v1/secrets".to_owned()),
+        (Method::DELETE, format!("{PODS}/other")),
+        (Method::POST, PODS.to_owned()),
+        (Method::POST, format!("{PODS}/mine/exec?command=sh")),
+        (Method::PATCH, "/api/v1/nodes/n2/status".to_owned()),
+        (Method::DELETE, "/api/v1/nodes/n2".to_owned()),
+        (Method::POST, secrets.to_owned()),
+        (Method::GET, "/apis/apps/v1/deployments".to_owned()),
+        (Method::GET, "/apis/coordination.k8s.io/v1/namespaces/default/leases/n1".to_owned()),
+    ];
+    for (method, path) in denied {
+        assert_eq!(code(&world, &n1, method.clone(), &path).await, 403, "{method} {path}");
+    }
+    let create = |name: &str| json!({"metadata": {"name": name}}).to_string().into_bytes();
+    let kind = [("content-type", "application/json")];
+    world.ask_as(n1.clone(), Method::POST, "/api/v1/nodes", &kind, create("n2")).await.expect(403);
+    world.ask_as(n1, Method::POST, "/api/v1/nodes", &kind, create("n1")).await.expect(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scheduler_binds_pods_but_writes_nothing_else() {
+    let world = World::start().await;
+    world.post(PODS, pod("a")).await.expect(201);
+    let scheduler = UserInfo::authenticated("system:kube-scheduler", &[]);
+    assert_eq!(code(&world, &scheduler, Method::GET, "/api/v1/pods").await, 200);
+    assert_eq!(code(&world, &scheduler, Method::POST, PODS).await, 403);
+    assert_eq!(code(&world, &scheduler, Method::GET, "/api/v1/secrets").await, 403);
+    let binding = json!({"metadata": {"name": "a"}, "target": {"kind": "Node", "name": "n"}}).to_string();
+    let path = format!("{PODS}/a/binding");
+    let kind = [("content-type", "application/json")];
+    world.ask_as(scheduler, Method::POST, &path, &kind, binding.into()).await.expect(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_may_ask_about_themselves() {
+    let world = World::start().await;
+    let alice = UserInfo::authenticated("alice", &["devs"]);
+    let kind = [("content-type", "application/json")];
+    let path = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let who = world.ask_as(alice.clone(), Method::POST, path, &kind, b"{}".to_vec()).await.expect(201).body;
+    assert_eq!(who["status"]["userInfo"]["username"], "alice");
+    assert_eq!(who["status"]["userInfo"]["groups"], json!(["devs", "system:authenticated"]));
+    let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let may = json!({"spec": {"resourceAttributes": {"verb": "get", "resource": "pods"}}}).to_string();
+    let no = world.ask_as(alice, Method::POST, path, &kind, may.clone().into()).await.expect(201).body;
+    assert_eq!(no["status"]["allowed"], false);
+    let yes = world.ask(Method::POST, path, &kind, may.into()).await.expect(201).body;
+    assert_eq!(yes["status"]["allowed"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_listener_knows_certificates_and_tokens_and_refuses_wrong_ones() {
+    let world = World::start().await;
+    let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let address = tcp.local_addr().expect("an address");
+    let server = world.server.clone();
+    let serving = tokio::spawn(async move { server.serve(tcp).await });
+
+    let account = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let issued = world.post(account, json!({"spec": {"expirationSeconds": 600}})).await.expect(201).body;
+    let token = issued["status"]["token"].as_str().expect("a token").to_owned();
+    let admin = world.authority.issue("root", "system:masters");
+    let stranger = common::Authority::new().issue("root", "system:masters");
+
+    let ask = async |identity: Option<&master_apiserver::TlsIdentity>, token: Option<&str>, path: &str| {
+        tls_get(address, &world.authority.pem, identity, token, path).await
+    };
+    assert_eq!(ask(Some(&admin), None, PODS).await.0, 200);
+    assert_eq!(ask(Some(&stranger), None, PODS).await.0, 401, "a certificate of another CA");
+    assert_eq!(ask(None, None, PODS).await.0, 401);
+    assert_eq!(ask(None, None, "/readyz").await.0, 200);
+    assert_eq!(ask(None, Some("nonsense"), PODS).await.0, 401);
+    let (code, body) = ask(None, Some(&token), PODS).await;
+    assert_eq!(code, 403);
+    assert!(body["message"].as_str().expect("a message").contains("system:serviceaccount:default:default"));
+    world.delete("/api/v1/namespaces/default/serviceaccounts/default", Value::Null).await.expect(200);
+    assert_eq!(ask(None, Some(&token), PODS).await.0, 401, "a token outlives its account not");
+
+    world.env.shutdown.cancel();
+    tokio::time::timeout(common::PATIENCE, serving)
+        .await
+        .expect("in time")
+        .expect("no panic")
+        .expect("no error");
+}
+
+/// A GET over TLS and HTTP/1.1.
+async fn tls_get(
+    address: std::net::SocketAddr,
+    ca: &str,
+    identity: Option<&master_apiserver::TlsIdentity>,
+    token: Option<&str>,
+    path: &str,
+) -> (u16, Value) {
+    use http_body_util::{BodyExt, Empty};
+    use rustls_pki_types::pem::PemObject;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).expect("a CA")).expect("a root");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots);
+    let config = match identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => {
+            let chain = vec![
+                CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes()).expect("a certificate"),
+            ];
+            let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).expect("a key");
+            builder.with_client_auth_cert(chain, key).expect("client authentication")
+        }
+    };
+    let tcp = tokio::net::TcpStream::connect(address).await.expect("a connection");
+    let name = ServerName::try_from("localhost").expect("a name");
+    let tls =
+        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("a handshake");
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(tls)).await.expect("HTTP");
+    tokio::spawn(connection);
+    let mut request = http::Request::get(path).header("host", "localhost");
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let request = request.body(Empty::<bytes::Bytes>::new()).expect("a request");
+    let response = sender.send_request(request).await.expect("an answer");
+    let code = response.status().as_u16();
+    let bytes = response.into_body().collect().await.expect("a body").to_bytes();
+    (code, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}

@@ -1,0 +1,234 @@
+//! One API server over a cluster of one, for the tests beside it: requests go through the in-process client,
+//! and so through the whole chain.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use consensus::Consensus;
+use http::{Method, Request};
+use http_body_util::BodyExt;
+use kube::client::Body;
+use master_apiserver::{ApiServer, ClusterSettings, Config, Limits, TlsIdentity, UserInfo};
+use proto_env::{CancellationToken, Env, TlsNetwork};
+use serde_json::{Value, json};
+
+/// How long a test waits for what must happen.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The CA of a test cluster.
+pub struct Authority {
+    pub issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    pub pem: String,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).expect("a CA").pem();
+        Self { issuer: rcgen::Issuer::from_ca_cert_pem(&pem, key).expect("an issuer"), pem }
+    }
+
+    pub fn issue(&self, user: &str, group: &str) -> TlsIdentity {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("params");
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, user);
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, group);
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        TlsIdentity {
+            certificate_pem: certificate.pem(),
+            key_pem: key.serialize_pem(),
+            ca_pem: self.pem.clone(),
+        }
+    }
+}
+
+/// A running server and its parts.
+pub struct World {
+    pub server: ApiServer,
+    pub consensus: Arc<Consensus>,
+    pub authority: Authority,
+    pub env: Env,
+    _data: tempfile::TempDir,
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub struct Answer {
+    pub code: u16,
+    pub headers: http::HeaderMap,
+    pub text: String,
+    pub body: Value,
+}
+
+impl World {
+    /// A server with the namespaces `default` and `kube-system` and default accounts.
+    pub async fn start() -> Self {
+        Self::start_with(Limits::default()).await
+    }
+
+    pub async fn start_with(limits: Limits) -> Self {
+        let env = Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new());
+        let data = tempfile::tempdir().expect("a directory");
+        let consensus = consensus::testing::lone_master(data.path(), &env).await.expect("a lone master");
+        let authority = Authority::new();
+        let config = Config {
+            consensus: Arc::clone(&consensus),
+            settings: ClusterSettings::default(),
+            serving: authority.issue("kube-apiserver", "masters"),
+            node_client: authority.issue("kube-apiserver-kubelet-client", "system:masters"),
+            service_account_key_pem: rcgen::KeyPair::generate().expect("a key").serialize_pem(),
+            token_authenticators: Vec::new(),
+            advertise_address: "127.0.0.1:6443".to_owned(),
+            limits,
+        };
+        let server = ApiServer::new(config, &env).expect("an API server");
+        let world = Self { server, consensus, authority, env, _data: data };
+        for namespace in ["default", "kube-system"] {
+            world.post("/api/v1/namespaces", json!({"metadata": {"name": namespace}})).await.expect(201);
+            let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
+            world.post(&path, json!({"metadata": {"name": "default"}})).await.expect(201);
+        }
+        world
+    }
+
+    pub fn client(&self, user: UserInfo) -> kube::Client {
+        self.server.local_client(user, None)
+    }
+
+    pub fn admin(&self) -> kube::Client {
+        self.client(UserInfo::admin("admin"))
+    }
+
+    pub async fn ask_as(
+        &self,
+        user: UserInfo,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Answer {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Body::from(body)).expect("a request");
+        let response = self.client(user).send(request).await.expect("an answer");
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.expect("a body").to_bytes();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        Answer { code: parts.status.as_u16(), headers: parts.headers, text, body }
+    }
+
+    pub async fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
+        self.ask_as(UserInfo::admin("admin"), method, path, headers, body).await
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.ask(Method::GET, path, &[], Vec::new()).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.ask(Method::POST, path, &[("content-type", "application/json")], body.to_string().into()).await
+    }
+
+    pub async fn put(&self, path: &str, body: Value) -> Answer {
+        self.ask(Method::PUT, path, &[("content-type", "application/json")], body.to_string().into()).await
+    }
+
+    pub async fn merge(&self, path: &str, body: Value) -> Answer {
+        let kind = [("content-type", "application/merge-patch+json")];
+        self.ask(Method::PATCH, path, &kind, body.to_string().into()).await
+    }
+
+    pub async fn delete(&self, path: &str, options: Value) -> Answer {
+        let body = if options.is_null() { Vec::new() } else { options.to_string().into() };
+        self.ask(Method::DELETE, path, &[("content-type", "application/json")], body).await
+    }
+
+    /// Opens a watch.
+    pub async fn watch(&self, path: &str) -> Lines {
+        self.watch_accepting(path, "application/json").await
+    }
+
+    pub async fn watch_accepting(&self, path: &str, accept: &str) -> Lines {
+        let request = Request::get(path).header("accept", accept).body(Body::empty()).expect("a request");
+        let response = self.admin().send(request).await.expect("an answer");
+        assert_eq!(response.status().as_u16(), 200, "{path}");
+        Lines { body: response.into_body(), buffer: Vec::new() }
+    }
+}
+
+/// The events of a watch, one by one.
+pub struct Lines {
+    body: Body,
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    /// The next event; `None` at the end of the stream.
+    pub async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return Some(serde_json::from_slice(&line).expect("a line is JSON"));
+            }
+            let frame = tokio::time::timeout(PATIENCE, self.body.frame()).await.expect("an event in time")?;
+            if let Ok(data) = frame.expect("a frame").into_data() {
+                self.buffer.extend_from_slice(&data);
+            }
+        }
+    }
+
+    /// The next event as `(type, name)`, past bookmarks.
+    pub async fn event(&mut self) -> (String, String) {
+        loop {
+            let event = self.next().await.expect("an event");
+            if event["type"] != "BOOKMARK" {
+                let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+                return (text(&event["type"]), text(&event["object"]["metadata"]["name"]));
+            }
+        }
+    }
+}
+
+impl Answer {
+    /// Panics unless the code is the expected one.
+    #[track_caller]
+    pub fn expect(self, code: u16) -> Self {
+        assert_eq!(self.code, code, "{}", self.text);
+        self
+    }
+
+    /// The `message` of a Status.
+    pub fn message(&self) -> &str {
+        self.body["message"].as_str().unwrap_or_default()
+    }
+
+    pub fn version(&self) -> &str {
+        self.body["metadata"]["resourceVersion"].as_str().unwrap_or_default()
+    }
+}
+
+/// A ConfigMap.
+pub fn config_map(name: &str, data: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": data}})
+}
+
+/// A Pod with one container.
+pub fn pod(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "a"}},
+        "spec": {"containers": [{"name": "c", "image": "example.com/app:v1"}]},
+    })
+}
+
+/// The path of config maps in `default`.
+pub const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+/// The path of pods in `default`.
+pub const PODS: &str = "/api/v1/namespaces/default/pods";

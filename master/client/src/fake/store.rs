@@ -1,0 +1,405 @@
+//! The objects of the fake API. Called by `fake.rs` for requests, and by tests that play an agent.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+/// One kind that is served.
+pub(super) struct Served {
+    pub group: &'static str,
+    pub resource: &'static str,
+    pub kind: &'static str,
+    pub namespaced: bool,
+}
+
+const fn served(group: &'static str, resource: &'static str, kind: &'static str, namespaced: bool) -> Served {
+    Served { group, resource, kind, namespaced }
+}
+
+pub(super) const SERVED: &[Served] = &[
+    served("", "pods", "Pod", true),
+    served("", "services", "Service", true),
+    served("", "endpoints", "Endpoints", true),
+    served("", "configmaps", "ConfigMap", true),
+    served("", "serviceaccounts", "ServiceAccount", true),
+    served("", "events", "Event", true),
+    served("", "nodes", "Node", false),
+    served("", "namespaces", "Namespace", false),
+    served("apps", "deployments", "Deployment", true),
+    served("apps", "replicasets", "ReplicaSet", true),
+    served("discovery.k8s.io", "endpointslices", "EndpointSlice", true),
+];
+
+/// What a path names.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub group: String,
+    pub resource: String,
+    pub namespace: String,
+    pub name: String,
+    pub subresource: String,
+}
+
+impl Target {
+    pub fn parse(path: &str) -> Option<Self> {
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let (group, rest) = match parts.as_slice() {
+            ["api", "v1", rest @ ..] => ("", rest),
+            ["apis", group, _, rest @ ..] => (*group, rest),
+            _ => return None,
+        };
+        let (namespace, rest) = match rest {
+            ["namespaces", _, "status" | "finalize"] => ("", rest),
+            ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (*namespace, rest),
+            _ => ("", rest),
+        };
+        let part = |index: usize| rest.get(index).map(|part| (*part).to_owned()).unwrap_or_default();
+        Some(Self {
+            group: group.to_owned(),
+            resource: part(0),
+            namespace: namespace.to_owned(),
+            name: part(1),
+            subresource: part(2),
+        })
+    }
+
+    fn key(&self, namespace: &str, name: &str) -> Key {
+        (self.group.clone(), self.resource.clone(), namespace.to_owned(), name.to_owned())
+    }
+
+    fn holds(&self, key: &Key) -> bool {
+        key.0 == self.group
+            && key.1 == self.resource
+            && (self.namespace.is_empty() || key.2 == self.namespace)
+    }
+}
+
+/// group, resource, namespace, name
+type Key = (String, String, String, String);
+
+/// A refused request.
+#[derive(Debug)]
+pub struct Failure {
+    pub(super) code: u16,
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+}
+
+impl Failure {
+    pub(super) fn bad(message: &str) -> Self {
+        Self { code: 400, reason: "BadRequest", message: message.to_owned() }
+    }
+
+    pub(super) fn not_found(what: &str) -> Self {
+        Self { code: 404, reason: "NotFound", message: format!("{what} not found") }
+    }
+
+    fn conflict(reason: &'static str, what: &str) -> Self {
+        Self { code: 409, reason, message: format!("{what}: {reason}") }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    objects: BTreeMap<Key, Value>,
+    revision: u64,
+    names: u64,
+    /// Every change: revision, key, event.
+    log: Vec<(u64, Key, Value)>,
+}
+
+/// An API in memory.
+pub struct FakeApi {
+    state: Mutex<State>,
+    revision: watch::Sender<u64>,
+}
+
+impl FakeApi {
+    /// An API without objects.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), revision: watch::Sender::new(0) })
+    }
+
+    /// All objects of a resource (`pods`, `deployments`, ...), in key order.
+    pub fn objects(&self, resource: &str) -> Vec<Value> {
+        let state = self.lock();
+        state.objects.iter().filter(|(key, _)| key.1 == resource).map(|(_, value)| value.clone()).collect()
+    }
+
+    /// Creates an object as its owner would: spec and status at once.
+    pub fn add(&self, resource: &str, object: Value) -> Value {
+        let group = SERVED.iter().find(|kind| kind.resource == resource).map_or("", |kind| kind.group);
+        let target = Target {
+            group: group.to_owned(),
+            resource: resource.to_owned(),
+            namespace: text(&object, "/metadata/namespace"),
+            name: String::new(),
+            subresource: String::new(),
+        };
+        self.create(&target, object).unwrap_or_default()
+    }
+
+    /// Changes every object of a resource that `change` returns true for.
+    pub fn change(&self, resource: &str, mut change: impl FnMut(&mut Value) -> bool) {
+        let mut state = self.lock();
+        let keys: Vec<_> = state.objects.keys().filter(|key| key.1 == resource).cloned().collect();
+        for key in keys {
+            let mut value = state.objects.get(&key).cloned().unwrap_or_default();
+            let before = value["spec"].clone();
+            if change(&mut value) {
+                if before != value["spec"] {
+                    bump_generation(&mut value);
+                }
+                self.write(&mut state, key, value, "MODIFIED");
+            }
+        }
+    }
+
+    /// Waits until `done` holds, looking after every change.
+    pub async fn wait_until(&self, mut done: impl FnMut(&Self) -> bool) {
+        let mut revision = self.revision.subscribe();
+        while !done(self) {
+            if revision.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, state: &mut State, key: Key, mut value: Value, event: &str) -> Value {
+        state.revision += 1;
+        value["metadata"]["resourceVersion"] = json!(state.revision.to_string());
+        if event == "DELETED" {
+            state.objects.remove(&key);
+        } else {
+            state.objects.insert(key.clone(), value.clone());
+        }
+        let revision = state.revision;
+        state.log.push((revision, key, json!({"type": event, "object": value})));
+        self.revision.send_replace(revision);
+        value
+    }
+
+    pub(super) fn list(&self, target: &Target) -> Value {
+        let state = self.lock();
+        let items: Vec<_> = state
+            .objects
+            .iter()
+            .filter(|(key, _)| target.holds(key))
+            .map(|(_, value)| value.clone())
+            .collect();
+        json!({"kind": "List", "apiVersion": "v1", "items": items,
+            "metadata": {"resourceVersion": state.revision.max(1).to_string()}})
+    }
+
+    pub(super) fn get(&self, target: &Target) -> Result<Value, Failure> {
+        let key = target.key(&target.namespace, &target.name);
+        self.lock().objects.get(&key).cloned().ok_or_else(|| Failure::not_found(&target.name))
+    }
+
+    pub(super) fn create(&self, target: &Target, mut object: Value) -> Result<Value, Failure> {
+        let mut state = self.lock();
+        state.names += 1;
+        let mut name = text(&object, "/metadata/name");
+        if name.is_empty() {
+            name = format!("{}{:05}", text(&object, "/metadata/generateName"), state.names);
+        }
+        let key = target.key(&target.namespace, &name);
+        if state.objects.contains_key(&key) {
+            return Err(Failure::conflict("AlreadyExists", &name));
+        }
+        let kind = SERVED.iter().find(|kind| kind.group == target.group && kind.resource == target.resource);
+        let version = if target.group.is_empty() { "v1".to_owned() } else { format!("{}/v1", target.group) };
+        object["apiVersion"] = json!(version);
+        object["kind"] = json!(kind.map_or("", |kind| kind.kind));
+        object["metadata"]["name"] = json!(name);
+        if !target.namespace.is_empty() {
+            object["metadata"]["namespace"] = json!(target.namespace);
+        }
+        object["metadata"]["uid"] = json!(format!("uid-{}", state.names));
+        object["metadata"]["generation"] = json!(1);
+        object["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
+        Ok(self.write(&mut state, key, object, "ADDED"))
+    }
+
+    pub(super) fn replace(&self, target: &Target, object: Value) -> Result<Value, Failure> {
+        let sent = text(&object, "/metadata/resourceVersion");
+        self.update(target, |current| {
+            if !sent.is_empty() && sent != text(current, "/metadata/resourceVersion") {
+                return Err(Failure::conflict("Conflict", &target.name));
+            }
+            let mut new = object.clone();
+            if target.subresource == "status" {
+                new = current.clone();
+                new["status"] = object["status"].clone();
+                new["metadata"]["annotations"] = object["metadata"]["annotations"].clone();
+            } else {
+                new["status"] = current["status"].clone();
+            }
+            new["metadata"]["generation"] = current["metadata"]["generation"].clone();
+            Ok(new)
+        })
+    }
+
+    pub(super) fn patch(&self, target: &Target, patch: &Value, strategic: bool) -> Result<Value, Failure> {
+        self.update(target, |current| {
+            let sent = text(patch, "/metadata/resourceVersion");
+            if !sent.is_empty() && sent != text(current, "/metadata/resourceVersion") {
+                return Err(Failure::conflict("Conflict", &target.name));
+            }
+            let mut new = current.clone();
+            merge(&mut new, patch, strategic);
+            Ok(new)
+        })
+    }
+
+    fn update(
+        &self,
+        target: &Target,
+        change: impl Fn(&Value) -> Result<Value, Failure>,
+    ) -> Result<Value, Failure> {
+        let mut state = self.lock();
+        let key = target.key(&target.namespace, &target.name);
+        let current = state.objects.get(&key).cloned().ok_or_else(|| Failure::not_found(&target.name))?;
+        let mut new = change(&current)?;
+        new["metadata"]["resourceVersion"] = current["metadata"]["resourceVersion"].clone();
+        if new == current {
+            return Ok(current);
+        }
+        if new["spec"] != current["spec"] {
+            bump_generation(&mut new);
+        }
+        Ok(self.write(&mut state, key, new, "MODIFIED"))
+    }
+
+    pub(super) fn bind(&self, target: &Target, binding: &Value) -> Result<Value, Failure> {
+        let whole = Target { subresource: String::new(), ..target.clone() };
+        self.update(&whole, |current| {
+            if !text(current, "/spec/nodeName").is_empty() {
+                return Err(Failure::conflict("Conflict", &target.name));
+            }
+            let mut new = current.clone();
+            new["spec"]["nodeName"] = binding["target"]["name"].clone();
+            Ok(new)
+        })?;
+        Ok(json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}))
+    }
+
+    /// Deletes as the API does: with a propagation policy other than background the owner waits.
+    pub(super) fn delete(&self, target: &Target, options: &Value) -> Result<Value, Failure> {
+        let mut state = self.lock();
+        let key = target.key(&target.namespace, &target.name);
+        let mut value = state.objects.get(&key).cloned().ok_or_else(|| Failure::not_found(&target.name))?;
+        let finalizer = match options["propagationPolicy"].as_str() {
+            Some("Foreground") => Some("foregroundDeletion"),
+            Some("Orphan") => Some("orphan"),
+            _ => None,
+        };
+        if let Some(finalizer) = finalizer {
+            value["metadata"]["finalizers"] = json!([finalizer]);
+            value["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            return Ok(self.write(&mut state, key, value, "MODIFIED"));
+        }
+        Ok(self.write(&mut state, key, value, "DELETED"))
+    }
+
+    pub(super) fn delete_all(&self, target: &Target) -> Result<Value, Failure> {
+        let names: Vec<_> = {
+            let state = self.lock();
+            state.objects.keys().filter(|key| target.holds(key)).map(|key| key.3.clone()).collect()
+        };
+        for name in names {
+            self.delete(&Target { name, ..target.clone() }, &Value::Null)?;
+        }
+        Ok(self.list(target))
+    }
+
+    /// Events of the target after `from`, once there are any, and the revision they reach.
+    pub(super) async fn events_after(&self, target: &Target, from: u64) -> (Vec<Value>, u64) {
+        let mut revision = self.revision.subscribe();
+        loop {
+            let (events, now): (Vec<Value>, u64) = {
+                let state = self.lock();
+                let new = state.log.iter().filter(|(at, key, _)| *at > from && target.holds(key));
+                (new.map(|(_, _, event)| event.clone()).collect(), state.revision)
+            };
+            if !events.is_empty() {
+                return (events, now);
+            }
+            if revision.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+pub(super) fn resource_list(group: &str) -> Value {
+    let resources: Vec<_> = SERVED
+        .iter()
+        .filter(|kind| kind.group == group)
+        .map(|kind| {
+            let verbs = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+            json!({"name": kind.resource, "singularName": "", "namespaced": kind.namespaced,
+                "kind": kind.kind, "verbs": verbs})
+        })
+        .collect();
+    let version = if group.is_empty() { "v1".to_owned() } else { format!("{group}/v1") };
+    json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources})
+}
+
+fn text(value: &Value, pointer: &str) -> String {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+fn bump_generation(value: &mut Value) {
+    let generation = value["metadata"]["generation"].as_i64().unwrap_or(0);
+    value["metadata"]["generation"] = json!(generation + 1);
+}
+
+/// RFC 7386; with `strategic` lists of conditions and owners are merged by their keys.
+fn merge(current: &mut Value, patch: &Value, strategic: bool) {
+    let Value::Object(fields) = patch else {
+        *current = patch.clone();
+        return;
+    };
+    if !current.is_object() {
+        *current = json!({});
+    }
+    for (name, value) in fields {
+        let key = match name.as_str() {
+            "conditions" => Some("type"),
+            "ownerReferences" => Some("uid"),
+            _ => None,
+        };
+        match (key.filter(|_| strategic), value) {
+            (Some(key), Value::Array(items)) => merge_list(&mut current[name], items, key),
+            (_, Value::Null) => {
+                if let Some(current) = current.as_object_mut() {
+                    current.remove(name);
+                }
+            }
+            _ => merge(&mut current[name], value, strategic),
+        }
+    }
+}
+
+fn merge_list(current: &mut Value, items: &[Value], key: &str) {
+    let mut list = current.as_array().cloned().unwrap_or_default();
+    for item in items {
+        let position = list.iter().position(|own| own[key] == item[key]);
+        match (position, item["$patch"] == "delete") {
+            (Some(position), true) => {
+                list.remove(position);
+            }
+            (None, true) => {}
+            (Some(position), false) => merge(&mut list[position], item, true),
+            (None, false) => list.push(item.clone()),
+        }
+    }
+    *current = Value::Array(list);
+}

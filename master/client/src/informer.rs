@@ -1,0 +1,289 @@
+//! One kind, listed once and watched for ever, into a [`Cache`]; every change goes to handlers in order, exactly
+//! once, with the old and the new object. Started by `informers.rs` and the garbage collector.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use futures::StreamExt;
+use kube::core::WatchEvent;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::cache::{Cache, IndexFn};
+use crate::list_watch::{WATCH_SECONDS, parse_revision};
+use crate::{Error, ListWatch, Object, ObjectKey};
+
+/// First pause after a failed list or watch; doubles up to [`BACKOFF_MAX`].
+const BACKOFF_MIN: Duration = Duration::from_millis(20);
+/// Longest pause between attempts: the server is on this machine, so asking once a second is cheap.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// One change of one object: no `old` means added, no `new` means deleted.
+pub struct Delta<'a, K> {
+    /// What the cache held before.
+    pub old: Option<&'a Arc<K>>,
+    /// What it holds now. For a deletion `old` carries the last known state.
+    pub new: Option<&'a Arc<K>>,
+}
+
+impl<'a, K> Delta<'a, K> {
+    /// The newest state there is: of a deleted object the last one.
+    pub fn object(&self) -> Option<&'a Arc<K>> {
+        self.new.or(self.old)
+    }
+
+    /// Both states, the old one first.
+    pub fn states(&self) -> impl Iterator<Item = &'a Arc<K>> {
+        self.old.into_iter().chain(self.new)
+    }
+}
+
+type Handler<K> = Arc<dyn Fn(&Delta<'_, K>) + Send + Sync>;
+
+/// Keeps a handler registered; dropping it ends that. Never drop it inside a handler.
+#[must_use = "dropping the guard removes the handler"]
+pub struct HandlerGuard(Box<dyn Fn() + Send + Sync>);
+
+impl Drop for HandlerGuard {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// A shared, warm cache of one kind and the stream of its changes.
+pub struct Informer<K: Clone> {
+    name: &'static str,
+    source: ListWatch<K>,
+    cache: Cache<K>,
+    dispatch: Mutex<Dispatch<K>>,
+    /// Everything at or below this revision is in the cache; 0 before the first list.
+    revision: watch::Sender<u64>,
+}
+
+/// Held while a change is applied, so that a handler added meanwhile neither misses nor repeats it.
+struct Dispatch<K> {
+    handlers: BTreeMap<u64, Handler<K>>,
+    next_handler: u64,
+    /// Events at or below this revision are already in the cache through a list.
+    floor: u64,
+}
+
+impl<K: Object> Informer<K> {
+    /// An informer that does nothing until [`Informer::run`].
+    pub fn new(
+        name: &'static str,
+        source: ListWatch<K>,
+        indexers: Vec<(&'static str, IndexFn<K>)>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            source,
+            cache: Cache::new(indexers),
+            dispatch: Mutex::new(Dispatch { handlers: BTreeMap::new(), next_handler: 0, floor: 0 }),
+            revision: watch::Sender::new(0),
+        })
+    }
+
+    /// The objects as last seen.
+    pub fn cache(&self) -> &Cache<K> {
+        &self.cache
+    }
+
+    /// Whether the first list is in the cache.
+    pub fn synced(&self) -> bool {
+        *self.revision.borrow() > 0
+    }
+
+    /// Calls `handler` for every object there is, as an addition, and then for every change. Handlers are called
+    /// in order, one change at a time; they must be quick and must not block.
+    pub fn add_handler(
+        self: &Arc<Self>,
+        handler: impl Fn(&Delta<'_, K>) + Send + Sync + 'static,
+    ) -> HandlerGuard {
+        let mut dispatch = self.lock();
+        for object in self.cache.list() {
+            handler(&Delta { old: None, new: Some(&object) });
+        }
+        let id = dispatch.next_handler;
+        dispatch.next_handler += 1;
+        dispatch.handlers.insert(id, Arc::new(handler));
+        let informer: Weak<Self> = Arc::downgrade(self);
+        HandlerGuard(Box::new(move || {
+            if let Some(informer) = informer.upgrade() {
+                informer.lock().handlers.remove(&id);
+            }
+        }))
+    }
+
+    /// Waits until the cache holds everything up to `revision`; after `grace` it lists instead of waiting on.
+    ///
+    /// # Errors
+    /// The list's error.
+    pub async fn catch_up(&self, revision: u64, grace: Duration) -> Result<(), Error> {
+        let mut seen = self.revision.subscribe();
+        if tokio::time::timeout(grace, seen.wait_for(|seen| *seen >= revision)).await.is_ok() {
+            return Ok(());
+        }
+        let (objects, listed) = self.source.list(true).await?;
+        match self.replace(objects, listed) {
+            // The watch overtook the list meanwhile.
+            Err(Error::Rewound { seen, .. }) if seen >= revision => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Lists and watches until `shutdown`.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let mut backoff = BACKOFF_MIN;
+        let mut relist = true;
+        loop {
+            let step = async {
+                if relist {
+                    let (objects, revision) = self.source.list(false).await?;
+                    self.replace(objects, revision)?;
+                    relist = false;
+                }
+                self.watch().await
+            };
+            let result = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                result = step => result,
+            };
+            match result {
+                Ok(true) => {
+                    backoff = BACKOFF_MIN;
+                    continue;
+                }
+                Ok(false) => {}
+                Err(error) if is_expired(&error) => {
+                    tracing::debug!(kind = self.name, "watch expired; listing again");
+                    relist = true;
+                }
+                Err(error) => tracing::debug!(kind = self.name, %error, "list or watch failed; trying again"),
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(backoff) => {}
+            }
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// One watch until it ends; true when it brought anything.
+    async fn watch(&self) -> Result<bool, Error> {
+        let from = *self.revision.borrow();
+        let mut events = self.source.watch(from).await?;
+        let mut progressed = false;
+        let idle = Duration::from_secs(u64::from(WATCH_SECONDS) + 10);
+        loop {
+            let Ok(next) = tokio::time::timeout(idle, events.next()).await else { return Ok(progressed) };
+            match next {
+                None => return Ok(progressed),
+                Some(Ok(WatchEvent::Error(status))) => return Err(Error::Api(kube::Error::Api(status))),
+                Some(Err(error)) => return Err(error.into()),
+                Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object))) => self.apply(object)?,
+                Some(Ok(WatchEvent::Deleted(object))) => self.delete(&object)?,
+                Some(Ok(WatchEvent::Bookmark(bookmark))) => {
+                    let revision =
+                        parse_revision("bookmark", Some(bookmark.metadata.resource_version.as_str()))?;
+                    self.advance(revision);
+                }
+            }
+            progressed = true;
+        }
+    }
+
+    fn apply(&self, mut object: K) -> Result<(), Error> {
+        let revision = revision_of(&object)?;
+        let dispatch = self.lock();
+        if revision > dispatch.floor {
+            // Nobody here reads it, and it is often half of the object.
+            object.meta_mut().managed_fields = None;
+            let object = Arc::new(object);
+            let old = self.cache.insert(ObjectKey::of(&*object), object.clone());
+            dispatch.call(&Delta { old: old.as_ref(), new: Some(&object) });
+        }
+        self.advance(revision);
+        Ok(())
+    }
+
+    fn delete(&self, object: &K) -> Result<(), Error> {
+        let revision = revision_of(object)?;
+        let dispatch = self.lock();
+        if revision > dispatch.floor
+            && let Some(old) = self.cache.remove(&ObjectKey::of(object))
+        {
+            dispatch.call(&Delta { old: Some(&old), new: None });
+        }
+        self.advance(revision);
+        Ok(())
+    }
+
+    /// Installs a list: what is not in it was deleted, what differs was changed.
+    fn replace(&self, objects: Vec<K>, listed: u64) -> Result<(), Error> {
+        let mut dispatch = self.lock();
+        let seen = *self.revision.borrow();
+        if listed < seen {
+            return Err(Error::Rewound { listed, seen });
+        }
+        dispatch.floor = listed;
+        let mut present = BTreeSet::new();
+        for mut object in objects {
+            object.meta_mut().managed_fields = None;
+            let key = ObjectKey::of(&object);
+            present.insert(key.clone());
+            let old = self.cache.get(&key);
+            if old.as_ref().is_some_and(|old| old.meta().resource_version == object.meta().resource_version) {
+                continue;
+            }
+            let object = Arc::new(object);
+            self.cache.insert(key, object.clone());
+            dispatch.call(&Delta { old: old.as_ref(), new: Some(&object) });
+        }
+        for key in self.cache.keys() {
+            if !present.contains(&key)
+                && let Some(old) = self.cache.remove(&key)
+            {
+                dispatch.call(&Delta { old: Some(&old), new: None });
+            }
+        }
+        self.advance(listed);
+        Ok(())
+    }
+
+    fn advance(&self, revision: u64) {
+        self.revision.send_if_modified(|seen| {
+            let newer = revision > *seen;
+            *seen = revision.max(*seen);
+            newer
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Dispatch<K>> {
+        self.dispatch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K> Dispatch<K> {
+    fn call(&self, delta: &Delta<'_, K>) {
+        for handler in self.handlers.values() {
+            handler(delta);
+        }
+    }
+}
+
+fn revision_of<K: Object>(object: &K) -> Result<u64, Error> {
+    parse_revision("object", object.meta().resource_version.as_deref())
+}
+
+/// Whether the watch cannot be resumed from where it was: only a new list helps.
+fn is_expired(error: &Error) -> bool {
+    match error {
+        Error::Api(kube::Error::Api(status)) => status.code == 410 || status.reason == "Expired",
+        Error::Revision { .. } | Error::Rewound { .. } => true,
+        _ => false,
+    }
+}

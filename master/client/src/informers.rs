@@ -1,0 +1,171 @@
+//! The shared caches of one master. Started by `master/node` at boot with an unfenced client; read by the
+//! controllers and the scheduler while they lead.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::{BoxFuture, try_join_all};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, ListParams};
+use kube::{Client, Resource};
+use tokio_util::sync::CancellationToken;
+
+use crate::list_watch::parse_revision;
+use crate::{Error, Informer, ListWatch, Object};
+
+/// How long a cache may take to see by itself what the leader before had written; then it lists.
+const CATCH_UP_GRACE: Duration = Duration::from_millis(30);
+
+/// Name of the ConfigMap that carries the cluster's CA into every namespace: the only one that is watched.
+const ROOT_CA_CONFIG_MAP: &str = "kube-root-ca.crt";
+
+/// Warm caches of the kinds that controllers and scheduler work on. Cheap to clone.
+#[derive(Clone)]
+pub struct Informers {
+    /// Pods, indexed by [`Informers::BY_NODE`] and [`Informers::BY_CONTROLLER`].
+    pub pods: Arc<Informer<Pod>>,
+    /// Nodes.
+    pub nodes: Arc<Informer<Node>>,
+    /// Namespaces.
+    pub namespaces: Arc<Informer<Namespace>>,
+    /// Services.
+    pub services: Arc<Informer<Service>>,
+    /// Endpoints.
+    pub endpoints: Arc<Informer<Endpoints>>,
+    /// EndpointSlices, indexed by [`Informers::BY_SERVICE`].
+    pub endpoint_slices: Arc<Informer<EndpointSlice>>,
+    /// ReplicaSets, indexed by [`Informers::BY_CONTROLLER`].
+    pub replica_sets: Arc<Informer<ReplicaSet>>,
+    /// Deployments.
+    pub deployments: Arc<Informer<Deployment>>,
+    /// ServiceAccounts.
+    pub service_accounts: Arc<Informer<ServiceAccount>>,
+    /// The ConfigMaps named `kube-root-ca.crt`, one a namespace.
+    pub root_ca_config_maps: Arc<Informer<ConfigMap>>,
+}
+
+impl Informers {
+    /// Index of pods by `spec.nodeName`.
+    pub const BY_NODE: &'static str = "node";
+    /// Index by the UID of the controlling owner; objects without one are under `""`.
+    pub const BY_CONTROLLER: &'static str = "controller";
+    /// Index of EndpointSlices by `namespace/service`.
+    pub const BY_SERVICE: &'static str = "service";
+
+    /// Starts all caches; they run until `shutdown`.
+    pub fn start(client: Client, shutdown: &CancellationToken) -> Self {
+        let informers = Self {
+            pods: Informer::new(
+                "pods",
+                objects(&client),
+                vec![(Self::BY_NODE, pod_node as _), (Self::BY_CONTROLLER, controller_uid::<Pod> as _)],
+            ),
+            nodes: Informer::new("nodes", objects(&client), vec![]),
+            namespaces: Informer::new("namespaces", objects(&client), vec![]),
+            services: Informer::new("services", objects(&client), vec![]),
+            endpoints: Informer::new("endpoints", objects(&client), vec![]),
+            endpoint_slices: Informer::new(
+                "endpointslices",
+                objects(&client),
+                vec![(Self::BY_SERVICE, slice_service as _)],
+            ),
+            replica_sets: Informer::new(
+                "replicasets",
+                objects(&client),
+                vec![(Self::BY_CONTROLLER, controller_uid::<ReplicaSet> as _)],
+            ),
+            deployments: Informer::new("deployments", objects(&client), vec![]),
+            service_accounts: Informer::new("serviceaccounts", objects(&client), vec![]),
+            root_ca_config_maps: Informer::new(
+                "configmaps",
+                objects(&client).fields(&format!("metadata.name={ROOT_CA_CONFIG_MAP}")),
+                vec![],
+            ),
+        };
+        spawn(&informers.pods, shutdown);
+        spawn(&informers.nodes, shutdown);
+        spawn(&informers.namespaces, shutdown);
+        spawn(&informers.services, shutdown);
+        spawn(&informers.endpoints, shutdown);
+        spawn(&informers.endpoint_slices, shutdown);
+        spawn(&informers.replica_sets, shutdown);
+        spawn(&informers.deployments, shutdown);
+        spawn(&informers.service_accounts, shutdown);
+        spawn(&informers.root_ca_config_maps, shutdown);
+        informers
+    }
+
+    /// Brings every cache to a revision that holds all writes acknowledged before this call. A leader does this
+    /// before its first decision: what its predecessor created last must not be created again.
+    ///
+    /// # Errors
+    /// When the API cannot be read consistently (no quorum); try again.
+    pub async fn catch_up(&self, client: &Client) -> Result<(), Error> {
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        let newest = namespaces.list(&ListParams::default().limit(1)).await?;
+        let revision = parse_revision("list", newest.metadata.resource_version.as_deref())?;
+        let caches: Vec<BoxFuture<'_, Result<(), Error>>> = vec![
+            Box::pin(self.pods.catch_up(revision, CATCH_UP_GRACE)),
+            Box::pin(self.nodes.catch_up(revision, CATCH_UP_GRACE)),
+            Box::pin(self.namespaces.catch_up(revision, CATCH_UP_GRACE)),
+            Box::pin(self.services.catch_up(revision, CATCH_UP_GRACE)),
+            Box::pin(self.endpoints.catch_up(revision, CATCH_UP_GRACE)),
+            Box::pin(self.endpoint_slices.catch_up(revision, CATCH_UP_GRACE)),
+            Box::pin(self.replica_sets.catch_up(revision, CATCH_UP_GRACE)),
+            Box::pin(self.deployments.catch_up(revision, CATCH_UP_GRACE)),
+            Box::pin(self.service_accounts.catch_up(revision, CATCH_UP_GRACE)),
+            Box::pin(self.root_ca_config_maps.catch_up(revision, CATCH_UP_GRACE)),
+        ];
+        try_join_all(caches).await?;
+        Ok(())
+    }
+
+    /// [`Informers::catch_up`], again and again until it succeeds or `shutdown`; false when shut down.
+    pub async fn caught_up(&self, client: &Client, shutdown: &CancellationToken) -> bool {
+        loop {
+            let attempt = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return false,
+                attempt = self.catch_up(client) => attempt,
+            };
+            match attempt {
+                Ok(()) => return true,
+                Err(error) => tracing::warn!(%error, "caches are not up to date yet"),
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return false,
+                () = tokio::time::sleep(Duration::from_millis(50)) => {}
+            }
+        }
+    }
+}
+
+fn objects<K>(client: &Client) -> ListWatch<K>
+where
+    K: Object + Resource<DynamicType = ()>,
+{
+    ListWatch::objects(Api::all(client.clone()))
+}
+
+fn spawn<K: Object>(informer: &Arc<Informer<K>>, shutdown: &CancellationToken) {
+    let (informer, shutdown) = (informer.clone(), shutdown.clone());
+    tokio::spawn(async move { informer.run(shutdown).await });
+}
+
+fn pod_node(pod: &Pod) -> Vec<String> {
+    pod.spec.iter().filter_map(|spec| spec.node_name.clone()).filter(|name| !name.is_empty()).collect()
+}
+
+fn controller_uid<K: Resource>(object: &K) -> Vec<String> {
+    let owner = object.meta().owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    vec![owner.map(|owner| owner.uid.clone()).unwrap_or_default()]
+}
+
+fn slice_service(slice: &EndpointSlice) -> Vec<String> {
+    let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get("kubernetes.io/service-name"));
+    let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
+    service.map(|service| format!("{namespace}/{service}")).into_iter().collect()
+}

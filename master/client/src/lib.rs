@@ -1,0 +1,57 @@
+//! What every leader-only component needs to live on the Kubernetes API alone: warm shared caches, a
+//! deduplicating work queue and an event recorder. Called by `master/controllers` and `master/scheduler`;
+//! hands everything to a `kube::Client`.
+//!
+//! ```text
+//! API --list/watch--> Informer --Delta--> handlers --key--> WorkQueue --key--> reconcile --write--> API
+//! ```
+//!
+//! [`Informers`] run on every master from boot on, so their caches are warm when leadership arrives. Handlers
+//! and queues exist for the length of one leadership. Because a new leader acts within milliseconds of the old
+//! one's death, [`Informers::catch_up`] first brings the caches to a revision that holds every write the old
+//! leader got acknowledged: otherwise its last creations would be made a second time.
+
+mod cache;
+#[cfg(feature = "fake-api")]
+pub mod fake;
+mod informer;
+mod informers;
+mod key;
+mod list_watch;
+mod recorder;
+mod work_queue;
+
+pub use cache::Cache;
+pub use informer::{Delta, HandlerGuard, Informer};
+pub use informers::Informers;
+pub use key::ObjectKey;
+pub use list_watch::{ListWatch, Object};
+pub use recorder::{EventType, Recorder, reference};
+pub use work_queue::WorkQueue;
+
+/// Why an informer could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API answered a list or watch with an error.
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    /// A list or an object came without a numeric resourceVersion.
+    #[error("{what} has no usable resourceVersion ({found:?})")]
+    Revision {
+        /// What was looked at.
+        what: &'static str,
+        /// What stood there.
+        found: Option<String>,
+    },
+    /// A list is older than what this cache already showed.
+    #[error("list at revision {listed} is older than {seen}, which was already seen")]
+    Rewound {
+        /// Revision of the list.
+        listed: u64,
+        /// Newest revision seen before.
+        seen: u64,
+    },
+    /// A list did not answer within its deadline.
+    #[error("no answer within the deadline")]
+    Deadline,
+}

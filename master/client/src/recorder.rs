@@ -1,0 +1,247 @@
+//! Events as client-go's recorder writes them: core/v1 Events whose count grows when the same thing happens again,
+//! and at most a burst of them about one object. Called by controllers and the scheduler, which never wait for it;
+//! hands the writes to the API one after another.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::{Client, Resource};
+use proto_env::Clock;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Events that may wait to be written; further ones are dropped, as in client-go.
+const QUEUE: usize = 1000;
+/// Distinct events that are remembered for counting.
+const REMEMBERED: usize = 4096;
+/// Events about one object that are written at once before it is held back.
+const BURST: f64 = 25.0;
+/// Seconds until an object that was held back gets one more event.
+const REFILL_SECONDS: f64 = 300.0;
+/// A write that takes longer is given up.
+const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+/// Longest message the API accepts.
+const MESSAGE_MAX_BYTES: usize = 1024;
+
+/// The two types of Events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventType {
+    /// Something happened as it should.
+    Normal,
+    /// Something needs a look.
+    Warning,
+}
+
+impl EventType {
+    fn as_str(self) -> &'static str {
+        match self {
+            EventType::Normal => "Normal",
+            EventType::Warning => "Warning",
+        }
+    }
+}
+
+struct Record {
+    about: ObjectReference,
+    event_type: EventType,
+    reason: String,
+    message: String,
+}
+
+/// Takes events from one component. Cheap to clone.
+#[derive(Clone)]
+pub struct Recorder {
+    sender: mpsc::Sender<Record>,
+}
+
+impl Recorder {
+    /// Starts the writer for `component` (`deployment-controller`, `default-scheduler`, ...). It ends with
+    /// `shutdown` or with the last clone of the recorder.
+    pub fn start(
+        client: Client,
+        component: &'static str,
+        clock: Arc<dyn Clock>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let writer = Writer {
+            client,
+            component,
+            clock,
+            seen: BTreeMap::new(),
+            order: VecDeque::new(),
+            spam: BTreeMap::new(),
+        };
+        tokio::spawn(writer.run(receiver, shutdown));
+        Self { sender }
+    }
+
+    /// Records that `reason` happened to `about`.
+    pub fn event(
+        &self,
+        about: ObjectReference,
+        event_type: EventType,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
+        let record = Record { about, event_type, reason: reason.to_owned(), message: message.into() };
+        if let Err(mpsc::error::TrySendError::Full(record)) = self.sender.try_send(record) {
+            tracing::warn!(reason = record.reason, message = record.message, "event dropped: too many wait");
+        }
+    }
+}
+
+/// A reference to `object` as Events carry it.
+pub fn reference<K: Resource<DynamicType = ()>>(object: &K) -> ObjectReference {
+    let meta = object.meta();
+    ObjectReference {
+        api_version: Some(K::api_version(&()).into_owned()),
+        kind: Some(K::kind(&()).into_owned()),
+        name: meta.name.clone(),
+        namespace: meta.namespace.clone(),
+        uid: meta.uid.clone(),
+        resource_version: meta.resource_version.clone(),
+        field_path: None,
+    }
+}
+
+struct Seen {
+    name: String,
+    count: i32,
+}
+
+/// object, type, reason, message
+type Same = (String, &'static str, String, String);
+
+struct Writer {
+    client: Client,
+    component: &'static str,
+    clock: Arc<dyn Clock>,
+    seen: BTreeMap<Same, Seen>,
+    order: VecDeque<Same>,
+    /// object -> (tokens left, when that was)
+    spam: BTreeMap<String, (f64, Duration)>,
+}
+
+impl Writer {
+    async fn run(mut self, mut receiver: mpsc::Receiver<Record>, shutdown: CancellationToken) {
+        loop {
+            let record = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                record = receiver.recv() => record,
+            };
+            let Some(record) = record else { return };
+            let write = tokio::time::timeout(WRITE_DEADLINE, self.write(record));
+            let result = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                result = write => result,
+            };
+            match result {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "event not written"),
+                Err(_) => tracing::debug!("event not written within its deadline"),
+            }
+        }
+    }
+
+    async fn write(&mut self, mut record: Record) -> Result<(), kube::Error> {
+        truncate(&mut record.message);
+        let object = format!(
+            "{}/{}/{}/{}",
+            record.about.kind.as_deref().unwrap_or_default(),
+            record.about.namespace.as_deref().unwrap_or_default(),
+            record.about.name.as_deref().unwrap_or_default(),
+            record.about.uid.as_deref().unwrap_or_default(),
+        );
+        if !self.allowed(&object) {
+            return Ok(());
+        }
+        let now = Timestamp::try_from(self.clock.now()).unwrap_or_default();
+        let namespace = record.about.namespace.clone().filter(|name| !name.is_empty());
+        let namespace = namespace.unwrap_or_else(|| "default".to_owned());
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+        let same = (object, record.event_type.as_str(), record.reason.clone(), record.message.clone());
+        if let Some(seen) = self.seen.get_mut(&same) {
+            seen.count += 1;
+            let patch = serde_json::json!({ "count": seen.count, "lastTimestamp": Time(now) });
+            match events.patch(&seen.name, &PatchParams::default(), &Patch::Merge(patch)).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                result => return result.map(drop),
+            }
+        }
+        let name = format!("{}.{:x}", record.about.name.as_deref().unwrap_or_default(), now.as_nanosecond());
+        let event = self.event(&name, &namespace, record, now);
+        events.create(&PostParams::default(), &event).await?;
+        self.remember(same, Seen { name, count: 1 });
+        Ok(())
+    }
+
+    fn event(&self, name: &str, namespace: &str, record: Record, now: Timestamp) -> Event {
+        Event {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                namespace: Some(namespace.to_owned()),
+                ..ObjectMeta::default()
+            },
+            involved_object: record.about,
+            reason: Some(record.reason),
+            message: Some(record.message),
+            type_: Some(record.event_type.as_str().to_owned()),
+            count: Some(1),
+            first_timestamp: Some(Time(now)),
+            last_timestamp: Some(Time(now)),
+            source: Some(EventSource { component: Some(self.component.to_owned()), host: None }),
+            reporting_component: Some(self.component.to_owned()),
+            ..Event::default()
+        }
+    }
+
+    fn remember(&mut self, same: Same, seen: Seen) {
+        if self.seen.insert(same.clone(), seen).is_none() {
+            self.order.push_back(same);
+        }
+        while self.order.len() > REMEMBERED {
+            if let Some(oldest) = self.order.pop_front() {
+                self.seen.remove(&oldest);
+            }
+        }
+    }
+
+    /// A token bucket for each object.
+    fn allowed(&mut self, object: &str) -> bool {
+        let now = self.clock.monotonic();
+        if self.spam.len() > REMEMBERED {
+            self.spam.retain(|_, (_, at)| now.saturating_sub(*at).as_secs_f64() < REFILL_SECONDS);
+        }
+        if self.spam.len() > REMEMBERED {
+            self.spam.clear();
+        }
+        let (tokens, at) = self.spam.entry(object.to_owned()).or_insert((BURST, now));
+        *tokens = (*tokens + now.saturating_sub(*at).as_secs_f64() / REFILL_SECONDS).min(BURST);
+        *at = now;
+        if *tokens < 1.0 {
+            return false;
+        }
+        *tokens -= 1.0;
+        true
+    }
+}
+
+/// Cuts a message to what the API accepts, at a character boundary.
+fn truncate(message: &mut String) {
+    if message.len() > MESSAGE_MAX_BYTES {
+        let mut end = MESSAGE_MAX_BYTES - 3;
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        message.truncate(end);
+        message.push_str("...");
+    }
+}

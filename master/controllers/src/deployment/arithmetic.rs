@@ -1,0 +1,207 @@
+//! The numbers of a rollout: surge, unavailability, and how a change of size is shared among ReplicaSets. Pure;
+//! called by the rest of `deployment/`.
+
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::annotations;
+
+/// `spec.replicas` of a Deployment.
+pub(crate) fn replicas(deployment: &Deployment) -> i32 {
+    deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
+}
+
+/// `spec.replicas` of a ReplicaSet.
+pub(crate) fn size(set: &ReplicaSet) -> i32 {
+    set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
+}
+
+/// Sum of `spec.replicas`.
+pub(crate) fn total_size<'a>(sets: impl IntoIterator<Item = &'a ReplicaSet>) -> i32 {
+    sets.into_iter().map(size).sum()
+}
+
+/// Sum of `status.availableReplicas`.
+pub(crate) fn total_available<'a>(sets: impl IntoIterator<Item = &'a ReplicaSet>) -> i32 {
+    sets.into_iter().map(available).sum()
+}
+
+/// `status.availableReplicas`.
+pub(crate) fn available(set: &ReplicaSet) -> i32 {
+    set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0)
+}
+
+/// Whether the strategy is RollingUpdate, the default.
+pub(crate) fn is_rolling(deployment: &Deployment) -> bool {
+    let strategy = deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref());
+    strategy.and_then(|strategy| strategy.type_.as_deref()) != Some("Recreate")
+}
+
+/// How many pods a rolling update may have above and below the wanted number. Both cannot be zero: then one may be
+/// unavailable, or nothing could move.
+fn fenceposts(deployment: &Deployment) -> (i32, i32) {
+    let wanted = replicas(deployment);
+    let rolling = deployment
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.strategy.as_ref())
+        .and_then(|strategy| strategy.rolling_update.as_ref());
+    let quarter = || IntOrString::String("25%".to_owned());
+    let surge = rolling.and_then(|rolling| rolling.max_surge.clone()).unwrap_or_else(quarter);
+    let unavailable = rolling.and_then(|rolling| rolling.max_unavailable.clone()).unwrap_or_else(quarter);
+    match (scaled(&surge, wanted, true), scaled(&unavailable, wanted, false)) {
+        (0, 0) => (0, 1),
+        both => both,
+    }
+}
+
+fn scaled(value: &IntOrString, of: i32, up: bool) -> i32 {
+    match value {
+        IntOrString::Int(number) => *number,
+        IntOrString::String(text) => {
+            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
+            let hundredths = percent.saturating_mul(i64::from(of));
+            let rounded = if up { (hundredths + 99).div_euclid(100) } else { hundredths.div_euclid(100) };
+            i32::try_from(rounded).unwrap_or(i32::MAX)
+        }
+    }
+}
+
+/// Pods allowed above the wanted number.
+pub(crate) fn max_surge(deployment: &Deployment) -> i32 {
+    if is_rolling(deployment) { fenceposts(deployment).0 } else { 0 }
+}
+
+/// Pods allowed to be unavailable.
+pub(crate) fn max_unavailable(deployment: &Deployment) -> i32 {
+    let wanted = replicas(deployment);
+    if !is_rolling(deployment) || wanted == 0 { 0 } else { fenceposts(deployment).1.min(wanted) }
+}
+
+/// The size the new ReplicaSet may have now, given the sizes of all.
+pub(crate) fn new_set_size(deployment: &Deployment, all_sizes: i32, new_size: i32) -> i32 {
+    let wanted = replicas(deployment);
+    if !is_rolling(deployment) {
+        return wanted;
+    }
+    let room = wanted + max_surge(deployment) - all_sizes;
+    if room <= 0 { new_size } else { new_size + room.min(wanted - new_size) }
+}
+
+/// Shares `deployment`'s change of size among `sets` (all with replicas) in proportion to their sizes; what
+/// rounding leaves over goes to the first. Returns the new size of each, in the order of `sets`, which must be the
+/// larger and newer first when growing, the larger and older first when shrinking.
+pub(crate) fn proportional_sizes(deployment: &Deployment, sets: &[&ReplicaSet]) -> Vec<i32> {
+    let to_add = size_change(deployment, total_size(sets.iter().copied()));
+    let mut added = 0;
+    let mut sizes = Vec::with_capacity(sets.len());
+    for set in sets {
+        let share = if to_add == 0 { 0 } else { proportion(set, deployment, to_add, added) };
+        added += share;
+        sizes.push(size(set) + share);
+    }
+    if let Some(first) = sizes.first_mut() {
+        *first = (*first + to_add - added).max(0);
+    }
+    sizes
+}
+
+/// Pods to add to (or, negative, to take from) a total of `total` in a proportional scaling.
+pub(crate) fn size_change(deployment: &Deployment, total: i32) -> i32 {
+    let wanted = replicas(deployment);
+    let allowed = if wanted > 0 { wanted + max_surge(deployment) } else { 0 };
+    allowed - total
+}
+
+fn proportion(set: &ReplicaSet, deployment: &Deployment, to_add: i32, added: i32) -> i32 {
+    if size(set) == 0 || to_add == added {
+        return 0;
+    }
+    let fraction = fraction(set, deployment);
+    let left = to_add - added;
+    if to_add > 0 { fraction.min(left) } else { fraction.max(left) }
+}
+
+/// What the set would gain or lose if it kept its share of the Deployment's former maximum.
+fn fraction(set: &ReplicaSet, deployment: &Deployment) -> i32 {
+    let wanted = replicas(deployment);
+    if wanted == 0 {
+        return -size(set);
+    }
+    let maximum = wanted + max_surge(deployment);
+    let before = annotations::max_replicas(set).filter(|max| *max > 0).or_else(|| {
+        deployment.status.as_ref().and_then(|status| status.replicas).filter(|replicas| *replicas > 0)
+    });
+    let Some(before) = before else { return 0 };
+    #[allow(clippy::cast_possible_truncation, reason = "a product of two sizes divided by a third fits")]
+    let scaled = (f64::from(size(set)) * f64::from(maximum) / f64::from(before)).round() as i32;
+    scaled - size(set)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn deployment(replicas: i32, surge: Value, unavailable: Value) -> Deployment {
+        serde_json::from_value(json!({"spec": {
+            "replicas": replicas, "selector": {}, "template": {},
+            "strategy": {"type": "RollingUpdate",
+                "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}}
+        }}))
+        .unwrap()
+    }
+
+    fn set(size: i32, max: i32) -> ReplicaSet {
+        serde_json::from_value(json!({
+            "metadata": {"annotations": {"deployment.kubernetes.io/max-replicas": max.to_string()}},
+            "spec": {"replicas": size, "selector": {}}
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn surge_rounds_up_and_unavailability_down() {
+        let quarter = deployment(10, json!("25%"), json!("25%"));
+        assert_eq!((max_surge(&quarter), max_unavailable(&quarter)), (3, 2));
+        let one = deployment(1, json!("25%"), json!("25%"));
+        assert_eq!((max_surge(&one), max_unavailable(&one)), (1, 0));
+    }
+
+    #[test]
+    fn a_rollout_that_could_not_move_may_have_one_unavailable() {
+        let stuck = deployment(3, json!(0), json!("10%"));
+        assert_eq!((max_surge(&stuck), max_unavailable(&stuck)), (0, 1));
+        assert_eq!(max_unavailable(&deployment(2, json!(0), json!(5))), 2);
+        assert_eq!(max_unavailable(&deployment(0, json!(0), json!(5))), 0);
+    }
+
+    #[test]
+    fn the_new_set_grows_only_into_the_room_the_surge_leaves() {
+        let rolling = deployment(10, json!(3), json!(2));
+        assert_eq!(new_set_size(&rolling, 10, 0), 3);
+        assert_eq!(new_set_size(&rolling, 13, 3), 3);
+        assert_eq!(new_set_size(&rolling, 9, 8), 10);
+        let recreate: Deployment = serde_json::from_value(json!({"spec": {
+            "replicas": 4, "selector": {}, "template": {}, "strategy": {"type": "Recreate"}}}))
+        .unwrap();
+        assert_eq!(new_set_size(&recreate, 9, 0), 4);
+    }
+
+    #[test]
+    fn a_bigger_deployment_grows_its_sets_in_proportion() {
+        // The upstream example: 10 replicas with surge 3 and unavailability 2 amid a rollout, scaled to 30.
+        let deployment = deployment(30, json!(3), json!(2));
+        let (old, new) = (set(8, 13), set(5, 13));
+        assert_eq!(proportional_sizes(&deployment, &[&old, &new]), [20, 13]);
+    }
+
+    #[test]
+    fn a_smaller_deployment_shrinks_its_sets_in_proportion() {
+        let deployment = deployment(5, json!(0), json!(1));
+        let (old, new) = (set(6, 10), set(4, 10));
+        assert_eq!(proportional_sizes(&deployment, &[&old, &new]), [3, 2]);
+        let nothing = super::tests::deployment(0, json!(0), json!(1));
+        assert_eq!(proportional_sizes(&nothing, &[&old, &new]), [0, 0]);
+    }
+}

@@ -1,0 +1,262 @@
+//! Garbage collection by ownerReferences, over every kind the API has: dependents go with their last owner
+//! (background), before it (foreground), or are set free (orphan). Keys are UIDs. `graph.rs` knows who owns whom,
+//! `act.rs` decides and writes. Kinds the other controllers watch anyway come from the shared caches; all others
+//! get a metadata watch of their own while this master leads.
+
+mod act;
+mod graph;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kube::Resource;
+use kube::api::{Api, DynamicObject, PartialObjectMeta};
+use master_client::{Delta, HandlerGuard, Informer, ListWatch, Object, WorkQueue};
+use tokio_util::sync::CancellationToken;
+
+use crate::context::Context;
+use crate::controller::{Controller, Outcome};
+use crate::error::Error;
+use crate::owner::uid;
+use crate::resources::{self, Kind};
+use graph::{Graph, Identity, Node, Work};
+
+/// Pause between looks at which kinds the API has.
+const DISCOVERY: Duration = Duration::from_secs(30);
+
+/// Something to look at.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Key {
+    /// Which kinds there are.
+    Kinds,
+    /// An object that may have to be deleted.
+    Delete(String),
+    /// An object whose dependents are to be set free.
+    Orphan(String),
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+pub(crate) struct GarbageCollector {
+    context: Context,
+    graph: Mutex<Graph>,
+    kinds: Mutex<Vec<Kind>>,
+    /// Metadata watches by full kind name.
+    watches: Mutex<BTreeMap<String, Watch>>,
+    queue: OnceLock<Arc<WorkQueue<Key>>>,
+}
+
+/// A metadata watch; dropping it ends it.
+struct Watch {
+    _guard: HandlerGuard,
+    shutdown: CancellationToken,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+impl GarbageCollector {
+    pub fn new(context: Context) -> Self {
+        Self {
+            context,
+            graph: Mutex::default(),
+            kinds: Mutex::default(),
+            watches: Mutex::default(),
+            queue: OnceLock::new(),
+        }
+    }
+
+    fn graph(&self) -> MutexGuard<'_, Graph> {
+        self.graph.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The kind of an owner reference, in whatever version it is named.
+    fn kind(&self, api_version: &str, kind: &str) -> Option<Kind> {
+        let group = api_version.split_once('/').map_or("", |(group, _)| group);
+        let kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        kinds.iter().find(|own| own.resource.group == group && own.resource.kind == kind).cloned()
+    }
+
+    fn dependents(&self, uid: &str) -> Vec<Node> {
+        self.graph().dependents(uid).into_iter().cloned().collect()
+    }
+
+    fn blocking_dependents(&self, owner: &str) -> Vec<String> {
+        let graph = self.graph();
+        let dependents = graph.dependents(owner).into_iter();
+        dependents.filter(|node| node.blocks(owner)).map(|node| node.identity.uid.clone()).collect()
+    }
+
+    fn queue_delete(&self, uid: &str) {
+        if let Some(queue) = self.queue.get() {
+            queue.add(Key::Delete(uid.to_owned()));
+        }
+    }
+
+    fn forget(&self, uid: &str) {
+        let work = self.graph().remove(uid);
+        self.enqueue(work);
+    }
+
+    fn enqueue(&self, work: Work) {
+        let Some(queue) = self.queue.get() else { return };
+        for uid in work.orphan {
+            queue.add(Key::Orphan(uid));
+        }
+        for uid in work.delete {
+            queue.add(Key::Delete(uid));
+        }
+    }
+
+    fn on_change<K: Object>(&self, api_version: &str, kind: &str, delta: &Delta<'_, K>) {
+        let replaced = match (delta.old, delta.new) {
+            (Some(old), Some(new)) => old.meta().uid != new.meta().uid,
+            (Some(_), None) => true,
+            _ => false,
+        };
+        if let Some(old) = delta.old.filter(|_| replaced) {
+            self.forget(uid(old.meta()));
+        }
+        let Some(new) = delta.new else { return };
+        let meta = new.meta();
+        let identity = Identity {
+            api_version: api_version.to_owned(),
+            kind: kind.to_owned(),
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: uid(meta).to_owned(),
+        };
+        let work = self.graph().upsert(identity, meta);
+        self.enqueue(work);
+    }
+
+    fn follow<K>(self: &Arc<Self>, informer: &Arc<Informer<K>>) -> HandlerGuard
+    where
+        K: Object + Resource<DynamicType = ()>,
+    {
+        let this = self.clone();
+        informer.add_handler(move |delta| this.on_change(&K::api_version(&()), &K::kind(&()), delta))
+    }
+
+    /// Watches the kinds that are new and no longer those that are gone.
+    fn watch_kinds(self: &Arc<Self>, kinds: Vec<Kind>) {
+        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted: BTreeMap<String, &Kind> =
+            kinds.iter().filter(|kind| needs_watch(kind)).map(|kind| (kind.full_name(), kind)).collect();
+        watches.retain(|name, _| wanted.contains_key(name));
+        for (name, kind) in wanted {
+            watches.entry(name).or_insert_with(|| self.watch(kind));
+        }
+        *self.kinds.lock().unwrap_or_else(PoisonError::into_inner) = kinds;
+    }
+
+    fn watch(self: &Arc<Self>, kind: &Kind) -> Watch {
+        let api: Api<DynamicObject> = Api::all_with(self.context.client.clone(), &kind.resource);
+        let informer: Arc<Informer<PartialObjectMeta<DynamicObject>>> =
+            Informer::new("metadata", ListWatch::metadata(api), vec![]);
+        let shutdown = self.context.shutdown.child_token();
+        let (this, api_version, name) =
+            (Arc::downgrade(self), kind.resource.api_version.clone(), kind.resource.kind.clone());
+        let guard = informer.add_handler(move |delta| {
+            if let Some(this) = this.upgrade() {
+                this.on_change(&api_version, &name, delta);
+            }
+        });
+        let stop = shutdown.clone();
+        tokio::spawn(async move { informer.run(stop).await });
+        Watch { _guard: guard, shutdown }
+    }
+}
+
+/// Kinds that the shared caches already follow.
+const SHARED: [(&str, &str); 9] = [
+    ("", "pods"),
+    ("", "nodes"),
+    ("", "namespaces"),
+    ("", "services"),
+    ("", "endpoints"),
+    ("", "serviceaccounts"),
+    ("apps", "replicasets"),
+    ("apps", "deployments"),
+    ("discovery.k8s.io", "endpointslices"),
+];
+
+/// Events own nothing, are owned by nothing, and there are many.
+fn needs_watch(kind: &Kind) -> bool {
+    let resource = (kind.resource.group.as_str(), kind.resource.plural.as_str());
+    kind.watchable && kind.deletable && kind.resource.plural != "events" && !SHARED.contains(&resource)
+}
+
+/// Gives `reconcile`, which has only `&self`, what watches need to refer to.
+pub(crate) struct GarbageCollectorController(Arc<GarbageCollector>);
+
+impl GarbageCollectorController {
+    pub fn new(context: Context) -> Self {
+        Self(Arc::new(GarbageCollector::new(context)))
+    }
+}
+
+#[async_trait]
+impl Controller for GarbageCollectorController {
+    type Key = Key;
+
+    fn name(&self) -> &'static str {
+        "garbage-collector"
+    }
+
+    fn workers(&self) -> usize {
+        16
+    }
+
+    fn register(self: Arc<Self>, queue: &Arc<WorkQueue<Key>>) -> Vec<HandlerGuard> {
+        let collector = &self.0;
+        collector.queue.get_or_init(|| queue.clone());
+        queue.add(Key::Kinds);
+        let informers = &collector.context.informers;
+        vec![
+            // Owners before dependents: an owner not yet seen would be read live for each of them.
+            collector.follow(&informers.namespaces),
+            collector.follow(&informers.nodes),
+            collector.follow(&informers.deployments),
+            collector.follow(&informers.replica_sets),
+            collector.follow(&informers.services),
+            collector.follow(&informers.pods),
+            collector.follow(&informers.endpoints),
+            collector.follow(&informers.service_accounts),
+            collector.follow(&informers.endpoint_slices),
+        ]
+    }
+
+    async fn reconcile(&self, key: &Key) -> Result<Outcome, Error> {
+        match key {
+            Key::Kinds => {
+                let kinds = resources::discover(&self.0.context.client).await?;
+                self.0.watch_kinds(kinds);
+                return Ok(Outcome::After(DISCOVERY));
+            }
+            Key::Delete(uid) => {
+                let node = self.0.graph().get(uid).cloned();
+                if let Some(node) = node.filter(|node| !node.virtual_) {
+                    self.0.attempt_to_delete(&node).await?;
+                }
+            }
+            Key::Orphan(uid) => {
+                let node = self.0.graph().get(uid).cloned();
+                if let Some(node) = node.filter(|node| node.orphaning) {
+                    self.0.attempt_to_orphan(&node).await?;
+                }
+            }
+        }
+        Ok(Outcome::Done)
+    }
+}

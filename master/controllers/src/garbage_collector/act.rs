@@ -1,0 +1,205 @@
+//! What the garbage collector does about one object: delete it when all its owners are gone, drop references to
+//! owners that are, finish a foreground deletion, or set dependents free. Every decision rests on live reads, never
+//! on a cache alone. Called by `garbage_collector.rs`.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
+use serde_json::{Value, json};
+
+use super::GarbageCollector;
+use super::graph::{FOREGROUND, Identity, Node, ORPHAN};
+use crate::error::{Error, ignore_not_found, is_conflict, is_not_found};
+use crate::owner::uid;
+
+/// What a live read says of an owner.
+#[derive(Debug, PartialEq, Eq)]
+enum Owner {
+    Solid,
+    /// Gone, or another object has its name.
+    Absent,
+    /// Waits in foreground deletion until its dependents are gone.
+    Waiting,
+}
+
+impl GarbageCollector {
+    fn api(&self, identity: &Identity) -> Result<Api<DynamicObject>, Error> {
+        let kind = self.kind(&identity.api_version, &identity.kind).ok_or_else(|| {
+            Error::Object(format!("the API has no kind {} {}", identity.api_version, identity.kind))
+        })?;
+        let client = self.context.client.clone();
+        Ok(if kind.namespaced {
+            Api::namespaced_with(client, &identity.namespace, &kind.resource)
+        } else {
+            Api::all_with(client, &kind.resource)
+        })
+    }
+
+    /// The object's metadata as it is now; none when it is gone or was replaced by another of its name.
+    async fn live(&self, identity: &Identity) -> Result<Option<ObjectMeta>, Error> {
+        let api = self.api(identity)?;
+        match api.get_metadata(&identity.name).await {
+            Ok(object) if uid(&object.metadata) == identity.uid => Ok(Some(object.metadata)),
+            Ok(_) => Ok(None),
+            Err(error) if is_not_found(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn owner_state(&self, dependent: &Identity, owner: &OwnerReference) -> Result<Owner, Error> {
+        let identity = Identity {
+            api_version: owner.api_version.clone(),
+            kind: owner.kind.clone(),
+            namespace: dependent.namespace.clone(),
+            name: owner.name.clone(),
+            uid: owner.uid.clone(),
+        };
+        Ok(match self.live(&identity).await? {
+            None => Owner::Absent,
+            Some(meta) if meta.deletion_timestamp.is_some() && has_finalizer(&meta, FOREGROUND) => {
+                Owner::Waiting
+            }
+            Some(_) => Owner::Solid,
+        })
+    }
+
+    /// Looks at one object that may have to go.
+    pub(super) async fn attempt_to_delete(&self, node: &Node) -> Result<(), Error> {
+        if node.deleting && !node.deleting_dependents {
+            return Ok(());
+        }
+        let Some(meta) = self.live(&node.identity).await? else {
+            // Only a gap in the watch explains that it is still in the graph: its dependents lose an owner.
+            self.forget(&node.identity.uid);
+            return Ok(());
+        };
+        if node.deleting_dependents {
+            return self.finish_foreground(node, &meta).await;
+        }
+        let (mut solid, mut absent, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
+        for owner in meta.owner_references.iter().flatten() {
+            match self.owner_state(&node.identity, owner).await? {
+                Owner::Solid => solid.push(owner),
+                Owner::Absent => absent.push(owner),
+                Owner::Waiting => waiting.push(owner),
+            }
+        }
+        if absent.is_empty() && waiting.is_empty() {
+            return Ok(());
+        }
+        if !solid.is_empty() {
+            let gone = absent.into_iter().chain(waiting).map(|owner| owner.uid.as_str());
+            return self.drop_owners(&node.identity, gone).await;
+        }
+        if !waiting.is_empty() && !node.dependents.is_empty() {
+            self.unblock_circles(node).await?;
+            return self.delete(&node.identity, PropagationPolicy::Foreground).await;
+        }
+        let policy = if has_finalizer(&meta, ORPHAN) {
+            PropagationPolicy::Orphan
+        } else if has_finalizer(&meta, FOREGROUND) {
+            PropagationPolicy::Foreground
+        } else {
+            PropagationPolicy::Background
+        };
+        self.delete(&node.identity, policy).await
+    }
+
+    /// An owner in foreground deletion goes once no dependent blocks it.
+    async fn finish_foreground(&self, node: &Node, meta: &ObjectMeta) -> Result<(), Error> {
+        let own = &node.identity.uid;
+        let blocking = self.blocking_dependents(own);
+        if blocking.is_empty() {
+            return self.remove_finalizer(&node.identity, meta, FOREGROUND).await;
+        }
+        for uid in blocking {
+            self.queue_delete(&uid);
+        }
+        Ok(())
+    }
+
+    /// A dependent that itself waits for this object would make both wait for ever.
+    async fn unblock_circles(&self, node: &Node) -> Result<(), Error> {
+        for dependent in self.dependents(&node.identity.uid) {
+            if !dependent.deleting_dependents {
+                continue;
+            }
+            let owners: Vec<Value> = dependent
+                .owners
+                .iter()
+                .map(|owner| json!({ "uid": owner.uid, "blockOwnerDeletion": false }))
+                .collect();
+            let patch = json!({ "metadata": { "uid": dependent.identity.uid, "ownerReferences": owners }});
+            self.patch(&dependent.identity, patch).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes references to owners off an object.
+    async fn drop_owners<'a>(
+        &self,
+        identity: &Identity,
+        owners: impl Iterator<Item = &'a str>,
+    ) -> Result<(), Error> {
+        let owners: Vec<Value> = owners.map(|uid| json!({ "$patch": "delete", "uid": uid })).collect();
+        self.patch(identity, json!({ "metadata": { "uid": identity.uid, "ownerReferences": owners }})).await
+    }
+
+    async fn patch(&self, identity: &Identity, patch: Value) -> Result<(), Error> {
+        let api = self.api(identity)?;
+        let patched =
+            api.patch_metadata(&identity.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
+        match ignore_not_found(patched) {
+            // Another object has its name by now.
+            Err(kube::Error::Api(status)) if status.code == 422 => Ok(()),
+            result => Ok(result.map(drop)?),
+        }
+    }
+
+    async fn delete(&self, identity: &Identity, policy: PropagationPolicy) -> Result<(), Error> {
+        let preconditions = Preconditions { uid: Some(identity.uid.clone()), resource_version: None };
+        let params = DeleteParams {
+            propagation_policy: Some(policy),
+            preconditions: Some(preconditions),
+            ..DeleteParams::default()
+        };
+        tracing::debug!(?identity, "collecting");
+        match self.api(identity)?.delete(&identity.name, &params).await {
+            Err(error) if is_not_found(&error) || is_conflict(&error) => Ok(()),
+            result => Ok(result.map(drop)?),
+        }
+    }
+
+    /// Sets the dependents of an object free, then lets it go.
+    pub(super) async fn attempt_to_orphan(&self, node: &Node) -> Result<(), Error> {
+        for dependent in self.dependents(&node.identity.uid) {
+            self.drop_owners(&dependent.identity, std::iter::once(node.identity.uid.as_str())).await?;
+        }
+        match self.live(&node.identity).await? {
+            Some(meta) => self.remove_finalizer(&node.identity, &meta, ORPHAN).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn remove_finalizer(
+        &self,
+        identity: &Identity,
+        meta: &ObjectMeta,
+        finalizer: &str,
+    ) -> Result<(), Error> {
+        if !has_finalizer(meta, finalizer) {
+            return Ok(());
+        }
+        let left: Vec<&String> =
+            meta.finalizers.iter().flatten().filter(|own| own.as_str() != finalizer).collect();
+        // The resourceVersion makes sure that no finalizer set meanwhile is lost.
+        let patch = json!({ "metadata": { "resourceVersion": meta.resource_version, "finalizers": left }});
+        let api = self.api(identity)?;
+        let patched = api.patch_metadata(&identity.name, &PatchParams::default(), &Patch::Merge(patch)).await;
+        ignore_not_found(patched)?;
+        Ok(())
+    }
+}
+
+fn has_finalizer(meta: &ObjectMeta, name: &str) -> bool {
+    meta.finalizers.iter().flatten().any(|finalizer| finalizer == name)
+}

@@ -1,0 +1,252 @@
+//! Who owns whom: every object that is watched, by UID, with its owners and dependents. Owners that were named but
+//! not seen are kept as virtual nodes until a live read says whether they exist. Pure; fed by the handlers in
+//! `garbage_collector.rs`, which also acts on what changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+
+/// Finalizer of an owner that waits until its blocking dependents are gone.
+pub(super) const FOREGROUND: &str = "foregroundDeletion";
+/// Finalizer of an owner whose dependents are to be set free first.
+pub(super) const ORPHAN: &str = "orphan";
+
+/// How an object is found in the API.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Identity {
+    pub api_version: String,
+    pub kind: String,
+    /// Empty for cluster-scoped objects.
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+}
+
+/// One object.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub identity: Identity,
+    pub owners: Vec<OwnerReference>,
+    pub dependents: BTreeSet<String>,
+    pub deleting: bool,
+    pub deleting_dependents: bool,
+    pub orphaning: bool,
+    /// Named by a dependent, never seen.
+    pub virtual_: bool,
+}
+
+impl Node {
+    fn new(identity: Identity) -> Self {
+        Self {
+            identity,
+            owners: Vec::new(),
+            dependents: BTreeSet::new(),
+            deleting: false,
+            deleting_dependents: false,
+            orphaning: false,
+            virtual_: true,
+        }
+    }
+
+    /// Whether deleting `owner` waits for this object.
+    pub fn blocks(&self, owner: &str) -> bool {
+        self.owners.iter().any(|own| own.uid == owner && own.block_owner_deletion == Some(true))
+    }
+}
+
+/// All known objects by UID.
+#[derive(Default)]
+pub(super) struct Graph {
+    nodes: BTreeMap<String, Node>,
+}
+
+/// What a change asks to be looked at.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Work {
+    /// UIDs of objects that may have to be deleted.
+    pub delete: BTreeSet<String>,
+    /// UIDs of objects whose dependents are to be set free.
+    pub orphan: BTreeSet<String>,
+}
+
+impl Graph {
+    pub fn get(&self, uid: &str) -> Option<&Node> {
+        self.nodes.get(uid)
+    }
+
+    /// The dependents of an object.
+    pub fn dependents(&self, uid: &str) -> Vec<&Node> {
+        let node = self.nodes.get(uid);
+        node.into_iter().flat_map(|node| &node.dependents).filter_map(|uid| self.nodes.get(uid)).collect()
+    }
+
+    /// An object appeared or changed.
+    pub fn upsert(&mut self, identity: Identity, meta: &ObjectMeta) -> Work {
+        let uid = identity.uid.clone();
+        let owners = meta.owner_references.clone().unwrap_or_default();
+        let before = self.nodes.get(&uid).cloned();
+        let node = self.nodes.entry(uid.clone()).or_insert_with(|| Node::new(identity.clone()));
+        node.identity = identity;
+        node.virtual_ = false;
+        node.deleting = meta.deletion_timestamp.is_some();
+        let has = |name: &str| meta.finalizers.iter().flatten().any(|finalizer| finalizer == name);
+        node.deleting_dependents = node.deleting && has(FOREGROUND);
+        node.orphaning = node.deleting && has(ORPHAN);
+        node.owners.clone_from(&owners);
+        let node = node.clone();
+        let mut work = Work::default();
+        self.relink(&node, before.as_ref().map_or(&[], |before| &before.owners), &mut work);
+        if node.orphaning && !before.as_ref().is_some_and(|before| before.orphaning) {
+            work.orphan.insert(uid.clone());
+        }
+        if node.deleting_dependents && !before.is_some_and(|before| before.deleting_dependents) {
+            work.delete.insert(uid);
+            work.delete.extend(node.dependents);
+        }
+        work
+    }
+
+    /// Links a node to its owners as they are now; `before` is what they were.
+    fn relink(&mut self, node: &Node, before: &[OwnerReference], work: &mut Work) {
+        let uid = &node.identity.uid;
+        for gone in before.iter().filter(|old| !node.owners.iter().any(|new| new.uid == old.uid)) {
+            if let Some(owner) = self.nodes.get_mut(&gone.uid) {
+                owner.dependents.remove(uid);
+                if owner.deleting_dependents {
+                    work.delete.insert(gone.uid.clone());
+                }
+            }
+            self.drop_unused(&gone.uid);
+        }
+        for reference in &node.owners {
+            let old = before.iter().find(|old| old.uid == reference.uid);
+            let owner = self.nodes.entry(reference.uid.clone()).or_insert_with(|| {
+                Node::new(Identity {
+                    api_version: reference.api_version.clone(),
+                    kind: reference.kind.clone(),
+                    namespace: node.identity.namespace.clone(),
+                    name: reference.name.clone(),
+                    uid: reference.uid.clone(),
+                })
+            });
+            owner.dependents.insert(uid.clone());
+            if owner.virtual_ && old.is_none() {
+                // Only a live read tells whether it exists: through its dependent.
+                work.delete.insert(uid.clone());
+            }
+            let unblocked = old.is_some_and(|old| old.block_owner_deletion != reference.block_owner_deletion);
+            if owner.deleting_dependents {
+                if unblocked {
+                    work.delete.insert(reference.uid.clone());
+                }
+                if old.is_none() {
+                    work.delete.insert(uid.clone());
+                }
+            }
+        }
+    }
+
+    /// An object is gone: its dependents have one owner less, its owners may have waited for it.
+    pub fn remove(&mut self, uid: &str) -> Work {
+        let mut work = Work::default();
+        let Some(node) = self.nodes.remove(uid) else { return work };
+        work.delete.extend(node.dependents.iter().cloned());
+        for reference in &node.owners {
+            if let Some(owner) = self.nodes.get_mut(&reference.uid) {
+                owner.dependents.remove(uid);
+                if owner.deleting_dependents {
+                    work.delete.insert(reference.uid.clone());
+                }
+            }
+            self.drop_unused(&reference.uid);
+        }
+        if !node.dependents.is_empty() {
+            // Dependents still name it: kept as virtual, so that they are found together.
+            let mut rest = Node::new(node.identity);
+            rest.dependents = node.dependents;
+            self.nodes.insert(uid.to_owned(), rest);
+        }
+        work
+    }
+
+    fn drop_unused(&mut self, uid: &str) {
+        if self.nodes.get(uid).is_some_and(|node| node.virtual_ && node.dependents.is_empty()) {
+            self.nodes.remove(uid);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn identity(uid: &str) -> Identity {
+        Identity {
+            api_version: "v1".to_owned(),
+            kind: "Thing".to_owned(),
+            namespace: "d".to_owned(),
+            name: uid.to_owned(),
+            uid: uid.to_owned(),
+        }
+    }
+
+    fn meta(owners: &[&str], extra: Value) -> ObjectMeta {
+        let mut meta: ObjectMeta = serde_json::from_value(extra).unwrap();
+        let reference = |uid: &&str| OwnerReference {
+            uid: (*uid).to_owned(),
+            block_owner_deletion: Some(true),
+            ..OwnerReference::default()
+        };
+        meta.owner_references = Some(owners.iter().map(reference).collect());
+        meta
+    }
+
+    fn set(uids: &[&str]) -> BTreeSet<String> {
+        uids.iter().map(|uid| (*uid).to_owned()).collect()
+    }
+
+    fn deleting(finalizer: &str) -> Value {
+        json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [finalizer]})
+    }
+
+    #[test]
+    fn dependents_are_looked_at_when_their_owner_goes() {
+        let mut graph = Graph::default();
+        graph.upsert(identity("owner"), &meta(&[], json!({})));
+        assert_eq!(graph.upsert(identity("child"), &meta(&["owner"], json!({}))), Work::default());
+        assert_eq!(graph.remove("owner").delete, set(&["child"]));
+        graph.remove("child");
+        assert!(graph.nodes.is_empty(), "nothing may be left behind");
+    }
+
+    #[test]
+    fn an_owner_nobody_has_seen_is_verified() {
+        let mut graph = Graph::default();
+        assert_eq!(graph.upsert(identity("child"), &meta(&["ghost"], json!({}))).delete, set(&["child"]));
+        assert!(graph.get("ghost").unwrap().virtual_);
+        graph.upsert(identity("ghost"), &meta(&[], json!({})));
+        assert!(!graph.get("ghost").unwrap().virtual_);
+        assert_eq!(graph.dependents("ghost").len(), 1);
+    }
+
+    #[test]
+    fn foreground_deletion_looks_at_the_owner_and_at_all_dependents() {
+        let mut graph = Graph::default();
+        graph.upsert(identity("owner"), &meta(&[], json!({})));
+        graph.upsert(identity("child"), &meta(&["owner"], json!({})));
+        let work = graph.upsert(identity("owner"), &meta(&[], deleting(FOREGROUND)));
+        assert_eq!(work.delete, set(&["owner", "child"]));
+        assert!(graph.get("child").unwrap().blocks("owner"));
+        assert_eq!(graph.remove("child").delete, set(&["owner"]));
+    }
+
+    #[test]
+    fn orphaning_is_asked_for_once() {
+        let mut graph = Graph::default();
+        let work = graph.upsert(identity("owner"), &meta(&[], deleting(ORPHAN)));
+        assert_eq!(work.orphan, set(&["owner"]));
+        let again = graph.upsert(identity("owner"), &meta(&[], deleting(ORPHAN)));
+        assert_eq!(again, Work::default());
+    }
+}

@@ -1,0 +1,106 @@
+//! The controllers of a leading master. `master/node` starts [`run`] when leadership begins, with a client whose
+//! writes are fenced to that term, and cancels it when leadership ends. They see the Kubernetes API alone: keys
+//! come from the shared caches ([`master_client::Informers`]), writes go back through the client.
+//!
+//! One controller a file:
+//!
+//! | file | keeps |
+//! | --- | --- |
+//! | `deployment.rs` | the ReplicaSets of Deployments |
+//! | `replicaset.rs` | the pods of ReplicaSets |
+//! | `endpointslice.rs`, `endpoints.rs` | where the pods of Services are |
+//! | `namespace.rs` | namespaces that are being deleted, until they are empty |
+//! | `service_account.rs`, `root_ca.rs` | what every namespace has |
+//! | `system.rs` | what every cluster has |
+//! | `garbage_collector.rs` | objects with owners, only as long as they have one |
+//! | `node_lifecycle.rs` | taints that follow a node's conditions; the pods' Ready condition on lost nodes |
+//! | `taint_eviction.rs` | pods off nodes whose NoExecute taints they do not tolerate |
+//! | `pod_gc.rs` | pods nobody answers for any more, not at all |
+//! | `pod_cidr.rs` | the nodes' shares of the pod addresses |
+
+mod context;
+mod controller;
+mod deployment;
+mod endpoints;
+mod endpoints_model;
+mod endpointslice;
+mod error;
+mod expectations;
+mod garbage_collector;
+mod namespace;
+mod node_lifecycle;
+mod nodes;
+mod owner;
+mod pod_cidr;
+mod pod_gc;
+mod pods;
+mod replicaset;
+mod resources;
+mod root_ca;
+mod service_account;
+mod system;
+mod taint_eviction;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+use kube::Client;
+pub use master_client::Informers;
+use proto_env::Clock;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use context::Context;
+use controller::Controller;
+
+/// What the controllers need to know of the cluster.
+#[derive(Clone)]
+pub struct Config {
+    /// Certificate of the cluster's CA in PEM: what `kube-root-ca.crt` holds in every namespace.
+    pub cluster_ca: String,
+    /// Range all pod addresses come from.
+    pub cluster_cidr: Ipv4Net,
+    /// Prefix length of one node's share of it.
+    pub node_cidr_prefix: u8,
+    /// ClusterIP of Service `default/kubernetes`.
+    pub api_service_ip: Ipv4Addr,
+    /// ClusterIP of Service `kube-system/kube-dns`.
+    pub dns_service_ip: Ipv4Addr,
+    /// API addresses of the healthy masters.
+    pub masters: watch::Receiver<Vec<SocketAddr>>,
+    /// Wall clock.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Runs all controllers until `shutdown`. First the caches catch up with everything the leader before had written.
+pub async fn run(client: Client, informers: Informers, config: Config, shutdown: CancellationToken) {
+    if !informers.caught_up(&client, &shutdown).await {
+        return;
+    }
+    let context = Context { client, informers, config: Arc::new(config), shutdown: shutdown.clone() };
+    let mut running = tokio::task::JoinSet::new();
+    let mut start = |controller: Started| {
+        running.spawn(controller);
+    };
+    start(started(deployment::DeploymentController::new(context.clone()), &shutdown));
+    start(started(replicaset::ReplicaSetController::new(context.clone()), &shutdown));
+    start(started(endpointslice::EndpointSliceController::new(context.clone()), &shutdown));
+    start(started(endpoints::EndpointsController::new(context.clone()), &shutdown));
+    start(started(namespace::NamespaceController::new(context.clone()), &shutdown));
+    start(started(service_account::ServiceAccountController::new(context.clone()), &shutdown));
+    start(started(root_ca::RootCaController::new(context.clone()), &shutdown));
+    start(started(system::SystemController::new(context.clone()), &shutdown));
+    start(started(garbage_collector::GarbageCollectorController::new(context.clone()), &shutdown));
+    start(started(node_lifecycle::NodeLifecycleController::new(context.clone()), &shutdown));
+    start(started(taint_eviction::TaintEvictionController::new(context.clone()), &shutdown));
+    start(started(pod_gc::PodGcController::new(context.clone()), &shutdown));
+    start(started(pod_cidr::PodCidrController::new(context), &shutdown));
+    while running.join_next().await.is_some() {}
+}
+
+type Started = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+fn started<C: Controller>(controller: C, shutdown: &CancellationToken) -> Started {
+    Box::pin(controller::run(Arc::new(controller), shutdown.clone()))
+}

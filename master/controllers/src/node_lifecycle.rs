@@ -1,0 +1,184 @@
+//! What follows from a node's conditions: taints, and `Ready: False` on the pods of a node that is lost. The
+//! conditions themselves are written by the node's agent and, when it falls silent, by `master/node`. Keys are
+//! nodes; pods are evicted by `taint_eviction.rs`, which follows the taints.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{Patch, PatchParams};
+use master_client::{EventType, HandlerGuard, Informers, ObjectKey, Recorder, WorkQueue, reference};
+use serde_json::json;
+use std::collections::BTreeMap;
+
+use crate::context::Context;
+use crate::controller::{Controller, Outcome};
+use crate::error::{Error, ignore_not_found};
+use crate::nodes::{condition, is_ready, wanted_taints};
+use crate::pods;
+
+/// Up to this many nodes, losing most of them stops evictions altogether.
+const SMALL_CLUSTER: usize = 50;
+/// Share of lost nodes, in percent, from which on the fault is looked for here.
+const UNHEALTHY_PERCENT: usize = 55;
+
+pub(crate) struct NodeLifecycleController {
+    context: Context,
+    recorder: Recorder,
+    /// Whether each node was ready when it was last looked at.
+    seen: Mutex<BTreeMap<String, bool>>,
+}
+
+impl NodeLifecycleController {
+    pub fn new(context: Context) -> Self {
+        let recorder = context.recorder("node-controller");
+        Self { context, recorder, seen: Mutex::default() }
+    }
+
+    async fn taint(&self, node: &Node, may_evict: bool) -> Result<(), Error> {
+        let Some(taints) = wanted_taints(node, may_evict, &self.context.time()) else { return Ok(()) };
+        // The resourceVersion keeps taints that others set meanwhile.
+        let patch = json!({
+            "metadata": { "resourceVersion": node.metadata.resource_version },
+            "spec": { "taints": taints }
+        });
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        let nodes = self.context.all::<Node>();
+        ignore_not_found(nodes.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await)?;
+        Ok(())
+    }
+
+    /// Pods that reported ready before their node was lost are not ready any more. Once for each loss: an agent that
+    /// is still there may say otherwise afterwards.
+    async fn mark_pods(&self, node: &Node) -> Result<(), Error> {
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        let lost_since = condition(node, "Ready").and_then(|ready| ready.last_transition_time.clone());
+        for pod in self.context.informers.pods.cache().by_index(Informers::BY_NODE, name) {
+            let Some(ready) = pods::condition(&pod, "Ready").filter(|ready| ready.status == "True") else {
+                continue;
+            };
+            if lost_since.is_some() && ready.last_transition_time > lost_since {
+                continue;
+            }
+            let patch = json!({
+                "metadata": { "uid": pod.metadata.uid },
+                "status": { "conditions": [{
+                    "type": "Ready", "status": "False", "lastTransitionTime": self.context.time()
+                }]}
+            });
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+            let api = self.context.namespaced::<Pod>(namespace);
+            let pod_name = pod.metadata.name.as_deref().unwrap_or_default();
+            let patch = Patch::Strategic(patch);
+            ignore_not_found(api.patch_status(pod_name, &PatchParams::default(), &patch).await)?;
+            self.recorder.event(reference(&*pod), EventType::Warning, "NodeNotReady", "Node is not ready");
+        }
+        Ok(())
+    }
+
+    fn record(&self, node: &Node) {
+        let name = node.metadata.name.clone().unwrap_or_default();
+        let ready = is_ready(node);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = seen.insert(name.clone(), ready);
+        drop(seen);
+        // The object's UID is the name here, as in Kubernetes, so that `describe node` finds the event.
+        let mut about = reference(node);
+        about.uid = Some(name.clone());
+        if before == Some(true) && !ready {
+            let message = format!("Node {name} status is now: NodeNotReady");
+            self.recorder.event(about, EventType::Normal, "NodeNotReady", message);
+        } else if before.is_none() && self.is_new(node) {
+            let message = format!("Node {name} event: Registered Node {name} in Controller");
+            self.recorder.event(about, EventType::Normal, "RegisteredNode", message);
+        }
+    }
+
+    /// Younger than a minute: a new leader does not announce all old nodes again.
+    fn is_new(&self, node: &Node) -> bool {
+        let created = node.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second());
+        created.is_some_and(|created| self.context.now().as_second() - created < 60)
+    }
+}
+
+/// Whether few enough nodes are lost to believe that it is them.
+fn may_evict(ready: usize, total: usize) -> bool {
+    let lost = total - ready;
+    if total > 0 && ready == 0 {
+        return false;
+    }
+    !(total <= SMALL_CLUSTER && lost > 2 && lost * 100 >= total * UNHEALTHY_PERCENT)
+}
+
+#[async_trait]
+impl Controller for NodeLifecycleController {
+    type Key = ObjectKey;
+
+    fn name(&self) -> &'static str {
+        "node-lifecycle"
+    }
+
+    fn workers(&self) -> usize {
+        8
+    }
+
+    fn register(self: Arc<Self>, queue: &Arc<WorkQueue<ObjectKey>>) -> Vec<HandlerGuard> {
+        let (this, queue) = (self.clone(), queue.clone());
+        vec![self.context.informers.nodes.add_handler(move |delta| {
+            let Some(node) = delta.object() else { return };
+            let key = ObjectKey::of(&**node);
+            if delta.new.is_none() {
+                this.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&key.name);
+                let mut about = reference(&**node);
+                about.uid = Some(key.name.clone());
+                let message = format!("Node {0} event: Removing Node {0} from Controller", key.name);
+                this.recorder.event(about, EventType::Normal, "RemovingNode", message);
+            }
+            let turned =
+                delta.old.is_some_and(|old| is_ready(old)) != delta.new.is_some_and(|new| is_ready(new));
+            if turned {
+                // Whether nodes may be evicted from depends on how many others are lost.
+                for other in this.context.informers.nodes.cache().list() {
+                    if !is_ready(&other) {
+                        queue.add(ObjectKey::of(&*other));
+                    }
+                }
+            }
+            queue.add(key);
+        })]
+    }
+
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Error> {
+        let nodes = self.context.informers.nodes.cache().list();
+        let Some(node) = nodes.iter().find(|node| node.metadata.name.as_ref() == Some(&key.name)) else {
+            return Ok(Outcome::Done);
+        };
+        self.record(node);
+        let ready = nodes.iter().filter(|node| is_ready(node)).count();
+        self.taint(node, may_evict(ready, nodes.len())).await?;
+        if !is_ready(node) {
+            self.mark_pods(node).await?;
+        }
+        Ok(Outcome::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_lost_worker_of_two_is_evicted_from_but_not_both() {
+        assert!(may_evict(1, 2));
+        assert!(!may_evict(0, 2));
+        assert!(!may_evict(0, 1));
+        assert!(may_evict(2, 2));
+    }
+
+    #[test]
+    fn when_most_of_a_small_cluster_is_lost_evictions_stop() {
+        assert!(may_evict(6, 10));
+        assert!(!may_evict(4, 10));
+        assert!(may_evict(40, 100), "a big cluster goes on");
+    }
+}

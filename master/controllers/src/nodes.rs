@@ -1,0 +1,163 @@
+//! What a node's conditions mean: which taints it should carry. Pure; used by `node_lifecycle.rs`,
+//! `taint_eviction.rs` and `pod_gc.rs`.
+
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint, Toleration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+pub(crate) const NOT_READY: &str = "node.kubernetes.io/not-ready";
+pub(crate) const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+pub(crate) const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+
+/// One condition of the node.
+pub(crate) fn condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {
+    node.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind)
+}
+
+/// Status of the Ready condition; a node that never reported is Unknown.
+pub(crate) fn ready_status(node: &Node) -> &str {
+    condition(node, "Ready").map_or("Unknown", |ready| ready.status.as_str())
+}
+
+/// Whether the node is known to work.
+pub(crate) fn is_ready(node: &Node) -> bool {
+    ready_status(node) == "True"
+}
+
+/// The node's taints.
+pub(crate) fn taints(node: &Node) -> &[Taint] {
+    node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default()
+}
+
+/// Whether the node carries a taint of that key.
+pub(crate) fn has_taint(node: &Node, key: &str) -> bool {
+    taints(node).iter().any(|taint| taint.key == key)
+}
+
+/// Key and effect of every taint that conditions decide about.
+const MANAGED: [(&str, &str); 9] = [
+    (NOT_READY, "NoSchedule"),
+    (UNREACHABLE, "NoSchedule"),
+    (NOT_READY, "NoExecute"),
+    (UNREACHABLE, "NoExecute"),
+    ("node.kubernetes.io/memory-pressure", "NoSchedule"),
+    ("node.kubernetes.io/disk-pressure", "NoSchedule"),
+    ("node.kubernetes.io/pid-pressure", "NoSchedule"),
+    ("node.kubernetes.io/network-unavailable", "NoSchedule"),
+    (UNSCHEDULABLE, "NoSchedule"),
+];
+
+/// The taints the node should have, or none when it has them. `may_evict` is false while so much of the cluster is
+/// lost that the fault is likelier here than there: then no node newly loses its pods.
+pub(crate) fn wanted_taints(node: &Node, may_evict: bool, now: &Time) -> Option<Vec<Taint>> {
+    let wanted = |key: &str, effect: &str| -> bool {
+        let is = |kind: &str| condition(node, kind).is_some_and(|condition| condition.status == "True");
+        let ready = ready_status(node);
+        match key {
+            NOT_READY if effect == "NoExecute" => ready == "False" && (may_evict || has(node, key, effect)),
+            UNREACHABLE if effect == "NoExecute" => {
+                ready == "Unknown" && (may_evict || has(node, key, effect))
+            }
+            NOT_READY => ready == "False",
+            UNREACHABLE => ready == "Unknown",
+            "node.kubernetes.io/memory-pressure" => is("MemoryPressure"),
+            "node.kubernetes.io/disk-pressure" => is("DiskPressure"),
+            "node.kubernetes.io/pid-pressure" => is("PIDPressure"),
+            "node.kubernetes.io/network-unavailable" => is("NetworkUnavailable"),
+            UNSCHEDULABLE => node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true),
+            _ => false,
+        }
+    };
+    let managed = |taint: &Taint| MANAGED.contains(&(taint.key.as_str(), taint.effect.as_str()));
+    let mut result: Vec<Taint> = taints(node)
+        .iter()
+        .filter(|taint| !managed(taint) || wanted(&taint.key, &taint.effect))
+        .cloned()
+        .collect();
+    for (key, effect) in MANAGED {
+        if wanted(key, effect) && !has(node, key, effect) {
+            result.push(Taint {
+                key: key.to_owned(),
+                effect: effect.to_owned(),
+                time_added: Some(now.clone()),
+                value: None,
+            });
+        }
+    }
+    (result != taints(node)).then_some(result)
+}
+
+fn has(node: &Node, key: &str, effect: &str) -> bool {
+    taints(node).iter().any(|taint| taint.key == key && taint.effect == effect)
+}
+
+/// Whether `toleration` lifts `taint`.
+pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    if given(&toleration.effect).is_some_and(|effect| effect != taint.effect) {
+        return false;
+    }
+    if given(&toleration.key).is_some_and(|key| key != taint.key) {
+        return false;
+    }
+    match toleration.operator.as_deref() {
+        Some("Exists") => true,
+        None | Some("" | "Equal") => {
+            toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn node(ready: &str, taints: serde_json::Value) -> Node {
+        serde_json::from_value(json!({
+            "metadata": {"name": "n"}, "spec": {"taints": taints},
+            "status": {"conditions": [{"type": "Ready", "status": ready}]}
+        }))
+        .unwrap()
+    }
+
+    fn keys(node: &Node, may_evict: bool) -> Option<Vec<(String, String)>> {
+        let now = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        let taints = wanted_taints(node, may_evict, &now)?;
+        Some(taints.into_iter().map(|taint| (taint.key, taint.effect)).collect())
+    }
+
+    fn pair(key: &str, effect: &str) -> (String, String) {
+        (key.to_owned(), effect.to_owned())
+    }
+
+    #[test]
+    fn a_lost_node_is_tainted_and_cleared_when_it_is_back() {
+        let lost = node("Unknown", json!([{"key": "mine", "effect": "NoSchedule"}]));
+        let expected =
+            vec![pair("mine", "NoSchedule"), pair(UNREACHABLE, "NoSchedule"), pair(UNREACHABLE, "NoExecute")];
+        assert_eq!(keys(&lost, true), Some(expected));
+        let back = node(
+            "True",
+            json!([
+            {"key": "mine", "effect": "NoSchedule"},
+            {"key": UNREACHABLE, "effect": "NoSchedule"}, {"key": UNREACHABLE, "effect": "NoExecute"}]),
+        );
+        assert_eq!(keys(&back, true), Some(vec![pair("mine", "NoSchedule")]));
+        assert_eq!(keys(&node("True", json!([])), true), None);
+    }
+
+    #[test]
+    fn when_all_nodes_are_lost_none_newly_loses_its_pods() {
+        let lost = node("Unknown", json!([]));
+        assert_eq!(keys(&lost, false), Some(vec![pair(UNREACHABLE, "NoSchedule")]));
+    }
+
+    #[test]
+    fn a_cordoned_node_is_tainted() {
+        let mut cordoned = node("True", json!([]));
+        cordoned.spec.get_or_insert_default().unschedulable = Some(true);
+        assert_eq!(keys(&cordoned, true), Some(vec![pair(UNSCHEDULABLE, "NoSchedule")]));
+    }
+}

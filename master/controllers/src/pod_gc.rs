@@ -1,0 +1,183 @@
+//! Takes away pods nobody will: those of nodes that are gone or out of service, those deleted before they had a
+//! node, and the oldest of very many ended ones. One key; looked at when a node or such a pod changes and every
+//! 20 s, as stock.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use master_client::{HandlerGuard, ObjectKey, WorkQueue};
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::context::Context;
+use crate::controller::{Controller, Outcome};
+use crate::error::{Error, ignore_not_found, is_conflict};
+use crate::nodes::{OUT_OF_SERVICE, has_taint, is_ready};
+use crate::pods::{is_terminal, node_name};
+
+/// Pause between looks.
+const PERIOD: Duration = Duration::from_secs(20);
+/// How long a node must be missing before its pods are gone too: it may be registering again.
+const QUARANTINE: Duration = Duration::from_secs(40);
+/// Ended pods that are kept.
+const TERMINATED_KEPT: usize = 12_500;
+
+/// The one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Sweep;
+
+impl fmt::Display for Sweep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sweep")
+    }
+}
+
+pub(crate) struct PodGcController {
+    context: Context,
+    /// Since when each node that pods name has been missing.
+    missing: Mutex<BTreeMap<String, Instant>>,
+}
+
+impl PodGcController {
+    pub fn new(context: Context) -> Self {
+        Self { context, missing: Mutex::default() }
+    }
+
+    /// Nodes that have been missing for long enough; when the next one will have been.
+    fn gone_nodes(&self, pods: &[Arc<Pod>], nodes: &BTreeMap<String, Arc<Node>>) -> Vec<String> {
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let named: Vec<&str> = pods.iter().filter_map(|pod| node_name(pod)).collect();
+        missing.retain(|name, _| !nodes.contains_key(name) && named.contains(&name.as_str()));
+        for name in named {
+            if !nodes.contains_key(name) {
+                missing.entry(name.to_owned()).or_insert_with(Instant::now);
+            }
+        }
+        let long = missing.iter().filter(|(_, since)| since.elapsed() >= QUARANTINE);
+        long.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Marks a pod that has not ended as failed, if it is on a lost node, and removes it without grace.
+    async fn remove(&self, pod: &Pod, why: Option<&str>) -> Result<(), Error> {
+        let key = ObjectKey::of(pod);
+        let pods = self.context.namespaced::<Pod>(&key.namespace);
+        tracing::info!(pod = %key, reason = why, "removing a pod nobody answers for");
+        if let Some(message) = why.filter(|_| !is_terminal(pod)) {
+            let patch = json!({
+                "metadata": { "uid": pod.metadata.uid },
+                "status": {
+                    "phase": "Failed",
+                    "conditions": [{
+                        "type": "DisruptionTarget",
+                        "status": "True",
+                        "reason": "DeletionByPodGC",
+                        "message": message,
+                        "lastTransitionTime": self.context.time(),
+                        "observedGeneration": pod.metadata.generation,
+                    }]
+                }
+            });
+            let patch = Patch::Strategic(patch);
+            ignore_not_found(pods.patch_status(&key.name, &PatchParams::default(), &patch).await)?;
+        }
+        let preconditions = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
+        let params = DeleteParams::default().grace_period(0).preconditions(preconditions);
+        match ignore_not_found(pods.delete(&key.name, &params).await) {
+            // Another pod has its name by now.
+            Err(error) if is_conflict(&error) => Ok(()),
+            result => Ok(result.map(drop)?),
+        }
+    }
+}
+
+/// Of the ended pods those beyond what is kept, the oldest first.
+fn excess_terminated(pods: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
+    let mut ended: Vec<_> = pods.iter().filter(|pod| is_terminal(pod)).cloned().collect();
+    let excess = ended.len().saturating_sub(TERMINATED_KEPT);
+    ended.sort_by(|left, right| {
+        let age = |pod: &Pod| (pod.metadata.creation_timestamp.clone(), pod.metadata.name.clone());
+        age(left).cmp(&age(right))
+    });
+    ended.truncate(excess);
+    ended
+}
+
+#[async_trait]
+impl Controller for PodGcController {
+    type Key = Sweep;
+
+    fn name(&self) -> &'static str {
+        "pod-gc"
+    }
+
+    fn register(self: Arc<Self>, queue: &Arc<WorkQueue<Sweep>>) -> Vec<HandlerGuard> {
+        queue.add(Sweep);
+        let nodes = {
+            let queue = queue.clone();
+            self.context.informers.nodes.add_handler(move |delta| {
+                let relevant = delta.new.is_none_or(|node| has_taint(node, OUT_OF_SERVICE));
+                if relevant {
+                    queue.add(Sweep);
+                }
+            })
+        };
+        let pods = {
+            let queue = queue.clone();
+            self.context.informers.pods.add_handler(move |delta| {
+                let unscheduled = delta
+                    .new
+                    .is_some_and(|pod| pod.metadata.deletion_timestamp.is_some() && node_name(pod).is_none());
+                if unscheduled {
+                    queue.add(Sweep);
+                }
+            })
+        };
+        vec![nodes, pods]
+    }
+
+    async fn reconcile(&self, _: &Sweep) -> Result<Outcome, Error> {
+        let informers = &self.context.informers;
+        let pods = informers.pods.cache().list();
+        let nodes: BTreeMap<String, Arc<Node>> = informers
+            .nodes
+            .cache()
+            .list()
+            .into_iter()
+            .map(|node| (node.metadata.name.clone().unwrap_or_default(), node))
+            .collect();
+        for pod in excess_terminated(&pods) {
+            self.remove(&pod, None).await?;
+        }
+        let mut gone = Vec::new();
+        for name in self.gone_nodes(&pods, &nodes) {
+            // The cache may be behind; a node that is there keeps its pods.
+            if self.context.all::<Node>().get_opt(&name).await?.is_none() {
+                gone.push(name);
+            }
+        }
+        for pod in &pods {
+            let terminating = pod.metadata.deletion_timestamp.is_some();
+            match node_name(pod) {
+                None if terminating => self.remove(pod, None).await?,
+                Some(name) if gone.iter().any(|gone| gone == name) => {
+                    self.remove(pod, Some("PodGC: node no longer exists")).await?;
+                }
+                Some(name) if terminating => {
+                    let lost = nodes
+                        .get(name)
+                        .is_some_and(|node| !is_ready(node) && has_taint(node, OUT_OF_SERVICE));
+                    if lost {
+                        self.remove(pod, Some("PodGC: node is out of service")).await?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(Outcome::After(PERIOD))
+    }
+}

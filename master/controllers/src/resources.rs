@@ -1,0 +1,48 @@
+//! Which resources the API has, from its discovery. Used by the namespace controller and the garbage collector,
+//! which work on every kind there is.
+
+use kube::Client;
+use kube::core::discovery::ApiResource;
+use kube::discovery::{Discovery, Scope, verbs};
+
+/// One resource that objects can be listed of.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Kind {
+    pub resource: ApiResource,
+    pub namespaced: bool,
+    pub deletable: bool,
+    pub collection_deletable: bool,
+    pub watchable: bool,
+}
+
+impl Kind {
+    /// `pods.v1.` or `deployments.v1.apps`, as clients write it.
+    pub fn full_name(&self) -> String {
+        format!("{}.{}.{}", self.resource.plural, self.resource.version, self.resource.group)
+    }
+}
+
+/// All listable resources in their preferred versions, in order.
+pub(crate) async fn discover(client: &Client) -> Result<Vec<Kind>, kube::Error> {
+    let discovery = Discovery::new(client.clone()).run().await?;
+    let mut kinds = Vec::new();
+    for group in discovery.groups_alphabetical() {
+        for (resource, capabilities) in group.recommended_resources() {
+            if !capabilities.supports_operation(verbs::LIST) {
+                continue;
+            }
+            kinds.push(Kind {
+                namespaced: capabilities.scope == Scope::Namespaced,
+                deletable: capabilities.supports_operation(verbs::DELETE),
+                collection_deletable: capabilities.supports_operation(verbs::DELETE_COLLECTION),
+                watchable: capabilities.supports_operation(verbs::WATCH),
+                resource,
+            });
+        }
+    }
+    kinds.sort_by(|left, right| {
+        let order = |kind: &Kind| (kind.resource.group.clone(), kind.resource.plural.clone());
+        order(left).cmp(&order(right))
+    });
+    Ok(kinds)
+}

@@ -1,0 +1,246 @@
+//! Evicts pods from nodes with NoExecute taints they do not tolerate: at once, or when the time they tolerate them
+//! for is over. Keys are pods. Times count from when the taint was added, so that they do not start anew with a new
+//! leader.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use master_client::{EventType, HandlerGuard, Informers, ObjectKey, Recorder, WorkQueue, reference};
+use serde_json::json;
+use std::collections::BTreeSet;
+
+use crate::context::Context;
+use crate::controller::{Controller, Outcome};
+use crate::error::{Error, ignore_not_found};
+use crate::nodes::{taints, tolerates};
+use crate::pods::node_name;
+
+pub(crate) struct TaintEvictionController {
+    context: Context,
+    recorder: Recorder,
+    /// Pods that are to go later, to say so when they may stay after all.
+    scheduled: Mutex<BTreeSet<ObjectKey>>,
+}
+
+/// When a pod has to leave its node.
+#[derive(Debug, PartialEq, Eq)]
+enum Eviction {
+    Never,
+    At(Timestamp),
+}
+
+impl TaintEvictionController {
+    pub fn new(context: Context) -> Self {
+        let recorder = context.recorder("taint-eviction-controller");
+        Self { context, recorder, scheduled: Mutex::default() }
+    }
+
+    fn schedule(&self, key: &ObjectKey) {
+        self.scheduled.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
+    }
+
+    fn unschedule(&self, key: &ObjectKey) -> bool {
+        self.scheduled.lock().unwrap_or_else(PoisonError::into_inner).remove(key)
+    }
+
+    async fn evict(&self, key: &ObjectKey, pod: &Pod) -> Result<(), Error> {
+        let message = format!("Marking for deletion Pod {key}");
+        self.recorder.event(reference(pod), EventType::Normal, "TaintManagerEviction", message);
+        let pods = self.context.namespaced::<Pod>(&key.namespace);
+        let patch = json!({
+            "metadata": { "uid": pod.metadata.uid },
+            "status": { "conditions": [{
+                "type": "DisruptionTarget",
+                "status": "True",
+                "reason": "DeletionByTaintManager",
+                "message": "Taint manager: deleting due to NoExecute taint",
+                "lastTransitionTime": self.context.time(),
+                "observedGeneration": pod.metadata.generation,
+            }]}
+        });
+        let patch = Patch::Strategic(patch);
+        ignore_not_found(pods.patch_status(&key.name, &PatchParams::default(), &patch).await)?;
+        let preconditions = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
+        let params = DeleteParams::default().preconditions(preconditions);
+        ignore_not_found(pods.delete(&key.name, &params).await)?;
+        Ok(())
+    }
+}
+
+/// When `pod` has to leave `node`: the earliest end of what it tolerates, at once if there is a taint it does not.
+fn eviction(pod: &Pod, node: &Node) -> Eviction {
+    let no_execute: Vec<&Taint> = taints(node).iter().filter(|taint| taint.effect == "NoExecute").collect();
+    let Some(start) = no_execute.iter().map(|taint| since(taint, pod)).max() else { return Eviction::Never };
+    let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
+    let mut shortest: Option<i64> = None;
+    for taint in no_execute {
+        let used: Vec<_> = tolerations.iter().filter(|toleration| tolerates(toleration, taint)).collect();
+        if used.is_empty() {
+            return Eviction::At(Timestamp::UNIX_EPOCH);
+        }
+        let seconds =
+            used.iter().filter_map(|toleration| toleration.toleration_seconds).map(|s| s.max(0)).min();
+        shortest = match (shortest, seconds) {
+            (Some(left), Some(right)) => Some(left.min(right)),
+            (left, right) => left.or(right),
+        };
+    }
+    match shortest {
+        None => Eviction::Never,
+        Some(0) => Eviction::At(Timestamp::UNIX_EPOCH),
+        Some(seconds) => {
+            let end = start.as_second().saturating_add(seconds);
+            Timestamp::from_second(end).map_or(Eviction::Never, Eviction::At)
+        }
+    }
+}
+
+/// When the taint began to concern the pod.
+fn since(taint: &Taint, pod: &Pod) -> Timestamp {
+    let added = taint.time_added.as_ref().map(|time| time.0);
+    let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    added.max(created).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// A pod's key in this controller's log lines.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PodKey(ObjectKey);
+
+impl fmt::Display for PodKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[async_trait]
+impl Controller for TaintEvictionController {
+    type Key = PodKey;
+
+    fn name(&self) -> &'static str {
+        "taint-eviction"
+    }
+
+    fn workers(&self) -> usize {
+        8
+    }
+
+    fn register(self: Arc<Self>, queue: &Arc<WorkQueue<PodKey>>) -> Vec<HandlerGuard> {
+        let informers = self.context.informers.clone();
+        let nodes = {
+            let (informers, queue) = (informers.clone(), queue.clone());
+            informers.clone().nodes.add_handler(move |delta| {
+                let tainted = |node: &Arc<Node>| {
+                    let taints = taints(node).iter();
+                    taints.filter(|taint| taint.effect == "NoExecute").cloned().collect::<Vec<_>>()
+                };
+                let before = delta.old.map(tainted).unwrap_or_default();
+                let after = delta.new.map(tainted).unwrap_or_default();
+                let Some(node) = delta.new.filter(|_| before != after) else { return };
+                let name = node.metadata.name.as_deref().unwrap_or_default();
+                for pod in informers.pods.cache().by_index(Informers::BY_NODE, name) {
+                    queue.add(PodKey(ObjectKey::of(&*pod)));
+                }
+            })
+        };
+        let pods = {
+            let (this, queue) = (self.clone(), queue.clone());
+            informers.clone().pods.add_handler(move |delta| {
+                let Some(pod) = delta.object() else { return };
+                let key = ObjectKey::of(&**pod);
+                let Some(new) = delta.new else {
+                    this.unschedule(&key);
+                    return;
+                };
+                let bound = delta.old.is_none_or(|old| {
+                    node_name(old) != node_name(new)
+                        || old.spec.as_ref().map(|spec| &spec.tolerations)
+                            != new.spec.as_ref().map(|spec| &spec.tolerations)
+                });
+                let node = node_name(new).filter(|_| bound);
+                let node = node.and_then(|name| informers.nodes.cache().find("", name));
+                if node.is_some_and(|node| taints(&node).iter().any(|taint| taint.effect == "NoExecute")) {
+                    queue.add(PodKey(key));
+                }
+            })
+        };
+        vec![nodes, pods]
+    }
+
+    async fn reconcile(&self, PodKey(key): &PodKey) -> Result<Outcome, Error> {
+        let informers = &self.context.informers;
+        let Some(pod) = informers.pods.cache().get(key) else { return Ok(Outcome::Done) };
+        if pod.metadata.deletion_timestamp.is_some() {
+            return Ok(Outcome::Done);
+        }
+        let node = node_name(&pod).and_then(|name| informers.nodes.cache().find("", name));
+        let Some(node) = node else { return Ok(Outcome::Done) };
+        match eviction(&pod, &node) {
+            Eviction::Never => {
+                if self.unschedule(key) {
+                    let message = format!("Cancelling deletion of Pod {key}");
+                    self.recorder.event(reference(&*pod), EventType::Normal, "TaintManagerEviction", message);
+                }
+                Ok(Outcome::Done)
+            }
+            Eviction::At(time) => {
+                let left = time.as_millisecond() - self.context.now().as_millisecond();
+                match u64::try_from(left) {
+                    Ok(left) if left > 0 => {
+                        self.schedule(key);
+                        Ok(Outcome::After(Duration::from_millis(left)))
+                    }
+                    _ => {
+                        self.unschedule(key);
+                        self.evict(key, &pod).await?;
+                        Ok(Outcome::Done)
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn node(taints: Value) -> Node {
+        serde_json::from_value(json!({"spec": {"taints": taints}})).unwrap()
+    }
+
+    fn pod(tolerations: Value) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"creationTimestamp": "1970-01-01T00:00:50Z"},
+            "spec": {"containers": [], "tolerations": tolerations}
+        }))
+        .unwrap()
+    }
+
+    fn unreachable() -> Value {
+        json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute",
+            "timeAdded": "1970-01-01T00:01:40Z"}])
+    }
+
+    #[test]
+    fn a_pod_leaves_when_its_tolerated_time_is_over() {
+        let five = json!([{"key": "node.kubernetes.io/unreachable", "operator": "Exists",
+            "effect": "NoExecute", "tolerationSeconds": 5}]);
+        let at = Timestamp::from_second(105).unwrap();
+        assert_eq!(eviction(&pod(five), &node(unreachable())), Eviction::At(at));
+    }
+
+    #[test]
+    fn a_pod_that_does_not_tolerate_leaves_at_once_and_one_that_does_stays() {
+        let at_once = Eviction::At(Timestamp::UNIX_EPOCH);
+        assert_eq!(eviction(&pod(json!([])), &node(unreachable())), at_once);
+        assert_eq!(eviction(&pod(json!([{"operator": "Exists"}])), &node(unreachable())), Eviction::Never);
+        let other = node(json!([{"key": "x", "effect": "NoSchedule"}]));
+        assert_eq!(eviction(&pod(json!([])), &other), Eviction::Never);
+    }
+}

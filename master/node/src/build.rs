@@ -1,0 +1,345 @@
+//! Puts a master together from its configuration and an `env`. Order matters:
+//! identity, consensus, API server and peer port, then what follows leadership.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use consensus::{Consensus, ConsensusConfig, MasterAddress};
+use kube::Client;
+use master_apiserver::settings::ClusterSettings as ApiSettings;
+use master_apiserver::{ApiServer, TlsIdentity, UserInfo};
+use master_client::Informers;
+use proto_env::grpc::incoming;
+use proto_env::{CancellationToken, Env, MASTERS_ORGANIZATION, TlsMaterial, TlsNetwork};
+use proto_wire::MESSAGE_LIMIT_BYTES;
+use proto_wire::cluster::admin_server::AdminServer;
+use proto_wire::cluster::join_server::JoinServer;
+use proto_wire::cluster::liveness_server::LivenessServer;
+use proto_wire::settings::ClusterSettings;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
+use tonic::transport::Server;
+
+use crate::admin::AdminService;
+use crate::config::{self, MasterConfig};
+use crate::identity::{self, Identity};
+use crate::join::JoinService;
+use crate::leader::Leader;
+use crate::liveness::Liveness;
+use crate::peer::LivenessService;
+use crate::pki::{self, ClusterKeys, Issued, KeyFiles, Subject};
+
+/// Names every API server answers to.
+const API_NAMES: [&str; 6] = [
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    "localhost",
+    "127.0.0.1",
+    // Peers and balancers address masters by this name in TLS.
+    "master",
+];
+
+/// Why a master cannot run; each text is one line.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration is refused.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// No identity.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    /// Certificates cannot be made.
+    #[error(transparent)]
+    Pki(#[from] pki::Error),
+    /// The peer network cannot be made.
+    #[error("certificates: {0}")]
+    PeerTls(#[from] proto_env::TlsError),
+    /// The replicated store cannot start.
+    #[error("store: {0}")]
+    Consensus(#[from] consensus::Error),
+    /// The API server cannot start.
+    #[error("API server: {0}")]
+    Api(#[from] master_apiserver::Error),
+    /// A port is taken.
+    #[error("listening on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The peer port has failed.
+    #[error("peer port: {0}")]
+    Peer(#[from] tonic::transport::Error),
+    /// The store has failed while running: the process must end, and be started again.
+    #[error("the store has failed: {0}")]
+    Failed(String),
+}
+
+/// A master, built but not running.
+pub struct Master {
+    config: MasterConfig,
+    settings: ClusterSettings,
+    consensus: Arc<Consensus>,
+    api: ApiServer,
+    keys: Arc<ClusterKeys>,
+    tls: TlsConnector,
+    env: Env,
+}
+
+/// Builds a master on the real machine.
+pub async fn build(config: MasterConfig, shutdown: CancellationToken) -> Result<Master, Error> {
+    config.validate()?;
+    let network = Arc::new(TlsNetwork::joining());
+    let env = Env::production(network.clone(), shutdown);
+    let identity = Identity::obtain(&config, &env).await?;
+    let issued = issue(&config, &identity, env.clock.now())?;
+    network.set_material(&TlsMaterial {
+        ca_pem: identity.keys.authority.certificate_pem().to_owned(),
+        certificate_pem: issued.peer.chain_pem,
+        key_pem: issued.peer.key_pem,
+    })?;
+    let consensus = start_consensus(&config, &identity, env.clone()).await?;
+    let keys = Arc::new(identity.keys);
+    let ca_pem = keys.authority.certificate_pem();
+    let api = ApiServer::new(
+        master_apiserver::Config {
+            consensus: consensus.clone(),
+            settings: api_settings(&identity.settings),
+            serving: tls_identity(issued.serving, ca_pem),
+            node_client: tls_identity(issued.node_client, ca_pem),
+            service_account_key_pem: keys.service_account_key_pem.clone(),
+            token_authenticators: Vec::new(),
+            advertise_address: config.api_address().to_string(),
+            limits: master_apiserver::Limits::default(),
+        },
+        &env,
+    )?;
+    let tls = trusting(keys.authority.certificate_pem())?;
+    Ok(Master { settings: identity.settings, config, consensus, api, keys, tls, env })
+}
+
+async fn start_consensus(
+    config: &MasterConfig,
+    identity: &Identity,
+    env: Env,
+) -> Result<Arc<Consensus>, Error> {
+    let consensus = Consensus::start(
+        ConsensusConfig {
+            node_id: identity.node_id,
+            cluster_id: identity.cluster_id.clone(),
+            address: MasterAddress {
+                name: config.name.clone(),
+                peer_address: config.peer_address().to_string(),
+                api_address: config.api_address().to_string(),
+            },
+            data_dir: config.data_dir.clone(),
+            data_key: *identity.keys.data_key,
+            heartbeat: Duration::from_millis(config.timers.heartbeat_ms),
+            election_min: Duration::from_millis(config.timers.election_min_ms),
+            election_max: Duration::from_millis(config.timers.election_max_ms),
+        },
+        env,
+    )
+    .await?;
+    if identity.founding {
+        consensus.initialize().await?;
+        identity.founded(&config.data_dir)?;
+        tracing::info!(cluster = identity.cluster_id, "a new cluster was created");
+    }
+    Ok(consensus)
+}
+
+/// The certificates of this master, made anew at every start: it has the CA.
+struct Certificates {
+    peer: Issued,
+    serving: Issued,
+    node_client: Issued,
+}
+
+fn issue(config: &MasterConfig, identity: &Identity, now: SystemTime) -> Result<Certificates, Error> {
+    let authority = &identity.keys.authority;
+    let settings = &identity.settings;
+    let mut names: Vec<String> = API_NAMES.iter().map(|n| (*n).to_owned()).collect();
+    names.push(format!("kubernetes.default.svc.{}", settings.cluster_domain));
+    names.push(config.name.clone());
+    names.push(config.advertise_address.to_string());
+    names.push(settings.api_service_address().to_string());
+    names.extend(settings.control_plane_endpoint.iter().map(|e| host_of(e)));
+    names.extend(config.tls_san.iter().cloned());
+    // Workers serve pods' `kubernetes.default` from the overlay; the name is checked there, not the address.
+    let certificates = Certificates {
+        peer: authority.issue(&Subject::new(&config.name, MASTERS_ORGANIZATION), &names, now.into())?,
+        serving: authority.issue(
+            &Subject::new("kube-apiserver", MASTERS_ORGANIZATION),
+            &names,
+            now.into(),
+        )?,
+        node_client: authority.issue(
+            &Subject::new("kube-apiserver-kubelet-client", "system:masters"),
+            &[],
+            now.into(),
+        )?,
+    };
+    KeyFiles::new(&config.data_dir).store_issued("apiserver", &certificates.serving)?;
+    Ok(certificates)
+}
+
+fn host_of(endpoint: &str) -> String {
+    endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host).trim_matches(['[', ']']).to_owned()
+}
+
+fn tls_identity(issued: Issued, ca_pem: &str) -> TlsIdentity {
+    TlsIdentity { certificate_pem: issued.chain_pem, key_pem: issued.key_pem, ca_pem: ca_pem.to_owned() }
+}
+
+fn trusting(ca_pem: &str) -> Result<TlsConnector, pki::Error> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in pki::files::certificates(ca_pem)? {
+        roots.add(certificate)?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config =
+        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()).into())
+}
+
+fn api_settings(settings: &ClusterSettings) -> ApiSettings {
+    ApiSettings {
+        service_cidr: settings.service_cidr.into(),
+        node_port_range: settings.node_port_range.0..=settings.node_port_range.1,
+        cluster_domain: settings.cluster_domain.clone(),
+        ..ApiSettings::default()
+    }
+}
+
+// === impl Master ===
+
+impl Master {
+    /// What all nodes agree on.
+    pub fn settings(&self) -> &ClusterSettings {
+        &self.settings
+    }
+
+    /// The configuration it was built from.
+    pub fn config(&self) -> &MasterConfig {
+        &self.config
+    }
+
+    /// A client of this master's own API for what runs beside it (service proxy).
+    pub fn client(&self) -> Client {
+        self.api.local_client(UserInfo::authenticated("system:kube-controller-manager", &[]), None)
+    }
+
+    /// The API addresses of all masters, as membership changes.
+    pub fn masters(&self) -> watch::Receiver<Vec<std::net::SocketAddr>> {
+        let (consensus, shutdown) = (self.consensus.clone(), self.env.shutdown.clone());
+        let addresses = |consensus: &Consensus| -> Vec<std::net::SocketAddr> {
+            consensus.members().iter().filter_map(|m| m.api_address.parse().ok()).collect()
+        };
+        let (sender, receiver) = watch::channel(addresses(&consensus));
+        tokio::spawn(async move {
+            let mut interval = tokio::time::interval(Duration::from_secs(1));
+            loop {
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return,
+                    _ = interval.tick() => {}
+                }
+                let now = addresses(&consensus);
+                sender.send_if_modified(|known| {
+                    let changed = *known != now;
+                    known.clone_from(&now);
+                    changed
+                });
+            }
+        });
+        receiver
+    }
+
+    /// Serves until shutdown, or until a part fails.
+    pub async fn run(self) -> Result<(), Error> {
+        let address = std::net::SocketAddr::new(self.config.bind_address, self.config.api_port);
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| Error::Listen { address: address.to_string(), source })?;
+        let peer = std::net::SocketAddr::new(self.config.bind_address, self.config.peer_port).to_string();
+        let peers =
+            self.env.network.listen(&peer).await.map_err(|source| Error::Listen { address: peer, source })?;
+        let liveness = Liveness::new(self.env.clock.clone());
+        let (healthy, masters) = watch::channel(vec![self.config.api_address()]);
+        let informers = Informers::start(self.client(), &self.env.shutdown);
+        let leader = Leader {
+            consensus: self.consensus.clone(),
+            api: self.api.clone(),
+            informers,
+            liveness: liveness.clone(),
+            controllers: self.controllers(masters),
+            healthy,
+            tls: self.tls.clone(),
+            timers: self.config.timers,
+            env: self.env.clone(),
+        };
+        let serve_peers = self.serve_peers(liveness, peers);
+        let serve_api = self.api.serve(listener);
+        let result = tokio::select! {
+            biased;
+            reason = self.consensus.failed() => Err(Error::Failed(reason)),
+            result = serve_peers => result,
+            result = serve_api => result.map_err(Error::from),
+            () = leader.run() => Ok(()),
+        };
+        self.env.shutdown.cancel();
+        self.consensus.shutdown().await;
+        result
+    }
+
+    fn controllers(&self, masters: watch::Receiver<Vec<std::net::SocketAddr>>) -> master_controllers::Config {
+        let api_service_ip = match self.settings.api_service_address() {
+            std::net::IpAddr::V4(address) => address,
+            std::net::IpAddr::V6(_) => std::net::Ipv4Addr::UNSPECIFIED,
+        };
+        master_controllers::Config {
+            cluster_ca: self.keys.authority.certificate_pem().to_owned(),
+            cluster_cidr: self.settings.pod_cidr,
+            node_cidr_prefix: 24,
+            api_service_ip,
+            dns_service_ip: self.settings.dns_address,
+            masters,
+            clock: self.env.clock.clone(),
+        }
+    }
+
+    async fn serve_peers(
+        &self,
+        liveness: Arc<Liveness>,
+        listener: Box<dyn proto_env::Listener>,
+    ) -> Result<(), Error> {
+        let join = JoinService {
+            consensus: self.consensus.clone(),
+            keys: self.keys.clone(),
+            settings: self.settings.clone(),
+            env: self.env.clone(),
+        };
+        let nodes = LivenessService {
+            consensus: self.consensus.clone(),
+            liveness,
+            keys: self.keys.clone(),
+            env: self.env.clone(),
+        };
+        let admin = AdminService { consensus: self.consensus.clone(), network: self.env.network.clone() };
+        Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(5)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+            .max_concurrent_streams(256)
+            .add_service(self.consensus.raft_service())
+            .add_service(JoinServer::new(join).max_decoding_message_size(MESSAGE_LIMIT_BYTES))
+            .add_service(LivenessServer::new(nodes))
+            .add_service(AdminServer::new(admin))
+            .serve_with_incoming_shutdown(incoming(listener), self.env.shutdown.clone().cancelled_owned())
+            .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,185 @@
+//! The typed configuration of a master. `ops/cli` fills it from `--config FILE`
+//! and flags; `build.rs` is its only reader.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use proto_wire::settings::ClusterSettings;
+use serde::{Deserialize, Serialize};
+
+/// Everything a master is started with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct MasterConfig {
+    /// The name of this master; its hostname by default.
+    pub name: String,
+    /// Where log, objects, certificates and keys lie.
+    pub data_dir: PathBuf,
+    /// The address the servers listen on.
+    pub bind_address: IpAddr,
+    /// The address others reach this master at.
+    pub advertise_address: IpAddr,
+    /// Port of the Kubernetes API.
+    pub api_port: u16,
+    /// Port of Raft, joining and node liveness.
+    pub peer_port: u16,
+    /// Create a new cluster. Only with an empty data directory.
+    pub init: bool,
+    /// Join the cluster that has masters at these `HOST:PORT` (peer port), tried in order.
+    pub join: Option<Vec<String>>,
+    /// The join token for masters.
+    pub token: Option<String>,
+    /// How many masters the cluster is meant to have: odd; 0 when not said.
+    pub masters: u32,
+    /// Names and addresses beyond the usual ones in the serving certificate.
+    pub tls_san: Vec<String>,
+    /// Cluster-wide settings; used at `--init` only, joiners receive them.
+    pub cluster: ClusterSettings,
+    /// Timers.
+    pub timers: Timers,
+}
+
+/// The timers that decide how fast failures are noticed.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Timers {
+    /// Raft heartbeat interval in milliseconds.
+    pub heartbeat_ms: u64,
+    /// Shortest election timeout in milliseconds.
+    pub election_min_ms: u64,
+    /// Longest election timeout in milliseconds.
+    pub election_max_ms: u64,
+    /// A node that has not beaten for this long is not ready, in milliseconds.
+    pub node_grace_ms: u64,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self { heartbeat_ms: 50, election_min_ms: 100, election_max_ms: 250, node_grace_ms: 4000 }
+    }
+}
+
+impl Timers {
+    /// The detection window of node liveness.
+    pub fn node_grace(&self) -> Duration {
+        Duration::from_millis(self.node_grace_ms)
+    }
+}
+
+impl Default for MasterConfig {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            data_dir: PathBuf::from("/var/lib/ephor/master"),
+            bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            advertise_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            api_port: 6443,
+            peer_port: 6444,
+            init: false,
+            join: None,
+            token: None,
+            masters: 0,
+            tls_san: Vec::new(),
+            cluster: ClusterSettings::default(),
+            timers: Timers::default(),
+        }
+    }
+}
+
+/// Why a configuration is refused; each text is one line and says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Quorums of even sets tolerate no more failures than the next smaller odd one.
+    #[error(
+        "{0} masters asked for: the number must be odd (1, 3, 5 or 7), because {0} masters survive no more \
+         failures than {fewer}", fewer = .0.saturating_sub(1)
+    )]
+    EvenMasters(u32),
+    /// Larger voter sets only slow every write down.
+    #[error("{0} masters asked for: at most 7 are supported")]
+    TooManyMasters(u32),
+    /// A master needs an address of its own.
+    #[error("no advertise address: give --advertise-address an address of this machine that others reach")]
+    NoAdvertiseAddress,
+    /// A node needs a name.
+    #[error("no name: give --name")]
+    NoName,
+    /// Both ways at once.
+    #[error("--init creates a cluster and --join enters one: give only one of them")]
+    InitAndJoin,
+    /// Joining needs a token.
+    #[error("--join needs --token (make one with `ephor token create --role master` on a running master)")]
+    JoinWithoutToken,
+    /// The shared settings contradict each other.
+    #[error(transparent)]
+    Settings(#[from] proto_wire::settings::Error),
+}
+
+impl MasterConfig {
+    /// Refuses what cannot work, before anything is touched.
+    pub fn validate(&self) -> Result<(), Error> {
+        if self.name.is_empty() {
+            return Err(Error::NoName);
+        }
+        if self.advertise_address.is_unspecified() {
+            return Err(Error::NoAdvertiseAddress);
+        }
+        if self.init && self.join.is_some() {
+            return Err(Error::InitAndJoin);
+        }
+        if self.join.is_some() && self.token.is_none() {
+            return Err(Error::JoinWithoutToken);
+        }
+        if self.masters != 0 && self.masters % 2 == 0 {
+            return Err(Error::EvenMasters(self.masters));
+        }
+        if self.masters > 7 {
+            return Err(Error::TooManyMasters(self.masters));
+        }
+        Ok(self.cluster.validate()?)
+    }
+
+    /// Where others reach the API of this master.
+    pub fn api_address(&self) -> SocketAddr {
+        SocketAddr::new(self.advertise_address, self.api_port)
+    }
+
+    /// Where others reach the peer port of this master.
+    pub fn peer_address(&self) -> SocketAddr {
+        SocketAddr::new(self.advertise_address, self.peer_port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn valid() -> MasterConfig {
+        MasterConfig {
+            name: "m1".into(),
+            advertise_address: Ipv4Addr::LOCALHOST.into(),
+            ..MasterConfig::default()
+        }
+    }
+
+    #[test]
+    fn an_even_number_of_masters_is_refused_with_the_reason() {
+        let error = MasterConfig { masters: 4, ..valid() }.validate().unwrap_err();
+        assert!(error.to_string().contains("survive no more failures than 3"), "{error}");
+    }
+
+    #[test]
+    fn odd_numbers_up_to_seven_are_accepted() {
+        for masters in [0, 1, 3, 5, 7] {
+            MasterConfig { masters, ..valid() }.validate().unwrap();
+        }
+        assert!(matches!(MasterConfig { masters: 9, ..valid() }.validate(), Err(Error::TooManyMasters(9))));
+    }
+
+    #[test]
+    fn joining_needs_a_token() {
+        let config = MasterConfig { join: Some(vec!["10.0.0.1:6444".into()]), ..valid() };
+        assert!(matches!(config.validate(), Err(Error::JoinWithoutToken)));
+    }
+}

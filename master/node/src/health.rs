@@ -1,0 +1,62 @@
+//! Which masters answer: the leader asks each one's `/readyz` over TLS and tells
+//! the controller that writes the endpoints of Service `default/kubernetes`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use consensus::Consensus;
+use futures::future::join_all;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+
+/// How often every master is asked.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// A master that takes longer than this is left out.
+const TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// Publishes the API addresses of the masters that answer until `shutdown`.
+pub async fn watch_masters(
+    consensus: Arc<Consensus>,
+    tls: TlsConnector,
+    healthy: watch::Sender<Vec<SocketAddr>>,
+    shutdown: CancellationToken,
+) {
+    let mut interval = tokio::time::interval(INTERVAL);
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            _ = interval.tick() => {}
+        }
+        let members = consensus.members();
+        let questions = members.iter().map(|member| {
+            let (tls, own) = (tls.clone(), member.id == consensus.node_id());
+            async move {
+                let address: SocketAddr = member.api_address.parse().ok()?;
+                let asked = async { own || ready(&tls, address).await.unwrap_or(false) };
+                tokio::time::timeout(TIMEOUT, asked).await.unwrap_or(false).then_some(address)
+            }
+        });
+        let mut answered: Vec<SocketAddr> = join_all(questions).await.into_iter().flatten().collect();
+        answered.sort_unstable();
+        healthy.send_if_modified(|known| {
+            let changed = *known != answered;
+            known.clone_from(&answered);
+            changed
+        });
+    }
+}
+
+/// Asks `/readyz`; the health paths need no credentials.
+async fn ready(tls: &TlsConnector, address: SocketAddr) -> std::io::Result<bool> {
+    let stream = TcpStream::connect(address).await?;
+    let mut stream = tls.connect(address.ip().into(), stream).await?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: master\r\nConnection: close\r\n\r\n").await?;
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await?;
+    Ok(&head == b"HTTP/1.1 200")
+}

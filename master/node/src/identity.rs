@@ -1,0 +1,197 @@
+//! Who this master is: its place in a cluster, made by `--init`, got by
+//! `--join`, or read back from the data directory. Only `--init` creates a
+//! cluster; an empty directory with neither refuses to start, so that a master
+//! whose disk was replaced cannot found a second cluster by mistake.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use consensus::NodeId;
+use proto_env::grpc::{ChannelOptions, channel};
+use proto_env::{Env, MASTERS_ORGANIZATION, Purpose, TlsNetwork};
+use proto_wire::cluster::JoinMasterRequest;
+use proto_wire::cluster::JoinMasterResponse;
+use proto_wire::cluster::join_client::JoinClient;
+use proto_wire::settings::{self, ClusterSettings};
+use proto_wire::token::{self, JoinToken};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::config::MasterConfig;
+use crate::pki::files::write_private;
+use crate::pki::{self, Authority, ClusterKeys, KeyFiles};
+
+/// How long one master may take to let this one in.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The id of the master that makes a cluster.
+const FIRST_ID: NodeId = 1;
+
+/// What a master is in its cluster.
+pub struct Identity {
+    /// Its id, from the log.
+    pub node_id: NodeId,
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// What all nodes agree on.
+    pub settings: ClusterSettings,
+    /// The cluster's keys.
+    pub keys: ClusterKeys,
+    /// This start makes the cluster.
+    pub founding: bool,
+}
+
+/// `DATA/node.json`: written last, so that its presence means the rest is there.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    node_id: NodeId,
+    cluster_id: String,
+    /// The store of a founder is made after this is written; until it is, `--init` may go on.
+    initialized: bool,
+    settings: String,
+}
+
+/// Why a master has no identity; each text is one line and says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Neither data nor a way to get some.
+    #[error(
+        "{0} is empty: give --init to create a new cluster, or --join HOST:PORT --token TOKEN to enter one"
+    )]
+    Empty(PathBuf),
+    /// Keys cannot be made or read.
+    #[error(transparent)]
+    Pki(#[from] pki::Error),
+    /// The token does not parse.
+    #[error("the token is malformed: {0}")]
+    Token(#[from] token::Error),
+    /// No master let this one in.
+    #[error("joining failed: {0}")]
+    Refused(String),
+    /// A file is not what was written.
+    #[error("{0} is damaged: remove the data directory and join again")]
+    Damaged(PathBuf),
+    /// A file cannot be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Settings contradict each other.
+    #[error(transparent)]
+    Settings(#[from] settings::Error),
+    /// The channel cannot be made.
+    #[error("channel: {0}")]
+    Channel(#[from] tonic::transport::Error),
+    /// The answer of the master that was asked makes no sense.
+    #[error("the answer to the join is malformed: {0}")]
+    Answer(&'static str),
+}
+
+impl Identity {
+    /// Reads, makes or joins. `random` and `clock` come from the machine: nothing
+    /// replicated depends on them.
+    pub async fn obtain(config: &MasterConfig, env: &Env) -> Result<Self, Error> {
+        let path = config.data_dir.join("node.json");
+        match std::fs::read(&path) {
+            Ok(bytes) => {
+                if config.init || config.join.is_some() {
+                    tracing::info!("this master is in a cluster already: --init and --join change nothing");
+                }
+                return Self::load(config, &bytes, path);
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::File { path, source }),
+        }
+        let identity = match (&config.join, &config.token) {
+            _ if config.init => Self::found(config, env)?,
+            (Some(addresses), Some(token)) => join(config, addresses, &token.parse()?).await?,
+            _ => return Err(Error::Empty(config.data_dir.clone())),
+        };
+        KeyFiles::new(&config.data_dir).store(&identity.keys)?;
+        identity.store(&config.data_dir, !identity.founding)?;
+        Ok(identity)
+    }
+
+    /// A founder's store is there now: from here on this is an ordinary master.
+    pub fn founded(&self, data_dir: &Path) -> Result<(), Error> {
+        self.store(data_dir, true)
+    }
+
+    fn load(config: &MasterConfig, bytes: &[u8], path: PathBuf) -> Result<Self, Error> {
+        let record: Record = serde_json::from_slice(bytes).map_err(|_| Error::Damaged(path.clone()))?;
+        Ok(Self {
+            node_id: record.node_id,
+            cluster_id: record.cluster_id,
+            settings: ClusterSettings::from_json(&record.settings)?,
+            keys: KeyFiles::new(&config.data_dir).load()?.ok_or(Error::Damaged(path))?,
+            founding: !record.initialized,
+        })
+    }
+
+    fn found(config: &MasterConfig, env: &Env) -> Result<Self, Error> {
+        let mut id = [0; 16];
+        env.random.fill(&mut id);
+        let cluster_id = uuid::Builder::from_random_bytes(id).into_uuid().to_string();
+        let now = env.clock.now().into();
+        let keys = ClusterKeys::create(&cluster_id, now, |bytes| env.random.fill(bytes))?;
+        let settings = config.cluster.clone();
+        Ok(Self { node_id: FIRST_ID, cluster_id, settings, keys, founding: true })
+    }
+
+    fn store(&self, data_dir: &Path, initialized: bool) -> Result<(), Error> {
+        let record = Record {
+            node_id: self.node_id,
+            cluster_id: self.cluster_id.clone(),
+            initialized,
+            settings: self.settings.to_json(),
+        };
+        let path = data_dir.join("node.json");
+        let bytes = serde_json::to_vec_pretty(&record).map_err(|_| Error::Damaged(path.clone()))?;
+        write_private(&path, &bytes).map_err(|source| Error::File { path, source })
+    }
+
+    fn joined(answer: JoinMasterResponse) -> Result<Self, Error> {
+        let data_key = <[u8; 32]>::try_from(&answer.data_key[..]).map_err(|_| Error::Answer("data key"))?;
+        Ok(Self {
+            node_id: answer.node_id,
+            cluster_id: answer.cluster_id,
+            settings: ClusterSettings::from_json(&answer.cluster_config_json)?,
+            keys: ClusterKeys {
+                authority: Authority::load(answer.ca_certificate_pem, answer.ca_key_pem)?,
+                service_account_key_pem: answer.service_account_key_pem,
+                data_key: Zeroizing::new(data_key),
+            },
+            founding: false,
+        })
+    }
+}
+
+async fn join(config: &MasterConfig, addresses: &[String], token: &JoinToken) -> Result<Identity, Error> {
+    let network = Arc::new(TlsNetwork::joining());
+    let mut refusals = Vec::new();
+    for address in addresses {
+        let options = ChannelOptions {
+            purpose: Purpose::Join { ca_sha256: token.ca_hash },
+            organization: Some(MASTERS_ORGANIZATION),
+            connect_timeout: CONNECT_TIMEOUT,
+        };
+        let mut request = tonic::Request::new(JoinMasterRequest {
+            token: token.to_string(),
+            name: config.name.clone(),
+            peer_address: config.peer_address().to_string(),
+            api_address: config.api_address().to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            expected_masters: config.masters,
+        });
+        request.set_timeout(JOIN_TIMEOUT);
+        match JoinClient::new(channel(network.clone(), address, options)?).join_master(request).await {
+            Ok(answer) => return Identity::joined(answer.into_inner()),
+            Err(status) => refusals.push(format!("{address}: {}", status.message())),
+        }
+    }
+    Err(Error::Refused(refusals.join("; ")))
+}

@@ -1,0 +1,28 @@
+//! Wires a master from its configuration and an `env`: keys, consensus, API
+//! server, peer port, and what runs while it leads. `ops/cli` calls [`build`]
+//! and runs what it returns; the simulation does the same with another `env`.
+//!
+//! | file | does |
+//! | --- | --- |
+//! | `config.rs` | the typed configuration |
+//! | `identity.rs` | `--init` and `--join`: keys, node id, cluster settings |
+//! | `build.rs` | puts the parts together |
+//! | `leader.rs` | starts and stops what leads |
+//! | `liveness.rs`, `health.rs` | which nodes beat, which masters answer |
+//! | `peer.rs`, `join.rs`, `admin.rs` | the services of the peer port |
+//! | `pki/`, `tokens.rs` | certificates and join tokens |
+
+pub mod admin;
+mod build;
+pub mod config;
+mod health;
+mod identity;
+mod join;
+mod leader;
+mod liveness;
+mod members;
+mod peer;
+pub mod pki;
+pub mod tokens;
+
+pub use build::{Error, Master, build};

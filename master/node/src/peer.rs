@@ -1,0 +1,129 @@
+//! The peer port: Raft, joining, node liveness and administration on one
+//! listener. Each service checks who calls: Raft masters only, Liveness nodes,
+//! Admin `system:masters`, Join whoever has a token.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use consensus::Consensus;
+use futures::{Stream, StreamExt};
+use proto_env::grpc::PeerInfo;
+use proto_env::{Env, MASTERS_ORGANIZATION};
+use proto_wire::cluster::liveness_server::Liveness as LivenessApi;
+use proto_wire::cluster::{BeatAck, NodeBeat, RenewCertificateRequest, RenewCertificateResponse};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::join::sign_node;
+use crate::liveness::Liveness;
+use crate::members::wire_members;
+use crate::pki::ClusterKeys;
+
+/// Acknowledgements on their way to one node.
+const ACKS_MAX: usize = 8;
+/// A stream without a beat for this long is closed.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Who called, by its certificate.
+fn caller<T>(request: &Request<T>) -> Option<&PeerInfo> {
+    request.extensions().get::<PeerInfo>()
+}
+
+/// The name of the node that called; nobody else may use the node services.
+fn node_name<T>(request: &Request<T>) -> Result<String, Status> {
+    let identity = caller(request).and_then(|p| p.identity.as_ref());
+    identity
+        .filter(|i| i.in_organization("system:nodes"))
+        .and_then(|i| i.common_name.strip_prefix("system:node:"))
+        .map(str::to_owned)
+        .ok_or_else(|| Status::unauthenticated("a node certificate is needed"))
+}
+
+/// Refuses everybody but operators and masters.
+pub fn require_operator<T>(request: &Request<T>) -> Result<(), Status> {
+    let allowed = caller(request)
+        .is_some_and(|p| p.in_organization("system:masters") || p.in_organization(MASTERS_ORGANIZATION));
+    if allowed { Ok(()) } else { Err(Status::permission_denied("only system:masters may ask this")) }
+}
+
+/// Takes beats from nodes.
+pub struct LivenessService {
+    /// Who leads, and who the members are.
+    pub consensus: Arc<Consensus>,
+    /// Where beats end.
+    pub liveness: Arc<Liveness>,
+    /// Signs renewed certificates.
+    pub keys: Arc<ClusterKeys>,
+    /// Time and shutdown.
+    pub env: Env,
+}
+
+impl LivenessService {
+    fn ack(consensus: &Consensus, sequence: u64) -> BeatAck {
+        let leadership = consensus.leadership().borrow().clone();
+        let members = wire_members(consensus);
+        let leader = members.iter().find(|m| Some(m.id) == leadership.leader);
+        BeatAck {
+            sequence,
+            term: leadership.term,
+            leader_peer_address: leader.map(|m| m.peer_address.clone()).unwrap_or_default(),
+            leading: leadership.leading,
+            members,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl LivenessApi for LivenessService {
+    type BeatStream = Pin<Box<dyn Stream<Item = Result<BeatAck, Status>> + Send>>;
+
+    async fn beat(
+        &self,
+        request: Request<Streaming<NodeBeat>>,
+    ) -> Result<Response<Self::BeatStream>, Status> {
+        let name = node_name(&request)?;
+        let mut beats = request.into_inner();
+        let (sender, receiver) = mpsc::channel(ACKS_MAX);
+        let (consensus, liveness) = (self.consensus.clone(), self.liveness.clone());
+        let shutdown = self.env.shutdown.clone();
+        tokio::spawn(async move {
+            loop {
+                let next = tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return,
+                    next = tokio::time::timeout(STREAM_TIMEOUT, beats.next()) => next,
+                };
+                let Ok(Some(Ok(beat))) = next else { return };
+                let ack = Self::ack(&consensus, beat.sequence);
+                // A follower's memory of beats would only mislead it later.
+                if ack.leading {
+                    liveness.beat(&name, beat.ready, &beat.reason);
+                }
+                if sender.send(Ok(ack)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn renew_certificate(
+        &self,
+        request: Request<RenewCertificateRequest>,
+    ) -> Result<Response<RenewCertificateResponse>, Status> {
+        let name = node_name(&request)?;
+        let remote = caller(&request).map(|p| p.remote.ip().to_string());
+        let request = request.into_inner();
+        let names: Vec<String> = std::iter::once(name.clone()).chain(remote).collect();
+        let now = self.env.clock.now();
+        let (certificate, serving) =
+            sign_node(&self.keys, &name, &request.csr_pem, &request.serving_csr_pem, &names, now)?;
+        tracing::info!(node = name, "a node's certificates were renewed");
+        Ok(Response::new(RenewCertificateResponse {
+            certificate_pem: certificate,
+            serving_certificate_pem: serving,
+        }))
+    }
+}

@@ -1,0 +1,149 @@
+//! `DATA/pki`: how the cluster's keys lie on a master's disk.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rcgen::KeyPair;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use super::{Authority, Error, Issued};
+
+const CA_CERTIFICATE: &str = "ca.crt";
+const CA_KEY: &str = "ca.key";
+const SERVICE_ACCOUNT_KEY: &str = "sa.key";
+const DATA_KEY: &str = "data.key";
+
+/// What all masters of a cluster share and nobody else has.
+pub struct ClusterKeys {
+    /// The CA.
+    pub authority: Authority,
+    /// Signs ServiceAccount tokens: ECDSA P-256, PKCS#8 PEM.
+    pub service_account_key_pem: String,
+    /// Encrypts what lies on disk.
+    pub data_key: Zeroizing<[u8; 32]>,
+}
+
+impl ClusterKeys {
+    /// New keys for a new cluster. `random` fills the data key.
+    pub fn create(
+        cluster_id: &str,
+        now: OffsetDateTime,
+        random: impl FnOnce(&mut [u8]),
+    ) -> Result<Self, Error> {
+        let mut data_key = Zeroizing::new([0; 32]);
+        random(&mut data_key[..]);
+        Ok(Self {
+            authority: Authority::create(cluster_id, now)?,
+            service_account_key_pem: KeyPair::generate()?.serialize_pem(),
+            data_key,
+        })
+    }
+}
+
+/// The directory the keys lie in.
+pub struct KeyFiles {
+    directory: PathBuf,
+}
+
+impl KeyFiles {
+    /// `DATA/pki`.
+    pub fn new(data_dir: &Path) -> Self {
+        Self { directory: data_dir.join("pki") }
+    }
+
+    /// Reads the keys; `None` when this master has none yet.
+    pub fn load(&self) -> Result<Option<ClusterKeys>, Error> {
+        if !self.path(CA_CERTIFICATE).exists() {
+            return Ok(None);
+        }
+        let authority = Authority::load(self.read(CA_CERTIFICATE)?, self.read(CA_KEY)?)?;
+        let path = self.path(DATA_KEY);
+        let bytes = Zeroizing::new(fs::read(&path).map_err(|source| Error::File { path, source })?);
+        let data_key = <[u8; 32]>::try_from(&bytes[..]).map_err(|_| Error::Pem("data.key"))?;
+        Ok(Some(ClusterKeys {
+            authority,
+            service_account_key_pem: self.read(SERVICE_ACCOUNT_KEY)?,
+            data_key: Zeroizing::new(data_key),
+        }))
+    }
+
+    /// Writes the keys; the CA certificate last, since [`Self::load`] looks for it.
+    pub fn store(&self, keys: &ClusterKeys) -> Result<(), Error> {
+        self.write(CA_KEY, keys.authority.key_pem().as_bytes())?;
+        self.write(SERVICE_ACCOUNT_KEY, keys.service_account_key_pem.as_bytes())?;
+        self.write(DATA_KEY, &keys.data_key[..])?;
+        self.write(CA_CERTIFICATE, keys.authority.certificate_pem().as_bytes())
+    }
+
+    /// Writes a certificate with its key as `NAME.crt` and `NAME.key`, for operators and tools.
+    pub fn store_issued(&self, name: &str, issued: &Issued) -> Result<(), Error> {
+        self.write(&format!("{name}.key"), issued.key_pem.as_bytes())?;
+        self.write(&format!("{name}.crt"), issued.chain_pem.as_bytes())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    fn read(&self, name: &str) -> Result<String, Error> {
+        let path = self.path(name);
+        fs::read_to_string(&path).map_err(|source| Error::File { path, source })
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let path = self.path(name);
+        write_private(&path, bytes).map_err(|source| Error::File { path, source })
+    }
+}
+
+/// Writes a file only its owner can read, durably and all at once.
+pub fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    // The parent of a bare file name is the empty path.
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let temporary = path.with_extension("tmp");
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    fs::File::open(directory)?.sync_all()
+}
+
+/// A PEM chain as rustls wants it.
+pub fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
+    CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| Error::Pem("certificate chain"))
+}
+
+/// A PEM private key as rustls wants it.
+pub fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>, Error> {
+    PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| Error::Pem("private key"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn keys_read_back_as_written_and_only_for_their_owner() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = KeyFiles::new(directory.path());
+        assert!(files.load().unwrap().is_none());
+        let keys = ClusterKeys::create("c", OffsetDateTime::now_utc(), |b| b.fill(7)).unwrap();
+        files.store(&keys).unwrap();
+        let read = files.load().unwrap().unwrap();
+        assert_eq!(*read.data_key, [7; 32]);
+        assert_eq!(read.authority.certificate_pem(), keys.authority.certificate_pem());
+        let mode = fs::metadata(directory.path().join("pki/ca.key")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}

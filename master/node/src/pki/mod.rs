@@ -1,0 +1,31 @@
+//! The cluster's keys and certificates: made once at `--init`, handed over at
+//! join, kept in `DATA/pki` (0600) on every master and never in the object
+//! store. `authority.rs` signs, `files.rs` keeps; `build.rs` and `join.rs` call.
+
+pub mod authority;
+pub mod files;
+
+pub use authority::{Authority, Issued, Subject};
+pub use files::{ClusterKeys, KeyFiles};
+
+/// Why keys or certificates cannot be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A key or certificate is malformed.
+    #[error("certificate: {0}")]
+    Certificate(#[from] rcgen::Error),
+    /// A file cannot be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// PEM that does not parse.
+    #[error("{0} is not PEM of the expected kind")]
+    Pem(&'static str),
+    /// TLS refuses the material.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}

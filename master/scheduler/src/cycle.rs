@@ -1,0 +1,117 @@
+//! One scheduling decision: which nodes a pod fits, which of those is best, and if none, why. Pure over a locked
+//! snapshot; called by `lib.rs` for one pod at a time.
+
+use std::collections::BTreeMap;
+
+use crate::plugins::{Cycle, FILTERS, NodeFilter, Rejection, SCORES};
+use crate::snapshot::NodeInfo;
+
+/// Clusters up to this size are looked at whole.
+const ALL_NODES: usize = 100;
+
+/// Why no node would do.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unfit {
+    /// Nodes in the cluster.
+    pub nodes: usize,
+    /// How many nodes gave each reason.
+    pub reasons: BTreeMap<String, usize>,
+    /// Nodes where removing pods could help.
+    pub resolvable: usize,
+    /// Whether the pod would let others be removed at all.
+    pub may_preempt: bool,
+}
+
+impl Unfit {
+    /// Kubernetes' message of the PodScheduled condition and the FailedScheduling event.
+    pub fn message(&self) -> String {
+        if self.nodes == 0 {
+            return "no nodes available to schedule pods".to_owned();
+        }
+        let counted = |reasons: &BTreeMap<String, usize>| {
+            let mut parts: Vec<_> =
+                reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+            parts.sort();
+            parts.join(", ")
+        };
+        let head = format!("0/{} nodes are available", self.nodes);
+        let preemption = if self.may_preempt {
+            let mut reasons = BTreeMap::new();
+            if self.resolvable > 0 {
+                reasons.insert("No preemption victims found for incoming pod".to_owned(), self.resolvable);
+            }
+            if self.nodes > self.resolvable {
+                let reason = "Preemption is not helpful for scheduling".to_owned();
+                reasons.insert(reason, self.nodes - self.resolvable);
+            }
+            format!("{head}: {}.", counted(&reasons))
+        } else {
+            "not eligible due to preemptionPolicy=Never.".to_owned()
+        };
+        format!("{head}: {}. preemption: {preemption}", counted(&self.reasons))
+    }
+}
+
+/// The name of the best node for the pod. `turn` grows with every call: it decides where the search begins in big
+/// clusters and who wins among equals.
+pub(crate) fn schedule(cycle: &Cycle<'_>, turn: usize) -> Result<String, Unfit> {
+    let nodes: Vec<&NodeInfo> = cycle.snapshot.nodes().collect();
+    let filters: Vec<NodeFilter<'_>> = FILTERS.iter().filter_map(|filter| filter.prepare(cycle)).collect();
+    let policy = cycle.pod.pod.spec.as_ref().and_then(|spec| spec.preemption_policy.as_deref());
+    let mut unfit = Unfit { nodes: nodes.len(), may_preempt: policy != Some("Never"), ..Unfit::default() };
+    let wanted = feasible_wanted(nodes.len());
+    let mut feasible = Vec::new();
+    for offset in 0..nodes.len() {
+        let info = nodes[(turn + offset) % nodes.len()];
+        match filters.iter().find_map(|filter| filter(info)) {
+            None => feasible.push(info),
+            Some(rejection) => unfit.count(rejection),
+        }
+        if feasible.len() >= wanted {
+            break;
+        }
+    }
+    match feasible.as_slice() {
+        [] => Err(unfit),
+        [only] => Ok(only.name.clone()),
+        several => Ok(best(cycle, several)),
+    }
+}
+
+impl Unfit {
+    fn count(&mut self, rejection: Rejection) {
+        for reason in rejection.reasons {
+            *self.reasons.entry(reason).or_default() += 1;
+        }
+        self.resolvable += usize::from(!rejection.unresolvable);
+    }
+}
+
+/// How many fitting nodes are enough to choose among: all of a small cluster, a falling share of a big one.
+fn feasible_wanted(nodes: usize) -> usize {
+    if nodes <= ALL_NODES {
+        return nodes.max(1);
+    }
+    let percent = 50_usize.saturating_sub(nodes / 125).max(5);
+    (nodes * percent / 100).max(ALL_NODES)
+}
+
+/// The highest score; among equals the first in the order of the search, which begins elsewhere every time.
+fn best(cycle: &Cycle<'_>, nodes: &[&NodeInfo]) -> String {
+    let mut totals = vec![0_i64; nodes.len()];
+    for plugin in SCORES {
+        let Some(score) = plugin.prepare(cycle, nodes) else { continue };
+        let mut scores: Vec<i64> = nodes.iter().map(|info| score(info)).collect();
+        plugin.normalize(&mut scores);
+        for (total, score) in totals.iter_mut().zip(scores) {
+            *total += plugin.weight() * score;
+        }
+    }
+    let mut winner = 0;
+    for (position, total) in totals.iter().enumerate() {
+        if *total > totals[winner] {
+            winner = position;
+        }
+    }
+    nodes[winner].name.clone()
+}

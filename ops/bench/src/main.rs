@@ -1,0 +1,87 @@
+//! `ephor-bench`: Ephor side by side with what it is measured against, in one
+//! run on one machine; it prints ratios. `store` compares the replicated store
+//! with a real 3-member etcd, `api` two API servers, `log` the candidates for
+//! the log of the consensus.
+
+mod api;
+mod etcd;
+mod log;
+mod member;
+mod pki;
+mod store;
+mod timing;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "ephor-bench", about, version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Durable writes through three Ephor stores and through three etcd members.
+    Store {
+        /// The etcd binary; without one Ephor is measured alone.
+        #[arg(long, env = "ETCD_BIN")]
+        etcd: Option<PathBuf>,
+        /// Where the data lies; both on the same disk.
+        #[arg(long, default_value = "/var/tmp")]
+        directory: PathBuf,
+        /// How long each line is measured.
+        #[arg(long, default_value = "5", value_name = "SECONDS")]
+        seconds: u64,
+        /// Bytes of a value.
+        #[arg(long, default_value = "1024")]
+        value_bytes: usize,
+    },
+    /// Create, get and list through two API servers.
+    Api {
+        /// Ephor's kubeconfig.
+        #[arg(long)]
+        kubeconfig: PathBuf,
+        /// The stock cluster's; without one Ephor is measured alone.
+        #[arg(long)]
+        stock_kubeconfig: Option<PathBuf>,
+        /// How long each line is measured.
+        #[arg(long, default_value = "5", value_name = "SECONDS")]
+        seconds: u64,
+        /// Pods listed.
+        #[arg(long, default_value = "1000")]
+        pods: usize,
+    },
+    /// The log of the consensus beside the raft-log crate and sled.
+    Log {
+        /// Where the data lies.
+        #[arg(long, default_value = "/var/tmp")]
+        directory: PathBuf,
+        /// How long each line is measured.
+        #[arg(long, default_value = "3", value_name = "SECONDS")]
+        seconds: u64,
+    },
+    /// One Ephor store, as `store` starts it.
+    #[command(hide = true)]
+    Member(member::Arguments),
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let span = Duration::from_secs;
+    match Arguments::parse().command {
+        Command::Store { etcd, directory, seconds, value_bytes } => {
+            store::run(etcd, &directory, span(seconds), value_bytes).await
+        }
+        Command::Api { kubeconfig, stock_kubeconfig, seconds, pods } => {
+            api::run(&kubeconfig, stock_kubeconfig.as_deref(), span(seconds), pods).await
+        }
+        Command::Log { directory, seconds } => {
+            tokio::task::spawn_blocking(move || log::run(&directory, span(seconds))).await?
+        }
+        Command::Member(arguments) => member::run(arguments).await,
+    }
+}

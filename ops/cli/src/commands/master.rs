@@ -1,0 +1,151 @@
+//! `ephor master`: fills the configuration and runs a master until it is asked
+//! to end. The master's own overlay and service proxy are started here, since
+//! only this crate knows both sides.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use clap::Args;
+use ipnet::Ipv4Net;
+use master_node::Master;
+use master_node::config::MasterConfig;
+use tokio_util::sync::CancellationToken;
+use worker_network::{Network, NetworkConfig};
+
+use crate::config_file::{self, set};
+use crate::logging::{self, Format};
+use crate::signals;
+
+/// Flags of `ephor master`; see [`MasterConfig`] for what they mean.
+#[derive(Debug, Args)]
+pub struct MasterArgs {
+    /// A YAML file with the configuration; flags override it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the effective configuration and end
+    #[arg(long)]
+    print_config: bool,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    log_format: Format,
+    /// Create a new cluster (only with an empty data directory)
+    #[arg(long, conflicts_with = "join")]
+    init: bool,
+    /// Join the cluster that has a master at HOST:PORT (peer port, 6444); several are tried in order
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    join: Option<Vec<String>>,
+    /// The join token (`ephor token create --role master`)
+    #[arg(long, env = "EPHOR_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// How many masters the cluster is meant to have: 1, 3, 5 or 7
+    #[arg(long)]
+    masters: Option<u32>,
+    /// The name of this master [default: the hostname]
+    #[arg(long)]
+    name: Option<String>,
+    /// Where log, objects and keys lie
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// The address the servers listen on
+    #[arg(long)]
+    bind_address: Option<IpAddr>,
+    /// The address others reach this master at
+    #[arg(long)]
+    advertise_address: Option<IpAddr>,
+    /// Port of the Kubernetes API
+    #[arg(long)]
+    api_port: Option<u16>,
+    /// Port of Raft, joining and node liveness
+    #[arg(long)]
+    peer_port: Option<u16>,
+    /// Another name or address for the serving certificate; may be repeated
+    #[arg(long = "tls-san", value_name = "NAME")]
+    tls_san: Vec<String>,
+    /// HOST:PORT of an external balancer in front of the masters (with --init)
+    #[arg(long, value_name = "HOST:PORT")]
+    control_plane_endpoint: Option<String>,
+    /// Pod addresses (with --init)
+    #[arg(long)]
+    pod_cidr: Option<Ipv4Net>,
+    /// ClusterIPs (with --init)
+    #[arg(long)]
+    service_cidr: Option<Ipv4Net>,
+}
+
+impl MasterArgs {
+    fn into_config(self) -> Result<MasterConfig> {
+        let mut config: MasterConfig = config_file::load(self.config.as_deref())?;
+        config.init |= self.init;
+        if self.join.is_some() {
+            config.join = self.join;
+        }
+        if self.token.is_some() {
+            config.token = self.token;
+        }
+        set(&mut config.masters, self.masters);
+        set(&mut config.name, self.name);
+        set(&mut config.data_dir, self.data_dir);
+        set(&mut config.bind_address, self.bind_address);
+        set(&mut config.advertise_address, self.advertise_address);
+        set(&mut config.api_port, self.api_port);
+        set(&mut config.peer_port, self.peer_port);
+        config.tls_san.extend(self.tls_san);
+        set(&mut config.cluster.pod_cidr, self.pod_cidr);
+        set(&mut config.cluster.service_cidr, self.service_cidr);
+        if self.control_plane_endpoint.is_some() {
+            config.cluster.control_plane_endpoint = self.control_plane_endpoint;
+        }
+        if config.name.is_empty() {
+            config.name = config_file::hostname();
+        }
+        Ok(config)
+    }
+}
+
+/// Runs `ephor master`.
+pub async fn run(arguments: MasterArgs) -> Result<()> {
+    let (print, format) = (arguments.print_config, arguments.log_format);
+    let mut config = arguments.into_config()?;
+    if print {
+        config.token = config.token.map(|_| "<hidden>".into());
+        return config_file::print(&config);
+    }
+    config.validate()?;
+    logging::init(format);
+    let shutdown = CancellationToken::new();
+    signals::cancel_on_termination(shutdown.clone())?;
+    let master = master_node::build(config, shutdown.clone()).await?;
+    let network = start_network(&master, shutdown.clone()).await;
+    let result = master.run().await;
+    shutdown.cancel();
+    if let Some(network) = network {
+        network.stopped().await;
+    }
+    Ok(result?)
+}
+
+/// The overlay and the service proxy of a master: through them its API server
+/// reaches pods and services. Without root it serves all the same, without them.
+async fn start_network(master: &Master, shutdown: CancellationToken) -> Option<Arc<Network>> {
+    let (config, settings) = (master.config(), master.settings());
+    let IpAddr::V4(address) = config.advertise_address else {
+        tracing::warn!("no IPv4 address: this master does not reach pods");
+        return None;
+    };
+    let mut network =
+        NetworkConfig::new(&config.name, address, config.data_dir.join("network")).without_pods();
+    network.cluster_cidr = settings.pod_cidr;
+    network.service_cidr = settings.service_cidr;
+    network.overlay.vni = settings.vxlan_id;
+    network.overlay.port = settings.vxlan_port;
+    network.dns = None;
+    match Network::start(network, master.client(), master.masters(), None, shutdown).await {
+        Ok(network) => Some(network),
+        Err(error) => {
+            tracing::warn!(%error, "no overlay: this master does not reach pods and services");
+            None
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! `ephor members`: who the masters are, and taking one out.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use proto_wire::cluster::{Member, MembersRequest, RemoveMemberRequest};
+
+use crate::admin;
+
+/// List the masters, or remove one
+#[derive(Debug, Args)]
+pub struct MembersArgs {
+    /// The kubeconfig to use [default: $KUBECONFIG, or the one of this machine]
+    #[arg(long, global = true)]
+    kubeconfig: Option<PathBuf>,
+    /// The peer address (HOST:PORT) of a master to ask [default: found through the API]
+    #[arg(long, global = true)]
+    address: Option<String>,
+    #[command(subcommand)]
+    command: Option<MembersCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+enum MembersCommand {
+    /// List the masters (the default)
+    List,
+    /// Take a master out of the cluster
+    Remove {
+        /// Its id, as the list shows it
+        id: u64,
+    },
+}
+
+/// Runs `ephor members`.
+pub async fn run(arguments: MembersArgs) -> Result<()> {
+    let kubeconfig = arguments.kubeconfig.unwrap_or_else(crate::kubeconfig::default_path);
+    let mut master = admin::any(&kubeconfig, arguments.address.as_deref()).await?;
+    match arguments.command {
+        Some(MembersCommand::Remove { id }) => {
+            let request = admin::with_deadline(RemoveMemberRequest { id });
+            master.remove_member(request).await.map_err(|s| anyhow::anyhow!("{}", s.message()))?;
+            println!("member {id} removed");
+        }
+        Some(MembersCommand::List) | None => {
+            let answer = master.members(admin::with_deadline(MembersRequest {})).await?.into_inner();
+            println!("{:<4} {:<16} {:<22} {:<22} ROLE", "ID", "NAME", "PEER", "API");
+            for member in &answer.members {
+                let (id, role) = (member.id, role_of(member));
+                println!(
+                    "{id:<4} {:<16} {:<22} {:<22} {role}",
+                    member.name, member.peer_address, member.api_address
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a member is, in words.
+pub fn role_of(member: &Member) -> &'static str {
+    match (member.leader, member.voter, member.waiting) {
+        (true, ..) => "leader",
+        (_, true, _) => "voter",
+        (_, _, true) => "learner (waiting for one more master)",
+        _ => "learner",
+    }
+}

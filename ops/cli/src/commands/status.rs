@@ -1,0 +1,77 @@
+//! `ephor status`: how every master is; `--digest` compares their states at one
+//! revision and fails when they differ.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use proto_wire::cluster::{MasterStatus, StatusRequest};
+
+use super::members::role_of;
+use crate::admin;
+
+/// Show the state of every master
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The kubeconfig to use [default: $KUBECONFIG, or the one of this machine]
+    #[arg(long)]
+    kubeconfig: Option<PathBuf>,
+    /// The peer address (HOST:PORT) of a master to ask [default: found through the API]
+    #[arg(long)]
+    address: Option<String>,
+    /// Print each master's state digest at one revision; fail when they differ
+    #[arg(long)]
+    digest: bool,
+}
+
+/// Runs `ephor status`.
+pub async fn run(arguments: StatusArgs) -> Result<()> {
+    let kubeconfig = arguments.kubeconfig.unwrap_or_else(crate::kubeconfig::default_path);
+    let mut master = admin::any(&kubeconfig, arguments.address.as_deref()).await?;
+    let request = admin::with_deadline(StatusRequest { revision: 0, digest: arguments.digest, local: false });
+    let masters = master.status(request).await?.into_inner().masters;
+    println!(
+        "{:<12} {:<8} {:>6} {:>10} {:>10} {:>9} {:>8}  VERSION",
+        "NAME", "ROLE", "TERM", "REVISION", "APPLIED", "OBJECTS", "MEMORY"
+    );
+    for status in &masters {
+        println!("{}", line(status));
+    }
+    if arguments.digest {
+        return compare(&masters);
+    }
+    Ok(())
+}
+
+fn line(status: &MasterStatus) -> String {
+    let member = status.member.clone().unwrap_or_default();
+    if !status.error.is_empty() {
+        return format!("{:<12} {:<8} {}", member.name, "-", status.error);
+    }
+    let memory = format!("{} MB", status.resident_bytes / 1_000_000);
+    format!(
+        "{:<12} {:<8} {:>6} {:>10} {:>10} {:>9} {memory:>8}  {}",
+        member.name,
+        role_of(&member),
+        status.term,
+        status.revision,
+        status.applied_index,
+        status.objects,
+        status.version
+    )
+}
+
+fn compare(masters: &[MasterStatus]) -> Result<()> {
+    let digests = masters.iter().filter(|m| m.error.is_empty());
+    let mut different = std::collections::BTreeSet::new();
+    for status in digests {
+        let hex: String = status.digest.iter().map(|b| format!("{b:02x}")).collect();
+        let name = status.member.as_ref().map(|m| m.name.as_str()).unwrap_or_default();
+        println!("{name:<12} revision {} digest {hex}", status.revision);
+        different.insert((status.revision, hex));
+    }
+    if different.len() > 1 {
+        bail!("the masters hold different states");
+    }
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! `ephor token`: join tokens, which are Kubernetes bootstrap tokens with the
+//! CA's hash in front. Stored as Secrets of type
+//! `bootstrap.kubernetes.io/token` in `kube-system`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, Client};
+use proto_wire::token::JoinToken;
+use rand::Rng;
+
+/// Type of the Secrets.
+const SECRET_TYPE: &str = "bootstrap.kubernetes.io/token";
+const NAME_PREFIX: &str = "bootstrap-token-";
+const ALPHABET: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+
+/// What a token lets its holder become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TokenRole {
+    /// A master
+    Master,
+    /// A worker
+    Worker,
+}
+
+impl TokenRole {
+    /// The key of the Secret that grants this role.
+    fn usage(self) -> &'static str {
+        match self {
+            Self::Master => master_node::tokens::USAGE_MASTER,
+            Self::Worker => master_node::tokens::USAGE_WORKER,
+        }
+    }
+}
+
+/// Create, list and delete join tokens
+#[derive(Debug, Args)]
+pub struct TokenArgs {
+    /// The kubeconfig to use [default: $KUBECONFIG, or the one of this machine]
+    #[arg(long, global = true)]
+    kubeconfig: Option<PathBuf>,
+    #[command(subcommand)]
+    command: TokenCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Make a token and print it
+    Create {
+        /// Who may join with it
+        #[arg(long, value_enum, default_value_t = TokenRole::Worker)]
+        role: TokenRole,
+        /// How long it is good for, such as 30m or 24h
+        #[arg(long, default_value = "24h", value_parser = humantime::parse_duration)]
+        ttl: Duration,
+        /// What it is for
+        #[arg(long, default_value = "")]
+        description: String,
+    },
+    /// List the tokens, without their secrets
+    List,
+    /// Delete a token
+    Delete {
+        /// The six characters of its id, or the whole token
+        id: String,
+    },
+}
+
+/// Runs `ephor token`.
+pub async fn run(arguments: TokenArgs) -> Result<()> {
+    let kubeconfig = arguments.kubeconfig.unwrap_or_else(crate::kubeconfig::default_path);
+    let client = crate::kubeconfig::client(&kubeconfig, None).await?;
+    match arguments.command {
+        TokenCommand::Create { role, ttl, description } => {
+            let ca = crate::kubeconfig::ca_of(&kubeconfig)?;
+            println!("{}", create(&client, &ca, role, ttl, &description).await?);
+            Ok(())
+        }
+        TokenCommand::List => list(&client).await,
+        TokenCommand::Delete { id } => {
+            let id = id.parse::<JoinToken>().map_or(id, |token| token.id);
+            let secrets = secrets(&client);
+            if secrets.get_opt(&format!("{NAME_PREFIX}{id}")).await?.is_none() {
+                bail!("there is no token {id}; `ephor token list` shows them");
+            }
+            secrets.delete(&format!("{NAME_PREFIX}{id}"), &DeleteParams::default()).await?;
+            println!("token {id} deleted");
+            Ok(())
+        }
+    }
+}
+
+fn secrets(client: &Client) -> Api<Secret> {
+    Api::namespaced(client.clone(), "kube-system")
+}
+
+/// Makes a token, stores it and returns it.
+pub async fn create(
+    client: &Client,
+    ca_pem: &str,
+    role: TokenRole,
+    ttl: Duration,
+    description: &str,
+) -> Result<JoinToken> {
+    let token = JoinToken {
+        ca_hash: master_node::tokens::ca_hash(ca_pem)?,
+        id: random_text(6),
+        secret: random_text(16),
+    };
+    let expiration = humantime::format_rfc3339_seconds(SystemTime::now() + ttl).to_string();
+    let data: BTreeMap<String, String> = BTreeMap::from([
+        ("token-id".into(), token.id.clone()),
+        ("token-secret".into(), token.secret.clone()),
+        ("expiration".into(), expiration),
+        ("description".into(), description.into()),
+        (role.usage().into(), "true".into()),
+    ]);
+    let secret = Secret {
+        metadata: ObjectMeta { name: Some(format!("{NAME_PREFIX}{}", token.id)), ..ObjectMeta::default() },
+        type_: Some(SECRET_TYPE.into()),
+        data: Some(data.into_iter().map(|(k, v)| (k, ByteString(v.into_bytes()))).collect()),
+        ..Secret::default()
+    };
+    secrets(client).create(&PostParams::default(), &secret).await.context("storing the token")?;
+    Ok(token)
+}
+
+fn random_text(length: usize) -> String {
+    let mut random = rand::rng();
+    (0..length).map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())])).collect()
+}
+
+async fn list(client: &Client) -> Result<()> {
+    let parameters = ListParams::default().fields(&format!("type={SECRET_TYPE}"));
+    println!("{:<8} {:<8} {:<22} DESCRIPTION", "ID", "ROLE", "EXPIRES");
+    for secret in secrets(client).list(&parameters).await?.items {
+        let data = secret.data.unwrap_or_default();
+        let text =
+            |key: &str| data.get(key).map(|v| String::from_utf8_lossy(&v.0).into_owned()).unwrap_or_default();
+        let role = if data.contains_key(master_node::tokens::USAGE_MASTER) { "master" } else { "worker" };
+        println!("{:<8} {role:<8} {:<22} {}", text("token-id"), text("expiration"), text("description"));
+    }
+    Ok(())
+}

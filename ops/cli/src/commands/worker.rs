@@ -1,0 +1,111 @@
+//! `ephor worker`: fills the configuration and runs a worker until it is asked
+//! to end. Containers stay when it does.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+use worker_node::config::WorkerConfig;
+
+use crate::config_file::{self, set};
+use crate::logging::{self, Format};
+use crate::signals;
+
+/// Flags of `ephor worker`; see [`WorkerConfig`] for what they mean.
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    /// A YAML file with the configuration; flags override it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the effective configuration and end
+    #[arg(long)]
+    print_config: bool,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    log_format: Format,
+    /// Join the cluster that has a master at HOST:PORT (peer port, 6444); several are tried in order
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    join: Option<Vec<String>>,
+    /// The join token (`ephor token create --role worker`)
+    #[arg(long, env = "EPHOR_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// The name of the Node [default: the hostname]
+    #[arg(long)]
+    name: Option<String>,
+    /// The IPv4 address masters and other nodes reach this one at
+    #[arg(long)]
+    address: Option<IpAddr>,
+    /// Where certificates, images and pods lie
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where sockets and held namespaces lie
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// The socket of a CRI runtime to use instead of the embedded one (containerd, CRI-O)
+    #[arg(long, value_name = "PATH")]
+    cri_socket: Option<PathBuf>,
+    /// Prefix of every cgroup of this node
+    #[arg(long, value_name = "PATH")]
+    cgroup_root: Option<PathBuf>,
+    /// Port of the node's HTTPS server
+    #[arg(long)]
+    node_port: Option<u16>,
+    /// The most pods this node runs
+    #[arg(long)]
+    max_pods: Option<u32>,
+    /// A registry (HOST[:PORT]) spoken to over plain HTTP; may be repeated
+    #[arg(long = "insecure-registry", value_name = "HOST")]
+    insecure_registries: Vec<String>,
+    /// A label (KEY=VALUE) the Node registers with; may be repeated
+    #[arg(long = "node-label", value_name = "KEY=VALUE", value_parser = key_value)]
+    labels: Vec<(String, String)>,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("a label looks like KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+impl WorkerArgs {
+    fn into_config(self) -> Result<WorkerConfig> {
+        let mut config: WorkerConfig = config_file::load(self.config.as_deref())?;
+        set(&mut config.join, self.join);
+        if self.token.is_some() {
+            config.token = self.token;
+        }
+        set(&mut config.name, self.name);
+        set(&mut config.address, self.address);
+        set(&mut config.data_dir, self.data_dir);
+        set(&mut config.run_dir, self.run_dir);
+        if self.cri_socket.is_some() {
+            config.cri_socket = self.cri_socket;
+        }
+        set(&mut config.cgroup_root, self.cgroup_root);
+        set(&mut config.node_port, self.node_port);
+        set(&mut config.max_pods, self.max_pods);
+        config.insecure_registries.extend(self.insecure_registries);
+        config.labels.extend(self.labels.into_iter().collect::<BTreeMap<_, _>>());
+        if config.name.is_empty() {
+            config.name = config_file::hostname();
+        }
+        Ok(config)
+    }
+}
+
+/// Runs `ephor worker`.
+pub async fn run(arguments: WorkerArgs) -> Result<()> {
+    let (print, format) = (arguments.print_config, arguments.log_format);
+    let mut config = arguments.into_config()?;
+    if print {
+        config.token = config.token.map(|_| "<hidden>".into());
+        return config_file::print(&config);
+    }
+    config.validate()?;
+    logging::init(format);
+    let shutdown = CancellationToken::new();
+    signals::cancel_on_termination(shutdown.clone())?;
+    Ok(worker_node::run(config, shutdown).await?)
+}

@@ -1,0 +1,226 @@
+//! `ephor dev`: a whole cluster on one machine, each node in namespaces of its
+//! own. Without a subcommand it brings the cluster up and stays until Ctrl-C,
+//! then takes it down; `up` leaves it running.
+//!
+//! `layout.rs` says what there is, `namespace.rs`, `bridge.rs` and `process.rs`
+//! make and remove single things, `up.rs` and `down.rs` put them in order.
+
+pub mod balancer;
+pub mod bridge;
+pub mod down;
+pub mod layout;
+pub mod namespace;
+pub mod process;
+pub mod up;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, Subcommand, ValueEnum};
+use nix::sys::signal::Signal;
+
+use layout::{DevNode, Layout, MAX_WORKERS};
+
+/// A whole cluster on this machine
+#[derive(Debug, Args)]
+pub struct DevArgs {
+    /// Where the cluster's data, logs and kubeconfig lie
+    #[arg(long, global = true, default_value = "/var/lib/ephor-dev", env = "EPHOR_DEV_ROOT")]
+    root: PathBuf,
+    #[command(flatten)]
+    size: Size,
+    #[command(subcommand)]
+    command: Option<DevCommand>,
+}
+
+#[derive(Debug, Clone, Args)]
+struct Size {
+    /// How many masters: 1, 3, 5 or 7
+    #[arg(long, default_value_t = 3)]
+    masters: u8,
+    /// How many workers
+    #[arg(long, default_value_t = 2)]
+    workers: u8,
+    /// The port on 127.0.0.1 behind which the masters are balanced
+    #[arg(long, default_value_t = 6443)]
+    api_port: u16,
+    /// Images to load on every worker (OCI or docker archives)
+    #[arg(long = "image", value_name = "FILE")]
+    images: Vec<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum DevCommand {
+    /// Start the cluster and leave it running
+    Up(Size),
+    /// Stop everything and leave nothing behind, also after a crash
+    Down,
+    /// Print the nodes, their addresses and whether they run
+    Ps,
+    /// Start a node's process again
+    Start {
+        /// m1, w1, ...
+        node: String,
+    },
+    /// Stop a node's process: politely, killed, or only paused
+    Stop {
+        /// m1, w1, ...
+        node: String,
+        /// kill: SIGKILL; pause: SIGSTOP; term: SIGTERM
+        #[arg(long, value_enum, default_value_t = How::Term)]
+        how: How,
+    },
+    /// Let a paused node go on
+    Resume {
+        /// m1, w1, ...
+        node: String,
+    },
+    /// Cut a node's network link, or heal it
+    Link {
+        /// m1, w1, ...
+        node: String,
+        /// up or down
+        #[arg(value_enum)]
+        state: LinkState,
+    },
+    /// Run a command inside a node's namespaces
+    Exec {
+        /// m1, w1, ...
+        node: String,
+        /// The command and its arguments
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Hold new namespaces until the input ends (used by `up`)
+    #[command(hide = true)]
+    Hold,
+    /// Balance the API port over the masters (used by `up`)
+    #[command(hide = true)]
+    Balancer,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum How {
+    Term,
+    Kill,
+    Pause,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LinkState {
+    Up,
+    Down,
+}
+
+/// Runs the command. `hold` and `exec` must run before any thread exists,
+/// which is why this starts the runtime itself where it needs one.
+pub fn run(arguments: DevArgs) -> Result<()> {
+    let root = &arguments.root;
+    match arguments.command {
+        Some(DevCommand::Hold) => namespace::hold(),
+        Some(DevCommand::Exec { node, command }) => namespace::exec(&node_of(root, &node)?, &command),
+        Some(DevCommand::Up(size)) => in_runtime(up_checked(root, &size)),
+        Some(DevCommand::Down) => in_runtime(down::down(root)),
+        Some(DevCommand::Balancer) => in_runtime(balancer::run(existing(root)?)),
+        Some(DevCommand::Ps) => ps(&existing(root)?),
+        Some(DevCommand::Start { node }) => {
+            let layout = existing(root)?;
+            in_runtime(async move { up::start_node(&layout, &node_in(&layout, &node)?).await })
+        }
+        Some(DevCommand::Stop { node, how }) => stop(&node_of(root, &node)?, how),
+        Some(DevCommand::Resume { node }) => {
+            let node = node_of(root, &node)?;
+            ensure!(process::signal(&node.name, Signal::SIGCONT)?, "{} does not run", node.name);
+            Ok(())
+        }
+        Some(DevCommand::Link { node, state }) => {
+            bridge::set_link(&node_of(root, &node)?, matches!(state, LinkState::Up))
+        }
+        None => in_runtime(foreground(root.clone(), arguments.size)),
+    }
+}
+
+fn in_runtime(work: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}
+
+fn existing(root: &std::path::Path) -> Result<Layout> {
+    Layout::load(root)?
+        .with_context(|| format!("no dev cluster in {}; start one with `ephor dev up`", root.display()))
+}
+
+fn node_in(layout: &Layout, name: &str) -> Result<DevNode> {
+    layout.node(name).with_context(|| {
+        let names: Vec<String> = layout.nodes().into_iter().map(|n| n.name).collect();
+        format!("there is no node {name}; the nodes are {}", names.join(", "))
+    })
+}
+
+fn node_of(root: &std::path::Path, name: &str) -> Result<DevNode> {
+    node_in(&existing(root)?, name)
+}
+
+fn layout_for(root: &std::path::Path, size: &Size) -> Result<Layout> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "`ephor dev` needs root: it makes network and mount namespaces, a bridge, cgroups and nftables rules \
+         (try sudo)"
+    );
+    ensure!(
+        size.masters % 2 == 1 && size.masters <= 7,
+        "{} masters asked for: the number must be odd and at most 7 (an even set survives no more failures \
+         than the next smaller odd one)",
+        size.masters
+    );
+    ensure!(size.workers <= MAX_WORKERS, "at most {MAX_WORKERS} workers fit the address plan");
+    Ok(Layout {
+        root: root.to_owned(),
+        masters: size.masters,
+        workers: size.workers,
+        api_port: size.api_port,
+    })
+}
+
+async fn up_checked(root: &std::path::Path, size: &Size) -> Result<()> {
+    let layout = layout_for(root, size)?;
+    up::up(&layout, &size.images).await
+}
+
+async fn foreground(root: PathBuf, size: Size) -> Result<()> {
+    let layout = layout_for(&root, &size)?;
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let outcome = tokio::select! {
+        biased;
+        _ = tokio::signal::ctrl_c() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+        result = async {
+            up::up(&layout, &size.images).await?;
+            eprintln!("The cluster runs until Ctrl-C.");
+            std::future::pending::<Result<()>>().await
+        } => result,
+    };
+    eprintln!("Taking the cluster down ...");
+    down::down(&root).await?;
+    outcome
+}
+
+fn stop(node: &DevNode, how: How) -> Result<()> {
+    match how {
+        How::Term => process::stop(&node.name, std::time::Duration::from_secs(10)),
+        How::Kill => process::kill_now(&node.name),
+        How::Pause => {
+            ensure!(process::signal(&node.name, Signal::SIGSTOP)?, "{} does not run", node.name);
+            Ok(())
+        }
+    }
+}
+
+fn ps(layout: &Layout) -> Result<()> {
+    println!("{:<6} {:<8} {:<16} PID", "NAME", "ROLE", "ADDRESS");
+    for node in layout.nodes() {
+        let role = format!("{:?}", node.role).to_lowercase();
+        let pid = process::running(&node.name).map_or("-".into(), |p| p.to_string());
+        println!("{:<6} {role:<8} {:<16} {pid}", node.name, node.address);
+    }
+    Ok(())
+}

@@ -1,0 +1,186 @@
+//! Brings a dev cluster up, step by step, and says what it does. Every step can
+//! be done again: `up` after a crash goes on where it stopped.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::{Node, Service};
+use kube::{Api, Client};
+
+use super::layout::{DevNode, Layout, Role};
+use super::{bridge, namespace, process};
+use crate::commands::image;
+use crate::commands::token::{self, TokenRole};
+use crate::kubeconfig;
+use crate::progress::Steps;
+
+/// How long one step may take on a slow machine.
+const STEP_TIMEOUT: Duration = Duration::from_secs(120);
+/// Join tokens of a dev cluster last as long as anybody looks at it.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Starts all nodes and waits until every one of them is ready.
+pub async fn up(layout: &Layout, images: &[PathBuf]) -> Result<()> {
+    let mut steps = Steps::new();
+    layout.store()?;
+    steps.run("namespaces and links", async { wire(layout) }).await?;
+    let nodes = layout.nodes();
+    let (masters, workers): (Vec<_>, Vec<_>) = nodes.iter().partition(|n| n.role == Role::Master);
+    let first = masters.first().context("a cluster needs a master")?;
+    let client = steps.run("first master", first_master(layout, first)).await?;
+    steps.run("join tokens", tokens(layout, &client)).await?;
+    let label = format!("{} more masters", masters.len() - 1);
+    steps.run(&label, more_masters(layout, &client, &masters)).await?;
+    steps.run("balancer", async { start_balancer(layout) }).await?;
+    let label = format!("{} workers", workers.len());
+    steps.run(&label, start_workers(layout, &client, &workers)).await?;
+    for file in images {
+        let label = format!("image {}", file.display());
+        steps.run(&label, load_image(layout, file, &workers)).await?;
+    }
+    println!("kubeconfig: {}", layout.kubeconfig().display());
+    Ok(())
+}
+
+fn wire(layout: &Layout) -> Result<()> {
+    bridge::create_bridge()?;
+    for node in layout.nodes() {
+        namespace::create(&node).with_context(|| format!("the namespaces of {}", node.name))?;
+        bridge::attach(&node).with_context(|| format!("the link of {}", node.name))?;
+    }
+    Ok(())
+}
+
+/// Starts one node's process again with the arguments it had.
+pub async fn start_node(layout: &Layout, node: &DevNode) -> Result<()> {
+    process::spawn_node(layout, node, &arguments(layout, node)?)
+}
+
+fn arguments(layout: &Layout, node: &DevNode) -> Result<Vec<String>> {
+    let data = layout.data_dir(node);
+    let mut arguments: Vec<String> = match node.role {
+        Role::Master => vec!["master".into(), "--advertise-address".into(), node.address.to_string()],
+        Role::Worker => vec!["worker".into(), "--address".into(), node.address.to_string()],
+    };
+    arguments.extend(["--name".into(), node.name.clone()]);
+    arguments.extend(["--data-dir".into(), data.to_string_lossy().into_owned()]);
+    if node.role == Role::Worker {
+        arguments.extend(["--run-dir".into(), layout.run_dir(node).to_string_lossy().into_owned()]);
+        arguments.extend(["--cgroup-root".into(), node.cgroup_root()]);
+        let registry = format!("{}:5000", Layout::host_address());
+        arguments.extend(["--insecure-registry".into(), registry]);
+    } else {
+        arguments.extend(["--masters".into(), layout.masters.to_string()]);
+    }
+    if data.join("pki").exists() {
+        return Ok(arguments);
+    }
+    if node.role == Role::Master && node.name == "m1" {
+        arguments.push("--init".into());
+    } else {
+        let token = std::fs::read_to_string(token_file(layout, node.role))?;
+        let join: Vec<String> = others(layout, node).map(|n| format!("{}:6444", n.address)).collect();
+        arguments.extend(["--join".into(), join.join(","), "--token".into(), token.trim().into()]);
+    }
+    Ok(arguments)
+}
+
+fn others<'a>(layout: &'a Layout, node: &'a DevNode) -> impl Iterator<Item = DevNode> + 'a {
+    layout.nodes().into_iter().filter(|n| n.role == Role::Master && n.name != node.name)
+}
+
+async fn first_master(layout: &Layout, node: &DevNode) -> Result<Client> {
+    start_node(layout, node).await?;
+    let data = layout.data_dir(node);
+    until(&node.name, layout, async || Ok(data.join("pki/ca.crt").exists())).await?;
+    let server = format!("https://127.0.0.1:{}", layout.api_port);
+    kubeconfig::write_admin(&data, &server, &layout.kubeconfig())?;
+    let direct = format!("https://{}:6443", node.address);
+    let client = kubeconfig::client(&layout.kubeconfig(), Some(&direct)).await?;
+    let services = Api::<Service>::namespaced(client.clone(), "default");
+    until(&node.name, layout, async || Ok(matches!(services.get_opt("kubernetes").await, Ok(Some(_)))))
+        .await?;
+    Ok(client)
+}
+
+fn token_file(layout: &Layout, role: Role) -> PathBuf {
+    layout.root.join(match role {
+        Role::Master => "master.token",
+        Role::Worker => "worker.token",
+    })
+}
+
+async fn tokens(layout: &Layout, client: &Client) -> Result<()> {
+    let ca = kubeconfig::ca_of(&layout.kubeconfig())?;
+    for (role, token_role) in [(Role::Master, TokenRole::Master), (Role::Worker, TokenRole::Worker)] {
+        let file = token_file(layout, role);
+        if !file.exists() {
+            let token = token::create(client, &ca, token_role, TOKEN_LIFETIME, "ephor dev").await?;
+            master_node::pki::files::write_private(&file, token.to_string().as_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+async fn more_masters(layout: &Layout, client: &Client, masters: &[&DevNode]) -> Result<()> {
+    for node in masters.iter().skip(1) {
+        start_node(layout, node).await?;
+    }
+    let wanted = masters.len();
+    until("the masters", layout, async || {
+        let members = crate::admin::members(client, &layout.kubeconfig()).await;
+        Ok(members.is_ok_and(|m| m.members.iter().filter(|m| m.voter).count() == wanted))
+    })
+    .await
+}
+
+fn start_balancer(layout: &Layout) -> Result<()> {
+    let root = layout.root.to_string_lossy().into_owned();
+    process::spawn(layout, process::BALANCER, &["dev".into(), "--root".into(), root, "balancer".into()])
+}
+
+async fn start_workers(layout: &Layout, client: &Client, workers: &[&DevNode]) -> Result<()> {
+    for node in workers {
+        start_node(layout, node).await?;
+    }
+    let nodes = Api::<Node>::all(client.clone());
+    until("the workers", layout, async || {
+        let Ok(list) = nodes.list(&kube::api::ListParams::default()).await else { return Ok(false) };
+        Ok(list.items.iter().filter(|n| is_ready(n)).count() == workers.len())
+    })
+    .await
+}
+
+fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
+    conditions.is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+}
+
+async fn load_image(layout: &Layout, file: &Path, workers: &[&DevNode]) -> Result<()> {
+    for node in workers {
+        image::load_into(&layout.cri_socket(node), file).await?;
+    }
+    Ok(())
+}
+
+/// Waits for a condition; when it does not come, says where to look.
+async fn until(what: &str, layout: &Layout, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + STEP_TIMEOUT;
+    while !condition().await? {
+        if let Some(node) = layout.node(what)
+            && process::running(&node.name).is_none()
+        {
+            bail!("{what} ended; see {}", layout.log_file(what).display());
+        }
+        if Instant::now() >= end {
+            bail!(
+                "{what} not ready after {} s; see {}",
+                STEP_TIMEOUT.as_secs(),
+                layout.root.join("logs").display()
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,24 @@
+//! Structured logs through `tracing`: text for people, JSON for machines, to
+//! standard error. `EPHOR_LOG` takes the filter directives.
+
+use tracing_subscriber::EnvFilter;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Installs the subscriber for the rest of the process.
+pub fn init(format: Format) {
+    let filter = EnvFilter::try_from_env("EPHOR_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,openraft=warn,kube=warn,hyper=warn,hickory_server=warn"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        Format::Text => builder.init(),
+        Format::Json => builder.json().init(),
+    }
+}

@@ -1,0 +1,135 @@
+//! The dependency arrows of the house point down only: each crate lists the
+//! crates of ours it may depend on. A new crate must be entered here first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+/// Crate, and the crates of ours it may use (directly).
+const ARROWS: &[(&str, &[&str])] = &[
+    ("proto-env", &[]),
+    ("proto-api", &["proto-env"]),
+    ("proto-wire", &["proto-env"]),
+    ("storage", &["proto-env"]),
+    ("consensus", &["proto-env", "proto-wire", "storage"]),
+    ("master-apiserver", &["proto-api", "proto-env", "storage", "consensus"]),
+    // Leader-only components see the API alone: never consensus or storage.
+    ("master-client", &["proto-api", "proto-env"]),
+    ("master-controllers", &["proto-api", "proto-env", "master-client"]),
+    ("master-scheduler", &["proto-api", "proto-env", "master-client"]),
+    (
+        "master-node",
+        &[
+            "proto-api",
+            "proto-env",
+            "proto-wire",
+            "storage",
+            "consensus",
+            "master-apiserver",
+            "master-client",
+            "master-controllers",
+            "master-scheduler",
+        ],
+    ),
+    // Workers never see a master's crates.
+    ("worker-volumes", &["proto-api", "proto-env"]),
+    ("worker-network", &["proto-api", "proto-env", "proto-wire"]),
+    ("worker-runtime", &["proto-api", "proto-env", "proto-wire"]),
+    ("worker-agent", &["proto-api", "proto-env", "worker-volumes"]),
+    (
+        "worker-node",
+        &[
+            "proto-api",
+            "proto-env",
+            "proto-wire",
+            "worker-agent",
+            "worker-network",
+            "worker-runtime",
+            "worker-volumes",
+        ],
+    ),
+    (
+        "ops-cli",
+        &[
+            "proto-api",
+            "proto-env",
+            "proto-wire",
+            "master-node",
+            "worker-node",
+            "worker-network",
+            "worker-runtime",
+        ],
+    ),
+    ("ops-bench", &["proto-api", "proto-env", "proto-wire", "storage", "consensus"]),
+    ("ops-xtask", &[]),
+    // Whole-system tests see binaries only.
+    ("tests", &[]),
+];
+
+/// Compares every Cargo.toml of the workspace with the list.
+pub fn check(root: &Path) -> Result<Vec<String>> {
+    let allowed: BTreeMap<&str, BTreeSet<&str>> =
+        ARROWS.iter().map(|(name, uses)| (*name, uses.iter().copied().collect())).collect();
+    let workspace = manifest(&root.join("Cargo.toml"))?;
+    let members = workspace["workspace"]["members"].as_array().context("no workspace members")?;
+    let mut broken = Vec::new();
+    for member in members.iter().filter_map(|m| m.as_str()) {
+        let manifest = manifest(&root.join(member).join("Cargo.toml"))?;
+        let name = manifest["package"]["name"].as_str().context("a crate without a name")?;
+        if name != member.replace('/', "-") {
+            broken.push(format!("{member}: the crate is called {name}, not after its path"));
+        }
+        let Some(uses) = allowed.get(name) else {
+            broken.push(format!("{name} has no arrows yet: enter it in ops/xtask/src/tidy/arrows.rs"));
+            continue;
+        };
+        broken.extend(violations(name, &manifest, uses, &allowed));
+    }
+    Ok(broken)
+}
+
+fn violations(
+    name: &str,
+    manifest: &toml::Value,
+    uses: &BTreeSet<&str>,
+    ours: &BTreeMap<&str, BTreeSet<&str>>,
+) -> Vec<String> {
+    let dependencies = manifest.get("dependencies").and_then(|d| d.as_table());
+    dependencies
+        .into_iter()
+        .flat_map(|table| table.keys())
+        .filter(|used| ours.contains_key(used.as_str()) && !uses.contains(used.as_str()))
+        .map(|used| format!("{name} -> {used} is not an arrow of the house"))
+        .collect()
+}
+
+fn manifest(path: &Path) -> Result<toml::Value> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("parsing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_arrow_that_points_up_is_found() {
+        let ours = ARROWS.iter().map(|(n, u)| (*n, u.iter().copied().collect())).collect();
+        let manifest = toml::from_str("[dependencies]\nconsensus.workspace = true\nserde = '1'\n").unwrap();
+        let uses = BTreeSet::from(["proto-api"]);
+        let broken = violations("master-controllers", &manifest, &uses, &ours);
+        assert_eq!(broken, ["master-controllers -> consensus is not an arrow of the house"]);
+    }
+
+    #[test]
+    fn the_list_itself_has_no_cycle() {
+        let allowed: BTreeMap<&str, &[&str]> = ARROWS.iter().copied().collect();
+        fn reaches(from: &str, to: &str, allowed: &BTreeMap<&str, &[&str]>) -> bool {
+            allowed[from].iter().any(|next| *next == to || reaches(next, to, allowed))
+        }
+        for (name, _) in ARROWS {
+            assert!(!reaches(name, name, &allowed), "{name} depends on itself");
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! `cargo xtask verify` only reads; `cargo xtask fix` mutates.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+/// Format, lints, tidiness, licences: everything that needs no running cluster.
+pub fn verify(root: &Path) -> Result<()> {
+    cargo(root, &["fmt", "--all", "--check"])?;
+    crate::tidy::run(root)?;
+    cargo(root, &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
+    deny(root)
+}
+
+/// Formats and applies what clippy can mend by itself.
+pub fn fix(root: &Path) -> Result<()> {
+    let clippy = ["clippy", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"];
+    cargo(root, &clippy)?;
+    cargo(root, &["fmt", "--all"])
+}
+
+/// Licences, bans and sources. The advisory database is on the public network,
+/// which builds here do not reach, so advisories are not checked.
+fn deny(root: &Path) -> Result<()> {
+    let known = Command::new("cargo").args(["deny", "--version"]).output().is_ok_and(|o| o.status.success());
+    if !known {
+        println!("verify: cargo-deny is not installed: licences, bans and sources NOT CHECKED");
+        println!("        (cargo install cargo-deny --locked)");
+        return Ok(());
+    }
+    println!("verify: advisories NOT CHECKED (the database cannot be reached)");
+    cargo(root, &["deny", "--config", ".deny.toml", "check", "licenses", "bans", "sources"])
+}
+
+fn cargo(root: &Path, arguments: &[&str]) -> Result<()> {
+    println!("verify: cargo {}", arguments.join(" "));
+    let status = Command::new("cargo").args(arguments).current_dir(root).status().context("running cargo")?;
+    ensure!(status.success(), "cargo {} failed", arguments.join(" "));
+    Ok(())
+}

@@ -1,0 +1,432 @@
+//! A JSON document as it was written: member order, duplicate keys and the text of numbers are kept, which
+//! strict field validation needs, and syntax errors read as those of Go's `encoding/json`. Never recurses over
+//! its input, so that no nesting can exhaust the stack.
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+use crate::go;
+
+/// The deepest nesting that is read; Go's limit is 10,000, no Kubernetes object comes near either.
+const MAX_DEPTH: usize = 1000;
+
+/// One value of a document.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Node {
+    /// `null`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A number, as written.
+    Number(String),
+    /// A string.
+    String(String),
+    /// A list.
+    Array(Vec<Node>),
+    /// An object: members in order, keys may repeat.
+    Object(Vec<(String, Node)>),
+}
+
+impl Node {
+    /// What Go calls it in type errors.
+    pub fn go_name(&self) -> &'static str {
+        match self {
+            Node::Null => "null",
+            Node::Bool(_) => "bool",
+            Node::Number(_) => "number",
+            Node::String(_) => "string",
+            Node::Array(_) => "array",
+            Node::Object(_) => "object",
+        }
+    }
+
+    /// The last member with a name.
+    pub fn get(&self, key: &str) -> Option<&Node> {
+        match self {
+            Node::Object(members) => members.iter().rev().find(|(k, _)| k == key).map(|(_, v)| v),
+            _ => None,
+        }
+    }
+
+    /// The untyped value; of repeated keys the last wins. Whole numbers that fit 64 bits stay whole.
+    pub fn to_value(&self) -> Value {
+        match self {
+            Node::Null => Value::Null,
+            Node::Bool(b) => Value::Bool(*b),
+            Node::Number(text) => number(text),
+            Node::String(s) => Value::String(s.clone()),
+            Node::Array(items) => Value::Array(items.iter().map(Node::to_value).collect()),
+            Node::Object(members) => {
+                Value::Object(members.iter().map(|(k, v)| (k.clone(), v.to_value())).collect::<Map<_, _>>())
+            }
+        }
+    }
+}
+
+/// A number as JSON keeps it.
+pub(crate) fn number(text: &str) -> Value {
+    if let Ok(n) = text.parse::<i64>() {
+        return Value::from(n);
+    }
+    if let Ok(n) = text.parse::<u64>() {
+        return Value::from(n);
+    }
+    text.parse::<f64>().ok().and_then(Number::from_f64).map_or(Value::Null, Value::Number)
+}
+
+impl From<&Value> for Node {
+    fn from(value: &Value) -> Self {
+        match value {
+            Value::Null => Node::Null,
+            Value::Bool(b) => Node::Bool(*b),
+            Value::Number(n) => Node::Number(n.to_string()),
+            Value::String(s) => Node::String(s.clone()),
+            Value::Array(items) => Node::Array(items.iter().map(Node::from).collect()),
+            Value::Object(members) => {
+                Node::Object(members.iter().map(|(k, v)| (k.clone(), Node::from(v))).collect())
+            }
+        }
+    }
+}
+
+/// An object or list that is being read.
+enum Open {
+    Array(Vec<Node>),
+    Object { members: Vec<(String, Node)>, key: Option<String> },
+}
+
+/// Reads one document; the error is Go's message.
+pub fn parse(data: &[u8]) -> Result<Node, String> {
+    let mut reader = Reader { data, at: 0 };
+    let mut open: Vec<Open> = Vec::new();
+    loop {
+        // A value is due here.
+        let mut done = match reader.next_token() {
+            None => return Err(end()),
+            Some(b'[') => {
+                push(&mut open, Open::Array(Vec::new()), b'[')?;
+                if reader.peek() != Some(b']') {
+                    continue;
+                }
+                reader.at += 1;
+                close(&mut open)
+            }
+            Some(b'{') => {
+                push(&mut open, Open::Object { members: Vec::new(), key: None }, b'{')?;
+                if reader.peek() != Some(b'}') {
+                    reader.key(&mut open)?;
+                    continue;
+                }
+                reader.at += 1;
+                close(&mut open)
+            }
+            Some(first) => Some(reader.scalar(first)?),
+        };
+        // Hand the finished value to what holds it, as often as that finishes its holder.
+        while let Some(value) = done.take() {
+            match open.last_mut() {
+                None => {
+                    return match reader.next_token() {
+                        None => Ok(value),
+                        Some(c) => Err(invalid(c, "after top-level value")),
+                    };
+                }
+                Some(Open::Array(items)) => {
+                    items.push(value);
+                    match reader.next_token() {
+                        Some(b',') => {}
+                        Some(b']') => done = close(&mut open),
+                        Some(c) => return Err(invalid(c, "after array element")),
+                        None => return Err(end()),
+                    }
+                }
+                Some(Open::Object { members, key }) => {
+                    members.push((key.take().unwrap_or_default(), value));
+                    match reader.next_token() {
+                        Some(b',') => reader.key(&mut open)?,
+                        Some(b'}') => done = close(&mut open),
+                        Some(c) => return Err(invalid(c, "after object key:value pair")),
+                        None => return Err(end()),
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn push(open: &mut Vec<Open>, what: Open, c: u8) -> Result<(), String> {
+    if open.len() >= MAX_DEPTH {
+        return Err(invalid(c, "exceeded max depth"));
+    }
+    open.push(what);
+    Ok(())
+}
+
+fn close(open: &mut Vec<Open>) -> Option<Node> {
+    open.pop().map(|o| match o {
+        Open::Array(items) => Node::Array(items),
+        Open::Object { members, .. } => Node::Object(members),
+    })
+}
+
+fn end() -> String {
+    "unexpected end of JSON input".into()
+}
+
+fn invalid(c: u8, place: &str) -> String {
+    let quoted = match c {
+        b'\'' => "'\\''".to_owned(),
+        b'"' => "'\"'".to_owned(),
+        c => {
+            let quoted = go::quote(&char::from(c).to_string());
+            format!("'{}'", &quoted[1..quoted.len() - 1])
+        }
+    };
+    format!("invalid character {quoted} {place}")
+}
+
+struct Reader<'a> {
+    data: &'a [u8],
+    at: usize,
+}
+
+impl Reader<'_> {
+    /// The next byte that is no white space, not taken.
+    fn peek(&mut self) -> Option<u8> {
+        while matches!(self.data.get(self.at), Some(b' ' | b'\t' | b'\r' | b'\n')) {
+            self.at += 1;
+        }
+        self.data.get(self.at).copied()
+    }
+
+    /// The next byte that is no white space, taken.
+    fn next_token(&mut self) -> Option<u8> {
+        let c = self.peek()?;
+        self.at += 1;
+        Some(c)
+    }
+
+    /// `"key" :` of the innermost object.
+    fn key(&mut self, open: &mut [Open]) -> Result<(), String> {
+        match self.next_token() {
+            Some(b'"') => {}
+            Some(c) => return Err(invalid(c, "looking for beginning of object key string")),
+            None => return Err(end()),
+        }
+        let name = self.string()?;
+        match self.next_token() {
+            Some(b':') => {}
+            Some(c) => return Err(invalid(c, "after object key")),
+            None => return Err(end()),
+        }
+        if let Some(Open::Object { key, .. }) = open.last_mut() {
+            *key = Some(name);
+        }
+        Ok(())
+    }
+
+    fn scalar(&mut self, first: u8) -> Result<Node, String> {
+        match first {
+            b'"' => self.string().map(Node::String),
+            b't' => self.literal("true").map(|()| Node::Bool(true)),
+            b'f' => self.literal("false").map(|()| Node::Bool(false)),
+            b'n' => self.literal("null").map(|()| Node::Null),
+            b'-' | b'0'..=b'9' => self.number(first),
+            c => Err(invalid(c, "looking for beginning of value")),
+        }
+    }
+
+    fn literal(&mut self, word: &str) -> Result<(), String> {
+        for expected in word.bytes().skip(1) {
+            match self.data.get(self.at) {
+                Some(c) if *c == expected => self.at += 1,
+                Some(c) => {
+                    let place = format!("in literal {word} (expecting '{}')", char::from(expected));
+                    return Err(invalid(*c, &place));
+                }
+                None => return Err(end()),
+            }
+        }
+        Ok(())
+    }
+
+    fn digits(&mut self, place: &str) -> Result<(), String> {
+        match self.data.get(self.at) {
+            Some(b'0'..=b'9') => {}
+            Some(c) => return Err(invalid(*c, place)),
+            None => return Err(end()),
+        }
+        while matches!(self.data.get(self.at), Some(b'0'..=b'9')) {
+            self.at += 1;
+        }
+        Ok(())
+    }
+
+    fn number(&mut self, first: u8) -> Result<Node, String> {
+        let start = self.at - 1;
+        let lead = if first == b'-' {
+            let lead = self.data.get(self.at).copied();
+            match lead {
+                Some(b'0') => self.at += 1,
+                _ => self.digits("in numeric literal")?,
+            }
+            lead
+        } else {
+            Some(first)
+        };
+        if first != b'-' && lead != Some(b'0') {
+            while matches!(self.data.get(self.at), Some(b'0'..=b'9')) {
+                self.at += 1;
+            }
+        }
+        if self.data.get(self.at) == Some(&b'.') {
+            self.at += 1;
+            self.digits("after decimal point in numeric literal")?;
+        }
+        if matches!(self.data.get(self.at), Some(b'e' | b'E')) {
+            self.at += 1;
+            if matches!(self.data.get(self.at), Some(b'+' | b'-')) {
+                self.at += 1;
+            }
+            self.digits("in exponent of numeric literal")?;
+        }
+        Ok(Node::Number(String::from_utf8_lossy(&self.data[start..self.at]).into_owned()))
+    }
+
+    /// The rest of a string after its opening quote. Invalid UTF-8 and lone surrogates become U+FFFD.
+    fn string(&mut self) -> Result<String, String> {
+        let mut out: Vec<u8> = Vec::new();
+        loop {
+            let Some(c) = self.data.get(self.at).copied() else { return Err(end()) };
+            self.at += 1;
+            match c {
+                b'"' => return Ok(String::from_utf8_lossy(&out).into_owned()),
+                b'\\' => self.escape(&mut out)?,
+                c if c < 0x20 => return Err(invalid(c, "in string literal")),
+                c => out.push(c),
+            }
+        }
+    }
+
+    fn escape(&mut self, out: &mut Vec<u8>) -> Result<(), String> {
+        let Some(c) = self.data.get(self.at).copied() else { return Err(end()) };
+        self.at += 1;
+        let plain = match c {
+            b'"' | b'\\' | b'/' => c,
+            b'b' => 8,
+            b'f' => 12,
+            b'n' => b'\n',
+            b'r' => b'\r',
+            b't' => b'\t',
+            b'u' => {
+                let mut code = self.hex()?;
+                if (0xd800..0xdc00).contains(&code) && self.data[self.at..].starts_with(b"\\u") {
+                    let back = self.at;
+                    self.at += 2;
+                    let low = self.hex()?;
+                    if (0xdc00..0xe000).contains(&low) {
+                        code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
+                    } else {
+                        self.at = back;
+                    }
+                }
+                let c = char::from_u32(code).unwrap_or('\u{fffd}');
+                out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+                return Ok(());
+            }
+            c => return Err(invalid(c, "in string escape code")),
+        };
+        out.push(plain);
+        Ok(())
+    }
+
+    fn hex(&mut self) -> Result<u32, String> {
+        let mut code = 0;
+        for _ in 0..4 {
+            let Some(c) = self.data.get(self.at).copied() else { return Err(end()) };
+            let Some(digit) = char::from(c).to_digit(16) else {
+                return Err(invalid(c, "in \\u hexadecimal character escape"));
+            };
+            code = code * 16 + digit;
+            self.at += 1;
+        }
+        Ok(code)
+    }
+}
+
+/// Reads a document out of any format (YAML), keys as strings.
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NodeVisitor)
+    }
+}
+
+struct NodeVisitor;
+
+impl<'de> Visitor<'de> for NodeVisitor {
+    type Value = Node;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_bool<E>(self, v: bool) -> Result<Node, E> {
+        Ok(Node::Bool(v))
+    }
+
+    fn visit_i64<E>(self, v: i64) -> Result<Node, E> {
+        Ok(Node::Number(v.to_string()))
+    }
+
+    fn visit_u64<E>(self, v: u64) -> Result<Node, E> {
+        Ok(Node::Number(v.to_string()))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, v: f64) -> Result<Node, E> {
+        let number = Number::from_f64(v).ok_or_else(|| E::custom(format!("json: unsupported value: {v}")))?;
+        Ok(Node::Number(number.to_string()))
+    }
+
+    fn visit_str<E>(self, v: &str) -> Result<Node, E> {
+        Ok(Node::String(v.to_owned()))
+    }
+
+    fn visit_unit<E>(self) -> Result<Node, E> {
+        Ok(Node::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Node, E> {
+        Ok(Node::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
+        Node::deserialize(deserializer)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(Node::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
+        let mut members = Vec::new();
+        while let Some((key, value)) = map.next_entry::<Node, Node>()? {
+            let key = match key {
+                Node::String(s) | Node::Number(s) => s,
+                Node::Bool(b) => b.to_string(),
+                Node::Null => "null".into(),
+                Node::Array(_) | Node::Object(_) => {
+                    return Err(serde::de::Error::custom("json: a map key must be a string"));
+                }
+            };
+            members.push((key, value));
+        }
+        Ok(Node::Object(members))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,214 @@
+//! Files whose durability matters: log, identity, snapshots. A write is durable
+//! only after `sync`; a created, renamed or removed name only after its
+//! directory is synced, which the functions here that say so do themselves.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+/// A file that grows at its end.
+pub trait AppendFile: Send + 'static {
+    /// Writes all bytes at the end. Not durable yet.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Makes everything written durable (`fdatasync`).
+    fn sync(&mut self) -> io::Result<()>;
+    /// Length in bytes.
+    fn len(&self) -> u64;
+    /// Whether nothing was written yet.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Cuts the file to `length` bytes and makes that durable.
+    fn truncate(&mut self, length: u64) -> io::Result<()>;
+}
+
+/// A file system. All calls block.
+pub trait Disk: Send + Sync + 'static {
+    /// Makes a directory and its parents, durably.
+    fn create_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// Opens a file for appending; a new one is durable as a name on return.
+    fn open_append(&self, path: &Path) -> io::Result<Box<dyn AppendFile>>;
+    /// The whole file.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// Up to `length` bytes from `offset`; fewer only at the end of the file.
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>>;
+    /// Names in a directory, sorted.
+    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+    /// Replaces a file's content, durably: a crash leaves the old or the new one.
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
+    /// Removes a file, durably.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory and all below, durably as to its own name.
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// `fsync` of every file and directory at and below `path`.
+    fn sync_tree(&self, path: &Path) -> io::Result<()>;
+}
+
+/// The machine's file system.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct SystemDisk;
+
+struct SystemFile {
+    file: File,
+    len: u64,
+}
+
+// === impl SystemFile ===
+
+impl AppendFile for SystemFile {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        self.file.set_len(length)?;
+        self.file.sync_all()?;
+        self.len = length;
+        Ok(())
+    }
+}
+
+// === impl SystemDisk ===
+
+fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
+        _ => sync_dir(Path::new(".")),
+    }
+}
+
+impl Disk for SystemDisk {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        if path.is_dir() {
+            return Ok(());
+        }
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            self.create_dir_all(parent)?;
+        }
+        match fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => sync_parent(path),
+        }
+    }
+
+    fn open_append(&self, path: &Path) -> io::Result<Box<dyn AppendFile>> {
+        let existed = path.exists();
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        if !existed {
+            file.sync_all()?;
+            sync_parent(path)?;
+        }
+        let len = file.metadata()?.len();
+        Ok(Box::new(SystemFile { file, len }))
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        fs::read(path)
+    }
+
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(offset))?;
+        let mut bytes = Vec::with_capacity(length);
+        file.take(length as u64).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let mut names = fs::read_dir(path)?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<Vec<_>>>()?;
+        names.sort();
+        Ok(names)
+    }
+
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut name = path.file_name().unwrap_or_default().to_os_string();
+        name.push(".new");
+        let temporary = path.with_file_name(name);
+        let mut file = private_file(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        sync_parent(path)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)?;
+        sync_parent(path)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir_all(path)?;
+        sync_parent(path)
+    }
+
+    fn sync_tree(&self, path: &Path) -> io::Result<()> {
+        let metadata = match fs::symlink_metadata(path) {
+            // A file that went away while the tree was walked needs no sync.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        if metadata.is_dir() {
+            for entry in fs::read_dir(path)? {
+                self.sync_tree(&entry?.path())?;
+            }
+            return sync_dir(path);
+        }
+        match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other?.sync_all(),
+        }
+    }
+}
+
+/// A new empty file that its owner alone may read: keys go through here too.
+fn private_file(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_appended_file_reads_back_after_a_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/log");
+        SystemDisk.create_dir_all(path.parent().unwrap()).unwrap();
+        let mut file = SystemDisk.open_append(&path).unwrap();
+        file.append(b"hello world").unwrap();
+        file.sync().unwrap();
+        file.truncate(5).unwrap();
+        file.append(b"!").unwrap();
+        assert_eq!(SystemDisk.read(&path).unwrap(), b"hello!");
+        assert_eq!(SystemDisk.read_at(&path, 2, 100).unwrap(), b"llo!");
+        assert_eq!(file.len(), 6);
+        SystemDisk.sync_tree(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_replaced_file_holds_the_new_content_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("identity");
+        SystemDisk.replace(&path, b"one").unwrap();
+        SystemDisk.replace(&path, b"2").unwrap();
+        assert_eq!(SystemDisk.read(&path).unwrap(), b"2");
+        assert_eq!(SystemDisk.list(dir.path()).unwrap(), vec!["identity"]);
+    }
+}

@@ -1,0 +1,61 @@
+//! The seams between Ephor and the machine: clock, random, network, disk and
+//! shutdown. `master/node` and `worker/node` build one [`Env`] at start and hand
+//! it down; the simulation builds another one over the same traits. Code that
+//! runs in the simulation takes time, randomness, connections and files from
+//! here alone.
+
+mod clock;
+mod disk;
+#[cfg(feature = "grpc")]
+pub mod grpc;
+mod network;
+mod random;
+mod tls;
+
+use std::sync::Arc;
+
+pub use clock::{Clock, SystemClock};
+pub use disk::{AppendFile, Disk, SystemDisk};
+pub use network::{BoxedStream, Connection, Listener, Network, PeerIdentity, Purpose, Stream};
+pub use random::{Random, SystemRandom};
+pub use tls::{Error as TlsError, TlsMaterial, TlsNetwork};
+pub use tokio_util::sync::CancellationToken;
+
+/// Organization in the certificate subject of every master (and administrator
+/// tool) that may speak Raft on the peer port.
+pub const MASTERS_ORGANIZATION: &str = "system:ephor:masters";
+
+/// Everything a master or a worker takes from the machine it runs on.
+#[derive(Clone)]
+pub struct Env {
+    /// Wall clock and monotonic clock. Sleep through `tokio::time`.
+    pub clock: Arc<dyn Clock>,
+    /// Random bytes, good enough for keys.
+    pub random: Arc<dyn Random>,
+    /// Authenticated connections between nodes (the peer port).
+    pub network: Arc<dyn Network>,
+    /// Files whose durability matters.
+    pub disk: Arc<dyn Disk>,
+    /// Cancelled when the process should end.
+    pub shutdown: CancellationToken,
+}
+
+impl Env {
+    /// The real machine, with `network` for the peer port (as a rule a
+    /// [`TlsNetwork`]).
+    pub fn production(network: Arc<dyn Network>, shutdown: CancellationToken) -> Self {
+        Self {
+            clock: Arc::new(SystemClock::new()),
+            random: Arc::new(SystemRandom),
+            network,
+            disk: Arc::new(SystemDisk),
+            shutdown,
+        }
+    }
+}
+
+impl std::fmt::Debug for Env {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Env").field("shutdown", &self.shutdown.is_cancelled()).finish_non_exhaustive()
+    }
+}

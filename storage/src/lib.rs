@@ -1,0 +1,67 @@
+//! Bytes and revisions: the multi-version store every master replicates, its
+//! watches, its snapshots, its files and the log of the consensus above it. It
+//! knows neither Raft nor Kubernetes. `consensus` applies committed commands
+//! and keeps its log here; `master/apiserver` reads and watches.
+
+pub mod backend;
+pub mod codec;
+mod crypto;
+mod durable;
+pub mod log;
+mod object;
+mod recent;
+mod snapshot;
+mod store;
+mod txn;
+mod watch;
+
+pub use crypto::{DataKey, Sealer};
+pub use durable::durable;
+pub use object::Object;
+pub use snapshot::{SnapshotView, Staged, Staging};
+pub use store::{Applied, Compacted, Digest, Entry, Limits, NotReached, Page, Store};
+pub use txn::{Command, Mutation, Precondition, ProposalId, Txn, TxnOutcome};
+pub use watch::{Watch, WatchClosed, WatchEvent, WatchItem};
+
+/// The replicated, strictly increasing number that every object change gets; it
+/// is the `resourceVersion` of the object and of lists.
+pub type Revision = u64;
+
+/// What can go wrong between the store and its files.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The disk or file system failed. The node must stop: what was thought
+    /// durable may not be.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// sled failed, or found its files damaged.
+    #[error("object store: {0}")]
+    Sled(#[from] sled::Error),
+    /// Bytes on disk or from a peer cannot be decoded or authenticated.
+    #[error("damaged {what}: {reason}")]
+    Damaged {
+        /// Which record.
+        what: &'static str,
+        /// In which way.
+        reason: String,
+    },
+    /// A record is larger than the format allows.
+    #[error("{what} is too large")]
+    TooLarge {
+        /// Which record.
+        what: &'static str,
+    },
+}
+
+/// Results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+pub(crate) fn io(doing: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+    move |source| Error::Io { doing, source }
+}

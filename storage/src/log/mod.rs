@@ -1,0 +1,327 @@
+//! The log of the consensus: entries, vote and what is committed, in segment
+//! files that only grow, with one `fdatasync` for all writes that wait. It was
+//! measured against the `raft-log` crate and sled
+//! (`ops/docs/decisions/log-store.md`). `consensus/log_store.rs` adapts it to
+//! openraft.
+//!
+//! Entries can be read as soon as `append` returns; they are durable when its
+//! callback comes. After an error nothing is written any more and everything
+//! fails: the node must stop.
+
+mod record;
+mod recover;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use proto_env::Disk;
+
+use self::record::{HEADER_BYTES, Record};
+use self::writer::{Job, Writer};
+use crate::crypto::Sealer;
+use crate::store::lock;
+use crate::{Error, Result, io as io_error};
+
+/// Payloads kept in memory, in bytes: what followers that keep up are sent and
+/// what is applied soon.
+const CACHE_BYTES: usize = 32 * 1024 * 1024;
+/// Writes that wait for the disk; callers block beyond.
+const QUEUE_JOBS: usize = 1024;
+
+/// Called once when a write is durable, or is known not to be.
+pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
+
+/// How the log behaves.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// A segment is closed when it has this many bytes.
+    pub segment_bytes: u64,
+    /// Write within the caller instead of a thread: the simulation.
+    pub inline: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { segment_bytes: 64 * 1024 * 1024, inline: false }
+    }
+}
+
+/// What the log says besides entries.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    /// The last index purged, with the id given for it.
+    pub purged: Option<(u64, Vec<u8>)>,
+    /// The index of the last entry that is there.
+    pub last: Option<u64>,
+    /// The vote.
+    pub vote: Option<Vec<u8>>,
+    /// What is committed.
+    pub committed: Option<Vec<u8>>,
+}
+
+/// A log in a directory.
+pub struct Log {
+    index: Arc<Mutex<Index>>,
+    writer: Inner,
+    sealer: Arc<Sealer>,
+    disk: Arc<dyn Disk>,
+    directory: PathBuf,
+}
+
+enum Inner {
+    Thread { jobs: Mutex<Option<SyncSender<Job>>>, thread: Mutex<Option<std::thread::JoinHandle<()>>> },
+    Inline(Mutex<Writer>),
+}
+
+/// What is known of the entries.
+#[derive(Default)]
+struct Index {
+    state: State,
+    slots: BTreeMap<u64, Slot>,
+    /// Slots below have no payload in memory.
+    cached_from: u64,
+    cached_bytes: usize,
+    /// Bytes of all segments.
+    disk_bytes: u64,
+    stamp: u64,
+}
+
+#[derive(Default, Clone)]
+struct Slot {
+    payload: Option<Bytes>,
+    at: Option<Location>,
+    /// Told apart from an entry that had the same index before a truncation.
+    stamp: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Location {
+    segment: u64,
+    offset: u64,
+    len: usize,
+}
+
+// === impl Index ===
+
+impl Index {
+    /// A number that no other slot has.
+    fn next_stamp(&mut self) -> u64 {
+        self.stamp += 1;
+        self.stamp
+    }
+
+    fn truncate_after(&mut self, index: Option<u64>) {
+        let gone = match index {
+            Some(index) => self.slots.split_off(&(index + 1)),
+            None => std::mem::take(&mut self.slots),
+        };
+        self.forget(gone.into_values());
+        self.refresh_last();
+    }
+
+    fn purge(&mut self, index: u64, id: Vec<u8>) {
+        let kept = self.slots.split_off(&(index + 1));
+        let gone = std::mem::replace(&mut self.slots, kept);
+        self.forget(gone.into_values());
+        self.state.purged = Some((index, id));
+        self.refresh_last();
+    }
+
+    fn forget(&mut self, slots: impl Iterator<Item = Slot>) {
+        self.cached_bytes -=
+            slots.filter_map(|slot| slot.payload).map(|payload| payload.len()).sum::<usize>();
+    }
+
+    fn refresh_last(&mut self) {
+        self.state.last = self.slots.last_key_value().map(|(index, _)| *index);
+    }
+
+    fn insert(&mut self, index: u64, slot: Slot) {
+        self.cached_bytes += slot.payload.as_ref().map_or(0, Bytes::len);
+        if let Some(replaced) = self.slots.insert(index, slot) {
+            self.forget([replaced].into_iter());
+        }
+        self.cached_from = self.cached_from.min(index);
+        self.state.last = Some(self.state.last.map_or(index, |last| last.max(index)));
+    }
+
+    /// Drops the oldest payloads that are on disk until the rest fits.
+    fn shrink(&mut self) {
+        while self.cached_bytes > CACHE_BYTES {
+            let Some((index, slot)) = self.slots.range_mut(self.cached_from..).next() else { return };
+            if slot.at.is_none() {
+                return;
+            }
+            self.cached_from = index + 1;
+            self.cached_bytes -= slot.payload.take().map_or(0, |payload| payload.len());
+        }
+    }
+}
+
+// === impl Log ===
+
+impl Log {
+    /// Opens the log in `directory`, which is made when it is not there. A tail
+    /// that was never synced may be torn and is cut off; damage to what was
+    /// synced is an error.
+    pub fn open(
+        directory: &Path,
+        sealer: Sealer,
+        disk: Arc<dyn Disk>,
+        options: Options,
+    ) -> Result<Arc<Self>> {
+        disk.create_dir_all(directory).map_err(io_error("making the log directory"))?;
+        let sealer = Arc::new(sealer);
+        let recovered = recover::recover(directory, &sealer, disk.as_ref())?;
+        let index = Arc::new(Mutex::new(recovered.index));
+        let writer = Writer::new(
+            directory.to_owned(),
+            sealer.clone(),
+            disk.clone(),
+            index.clone(),
+            options.segment_bytes,
+            recovered.tail,
+        )?;
+        let writer = if options.inline {
+            Inner::Inline(Mutex::new(writer))
+        } else {
+            let (sender, receiver) = sync_channel(QUEUE_JOBS);
+            let thread = std::thread::Builder::new()
+                .name("log-writer".to_owned())
+                .spawn(move || writer.run(&receiver))
+                .map_err(io_error("starting the log writer"))?;
+            Inner::Thread { jobs: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) }
+        };
+        Ok(Arc::new(Self { index, writer, sealer, disk, directory: directory.to_owned() }))
+    }
+
+    /// What the log says besides entries.
+    pub fn state(&self) -> State {
+        lock(&self.index).state.clone()
+    }
+
+    /// Bytes of all segments on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        lock(&self.index).disk_bytes
+    }
+
+    /// Appends entries. They must follow the last one without a hole.
+    pub fn append(&self, entries: Vec<(u64, Bytes)>, done: Done) {
+        let mut records = Vec::with_capacity(entries.len());
+        {
+            let mut known = lock(&self.index);
+            for (index, payload) in entries {
+                let stamp = known.next_stamp();
+                known.insert(index, Slot { payload: Some(payload.clone()), at: None, stamp });
+                records.push((Record::Entry { index, payload }, stamp));
+            }
+        }
+        self.submit(Job { records, sync: true, done });
+    }
+
+    /// Saves the vote.
+    pub fn save_vote(&self, vote: Vec<u8>, done: Done) {
+        lock(&self.index).state.vote = Some(vote.clone());
+        self.submit(Job::one(Record::Vote(vote), true, done));
+    }
+
+    /// Saves what is committed. It needs no sync of its own: it becomes durable
+    /// with the next write that does.
+    pub fn save_committed(&self, committed: Vec<u8>) {
+        lock(&self.index).state.committed = Some(committed.clone());
+        self.submit(Job::one(Record::Committed(committed), false, Box::new(|_| ())));
+    }
+
+    /// Removes the entries after `index` (`None`: all).
+    pub fn truncate_after(&self, index: Option<u64>, done: Done) {
+        lock(&self.index).truncate_after(index);
+        self.submit(Job::one(Record::TruncateAfter(index), true, done));
+    }
+
+    /// Removes the entries up to `index`, which the caller calls `id`.
+    pub fn purge(&self, index: u64, id: Vec<u8>, done: Done) {
+        lock(&self.index).purge(index, id.clone());
+        self.submit(Job::one(Record::Purge { index, id }, true, done));
+    }
+
+    /// Entries from `from` to before `to`, as many as are there, until they have
+    /// `max_bytes` (but at least one).
+    pub fn read(&self, from: u64, to: u64, max_bytes: usize) -> Result<Vec<(u64, Bytes)>> {
+        let slots: Vec<(u64, Slot)> = {
+            let known = lock(&self.index);
+            let mut bytes = 0;
+            let mut fits = |slot: &Slot| {
+                let before = bytes;
+                let on_disk = slot.at.map_or(0, |at| at.len);
+                bytes += slot.payload.as_ref().map_or(on_disk, Bytes::len);
+                before == 0 || bytes <= max_bytes
+            };
+            let range = known.slots.range(from..to.max(from));
+            range.take_while(|(_, slot)| fits(slot)).map(|(index, slot)| (*index, slot.clone())).collect()
+        };
+        slots.into_iter().map(|(index, slot)| Ok((index, self.payload(index, slot)?))).collect()
+    }
+
+    fn payload(&self, index: u64, slot: Slot) -> Result<Bytes> {
+        let damaged = |reason: &str| Error::Damaged { what: "log entry", reason: reason.to_owned() };
+        if let Some(payload) = slot.payload {
+            return Ok(payload);
+        }
+        let at = slot.at.ok_or_else(|| damaged("it is neither in memory nor on disk"))?;
+        let path = segment_path(&self.directory, at.segment);
+        let bytes = self
+            .disk
+            .read_at(&path, at.offset, HEADER_BYTES + at.len)
+            .map_err(io_error("reading the log"))?;
+        match record::open(&self.sealer, &bytes)? {
+            (_, Record::Entry { index: found, payload }) if found == index => Ok(payload),
+            _ => Err(damaged("another record lies in its place")),
+        }
+    }
+
+    fn submit(&self, job: Job) {
+        match &self.writer {
+            Inner::Inline(writer) => lock(writer).write(vec![job]),
+            Inner::Thread { jobs, .. } => {
+                let sender = lock(jobs).clone();
+                let stopped = match sender {
+                    Some(sender) => sender.send(job).map_err(|error| error.0).err(),
+                    None => Some(job),
+                };
+                if let Some(job) = stopped {
+                    (job.done)(Err(io::Error::other("the log has stopped")));
+                }
+            }
+        }
+    }
+
+    /// Waits for what was submitted and stops the writer.
+    pub fn close(&self) {
+        if let Inner::Thread { jobs, thread } = &self.writer {
+            drop(lock(jobs).take());
+            if let Some(thread) = lock(thread).take()
+                && thread.join().is_err()
+            {
+                tracing::error!("the log writer panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn segment_path(directory: &Path, segment: u64) -> PathBuf {
+    directory.join(format!("log-{segment:020}"))
+}

@@ -1,0 +1,110 @@
+//! Reading the log back at start. Records that were never synced may be torn or
+//! missing after a power cut, in any order: the log ends before the first that
+//! is not right. But each record says how many before it were synced, so damage
+//! to one that was, and may have been acknowledged, is told apart and refused.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use proto_env::Disk;
+
+use super::record::{self, HEADER_BYTES, Header, Record};
+use super::writer::Tail;
+use super::{Index, Location, Slot, segment_path};
+use crate::crypto::Sealer;
+use crate::{Error, Result, io as io_error};
+
+pub(super) struct Recovered {
+    pub index: Index,
+    pub tail: Tail,
+}
+
+pub(super) fn recover(directory: &Path, sealer: &Sealer, disk: &dyn Disk) -> Result<Recovered> {
+    let mut recovered =
+        Recovered { index: Index::default(), tail: Tail { segments: BTreeMap::new(), sequence: 1 } };
+    let names = disk.list(directory).map_err(io_error("listing the log"))?;
+    let numbers: Vec<u64> = names.iter().filter_map(|name| name.strip_prefix("log-")?.parse().ok()).collect();
+    for (position, &segment) in numbers.iter().enumerate() {
+        let path = segment_path(directory, segment);
+        let bytes = disk.read(&path).map_err(io_error("reading the log"))?;
+        let good = recovered.segment(sealer, segment, &bytes, position == 0)?;
+        recovered.tail.segments.entry(segment).or_insert(0);
+        recovered.index.disk_bytes += good as u64;
+        recovered.index.shrink();
+        if good == bytes.len() {
+            continue;
+        }
+        // A segment is begun after the one before it was synced, so only the
+        // last may end early.
+        let synced = synced_claim(sealer, &bytes[good..]);
+        let is_last = position + 1 == numbers.len();
+        if !is_last || synced.is_some_and(|synced| synced > recovered.tail.sequence) {
+            return Err(Error::Damaged {
+                what: "log",
+                reason: format!("segment {segment} is damaged at byte {good}, where it had been synced"),
+            });
+        }
+        tracing::warn!(segment, at = good, bytes = bytes.len(), "cut off a tail that was never synced");
+        let mut file = disk.open_append(&path).map_err(io_error("opening a log segment"))?;
+        file.truncate(good as u64).map_err(io_error("cutting a log segment"))?;
+    }
+    Ok(recovered)
+}
+
+/// The greatest number of synced records that a whole record in `bytes` claims.
+fn synced_claim(sealer: &Sealer, bytes: &[u8]) -> Option<u64> {
+    (0..bytes.len().saturating_sub(HEADER_BYTES))
+        .filter(|&at| Header::decode(&bytes[at..]).is_some())
+        .filter_map(|at| record::open(sealer, &bytes[at..]).ok())
+        .map(|(header, _)| header.synced)
+        .max()
+}
+
+impl Recovered {
+    /// Takes the records of a segment; gives the bytes that are right.
+    fn segment(&mut self, sealer: &Sealer, segment: u64, bytes: &[u8], first: bool) -> Result<usize> {
+        let mut at = 0;
+        while at < bytes.len() {
+            let Ok((header, record)) = record::open(sealer, &bytes[at..]) else { break };
+            // The first segment that is left may begin anywhere.
+            if at == 0 && first {
+                self.tail.sequence = header.sequence;
+            }
+            if header.sequence != self.tail.sequence {
+                break;
+            }
+            self.tail.sequence += 1;
+            let location = Location { segment, offset: at as u64, len: header.len };
+            self.record(record, location);
+            at += HEADER_BYTES + header.len;
+        }
+        Ok(at)
+    }
+
+    fn record(&mut self, record: Record, at: Location) {
+        let index = &mut self.index;
+        match record {
+            Record::Entry { index: number, payload } => {
+                index.truncate_after(number.checked_sub(1));
+                let greatest = self.tail.segments.entry(at.segment).or_insert(0);
+                *greatest = (*greatest).max(number);
+                if index.state.purged.as_ref().is_none_or(|(purged, _)| number > *purged) {
+                    let stamp = index.next_stamp();
+                    index.insert(number, Slot { payload: Some(payload), at: Some(at), stamp });
+                    index.shrink();
+                }
+            }
+            Record::TruncateAfter(last) => index.truncate_after(last),
+            Record::Purge { index: number, id } => index.purge(number, id),
+            Record::Vote(vote) => index.state.vote = Some(vote),
+            Record::Committed(committed) => index.state.committed = Some(committed),
+            Record::Head { vote, committed, purged } => {
+                index.state.vote = vote;
+                index.state.committed = committed;
+                if let Some((number, id)) = purged {
+                    index.purge(number, id);
+                }
+            }
+        }
+    }
+}

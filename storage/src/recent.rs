@@ -1,0 +1,94 @@
+//! Outcomes of recent proposals, so that a resent one gets the first outcome.
+//! Replicated like the objects: filled by apply alone, bounded by count, part of
+//! snapshots.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::txn::{ProposalId, TxnOutcome};
+
+/// Proposals remembered. At 5,000 writes a second that is 13 seconds, longer
+/// than any internal resend goes on.
+const REMEMBERED_MAX: usize = 65_536;
+
+/// One log entry's proposals with their outcomes.
+pub(crate) type Outcomes = Vec<(ProposalId, TxnOutcome)>;
+
+#[derive(Default)]
+pub(crate) struct Recent {
+    by_id: BTreeMap<ProposalId, TxnOutcome>,
+    by_index: VecDeque<(u64, Vec<ProposalId>)>,
+    /// Outcomes in log entries up to this index may be forgotten.
+    forgotten: u64,
+}
+
+impl Recent {
+    pub(crate) fn with_forgotten(forgotten: u64) -> Self {
+        Self { forgotten, ..Self::default() }
+    }
+
+    pub(crate) fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
+    pub(crate) fn get(&self, id: &ProposalId) -> Option<&TxnOutcome> {
+        self.by_id.get(id)
+    }
+
+    pub(crate) fn insert(&mut self, id: ProposalId, outcome: TxnOutcome) {
+        self.by_id.insert(id, outcome);
+    }
+
+    /// Closes the log entry at `index`, whose proposals were inserted, and
+    /// gives the indexes of entries forgotten for it.
+    pub(crate) fn close(&mut self, index: u64, ids: Vec<ProposalId>) -> Vec<u64> {
+        if !ids.is_empty() {
+            self.by_index.push_back((index, ids));
+        }
+        let mut forgotten = Vec::new();
+        while self.by_id.len() > REMEMBERED_MAX {
+            let Some((index, ids)) = self.by_index.pop_front() else { break };
+            for id in ids {
+                self.by_id.remove(&id);
+            }
+            self.forgotten = index;
+            forgotten.push(index);
+        }
+        forgotten
+    }
+
+    /// Takes a stored record back in; records come in the order of indexes.
+    pub(crate) fn restore(&mut self, index: u64, outcomes: Outcomes) {
+        self.by_index.push_back((index, outcomes.iter().map(|(id, _)| *id).collect()));
+        self.by_id.extend(outcomes);
+    }
+
+    /// Everything remembered, by log entry.
+    pub(crate) fn records(&self) -> Vec<(u64, Outcomes)> {
+        let outcome = |id: &ProposalId| Some((*id, self.by_id.get(id)?.clone()));
+        self.by_index.iter().map(|(index, ids)| (*index, ids.iter().filter_map(outcome).collect())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: usize) -> ProposalId {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&number.to_le_bytes());
+        id
+    }
+
+    #[test]
+    fn the_oldest_entries_are_forgotten_first_and_that_is_remembered() {
+        let mut recent = Recent::default();
+        for number in 0..=REMEMBERED_MAX {
+            recent.insert(id(number), TxnOutcome::Fenced { term: 1 });
+            let forgotten = recent.close(number as u64 + 1, vec![id(number)]);
+            assert_eq!(forgotten, if number == REMEMBERED_MAX { vec![1] } else { vec![] });
+        }
+        assert!(recent.get(&id(0)).is_none());
+        assert!(recent.get(&id(1)).is_some());
+        assert_eq!(recent.forgotten(), 1);
+    }
+}

@@ -1,0 +1,266 @@
+//! Snapshots: the whole replicated state as a stream of frames. A
+//! [`SnapshotView`] is taken in an instant (it shares the objects), and frames
+//! are made from it one at a time; a [`Staging`] takes them on the other side
+//! into a state of its own on disk, beside the current one, and the store then
+//! changes over to it at once (`Store::install`). `consensus/network` carries the
+//! frames.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::backend::{Backend, Batch, Home};
+use crate::recent::{Outcomes, Recent};
+use crate::store::records;
+use crate::{Error, Object, Result, Revision, codec};
+
+/// Frames carry objects up to about this many bytes, or one larger object.
+const FRAME_BYTES: usize = 512 * 1024;
+/// Proposals in a frame.
+const FRAME_OUTCOMES: usize = 8_192;
+const FORMAT: u32 = 1;
+
+/// The replicated state at one applied log entry.
+pub struct SnapshotView {
+    pub(crate) revision: Revision,
+    pub(crate) forgotten: u64,
+    pub(crate) applied: Vec<u8>,
+    pub(crate) objects: Vec<Arc<Object>>,
+    pub(crate) recent: Vec<(u64, Outcomes)>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Frame {
+    Head { format: u32, revision: Revision, forgotten: u64, applied: Vec<u8> },
+    Objects(Vec<Record>),
+    Recent(Vec<(u64, Outcomes)>),
+    End { objects: u64, digest: [u8; 32] },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    key: String,
+    create_revision: Revision,
+    mod_revision: Revision,
+    value: Bytes,
+}
+
+/// A state that a snapshot is received into.
+pub struct Staging {
+    home: Arc<dyn Home>,
+    name: Option<String>,
+    backend: Arc<dyn Backend>,
+    head: Option<(Revision, u64, Vec<u8>)>,
+    objects: BTreeMap<Arc<str>, Arc<Object>>,
+    recent: Vec<(u64, Outcomes)>,
+    hasher: blake3::Hasher,
+    complete: bool,
+}
+
+/// A complete, durable state that waits to be installed.
+pub struct Staged {
+    pub(crate) staging: Staging,
+    pub(crate) revision: Revision,
+    pub(crate) applied: Vec<u8>,
+}
+
+/// Adds an object to a digest.
+pub(crate) fn digest_object(hasher: &mut blake3::Hasher, object: &Object) {
+    for part in [object.key.as_bytes(), &object.value] {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.update(&object.create_revision.to_le_bytes());
+    hasher.update(&object.mod_revision.to_le_bytes());
+}
+
+// === impl SnapshotView ===
+
+impl SnapshotView {
+    /// The revision it is of.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// What the consensus stored beside the state when it was taken.
+    pub fn applied(&self) -> &[u8] {
+        &self.applied
+    }
+
+    /// How many objects it holds.
+    pub fn objects(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// The frames, made one at a time as they are asked for.
+    pub fn frames(&self) -> impl Iterator<Item = Result<Bytes>> + Send + '_ {
+        let head = Frame::Head {
+            format: FORMAT,
+            revision: self.revision,
+            forgotten: self.forgotten,
+            applied: self.applied.clone(),
+        };
+        let mut hasher = blake3::Hasher::new();
+        let mut objects = self.objects.iter().peekable();
+        let mut recent = self.recent.chunks(64).peekable();
+        let mut head = Some(head);
+        let mut ended = false;
+        std::iter::from_fn(move || {
+            let frame = if let Some(head) = head.take() {
+                head
+            } else if objects.peek().is_some() {
+                Frame::Objects(next_objects(&mut objects, &mut hasher))
+            } else if recent.peek().is_some() {
+                let mut chunk: Vec<(u64, Outcomes)> = Vec::new();
+                let mut outcomes = 0;
+                while let Some(more) = recent.next_if(|_| outcomes < FRAME_OUTCOMES) {
+                    outcomes += more.iter().map(|(_, outcomes)| outcomes.len()).sum::<usize>();
+                    chunk.extend_from_slice(more);
+                }
+                Frame::Recent(chunk)
+            } else if !ended {
+                ended = true;
+                Frame::End { objects: self.objects.len() as u64, digest: *hasher.finalize().as_bytes() }
+            } else {
+                return None;
+            };
+            Some(codec::encode("snapshot frame", &frame).map(Bytes::from))
+        })
+    }
+}
+
+fn next_objects<'a>(
+    objects: &mut std::iter::Peekable<impl Iterator<Item = &'a Arc<Object>>>,
+    hasher: &mut blake3::Hasher,
+) -> Vec<Record> {
+    let mut frame = Vec::new();
+    let mut size = 0;
+    while let Some(object) =
+        objects.next_if(|object| frame.is_empty() || size + object.size_bytes() <= FRAME_BYTES)
+    {
+        size += object.size_bytes();
+        digest_object(hasher, object);
+        frame.push(Record {
+            key: object.key.to_string(),
+            create_revision: object.create_revision,
+            mod_revision: object.mod_revision,
+            value: object.value.clone(),
+        });
+    }
+    frame
+}
+
+// === impl Staging ===
+
+impl Staging {
+    pub(crate) fn new(home: Arc<dyn Home>) -> Result<Self> {
+        let (name, backend) = home.stage()?;
+        Ok(Self {
+            home,
+            name: Some(name),
+            backend,
+            head: None,
+            objects: BTreeMap::new(),
+            recent: Vec::new(),
+            hasher: blake3::Hasher::new(),
+            complete: false,
+        })
+    }
+
+    /// Takes the next frame.
+    pub fn push(&mut self, frame: &[u8]) -> Result<()> {
+        let damaged = |reason: &str| Error::Damaged { what: "snapshot", reason: reason.to_owned() };
+        let frame = codec::decode("snapshot frame", frame)?;
+        if self.complete {
+            return Err(damaged("frames follow its end"));
+        }
+        match frame {
+            Frame::Head { format, revision, forgotten, applied } => {
+                if format != FORMAT || self.head.is_some() {
+                    return Err(damaged("an unknown format, or a second head"));
+                }
+                self.head = Some((revision, forgotten, applied));
+            }
+            _ if self.head.is_none() => return Err(damaged("it does not begin with its head")),
+            Frame::Objects(objects) => self.take_objects(objects)?,
+            Frame::Recent(recent) => {
+                let mut batch = Batch::default();
+                for (index, outcomes) in &recent {
+                    records::put_recent(&mut batch, *index, outcomes)?;
+                }
+                self.backend.write(batch)?;
+                self.recent.extend(recent);
+            }
+            Frame::End { objects, digest } => {
+                if objects != self.objects.len() as u64 || digest != *self.hasher.finalize().as_bytes() {
+                    return Err(damaged("its content does not match its digest"));
+                }
+                self.complete = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_objects(&mut self, objects: Vec<Record>) -> Result<()> {
+        let mut batch = Batch::default();
+        for record in objects {
+            let object =
+                Object::new(record.key.into(), record.value, record.create_revision, record.mod_revision);
+            digest_object(&mut self.hasher, &object);
+            records::put_object(&mut batch, &object)?;
+            self.objects.insert(object.key.clone(), Arc::new(object));
+        }
+        self.backend.write(batch)
+    }
+
+    /// Ends the stream: checks that it was complete and makes the state durable.
+    pub fn finish(mut self) -> Result<Staged> {
+        let head = self.head.take().filter(|_| self.complete);
+        let (revision, forgotten, applied) =
+            head.ok_or_else(|| Error::Damaged { what: "snapshot", reason: "it ends too early".to_owned() })?;
+        let mut batch = Batch::default();
+        records::put_state(&mut batch, revision, forgotten, &applied)?;
+        self.backend.write(batch)?;
+        self.backend.sync()?;
+        self.head = Some((revision, forgotten, applied.clone()));
+        Ok(Staged { staging: self, revision, applied })
+    }
+
+    /// Makes the state current and gives its parts to the store.
+    pub(crate) fn adopt(mut self) -> Result<(Arc<dyn Backend>, BTreeMap<Arc<str>, Arc<Object>>, Recent)> {
+        if let Some(name) = self.name.take() {
+            self.home.adopt(&name)?;
+        }
+        let mut recent = Recent::with_forgotten(self.head.take().map_or(0, |(_, forgotten, _)| forgotten));
+        for (index, outcomes) in std::mem::take(&mut self.recent) {
+            recent.restore(index, outcomes);
+        }
+        Ok((self.backend.clone(), std::mem::take(&mut self.objects), recent))
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if let Some(name) = self.name.take()
+            && let Err(error) = self.home.discard(&name)
+        {
+            tracing::warn!(%error, name, "an abandoned snapshot stays on disk until the next start");
+        }
+    }
+}
+
+// === impl Staged ===
+
+impl Staged {
+    /// The revision it is of.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// What the sender's consensus stored beside the state.
+    pub fn applied(&self) -> &[u8] {
+        &self.applied
+    }
+}

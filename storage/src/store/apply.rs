@@ -1,0 +1,163 @@
+//! Applying committed entries: synchronous, and free of clock, randomness and
+//! any I/O but the backend's, so that every replica comes to the same state.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError};
+
+use super::{Live, Store, lock, records};
+use serde::{Deserialize, Serialize};
+
+use crate::backend::{Batch, Table};
+use crate::recent::Outcomes;
+use crate::txn::{Command, Mutation, Txn, TxnOutcome};
+use crate::watch::WatchEvent;
+use crate::{Object, Result, Revision};
+
+/// The commands of one committed log entry.
+#[derive(Debug, Clone, Default)]
+pub struct Entry {
+    /// Its log index.
+    pub index: u64,
+    /// The term of the leader that appended it.
+    pub term: u64,
+    /// What it holds; empty for entries that are the consensus' own.
+    pub commands: Vec<Command>,
+}
+
+/// What came of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Applied {
+    /// Its outcome; that of the first time when it was resent.
+    Outcome(TxnOutcome),
+    /// It is so old that an outcome of its own may have been forgotten; it was
+    /// not applied now.
+    Forgotten,
+}
+
+/// What a few entries change: the events, and the keys the backend has to write.
+#[derive(Default)]
+struct Changes {
+    events: Vec<WatchEvent>,
+    keys: BTreeSet<Arc<str>>,
+    recorded: Vec<(u64, Outcomes)>,
+    forgotten: Vec<u64>,
+}
+
+impl Store {
+    /// Applies entries in log order and stores `applied` beside them, in one
+    /// atomic batch: after a crash the state is that of the `applied` found.
+    /// Gives the outcomes, entry by entry. After an error the node must stop.
+    pub fn apply(&self, entries: Vec<Entry>, applied: Vec<u8>) -> Result<Vec<Vec<Applied>>> {
+        let backend = lock(&self.backend);
+        let mut changes = Changes::default();
+        let mut batch = Batch::default();
+        let (results, revision) = {
+            let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
+            let results = entries.into_iter().map(|entry| live.apply_entry(entry, &mut changes)).collect();
+            live.applied = applied;
+            live.write_changes(&changes, &mut batch)?;
+            // While `live` is held: who reads both sees them at one revision.
+            let mut history = self.history.write().unwrap_or_else(PoisonError::into_inner);
+            history.publish(changes.events, live.revision);
+            (results, live.revision)
+        };
+        backend.write(batch)?;
+        self.reached.send_if_modified(|reached| std::mem::replace(reached, revision) != revision);
+        Ok(results)
+    }
+}
+
+// === impl Live ===
+
+impl Live {
+    fn apply_entry(&mut self, entry: Entry, changes: &mut Changes) -> Vec<Applied> {
+        let mut outcomes = Outcomes::new();
+        let results = entry
+            .commands
+            .into_iter()
+            .map(|command| self.apply_command(command, entry.term, changes, &mut outcomes))
+            .collect();
+        let ids = outcomes.iter().map(|(id, _)| *id).collect();
+        changes.forgotten.extend(self.recent.close(entry.index, ids));
+        if !outcomes.is_empty() {
+            changes.recorded.push((entry.index, outcomes));
+        }
+        results
+    }
+
+    fn apply_command(
+        &mut self,
+        command: Command,
+        term: u64,
+        changes: &mut Changes,
+        outcomes: &mut Outcomes,
+    ) -> Applied {
+        if let Some(first) = self.recent.get(&command.id) {
+            return Applied::Outcome(first.clone());
+        }
+        if command.born < self.recent.forgotten() {
+            return Applied::Forgotten;
+        }
+        let outcome = match command.fence {
+            Some(fence) if term > fence => TxnOutcome::Fenced { term },
+            _ => self.apply_txn(command.txn, changes),
+        };
+        self.recent.insert(command.id, outcome.clone());
+        outcomes.push((command.id, outcome.clone()));
+        Applied::Outcome(outcome)
+    }
+
+    fn apply_txn(&mut self, txn: Txn, changes: &mut Changes) -> TxnOutcome {
+        for (position, precondition) in txn.preconditions.iter().enumerate() {
+            let current = self.objects.get(precondition.key()).map(|object| object.mod_revision);
+            if !precondition.holds(current) {
+                return TxnOutcome::Failed { precondition: position, current, at: self.revision };
+            }
+        }
+        let revisions = txn.mutations.into_iter().map(|mutation| self.mutate(mutation, changes)).collect();
+        TxnOutcome::Committed { revisions }
+    }
+
+    fn mutate(&mut self, mutation: Mutation, changes: &mut Changes) -> Revision {
+        self.revision += 1;
+        let revision = self.revision;
+        match mutation {
+            Mutation::Put { key, value } => {
+                let previous = self.objects.get(key.as_str()).cloned();
+                let create_revision = previous.as_ref().map_or(revision, |object| object.create_revision);
+                let key: Arc<str> = match &previous {
+                    Some(object) => object.key.clone(),
+                    None => key.into(),
+                };
+                let object = Arc::new(Object::new(key.clone(), value, create_revision, revision));
+                self.objects.insert(key.clone(), object.clone());
+                changes.keys.insert(key);
+                changes.events.push(WatchEvent { revision, object: Some(object), previous });
+            }
+            Mutation::Delete { key } => {
+                if let Some((key, previous)) = self.objects.remove_entry(key.as_str()) {
+                    changes.keys.insert(key);
+                    changes.events.push(WatchEvent { revision, object: None, previous: Some(previous) });
+                }
+            }
+        }
+        revision
+    }
+
+    /// The records that differ after `changes`.
+    fn write_changes(&self, changes: &Changes, batch: &mut Batch) -> Result<()> {
+        for key in &changes.keys {
+            match self.objects.get(key) {
+                Some(object) => records::put_object(batch, object)?,
+                None => batch.delete(Table::Objects, key.as_bytes().to_vec()),
+            }
+        }
+        for (index, outcomes) in &changes.recorded {
+            records::put_recent(batch, *index, outcomes)?;
+        }
+        for index in &changes.forgotten {
+            records::delete_recent(batch, *index);
+        }
+        records::put_state(batch, self.revision, self.recent.forgotten(), &self.applied)
+    }
+}

@@ -1,0 +1,209 @@
+//! The store: live objects in memory, recent history, and the same state on
+//! disk. Readers (`master/apiserver`) share it with the one writer, the state
+//! machine of `consensus`, which applies entries in log order.
+
+mod apply;
+mod read;
+pub(crate) mod records;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use proto_env::Env;
+use tokio::sync::watch as signal;
+
+pub use apply::{Applied, Entry};
+pub use read::{Compacted, Digest, NotReached, Page};
+
+use crate::backend::memory::MemoryHome;
+use crate::backend::sled::SledHome;
+use crate::backend::{Backend, Home, Table};
+use crate::crypto::{DataKey, Sealer};
+use crate::recent::Recent;
+use crate::snapshot::{SnapshotView, Staged, Staging};
+use crate::watch::History;
+use crate::{Object, Result, Revision};
+
+/// How much history is kept for watches and continued lists.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// At least this long, bytes permitting ([`Store::compact_periodically`]).
+    pub history: Duration,
+    /// At most this many events.
+    pub history_events: usize,
+    /// At most this many bytes of replaced objects.
+    pub history_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            history: Duration::from_secs(5 * 60),
+            history_events: 200_000,
+            history_bytes: 128 * 1024 * 1024,
+        }
+    }
+}
+
+/// Live objects and what else apply reads and writes.
+pub(crate) struct Live {
+    pub(crate) objects: BTreeMap<Arc<str>, Arc<Object>>,
+    pub(crate) revision: Revision,
+    pub(crate) recent: Recent,
+    pub(crate) applied: Vec<u8>,
+}
+
+/// One replica of the replicated state.
+pub struct Store {
+    /// Taken before `history` when both are.
+    live: RwLock<Live>,
+    history: Arc<RwLock<History>>,
+    /// Held by whoever changes the state, for as long as the change takes.
+    backend: Mutex<Arc<dyn Backend>>,
+    home: Arc<dyn Home>,
+    reached: signal::Sender<Revision>,
+    limits: Limits,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Opens the store in `directory` (made when it is not there), sealed with
+    /// `key`.
+    pub fn open(directory: &Path, key: &DataKey, env: &Env, limits: Limits) -> Result<Arc<Self>> {
+        let sealer = Sealer::new(key, "objects", env.random.clone());
+        Self::open_home(Arc::new(SledHome::new(directory, sealer, env.disk.clone())?), limits)
+    }
+
+    /// A store in memory: tests and the simulation.
+    pub fn in_memory(limits: Limits) -> Result<Arc<Self>> {
+        Self::open_home(Arc::new(MemoryHome::default()), limits)
+    }
+
+    /// Opens the current state of a home.
+    pub fn open_home(home: Arc<dyn Home>, limits: Limits) -> Result<Arc<Self>> {
+        let backend = home.open()?;
+        let live = load(backend.as_ref())?;
+        let history = History::new(live.revision, limits.history_events, limits.history_bytes);
+        Ok(Arc::new(Self {
+            reached: signal::Sender::new(live.revision),
+            live: RwLock::new(live),
+            history: Arc::new(RwLock::new(history)),
+            backend: Mutex::new(backend),
+            home,
+            limits,
+        }))
+    }
+
+    /// What the consensus stored with the last [`Store::apply`]; empty at first.
+    pub fn applied(&self) -> Vec<u8> {
+        read(&self.live).applied.clone()
+    }
+
+    /// Makes everything applied durable: before the log that could replay it is
+    /// purged.
+    pub fn sync(&self) -> Result<()> {
+        // The lock is not held while the disk works: batches written meanwhile
+        // may be synced too, which does no harm.
+        let backend = lock(&self.backend).clone();
+        backend.sync()
+    }
+
+    /// The whole state as it is now.
+    pub fn view(&self) -> SnapshotView {
+        let live = read(&self.live);
+        SnapshotView {
+            revision: live.revision,
+            forgotten: live.recent.forgotten(),
+            applied: live.applied.clone(),
+            objects: live.objects.values().cloned().collect(),
+            recent: live.recent.records(),
+        }
+    }
+
+    /// Begins to receive a snapshot.
+    pub fn stage(&self) -> Result<Staging> {
+        Staging::new(self.home.clone())
+    }
+
+    /// Replaces the whole state. Watches end as lagged.
+    pub fn install(&self, staged: Staged) -> Result<()> {
+        let mut backend = lock(&self.backend);
+        let (revision, applied) = (staged.revision, staged.applied);
+        let (adopted, objects, recent) = staged.staging.adopt()?;
+        *backend = adopted;
+        let replaced = {
+            let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
+            let mut history = self.history.write().unwrap_or_else(PoisonError::into_inner);
+            history.reset(revision);
+            std::mem::replace(&mut *live, Live { objects, revision, recent, applied })
+        };
+        self.reached.send_replace(revision);
+        drop(backend);
+        drop(replaced);
+        Ok(())
+    }
+
+    /// Forgets history up to a revision.
+    pub fn compact(&self, revision: Revision) {
+        self.history.write().unwrap_or_else(PoisonError::into_inner).compact(revision);
+    }
+
+    /// Forgets history older than the limit, for as long as it is polled.
+    pub async fn compact_periodically(self: Arc<Self>) {
+        let step = self.limits.history / 10;
+        let mut marks = std::collections::VecDeque::from([self.revision()]);
+        loop {
+            tokio::time::sleep(step).await;
+            marks.push_back(self.revision());
+            if marks.len() > 10
+                && let Some(old) = marks.pop_front()
+            {
+                self.compact(old);
+            }
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.history.write().unwrap_or_else(PoisonError::into_inner).stop();
+    }
+}
+
+fn load(backend: &dyn Backend) -> Result<Live> {
+    let mut objects = BTreeMap::new();
+    let mut recents = BTreeMap::new();
+    let mut state = records::State::default();
+    backend.load(&mut |table, key, value| {
+        match table {
+            Table::Objects => {
+                let object = records::object(key, value)?;
+                objects.insert(object.key.clone(), Arc::new(object));
+            }
+            Table::Recent => {
+                let (index, outcomes) = records::recent(key, &value)?;
+                recents.insert(index, outcomes);
+            }
+            Table::Meta => state = records::state(&value)?,
+        }
+        Ok(())
+    })?;
+    let mut recent = Recent::with_forgotten(state.forgotten);
+    for (index, outcomes) in recents {
+        recent.restore(index, outcomes);
+    }
+    Ok(Live { objects, revision: state.revision, recent, applied: state.applied })
+}

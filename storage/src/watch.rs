@@ -1,0 +1,338 @@
+//! Watches: the history of recent events and cursors into it. Events are kept
+//! once, shared; a watch holds the revision it has reached and a small buffer,
+//! so a slow one costs nothing and resumes exactly, until the history has moved
+//! past it and it is told so ([`WatchClosed::Lagged`]). `store/apply.rs`
+//! publishes, `master/apiserver` watches.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::watch as signal;
+
+use crate::{Object, Revision};
+
+/// Events a watch takes out of the history at a time.
+const BUFFER_EVENTS: usize = 128;
+/// How often an idle watch reports what it has reached, unless told otherwise.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// One change of one object.
+#[derive(Debug, Clone)]
+pub struct WatchEvent {
+    /// The revision of the change.
+    pub revision: Revision,
+    /// What the object became; `None`: it was deleted.
+    pub object: Option<Arc<Object>>,
+    /// What it was before; `None`: it was created.
+    pub previous: Option<Arc<Object>>,
+}
+
+/// What a watch delivers.
+#[derive(Debug, Clone)]
+pub enum WatchItem {
+    /// The next event.
+    Event(WatchEvent),
+    /// Nothing new: everything up to this revision was delivered.
+    Progress(Revision),
+}
+
+/// Why a watch ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum WatchClosed {
+    /// Events it has not delivered are no longer known. List again.
+    #[error("events were compacted before this watch delivered them")]
+    Lagged,
+    /// The store is gone.
+    #[error("the store has stopped")]
+    Stopped,
+}
+
+/// Events of recent revisions: all in order, and by bucket.
+pub(crate) struct History {
+    all: Bucket,
+    buckets: BTreeMap<Box<str>, Bucket>,
+    /// The revision everything up to which was published.
+    revision: Revision,
+    /// Events up to here are gone.
+    compacted: Revision,
+    /// Counts replacements of the whole state; older watches have lagged.
+    epoch: u64,
+    /// The store is gone.
+    stopped: bool,
+    size_bytes: usize,
+    events_max: usize,
+    bytes_max: usize,
+}
+
+struct Bucket {
+    events: VecDeque<Arc<WatchEvent>>,
+    /// The last event dropped here, or before which the bucket knows nothing.
+    dropped: Revision,
+    wake: signal::Sender<Revision>,
+}
+
+/// A stream of events of the keys with one prefix.
+pub struct Watch {
+    history: Arc<RwLock<History>>,
+    prefix: String,
+    /// Everything up to here is delivered or in the buffer.
+    cursor: Revision,
+    reported: Revision,
+    epoch: u64,
+    buffer: VecDeque<WatchEvent>,
+    wake: signal::Receiver<Revision>,
+    progress_interval: Duration,
+}
+
+// === impl WatchEvent ===
+
+impl WatchEvent {
+    /// The key that changed.
+    pub fn key(&self) -> &str {
+        self.object.as_ref().or(self.previous.as_ref()).map_or("", |object| &object.key)
+    }
+
+    fn size_bytes(&self) -> usize {
+        // The object is shared with the store until it is replaced, so only what
+        // the event alone keeps alive counts fully.
+        64 + self.previous.as_ref().map_or(0, |object| object.size_bytes())
+    }
+}
+
+// === impl Bucket ===
+
+impl Bucket {
+    fn new(dropped: Revision) -> Self {
+        Self { events: VecDeque::new(), dropped, wake: signal::Sender::new(dropped) }
+    }
+
+    fn after(&self, revision: Revision) -> impl Iterator<Item = &Arc<WatchEvent>> {
+        let start = self.events.partition_point(|event| event.revision <= revision);
+        self.events.range(start..)
+    }
+}
+
+/// The part of a key up to its fourth slash (`/registry/GROUP/RESOURCE/`), which
+/// nearly every watch and list stays inside of.
+fn bucket_of(key: &str) -> Option<&str> {
+    let (end, _) = key.match_indices('/').nth(3)?;
+    Some(&key[..=end])
+}
+
+// === impl History ===
+
+impl History {
+    /// A history that begins after `revision`.
+    pub(crate) fn new(revision: Revision, events_max: usize, bytes_max: usize) -> Self {
+        Self {
+            all: Bucket::new(revision),
+            buckets: BTreeMap::new(),
+            revision,
+            compacted: revision,
+            epoch: 0,
+            stopped: false,
+            size_bytes: 0,
+            events_max,
+            bytes_max,
+        }
+    }
+
+    pub(crate) fn compacted(&self) -> Revision {
+        self.compacted
+    }
+
+    /// Adds events in the order of their revisions; everything up to `revision`
+    /// is then known.
+    pub(crate) fn publish(&mut self, events: Vec<WatchEvent>, revision: Revision) {
+        let mut woken: BTreeMap<&str, Revision> = BTreeMap::new();
+        let events: Vec<_> = events.into_iter().map(Arc::new).collect();
+        for event in &events {
+            self.size_bytes += event.size_bytes();
+            self.all.events.push_back(event.clone());
+            let Some(name) = bucket_of(event.key()) else { continue };
+            if !self.buckets.contains_key(name) {
+                self.buckets.insert(name.into(), Bucket::new(self.compacted));
+            }
+            if let Some(bucket) = self.buckets.get_mut(name) {
+                bucket.events.push_back(event.clone());
+            }
+            woken.insert(name, event.revision);
+        }
+        self.revision = revision;
+        while self.all.events.len() > self.events_max || self.size_bytes > self.bytes_max {
+            if !self.drop_oldest() {
+                break;
+            }
+        }
+        for (name, revision) in woken {
+            if let Some(bucket) = self.buckets.get(name) {
+                bucket.wake.send_replace(revision);
+            }
+        }
+        if let Some(event) = events.last() {
+            self.all.wake.send_replace(event.revision);
+        }
+    }
+
+    /// Forgets events up to `revision`.
+    pub(crate) fn compact(&mut self, revision: Revision) {
+        while self.all.events.front().is_some_and(|event| event.revision <= revision) {
+            self.drop_oldest();
+        }
+        self.compacted = self.compacted.max(revision.min(self.revision));
+    }
+
+    fn drop_oldest(&mut self) -> bool {
+        let Some(event) = self.all.events.pop_front() else { return false };
+        self.size_bytes -= event.size_bytes();
+        self.all.dropped = event.revision;
+        self.compacted = self.compacted.max(event.revision);
+        if let Some(bucket) = bucket_of(event.key()).and_then(|name| self.buckets.get_mut(name)) {
+            bucket.events.pop_front();
+            bucket.dropped = event.revision;
+        }
+        true
+    }
+
+    /// Begins anew after `revision`: the whole state was replaced.
+    pub(crate) fn reset(&mut self, revision: Revision) {
+        self.epoch += 1;
+        self.revision = revision;
+        self.compacted = revision;
+        self.size_bytes = 0;
+        for bucket in self.buckets.values_mut().chain([&mut self.all]) {
+            bucket.events.clear();
+            bucket.dropped = revision;
+            bucket.wake.send_replace(revision);
+        }
+    }
+
+    /// Ends all watches: the store goes away.
+    pub(crate) fn stop(&mut self) {
+        self.stopped = true;
+        let revision = self.revision;
+        for bucket in self.buckets.values().chain([&self.all]) {
+            bucket.wake.send_replace(revision);
+        }
+    }
+
+    fn bucket(&self, prefix: &str) -> Option<&Bucket> {
+        match bucket_of(prefix) {
+            Some(name) => self.buckets.get(name),
+            None => Some(&self.all),
+        }
+    }
+
+    /// For every key of `prefix` changed after `at`: what it was at `at`. `None`
+    /// when some of that is forgotten.
+    pub(crate) fn undo(&self, prefix: &str, at: Revision) -> Option<BTreeMap<Arc<str>, Option<Arc<Object>>>> {
+        let mut undo = BTreeMap::new();
+        let Some(bucket) = self.bucket(prefix) else {
+            return (at >= self.compacted).then_some(undo);
+        };
+        if at < bucket.dropped {
+            return None;
+        }
+        for event in bucket.after(at).filter(|event| event.key().starts_with(prefix)) {
+            let object = event.object.as_ref().or(event.previous.as_ref());
+            if let Some(object) = object {
+                undo.entry(object.key.clone()).or_insert_with(|| event.previous.clone());
+            }
+        }
+        Some(undo)
+    }
+}
+
+// === impl Watch ===
+
+impl Watch {
+    /// A watch of everything after `after`; `None` when some of it is forgotten.
+    pub(crate) fn start(history: &Arc<RwLock<History>>, prefix: &str, after: Revision) -> Option<Self> {
+        let mut known = history.write().unwrap_or_else(PoisonError::into_inner);
+        let compacted = known.compacted;
+        let bucket = match bucket_of(prefix) {
+            // Made now if need be, so that there is something to wait on.
+            Some(name) if !known.buckets.contains_key(name) => {
+                known.buckets.entry(name.into()).or_insert_with(|| Bucket::new(compacted))
+            }
+            Some(name) => known.buckets.get_mut(name)?,
+            None => &mut known.all,
+        };
+        if after < bucket.dropped {
+            return None;
+        }
+        let wake = bucket.wake.subscribe();
+        let epoch = known.epoch;
+        drop(known);
+        Some(Self {
+            history: history.clone(),
+            prefix: prefix.to_owned(),
+            cursor: after,
+            reported: after,
+            epoch,
+            buffer: VecDeque::new(),
+            wake,
+            progress_interval: PROGRESS_INTERVAL,
+        })
+    }
+
+    /// Sets how often an idle watch reports progress.
+    pub fn set_progress_interval(&mut self, interval: Duration) {
+        self.progress_interval = interval;
+    }
+
+    /// The next event, or the revision reached when there is none for a while.
+    /// Cancel-safe: an event not returned is returned by the next call.
+    pub async fn next(&mut self) -> Result<WatchItem, WatchClosed> {
+        let mut idle_until = tokio::time::Instant::now() + self.progress_interval;
+        loop {
+            if let Some(event) = self.buffer.pop_front() {
+                self.reported = event.revision;
+                return Ok(WatchItem::Event(event));
+            }
+            // Marked before looking, so that what comes after the look wakes.
+            self.wake.borrow_and_update();
+            self.fill()?;
+            if !self.buffer.is_empty() {
+                continue;
+            }
+            tokio::select! {
+                biased;
+                changed = self.wake.changed() => changed.map_err(|_| WatchClosed::Stopped)?,
+                () = tokio::time::sleep_until(idle_until) => {
+                    self.fill()?;
+                    if self.buffer.is_empty() && self.cursor > self.reported {
+                        self.reported = self.cursor;
+                        return Ok(WatchItem::Progress(self.cursor));
+                    }
+                    // Nothing moved at all: look again after another interval.
+                    idle_until = tokio::time::Instant::now() + self.progress_interval;
+                }
+            }
+        }
+    }
+
+    /// Takes the next events out of the history and moves the cursor.
+    fn fill(&mut self) -> Result<(), WatchClosed> {
+        let known = self.history.read().unwrap_or_else(PoisonError::into_inner);
+        if known.stopped {
+            return Err(WatchClosed::Stopped);
+        }
+        let bucket = known.bucket(&self.prefix).ok_or(WatchClosed::Lagged)?;
+        if self.epoch != known.epoch || self.cursor < bucket.dropped {
+            return Err(WatchClosed::Lagged);
+        }
+        for event in bucket.after(self.cursor) {
+            self.cursor = event.revision;
+            if event.key().starts_with(&self.prefix) {
+                self.buffer.push_back(WatchEvent::clone(event));
+                if self.buffer.len() == BUFFER_EVENTS {
+                    return Ok(());
+                }
+            }
+        }
+        self.cursor = self.cursor.max(known.revision);
+        Ok(())
+    }
+}

@@ -1,0 +1,15 @@
+//! The harness of the whole-system tests: real processes of the real binary in
+//! network namespaces, through the command line that users have. A test brings
+//! a cluster up, breaks it and looks at it from outside; nothing of Ephor's own
+//! crates is linked.
+//!
+//! `EPHOR_BIN` names the binary, `EPHOR_KUBECTL` the real kubectl,
+//! `EPHOR_TEST_IMAGES` the directory of `tests/images/build`; `ops/test` sets all.
+
+pub mod cluster;
+pub mod figures;
+pub mod load;
+pub mod wait;
+
+pub use cluster::{Cluster, How};
+pub use wait::{eventually, eventually_within};

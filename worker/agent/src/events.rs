@@ -1,0 +1,199 @@
+//! Events as kubelet writes them: `v1.Event` with source kubelet, equal ones counted instead of repeated, a bounded queue and a budget
+//! for each object, so that a broken pod cannot drown the API server.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Event, EventSource, Node, ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Client;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::{clock, pod};
+
+const QUEUE: usize = 1024;
+const KNOWN: usize = 4096;
+const BURST: f64 = 25.0;
+const REFILL_PER_SECOND: f64 = 1.0 / 300.0;
+const DEADLINE: Duration = Duration::from_secs(10);
+const COMPONENT: &str = "kubelet";
+
+/// `spec.containers{NAME}` or its like for init and ephemeral containers: which part of a pod an event is about.
+pub fn container_path(pod: &Pod, name: &str) -> String {
+    let spec = pod::spec(pod);
+    if pod::is_init(spec, name) {
+        format!("spec.initContainers{{{name}}}")
+    } else if spec.ephemeral_containers.iter().flatten().any(|c| c.name == name) {
+        format!("spec.ephemeralContainers{{{name}}}")
+    } else {
+        format!("spec.containers{{{name}}}")
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Note {
+    involved: ObjectReference,
+    type_: &'static str,
+    reason: String,
+    message: String,
+}
+
+/// A handle to write events with; never blocks.
+#[derive(Clone, Debug)]
+pub struct Events {
+    node: String,
+    queue: mpsc::Sender<Note>,
+}
+
+impl Events {
+    /// Starts the writer, until `shutdown`.
+    pub fn start(client: Client, node: &str, shutdown: CancellationToken) -> Self {
+        let (queue, notes) = mpsc::channel(QUEUE);
+        let writer =
+            Writer { client, node: node.to_owned(), known: BTreeMap::new(), budgets: BTreeMap::new() };
+        tokio::spawn(writer.run(notes, shutdown));
+        Self { node: node.to_owned(), queue }
+    }
+
+    /// A Normal event of a pod, or of the part of it that `path` names.
+    pub fn pod_normal(&self, pod: &Pod, path: Option<&str>, reason: &str, message: impl Into<String>) {
+        self.pod_event(pod, path, "Normal", reason, message.into());
+    }
+
+    /// A Warning event of a pod.
+    pub fn pod_warning(&self, pod: &Pod, path: Option<&str>, reason: &str, message: impl Into<String>) {
+        self.pod_event(pod, path, "Warning", reason, message.into());
+    }
+
+    fn pod_event(&self, pod: &Pod, path: Option<&str>, type_: &'static str, reason: &str, message: String) {
+        let involved = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            name: pod.metadata.name.clone(),
+            namespace: pod.metadata.namespace.clone(),
+            uid: pod.metadata.uid.clone(),
+            resource_version: pod.metadata.resource_version.clone(),
+            field_path: path.map(str::to_owned),
+        };
+        self.send(Note { involved, type_, reason: reason.to_owned(), message });
+    }
+
+    /// A Normal event of the node.
+    pub fn node_normal(&self, node: &Node, reason: &str, message: impl Into<String>) {
+        let involved = ObjectReference {
+            kind: Some("Node".to_owned()),
+            name: Some(self.node.clone()),
+            // kubelet names its node by name here, not by UID.
+            uid: node.metadata.name.clone(),
+            ..Default::default()
+        };
+        self.send(Note { involved, type_: "Normal", reason: reason.to_owned(), message: message.into() });
+    }
+
+    fn send(&self, note: Note) {
+        if let Err(error) = self.queue.try_send(note) {
+            debug!(%error, "event dropped");
+        }
+    }
+}
+
+struct Known {
+    name: String,
+    count: i32,
+}
+
+struct Writer {
+    client: Client,
+    node: String,
+    known: BTreeMap<String, Known>,
+    budgets: BTreeMap<String, (f64, Instant)>,
+}
+
+impl Writer {
+    async fn run(mut self, mut notes: mpsc::Receiver<Note>, shutdown: CancellationToken) {
+        loop {
+            let note = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                note = notes.recv() => note,
+            };
+            let Some(note) = note else { return };
+            if !self.within_budget(&note) {
+                continue;
+            }
+            match tokio::time::timeout(DEADLINE, self.write(&note)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(%error, reason = note.reason, "event not written"),
+                Err(_) => debug!(reason = note.reason, "event not written in time"),
+            }
+        }
+    }
+
+    fn within_budget(&mut self, note: &Note) -> bool {
+        let key = note.involved.uid.clone().unwrap_or_default();
+        let now = Instant::now();
+        if self.budgets.len() > KNOWN {
+            self.budgets.clear();
+        }
+        let (tokens, at) = self.budgets.entry(key).or_insert((BURST, now));
+        *tokens = (*tokens + now.duration_since(*at).as_secs_f64() * REFILL_PER_SECOND).min(BURST);
+        *at = now;
+        if *tokens < 1.0 {
+            return false;
+        }
+        *tokens -= 1.0;
+        true
+    }
+
+    async fn write(&mut self, note: &Note) -> Result<(), kube::Error> {
+        let namespace = note.involved.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+        let involved = &note.involved;
+        let path = involved.field_path.as_deref().unwrap_or_default();
+        let uid = involved.uid.as_deref().unwrap_or_default();
+        let key = format!("{uid}/{path}/{}/{}/{}", note.type_, note.reason, note.message);
+        if let Some(known) = self.known.get_mut(&key) {
+            known.count += 1;
+            let patch = json!({"count": known.count, "lastTimestamp": clock::now()});
+            match events.patch(&known.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+                Ok(_) => return Ok(()),
+                // Expired on the server: start anew.
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let name = format!("{}.{:x}", involved.name.as_deref().unwrap_or_default(), clock::now_nanos());
+        let event = Event {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                namespace: Some(namespace),
+                ..Default::default()
+            },
+            involved_object: involved.clone(),
+            type_: Some(note.type_.to_owned()),
+            reason: Some(note.reason.clone()),
+            message: Some(note.message.clone()),
+            count: Some(1),
+            first_timestamp: Some(clock::now()),
+            last_timestamp: Some(clock::now()),
+            source: Some(EventSource {
+                component: Some(COMPONENT.to_owned()),
+                host: Some(self.node.clone()),
+            }),
+            reporting_component: Some(COMPONENT.to_owned()),
+            reporting_instance: Some(self.node.clone()),
+            ..Default::default()
+        };
+        events.create(&PostParams::default(), &event).await?;
+        if self.known.len() >= KNOWN {
+            self.known.clear();
+        }
+        self.known.insert(key, Known { name, count: 1 });
+        Ok(())
+    }
+}

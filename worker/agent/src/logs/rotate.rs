@@ -1,0 +1,94 @@
+//! Rotates logs of running containers: a file over its size is moved away, the runtime opens a new one, the oldest go.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_cri::v1::ContainerState;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::read::files;
+use crate::Error;
+use crate::context::Context;
+
+const PERIOD: Duration = Duration::from_secs(10);
+
+/// Looks at every running container's log each ten seconds until `shutdown`.
+pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(PERIOD) => {}
+        }
+        if let Err(error) = rotate_all(&context).await {
+            warn!(%error, "cannot rotate container logs");
+        }
+    }
+}
+
+async fn rotate_all(context: &Context) -> Result<(), Error> {
+    for container in context.cri.list_containers(None).await? {
+        if container.state != ContainerState::ContainerRunning as i32 {
+            continue;
+        }
+        let status = match context.cri.container_status(&container.id).await {
+            Ok(Some(status)) => status,
+            Ok(None) => continue,
+            Err(error) if error.is_not_found() => continue,
+            Err(error) => return Err(error),
+        };
+        let log = Path::new(&status.log_path);
+        let size = std::fs::metadata(log).map_or(0, |meta| meta.len());
+        if size > context.config.log_max_bytes {
+            rotate(context, &container.id, log).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn rotate(context: &Context, id: &str, log: &Path) -> Result<(), Error> {
+    let stamp = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
+    let moved =
+        log.with_file_name(format!("{}.{stamp}", log.file_name().unwrap_or_default().to_string_lossy()));
+    debug!(log = %log.display(), "rotating");
+    std::fs::rename(log, &moved).map_err(|e| Error::io("rename", log, e))?;
+    if let Err(error) = context.cri.reopen_container_log(id).await {
+        // The runtime still writes to the moved file: put it back, or its lines are lost.
+        std::fs::rename(&moved, log).map_err(|e| Error::io("rename", &moved, e))?;
+        return Err(error);
+    }
+    remove_oldest(log, context.config.log_max_files);
+    Ok(())
+}
+
+/// Keeps at most `max_files` files of a log, the current one included.
+fn remove_oldest(log: &Path, max_files: u32) {
+    let rotated: Vec<_> = files(log).into_iter().filter(|file| file != log).collect();
+    let keep = usize::try_from(max_files.saturating_sub(1)).unwrap_or(0);
+    for old in rotated.iter().take(rotated.len().saturating_sub(keep)) {
+        if let Err(error) = std::fs::remove_file(old) {
+            warn!(%error, file = %old.display(), "cannot remove an old log");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_files_go_first() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["0.log", "0.log.20260101-000001", "0.log.20260101-000002", "0.log.20260101-000003"] {
+            std::fs::write(dir.path().join(name), "x").unwrap();
+        }
+        remove_oldest(&dir.path().join("0.log"), 3);
+        let names: Vec<_> = files(&dir.path().join("0.log"))
+            .iter()
+            .map(|f| f.file_name().unwrap().to_string_lossy().into_owned())
+            .collect();
+        assert_eq!(names, ["0.log.20260101-000002", "0.log.20260101-000003", "0.log"]);
+    }
+}

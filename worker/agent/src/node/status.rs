@@ -1,0 +1,157 @@
+//! The status of the Node: computed from the machine and the runtime, compared with what the API server has, sent as a patch.
+
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
+};
+use serde_json::{Value, json};
+
+use super::info;
+use crate::clock;
+use crate::context::Context;
+
+/// Kubelet reports at most this many images, largest first.
+const MAX_IMAGES: usize = 50;
+const MAX_NAMES: usize = 5;
+/// kubelet's hard eviction thresholds: below them there is pressure.
+const MIN_MEMORY_BYTES: u64 = 100 << 20;
+const MIN_DISK_PERCENT: u64 = 10;
+
+/// Whether the node's Ready condition is True.
+pub fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
+    conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// The status as it is now; transition times are kept from `old` where a condition did not change.
+pub async fn compute(context: &Context, old: Option<&Node>, port: u16) -> NodeStatus {
+    let address =
+        |type_: &str, address: &str| NodeAddress { type_: type_.to_owned(), address: address.to_owned() };
+    NodeStatus {
+        capacity: Some(context.capacity.clone()),
+        allocatable: Some(context.allocatable.clone()),
+        addresses: Some(vec![
+            address("InternalIP", &context.config.node_ip.to_string()),
+            address("Hostname", &context.config.node_name),
+        ]),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(port) }),
+        }),
+        node_info: Some(info::system(context)),
+        images: Some(images(context).await),
+        conditions: Some(conditions(context, old).await),
+        ..Default::default()
+    }
+}
+
+async fn images(context: &Context) -> Vec<ContainerImage> {
+    let mut images = context.cri.list_images().await.unwrap_or_default();
+    images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
+    images
+        .into_iter()
+        .map(|image| {
+            let names =
+                image.repo_digests.into_iter().chain(image.repo_tags).take(MAX_NAMES).collect::<Vec<_>>();
+            ContainerImage { names: Some(names), size_bytes: i64::try_from(image.size).ok() }
+        })
+        .filter(|image| image.names.as_ref().is_some_and(|names| !names.is_empty()))
+        .take(MAX_IMAGES)
+        .collect()
+}
+
+async fn conditions(context: &Context, old: Option<&Node>) -> Vec<NodeCondition> {
+    let (memory, disk) = info::pressure(&context.config);
+    let low_memory = memory.is_some_and(|bytes| bytes < MIN_MEMORY_BYTES);
+    let low_disk = disk.is_some_and(|(free, total)| free < total / 100 * MIN_DISK_PERCENT);
+    let (ready, reason, message) = readiness(context).await;
+    let pressure = |type_: &str, low: bool, bad: (&str, &str), good: (&str, &str)| {
+        let (reason, message) = if low { bad } else { good };
+        condition(old, type_, low, reason, message)
+    };
+    vec![
+        pressure(
+            "MemoryPressure",
+            low_memory,
+            ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+            ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ),
+        pressure(
+            "DiskPressure",
+            low_disk,
+            ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+            ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ),
+        pressure(
+            "PIDPressure",
+            false,
+            ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+            ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ),
+        condition(old, "Ready", ready, &reason, &message),
+    ]
+}
+
+/// The node is ready when its runtime and the runtime's network are.
+async fn readiness(context: &Context) -> (bool, String, String) {
+    let problem = match context.cri.status().await {
+        Ok(answer) => answer
+            .status
+            .map(|s| s.conditions)
+            .unwrap_or_default()
+            .into_iter()
+            .find(|c| !c.status)
+            .map(|c| format!("container runtime {}: {} {}", c.r#type, c.reason, c.message)),
+        Err(error) => Some(format!("container runtime is down: {error}")),
+    };
+    match problem {
+        None => (true, "KubeletReady".to_owned(), "kubelet is posting ready status".to_owned()),
+        Some(message) => (false, "KubeletNotReady".to_owned(), message),
+    }
+}
+
+fn condition(old: Option<&Node>, type_: &str, holds: bool, reason: &str, message: &str) -> NodeCondition {
+    let status = if holds { "True" } else { "False" };
+    let before = old.and_then(|node| node.status.as_ref()).and_then(|s| s.conditions.as_ref());
+    let before = before.into_iter().flatten().find(|c| c.type_ == type_ && c.status == status);
+    let now = clock::now();
+    NodeCondition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
+        last_heartbeat_time: Some(now.clone()),
+        last_transition_time: before.and_then(|c| c.last_transition_time.clone()).or(Some(now)),
+    }
+}
+
+/// Whether `fresh` says something else than the node has, heartbeats aside.
+pub fn differs(node: &Node, fresh: &NodeStatus) -> bool {
+    let Some(current) = &node.status else { return true };
+    let plain = |status: &NodeStatus| {
+        let conditions: Vec<(String, String, Option<String>)> = status
+            .conditions
+            .iter()
+            .flatten()
+            .map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone()))
+            .filter(|(type_, _, _)| {
+                ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"].contains(&type_.as_str())
+            })
+            .collect();
+        conditions
+    };
+    let mut before = plain(current);
+    let mut after = plain(fresh);
+    before.sort();
+    after.sort();
+    before != after
+        || current.images != fresh.images
+        || current.capacity != fresh.capacity
+        || current.allocatable != fresh.allocatable
+        || current.addresses != fresh.addresses
+        || current.daemon_endpoints != fresh.daemon_endpoints
+        || current.node_info != fresh.node_info
+}
+
+/// The strategic merge patch that sets this status; conditions and addresses merge by type.
+pub fn patch(status: &NodeStatus) -> Value {
+    json!({ "status": status })
+}

@@ -1,0 +1,301 @@
+//! ConfigMaps, Secrets and tokens for pods: one watch for each object that a running pod references, as kubelet does. A change wakes
+//! the pods that use the object, so their volumes follow within moments and nothing is polled.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::authentication::v1 as authentication;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use kube::api::PostParams;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+use worker_volumes::{Error, ObjectSource, TokenRequest};
+
+use crate::pod;
+use crate::probes::Wake;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How long a refused read waits for the watch, which is tried again meanwhile.
+const SECOND_CHANCE: Duration = Duration::from_secs(2);
+
+/// What is known of an object: nothing yet, or whether and what it is.
+type Seen<K> = Option<Option<Arc<K>>>;
+
+struct Watched<K> {
+    value: watch::Receiver<Seen<K>>,
+    users: Arc<Mutex<BTreeSet<String>>>,
+    stop: CancellationToken,
+}
+
+/// Objects of one kind by (namespace, name).
+type Table<K> = Mutex<BTreeMap<(String, String), Watched<K>>>;
+
+/// A token and when to ask for the next one.
+type Tokens = Mutex<BTreeMap<TokenRequest, (String, Instant)>>;
+
+/// Objects in use by the node's pods.
+pub struct Objects {
+    client: Client,
+    wake: Wake,
+    config_maps: Table<ConfigMap>,
+    secrets: Table<Secret>,
+    tokens: Tokens,
+    shutdown: CancellationToken,
+}
+
+impl Objects {
+    /// An empty set; `wake` is called with the UIDs of pods whose objects changed.
+    pub fn new(client: Client, wake: Wake, shutdown: CancellationToken) -> Self {
+        Self {
+            client,
+            wake,
+            config_maps: Table::default(),
+            secrets: Table::default(),
+            tokens: Tokens::default(),
+            shutdown,
+        }
+    }
+
+    /// Starts watches for everything the pod references.
+    pub fn register(&self, pod: &Pod) {
+        let (namespace, uid) = (pod::namespace(pod), pod::uid(pod));
+        let references = references(pod);
+        for name in references.config_maps {
+            self.watch(&self.config_maps, namespace, &name, uid);
+        }
+        for name in references.secrets {
+            self.watch(&self.secrets, namespace, &name, uid);
+        }
+    }
+
+    /// Ends the watches that only this pod needed.
+    pub fn unregister(&self, uid: &str) {
+        release(&self.config_maps, uid);
+        release(&self.secrets, uid);
+        lock(&self.tokens).retain(|request, _| request.pod_uid != uid);
+    }
+
+    fn watch<K>(&self, table: &Table<K>, namespace: &str, name: &str, uid: &str)
+    where
+        K: Resource<Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + Debug
+            + Send
+            + Sync
+            + 'static,
+        K::DynamicType: Default,
+    {
+        let mut table = lock(table);
+        let entry = table.entry((namespace.to_owned(), name.to_owned())).or_insert_with(|| {
+            let (sender, value) = watch::channel(None);
+            let users = Arc::<Mutex<BTreeSet<String>>>::default();
+            let stop = self.shutdown.child_token();
+            let api = Api::<K>::namespaced(self.client.clone(), namespace);
+            let follow = follow(api, name.to_owned(), sender, users.clone(), self.wake.clone());
+            let stopped = stop.clone();
+            tokio::spawn(async move {
+                tokio::select! { biased; () = stopped.cancelled() => {}, () = follow => {} }
+            });
+            Watched { value, users, stop }
+        });
+        lock(&entry.users).insert(uid.to_owned());
+    }
+
+    async fn get<K>(
+        &self,
+        table: &Table<K>,
+        kind: &'static str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<K>>, Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+        K::DynamicType: Default,
+    {
+        let receiver = lock(table).get(&(namespace.to_owned(), name.to_owned())).map(|w| w.value.clone());
+        let plain = fetch(Api::<K>::namespaced(self.client.clone(), namespace), kind, namespace, name);
+        let Some(mut receiver) = receiver else { return plain.await };
+        // Whichever knows first: the watch may be starting, or refused while the API server learns that the pod is bound here.
+        let refused = tokio::select! {
+            biased;
+            seen = seen(&mut receiver) => match seen {
+                Some(value) => return Ok(value),
+                None => return Err(unreachable_object(kind, namespace, name, "the watch ended")),
+            },
+            object = plain => match object {
+                Ok(object) => return Ok(object),
+                Err(error) => error,
+            },
+        };
+        match tokio::time::timeout(SECOND_CHANCE, seen(&mut receiver)).await {
+            Ok(Some(value)) => Ok(value),
+            _ => Err(refused),
+        }
+    }
+}
+
+/// Waits until a watch has told of its object.
+async fn seen<K>(receiver: &mut watch::Receiver<Seen<K>>) -> Option<Option<Arc<K>>> {
+    receiver.wait_for(Option::is_some).await.ok().and_then(|seen| seen.clone())
+}
+
+async fn fetch<K>(
+    api: Api<K>,
+    kind: &'static str,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<Arc<K>>, Error>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    match tokio::time::timeout(DEADLINE, api.get_opt(name)).await {
+        Ok(Ok(object)) => Ok(object.map(Arc::new)),
+        Ok(Err(error)) => Err(unreachable_object(kind, namespace, name, &error.to_string())),
+        Err(_) => Err(unreachable_object(kind, namespace, name, "timed out")),
+    }
+}
+
+fn unreachable_object(kind: &'static str, namespace: &str, name: &str, message: &str) -> Error {
+    Error::Fetch { kind, namespace: namespace.to_owned(), name: name.to_owned(), message: message.to_owned() }
+}
+
+async fn follow<K>(
+    api: Api<K>,
+    name: String,
+    sender: watch::Sender<Seen<K>>,
+    users: Arc<Mutex<BTreeSet<String>>>,
+    wake: Wake,
+) where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let stream = watcher::watch_object(api, &name).default_backoff();
+    let mut stream = std::pin::pin!(stream);
+    while let Some(item) = stream.next().await {
+        match item {
+            Ok(object) => {
+                let first = sender.borrow().is_none();
+                sender.send_replace(Some(object.map(Arc::new)));
+                if !first {
+                    let users: Vec<String> = lock(&users).iter().cloned().collect();
+                    for uid in users {
+                        wake(&uid);
+                    }
+                }
+            }
+            Err(error) => debug!(%error, name, "watching an object that pods reference"),
+        }
+    }
+}
+
+fn release<K>(table: &Table<K>, uid: &str) {
+    lock(table).retain(|_, watched| {
+        let mut users = lock(&watched.users);
+        users.remove(uid);
+        if users.is_empty() {
+            watched.stop.cancel();
+        }
+        !users.is_empty()
+    });
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[async_trait]
+impl ObjectSource for Objects {
+    async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<Arc<ConfigMap>>, Error> {
+        self.get(&self.config_maps, "configmap", namespace, name).await
+    }
+
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Arc<Secret>>, Error> {
+        self.get(&self.secrets, "secret", namespace, name).await
+    }
+
+    async fn service_account_token(&self, request: &TokenRequest) -> Result<String, Error> {
+        if let Some((token, renew_at)) = lock(&self.tokens).get(request)
+            && Instant::now() < *renew_at
+        {
+            return Ok(token.clone());
+        }
+        let fetch = |message: String| Error::Fetch {
+            kind: "token",
+            namespace: request.namespace.clone(),
+            name: request.service_account.clone(),
+            message,
+        };
+        let answer = tokio::time::timeout(DEADLINE, request_token(&self.client, request)).await;
+        let answer = answer.map_err(|_| fetch("timed out".to_owned()))?.map_err(|e| fetch(e.to_string()))?;
+        let status = answer.status.ok_or_else(|| fetch("the answer holds no token".to_owned()))?;
+        let lifetime = status.expiration_timestamp.0.as_second() - crate::clock::now().0.as_second();
+        // Renewed at 80 % of its life, as kubelet does.
+        let renew_in = Duration::from_secs(lifetime.max(10).unsigned_abs() * 4 / 5);
+        lock(&self.tokens).insert(request.clone(), (status.token.clone(), Instant::now() + renew_in));
+        Ok(status.token)
+    }
+}
+
+async fn request_token(
+    client: &Client,
+    request: &TokenRequest,
+) -> Result<authentication::TokenRequest, kube::Error> {
+    let audiences = if request.audience.is_empty() { Vec::new() } else { vec![request.audience.clone()] };
+    let body = authentication::TokenRequest {
+        spec: authentication::TokenRequestSpec {
+            audiences,
+            expiration_seconds: Some(request.expiration_seconds),
+            bound_object_ref: Some(authentication::BoundObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Pod".to_owned()),
+                name: Some(request.pod_name.clone()),
+                uid: Some(request.pod_uid.clone()),
+            }),
+        },
+        ..Default::default()
+    };
+    let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> =
+        Api::namespaced(client.clone(), &request.namespace);
+    accounts.create_subresource("token", &request.service_account, &PostParams::default(), &body).await
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct References {
+    config_maps: BTreeSet<String>,
+    secrets: BTreeSet<String>,
+}
+
+/// Names of ConfigMaps and Secrets that volumes and environments of the pod use.
+fn references(pod: &Pod) -> References {
+    let mut found = References::default();
+    let spec = pod::spec(pod);
+    for volume in spec.volumes.iter().flatten() {
+        found.config_maps.extend(volume.config_map.iter().map(|s| s.name.clone()));
+        found.secrets.extend(volume.secret.iter().filter_map(|s| s.secret_name.clone()));
+        for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
+            found.config_maps.extend(source.config_map.iter().map(|s| s.name.clone()));
+            found.secrets.extend(source.secret.iter().map(|s| s.name.clone()));
+        }
+    }
+    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+        for source in container.env_from.iter().flatten() {
+            found.config_maps.extend(source.config_map_ref.iter().map(|s| s.name.clone()));
+            found.secrets.extend(source.secret_ref.iter().map(|s| s.name.clone()));
+        }
+        for source in container.env.iter().flatten().filter_map(|v| v.value_from.as_ref()) {
+            found.config_maps.extend(source.config_map_key_ref.iter().map(|s| s.name.clone()));
+            found.secrets.extend(source.secret_key_ref.iter().map(|s| s.name.clone()));
+        }
+    }
+    found
+}

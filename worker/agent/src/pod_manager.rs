@@ -1,0 +1,116 @@
+//! Starts a worker for each pod of this node, after node-side admission, and hands it what changes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::context::Context;
+use crate::pod_source::Change;
+use crate::pod_worker::{Desired, PodWorker};
+use crate::{admission, clock, pod, status};
+
+/// Follows the changes until `shutdown`. `synced` is told once the pods of the node are known.
+pub async fn run(
+    context: Arc<Context>,
+    mut changes: mpsc::Receiver<Change>,
+    synced: oneshot::Sender<()>,
+    shutdown: CancellationToken,
+) {
+    let mut manager = Manager { context, workers: BTreeMap::new(), shutdown: shutdown.clone() };
+    let mut synced = Some(synced);
+    loop {
+        let change = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            change = changes.recv() => change,
+        };
+        match change {
+            Some(Change::Set(pod)) => manager.set(pod).await,
+            Some(Change::Gone(pod)) => manager.gone(pod),
+            Some(Change::Synced) => {
+                if let Some(synced) = synced.take() {
+                    // Nobody waits for it any more when the agent is stopping.
+                    let _ = synced.send(());
+                }
+            }
+            None => return,
+        }
+    }
+}
+
+struct Manager {
+    context: Arc<Context>,
+    workers: BTreeMap<String, watch::Sender<Desired>>,
+    shutdown: CancellationToken,
+}
+
+impl Manager {
+    async fn set(&mut self, pod: Arc<Pod>) {
+        self.workers.retain(|_, worker| !worker.is_closed());
+        let uid = pod::uid(&pod).to_owned();
+        let wake = self.context.pods.upsert(&pod);
+        if let Some(worker) = self.workers.get(&uid) {
+            worker.send_replace(Desired { pod, gone: false });
+            return;
+        }
+        if !self.admit(&pod).await {
+            return;
+        }
+        let (sender, desired) = watch::channel(Desired { pod, gone: false });
+        let worker =
+            PodWorker { context: self.context.clone(), desired, wake, shutdown: self.shutdown.clone() };
+        tokio::spawn(worker.run());
+        self.workers.insert(uid, sender);
+    }
+
+    fn gone(&mut self, pod: Arc<Pod>) {
+        let uid = pod::uid(&pod);
+        // The channel stays until the worker is done: a worker without one could not tell news from the end.
+        match self.workers.get(uid).filter(|worker| !worker.is_closed()) {
+            Some(worker) => {
+                worker.send_replace(Desired { pod, gone: true });
+            }
+            None => {
+                self.context.statuses.forget(uid);
+                self.context.pods.remove(uid);
+            }
+        }
+    }
+
+    /// Whether the pod may run here; a refused one is failed. What has run before, or ends, is not asked again.
+    async fn admit(&self, pod: &Arc<Pod>) -> bool {
+        let uid = pod::uid(pod);
+        let over = pod::is_terminal_phase(pod::status(pod).phase.as_deref());
+        if over || pod::is_terminating(pod) {
+            return true;
+        }
+        let has_run = pod::status(pod).container_statuses.as_ref().is_some_and(|list| !list.is_empty());
+        if !has_run {
+            let all = self.context.pods.all();
+            let active: Vec<&Pod> =
+                all.iter().filter(|e| e.active && pod::uid(&e.pod) != uid).map(|e| e.pod.as_ref()).collect();
+            let node = self.context.node.borrow().clone();
+            let verdict = admission::admit(pod, node.as_deref(), &self.context.allocatable, &active);
+            if let Err(rejection) = verdict {
+                info!(pod = %pod::display(pod), reason = rejection.reason, "pod refused");
+                let text = rejection.message.clone();
+                self.context.events.pod_warning(pod, None, &rejection.reason, text);
+                let failed = status::rejected(
+                    pod,
+                    &rejection.reason,
+                    &rejection.message,
+                    &clock::now(),
+                    &self.context.node_ips,
+                );
+                self.context.statuses.set(pod, failed);
+                return false;
+            }
+        }
+        self.context.pods.set_active(uid, true);
+        true
+    }
+}

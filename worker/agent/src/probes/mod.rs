@@ -1,0 +1,186 @@
+//! Probes of running containers: one task a container and probe, results by container id. A changed result wakes the pod's worker,
+//! which restarts containers and writes readiness.
+
+mod exec;
+mod http;
+mod tcp;
+pub mod verdict;
+mod worker;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use tokio_util::sync::CancellationToken;
+
+use crate::cri::Cri;
+use crate::events::Events;
+
+pub use http::{HttpRequest, get as http_get};
+pub use worker::resolve_port;
+
+/// What the probes of one container say; `None` means no result yet, or no such probe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContainerHealth {
+    /// startupProbe
+    pub startup: Option<bool>,
+    /// readinessProbe
+    pub readiness: Option<bool>,
+    /// livenessProbe
+    pub liveness: Option<bool>,
+}
+
+/// Which probe of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// startupProbe
+    Startup,
+    /// readinessProbe
+    Readiness,
+    /// livenessProbe
+    Liveness,
+}
+
+impl Kind {
+    /// As events name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Startup => "Startup",
+            Self::Readiness => "Readiness",
+            Self::Liveness => "Liveness",
+        }
+    }
+}
+
+/// A running container to probe.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// The container in its specification.
+    pub container: Container,
+    /// Its id in the runtime.
+    pub id: String,
+    /// When it started, CRI nanoseconds.
+    pub started_at: i64,
+    /// Address to connect to where the probe names none.
+    pub ip: String,
+}
+
+/// Called with a pod's UID when a result changed.
+pub type Wake = Arc<dyn Fn(&str) + Send + Sync>;
+
+struct Running {
+    pod_uid: String,
+    stop: CancellationToken,
+    /// Stops liveness and startup alone: a pod that ends keeps its readiness.
+    stop_killers: CancellationToken,
+    health: ContainerHealth,
+    started: tokio::sync::watch::Sender<bool>,
+}
+
+/// All probes of the node.
+#[derive(Clone)]
+pub struct Probes {
+    cri: Cri,
+    events: Events,
+    wake: Wake,
+    containers: Arc<Mutex<BTreeMap<String, Running>>>,
+}
+
+impl Probes {
+    /// Probes that run commands through `cri`, write events and wake workers.
+    pub fn new(cri: Cri, events: Events, wake: Wake) -> Self {
+        Self { cri, events, wake, containers: Arc::default() }
+    }
+
+    /// Makes the probed containers of a pod exactly `targets`: starts what is new, stops what is gone.
+    pub fn reconcile(&self, pod_uid: &str, targets: Vec<Target>) {
+        let ids: BTreeSet<&str> = targets.iter().map(|t| t.id.as_str()).collect();
+        let mut containers = self.lock();
+        containers.retain(|id, running| {
+            let keep = running.pod_uid != pod_uid || ids.contains(id.as_str());
+            if !keep {
+                running.stop.cancel();
+            }
+            keep
+        });
+        for target in targets {
+            if containers.contains_key(&target.id) {
+                continue;
+            }
+            let has_startup = target.container.startup_probe.is_some();
+            let stop = CancellationToken::new();
+            let running = Running {
+                pod_uid: pod_uid.to_owned(),
+                stop_killers: stop.child_token(),
+                stop,
+                health: ContainerHealth::default(),
+                started: tokio::sync::watch::Sender::new(!has_startup),
+            };
+            self.spawn_all(&target, &running);
+            containers.insert(target.id, running);
+        }
+    }
+
+    fn spawn_all(&self, target: &Target, running: &Running) {
+        let probes = [
+            (Kind::Startup, &target.container.startup_probe),
+            (Kind::Readiness, &target.container.readiness_probe),
+            (Kind::Liveness, &target.container.liveness_probe),
+        ];
+        for (kind, probe) in probes {
+            let Some(probe) = probe.clone() else { continue };
+            let stop = if kind == Kind::Readiness { &running.stop } else { &running.stop_killers };
+            let worker = worker::Worker {
+                probes: self.clone(),
+                target: target.clone(),
+                kind,
+                probe,
+                started: running.started.subscribe(),
+                stop: stop.clone(),
+            };
+            tokio::spawn(worker.run());
+        }
+    }
+
+    /// Stops liveness and startup probes of a pod that ends.
+    pub fn stop_killers(&self, pod_uid: &str) {
+        for running in self.lock().values().filter(|r| r.pod_uid == pod_uid) {
+            running.stop_killers.cancel();
+        }
+    }
+
+    /// Results of a pod's containers by id.
+    pub fn health(&self, pod_uid: &str) -> BTreeMap<String, ContainerHealth> {
+        let containers = self.lock();
+        let own = containers.iter().filter(|(_, r)| r.pod_uid == pod_uid);
+        own.map(|(id, running)| (id.clone(), running.health)).collect()
+    }
+
+    /// Notes a result and wakes the pod's worker if it is news.
+    fn report(&self, target: &Target, kind: Kind, healthy: bool) {
+        let uid = {
+            let mut containers = self.lock();
+            let Some(running) = containers.get_mut(&target.id) else { return };
+            let slot = match kind {
+                Kind::Startup => &mut running.health.startup,
+                Kind::Readiness => &mut running.health.readiness,
+                Kind::Liveness => &mut running.health.liveness,
+            };
+            if *slot == Some(healthy) {
+                return;
+            }
+            *slot = Some(healthy);
+            if kind == Kind::Startup && healthy {
+                running.started.send_replace(true);
+            }
+            running.pod_uid.clone()
+        };
+        (self.wake)(&uid);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Running>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,57 @@
+//! TCP probes: a connection that opens is healthy. Also gRPC health probes (grpc.health.v1).
+
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use tokio::net::TcpStream;
+use tonic::transport::Endpoint;
+
+use super::worker::Outcome;
+
+/// Connects once.
+pub async fn attempt(host: &str, port: u16, timeout: Duration) -> Outcome {
+    match tokio::time::timeout(timeout, TcpStream::connect((host, port))).await {
+        Ok(Ok(_)) => Outcome::Healthy,
+        Ok(Err(error)) => Outcome::Failed(format!("dial tcp {host}:{port}: {error}")),
+        Err(_) => Outcome::Failed(format!("dial tcp {host}:{port}: i/o timeout")),
+    }
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthCheckRequest {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthCheckResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+const SERVING: i32 = 1;
+
+/// Asks grpc.health.v1.Health/Check.
+pub async fn grpc(host: &str, port: u16, service: &str, timeout: Duration) -> Outcome {
+    let check = async {
+        let endpoint = Endpoint::from_shared(format!("http://{host}:{port}")).map_err(|e| e.to_string())?;
+        let channel =
+            endpoint.connect().await.map_err(|e| format!("timeout: failed to connect service: {e}"))?;
+        let mut client = tonic::client::Grpc::new(channel);
+        client.ready().await.map_err(|e| e.to_string())?;
+        let request = tonic::Request::new(HealthCheckRequest { service: service.to_owned() });
+        let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
+        let path = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
+        let answer = client
+            .unary(request, path, codec)
+            .await
+            .map_err(|s| format!("service unhealthy: {}", s.message()))?;
+        Ok::<i32, String>(answer.into_inner().status)
+    };
+    match tokio::time::timeout(timeout, check).await {
+        Ok(Ok(SERVING)) => Outcome::Healthy,
+        Ok(Ok(status)) => Outcome::Failed(format!("service unhealthy (responded with {status})")),
+        Ok(Err(message)) => Outcome::Failed(message),
+        Err(_) => Outcome::Failed("timeout: health rpc did not complete".to_owned()),
+    }
+}

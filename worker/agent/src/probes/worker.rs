@@ -1,0 +1,168 @@
+//! The life of one probe of one container: waits for its initial delay and for startup, probes each period, believes by thresholds.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{ContainerPort, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::verdict::Thresholds;
+use super::{Kind, Probes, Target, exec, http, tcp};
+use crate::clock;
+
+/// Waits between the first tries of a readiness or startup probe that has not succeeded yet: a server needs some time to listen, and
+/// a whole period more would be felt by every rollout. These tries leave no trace when they fail.
+const EAGER_MILLIS: [u64; 5] = [50, 100, 200, 400, 800];
+
+/// One probe's task.
+pub struct Worker {
+    pub probes: Probes,
+    pub target: Target,
+    pub kind: Kind,
+    pub probe: Probe,
+    pub started: watch::Receiver<bool>,
+    pub stop: CancellationToken,
+}
+
+/// What one attempt found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It works.
+    Healthy,
+    /// It works, with a word of warning.
+    Warning(String),
+    /// It does not.
+    Failed(String),
+}
+
+impl Worker {
+    /// Probes until stopped, or until a killing probe has failed.
+    pub async fn run(mut self) {
+        let stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = self.probe_on() => {}
+        }
+    }
+
+    async fn probe_on(&mut self) {
+        if self.kind != Kind::Startup && self.started.wait_for(|started| *started).await.is_err() {
+            return;
+        }
+        let seconds =
+            |value: Option<i32>, default: u64| value.and_then(|v| u64::try_from(v).ok()).unwrap_or(default);
+        let initial = Duration::from_secs(seconds(self.probe.initial_delay_seconds, 0));
+        let age = Duration::from_nanos((clock::now_nanos() - self.target.started_at).max(0).unsigned_abs());
+        tokio::time::sleep(initial.saturating_sub(age)).await;
+        let mut thresholds = Thresholds::new(self.probe.success_threshold, self.probe.failure_threshold);
+        if self.kind != Kind::Liveness
+            && thresholds.success() == 1
+            && self.probe_eagerly(&mut thresholds).await
+        {
+            return;
+        }
+        let period = Duration::from_secs(seconds(self.probe.period_seconds, 10).max(1));
+        let mut ticks = tokio::time::interval_at(Instant::now(), period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let healthy = self.attempt_with_events().await;
+            let Some(healthy) = thresholds.observe(healthy) else { continue };
+            self.probes.report(&self.target, self.kind, healthy);
+            // A failed killer has done its work; a passed startup probe too.
+            if (self.kind != Kind::Readiness && !healthy) || (self.kind == Kind::Startup && healthy) {
+                return;
+            }
+        }
+    }
+
+    /// Tries quickly until the first success. Returns whether the probe's work is done.
+    async fn probe_eagerly(&self, thresholds: &mut Thresholds) -> bool {
+        if self.probe.exec.is_some() {
+            // Commands cost the pod CPU: they keep to their period.
+            return false;
+        }
+        for millis in EAGER_MILLIS {
+            if matches!(self.attempt().await, Outcome::Healthy | Outcome::Warning(_)) {
+                thresholds.observe(true);
+                self.probes.report(&self.target, self.kind, true);
+                if self.kind == Kind::Startup {
+                    return true;
+                }
+                let period = u64::try_from(self.probe.period_seconds.unwrap_or(10)).unwrap_or(10).max(1);
+                tokio::time::sleep(Duration::from_secs(period)).await;
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+        }
+        false
+    }
+
+    async fn attempt_with_events(&self) -> bool {
+        let path = crate::events::container_path(&self.target.pod, &self.target.container.name);
+        let kind = self.kind.as_str();
+        match self.attempt().await {
+            Outcome::Healthy => true,
+            Outcome::Warning(message) => {
+                let text = format!("{kind} probe warning: {message}");
+                self.probes.events.pod_warning(&self.target.pod, Some(&path), "ProbeWarning", text);
+                true
+            }
+            Outcome::Failed(message) => {
+                let text = format!("{kind} probe failed: {message}");
+                self.probes.events.pod_warning(&self.target.pod, Some(&path), "Unhealthy", text);
+                false
+            }
+        }
+    }
+
+    async fn attempt(&self) -> Outcome {
+        let timeout = u64::try_from(self.probe.timeout_seconds.unwrap_or(1)).unwrap_or(1).max(1);
+        let timeout = Duration::from_secs(timeout);
+        if let Some(action) = &self.probe.exec {
+            let command = action.command.clone().unwrap_or_default();
+            return exec::attempt(&self.probes.cri, &self.target.id, &command, timeout).await;
+        }
+        if let Some(action) = &self.probe.http_get {
+            let Some(port) = resolve_port(&action.port, self.target.container.ports.as_deref()) else {
+                return Outcome::Failed(format!("couldn't find port: {:?}", action.port));
+            };
+            return http::attempt(action, &self.target.ip, port, timeout).await;
+        }
+        if let Some(action) = &self.probe.tcp_socket {
+            let Some(port) = resolve_port(&action.port, self.target.container.ports.as_deref()) else {
+                return Outcome::Failed(format!("couldn't find port: {:?}", action.port));
+            };
+            let host = action.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(&self.target.ip);
+            return tcp::attempt(host, port, timeout).await;
+        }
+        if let Some(action) = &self.probe.grpc {
+            let port = u16::try_from(action.port).unwrap_or(0);
+            return super::tcp::grpc(
+                &self.target.ip,
+                port,
+                action.service.as_deref().unwrap_or_default(),
+                timeout,
+            )
+            .await;
+        }
+        Outcome::Failed(format!("missing probe handler for {}", self.target.container.name))
+    }
+}
+
+/// A port by number or by its name among the container's ports.
+pub fn resolve_port(port: &IntOrString, ports: Option<&[ContainerPort]>) -> Option<u16> {
+    let number = match port {
+        IntOrString::Int(number) => *number,
+        IntOrString::String(name) => {
+            match ports.unwrap_or_default().iter().find(|p| p.name.as_ref() == Some(name)) {
+                Some(port) => port.container_port,
+                None => name.parse().ok()?,
+            }
+        }
+    };
+    u16::try_from(number).ok().filter(|port| *port != 0)
+}

@@ -1,0 +1,205 @@
+//! The node's HTTPS server on 10250, as kubelet's: logs, exec, attach, port-forward, pods, stats. Only clients with a certificate of
+//! the cluster CA that belongs to the masters are served.
+
+mod auth;
+mod logs;
+mod pods;
+mod stats;
+mod streaming;
+pub mod tls;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use crate::Error;
+use crate::context::Context;
+
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// A response body.
+pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// Binds the server's address.
+pub async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|e| Error::Server(format!("cannot listen on {address}: {e}")))
+}
+
+/// Serves until `shutdown`.
+pub async fn run(context: Arc<Context>, listener: TcpListener, shutdown: CancellationToken) {
+    if let Ok(address) = listener.local_addr() {
+        info!(%address, "serving");
+    }
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, peer)) = accepted else {
+            // Out of file descriptors, most likely: give others time to close some.
+            tokio::time::sleep(ACCEPT_RETRY).await;
+            continue;
+        };
+        let (context, shutdown) = (context.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => {}
+                () = connection(context, stream, peer) => {}
+            }
+        });
+    }
+}
+
+async fn connection(context: Arc<Context>, stream: TcpStream, peer: SocketAddr) {
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "nodelay");
+    }
+    let config = context.config.serving_tls.borrow().clone();
+    let stream = match tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return debug!(%peer, %error, "TLS handshake failed"),
+        Err(_) => return debug!(%peer, "TLS handshake timed out"),
+    };
+    let allowed = auth::allowed(stream.get_ref().1);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let context = context.clone();
+        async move {
+            Ok::<_, Infallible>(if allowed {
+                route(context, request).await
+            } else {
+                text(StatusCode::FORBIDDEN, "Forbidden")
+            })
+        }
+    });
+    let server = auto::Builder::new(TokioExecutor::new());
+    if let Err(error) = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
+        debug!(%peer, %error, "connection ended");
+    }
+}
+
+async fn route(context: Arc<Context>, request: Request<Incoming>) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let query = Query::of(&request);
+    let get = request.method() == Method::GET;
+    debug!(method = %request.method(), path, "request");
+    match parts.as_slice() {
+        ["healthz"] if get => text(StatusCode::OK, "ok"),
+        ["pods"] if get => pods::all(&context),
+        ["runningpods"] if get => pods::running(&context).await,
+        ["stats", "summary"] if get => stats::summary(&context).await,
+        ["metrics"] if get => stats::metrics(&context).await,
+        ["metrics", "resource"] if get => stats::metrics(&context).await,
+        ["containerLogs", namespace, pod, container] if get => {
+            logs::serve(context.clone(), namespace, pod, container, &query).await
+        }
+        ["exec", namespace, pod, container] | ["exec", namespace, pod, _, container] => {
+            streaming::exec(&context, request, namespace, pod, container, &query).await
+        }
+        ["attach", namespace, pod, container] | ["attach", namespace, pod, _, container] => {
+            streaming::attach(&context, request, namespace, pod, container, &query).await
+        }
+        ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => {
+            streaming::port_forward(&context, request, namespace, pod, &query).await
+        }
+        _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+    }
+}
+
+/// Query parameters, each with all its values.
+pub(crate) struct Query(BTreeMap<String, Vec<String>>);
+
+impl Query {
+    fn of(request: &Request<Incoming>) -> Self {
+        let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for pair in request.uri().query().unwrap_or_default().split('&').filter(|p| !p.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            values.entry(decode(name)).or_default().push(decode(value));
+        }
+        Self(values)
+    }
+
+    pub(crate) fn all(&self, name: &str) -> &[String] {
+        self.0.get(name).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    pub(crate) fn first(&self, name: &str) -> Option<&str> {
+        self.all(name).first().map(String::as_str)
+    }
+
+    /// True for `1` and `true`, under any of the names.
+    pub(crate) fn flag(&self, names: &[&str]) -> bool {
+        names.iter().any(|name| matches!(self.first(name), Some("1" | "true")))
+    }
+}
+
+fn decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let escaped = tail
+            .get(..2)
+            .and_then(|hex| std::str::from_utf8(hex).ok())
+            .and_then(|h| u8::from_str_radix(h, 16).ok());
+        match (first, escaped) {
+            (b'%', Some(byte)) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            (b'+', _) => {
+                bytes.push(b' ');
+                rest = tail;
+            }
+            _ => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A plain text answer.
+pub(crate) fn text(status: StatusCode, message: impl Into<Bytes>) -> Response<Body> {
+    answer(status, "text/plain; charset=utf-8", message.into())
+}
+
+/// A JSON answer.
+pub(crate) fn json(value: &serde_json::Value) -> Response<Body> {
+    answer(StatusCode::OK, "application/json", Bytes::from(value.to_string()))
+}
+
+fn answer(status: StatusCode, content_type: &'static str, bytes: Bytes) -> Response<Body> {
+    let mut response = Response::new(Full::new(bytes).boxed_unsync());
+    *response.status_mut() = status;
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn query_values_are_decoded() {
+        assert_eq!(decode("sh+-c%20echo%2Fx%zz"), "sh -c echo/x%zz");
+    }
+}

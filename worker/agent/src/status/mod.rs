@@ -1,0 +1,136 @@
+//! The status of a pod as the API server shows it, computed from the specification, the runtime and the probes. [`generate`] is pure;
+//! [`writer`] carries what it computes to the API.
+
+pub mod conditions;
+pub mod containers;
+pub mod messages;
+pub mod phase;
+pub mod writer;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{HostIP, Pod, PodCondition, PodIP, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::cri::snapshot::{RuntimePod, is_running};
+use crate::probes::ContainerHealth;
+use crate::{pod, resources};
+
+/// Why a container that is not running waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Such as `CrashLoopBackOff`.
+    pub reason: String,
+    /// Details.
+    pub message: String,
+}
+
+/// Everything a status is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// The pod as the API server has it.
+    pub pod: &'a Pod,
+    /// The status computed last, or the API's after a restart.
+    pub previous: &'a PodStatus,
+    /// What the runtime has.
+    pub runtime: &'a RuntimePod,
+    /// Failed starts by container name.
+    pub waiting: &'a BTreeMap<String, Waiting>,
+    /// Probe results by container id.
+    pub health: &'a BTreeMap<String, ContainerHealth>,
+    /// Last words by container id.
+    pub messages: &'a BTreeMap<String, String>,
+    /// Addresses of the node.
+    pub node_ips: &'a [String],
+    /// Name of the runtime, the scheme of container ids.
+    pub runtime_name: &'a str,
+    /// Whether nothing of the pod will run again, whatever its restart policy.
+    pub terminal: bool,
+    /// Phase Failed forced from outside: reason and message.
+    pub failed: Option<(&'a str, &'a str)>,
+    /// Now.
+    pub now: &'a Time,
+}
+
+/// Computes the status.
+pub fn generate(inputs: Inputs<'_>) -> PodStatus {
+    let spec = pod::spec(inputs.pod);
+    let api_status = pod::status(inputs.pod);
+    let mut status = PodStatus {
+        start_time: inputs.previous.start_time.clone().or_else(|| Some(inputs.now.clone())),
+        qos_class: Some(
+            inputs
+                .previous
+                .qos_class
+                .clone()
+                .unwrap_or_else(|| resources::qos(inputs.pod).as_str().to_owned()),
+        ),
+        observed_generation: inputs.pod.metadata.generation,
+        nominated_node_name: api_status.nominated_node_name.clone(),
+        ..Default::default()
+    };
+    let lists = containers::convert(&inputs);
+    let initialized =
+        spec.containers.iter().any(|c| inputs.runtime.container(&c.name).is_some_and(is_running));
+    let computed = phase::compute(spec, &lists.init, &lists.regular, inputs.terminal, initialized);
+    let sticky = [inputs.previous.phase.as_deref(), api_status.phase.as_deref()]
+        .into_iter()
+        .find(|phase| pod::is_terminal_phase(*phase))
+        .flatten();
+    let phase = sticky.filter(|_| !pod::is_terminal_phase(Some(computed))).unwrap_or(computed).to_owned();
+    if Some(phase.as_str()) == inputs.previous.phase.as_deref() {
+        status.reason = inputs.previous.reason.clone();
+        status.message = inputs.previous.message.clone();
+    }
+    status.phase = Some(phase);
+    if let Some((reason, message)) = inputs.failed {
+        status.phase = Some("Failed".to_owned());
+        status.reason = Some(reason.to_owned());
+        status.message = Some(message.to_owned());
+    }
+    if pod::is_terminal_phase(api_status.phase.as_deref()) {
+        status.phase = api_status.phase.clone();
+    }
+    status.conditions =
+        Some(conditions::compute(&inputs, status.phase.as_deref().unwrap_or_default(), &lists));
+    status.init_container_statuses = Some(lists.init).filter(|list| !list.is_empty());
+    status.container_statuses = Some(lists.regular);
+    status.ephemeral_container_statuses = Some(lists.ephemeral).filter(|list| !list.is_empty());
+    addresses(&inputs, &mut status);
+    status
+}
+
+fn addresses(inputs: &Inputs<'_>, status: &mut PodStatus) {
+    status.host_ip = inputs.node_ips.first().cloned();
+    status.host_ips = Some(inputs.node_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect());
+    let mut ips = inputs.runtime.ips();
+    if ips.is_empty() {
+        let known = inputs.previous.pod_ips.iter().flatten().map(|ip| ip.ip.clone());
+        ips = known.filter(|ip| !ip.is_empty()).collect();
+    }
+    if pod::spec(inputs.pod).host_network.unwrap_or(false) {
+        ips = inputs.node_ips.to_vec();
+    }
+    status.pod_ip = ips.first().cloned();
+    status.pod_ips =
+        Some(ips.into_iter().map(|ip| PodIP { ip }).collect::<Vec<_>>()).filter(|ips| !ips.is_empty());
+}
+
+/// A status for a pod this node refuses to run: only the phase and why.
+pub fn rejected(pod: &Pod, reason: &str, message: &str, now: &Time, node_ips: &[String]) -> PodStatus {
+    let kept: Vec<PodCondition> = pod::status(pod).conditions.clone().unwrap_or_default();
+    PodStatus {
+        phase: Some("Failed".to_owned()),
+        reason: Some(reason.to_owned()),
+        message: Some(format!("Pod was rejected: {message}")),
+        qos_class: Some(resources::qos(pod).as_str().to_owned()),
+        start_time: Some(now.clone()),
+        host_ip: node_ips.first().cloned(),
+        observed_generation: pod.metadata.generation,
+        conditions: Some(kept),
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,302 @@
+//! Makes a pod's reality match its specification: observe, decide ([`actions`]), act, observe again. Called by `pod_worker`.
+
+pub mod actions;
+mod container;
+pub mod kill;
+mod mounts;
+pub mod sandbox;
+mod start;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+use worker_volumes::fields::PodFields;
+use worker_volumes::{Mounted, PodLayout, mount_pod_volumes};
+
+use crate::backoff::Backoff;
+use crate::context::Context;
+use crate::cri::snapshot::{RuntimePod, is_exited, is_running};
+use crate::probes::Target;
+use crate::status::{self, Waiting};
+use crate::{Error, cgroups, clock, pod, resources};
+
+/// Rounds of observing and acting in one sync; a pod needs as many as it has init containers, the rest comes with the next event.
+const MAX_ROUNDS: usize = 16;
+const RETRY: Duration = Duration::from_secs(10);
+const MOUNT_RETRY: Duration = Duration::from_secs(2);
+
+/// What a worker remembers of its pod between syncs. All of it can be lost: it is made again from the runtime and the API.
+#[derive(Debug)]
+pub struct PodState {
+    /// Failed starts by container name.
+    pub waiting: BTreeMap<String, Waiting>,
+    /// Last words by container id.
+    pub messages: BTreeMap<String, String>,
+    /// Delays between restarts.
+    pub restarts: Backoff,
+    /// Delays between image pulls.
+    pub pulls: Backoff,
+    /// Forced failure: reason and message.
+    pub failed: Option<(String, String)>,
+}
+
+impl Default for PodState {
+    fn default() -> Self {
+        Self {
+            waiting: BTreeMap::new(),
+            messages: BTreeMap::new(),
+            restarts: Backoff::kubelet(),
+            pulls: Backoff::kubelet(),
+            failed: None,
+        }
+    }
+}
+
+/// How a sync ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All is as it should be, or will be looked at again at that time.
+    Settled(Option<Instant>),
+    /// The pod is over: everything left of it is to be stopped.
+    Over,
+}
+
+/// Brings the pod where it should be.
+pub async fn sync(context: &Context, state: &mut PodState, pod: &Arc<Pod>) -> Result<Outcome, Error> {
+    let mut wake_at = None;
+    for _ in 0..MAX_ROUNDS {
+        let runtime = observe(context, state, pod).await?;
+        let deadline = active_deadline(context, state, pod);
+        let status = publish(context, state, pod, &runtime, false);
+        if pod::is_terminal_phase(status.phase.as_deref()) {
+            return Ok(Outcome::Over);
+        }
+        wake_at = earliest(wake_at, deadline);
+        let health = context.probes.health(pod::uid(pod));
+        let actions = actions::compute(pod, &runtime, &health);
+        let volumes = match volumes(context, pod, &runtime).await {
+            Ok(volumes) => volumes,
+            Err(error) => {
+                context.events.pod_warning(pod, None, "FailedMount", error.to_string());
+                return Ok(Outcome::Settled(earliest(wake_at, Some(Instant::now() + MOUNT_RETRY))));
+            }
+        };
+        if actions == actions::Actions::default() {
+            return Ok(Outcome::Settled(wake_at));
+        }
+        debug!(pod = %pod::display(pod), ?actions, "acting");
+        let round = Round { context, pod, runtime: &runtime, volumes: &volumes };
+        let (progress, retry_at) = round.act(state, actions).await?;
+        wake_at = earliest(wake_at, retry_at);
+        if !progress {
+            let runtime = observe(context, state, pod).await?;
+            let status = publish(context, state, pod, &runtime, false);
+            if pod::is_terminal_phase(status.phase.as_deref()) {
+                return Ok(Outcome::Over);
+            }
+            return Ok(Outcome::Settled(wake_at));
+        }
+    }
+    Ok(Outcome::Settled(Some(Instant::now())))
+}
+
+/// Reads the runtime, the last words of what ended, and tells the probes what runs.
+pub async fn observe(context: &Context, state: &mut PodState, pod: &Arc<Pod>) -> Result<RuntimePod, Error> {
+    let runtime = RuntimePod::read(&context.cri, pod::uid(pod)).await?;
+    for ended in runtime.containers.iter().filter(|c| is_exited(c)) {
+        state.messages.entry(ended.id.clone()).or_insert_with(|| status::messages::read(ended));
+    }
+    let known: BTreeSet<&str> = runtime.containers.iter().map(|c| c.id.as_str()).collect();
+    state.messages.retain(|id, _| known.contains(id.as_str()));
+    let ip = runtime.ips().first().cloned().filter(|ip| !ip.is_empty());
+    let ip = ip.or_else(|| context.node_ips.first().cloned()).unwrap_or_default();
+    let mut targets = Vec::new();
+    for running in runtime.containers.iter().filter(|c| is_running(c)) {
+        let name = crate::cri::snapshot::container_name(running);
+        state.waiting.remove(name);
+        if let Some(container) = pod::find_container(pod, name) {
+            let target = Target {
+                pod: pod.clone(),
+                container,
+                id: running.id.clone(),
+                started_at: running.started_at,
+                ip: ip.clone(),
+            };
+            targets.push(target);
+        }
+    }
+    context.probes.reconcile(pod::uid(pod), targets);
+    Ok(runtime)
+}
+
+/// Computes the status and hands it to the writer. While a container runs, a final phase is not shown yet.
+pub fn publish(
+    context: &Context,
+    state: &PodState,
+    pod: &Arc<Pod>,
+    runtime: &RuntimePod,
+    terminal: bool,
+) -> PodStatus {
+    let uid = pod::uid(pod);
+    let previous = context.statuses.get(uid).unwrap_or_else(|| pod::status(pod).clone());
+    let computed = status::generate(status::Inputs {
+        pod,
+        previous: &previous,
+        runtime,
+        waiting: &state.waiting,
+        health: &context.probes.health(uid),
+        messages: &state.messages,
+        node_ips: &context.node_ips,
+        runtime_name: &context.runtime_name,
+        terminal,
+        failed: state.failed.as_ref().map(|(reason, message)| (reason.as_str(), message.as_str())),
+        now: &clock::now(),
+    });
+    let mut shown = computed.clone();
+    if pod::is_terminal_phase(shown.phase.as_deref()) && runtime.any_running() && !terminal {
+        shown.phase = previous.phase.clone().or_else(|| Some("Pending".to_owned()));
+        shown.reason = previous.reason.clone();
+        shown.message = previous.message.clone();
+        shown.conditions = previous.conditions.clone();
+    }
+    context.statuses.set(pod, shown);
+    computed
+}
+
+/// activeDeadlineSeconds: marks the pod failed when it is over, else says when it will be.
+fn active_deadline(context: &Context, state: &mut PodState, pod: &Arc<Pod>) -> Option<Instant> {
+    let seconds = pod::spec(pod).active_deadline_seconds?;
+    let status = context.statuses.get(pod::uid(pod)).unwrap_or_else(|| pod::status(pod).clone());
+    let started = status.start_time?;
+    let left = started.0.as_second() + seconds - clock::now().0.as_second();
+    if left <= 0 {
+        let message = "Pod was active on the node longer than the specified deadline".to_owned();
+        if state.failed.is_none() {
+            context.events.pod_normal(pod, None, "DeadlineExceeded", message.clone());
+        }
+        state.failed = Some(("DeadlineExceeded".to_owned(), message));
+        return None;
+    }
+    Some(Instant::now() + Duration::from_secs(left.unsigned_abs()))
+}
+
+fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// The pod's fields for the downward API, with the addresses the runtime knows.
+pub fn pod_ips(context: &Context, pod: &Pod, runtime: &RuntimePod) -> Vec<String> {
+    if pod::spec(pod).host_network.unwrap_or(false) { context.node_ips.clone() } else { runtime.ips() }
+}
+
+async fn volumes(
+    context: &Context,
+    pod: &Pod,
+    runtime: &RuntimePod,
+) -> Result<BTreeMap<String, Mounted>, Error> {
+    let layout = PodLayout::new(&context.config.root_dir, pod::uid(pod));
+    std::fs::create_dir_all(layout.pod_dir())
+        .map_err(|e| Error::io("make directory", layout.pod_dir(), e))?;
+    let ips = pod_ips(context, pod, runtime);
+    let fields =
+        PodFields { pod, host_ips: &context.node_ips, pod_ips: &ips, allocatable: &context.allocatable };
+    mount_pod_volumes(&layout, fields, context.objects.as_ref())
+        .await
+        .map_err(|(volume, source)| Error::Volume { volume, source })
+}
+
+/// One round of acting.
+pub(crate) struct Round<'a> {
+    pub context: &'a Context,
+    pub pod: &'a Arc<Pod>,
+    pub runtime: &'a RuntimePod,
+    pub volumes: &'a BTreeMap<String, Mounted>,
+}
+
+impl Round<'_> {
+    /// Carries the actions out. Returns whether something new runs, and when to try again what failed.
+    async fn act(
+        &self,
+        state: &mut PodState,
+        actions: actions::Actions,
+    ) -> Result<(bool, Option<Instant>), Error> {
+        if actions.kill_pod {
+            if actions.create_sandbox.is_some() && !self.runtime.sandboxes.is_empty() {
+                let message = "Pod sandbox changed, it will be killed and re-created.";
+                self.context.events.pod_normal(self.pod, None, "SandboxChanged", message);
+            }
+            kill::pod(self.context, self.pod, self.runtime, pod::grace_seconds(self.pod)).await?;
+            if actions.create_sandbox.is_none() {
+                return Ok((false, None));
+            }
+        }
+        for kill in &actions.to_kill {
+            kill::for_action(self.context, self.pod, self.runtime, kill).await?;
+        }
+        let (sandbox, config, ips) = match actions.create_sandbox {
+            Some(attempt) => match self.create_sandbox(attempt).await {
+                Ok(made) => made,
+                Err(error) => {
+                    warn!(pod = %pod::display(self.pod), %error, "no sandbox");
+                    let message = format!("Failed to create pod sandbox: {error}");
+                    self.context.events.pod_warning(self.pod, None, "FailedCreatePodSandBox", message);
+                    return Ok((false, Some(Instant::now() + RETRY / 5)));
+                }
+            },
+            None => {
+                let Some(current) = self.runtime.newest_sandbox() else {
+                    return Ok((false, Some(Instant::now() + RETRY)));
+                };
+                let attempt = current.metadata.as_ref().map_or(0, |m| m.attempt);
+                let config = sandbox::config(self.context, self.pod, attempt)?;
+                (current.id.clone(), config, pod_ips(self.context, self.pod, self.runtime))
+            }
+        };
+        let place = start::Place { round: self, sandbox: &sandbox, config: &config, ips: &ips };
+        let spec = pod::spec(self.pod);
+        let ephemeral = pod::ephemeral_containers(spec);
+        let init = spec.init_containers.as_deref().unwrap_or_default();
+        let chosen = actions.ephemeral_to_start.iter().filter_map(|i| ephemeral.get(*i));
+        let chosen = chosen.chain(actions.init_to_start.iter().filter_map(|i| init.get(*i)));
+        let chosen = chosen.chain(actions.to_start.iter().filter_map(|i| spec.containers.get(*i)));
+        let mut progress = actions.create_sandbox.is_some();
+        let mut retry_at = None;
+        for container in chosen {
+            match place.start(state, container).await {
+                Ok(()) => {
+                    state.waiting.remove(&container.name);
+                    progress = true;
+                }
+                Err(failure) => {
+                    debug!(pod = %pod::display(self.pod), container = container.name, ?failure, "not started");
+                    state.waiting.insert(container.name.clone(), failure.waiting);
+                    retry_at = earliest(retry_at, failure.retry_at);
+                }
+            }
+        }
+        // What failed waits for its time: only news that all started is a reason to look again at once.
+        Ok((progress && retry_at.is_none(), retry_at))
+    }
+
+    async fn create_sandbox(
+        &self,
+        attempt: u32,
+    ) -> Result<(String, k8s_cri::v1::PodSandboxConfig, Vec<String>), Error> {
+        let config = sandbox::config(self.context, self.pod, attempt)?;
+        let log_dir = std::path::Path::new(&config.log_directory);
+        std::fs::create_dir_all(log_dir).map_err(|e| Error::io("make directory", log_dir, e))?;
+        let cgroup = resources::cgroup_parent(&self.context.config.cgroup_root, self.pod);
+        cgroups::create(&cgroup, &resources::pod_resources(self.pod));
+        let id = self.context.cri.run_pod_sandbox(config.clone()).await?;
+        let status = self.context.cri.pod_sandbox_status(&id).await?;
+        let runtime = RuntimePod { sandboxes: status.into_iter().collect(), containers: Vec::new() };
+        Ok((id, config, pod_ips(self.context, self.pod, &runtime)))
+    }
+}

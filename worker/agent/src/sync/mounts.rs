@@ -1,0 +1,139 @@
+//! A container's mounts: volumes, sub-paths, the managed hosts file, the termination message file.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use k8s_cri::v1::{Mount, MountPropagation};
+use k8s_openapi::api::core::v1::{Container, VolumeMount};
+use worker_volumes::{PodLayout, subpath};
+
+use super::Round;
+use crate::env::expand::expand;
+use crate::{Error, hosts, pod};
+
+impl Round<'_> {
+    /// All mounts of a container; `environment` is for `subPathExpr`.
+    pub(super) fn mounts(
+        &self,
+        container: &Container,
+        attempt: u32,
+        ips: &[String],
+        environment: &[(String, String)],
+    ) -> Result<Vec<Mount>, Error> {
+        let layout = PodLayout::new(&self.context.config.root_dir, pod::uid(self.pod));
+        let mut mounts = Vec::new();
+        for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
+            mounts.push(self.volume_mount(&layout, container, index, mount, environment)?);
+        }
+        if !mounts.iter().any(|m| m.container_path == "/etc/hosts") && !ips.is_empty() {
+            mounts.push(self.hosts_mount(&layout, container, ips)?);
+        }
+        mounts.push(termination_message(&layout, container, attempt)?);
+        Ok(mounts)
+    }
+
+    fn volume_mount(
+        &self,
+        layout: &PodLayout,
+        container: &Container,
+        index: usize,
+        mount: &VolumeMount,
+        environment: &[(String, String)],
+    ) -> Result<Mount, Error> {
+        let volume = self.volumes.get(&mount.name).ok_or_else(|| {
+            Error::Invalid(format!(
+                "cannot find volume \"{}\" to mount into container \"{}\"",
+                mount.name, container.name
+            ))
+        })?;
+        let sub_path = self.sub_path(mount, environment)?;
+        let host_path = match sub_path.as_deref().filter(|p| !p.is_empty()) {
+            Some(sub_path) => {
+                let target = layout.subpath(&mount.name, &container.name, index);
+                subpath::prepare(&volume.path, sub_path, &target)
+                    .map_err(|source| Error::Volume { volume: mount.name.clone(), source })?
+            }
+            None => {
+                ensure_exists(&volume.path)?;
+                volume.path.clone()
+            }
+        };
+        let propagation = match mount.mount_propagation.as_deref() {
+            Some("Bidirectional") => MountPropagation::PropagationBidirectional,
+            Some("HostToContainer") => MountPropagation::PropagationHostToContainer,
+            _ => MountPropagation::PropagationPrivate,
+        };
+        let container_path = if mount.mount_path.starts_with('/') {
+            mount.mount_path.clone()
+        } else {
+            format!("/{}", mount.mount_path)
+        };
+        Ok(Mount {
+            container_path,
+            host_path: host_path.to_string_lossy().into_owned(),
+            readonly: mount.read_only.unwrap_or(false) || volume.read_only,
+            propagation: propagation as i32,
+            ..Default::default()
+        })
+    }
+
+    fn sub_path(
+        &self,
+        mount: &VolumeMount,
+        environment: &[(String, String)],
+    ) -> Result<Option<String>, Error> {
+        let Some(expression) = mount.sub_path_expr.as_deref().filter(|e| !e.is_empty()) else {
+            return Ok(mount.sub_path.clone());
+        };
+        let missing = std::cell::Cell::new(false);
+        let path = expand(expression, |name| {
+            let value = environment.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+            missing.set(missing.get() || value.is_none());
+            value
+        });
+        if missing.get() {
+            return Err(Error::Invalid(format!("missing value for \"{expression}\"")));
+        }
+        if path.starts_with('/') {
+            return Err(Error::Invalid(format!(
+                "failed to prepare subPath for volumeMount \"{}\": subPath must be a relative path",
+                mount.name
+            )));
+        }
+        Ok(Some(path))
+    }
+
+    fn hosts_mount(&self, layout: &PodLayout, container: &Container, ips: &[String]) -> Result<Mount, Error> {
+        let path = layout.etc_hosts();
+        let (hostname, domain) = hosts::names(self.pod, &self.context.config.cluster_domain);
+        hosts::write(&path, self.pod, ips, &hostname, &domain)?;
+        let security = container.security_context.as_ref();
+        Ok(Mount {
+            container_path: "/etc/hosts".to_owned(),
+            host_path: path.to_string_lossy().into_owned(),
+            readonly: security.and_then(|s| s.read_only_root_filesystem).unwrap_or(false),
+            ..Default::default()
+        })
+    }
+}
+
+/// A hostPath without a type may name what does not exist: the runtime would refuse, kubelet's runtimes make a directory.
+fn ensure_exists(path: &Path) -> Result<(), Error> {
+    if path.symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(path).map_err(|e| Error::io("make directory", path, e))
+}
+
+/// An empty file for the container's last words, writable by whoever it runs as.
+fn termination_message(layout: &PodLayout, container: &Container, attempt: u32) -> Result<Mount, Error> {
+    let dir = layout.container(&container.name);
+    std::fs::create_dir_all(&dir).map_err(|e| Error::io("make directory", &dir, e))?;
+    let path: PathBuf = dir.join(format!("{attempt:08x}"));
+    std::fs::write(&path, "").map_err(|e| Error::io("create", &path, e))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))
+        .map_err(|e| Error::io("chmod", &path, e))?;
+    let container_path =
+        container.termination_message_path.as_deref().unwrap_or("/dev/termination-log").to_owned();
+    Ok(Mount { container_path, host_path: path.to_string_lossy().into_owned(), ..Default::default() })
+}

@@ -1,0 +1,171 @@
+//! Starts one container: back-off, image, configuration, create, start, postStart. Each failure has the reason and event kubelet gives.
+
+use std::time::Duration;
+
+use k8s_cri::v1::PodSandboxConfig;
+use k8s_openapi::api::core::v1::Container;
+use tokio::time::Instant;
+use worker_volumes::fields::PodFields;
+
+use super::{PodState, RETRY, Round, container, kill};
+use crate::cri::labels;
+use crate::cri::snapshot::{is_exited, restart_count};
+use crate::events::container_path;
+use crate::status::Waiting;
+use crate::{clock, env, images, lifecycle, pod};
+
+/// A start that failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// The container's state.
+    pub waiting: Waiting,
+    /// When to try again.
+    pub retry_at: Option<Instant>,
+}
+
+impl Failure {
+    fn new(reason: &str, message: impl Into<String>) -> Self {
+        let waiting = Waiting { reason: reason.to_owned(), message: message.into() };
+        Self { waiting, retry_at: Some(Instant::now() + RETRY) }
+    }
+}
+
+/// Where containers are started: the sandbox and what is known of it.
+pub struct Place<'a> {
+    pub round: &'a Round<'a>,
+    pub sandbox: &'a str,
+    pub config: &'a PodSandboxConfig,
+    pub ips: &'a [String],
+}
+
+impl Place<'_> {
+    /// Starts the container, or says why not.
+    pub async fn start(&self, state: &mut PodState, container: &Container) -> Result<(), Failure> {
+        self.back_off(state, container)?;
+        let Round { context, pod, runtime, .. } = self.round;
+        let path = container_path(pod, &container.name);
+        let image = images::ensure(context, pod, container, self.config, &mut state.pulls)
+            .await
+            .map_err(|e| Failure { waiting: e.waiting, retry_at: e.retry_at })?;
+        let attempt = runtime
+            .container(&container.name)
+            .map_or_else(|| self.lost_restarts(container), |c| restart_count(c) + 1);
+        let config = match self.configure(container, image, attempt).await {
+            Ok(config) => config,
+            Err(message) => {
+                context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {message}"));
+                return Err(Failure::new("CreateContainerConfigError", message));
+            }
+        };
+        let id = match context.cri.create_container(self.sandbox, config, self.config.clone()).await {
+            Ok(id) => id,
+            Err(error) => {
+                context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {error}"));
+                return Err(Failure::new("CreateContainerError", error.to_string()));
+            }
+        };
+        context.events.pod_normal(pod, Some(&path), "Created", "Container created");
+        if let Err(error) = context.cri.start_container(&id).await {
+            context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {error}"));
+            return Err(Failure::new("RunContainerError", error.to_string()));
+        }
+        context.events.pod_normal(pod, Some(&path), "Started", "Container started");
+        self.post_start(container, &id).await
+    }
+
+    /// CrashLoopBackOff: a container that ended waits longer each time.
+    fn back_off(&self, state: &mut PodState, container: &Container) -> Result<(), Failure> {
+        let Round { context, pod, runtime, .. } = self.round;
+        let Some(ended) = runtime.container(&container.name).filter(|c| is_exited(c)) else { return Ok(()) };
+        let hash = labels::container_hash(&container.name, container.image.as_deref().unwrap_or_default());
+        let key = format!("{}/{hash}", container.name);
+        let age = Duration::from_nanos((clock::now_nanos() - ended.finished_at).max(0).unsigned_abs());
+        let now = Instant::now();
+        let finished = now.checked_sub(age).unwrap_or(now);
+        if let Some(until) = state.restarts.waits_until(&key, finished, now) {
+            let full = format!("{} in pod {}", container.name, pod::display(pod));
+            let path = container_path(pod, &container.name);
+            let waits_already =
+                state.waiting.get(&container.name).is_some_and(|w| w.reason == "CrashLoopBackOff");
+            if !waits_already {
+                let message = format!("Back-off restarting failed container {full}");
+                context.events.pod_warning(pod, Some(&path), "BackOff", message);
+            }
+            let delay = state.restarts.delay(&key).as_secs();
+            let message = format!(
+                "back-off {} restarting failed container={} pod={}",
+                go_seconds(delay),
+                container.name,
+                pod::display(pod)
+            );
+            let waiting = Waiting { reason: "CrashLoopBackOff".to_owned(), message };
+            return Err(Failure { waiting, retry_at: Some(until) });
+        }
+        state.restarts.step(&key, finished, now);
+        Ok(())
+    }
+
+    /// The runtime has lost the container: the logs that remain say how often it ran.
+    fn lost_restarts(&self, container: &Container) -> u32 {
+        let dir = std::path::Path::new(&self.config.log_directory).join(&container.name);
+        let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+        let counts = entries.filter_map(|entry| {
+            let name = entry.ok()?.file_name().into_string().ok()?;
+            name.split('.').next()?.parse::<u32>().ok()
+        });
+        counts.max().map_or(0, |last| last + 1)
+    }
+
+    async fn configure(
+        &self,
+        container: &Container,
+        image: String,
+        attempt: u32,
+    ) -> Result<k8s_cri::v1::ContainerConfig, String> {
+        let Round { context, pod, .. } = self.round;
+        images::verify_non_root(context, pod, container, &image).await?;
+        let fields = PodFields {
+            pod,
+            host_ips: &context.node_ips,
+            pod_ips: self.ips,
+            allocatable: &context.allocatable,
+        };
+        let environment = env::compute(fields, container, context.objects.as_ref(), &context.services)
+            .await
+            .map_err(|e| e.to_string())?;
+        let mounts =
+            self.round.mounts(container, attempt, self.ips, &environment).map_err(|e| e.to_string())?;
+        let log_dir = std::path::Path::new(&self.config.log_directory).join(&container.name);
+        std::fs::create_dir_all(&log_dir).map_err(|e| e.to_string())?;
+        let parts = container::Parts { image, attempt, environment, mounts };
+        Ok(container::config(context, pod, container, parts))
+    }
+
+    async fn post_start(&self, container: &Container, id: &str) -> Result<(), Failure> {
+        let Round { context, pod, .. } = self.round;
+        let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else {
+            return Ok(());
+        };
+        let ip = self.ips.first().map(String::as_str).unwrap_or_default();
+        // Kubernetes sets no limit to a postStart hook; ten minutes keep a hung one from holding the worker for ever.
+        let limit = Duration::from_secs(600);
+        let Err(message) = lifecycle::run(&context.cri, container, id, ip, hook, limit).await else {
+            return Ok(());
+        };
+        tracing::warn!(pod = %pod::display(pod), container = container.name, message, "postStart failed");
+        let path = container_path(pod, &container.name);
+        context.events.pod_warning(pod, Some(&path), "FailedPostStartHook", "PostStartHook failed");
+        let target = kill::Target { container: container.clone(), id: id.to_owned(), ip: ip.to_owned() };
+        if let Err(error) =
+            kill::container(context, pod, &target, "FailedPostStartHook", pod::grace_seconds(pod)).await
+        {
+            tracing::warn!(%error, "cannot stop the container of a failed hook");
+        }
+        Err(Failure { retry_at: Some(Instant::now()), ..Failure::new("PostStartHookError", message) })
+    }
+}
+
+/// Whole seconds as Go prints them: `10s`, `1m20s`, `5m0s`.
+fn go_seconds(seconds: u64) -> String {
+    if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) }
+}

@@ -1,0 +1,71 @@
+//! Runs `nft` scripts. A script is one netlink transaction: all of it is applied or nothing.
+//! Called by `proxy::writer` and `pod::rules`; needs the `nft` program (package nftables, 1.0 or later).
+
+use std::{io, process::Stdio, time::Duration};
+
+use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
+
+/// How long one transaction may take before it is given up.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// `nft` could not be run or refused the script.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The program could not be started or fed.
+    #[error("cannot run nft: {0}")]
+    Run(#[from] io::Error),
+    /// It refused the script; its first message.
+    #[error("nft: {0}")]
+    Refused(String),
+    /// It took too long and was killed.
+    #[error("nft did not finish within {DEADLINE:?}")]
+    Deadline,
+}
+
+/// Applies a script atomically.
+pub async fn apply(script: &str) -> Result<(), Error> {
+    run(&["-f", "-"], script).await.map(drop)
+}
+
+/// Whether a table of family `ip` exists.
+pub async fn table_exists(table: &str) -> Result<bool, Error> {
+    match run(&["-t", "list", "table", "ip", table], "").await {
+        Ok(_) => Ok(true),
+        Err(Error::Refused(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes tables of family `ip`, whether or not they exist.
+pub async fn delete_tables(tables: &[&str]) -> Result<(), Error> {
+    let script: String =
+        tables.iter().map(|table| format!("add table ip {table}\ndelete table ip {table}\n")).collect();
+    apply(&script).await
+}
+
+async fn run(args: &[&str], input: &str) -> Result<Vec<u8>, Error> {
+    let mut child = Command::new("nft")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let stdin = child.stdin.take();
+    let work = async {
+        if let Some(mut stdin) = stdin {
+            // A script refused early closes the pipe; its exit status tells more than the broken pipe.
+            match stdin.write_all(input.as_bytes()).await {
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
+                _ => {}
+            }
+        }
+        child.wait_with_output().await
+    };
+    let output = timeout(DEADLINE, work).await.map_err(|_| Error::Deadline)??;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let message = String::from_utf8_lossy(&output.stderr);
+    Err(Error::Refused(message.lines().take(3).collect::<Vec<_>>().join(" | ")))
+}

@@ -1,0 +1,90 @@
+//! nftables table `ip ephor-node`: host ports, masquerading of what leaves the pod network, and the
+//! guards around them. Pure text; `pod` applies it.
+
+use std::{collections::BTreeSet, fmt::Write, net::Ipv4Addr};
+
+use super::{PodParameters, PortMapping, VETH_PREFIX};
+use crate::{ipam::Reservation, nft, overlay::VTEP_RANGE};
+
+/// Name of the table.
+pub(crate) const TABLE: &str = "ephor-node";
+
+/// The whole table, replacing an earlier one in the same transaction.
+pub(super) fn table(parameters: &PodParameters, held: &[(Ipv4Addr, Reservation)]) -> String {
+    let PodParameters { pod_cidr, cluster_cidr, gateway, overlay_device, .. } = parameters;
+    let t = format!("ip {TABLE}");
+    let inside = format!("{{ {cluster_cidr}, {VTEP_RANGE} }}");
+    let mut script = format!(
+        "add table {t}
+delete table {t}
+add table {t}
+add map {t} host-ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+add map {t} host-ports-of-ip {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+add set {t} with-host-ports {{ type ipv4_addr . ipv4_addr; }}
+add chain {t} to-host-ports
+add rule {t} to-host-ports dnat ip to ip daddr . meta l4proto . th dport map @host-ports-of-ip
+add rule {t} to-host-ports dnat ip to meta l4proto . th dport map @host-ports
+add chain {t} guard {{ type filter hook prerouting priority -300; }}
+add rule {t} guard iifname \"{VETH_PREFIX}*\" ip daddr 127.0.0.0/8 drop comment \"pods do not reach the host's loopback\"
+add chain {t} prerouting {{ type nat hook prerouting priority -101; }}
+add rule {t} prerouting fib daddr type local meta l4proto {{ tcp, udp }} jump to-host-ports
+add chain {t} output {{ type nat hook output priority -101; }}
+add rule {t} output fib daddr type local meta l4proto {{ tcp, udp }} jump to-host-ports
+add chain {t} postrouting {{ type nat hook postrouting priority 101; }}
+add rule {t} postrouting ip saddr . ip daddr @with-host-ports snat ip to {gateway} fully-random comment \"a pod reaching itself\"
+add rule {t} postrouting oifname \"{VETH_PREFIX}*\" ip saddr 127.0.0.0/8 snat ip to {gateway} fully-random
+add rule {t} postrouting oifname \"{overlay_device}\" ip saddr != {inside} snat ip to {gateway} fully-random
+add rule {t} postrouting ip saddr {{ {pod_cidr} }} ip daddr != {inside} ip daddr != 224.0.0.0/4 oifname != \"lo\" masquerade fully-random
+"
+    );
+    let mut taken = BTreeSet::new();
+    for (address, reservation) in held {
+        let ports = reservation.ports.iter().filter(|port| taken.insert(element(port))).cloned();
+        let ports: Vec<_> = ports.collect();
+        if !ports.is_empty() {
+            script.push_str(&add_ports(*address, &ports));
+        }
+    }
+    script
+}
+
+/// Adds host ports of the pod at `address`. A port that another pod still has is refused: the sandbox
+/// is tried again until that pod is gone.
+pub(super) fn add_ports(address: Ipv4Addr, ports: &[PortMapping]) -> String {
+    let mut script = format!("add element ip {TABLE} with-host-ports {{ {address} . {address} }}\n");
+    for port in ports {
+        let (map, key) = element(port);
+        let value = format!("{address} . {}", port.container_port);
+        let _infallible = writeln!(script, "add element ip {TABLE} {map} {{ {key} : {value} }}");
+    }
+    script
+}
+
+/// Removes host ports; what is not there (the table was rebuilt, another pod has it) is left.
+pub(super) async fn remove_ports(address: Ipv4Addr, ports: &[PortMapping]) -> Result<(), nft::Error> {
+    for port in ports {
+        let (map, key) = element(port);
+        let value = format!("{address} . {}", port.container_port);
+        ignore_refused(
+            nft::apply(&format!("delete element ip {TABLE} {map} {{ {key} : {value} }}\n")).await,
+        )?;
+    }
+    ignore_refused(
+        nft::apply(&format!("delete element ip {TABLE} with-host-ports {{ {address} . {address} }}\n")).await,
+    )
+}
+
+fn element(port: &PortMapping) -> (&'static str, String) {
+    let key = format!("{} . {}", port.protocol.as_str(), port.host_port);
+    match port.host_ip {
+        Some(ip) if !ip.is_unspecified() => ("host-ports-of-ip", format!("{ip} . {key}")),
+        _ => ("host-ports", key),
+    }
+}
+
+fn ignore_refused(result: Result<(), nft::Error>) -> Result<(), nft::Error> {
+    match result {
+        Err(nft::Error::Refused(_)) => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,221 @@
+//! Ends UDP flows that connection tracking still sends to endpoints that are gone, or past a service
+//! that got its first endpoint: nftables sees only the first packet of a flow, and a busy UDP flow never
+//! ends by itself. Speaks ctnetlink (`nfnetlink_conntrack.h`) directly. Called by `writer`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::Ipv4Addr,
+};
+
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+
+use super::{Backend, RoutedPort};
+use crate::state::Protocol;
+
+const SUBSYSTEM: u16 = 1 << 8;
+const GET: u16 = SUBSYSTEM | 1;
+const NEW: u16 = SUBSYSTEM;
+const DELETE: u16 = SUBSYSTEM | 2;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const REQUEST: u16 = 0x001;
+const ACK: u16 = 0x004;
+const DUMP: u16 = 0x300;
+const TUPLE_ORIGINAL: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const HEADER: usize = 16;
+const FAMILY_HEADER: usize = 4;
+
+/// Where the flows of each UDP service address, and of each UDP node port, may go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UdpRouting {
+    addresses: BTreeMap<Backend, BTreeSet<Backend>>,
+    node_ports: BTreeMap<u16, BTreeSet<Backend>>,
+}
+
+impl UdpRouting {
+    /// Of all routing, what concerns UDP.
+    pub fn of(routed: &[RoutedPort]) -> Self {
+        let mut udp = Self::default();
+        for port in routed.iter().filter(|port| port.key.protocol == Protocol::Udp) {
+            for ip in port.external_ips.iter().chain([&port.cluster_ip]) {
+                udp.addresses.insert(Backend { ip: *ip, port: port.key.port }, port.cluster.clone());
+            }
+            if let Some(node_port) = port.node_port {
+                udp.node_ports.insert(node_port, port.cluster.clone());
+            }
+        }
+        udp
+    }
+
+    /// Whether a flow to `wanted` that is answered by `answers` must end.
+    fn is_stale(&self, wanted: Backend, answers: Backend) -> bool {
+        if let Some(endpoints) = self.addresses.get(&wanted) {
+            // No endpoints: the service is refused, and nothing is gained by keeping the flow either way.
+            return !endpoints.contains(&answers);
+        }
+        let translated = wanted != answers;
+        self.node_ports.get(&wanted.port).is_some_and(|ends| translated && !ends.contains(&answers))
+    }
+}
+
+/// Deletes the stale flows; returns how many. Blocks: call it on a thread for that, in the node's
+/// network namespace.
+pub fn end_stale_flows(routing: &UdpRouting) -> io::Result<usize> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut stale = Vec::new();
+    socket.send(&message(GET, REQUEST | DUMP, &[]), 0)?;
+    exchange(&socket, |attributes| {
+        if let Some(flow) = parse_flow(attributes)
+            && routing.is_stale(flow.wanted, flow.answers)
+        {
+            stale.push(flow.original);
+        }
+    })?;
+    for original in &stale {
+        socket.send(&message(DELETE, REQUEST | ACK, original), 0)?;
+        match exchange(&socket, |_| {}) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            other => other?,
+        }
+    }
+    Ok(stale.len())
+}
+
+struct Flow {
+    wanted: Backend,
+    answers: Backend,
+    /// The attribute that names the flow, padded, as it came.
+    original: Vec<u8>,
+}
+
+fn message(kind: u16, flags: u16, attributes: &[u8]) -> Vec<u8> {
+    let length = HEADER + FAMILY_HEADER + attributes.len();
+    let mut bytes = Vec::with_capacity(length);
+    bytes.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend([libc::AF_INET as u8, 0, 0, 0]);
+    bytes.extend(attributes);
+    bytes
+}
+
+/// Reads answers up to the end of a dump or the acknowledgement.
+fn exchange(socket: &Socket, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        let mut rest = datagram.as_slice();
+        while let Some((kind, body, next)) = split_message(rest) {
+            match kind {
+                NLMSG_DONE => return Ok(()),
+                NLMSG_ERROR => {
+                    let code =
+                        body.get(..4).and_then(|code| code.try_into().ok()).map_or(0, i32::from_ne_bytes);
+                    return if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) };
+                }
+                NEW => each(body.get(FAMILY_HEADER..).unwrap_or_default()),
+                _ => {}
+            }
+            rest = next;
+        }
+    }
+}
+
+fn split_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let length = usize::try_from(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?)).ok()?;
+    let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
+    let body = bytes.get(HEADER..length)?;
+    Some((kind, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+/// A netlink attribute at the front of some bytes.
+struct Attribute<'a> {
+    kind: u16,
+    value: &'a [u8],
+    /// Header, value and padding.
+    whole: &'a [u8],
+    rest: &'a [u8],
+}
+
+fn split_attribute(bytes: &[u8]) -> Option<Attribute<'_>> {
+    let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
+    let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?) & 0x3fff;
+    let value = bytes.get(4..length)?;
+    let (whole, rest) = bytes.split_at(length.next_multiple_of(4).min(bytes.len()));
+    Some(Attribute { kind, value, whole, rest })
+}
+
+fn attributes(bytes: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let attribute = split_attribute(rest)?;
+        rest = attribute.rest;
+        Some(attribute)
+    })
+}
+
+fn attribute(bytes: &[u8], wanted: u16) -> Option<Attribute<'_>> {
+    attributes(bytes).find(|attribute| attribute.kind == wanted)
+}
+
+fn parse_flow(bytes: &[u8]) -> Option<Flow> {
+    let original = attribute(bytes, TUPLE_ORIGINAL)?;
+    let (_, wanted) = parse_tuple(original.value)?;
+    let (answers, _) = parse_tuple(attribute(bytes, TUPLE_REPLY)?.value)?;
+    Some(Flow { wanted, answers, original: original.whole.to_vec() })
+}
+
+/// Source and destination of a UDP tuple; `None` for other protocols and IPv6.
+fn parse_tuple(tuple: &[u8]) -> Option<(Backend, Backend)> {
+    let (ip, protocol) = (attribute(tuple, 1)?.value, attribute(tuple, 2)?.value);
+    if attribute(protocol, 1)?.value.first().copied().map(i32::from) != Some(libc::IPPROTO_UDP) {
+        return None;
+    }
+    let address = |kind| Some(Ipv4Addr::from(<[u8; 4]>::try_from(attribute(ip, kind)?.value).ok()?));
+    let port = |kind| Some(u16::from_be_bytes(attribute(protocol, kind)?.value.try_into().ok()?));
+    Some((Backend { ip: address(1)?, port: port(2)? }, Backend { ip: address(2)?, port: port(3)? }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backend(last: u8, port: u16) -> Backend {
+        Backend { ip: Ipv4Addr::new(10, 42, 0, last), port }
+    }
+
+    fn routing(endpoints: &[Backend]) -> UdpRouting {
+        let service = Backend { ip: Ipv4Addr::new(10, 96, 0, 9), port: 53 };
+        let endpoints: BTreeSet<_> = endpoints.iter().copied().collect();
+        UdpRouting {
+            addresses: BTreeMap::from([(service, endpoints.clone())]),
+            node_ports: BTreeMap::from([(30053, endpoints)]),
+        }
+    }
+
+    #[test]
+    fn a_flow_is_stale_when_what_answers_it_is_no_endpoint_any_more() {
+        let service = Backend { ip: Ipv4Addr::new(10, 96, 0, 9), port: 53 };
+        let routing = routing(&[backend(2, 53)]);
+        assert!(!routing.is_stale(service, backend(2, 53)));
+        assert!(routing.is_stale(service, backend(3, 53)));
+        assert!(routing.is_stale(service, service), "sent before the service had endpoints");
+        assert!(routing.is_stale(backend(200, 30053), backend(3, 53)));
+        assert!(!routing.is_stale(backend(200, 30053), backend(200, 30053)), "not through the service");
+        assert!(!routing.is_stale(backend(200, 99), backend(3, 53)));
+    }
+
+    #[test]
+    fn torn_messages_are_skipped_without_harm() {
+        for length in 0..40 {
+            let bytes = vec![9_u8; length];
+            split_message(&bytes);
+            parse_flow(&bytes);
+        }
+        assert!(split_message(&message(GET, REQUEST, &[])).is_some());
+    }
+}

@@ -1,0 +1,262 @@
+//! Services and EndpointSlices to routing: for each service port, where its packets may go. Pure and
+//! deterministic; the choice of endpoints is kube-proxy's (KEP-1669, KEP-2086).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use crate::state::{Content, EndpointView, ObjectKey, Protocol, ServicePortView, ServiceView};
+
+/// Where a packet may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Backend {
+    /// Endpoint address.
+    pub ip: Ipv4Addr,
+    /// Endpoint port.
+    pub port: u16,
+}
+
+/// Identity of a service port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortKey {
+    /// The Service.
+    pub service: ObjectKey,
+    /// Port number and protocol are unique within a Service; names may change.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// Routing of one service port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoutedPort {
+    /// Identity.
+    pub key: PortKey,
+    /// The ClusterIP.
+    pub cluster_ip: Ipv4Addr,
+    /// Port on every node.
+    pub node_port: Option<u16>,
+    /// Further addresses, treated as traffic from outside.
+    pub external_ips: BTreeSet<Ipv4Addr>,
+    /// Endpoints anywhere.
+    pub cluster: BTreeSet<Backend>,
+    /// Endpoints on this node, when a traffic policy asks for them.
+    pub local: BTreeSet<Backend>,
+    /// Traffic from inside goes to `local` alone.
+    pub internal_local: bool,
+    /// Traffic from outside goes to `local` alone, with its source address kept.
+    pub external_local: bool,
+    /// Seconds for which a client sticks to its endpoint.
+    pub affinity_seconds: Option<u32>,
+    /// Endpoints that may be reached by themselves through the service: those on this node.
+    pub hairpin: BTreeSet<Ipv4Addr>,
+}
+
+/// Service ports whose endpoints this node replaces by its own: `default/kubernetes`, which goes to the
+/// local balancer in front of the masters.
+pub type Overrides = BTreeMap<ObjectKey, Vec<Backend>>;
+
+/// All routing of a node. `node` decides what is local; a Service on an address of `served_here` (the
+/// cluster DNS) is not routed, because this node answers there itself.
+pub fn route(
+    content: &Content,
+    node: &str,
+    served_here: &BTreeSet<Ipv4Addr>,
+    overrides: &Overrides,
+) -> Vec<RoutedPort> {
+    let mut routed = Vec::new();
+    for (key, service) in &content.services {
+        let Some(cluster_ip) = service.cluster_ip else { continue };
+        if service.foreign_proxy || served_here.contains(&cluster_ip) {
+            continue;
+        }
+        for port in &service.ports {
+            let endpoints = match overrides.get(key) {
+                Some(backends) => overridden(backends),
+                None => endpoints(content, key, port),
+            };
+            routed.push(route_port(key, service, cluster_ip, port, endpoints, node));
+        }
+    }
+    routed
+}
+
+type Candidates = Vec<(Backend, EndpointView)>;
+
+fn overridden(backends: &[Backend]) -> Candidates {
+    let view = |backend: &Backend| EndpointView {
+        ip: backend.ip,
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: None,
+        hostname: None,
+    };
+    backends.iter().map(|backend| (*backend, view(backend))).collect()
+}
+
+/// The endpoints of a service port over all its slices; slice ports match by name and protocol.
+fn endpoints(content: &Content, key: &ObjectKey, port: &ServicePortView) -> Candidates {
+    let mut found = Vec::new();
+    for slice in content.slices.get(key).into_iter().flat_map(|slices| slices.values()) {
+        let numbers =
+            slice.ports.iter().filter(|(name, protocol, _)| *name == port.name && *protocol == port.protocol);
+        for (_, _, number) in numbers {
+            for endpoint in &slice.endpoints {
+                found.push((Backend { ip: endpoint.ip, port: *number }, endpoint.clone()));
+            }
+        }
+    }
+    found
+}
+
+fn route_port(
+    key: &ObjectKey,
+    service: &ServiceView,
+    cluster_ip: Ipv4Addr,
+    port: &ServicePortView,
+    endpoints: Candidates,
+    node: &str,
+) -> RoutedPort {
+    let is_local = |endpoint: &EndpointView| endpoint.node.as_deref() == Some(node);
+    let external = port.node_port.is_some() || !service.external_ips.is_empty();
+    let needs_local = service.internal_local || (service.external_local && external);
+    let cluster = usable(endpoints.iter());
+    let local = if needs_local {
+        usable(endpoints.iter().filter(|(_, endpoint)| is_local(endpoint)))
+    } else {
+        BTreeSet::new()
+    };
+    let hairpin = endpoints
+        .iter()
+        .filter(|(_, endpoint)| is_local(endpoint) || endpoint.node.is_none())
+        .map(|(backend, _)| backend.ip)
+        .collect();
+    RoutedPort {
+        key: PortKey { service: key.clone(), port: port.port, protocol: port.protocol },
+        cluster_ip,
+        node_port: port.node_port,
+        external_ips: service.external_ips.clone(),
+        cluster,
+        local,
+        internal_local: service.internal_local,
+        external_local: service.external_local && external,
+        affinity_seconds: service.affinity_seconds,
+        hairpin,
+    }
+}
+
+/// The ready endpoints; if none is, those that still serve while they terminate.
+fn usable<'a>(candidates: impl Iterator<Item = &'a (Backend, EndpointView)> + Clone) -> BTreeSet<Backend> {
+    let pick = |wanted: fn(&EndpointView) -> bool| -> BTreeSet<Backend> {
+        candidates.clone().filter(|(_, endpoint)| wanted(endpoint)).map(|(backend, _)| *backend).collect()
+    };
+    let ready = pick(|endpoint| endpoint.ready);
+    if ready.is_empty() { pick(|endpoint| endpoint.serving && endpoint.terminating) } else { ready }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::SliceView;
+
+    fn service(ports: &[(&str, u16, Option<u16>)]) -> ServiceView {
+        let ports = ports.iter().map(|(name, port, node_port)| ServicePortView {
+            name: name.to_string(),
+            protocol: Protocol::Tcp,
+            port: *port,
+            node_port: *node_port,
+        });
+        ServiceView {
+            cluster_ip: Some(Ipv4Addr::new(10, 96, 7, 7)),
+            ports: ports.collect(),
+            ..ServiceView::default()
+        }
+    }
+
+    fn endpoint(last: u8, ready: bool, terminating: bool, node: &str) -> EndpointView {
+        EndpointView {
+            ip: Ipv4Addr::new(10, 42, 0, last),
+            ready,
+            serving: true,
+            terminating,
+            node: Some(node.into()),
+            hostname: None,
+        }
+    }
+
+    fn content(service: ServiceView, endpoints: Vec<EndpointView>) -> Content {
+        let mut content = Content::default();
+        let key = ObjectKey::new("default", "web");
+        content.put_service(key.clone(), service);
+        let slice = SliceView { ports: vec![("http".into(), Protocol::Tcp, 8080)], endpoints };
+        content.put_slice(ObjectKey::new("default", "web-x"), Some(key), slice);
+        content
+    }
+
+    fn only(content: &Content) -> RoutedPort {
+        let mut routed = route(content, "here", &BTreeSet::new(), &Overrides::new());
+        assert_eq!(routed.len(), 1);
+        routed.remove(0)
+    }
+
+    fn ips(backends: &BTreeSet<Backend>) -> Vec<u8> {
+        backends.iter().map(|backend| backend.ip.octets()[3]).collect()
+    }
+
+    #[test]
+    fn only_ready_endpoints_get_traffic() {
+        let endpoints = vec![endpoint(2, true, false, "here"), endpoint(3, false, false, "there")];
+        assert_eq!(ips(&only(&content(service(&[("http", 80, None)]), endpoints)).cluster), [2]);
+    }
+
+    #[test]
+    fn endpoints_that_serve_while_terminating_are_the_last_resort() {
+        let terminating = endpoint(3, false, true, "there");
+        let service = service(&[("http", 80, None)]);
+        let both = content(service.clone(), vec![endpoint(2, true, false, "here"), terminating.clone()]);
+        assert_eq!(ips(&only(&both).cluster), [2]);
+        assert_eq!(ips(&only(&content(service, vec![terminating])).cluster), [3]);
+    }
+
+    #[test]
+    fn local_policies_see_the_endpoints_of_this_node_alone() {
+        let mut local = service(&[("http", 80, Some(30080))]);
+        local.external_local = true;
+        let endpoints = vec![endpoint(2, true, false, "here"), endpoint(3, true, false, "there")];
+        let routed = only(&content(local, endpoints));
+        assert_eq!((ips(&routed.cluster), ips(&routed.local)), (vec![2, 3], vec![2]));
+        assert!(routed.external_local && !routed.internal_local);
+    }
+
+    #[test]
+    fn a_port_takes_the_endpoints_of_its_own_name() {
+        let endpoints = vec![endpoint(2, true, false, "here")];
+        let routed = only(&content(service(&[("metrics", 9090, None)]), endpoints));
+        assert!(routed.cluster.is_empty());
+    }
+
+    #[test]
+    fn headless_foreign_and_locally_served_services_are_not_routed() {
+        let mut headless = service(&[("http", 80, None)]);
+        headless.cluster_ip = None;
+        let mut foreign = service(&[("http", 80, None)]);
+        foreign.foreign_proxy = true;
+        for view in [headless, foreign] {
+            assert!(route(&content(view, vec![]), "here", &BTreeSet::new(), &Overrides::new()).is_empty());
+        }
+        let dns = BTreeSet::from([Ipv4Addr::new(10, 96, 7, 7)]);
+        let served = content(service(&[("http", 80, None)]), vec![]);
+        assert!(route(&served, "here", &dns, &Overrides::new()).is_empty());
+    }
+
+    #[test]
+    fn an_override_replaces_the_endpoints() {
+        let content = content(service(&[("http", 80, None)]), vec![endpoint(2, true, false, "here")]);
+        let local = Backend { ip: Ipv4Addr::new(10, 42, 0, 1), port: 6443 };
+        let overrides = Overrides::from([(ObjectKey::new("default", "web"), vec![local])]);
+        let routed = route(&content, "here", &BTreeSet::new(), &overrides);
+        assert_eq!(routed[0].cluster, BTreeSet::from([local]));
+    }
+}

@@ -1,0 +1,179 @@
+//! Follows Services, EndpointSlices and Nodes through the API into `state`. While the API is away the
+//! state keeps its content and the watches try again, soon and for ever. Started by `network.rs`.
+
+use std::{collections::BTreeSet, fmt::Debug, sync::Arc, time::Duration};
+
+use futures::{StreamExt, future::join3};
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    runtime::{
+        WatchStreamExt,
+        utils::Backoff,
+        watcher::{self, Event, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+use crate::state::{ClusterState, Concern, Content, NodeView, ObjectKey, ServiceView, SliceView};
+
+/// Label by which a slice names its Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Follows the API until shutdown.
+pub async fn run(client: Client, state: ClusterState, shutdown: CancellationToken) {
+    let services = follow(Api::<Service>::all(client.clone()), &state, ServiceSink);
+    let slices = follow(Api::<EndpointSlice>::all(client.clone()), &state, SliceSink);
+    let nodes = follow(Api::<Node>::all(client), &state, NodeSink);
+    tokio::select! {
+        biased;
+        () = shutdown.cancelled() => {}
+        _ = join3(services, slices, nodes) => {}
+    }
+}
+
+/// How one kind goes into the state.
+trait Sink {
+    type Object;
+    type Key: Ord + Clone;
+    fn key(object: &Self::Object) -> Self::Key;
+    const CONCERN: Concern;
+    /// Whether it changed anything, as does `forget`.
+    fn put(content: &mut Content, object: &Self::Object) -> bool;
+    fn forget(content: &mut Content, key: &Self::Key) -> bool;
+    fn keys(content: &Content) -> BTreeSet<Self::Key>;
+    fn listed(content: &mut Content);
+}
+
+async fn follow<S: Sink>(api: Api<S::Object>, state: &ClusterState, _sink: S)
+where
+    S::Object: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let events = watcher(api, watcher::Config::default()).backoff(Patience::default());
+    let mut events = std::pin::pin!(events);
+    let mut seen = BTreeSet::new();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => seen.clear(),
+            Ok(Event::InitApply(object)) => {
+                seen.insert(S::key(&object));
+                state.change(S::CONCERN, |content| S::put(content, &object));
+            }
+            Ok(Event::InitDone) => state.change(S::CONCERN, |content| {
+                for key in S::keys(content).difference(&seen) {
+                    S::forget(content, key);
+                }
+                seen.clear();
+                S::listed(content);
+                true
+            }),
+            Ok(Event::Apply(object)) => state.change(S::CONCERN, |content| S::put(content, &object)),
+            Ok(Event::Delete(object)) => {
+                state.change(S::CONCERN, |content| S::forget(content, &S::key(&object)))
+            }
+            Err(error) => {
+                let kind = <S::Object as Resource>::kind(&());
+                tracing::debug!(%kind, %error, "watch interrupted; trying again");
+            }
+        }
+    }
+}
+
+struct ServiceSink;
+
+impl Sink for ServiceSink {
+    type Object = Service;
+    type Key = ObjectKey;
+    const CONCERN: Concern = Concern::Routing;
+    fn key(object: &Service) -> ObjectKey {
+        ObjectKey::new(&object.namespace().unwrap_or_default(), &object.name_any())
+    }
+    fn put(content: &mut Content, object: &Service) -> bool {
+        content.put_service(Self::key(object), ServiceView::from_api(object))
+    }
+    fn forget(content: &mut Content, key: &ObjectKey) -> bool {
+        content.forget_service(key)
+    }
+    fn keys(content: &Content) -> BTreeSet<ObjectKey> {
+        content.service_keys()
+    }
+    fn listed(content: &mut Content) {
+        content.services_listed = true;
+    }
+}
+
+struct SliceSink;
+
+impl Sink for SliceSink {
+    type Object = EndpointSlice;
+    type Key = ObjectKey;
+    const CONCERN: Concern = Concern::Routing;
+    fn key(object: &EndpointSlice) -> ObjectKey {
+        ObjectKey::new(&object.namespace().unwrap_or_default(), &object.name_any())
+    }
+    fn put(content: &mut Content, object: &EndpointSlice) -> bool {
+        let key = Self::key(object);
+        let Some(view) = SliceView::from_api(object) else { return content.forget_slice(&key) };
+        let service = object.labels().get(SERVICE_NAME).map(|name| ObjectKey::new(&key.namespace, name));
+        content.put_slice(key, service, view)
+    }
+    fn forget(content: &mut Content, key: &ObjectKey) -> bool {
+        content.forget_slice(key)
+    }
+    fn keys(content: &Content) -> BTreeSet<ObjectKey> {
+        content.slice_keys()
+    }
+    fn listed(content: &mut Content) {
+        content.slices_listed = true;
+    }
+}
+
+struct NodeSink;
+
+impl Sink for NodeSink {
+    type Object = Node;
+    type Key = Arc<str>;
+    const CONCERN: Concern = Concern::Nodes;
+    fn key(object: &Node) -> Arc<str> {
+        object.name_any().into()
+    }
+    fn put(content: &mut Content, object: &Node) -> bool {
+        content.put_node(Self::key(object), NodeView::from_api(object))
+    }
+    fn forget(content: &mut Content, key: &Arc<str>) -> bool {
+        content.nodes.remove(key).is_some()
+    }
+    fn keys(content: &Content) -> BTreeSet<Arc<str>> {
+        content.nodes.keys().cloned().collect()
+    }
+    fn listed(content: &mut Content) {
+        content.nodes_listed = true;
+    }
+}
+
+/// Pauses between tries: 50 ms doubling to 2 s. A cluster without a leader has one again within a second,
+/// and routing should hear of what changed soon after.
+#[derive(Debug, Default)]
+struct Patience {
+    tries: u32,
+}
+
+impl Iterator for Patience {
+    type Item = Duration;
+    fn next(&mut self) -> Option<Duration> {
+        let pause = Duration::from_millis(50 << self.tries.min(6)).min(Duration::from_secs(2));
+        self.tries = self.tries.saturating_add(1);
+        // Nodes must not come back in step.
+        Some(pause.mul_f64(rand::random_range(0.5..1.0)))
+    }
+}
+
+impl Backoff for Patience {
+    fn reset(&mut self) {
+        self.tries = 0;
+    }
+}

@@ -1,0 +1,144 @@
+//! Beats to the leader over a stream, about once a second, and what comes back:
+//! who leads and who the masters are. The balancer and the overlay follow the
+//! members published here. When the stream breaks, the other masters are tried
+//! at once; a master that does not lead names the one that does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto_env::grpc::{ChannelOptions, channel};
+use proto_env::{MASTERS_ORGANIZATION, Network, Purpose};
+use proto_wire::cluster::liveness_client::LivenessClient;
+use proto_wire::cluster::{BeatAck, NodeBeat};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use crate::identity::Master;
+
+/// Beats go out this often.
+const INTERVAL: Duration = Duration::from_millis(1000);
+/// A beat that is not answered for this long means another master is tried.
+const ACK_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Between rounds over all masters when none answers as leader.
+const RETRY: Duration = Duration::from_millis(150);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// What the agent says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// Whether the runtime answers.
+    pub ready: bool,
+    /// Why not.
+    pub reason: String,
+}
+
+/// Sends beats until `shutdown` and publishes the masters.
+pub struct Heartbeat {
+    /// The node's name.
+    pub node: String,
+    /// The peer network with the node's certificate.
+    pub network: Arc<dyn Network>,
+    /// What to say.
+    pub health: watch::Receiver<Health>,
+    /// Where the masters are published.
+    pub masters: watch::Sender<Vec<Master>>,
+}
+
+impl Heartbeat {
+    /// Runs until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut hint: Option<String> = None;
+        loop {
+            let mut addresses: Vec<String> = self.masters.borrow().iter().map(|m| m.peer.clone()).collect();
+            addresses.sort_by_key(|a| hint.as_ref() != Some(a));
+            for address in addresses {
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return,
+                    next = self.beat(&address) => match next {
+                        Ok(leader) => { hint = leader.filter(|l| *l != address); }
+                        Err(error) => tracing::debug!(address, %error, "a beat was not answered"),
+                    }
+                }
+                if hint.is_some() {
+                    break;
+                }
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        }
+    }
+
+    /// A channel to one master.
+    pub fn channel(network: &Arc<dyn Network>, address: &str) -> Result<Channel, tonic::transport::Error> {
+        let options = ChannelOptions {
+            purpose: Purpose::Peer,
+            organization: Some(MASTERS_ORGANIZATION),
+            connect_timeout: CONNECT_TIMEOUT,
+        };
+        channel(network.clone(), address, options)
+    }
+
+    /// Beats to one master until it fails or leads no longer; returns who leads then.
+    async fn beat(&self, address: &str) -> Result<Option<String>, tonic::Status> {
+        let channel =
+            Self::channel(&self.network, address).map_err(|e| tonic::Status::from_error(Box::new(e)))?;
+        let (sender, receiver) = mpsc::channel(2);
+        let mut sequence = 1;
+        send(&sender, self.next(sequence)).await?;
+        let mut master = LivenessClient::new(channel);
+        let mut acks = deadline(master.beat(ReceiverStream::new(receiver))).await?.into_inner();
+        let mut health = self.health.clone();
+        loop {
+            let ack = deadline(acks.message()).await?;
+            let Some(ack) = ack else { return Ok(None) };
+            self.publish(&ack);
+            if !ack.leading {
+                return Ok(Some(ack.leader_peer_address).filter(|l| !l.is_empty()));
+            }
+            // A change of health does not wait for the next beat.
+            tokio::select! {
+                biased;
+                _ = health.changed() => {}
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+            sequence += 1;
+            send(&sender, self.next(sequence)).await?;
+        }
+    }
+
+    fn next(&self, sequence: u64) -> NodeBeat {
+        let health = self.health.borrow().clone();
+        NodeBeat { node: self.node.clone(), sequence, ready: health.ready, reason: health.reason }
+    }
+
+    fn publish(&self, ack: &BeatAck) {
+        let members: Vec<Master> = ack
+            .members
+            .iter()
+            .map(|m| Master { peer: m.peer_address.clone(), api: m.api_address.clone() })
+            .collect();
+        self.masters.send_if_modified(|known| {
+            let changed = !members.is_empty() && *known != members;
+            if changed {
+                *known = members;
+            }
+            changed
+        });
+    }
+}
+
+async fn send(sender: &mpsc::Sender<NodeBeat>, beat: NodeBeat) -> Result<(), tonic::Status> {
+    sender.send(beat).await.map_err(|_| tonic::Status::unavailable("the stream has ended"))
+}
+
+async fn deadline<T>(work: impl Future<Output = Result<T, tonic::Status>>) -> Result<T, tonic::Status> {
+    tokio::time::timeout(ACK_TIMEOUT, work)
+        .await
+        .unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer in time")))
+}

@@ -1,0 +1,259 @@
+//! Who this worker is: its certificates, the cluster's CA and settings. Got once
+//! by joining with a token, kept in `DATA/pki`, renewed over the peer port.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto_env::grpc::{ChannelOptions, channel};
+use proto_env::{MASTERS_ORGANIZATION, Purpose, TlsMaterial, TlsNetwork};
+use proto_wire::cluster::join_client::JoinClient;
+use proto_wire::cluster::liveness_client::LivenessClient;
+use proto_wire::cluster::{JoinWorkerRequest, RenewCertificateRequest};
+use proto_wire::settings::{self, ClusterSettings};
+use proto_wire::token::{self, JoinToken};
+use rcgen::{CertificateParams, KeyPair};
+use serde::{Deserialize, Serialize};
+use tonic::transport::Channel;
+
+use crate::config::WorkerConfig;
+
+/// How long a join may take at one master.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a joined worker knows and has.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// For the API and the peer port.
+    pub client: TlsMaterial,
+    /// For the node's HTTPS server.
+    pub serving: TlsMaterial,
+    /// What all nodes agree on.
+    pub settings: ClusterSettings,
+    /// Peer and API addresses of the masters known last.
+    pub masters: Vec<Master>,
+    /// Which cluster this is.
+    pub cluster_id: String,
+}
+
+/// Where a master is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Master {
+    /// `HOST:PORT` of its peer port.
+    pub peer: String,
+    /// `HOST:PORT` of its API.
+    pub api: String,
+}
+
+/// Why a worker cannot become part of a cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Neither an identity on disk nor a way to get one.
+    #[error(
+        "{0} holds no identity: give --join ADDRESS --token TOKEN (make one with `ephor token create --role worker`)"
+    )]
+    NotJoined(PathBuf),
+    /// The token does not parse.
+    #[error("the token is malformed: {0}")]
+    Token(#[from] token::Error),
+    /// No master let this worker in.
+    #[error("joining failed: {0}")]
+    Refused(String),
+    /// A file cannot be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// What lies on disk is not what was written.
+    #[error("{0} is damaged: remove the data directory and join again")]
+    Damaged(PathBuf),
+    /// The master's settings make no sense.
+    #[error(transparent)]
+    Settings(#[from] settings::Error),
+    /// Keys cannot be made.
+    #[error("making a key: {0}")]
+    Key(#[from] rcgen::Error),
+    /// Certificates do not fit.
+    #[error("certificates: {0}")]
+    Tls(#[from] proto_env::TlsError),
+    /// The channel cannot be made.
+    #[error("channel: {0}")]
+    Channel(#[from] tonic::transport::Error),
+    /// The master refused to renew.
+    #[error("renewing the certificates: {}", .0.message())]
+    Renew(tonic::Status),
+}
+
+/// What lies in `identity.json` beside the PEM files.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    cluster_id: String,
+    settings: String,
+    masters: Vec<Master>,
+}
+
+const FILES: [&str; 5] = ["ca.crt", "client.crt", "client.key", "serving.crt", "serving.key"];
+
+impl Identity {
+    /// Reads the identity, or joins and writes it.
+    pub async fn obtain(config: &WorkerConfig) -> Result<Self, Error> {
+        if let Some(identity) = Self::load(&config.data_dir)? {
+            return Ok(identity);
+        }
+        let Some(token) = config.token.as_deref().filter(|_| !config.join.is_empty()) else {
+            return Err(Error::NotJoined(config.data_dir.clone()));
+        };
+        let identity = join(config, &token.parse()?).await?;
+        identity.store(&config.data_dir)?;
+        Ok(identity)
+    }
+
+    fn load(data_dir: &Path) -> Result<Option<Self>, Error> {
+        let directory = data_dir.join("pki");
+        let path = directory.join("identity.json");
+        let bytes = match fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|source| Error::File { path: path.clone(), source })?,
+        };
+        let record: Record = serde_json::from_slice(&bytes).map_err(|_| Error::Damaged(path))?;
+        let mut pem = Vec::with_capacity(FILES.len());
+        for name in FILES {
+            let path = directory.join(name);
+            pem.push(fs::read_to_string(&path).map_err(|source| Error::File { path, source })?);
+        }
+        let [ca, client, client_key, serving, serving_key] =
+            <[String; 5]>::try_from(pem).map_err(|_| Error::Damaged(directory))?;
+        Ok(Some(Self {
+            client: TlsMaterial { ca_pem: ca.clone(), certificate_pem: client, key_pem: client_key },
+            serving: TlsMaterial { ca_pem: ca, certificate_pem: serving, key_pem: serving_key },
+            settings: ClusterSettings::from_json(&record.settings)?,
+            masters: record.masters,
+            cluster_id: record.cluster_id,
+        }))
+    }
+
+    /// Writes everything; `identity.json` last, since [`Self::load`] looks for it.
+    pub fn store(&self, data_dir: &Path) -> Result<(), Error> {
+        let directory = data_dir.join("pki");
+        let contents = [
+            &self.client.ca_pem,
+            &self.client.certificate_pem,
+            &self.client.key_pem,
+            &self.serving.certificate_pem,
+            &self.serving.key_pem,
+        ];
+        for (name, text) in FILES.iter().zip(contents) {
+            write_private(&directory.join(name), text.as_bytes())?;
+        }
+        let record = Record {
+            cluster_id: self.cluster_id.clone(),
+            settings: self.settings.to_json(),
+            masters: self.masters.clone(),
+        };
+        let path = directory.join("identity.json");
+        let json = serde_json::to_vec_pretty(&record).map_err(|_| Error::Damaged(path.clone()))?;
+        write_private(&path, &json)
+    }
+
+    /// Asks a master for new certificates over new keys.
+    pub async fn renew(&self, name: &str, channel: Channel) -> Result<Self, Error> {
+        let (client, serving) = (Request::make(name)?, Request::make(name)?);
+        let mut request = tonic::Request::new(RenewCertificateRequest {
+            csr_pem: client.csr_pem,
+            serving_csr_pem: serving.csr_pem,
+        });
+        request.set_timeout(JOIN_TIMEOUT);
+        let answer =
+            LivenessClient::new(channel).renew_certificate(request).await.map_err(Error::Renew)?.into_inner();
+        let mut renewed = self.clone();
+        renewed.client.certificate_pem = answer.certificate_pem;
+        renewed.client.key_pem = client.key_pem;
+        renewed.serving.certificate_pem = answer.serving_certificate_pem;
+        renewed.serving.key_pem = serving.key_pem;
+        Ok(renewed)
+    }
+}
+
+/// A new key and the request to sign it.
+struct Request {
+    key_pem: String,
+    csr_pem: String,
+}
+
+impl Request {
+    fn make(name: &str) -> Result<Self, Error> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, format!("system:node:{name}"));
+        let csr_pem = params.serialize_request(&key)?.pem()?;
+        Ok(Self { key_pem: key.serialize_pem(), csr_pem })
+    }
+}
+
+async fn join(config: &WorkerConfig, token: &JoinToken) -> Result<Identity, Error> {
+    let (client, serving) = (Request::make(&config.name)?, Request::make(&config.name)?);
+    let network = Arc::new(TlsNetwork::joining());
+    let mut refusals = Vec::new();
+    for address in &config.join {
+        let options = ChannelOptions {
+            purpose: Purpose::Join { ca_sha256: token.ca_hash },
+            organization: Some(MASTERS_ORGANIZATION),
+            connect_timeout: CONNECT_TIMEOUT,
+        };
+        let mut request = tonic::Request::new(JoinWorkerRequest {
+            token: token.to_string(),
+            name: config.name.clone(),
+            csr_pem: client.csr_pem.clone(),
+            addresses: vec![config.address.to_string()],
+            serving_csr_pem: serving.csr_pem.clone(),
+        });
+        request.set_timeout(JOIN_TIMEOUT);
+        match JoinClient::new(channel(network.clone(), address, options)?).join_worker(request).await {
+            Ok(answer) => {
+                let answer = answer.into_inner();
+                let material = |certificate_pem, key_pem| TlsMaterial {
+                    ca_pem: answer.ca_certificate_pem.clone(),
+                    certificate_pem,
+                    key_pem,
+                };
+                let masters = answer
+                    .members
+                    .iter()
+                    .map(|m| Master { peer: m.peer_address.clone(), api: m.api_address.clone() });
+                return Ok(Identity {
+                    masters: masters.collect(),
+                    settings: ClusterSettings::from_json(&answer.cluster_config_json)?,
+                    cluster_id: answer.cluster_id.clone(),
+                    client: material(answer.certificate_pem.clone(), client.key_pem),
+                    serving: material(answer.serving_certificate_pem.clone(), serving.key_pem),
+                });
+            }
+            Err(status) => refusals.push(format!("{address}: {}", status.message())),
+        }
+    }
+    Err(Error::Refused(refusals.join("; ")))
+}
+
+/// Writes a file only its owner can read, durably and all at once.
+fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let write = || -> std::io::Result<()> {
+        let directory = path.parent().unwrap_or(Path::new("."));
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        let temporary = path.with_extension("tmp");
+        let mut options = fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        fs::File::open(directory)?.sync_all()
+    };
+    write().map_err(|source| Error::File { path: path.to_owned(), source })
+}

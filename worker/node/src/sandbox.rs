@@ -1,0 +1,76 @@
+//! The runtime's seam to the pod network: the runtime knows CRI's words, the
+//! network its own.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use worker_network::PodNetwork;
+use worker_runtime::{NetworkError, PodRef, PortMapping, SandboxNetwork};
+
+/// Attaches sandboxes to the built-in pod network.
+pub struct PodSandboxes(pub Arc<PodNetwork>);
+
+#[async_trait]
+impl SandboxNetwork for PodSandboxes {
+    async fn attach(
+        &self,
+        pod: &PodRef,
+        netns: &Path,
+        ports: &[PortMapping],
+    ) -> Result<Vec<IpAddr>, NetworkError> {
+        let ports: Vec<_> = ports.iter().filter_map(host_port).collect();
+        self.0.attach(&pod.sandbox_id, netns, &ports).await.map_err(|e| NetworkError(e.to_string()))
+    }
+
+    async fn detach(&self, pod: &PodRef, _netns: &Path) -> Result<(), NetworkError> {
+        self.0.detach(&pod.sandbox_id).await.map_err(|e| NetworkError(e.to_string()))
+    }
+
+    async fn ready(&self) -> Result<(), NetworkError> {
+        if self.0.ready().borrow().is_some() {
+            return Ok(());
+        }
+        Err(NetworkError("the node has no podCIDR yet".into()))
+    }
+}
+
+/// A host port as the network knows it; SCTP is not translated.
+fn host_port(port: &PortMapping) -> Option<worker_network::PortMapping> {
+    let protocol = match port.protocol {
+        worker_runtime::Protocol::Tcp => worker_network::Protocol::Tcp,
+        worker_runtime::Protocol::Udp => worker_network::Protocol::Udp,
+        worker_runtime::Protocol::Sctp => {
+            tracing::warn!(port = port.host_port, "SCTP host ports are not supported");
+            return None;
+        }
+    };
+    let host_ip = match port.host_ip {
+        Some(IpAddr::V4(address)) if !address.is_unspecified() => Some(address),
+        _ => None,
+    };
+    Some(worker_network::PortMapping {
+        protocol,
+        host_ip,
+        host_port: port.host_port,
+        container_port: port.container_port,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_port_on_all_addresses_names_none() {
+        let port = PortMapping {
+            protocol: worker_runtime::Protocol::Udp,
+            container_port: 53,
+            host_port: 5353,
+            host_ip: Some(IpAddr::from([0, 0, 0, 0])),
+        };
+        let translated = host_port(&port).unwrap();
+        assert_eq!((translated.host_ip, translated.protocol), (None, worker_network::Protocol::Udp));
+    }
+}

@@ -1,0 +1,94 @@
+//! The runtime by itself, with a network of loopback only: for trying things and for this
+//! crate's tests. A worker runs the same code as part of `ephor worker`.
+//!
+//! `ephor-runtime serve DIRECTORY CGROUP` serves CRI on `DIRECTORY/cri.sock` until it is told
+//! to end; `ephor-runtime load DIRECTORY ARCHIVE` gives a served runtime the images of an
+//! archive; `ephor-runtime reap DIRECTORY CGROUP` takes everything down; `ephor-runtime shim
+//! ...` is what the runtime starts.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use hyper_util::rt::TokioIo;
+use proto_wire::image::LoadRequest;
+use proto_wire::image::images_client::ImagesClient;
+use tokio::net::UnixStream;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::StreamExt;
+use tokio_util::io::ReaderStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Endpoint, Uri};
+use worker_runtime::{HostLoopback, RuntimeConfig, reap_all, serve, shim_main};
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let verb = arguments.next().unwrap_or_default();
+    if verb == "shim" {
+        return shim_main(arguments);
+    }
+    let outcome = match (arguments.next(), arguments.next()) {
+        (Some(directory), Some(cgroup)) => {
+            run(verb.to_str().unwrap_or_default(), directory.into(), cgroup.into())
+        }
+        _ => Err(anyhow::anyhow!(
+            "usage: ephor-runtime serve|reap DIRECTORY CGROUP, or load DIRECTORY ARCHIVE"
+        )),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ephor-runtime: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(verb: &str, directory: PathBuf, cgroup: PathBuf) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let exe = std::env::current_exe()?;
+    let join = |name: &str| directory.join(name);
+    let config = RuntimeConfig::new(join("root"), join("state"), join("cri.sock"), cgroup, exe);
+    match verb {
+        "reap" => {
+            let report = reap_all(&config).await?;
+            println!(
+                "killed {} shims and {} processes, took down {} mounts",
+                report.shims, report.processes, report.mounts
+            );
+            Ok(())
+        }
+        "serve" => {
+            let shutdown = CancellationToken::new();
+            let stop = shutdown.clone();
+            let (mut terminate, mut interrupt) =
+                (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+            tokio::spawn(async move {
+                tokio::select! { biased; _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+                stop.cancel();
+            });
+            Ok(serve(config, Arc::new(HostLoopback), shutdown).await?)
+        }
+        "load" => {
+            for name in load(directory.join("cri.sock"), config.cgroup_root).await? {
+                println!("{name}");
+            }
+            Ok(())
+        }
+        _ => anyhow::bail!("unknown verb {verb}"),
+    }
+}
+
+async fn load(socket: PathBuf, archive: PathBuf) -> anyhow::Result<Vec<String>> {
+    let connect = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
+    });
+    let channel = Endpoint::from_static("http://runtime").connect_with_connector(connect).await?;
+    let file = ReaderStream::with_capacity(tokio::fs::File::open(archive).await?, 1 << 20);
+    // A file that cannot be read to its end is sent cut off, which the runtime notices.
+    let chunks = file.map_while(|chunk| chunk.ok().map(|data| LoadRequest { data: data.to_vec() }));
+    Ok(ImagesClient::new(channel).load(chunks).await?.into_inner().references)
+}

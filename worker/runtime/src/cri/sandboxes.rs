@@ -1,0 +1,267 @@
+//! Pod sandboxes: run, stop, remove, status.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+
+use k8s_cri::v1;
+use tonic::Status;
+
+use super::{Service, blocking, internal, new_id};
+use crate::files;
+use crate::network::{PodRef, PortMapping, Protocol};
+use crate::paths::sandbox_file;
+use crate::sandbox::{self, Sandbox, SandboxRecord};
+use crate::shim::client::{ShimClient, ShimClientError};
+use crate::shim::plan::{ShimPlan, now};
+
+impl Service {
+    /// Makes a pod's sandbox: namespaces, files, shim, network. Nothing is left of it on an error.
+    pub(super) async fn run_sandbox(&self, request: v1::RunPodSandboxRequest) -> Result<String, Status> {
+        let config = request.config.ok_or_else(|| Status::invalid_argument("sandbox config is missing"))?;
+        let metadata = config
+            .metadata
+            .clone()
+            .ok_or_else(|| Status::invalid_argument("sandbox config must include metadata"))?;
+        if !request.runtime_handler.is_empty() {
+            let text = format!("no runtime for \"{}\" is configured", request.runtime_handler);
+            return Err(Status::unknown(format!("failed to get sandbox runtime: {text}")));
+        }
+        let id = new_id();
+        let v1::PodSandboxMetadata { name, uid, namespace, attempt } = metadata;
+        self.reserve(&format!("{name}_{namespace}_{uid}_{attempt}"), &id)?;
+        let cgroup = self.pod_cgroup(&config, &id);
+        let record = SandboxRecord {
+            own_cgroup: !self.hierarchies.cgroup(&cgroup).exists(),
+            id: id.clone(),
+            config,
+            runtime_handler: String::new(),
+            created_at: now(),
+            ready: false,
+            attached: false,
+            addresses: Vec::new(),
+            cgroup,
+        };
+        let sandbox = Arc::new(Sandbox::new(record, ShimClient::new(self.paths.sandbox_state(&id))));
+        // Known from the start, so that an interrupted start is cleaned up after a restart.
+        self.tables().sandboxes.insert(id.clone(), sandbox.clone());
+        let started = self.start_sandbox(&sandbox).await;
+        if let Err(error) = started {
+            tracing::warn!(sandbox = id, %error, "the sandbox could not be made");
+            if let Err(error) = self.remove_sandbox(&id).await {
+                tracing::error!(sandbox = id, %error, "cleaning up after a failed sandbox");
+            }
+            return Err(error);
+        }
+        self.watch_shim(sandbox);
+        self.publish(&id, &id, v1::ContainerEventType::ContainerCreatedEvent);
+        self.publish(&id, &id, v1::ContainerEventType::ContainerStartedEvent);
+        Ok(id)
+    }
+
+    async fn start_sandbox(&self, sandbox: &Arc<Sandbox>) -> Result<(), Status> {
+        let record = sandbox.record();
+        let state = self.paths.sandbox_state(&record.id);
+        let root = self.paths.sandbox_root(&record.id);
+        std::fs::create_dir_all(&root).map_err(internal("failed to create sandbox root directory"))?;
+        self.save(sandbox, |_| {}).await?;
+        let (making, directory) = (record.clone(), state.clone());
+        blocking(move || sandbox::make(&making, &directory))
+            .await?
+            .map_err(internal("failed to set up sandbox"))?;
+        let shared_pid = record.namespaces().pid() == v1::NamespaceMode::Pod;
+        let plan = ShimPlan { sandbox_id: record.id.clone(), shared_pid };
+        sandbox
+            .shim
+            .spawn(&self.config.shim_exe, &plan)
+            .await
+            .map_err(internal("failed to start sandbox shim"))?;
+        if !record.host_network() {
+            // Written before, so that whatever becomes of this process, detach will be called.
+            self.save(sandbox, |record| record.attached = true).await?;
+            let attached =
+                self.network.attach(&pod_ref(&record), &netns(&state), &port_mappings(&record.config)).await;
+            let failed =
+                |e| Status::unknown(format!("failed to setup network for sandbox \"{}\": {e}", record.id));
+            let addresses = attached.map_err(failed)?;
+            self.save(sandbox, |record| record.addresses = addresses.iter().map(IpAddr::to_string).collect())
+                .await?;
+        }
+        self.save(sandbox, |record| record.ready = true).await
+    }
+
+    /// Changes a sandbox's record, here and on disk.
+    pub(super) async fn save(
+        &self,
+        sandbox: &Sandbox,
+        change: impl FnOnce(&mut SandboxRecord),
+    ) -> Result<(), Status> {
+        let record = {
+            let mut record = sandbox.record.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&mut record);
+            record.clone()
+        };
+        let path = self.paths.sandbox_root(&record.id).join(sandbox_file::RECORD);
+        blocking(move || files::replace_json(&path, &record))
+            .await?
+            .map_err(internal("failed to record the sandbox"))
+    }
+
+    /// Where the pod's cgroup is: as asked for, below this node's own.
+    fn pod_cgroup(&self, config: &v1::PodSandboxConfig, id: &str) -> PathBuf {
+        let relative = |path: &Path| -> PathBuf {
+            path.components().filter(|c| matches!(c, std::path::Component::Normal(_))).collect()
+        };
+        let root = relative(&self.config.cgroup_root);
+        let wish = config.linux.as_ref().map(|l| relative(Path::new(&l.cgroup_parent))).unwrap_or_default();
+        let below = match (wish.as_os_str().is_empty(), wish.starts_with(&root)) {
+            (true, _) => root.join(id),
+            (false, true) => wish,
+            (false, false) => root.join(wish),
+        };
+        Path::new("/").join(below)
+    }
+
+    /// Ends all of the pod's processes and gives back its network. The record stays.
+    pub(super) async fn stop_sandbox(&self, id: &str) -> Result<(), Status> {
+        let Ok(sandbox) = self.sandbox(id) else { return Ok(()) };
+        let _gate = sandbox.gate.lock().await;
+        self.stop_locked(&sandbox).await
+    }
+
+    async fn stop_locked(&self, sandbox: &Arc<Sandbox>) -> Result<(), Status> {
+        let record = sandbox.record();
+        self.save(sandbox, |record| record.ready = false).await?;
+        for container in self.containers_of(&record.id) {
+            self.kill_container(&container).await?;
+        }
+        match sandbox.shim.shutdown().await {
+            Ok(()) => {}
+            Err(error) if error.is_gone() => {}
+            Err(ShimClientError::Unreachable(error)) => {
+                tracing::debug!(sandbox = record.id, %error, "the shim went while it was told to");
+            }
+            Err(error) => return Err(internal("failed to stop sandbox shim")(error)),
+        }
+        let state = self.paths.sandbox_state(&record.id);
+        if record.attached {
+            let detached = self.network.detach(&pod_ref(&record), &netns(&state)).await;
+            let failed =
+                |e| Status::unknown(format!("failed to destroy network for sandbox \"{}\": {e}", record.id));
+            detached.map_err(failed)?;
+            self.save(sandbox, |record| record.attached = false).await?;
+        }
+        blocking(move || sandbox::unmake(&state)).await?.map_err(internal("failed to take down sandbox"))?;
+        if record.ready {
+            self.publish(&record.id, &record.id, v1::ContainerEventType::ContainerStoppedEvent);
+        }
+        Ok(())
+    }
+
+    /// Removes the pod with everything that it left. Removing what is not here succeeds.
+    pub(super) async fn remove_sandbox(&self, id: &str) -> Result<(), Status> {
+        let Ok(sandbox) = self.sandbox(id) else { return Ok(()) };
+        let _gate = sandbox.gate.lock().await;
+        let record = sandbox.record();
+        self.stop_locked(&sandbox).await?;
+        for container in self.containers_of(&record.id) {
+            self.remove_container(container.id()).await?;
+        }
+        let (state, root) = (self.paths.sandbox_state(&record.id), self.paths.sandbox_root(&record.id));
+        let cgroup = self.hierarchies.cgroup(&record.cgroup);
+        blocking(move || {
+            if record.own_cgroup
+                && let Err(error) = cgroup.remove()
+            {
+                tracing::warn!(sandbox = record.id, %error, "the pod's cgroup could not be removed");
+            }
+            files::remove_tree(&state)?;
+            files::remove_tree(&root)
+        })
+        .await?
+        .map_err(internal("failed to remove sandbox files"))?;
+        let id = sandbox.record().id;
+        // While the pod is known, so that the event says whose it is.
+        self.publish(&id, &id, v1::ContainerEventType::ContainerDeletedEvent);
+        self.tables().sandboxes.remove(&id);
+        self.release(&id);
+        Ok(())
+    }
+
+    pub(super) fn sandbox_status(&self, id: &str) -> Result<v1::PodSandboxStatus, Status> {
+        let record = self.sandbox(id)?.record();
+        let mut addresses = record.addresses.iter().cloned();
+        let network = v1::PodSandboxNetworkStatus {
+            ip: addresses.next().unwrap_or_default(),
+            additional_ips: addresses.map(|ip| v1::PodIp { ip }).collect(),
+        };
+        Ok(v1::PodSandboxStatus {
+            metadata: record.config.metadata.clone(),
+            state: state_of(&record).into(),
+            created_at: record.created_at,
+            network: Some(network),
+            linux: Some(v1::LinuxPodSandboxStatus {
+                namespaces: Some(v1::Namespace { options: Some(record.namespaces()) }),
+            }),
+            labels: record.config.labels.clone(),
+            annotations: record.config.annotations.clone(),
+            runtime_handler: record.runtime_handler.clone(),
+            id: record.id,
+        })
+    }
+
+    pub(super) fn list_sandboxes(&self, filter: &v1::PodSandboxFilter) -> Vec<v1::PodSandbox> {
+        let records = self.sandboxes().into_iter().map(|s| s.record());
+        let wanted = records.filter(|record| {
+            super::filter::id_matches(&record.id, &filter.id)
+                && filter.state.as_ref().is_none_or(|s| s.state() == state_of(record))
+                && super::filter::labels_match(&record.config.labels, &filter.label_selector)
+        });
+        wanted
+            .map(|record| v1::PodSandbox {
+                state: state_of(&record).into(),
+                id: record.id,
+                metadata: record.config.metadata,
+                created_at: record.created_at,
+                labels: record.config.labels,
+                annotations: record.config.annotations,
+                runtime_handler: record.runtime_handler,
+            })
+            .collect()
+    }
+}
+
+fn state_of(record: &SandboxRecord) -> v1::PodSandboxState {
+    match record.ready {
+        true => v1::PodSandboxState::SandboxReady,
+        false => v1::PodSandboxState::SandboxNotready,
+    }
+}
+
+/// The pod's network namespace.
+pub(super) fn netns(state: &Path) -> PathBuf {
+    state.join(sandbox_file::NAMESPACES).join("net")
+}
+
+fn pod_ref(record: &SandboxRecord) -> PodRef {
+    let v1::PodSandboxMetadata { name, uid, namespace, .. } = record.metadata();
+    PodRef { namespace, name, uid, sandbox_id: record.id.clone() }
+}
+
+fn port_mappings(config: &v1::PodSandboxConfig) -> Vec<PortMapping> {
+    let mappings = config.port_mappings.iter().filter_map(|mapping| {
+        let port = |n: i32| u16::try_from(n).ok().filter(|n| *n != 0);
+        Some(PortMapping {
+            protocol: match mapping.protocol() {
+                v1::Protocol::Tcp => Protocol::Tcp,
+                v1::Protocol::Udp => Protocol::Udp,
+                v1::Protocol::Sctp => Protocol::Sctp,
+            },
+            container_port: port(mapping.container_port)?,
+            // Without a host port there is nothing to map.
+            host_port: port(mapping.host_port)?,
+            host_ip: mapping.host_ip.parse().ok(),
+        })
+    });
+    mappings.collect()
+}

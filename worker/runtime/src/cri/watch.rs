@@ -1,0 +1,131 @@
+//! Ends of containers: heard from shims, told to the subscribers of CRI's event stream.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_cri::v1;
+use tokio::sync::broadcast;
+
+use super::Service;
+use crate::container::Container;
+use crate::files;
+use crate::paths::container_file;
+use crate::sandbox::Sandbox;
+use crate::shim::plan::{ExitRecord, now};
+
+/// Between attempts to reach a shim that is there but does not answer.
+const RETRY: Duration = Duration::from_millis(500);
+
+impl Service {
+    /// Follows a pod's shim until it is gone.
+    pub(super) fn watch_shim(&self, sandbox: Arc<Sandbox>) {
+        let service = self.clone();
+        tokio::spawn(async move {
+            let id = sandbox.record().id;
+            loop {
+                match sandbox.shim.watch().await {
+                    Ok(mut watch) => {
+                        // What ended before the watch began is on disk.
+                        service.read_exits(&id);
+                        while let Ok(ended) = watch.next().await {
+                            if let Ok(container) = service.container(&ended.container) {
+                                service.ended(&container, ended.exit);
+                            }
+                        }
+                    }
+                    Err(error) if error.is_gone() => break,
+                    Err(error) => {
+                        tracing::warn!(sandbox = id, %error, "the pod's shim cannot be watched");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+                if service.sandbox(&id).is_err() {
+                    return;
+                }
+            }
+            service.shim_gone(&sandbox).await;
+        });
+    }
+
+    fn read_exits(&self, sandbox: &str) {
+        for container in self.containers_of(sandbox) {
+            let path = self.paths.container_root(container.id()).join(container_file::EXIT);
+            match files::read_json::<ExitRecord>(&path) {
+                Ok(Some(exit)) => self.ended(&container, exit),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!(container = container.id(), %error, "the exit record cannot be read")
+                }
+            }
+        }
+    }
+
+    /// Takes note of a container's end, once.
+    pub(super) fn ended(&self, container: &Container, exit: ExitRecord) {
+        let changed = container.progress.send_if_modified(|progress| {
+            let news = progress.exit.is_none();
+            if news {
+                progress.exit = Some(exit);
+            }
+            news
+        });
+        if changed {
+            let record = &container.record;
+            tracing::debug!(container = record.id, "container ended");
+            self.publish(&record.sandbox_id, &record.id, v1::ContainerEventType::ContainerStoppedEvent);
+        }
+    }
+
+    /// A pod whose shim is gone, because it was stopped or because something killed it: what
+    /// ran can no longer be looked after and is killed.
+    pub(super) async fn shim_gone(&self, sandbox: &Arc<Sandbox>) {
+        let record = sandbox.record();
+        self.read_exits(&record.id);
+        for container in self.containers_of(&record.id) {
+            if !container.progress.borrow().is_running() {
+                continue;
+            }
+            tracing::warn!(container = container.id(), "the container's shim is gone");
+            let cgroup = self.hierarchies.cgroup(&container.record.cgroup);
+            cgroup.kill();
+            let exit = ExitRecord {
+                exit_code: 255,
+                finished_at: now(),
+                reason: "Unknown".into(),
+                message: "the container's shim is gone".into(),
+            };
+            let path = self.paths.container_root(container.id()).join(container_file::EXIT);
+            if let Err(error) = files::replace_json(&path, &exit) {
+                tracing::error!(container = container.id(), %error, "the exit cannot be recorded");
+            }
+            self.ended(&container, exit);
+        }
+        if record.ready
+            && let Err(error) = self.save(sandbox, |record| record.ready = false).await
+        {
+            tracing::error!(sandbox = record.id, %error, "the sandbox cannot be recorded as not ready");
+        }
+    }
+
+    /// Tells the subscribers what happened to a container, or to a sandbox under its own id.
+    pub(super) fn publish(&self, sandbox: &str, container: &str, kind: v1::ContainerEventType) {
+        if self.events.receiver_count() == 0 {
+            return;
+        }
+        let containers = self.containers_of(sandbox);
+        let event = v1::ContainerEventResponse {
+            container_id: container.to_owned(),
+            container_event_type: kind.into(),
+            created_at: now(),
+            pod_sandbox_status: self.sandbox_status(sandbox).ok(),
+            containers_statuses: containers.iter().map(|c| self.container_status(c)).collect(),
+        };
+        // The last subscriber may have left meanwhile.
+        let _ = self.events.send(event);
+    }
+
+    /// Subscribes to what [`Service::publish`] tells.
+    pub(super) fn subscribe(&self) -> broadcast::Receiver<v1::ContainerEventResponse> {
+        self.events.subscribe()
+    }
+}

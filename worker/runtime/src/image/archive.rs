@@ -1,0 +1,211 @@
+//! Image archives: OCI image layouts and what `docker save` writes, plain or compressed.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+
+use serde::Deserialize;
+use tar::{Archive, Entry, EntryType};
+
+use super::content::Blobs;
+use super::document::{Descriptor, Index, Manifest, parse};
+use super::unpack::plain;
+use super::{ImageError, Reference};
+use crate::config::ImageLimits;
+
+/// An image of an archive: its manifest or index, and the names it has there.
+pub(crate) struct Listed {
+    pub target: Descriptor,
+    pub names: Vec<Reference>,
+}
+
+/// Stores every blob of the archive, each under its verified digest, and returns the images
+/// that it lists. Blocks. What was stored before an error is rubbish for the collector.
+pub(crate) fn ingest(file: File, blobs: &Blobs, limits: &ImageLimits) -> Result<Vec<Listed>, ImageError> {
+    let mut contents = Contents::default();
+    let mut archive = Archive::new(plain(file)?.take(limits.archive_bytes));
+    for entry in archive.entries()? {
+        contents.entry(entry.map_err(broken)?, blobs, limits)?;
+    }
+    let images = if let Some(index) = &contents.index {
+        from_layout(parse(index, "index.json")?)?
+    } else if let Some(manifest) = &contents.manifest {
+        from_docker(parse(manifest, "manifest.json")?, &contents, blobs)?
+    } else {
+        return Err(ImageError::Invalid(
+            "the archive is neither an OCI image layout nor made by docker save: no index.json, no manifest.json".into(),
+        ));
+    };
+    if images.is_empty() {
+        return Err(ImageError::Invalid("the archive lists no image".into()));
+    }
+    Ok(images)
+}
+
+fn broken(error: io::Error) -> ImageError {
+    ImageError::Invalid(format!("the archive is corrupt: {error}"))
+}
+
+/// What was seen while reading the archive.
+#[derive(Default)]
+struct Contents {
+    index: Option<Vec<u8>>,
+    manifest: Option<Vec<u8>>,
+    /// Path in the archive to digest.
+    digests: BTreeMap<String, (String, u64)>,
+    /// Path in the archive to the path it links to.
+    links: BTreeMap<String, String>,
+}
+
+impl Contents {
+    fn entry<R: Read>(
+        &mut self,
+        mut entry: Entry<'_, R>,
+        blobs: &Blobs,
+        limits: &ImageLimits,
+    ) -> Result<(), ImageError> {
+        let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
+        match entry.header().entry_type() {
+            EntryType::Regular | EntryType::Continuous => {}
+            EntryType::Symlink | EntryType::Link => {
+                if let Some(target) = entry.link_name_bytes() {
+                    let target = String::from_utf8_lossy(&target).trim_start_matches("../").to_owned();
+                    self.links.insert(name, target);
+                }
+                return Ok(());
+            }
+            _ => return Ok(()),
+        }
+        match name.as_str() {
+            "index.json" => self.index = Some(document(&mut entry, limits)?),
+            "manifest.json" => self.manifest = Some(document(&mut entry, limits)?),
+            "oci-layout" | "repositories" => {}
+            _ => self.blob(name, entry, blobs, limits)?,
+        }
+        Ok(())
+    }
+
+    fn blob<R: Read>(
+        &mut self,
+        name: String,
+        mut entry: Entry<'_, R>,
+        blobs: &Blobs,
+        limits: &ImageLimits,
+    ) -> Result<(), ImageError> {
+        let size = entry.size();
+        if size > limits.layer_bytes {
+            return Err(ImageError::TooLarge(format!("{name} is larger than {} bytes", limits.layer_bytes)));
+        }
+        let mut writer = blobs.writer()?;
+        let copied = io::copy(&mut entry, &mut writer).map_err(broken)?;
+        if copied != size {
+            return Err(ImageError::Invalid(format!("the archive is cut off in {name}")));
+        }
+        let digest = match name.strip_prefix("blobs/sha256/") {
+            Some(hex) => {
+                let digest = format!("sha256:{hex}");
+                blobs.path(&digest)?;
+                writer.commit_as(&digest, 0)?;
+                digest
+            }
+            None => writer.commit()?,
+        };
+        self.digests.insert(name, (digest, size));
+        Ok(())
+    }
+
+    /// The digest and size of the blob at a path of the archive.
+    fn find(&self, path: &str) -> Result<(String, u64), ImageError> {
+        let direct = self.digests.get(path);
+        let linked = || self.links.get(path).and_then(|target| self.digests.get(target));
+        let found = direct.or_else(linked);
+        found.cloned().ok_or_else(|| ImageError::Invalid(format!("the archive lacks {path}")))
+    }
+}
+
+fn document<R: Read>(entry: &mut Entry<'_, R>, limits: &ImageLimits) -> Result<Vec<u8>, ImageError> {
+    let mut bytes = Vec::new();
+    entry.take(limits.document_bytes + 1).read_to_end(&mut bytes).map_err(broken)?;
+    match bytes.len() as u64 > limits.document_bytes {
+        true => Err(ImageError::TooLarge(format!(
+            "a document of the archive is larger than {} bytes",
+            limits.document_bytes
+        ))),
+        false => Ok(bytes),
+    }
+}
+
+/// The images of `index.json`. Names are full names in annotations, as containerd, skopeo
+/// and buildkit write them; a bare tag says nothing of the repository and names nothing.
+fn from_layout(index: Index) -> Result<Vec<Listed>, ImageError> {
+    let mut images = Vec::new();
+    for target in index.manifests {
+        if target.platform.as_ref().is_some_and(|p| !p.matches()) {
+            continue;
+        }
+        let mut names: Vec<Reference> = Vec::new();
+        for key in ["io.containerd.image.name", "org.opencontainers.image.ref.name"] {
+            let Some(text) = target.annotations.get(key) else { continue };
+            let full = key.starts_with("io.containerd") || text.contains(['/', ':']);
+            if full {
+                let name = text.parse()?;
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+        }
+        images.push(Listed { target, names });
+    }
+    Ok(images)
+}
+
+/// An entry of docker save's `manifest.json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerImage {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+
+/// The images of `manifest.json`, which has no manifests of its own: they are made here.
+fn from_docker(
+    images: Vec<DockerImage>,
+    contents: &Contents,
+    blobs: &Blobs,
+) -> Result<Vec<Listed>, ImageError> {
+    let describe = |media_type: &str, (digest, size): (String, u64)| Descriptor {
+        media_type: media_type.to_owned(),
+        digest,
+        size,
+        annotations: BTreeMap::new(),
+        platform: None,
+    };
+    let mut listed = Vec::new();
+    for image in images {
+        let config = contents.find(&image.config)?;
+        if let Some(hex) = image.config.strip_suffix(".json").filter(|hex| hex.len() == 64)
+            && config.0 != format!("sha256:{hex}")
+        {
+            return Err(ImageError::DigestMismatch { expected: format!("sha256:{hex}"), actual: config.0 });
+        }
+        let layers = image.layers.iter().map(|l| Ok(describe(DOCKER_LAYER, contents.find(l)?)));
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: DOCKER_MANIFEST.into(),
+            config: describe(DOCKER_CONFIG, config),
+            layers: layers.collect::<Result<_, ImageError>>()?,
+        };
+        let bytes = serde_json::to_vec(&manifest).map_err(io::Error::from)?;
+        let target = describe(DOCKER_MANIFEST, (blobs.put(&bytes)?, bytes.len() as u64));
+        let tags = image.repo_tags.unwrap_or_default();
+        let names = tags.iter().map(|t| Ok(t.parse()?)).collect::<Result<_, ImageError>>()?;
+        listed.push(Listed { target, names });
+    }
+    Ok(listed)
+}

@@ -1,0 +1,163 @@
+//! Blobs by digest on disk (`blobs/sha256/HEX`). A blob is there only if it was hashed here
+//! and the hash was its name.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::ImageError;
+use super::reference::is_digest;
+
+/// The blobs of one runtime.
+#[derive(Clone, Debug)]
+pub(crate) struct Blobs {
+    directory: PathBuf,
+    ingest: PathBuf,
+}
+
+impl Blobs {
+    /// Opens the store below `root`, dropping what an interrupted run left half-written.
+    pub fn open(root: &Path) -> io::Result<Self> {
+        let blobs = Self { directory: root.join("blobs/sha256"), ingest: root.join("ingest") };
+        crate::files::remove_tree(&blobs.ingest)?;
+        fs::create_dir_all(&blobs.directory)?;
+        fs::create_dir_all(&blobs.ingest)?;
+        Ok(blobs)
+    }
+
+    /// The directory for temporary files that become part of the store by a rename.
+    pub fn ingest_directory(&self) -> &Path {
+        &self.ingest
+    }
+
+    /// Where the blob is, if it is.
+    pub fn path(&self, digest: &str) -> Result<PathBuf, ImageError> {
+        if !is_digest(digest) {
+            return Err(ImageError::Invalid(format!("unsupported digest \"{digest}\"")));
+        }
+        Ok(self.directory.join(&digest["sha256:".len()..]))
+    }
+
+    /// Whether the blob is here with that size (any size, if 0).
+    pub fn has(&self, digest: &str, size: u64) -> Result<bool, ImageError> {
+        match fs::metadata(self.path(digest)?) {
+            Ok(metadata) => Ok(size == 0 || metadata.len() == size),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Opens a blob for reading.
+    pub fn open_blob(&self, digest: &str) -> Result<File, ImageError> {
+        File::open(self.path(digest)?).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => ImageError::Invalid(format!("content {digest} is missing")),
+            _ => e.into(),
+        })
+    }
+
+    /// Reads a whole blob of at most `limit` bytes.
+    pub fn read(&self, digest: &str, limit: u64) -> Result<Vec<u8>, ImageError> {
+        let mut bytes = Vec::new();
+        self.open_blob(digest)?.take(limit + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > limit {
+            return Err(ImageError::Invalid(format!("content {digest} is larger than {limit} bytes")));
+        }
+        Ok(bytes)
+    }
+
+    /// Starts a blob.
+    pub fn writer(&self) -> io::Result<BlobWriter> {
+        let file = tempfile::Builder::new().prefix("blob-").tempfile_in(&self.ingest)?;
+        Ok(BlobWriter { file, hash: Sha256::new(), size: 0, directory: self.directory.clone() })
+    }
+
+    /// Stores a small blob, returning its digest.
+    pub fn put(&self, bytes: &[u8]) -> io::Result<String> {
+        let mut writer = self.writer()?;
+        writer.write_all(bytes)?;
+        writer.commit()
+    }
+
+    /// The digests of all blobs.
+    pub fn list(&self) -> io::Result<Vec<String>> {
+        let mut digests = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            digests.push(format!("sha256:{}", entry?.file_name().to_string_lossy()));
+        }
+        Ok(digests)
+    }
+
+    /// Removes a blob.
+    pub fn remove(&self, digest: &str) -> Result<(), ImageError> {
+        Ok(crate::files::remove_file(&self.path(digest)?)?)
+    }
+}
+
+/// A blob being written: invisible until [`BlobWriter::commit`] or
+/// [`BlobWriter::commit_as`], gone if dropped before.
+pub(crate) struct BlobWriter {
+    file: tempfile::NamedTempFile,
+    hash: Sha256,
+    size: u64,
+    directory: PathBuf,
+}
+
+impl Write for BlobWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.hash.update(&bytes[..count]);
+        self.size += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl BlobWriter {
+    /// Makes the blob visible under the digest of what was written, and returns that.
+    pub fn commit(self) -> io::Result<String> {
+        let digest = hex_digest(self.hash);
+        self.file.as_file().sync_data()?;
+        self.file.persist(self.directory.join(&digest["sha256:".len()..])).map_err(|e| e.error)?;
+        Ok(digest)
+    }
+
+    /// As [`BlobWriter::commit`], if what was written is `digest` of `size` bytes (any size, if 0).
+    pub fn commit_as(self, digest: &str, size: u64) -> Result<(), ImageError> {
+        if size != 0 && self.size != size {
+            return Err(ImageError::SizeMismatch {
+                digest: digest.to_owned(),
+                expected: size,
+                actual: self.size,
+            });
+        }
+        let actual = hex_digest(self.hash.clone());
+        if actual != digest {
+            return Err(ImageError::DigestMismatch { expected: digest.to_owned(), actual });
+        }
+        self.commit()?;
+        Ok(())
+    }
+}
+
+/// `sha256:HEX` of a finished hash.
+pub(crate) fn hex_digest(hash: Sha256) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::from("sha256:");
+    for byte in hash.finalize() {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+/// `sha256:HEX` of `bytes`.
+pub(crate) fn digest_of(bytes: &[u8]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(bytes);
+    hex_digest(hash)
+}

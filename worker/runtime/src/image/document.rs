@@ -1,0 +1,135 @@
+//! The JSON documents of an image (OCI image-spec 1.1, and Docker's manifests, which differ
+//! in media types alone), and their reading with bounds.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::ImageError;
+
+/// A pointer to a blob.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Descriptor {
+    #[serde(default)]
+    pub media_type: String,
+    pub digest: String,
+    #[serde(default)]
+    pub size: u64,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
+}
+
+/// For which machines a manifest of an index is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Platform {
+    pub architecture: String,
+    pub os: String,
+}
+
+impl Platform {
+    /// Whether this machine runs it.
+    pub fn matches(&self) -> bool {
+        self.os == "linux" && self.architecture == machine_architecture()
+    }
+}
+
+/// This machine's architecture in Go's words, which image documents use.
+fn machine_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}
+
+/// A list of manifests.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Index {
+    pub manifests: Vec<Descriptor>,
+}
+
+/// One image: its configuration and layers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Manifest {
+    pub schema_version: u32,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub media_type: String,
+    pub config: Descriptor,
+    pub layers: Vec<Descriptor>,
+}
+
+/// What a manifest's digest turned out to name.
+pub(crate) enum Document {
+    Index(Index),
+    Manifest(Manifest),
+}
+
+/// Reads a manifest or an index.
+pub(crate) fn parse_document(bytes: &[u8]) -> Result<Document, ImageError> {
+    let value: serde_json::Value = parse(bytes, "manifest")?;
+    if value.get("manifests").is_some() {
+        return Ok(Document::Index(from_value(value, "index")?));
+    }
+    let manifest: Manifest = from_value(value, "manifest")?;
+    if manifest.schema_version != 2 {
+        return Err(ImageError::Invalid(format!(
+            "unsupported manifest schema version {}",
+            manifest.schema_version
+        )));
+    }
+    Ok(Document::Manifest(manifest))
+}
+
+/// An image's configuration, as far as a container needs it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct ImageConfig {
+    #[serde(default)]
+    pub architecture: String,
+    #[serde(default)]
+    pub os: String,
+    #[serde(default)]
+    pub config: Option<Process>,
+    pub rootfs: RootFs,
+}
+
+/// The process part of an image's configuration.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Process {
+    #[serde(default)]
+    pub user: Option<String>,
+    #[serde(default)]
+    pub env: Option<Vec<String>>,
+    #[serde(default)]
+    pub entrypoint: Option<Vec<String>>,
+    #[serde(default)]
+    pub cmd: Option<Vec<String>>,
+    #[serde(default)]
+    pub working_dir: Option<String>,
+    #[serde(default)]
+    pub stop_signal: Option<String>,
+    #[serde(default)]
+    pub volumes: Option<BTreeMap<String, serde_json::Value>>,
+}
+
+/// The digests of the unpacked layers, lowest first.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct RootFs {
+    #[serde(default)]
+    pub diff_ids: Vec<String>,
+}
+
+/// Reads `bytes` as JSON; `what` names it in the error.
+pub(crate) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Result<T, ImageError> {
+    serde_json::from_slice(bytes).map_err(|e| ImageError::Invalid(format!("invalid {what}: {e}")))
+}
+
+fn from_value<T: serde::de::DeserializeOwned>(value: serde_json::Value, what: &str) -> Result<T, ImageError> {
+    serde_json::from_value(value).map_err(|e| ImageError::Invalid(format!("invalid {what}: {e}")))
+}

@@ -1,0 +1,163 @@
+//! Unpacked layers, one directory each, named after their chain (OCI image-spec "ChainID").
+//!
+//! The names are short and mounts are made from within the directory, so that many lower
+//! directories fit into the one page that mount(2) takes options from.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::ImageError;
+use super::content::{Blobs, digest_of};
+use super::unpack::{Unpacked, unpack};
+use crate::config::ImageLimits;
+use crate::files;
+
+/// Hexadecimal digits of a chain id in a directory's name: 96 bits.
+const NAME_LENGTH: usize = 24;
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    chain_id: String,
+    content: Unpacked,
+}
+
+/// The unpacked layers of one runtime.
+#[derive(Clone, Debug)]
+pub(crate) struct Layers {
+    directory: PathBuf,
+}
+
+/// One layer to be there: its blob and the digest of its plain tar.
+pub(crate) struct LayerSource {
+    pub blob: String,
+    pub diff_id: String,
+}
+
+impl Layers {
+    pub fn open(root: &Path) -> io::Result<Self> {
+        let layers = Self { directory: root.join("layers") };
+        fs::create_dir_all(&layers.directory)?;
+        for entry in fs::read_dir(&layers.directory)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(".unpack-") {
+                files::remove_tree(&entry.path())?;
+            }
+        }
+        Ok(layers)
+    }
+
+    /// The directory that the names of [`Layers::ensure`] are relative to.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Unpacks what is not unpacked yet and returns the layers' names, lowest first. Blocks.
+    pub fn ensure(
+        &self,
+        blobs: &Blobs,
+        sources: &[LayerSource],
+        limits: &ImageLimits,
+    ) -> Result<Vec<String>, ImageError> {
+        let mut names: Vec<String> = Vec::with_capacity(sources.len());
+        let mut chain = String::new();
+        for source in sources {
+            chain = match chain.is_empty() {
+                true => source.diff_id.clone(),
+                false => digest_of(format!("{chain} {}", source.diff_id).as_bytes()),
+            };
+            let name = chain["sha256:".len()..][..NAME_LENGTH].to_owned();
+            if !self.has(&name, &chain)? {
+                let parents: Vec<PathBuf> = names.iter().rev().map(|n| self.content(n)).collect();
+                self.add(&name, &chain, blobs, source, &parents, limits)?;
+            }
+            names.push(name);
+        }
+        Ok(names)
+    }
+
+    fn content(&self, name: &str) -> PathBuf {
+        self.directory.join(name).join("fs")
+    }
+
+    fn has(&self, name: &str, chain: &str) -> Result<bool, ImageError> {
+        match files::read_json::<Record>(&self.directory.join(name).join("layer.json"))? {
+            Some(record) if record.chain_id == chain => Ok(true),
+            Some(_) => Err(ImageError::Invalid(format!("layer {chain} collides with another one"))),
+            None => Ok(false),
+        }
+    }
+
+    fn add(
+        &self,
+        name: &str,
+        chain: &str,
+        blobs: &Blobs,
+        source: &LayerSource,
+        parents: &[PathBuf],
+        limits: &ImageLimits,
+    ) -> Result<(), ImageError> {
+        let temporary = tempfile::Builder::new().prefix(".unpack-").tempdir_in(&self.directory)?;
+        let target = temporary.path().join("fs");
+        fs::create_dir(&target)?;
+        fs::set_permissions(&target, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
+        let content = unpack(blobs.open_blob(&source.blob)?, &target, parents, &source.diff_id, limits)?;
+        let record = Record { chain_id: chain.to_owned(), content };
+        fs::write(
+            temporary.path().join("layer.json"),
+            serde_json::to_vec(&record).map_err(io::Error::from)?,
+        )?;
+        // A layer is trusted after a restart because it has its name: its files must be on disk before.
+        let handle = fs::File::open(&self.directory)?;
+        nix::unistd::syncfs(&handle).map_err(io::Error::from)?;
+        match fs::rename(temporary.path(), self.directory.join(name)) {
+            // Another pull was faster with the same layer.
+            Err(e) if matches!(e.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {
+                Ok(())
+            }
+            other => {
+                other?;
+                // The directory is no longer where its guard would remove it.
+                let _ = temporary.keep();
+                Ok(handle.sync_all()?)
+            }
+        }
+    }
+
+    /// Bytes and entries of all layers, as counted when they were unpacked.
+    pub fn usage(&self) -> io::Result<Unpacked> {
+        let mut total = Unpacked::default();
+        for name in self.list()? {
+            if let Some(record) = files::read_json::<Record>(&self.directory.join(name).join("layer.json"))? {
+                total.bytes += record.content.bytes;
+                total.entries += record.content.entries;
+            }
+        }
+        Ok(total)
+    }
+
+    /// The names of all layers.
+    pub fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if !name.starts_with('.') {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// Removes a layer. It loses its name first, so that what remains after a crash is rubbish, not half a layer.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        let rubbish = self.directory.join(format!(".unpack-removed-{name}"));
+        match fs::rename(self.directory.join(name), &rubbish) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e),
+            Ok(()) => files::remove_tree(&rubbish),
+        }
+    }
+}

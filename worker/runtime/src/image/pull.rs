@@ -1,0 +1,253 @@
+//! Images from a registry (OCI distribution-spec), through `oci-client`.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use base64::Engine;
+use futures::{StreamExt, TryStreamExt, stream};
+use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
+use oci_client::secrets::RegistryAuth;
+use oci_client::{Client, Reference as RegistryReference};
+use tokio::sync::mpsc;
+
+use super::content::{Blobs, digest_of};
+use super::document::{Descriptor, Document, Manifest, parse_document};
+use super::{ImageError, Reference};
+use crate::config::{ImageLimits, Registries};
+use crate::files::chain;
+
+/// Layers fetched at a time.
+const PARALLEL_LAYERS: usize = 3;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a registry may send nothing.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+const ACCEPTED: &[&str] = &[
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
+
+/// Who asks the registry.
+#[derive(Clone, Debug, Default)]
+pub enum Credentials {
+    /// Nobody in particular.
+    #[default]
+    Anonymous,
+    /// A user with a password.
+    Basic {
+        /// The user's name.
+        username: String,
+        /// The password.
+        password: String,
+    },
+    /// The holder of a bearer token.
+    Bearer(String),
+}
+
+impl Credentials {
+    /// From the parts of CRI's `AuthConfig`, of which `auth` is base64 of `user:password`.
+    pub fn from_parts(username: &str, password: &str, auth: &str, token: &str) -> Self {
+        if !username.is_empty() {
+            return Self::Basic { username: username.into(), password: password.into() };
+        }
+        let decoded = base64::engine::general_purpose::STANDARD.decode(auth.trim_end_matches('\0')).ok();
+        let decoded = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
+        if let Some((username, password)) = decoded.as_deref().and_then(|text| text.split_once(':')) {
+            return Self::Basic {
+                username: username.into(),
+                password: password.trim_end_matches('\0').into(),
+            };
+        }
+        if !token.is_empty() {
+            return Self::Bearer(token.into());
+        }
+        Self::Anonymous
+    }
+
+    fn into_auth(self) -> RegistryAuth {
+        match self {
+            Self::Anonymous => RegistryAuth::Anonymous,
+            Self::Basic { username, password } => RegistryAuth::Basic(username, password),
+            Self::Bearer(token) => RegistryAuth::Bearer(token),
+        }
+    }
+}
+
+/// How far a layer is.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// The layer's digest.
+    pub layer: String,
+    /// Bytes that are here.
+    pub done: u64,
+    /// Bytes of the whole layer.
+    pub total: u64,
+}
+
+/// One pull: the registry's client and where the content goes.
+pub(crate) struct Puller<'a> {
+    client: Client,
+    source: RegistryReference,
+    reference: &'a Reference,
+    blobs: &'a Blobs,
+    limits: &'a ImageLimits,
+    progress: Option<mpsc::Sender<Progress>>,
+}
+
+impl<'a> Puller<'a> {
+    pub async fn new(
+        reference: &'a Reference,
+        credentials: Credentials,
+        registries: &Registries,
+        blobs: &'a Blobs,
+        limits: &'a ImageLimits,
+        progress: Option<mpsc::Sender<Progress>>,
+    ) -> Result<Self, ImageError> {
+        let domain = reference.domain();
+        let registry = registries.mirrors.get(domain).map_or(domain, String::as_str).to_owned();
+        let path = reference.path().to_owned();
+        let source = match (reference.digest(), reference.tag()) {
+            (Some(digest), _) => RegistryReference::with_digest(registry, path, digest.to_owned()),
+            (None, tag) => RegistryReference::with_tag(registry, path, tag.unwrap_or("latest").to_owned()),
+        };
+        let mut insecure = registries.insecure.clone();
+        if is_loopback(source.resolve_registry()) {
+            insecure.push(source.resolve_registry().to_owned());
+        }
+        let mut authorities = Vec::new();
+        for path in &registries.certificate_authorities {
+            authorities
+                .push(Certificate { encoding: CertificateEncoding::Pem, data: tokio::fs::read(path).await? });
+        }
+        use_ring();
+        let client = Client::new(ClientConfig {
+            protocol: ClientProtocol::HttpsExcept(insecure),
+            extra_root_certificates: authorities,
+            connect_timeout: Some(CONNECT_TIMEOUT),
+            read_timeout: Some(STALL_TIMEOUT),
+            user_agent: concat!("ephor/", env!("CARGO_PKG_VERSION")),
+            ..ClientConfig::default()
+        });
+        client.store_auth_if_needed(source.resolve_registry(), &credentials.into_auth()).await;
+        Ok(Self { client, source, reference, blobs, limits, progress })
+    }
+
+    fn failed(&self, what: &str, error: impl std::error::Error + 'static) -> ImageError {
+        ImageError::Pull {
+            reference: self.reference.to_string(),
+            message: format!("{what}: {}", chain(&error)),
+        }
+    }
+
+    /// Fetches manifest, configuration and layers. Returns the digest that the name stands
+    /// for, an index's or a manifest's, and the manifest's own.
+    pub async fn run(&self) -> Result<(String, String), ImageError> {
+        let (target, document) = self.document(&self.source).await?;
+        let (manifest_digest, manifest) = match document {
+            Document::Manifest(manifest) => (target.clone(), manifest),
+            Document::Index(index) => {
+                let matching =
+                    index.manifests.iter().find(|m| m.platform.as_ref().is_some_and(|p| p.matches()));
+                let chosen = matching.ok_or_else(|| {
+                    ImageError::NotFound(format!("{}: no match for platform in manifest", self.reference))
+                })?;
+                let (digest, document) =
+                    self.document(&self.source.clone_with_digest(chosen.digest.clone())).await?;
+                match document {
+                    Document::Manifest(manifest) => (digest, manifest),
+                    Document::Index(_) => return Err(ImageError::Invalid("index within an index".into())),
+                }
+            }
+        };
+        self.blobs(&manifest).await?;
+        Ok((target, manifest_digest))
+    }
+
+    async fn document(&self, source: &RegistryReference) -> Result<(String, Document), ImageError> {
+        let auth = RegistryAuth::Anonymous; // stored in the client already
+        let fetched = self.client.pull_manifest_raw(source, &auth, ACCEPTED).await;
+        let what = format!("failed to resolve reference \"{}\"", self.reference);
+        let (bytes, digest) = fetched.map_err(|e| self.failed(&what, e))?;
+        if bytes.len() as u64 > self.limits.document_bytes {
+            return Err(ImageError::TooLarge(format!("manifest of {} is too large", self.reference)));
+        }
+        let actual = digest_of(&bytes);
+        if let Some(expected) = source.digest().filter(|d| *d != actual) {
+            return Err(ImageError::DigestMismatch { expected: expected.to_owned(), actual });
+        }
+        if digest != actual {
+            return Err(ImageError::DigestMismatch { expected: digest, actual });
+        }
+        let document = parse_document(&bytes)?;
+        self.blobs.put(&bytes)?;
+        Ok((actual, document))
+    }
+
+    async fn blobs(&self, manifest: &Manifest) -> Result<(), ImageError> {
+        if manifest.layers.len() > self.limits.layers {
+            return Err(ImageError::TooLarge(format!("image has more than {} layers", self.limits.layers)));
+        }
+        self.blob(&manifest.config, self.limits.document_bytes).await?;
+        let mut layers = Vec::with_capacity(manifest.layers.len());
+        for layer in &manifest.layers {
+            layers.push(self.blob(layer, self.limits.layer_bytes));
+        }
+        stream::iter(layers).buffer_unordered(PARALLEL_LAYERS).try_collect().await
+    }
+
+    async fn blob(&self, descriptor: &Descriptor, limit: u64) -> Result<(), ImageError> {
+        let Descriptor { digest, size, .. } = descriptor;
+        if *size > limit {
+            return Err(ImageError::TooLarge(format!("{digest} is larger than {limit} bytes")));
+        }
+        if self.blobs.has(digest, *size)? {
+            self.report(digest, *size, *size);
+            return Ok(());
+        }
+        let what = format!("failed to fetch {digest}");
+        let response = self.client.pull_blob_stream(&self.source, digest.as_str()).await;
+        let mut stream = response.map_err(|e| self.failed(&what, e))?.stream;
+        let mut writer = self.blobs.writer()?;
+        let mut done = 0;
+        while let Some(bytes) = stream.next().await {
+            let bytes = bytes.map_err(|e| self.failed(&what, e))?;
+            done += bytes.len() as u64;
+            if done > limit || (*size != 0 && done > *size) {
+                return Err(ImageError::SizeMismatch {
+                    digest: digest.clone(),
+                    expected: *size,
+                    actual: done,
+                });
+            }
+            writer.write_all(&bytes)?;
+            self.report(digest, done, *size);
+        }
+        let (digest, size) = (digest.clone(), *size);
+        tokio::task::spawn_blocking(move || writer.commit_as(&digest, size)).await?
+    }
+
+    /// Progress is for eyes: what a slow reader cannot take is dropped.
+    fn report(&self, layer: &str, done: u64, total: u64) {
+        if let Some(progress) = &self.progress {
+            let _ = progress.try_send(Progress { layer: layer.to_owned(), done, total });
+        }
+    }
+}
+
+fn is_loopback(registry: &str) -> bool {
+    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|ip| ip.is_loopback())
+}
+
+/// The registry client's TLS takes the process's crypto provider. `ephor` installs ring before anything
+/// else; a program that did not (a test, the development harness) gets it here.
+fn use_ring() {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // An error means that another thread was first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
+}

@@ -1,0 +1,31 @@
+//! The embedded container runtime of a worker: a CRI server (`runtime.v1`, RuntimeService
+//! and ImageService) with `ephor.image.v1.Images` beside it on one unix socket.
+//!
+//! Called by `worker/node`, which starts [`serve`] in the worker process, and by `ops/cli`,
+//! which hands `ephor shim ...` to [`shim_main`] before it starts any thread, and `ephor reset`
+//! to [`reap_all`]. The agent knows nothing of this crate: it speaks CRI to the socket.
+//!
+//! A pod's containers belong to one shim process that outlives the worker. The runtime
+//! writes a plan to disk, the shim runs a short-lived launcher that makes the container
+//! through `libcontainer`, and the shim stays the parent of the container: it copies the
+//! logs and writes the exit status to disk. `ops/docs/decisions/embedded-runtime.md` says why.
+
+pub mod cgroup;
+pub mod config;
+mod container;
+mod cri;
+mod files;
+pub mod image;
+mod network;
+mod paths;
+mod reap;
+mod sandbox;
+mod server;
+mod shim;
+mod streaming;
+
+pub use config::{ImageLimits, Registries, RuntimeConfig};
+pub use network::{HostLoopback, NetworkError, PodRef, PortMapping, Protocol, SandboxNetwork};
+pub use reap::{ReapError, ReapReport, reap_all};
+pub use server::{ServeError, serve};
+pub use shim::shim_main;

@@ -1,0 +1,90 @@
+//! Where the runtime keeps what, below the two directories of its configuration.
+
+use std::path::{Path, PathBuf};
+
+/// The directory layout of one runtime.
+#[derive(Clone, Debug)]
+pub(crate) struct Paths {
+    pub root: PathBuf,
+    pub state: PathBuf,
+}
+
+impl Paths {
+    /// Content, layers and the image table.
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    /// Records of pods: survive a reboot.
+    pub fn sandbox_root(&self, id: &str) -> PathBuf {
+        self.sandboxes_root().join(id)
+    }
+
+    pub fn sandboxes_root(&self) -> PathBuf {
+        self.root.join("sandboxes")
+    }
+
+    /// Record, exit status and writable layer of a container: survive a reboot.
+    pub fn container_root(&self, id: &str) -> PathBuf {
+        self.containers_root().join(id)
+    }
+
+    pub fn containers_root(&self) -> PathBuf {
+        self.root.join("containers")
+    }
+
+    /// Namespaces, shm, resolv.conf and the shim's socket of a pod.
+    pub fn sandbox_state(&self, id: &str) -> PathBuf {
+        self.sandboxes_state().join(id)
+    }
+
+    pub fn sandboxes_state(&self) -> PathBuf {
+        self.state.join("sandboxes")
+    }
+
+    /// The bundle of a container: plan, spec, root file system mount point.
+    pub fn container_state(&self, id: &str) -> PathBuf {
+        self.state.join("containers").join(id)
+    }
+
+    /// libcontainer's own state.
+    pub fn libcontainer(&self) -> PathBuf {
+        self.state.join("libcontainer")
+    }
+}
+
+/// File names below a pod's directories.
+pub(crate) mod sandbox_file {
+    pub const RECORD: &str = "sandbox.json";
+    pub const SHIM_PLAN: &str = "shim.json";
+    pub const SHIM_SOCKET: &str = "shim.sock";
+    pub const SHIM_PID: &str = "shim.pid";
+    pub const SHIM_LOG: &str = "shim.log";
+    pub const PID_HOLDER: &str = "pid-holder.pid";
+    pub const RESOLV_CONF: &str = "resolv.conf";
+    pub const HOSTNAME: &str = "hostname";
+    pub const HOSTS: &str = "hosts";
+    pub const SHM: &str = "shm";
+    pub const NAMESPACES: &str = "ns";
+}
+
+/// File names below a container's directories.
+pub(crate) mod container_file {
+    pub const RECORD: &str = "container.json";
+    pub const STARTED: &str = "started.json";
+    pub const EXIT: &str = "exit.json";
+    pub const PLAN: &str = "launch.json";
+    pub const LAUNCHED: &str = "launched.json";
+    pub const SPEC: &str = "config.json";
+    pub const ROOTFS: &str = "rootfs";
+    pub const UPPER: &str = "upper";
+    pub const WORK: &str = "work";
+    pub const VOLUMES: &str = "volumes";
+}
+
+/// `directory/name` by way of an open descriptor, so that a unix socket's path stays below
+/// the kernel's 108 bytes however long the directory's is. Valid while `directory` is open.
+pub(crate) fn short_path(directory: &std::fs::File, name: &str) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name)
+}

@@ -1,0 +1,146 @@
+//! Leaves nothing behind: for `ephor reset` and `ephor dev down`, also after a crash, when
+//! there is no runtime to ask.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::cgroup::{Cgroup, Hierarchies};
+use crate::config::RuntimeConfig;
+use crate::files;
+use crate::server::unescape;
+
+/// How long killed processes get to leave their cgroups, in steps.
+const STEPS: u32 = 250;
+const STEP: Duration = Duration::from_millis(20);
+
+/// What was found and taken down.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReapReport {
+    /// Shims killed.
+    pub shims: usize,
+    /// Processes of containers killed.
+    pub processes: usize,
+    /// Mounts taken down.
+    pub mounts: usize,
+}
+
+/// What could not be taken down.
+#[derive(Debug, thiserror::Error)]
+pub enum ReapError {
+    /// Processes could not be listed.
+    #[error("list processes")]
+    Processes(#[source] io::Error),
+    /// A mount resisted.
+    #[error("unmount {path}")]
+    Unmount {
+        /// Where it is.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A cgroup could not be removed.
+    #[error("remove the cgroup {path}")]
+    Cgroup {
+        /// Relative to the hierarchies' roots.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A directory could not be removed.
+    #[error("remove {path}")]
+    Remove {
+        /// The directory.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// Kills every shim and container of the runtime that `config` describes, takes down every
+/// mount below its two directories, and removes its cgroups, its socket and its volatile
+/// directory. Images and records in `root` stay for the caller to remove. The runtime itself
+/// must have ended. Doing it twice is harmless.
+pub async fn reap_all(config: &RuntimeConfig) -> Result<ReapReport, ReapError> {
+    let mut report = ReapReport::default();
+    let state = config.state.canonicalize().unwrap_or_else(|_| config.state.clone());
+    let root = config.root.canonicalize().unwrap_or_else(|_| config.root.clone());
+    // Without its shim nothing restarts; without its parents a container cannot outlive the sweep.
+    for pid in shims(&state).map_err(ReapError::Processes)? {
+        // One that ended meanwhile needs no killing.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        report.shims += 1;
+    }
+    if let Ok(hierarchies) = Hierarchies::detect() {
+        // The hierarchies' own root is everybody's.
+        if config.cgroup_root.components().any(|c| matches!(c, std::path::Component::Normal(_))) {
+            report.processes = empty(&hierarchies.cgroup(&config.cgroup_root), &config.cgroup_root).await?;
+        }
+    }
+    for directory in [&state, &root] {
+        report.mounts += unmount_below(directory)?;
+    }
+    let remove = |path: &Path, outcome: io::Result<()>| {
+        outcome.map_err(|source| ReapError::Remove { path: path.to_owned(), source })
+    };
+    remove(&config.socket, files::remove_file(&config.socket))?;
+    remove(&state, files::remove_tree(&state))?;
+    Ok(report)
+}
+
+/// Processes that run as shims of the state directory.
+fn shims(state: &Path) -> io::Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        // A process that ended meanwhile has no command line.
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = command.split(|b| *b == 0).collect();
+        let directory =
+            words.get(3).map(|w| Path::new(std::ffi::OsStr::new(std::str::from_utf8(w).unwrap_or_default())));
+        if words.get(1) == Some(&b"shim".as_slice()) && directory.is_some_and(|d| d.starts_with(state)) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
+/// Kills what is in a cgroup until nothing is, and removes it.
+async fn empty(cgroup: &Cgroup, path: &Path) -> Result<usize, ReapError> {
+    let mut killed = 0;
+    for step in 1..=STEPS {
+        killed = killed.max(cgroup.kill());
+        match cgroup.remove() {
+            Ok(()) => break,
+            Err(_) if step < STEPS => tokio::time::sleep(STEP).await,
+            Err(source) => return Err(ReapError::Cgroup { path: path.to_owned(), source }),
+        }
+    }
+    Ok(killed)
+}
+
+/// Takes down every mount at or below `directory`, the newest first.
+fn unmount_below(directory: &Path) -> Result<usize, ReapError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ReapError::Unmount { path, source }
+    };
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(failed(directory))?;
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(|p| PathBuf::from(unescape(p)));
+    let mut below: Vec<PathBuf> = points.filter(|p| p.starts_with(directory)).collect();
+    below.reverse();
+    for point in &below {
+        match umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
+            Err(error) => return Err(failed(point)(error.into())),
+        }
+    }
+    Ok(below.len())
+}

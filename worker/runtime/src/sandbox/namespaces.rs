@@ -1,0 +1,69 @@
+//! Network, IPC and UTS namespaces that live without a process: each is held by a bind
+//! mount of its file in `/proc`.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use k8s_cri::v1::NamespaceMode;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::sethostname;
+
+use super::SandboxRecord;
+
+/// What containerd 2 lets every pod do: low ports and ping without privileges.
+const DEFAULT_SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+
+/// Makes the namespaces that the pod does not share with the host, sets host name and
+/// sysctls in them, and mounts them on `directory/net`, `ipc` and `uts`. Blocks.
+pub(super) fn make(record: &SandboxRecord, directory: &Path) -> io::Result<()> {
+    let wish = record.namespaces();
+    let mut names = Vec::new();
+    let mut flags = CloneFlags::empty();
+    if wish.network() != NamespaceMode::Node {
+        names.extend(["net", "uts"]);
+        flags |= CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS;
+    }
+    if wish.ipc() != NamespaceMode::Node {
+        names.push("ipc");
+        flags |= CloneFlags::CLONE_NEWIPC;
+    }
+    fs::create_dir_all(directory)?;
+    let (directory, record) = (directory.to_owned(), record.clone());
+    // The thread takes its namespaces with it; what is mounted stays.
+    let thread = std::thread::Builder::new().name("namespaces".into()).spawn(move || {
+        unshare(flags)?;
+        if flags.contains(CloneFlags::CLONE_NEWUTS) {
+            sethostname(record.hostname())?;
+        }
+        if flags.contains(CloneFlags::CLONE_NEWNET) {
+            for (name, value) in DEFAULT_SYSCTLS {
+                // A kernel without it has no such restriction.
+                let _ = set_sysctl(name, value);
+            }
+        }
+        for (name, value) in record.config.linux.iter().flat_map(|l| &l.sysctls) {
+            set_sysctl(name, value)?;
+        }
+        for name in names {
+            let target = directory.join(name);
+            File::create(&target)?;
+            let source = format!("/proc/thread-self/ns/{name}");
+            mount(Some(source.as_str()), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        }
+        Ok(())
+    })?;
+    thread.join().map_err(|_| io::Error::other("making namespaces failed"))?
+}
+
+fn set_sysctl(name: &str, value: &str) -> io::Result<()> {
+    if name.split(['.', '/']).any(|part| part.is_empty() || part == "..") {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("invalid sysctl \"{name}\"")));
+    }
+    // With slashes, dots are part of a component's name, as in sysctl(8).
+    let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
+    fs::write(Path::new("/proc/sys").join(path), value)
+        .map_err(|e| io::Error::new(e.kind(), format!("set sysctl {name}: {e}")))
+}

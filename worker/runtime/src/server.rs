@@ -1,0 +1,160 @@
+//! The start of the runtime: state restored, sockets opened, services registered.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_cri::v1::image_service_server::ImageServiceServer;
+use k8s_cri::v1::runtime_service_server::RuntimeServiceServer;
+use nix::mount::{MsFlags, mount};
+use proto_wire::image::images_server::ImagesServer;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::cgroup::Hierarchies;
+use crate::config::RuntimeConfig;
+use crate::cri::Service;
+use crate::files;
+use crate::image::ImageStore;
+use crate::network::SandboxNetwork;
+use crate::paths::Paths;
+use crate::streaming;
+
+/// The largest CRI message: ExecSync returns up to 16 MiB of each stream.
+const MESSAGE_LIMIT: usize = 40 << 20;
+/// How long requests may take to end once the runtime is told to.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Why the runtime could not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A directory, mount or socket could not be made.
+    #[error("runtime: {what}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The CRI socket already has a server.
+    #[error("another runtime serves {0}")]
+    InUse(std::path::PathBuf),
+    /// The gRPC server failed.
+    #[error("runtime: serve CRI")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+fn io_error<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> ServeError {
+    let what = what.into();
+    move |source| ServeError::Io { what, source: source.into() }
+}
+
+/// Serves CRI and `ephor.image.v1.Images` on the configured socket until `shutdown`.
+///
+/// Restores every pod that an earlier run left: containers go on as the same processes.
+/// Ending it ends no container. The directories are made if they are missing.
+pub async fn serve(
+    config: RuntimeConfig,
+    network: Arc<dyn SandboxNetwork>,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    let paths = Paths { root: absolute(&config.root)?, state: absolute(&config.state)? };
+    prepare(&paths, &config.socket)?;
+    let images = ImageStore::open(&paths.images(), config.limits.clone(), config.registries.clone())
+        .map_err(io_error("open the image store"))?;
+    let hierarchies = Hierarchies::detect().map_err(io_error("find the cgroup hierarchies"))?;
+    hierarchies.cgroup(&config.cgroup_root).create().map_err(io_error("make the cgroup root"))?;
+    let streams =
+        streaming::start(config.streaming, shutdown.clone()).await.map_err(io_error("listen for streams"))?;
+    let socket = config.socket.clone();
+    let service = Service::new(config, paths, images, network, hierarchies, streams);
+    service.restore().await.map_err(io_error("restore state"))?;
+
+    let listener = listen(&socket).await?;
+    tracing::info!(socket = %socket.display(), "runtime serves CRI");
+    let server = Server::builder()
+        .add_service(
+            RuntimeServiceServer::new(service.clone())
+                .max_decoding_message_size(MESSAGE_LIMIT)
+                .max_encoding_message_size(MESSAGE_LIMIT),
+        )
+        .add_service(ImageServiceServer::new(service.clone()).max_encoding_message_size(MESSAGE_LIMIT))
+        .add_service(ImagesServer::new(service).max_decoding_message_size(MESSAGE_LIMIT))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.clone().cancelled_owned());
+    tokio::pin!(server);
+    tokio::select! {
+        biased;
+        ended = &mut server => ended?,
+        () = shutdown.cancelled() => {
+            // Event streams have no end of their own.
+            if let Ok(ended) = tokio::time::timeout(DRAIN, server).await {
+                ended?;
+            }
+        }
+    }
+    files::remove_file(&socket).map_err(io_error("remove the socket"))
+}
+
+fn absolute(path: &Path) -> Result<std::path::PathBuf, ServeError> {
+    fs::create_dir_all(path).map_err(io_error(format!("make {}", path.display())))?;
+    path.canonicalize().map_err(io_error(format!("find {}", path.display())))
+}
+
+/// Makes the directories, and the volatile one a mount of its own that shares nothing.
+fn prepare(paths: &Paths, socket: &Path) -> Result<(), ServeError> {
+    let directories = [
+        paths.sandboxes_root(),
+        paths.containers_root(),
+        paths.sandboxes_state(),
+        paths.state.join("containers"),
+        paths.libcontainer(),
+    ];
+    for directory in &directories {
+        fs::create_dir_all(directory).map_err(io_error(format!("make {}", directory.display())))?;
+    }
+    if let Some(parent) = socket.parent() {
+        fs::create_dir_all(parent).map_err(io_error(format!("make {}", parent.display())))?;
+    }
+    for directory in [&paths.root, &paths.state] {
+        let private = fs::Permissions::from_mode(0o711);
+        fs::set_permissions(directory, private)
+            .map_err(io_error(format!("protect {}", directory.display())))?;
+    }
+    if !is_mount_point(&paths.state).map_err(io_error("read mounts"))? {
+        let none = None::<&str>;
+        mount(Some(&paths.state), &paths.state, none, MsFlags::MS_BIND, none)
+            .map_err(io_error("bind the state directory"))?;
+        // Mounts below must not spread to containers and other namespaces.
+        mount(none, &paths.state, none, MsFlags::MS_PRIVATE, none)
+            .map_err(io_error("make the state directory private"))?;
+    }
+    Ok(())
+}
+
+/// Whether something is mounted right at `path`, which is canonical.
+fn is_mount_point(path: &Path) -> io::Result<bool> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(mounts
+        .lines()
+        .any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(&unescape(point)) == path)))
+}
+
+/// A path of `/proc/self/mountinfo`, in which blanks and backslashes are octal.
+pub(crate) fn unescape(text: &str) -> String {
+    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+async fn listen(socket: &Path) -> Result<UnixListener, ServeError> {
+    match UnixStream::connect(socket).await {
+        Ok(_) => return Err(ServeError::InUse(socket.to_owned())),
+        Err(_) => files::remove_file(socket).map_err(io_error("remove an old socket"))?,
+    }
+    let listener = UnixListener::bind(socket).map_err(io_error(format!("listen on {}", socket.display())))?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o600)).map_err(io_error("protect the socket"))?;
+    Ok(listener)
+}

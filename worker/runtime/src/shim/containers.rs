@@ -1,0 +1,288 @@
+//! The daemon's containers: starting one, and seeing it to its end.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::sync::{broadcast, oneshot};
+use tokio::task::JoinHandle;
+
+use super::ShimError;
+use super::log::{LineWriter, LogFile, Stream};
+use super::plan::{ExitRecord, LaunchPlan, Launched, StartedRecord, now};
+use super::protocol::Ended;
+use super::reaper::Reaper;
+use super::stdio::{CONSOLE, Console, Output, Pty, Sink, Streams, copy};
+use crate::cgroup::{Cgroup, Hierarchies};
+use crate::files;
+use crate::paths::container_file;
+
+/// How long output may still come after a container's last process was killed.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long the kernel gets to let go of a cgroup, in steps of [`CGROUP_STEP`].
+const CGROUP_STEPS: u32 = 100;
+const CGROUP_STEP: Duration = Duration::from_millis(20);
+
+/// A container that runs.
+pub(crate) struct Running {
+    pub plan: LaunchPlan,
+    pub started: StartedRecord,
+    pub log: LogFile,
+    pub output: Arc<Output>,
+    pub stdin: tokio::sync::Mutex<Option<Sink>>,
+    pub pty: Option<Arc<Pty>>,
+    pub cgroup: Cgroup,
+}
+
+/// All containers of a pod.
+pub(crate) struct Containers {
+    pub reaper: Reaper,
+    hierarchies: Hierarchies,
+    running: Mutex<BTreeMap<String, Arc<Running>>>,
+    /// Starts one after the other, so that a repeated request finds the container running.
+    starts: tokio::sync::Mutex<()>,
+    pub ended: broadcast::Sender<Ended>,
+}
+
+impl Containers {
+    pub fn new(reaper: Reaper) -> io::Result<Self> {
+        let (ended, _) = broadcast::channel(256);
+        Ok(Self {
+            reaper,
+            hierarchies: Hierarchies::detect()?,
+            running: Mutex::default(),
+            starts: tokio::sync::Mutex::default(),
+            ended,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Running>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn get(&self, container: &str) -> Option<Arc<Running>> {
+        self.lock().get(container).cloned()
+    }
+
+    /// Starts the container whose bundle is `bundle` and returns once its program runs. One
+    /// that runs already stays: the request was repeated by a runtime that lost the answer.
+    pub async fn start(self: &Arc<Self>, bundle: &Path) -> Result<StartedRecord, ShimError> {
+        let plan: LaunchPlan = files::read_json(&bundle.join(container_file::PLAN))
+            .map_err(ShimError::io("read the plan"))?
+            .ok_or_else(|| ShimError::Container("the container has no plan".into()))?;
+        let _one = self.starts.lock().await;
+        if let Some(running) = self.get(&plan.container_id) {
+            return Ok(running.started.clone());
+        }
+        let log = LogFile::open(plan.log_path.clone()).map_err(ShimError::io("open the log"))?;
+        let mut streams = match plan.tty {
+            true => Streams::terminal(),
+            false => Streams::pipes(plan.stdin).map_err(ShimError::io("make pipes"))?,
+        };
+        let launch = Launch {
+            verb: "launch",
+            directory: bundle,
+            arguments: &[],
+            result: &bundle.join(container_file::LAUNCHED),
+            console: plan.tty.then_some(CONSOLE),
+        };
+        let mark = self.reaper.mark();
+        let launched = launch.run(&self.reaper, &mut streams).await;
+        let (launched, pty) = match launched {
+            Ok(launched) => launched,
+            Err(error) => {
+                self.clean_up(&plan).await;
+                return Err(error);
+            }
+        };
+        let started = StartedRecord { pid: launched.pid, started_at: now(), user: launched.user };
+        let exit = self.reaper.wait(started.pid, mark);
+        files::replace_json(&plan.records.join(container_file::STARTED), &started)
+            .map_err(ShimError::io("record the start"))?;
+        let output = Arc::new(Output::default());
+        let copies = copy_output(&mut streams, &log, &output);
+        let running = Arc::new(Running {
+            cgroup: self.hierarchies.cgroup(&plan.cgroup),
+            stdin: tokio::sync::Mutex::new(streams.stdin.take()),
+            started: started.clone(),
+            log,
+            output,
+            pty,
+            plan,
+        });
+        self.lock().insert(running.plan.container_id.clone(), running.clone());
+        tokio::spawn(self.clone().see_to_the_end(running, exit, copies));
+        Ok(started)
+    }
+
+    /// Waits for the container's first process, takes down the rest, and records the end
+    /// once all output is in the log.
+    async fn see_to_the_end(
+        self: Arc<Self>,
+        running: Arc<Running>,
+        exit: oneshot::Receiver<i32>,
+        copies: Vec<JoinHandle<()>>,
+    ) {
+        let exit_code = exit.await.unwrap_or(255);
+        let finished_at = now();
+        let out_of_memory = running.cgroup.oom_kills() > 0;
+        running.cgroup.kill();
+        for copy in copies {
+            let aborted = copy.abort_handle();
+            if tokio::time::timeout(DRAIN, copy).await.is_err() {
+                eprintln!("shim: output of {} is still held open", running.plan.container_id);
+                aborted.abort();
+            }
+        }
+        self.clean_up(&running.plan).await;
+        let reason = match (out_of_memory, exit_code) {
+            (true, _) => "OOMKilled",
+            (false, 0) => "Completed",
+            (false, _) => "Error",
+        };
+        let exit = ExitRecord { exit_code, finished_at, reason: reason.into(), message: String::new() };
+        if let Err(error) = files::replace_json(&running.plan.records.join(container_file::EXIT), &exit) {
+            eprintln!("shim: record the exit of {}: {error}", running.plan.container_id);
+        }
+        self.lock().remove(&running.plan.container_id);
+        running.output.end(exit_code).await;
+        // Nobody may be listening: the record is on disk.
+        let _ = self.ended.send(Ended { container: running.plan.container_id.clone(), exit });
+    }
+
+    /// Removes a container's cgroup and libcontainer's state.
+    async fn clean_up(&self, plan: &LaunchPlan) {
+        let cgroup = self.hierarchies.cgroup(&plan.cgroup);
+        for step in 1..=CGROUP_STEPS {
+            cgroup.kill();
+            match cgroup.remove() {
+                Ok(()) => break,
+                // Killed processes leave a cgroup a moment later.
+                Err(_) if step < CGROUP_STEPS => tokio::time::sleep(CGROUP_STEP).await,
+                Err(error) => eprintln!("shim: remove the cgroup of {}: {error}", plan.container_id),
+            }
+        }
+        if let Err(error) = files::remove_tree(&plan.libcontainer.join(&plan.container_id)) {
+            eprintln!("shim: remove libcontainer's state of {}: {error}", plan.container_id);
+        }
+    }
+
+    /// Sends a signal to the container's first process, or to all of its processes.
+    pub fn signal(&self, container: &str, number: i32, all: bool) -> Result<bool, ShimError> {
+        let Some(running) = self.get(container) else { return Ok(false) };
+        let signal = Signal::try_from(number).map_err(ShimError::io(format!("signal {number}")))?;
+        if all {
+            for pid in running.cgroup.processes() {
+                // One that ended meanwhile needs no signal.
+                let _ = kill(Pid::from_raw(pid), signal);
+            }
+        }
+        // The process is a child of this one, so its id is its own until it was waited for.
+        match kill(Pid::from_raw(running.started.pid), signal) {
+            Ok(()) | Err(nix::Error::ESRCH) => Ok(true),
+            Err(error) => Err(ShimError::io("signal the container")(error)),
+        }
+    }
+
+    /// Kills every container and waits for their ends to be recorded.
+    pub async fn kill_all(&self) {
+        let mut ended = self.ended.subscribe();
+        for container in self.lock().keys().cloned().collect::<Vec<_>>() {
+            if let Err(error) = self.signal(&container, libc::SIGKILL, true) {
+                eprintln!("shim: {error}");
+            }
+        }
+        while !self.lock().is_empty() {
+            if let Err(broadcast::error::RecvError::Closed) = ended.recv().await {
+                return;
+            }
+        }
+    }
+}
+
+fn copy_output(streams: &mut Streams, log: &LogFile, output: &Arc<Output>) -> Vec<JoinHandle<()>> {
+    let pairs = [(streams.stdout.take(), Stream::Stdout), (streams.stderr.take(), Stream::Stderr)];
+    let copies = pairs.into_iter().filter_map(|(source, stream)| {
+        let writer = LineWriter::new(log.clone(), stream);
+        source.map(|source| tokio::spawn(copy(source, writer, stream, output.clone())))
+    });
+    copies.collect()
+}
+
+/// One run of a launcher.
+pub(crate) struct Launch<'a> {
+    pub verb: &'a str,
+    pub directory: &'a Path,
+    pub arguments: &'a [&'a Path],
+    /// Where the launcher leaves its result.
+    pub result: &'a Path,
+    /// The socket in `directory` for the process's terminal, if it gets one.
+    pub console: Option<&'a str>,
+}
+
+/// A process that runs in a container.
+pub(crate) struct Process {
+    pub pid: i32,
+    pub user: super::plan::ResolvedUser,
+}
+
+impl Launch<'_> {
+    /// Runs the launcher to its end and returns the process that it started, with its terminal.
+    pub async fn run(
+        &self,
+        reaper: &Reaper,
+        streams: &mut Streams,
+    ) -> Result<(Process, Option<Arc<Pty>>), ShimError> {
+        files::remove_file(self.result).map_err(ShimError::io("remove an old result"))?;
+        let console = match self.console {
+            Some(name) => Some(
+                Console::listen(self.directory, name).map_err(ShimError::io("listen for the terminal"))?,
+            ),
+            None => None,
+        };
+        let mark = reaper.mark();
+        let none = [Stdio::null(), Stdio::null(), Stdio::null()];
+        let [stdin, stdout, stderr] = std::mem::replace(&mut streams.child, none);
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("ephor").args(["shim", self.verb]).arg(self.directory).args(self.arguments);
+        command.env_clear().current_dir("/").stdin(stdin).stdout(stdout).stderr(stderr);
+        let child = command.spawn().map_err(ShimError::io("start the launcher"))?;
+        // The command holds the process's ends of the pipes: their readers wait for all to be gone.
+        drop(command);
+        let pid =
+            i32::try_from(child.id()).map_err(|_| ShimError::Container("process id out of range".into()))?;
+        let mut exit = reaper.wait(pid, mark);
+        let mut pty = None;
+        if let Some(console) = &console {
+            tokio::select! {
+                biased;
+                received = console.receive() => pty = Some(received.map_err(ShimError::io("receive the terminal"))?),
+                // It failed before there was a terminal; its result says why.
+                _ = &mut exit => return Err(self.result().err().unwrap_or_else(died)),
+            }
+        }
+        exit.await.map_err(|_| died())?;
+        if let Some(pty) = &pty {
+            streams.take_terminal(pty);
+        }
+        Ok((self.result()?, pty))
+    }
+
+    fn result(&self) -> Result<Process, ShimError> {
+        match files::read_json(self.result).map_err(ShimError::io("read the launcher's result"))? {
+            Some(Launched::Ok { pid, user }) => Ok(Process { pid, user }),
+            Some(Launched::Err(message)) => Err(ShimError::Container(message)),
+            None => Err(died()),
+        }
+    }
+}
+
+fn died() -> ShimError {
+    ShimError::Container("the launcher died".into())
+}

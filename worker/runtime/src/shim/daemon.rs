@@ -1,0 +1,176 @@
+//! A pod's daemon: its start away from the worker, its socket, its end.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener as StdListener;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use nix::sys::prctl::set_child_subreaper;
+use nix::unistd::setsid;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+
+use super::ShimError;
+use super::containers::Containers;
+use super::holder;
+use super::plan::ShimPlan;
+use super::protocol::{Reply, Request, read_message, write_message};
+use super::reaper::Reaper;
+use super::sessions::{ExecRequest, attach, exec};
+use crate::files;
+use crate::paths::{sandbox_file, short_path};
+
+/// Starts the daemon of the pod whose state is in `directory`, with its socket already
+/// listening, and returns. The daemon's parent is then the machine's init.
+pub(crate) fn spawn(directory: &Path) -> Result<(), ShimError> {
+    let handle = File::open(directory).map_err(ShimError::io("open the pod's directory"))?;
+    files::remove_file(&directory.join(sandbox_file::SHIM_SOCKET))
+        .map_err(ShimError::io("remove an old socket"))?;
+    let socket =
+        StdListener::bind(short_path(&handle, sandbox_file::SHIM_SOCKET)).map_err(ShimError::io("listen"))?;
+    let log =
+        File::create(directory.join(sandbox_file::SHIM_LOG)).map_err(ShimError::io("open the shim's log"))?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("ephor").args(["shim", "daemon"]).arg(directory);
+    command
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(OwnedFd::from(socket)))
+        .stdout(Stdio::null())
+        .stderr(log);
+    let child = command.spawn().map_err(ShimError::io("start the shim"))?;
+    let text = format!("{} {}", child.id(), start_time(child.id()).unwrap_or_default());
+    fs::write(directory.join(sandbox_file::SHIM_PID), text)
+        .map_err(ShimError::io("record the shim's process"))
+}
+
+/// When a process started, in the kernel's ticks: with its id, a name that is never reused.
+pub(crate) fn start_time(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in parentheses and may hold anything.
+    stat.rsplit_once(") ")?.1.split(' ').nth(19).map(str::to_owned)
+}
+
+/// Runs the daemon. Its standard input is the listening socket.
+pub(crate) fn run(directory: &Path) -> Result<(), ShimError> {
+    setsid().map_err(ShimError::io("start a session"))?;
+    set_child_subreaper(true).map_err(ShimError::io("become a subreaper"))?;
+    let plan: ShimPlan = files::read_json(&directory.join(sandbox_file::SHIM_PLAN))
+        .map_err(ShimError::io("read the plan"))?
+        .ok_or_else(|| ShimError::Container("the pod has no plan".into()))?;
+    let socket = listening_stdin().map_err(ShimError::io("take the socket"))?;
+    socket.set_nonblocking(true).map_err(ShimError::io("take the socket"))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ShimError::io("start"))?;
+    runtime.block_on(serve(directory, &plan, socket))
+}
+
+/// Standard input, duplicated, as the listener that it is.
+fn listening_stdin() -> io::Result<StdListener> {
+    use std::os::fd::AsFd;
+    let owned = io::stdin().as_fd().try_clone_to_owned()?;
+    Ok(StdListener::from(owned))
+}
+
+async fn serve(directory: &Path, plan: &ShimPlan, socket: StdListener) -> Result<(), ShimError> {
+    let reaper = Reaper::start().map_err(ShimError::io("watch for children"))?;
+    let containers = Arc::new(Containers::new(reaper).map_err(ShimError::io("find the cgroup hierarchies"))?);
+    let holder = match plan.shared_pid {
+        true => Some(holder::start(&containers.reaper, directory).await?),
+        false => None,
+    };
+    let listener = UnixListener::from_std(socket).map_err(ShimError::io("listen"))?;
+    let (stop, mut stopped) = mpsc::channel(1);
+    loop {
+        tokio::select! {
+            biased;
+            Some(mut client) = stopped.recv() => {
+                containers.kill_all().await;
+                if let Some(holder) = holder {
+                    holder.end().await;
+                }
+                // The one who asked may be gone.
+                let _ = write_message(&mut client, &Reply::Ok).await;
+                return Ok(());
+            }
+            accepted = listener.accept() => {
+                let (client, _) = accepted.map_err(ShimError::io("accept"))?;
+                tokio::spawn(answer(containers.clone(), client, stop.clone()));
+            }
+        }
+    }
+}
+
+async fn answer(containers: Arc<Containers>, mut client: UnixStream, stop: mpsc::Sender<UnixStream>) {
+    let request = match read_message::<Request>(&mut client).await {
+        Ok(request) => request,
+        Err(error) => return eprintln!("shim: request: {error}"),
+    };
+    if let Request::Shutdown = request {
+        // With the receiver gone the daemon is ending already.
+        return drop(stop.send(client).await);
+    }
+    if let Err(error) = handle(&containers, client, request).await
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        eprintln!("shim: reply: {error}");
+    }
+}
+
+async fn handle(containers: &Arc<Containers>, mut client: UnixStream, request: Request) -> io::Result<()> {
+    let reply = match request {
+        Request::Start { bundle } => match containers.start(&bundle).await {
+            Ok(started) => Reply::Started(started),
+            Err(error) => Reply::Error(files::chain(&error)),
+        },
+        Request::Signal { container, signal, all } => match containers.signal(&container, signal, all) {
+            Ok(true) => Reply::Ok,
+            Ok(false) => Reply::NotRunning,
+            Err(error) => Reply::Error(files::chain(&error)),
+        },
+        Request::ReopenLog { container } => {
+            match containers.get(&container).map(|running| running.log.reopen()) {
+                Some(Ok(())) => Reply::Ok,
+                Some(Err(error)) => Reply::Error(error.to_string()),
+                None => Reply::NotRunning,
+            }
+        }
+        Request::Exec { container, arguments, tty, stdin } => match containers.get(&container) {
+            Some(running) => {
+                return exec(containers, &running, ExecRequest { arguments, tty, stdin }, client).await;
+            }
+            None => Reply::NotRunning,
+        },
+        Request::Attach { container, stdin, stdout, stderr } => match containers.get(&container) {
+            Some(running) => return attach(running, stdin, (stdout, stderr), client).await,
+            None => Reply::NotRunning,
+        },
+        Request::Watch => return watch(containers, client).await,
+        Request::Shutdown => Reply::Ok,
+    };
+    write_message(&mut client, &reply).await
+}
+
+/// Tells of ends until the client goes away. One who is too slow is cut off and reads the
+/// records on disk when it comes back.
+async fn watch(containers: &Containers, mut client: UnixStream) -> io::Result<()> {
+    let mut ended = containers.ended.subscribe();
+    write_message(&mut client, &Reply::Ok).await?;
+    let mut byte = [0];
+    loop {
+        tokio::select! {
+            biased;
+            event = ended.recv() => match event {
+                Ok(event) => write_message(&mut client, &event).await?,
+                Err(RecvError::Lagged(_) | RecvError::Closed) => return Ok(()),
+            },
+            // A watcher sends nothing: it reads as ready when it is gone.
+            _ = tokio::io::AsyncReadExt::read(&mut client, &mut byte) => return Ok(()),
+        }
+    }
+}

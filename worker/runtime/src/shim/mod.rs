@@ -1,0 +1,79 @@
+//! The shim: what runs as `EXE shim VERB ...`, outside of the worker's process.
+//!
+//! - `spawn` starts a pod's daemon away from the worker and ends: the daemon gets no parent
+//!   that could wait for it or take it along.
+//! - `daemon` is the pod's one long-lived process: parent of its containers, copier of their
+//!   output, witness of their end, answering the runtime on a unix socket.
+//! - `launch` and `exec` make one process through `libcontainer`, which forks and therefore
+//!   needs a process with a single thread, and end.
+//! - `hold` and `init` are the first process of a PID namespace that a pod's containers share.
+
+pub(crate) mod client;
+mod containers;
+mod daemon;
+mod exec;
+mod holder;
+mod launch;
+mod log;
+pub(crate) mod plan;
+pub(crate) mod protocol;
+mod reaper;
+mod rootfs;
+mod sessions;
+mod stdio;
+mod user;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Runs `shim VERB DIRECTORY [ARGUMENTS]`, given the arguments after `shim`.
+///
+/// The caller must not have started a thread or a tokio runtime: `launch` and `exec` fork.
+/// Errors go to standard error, which the daemon's starter has pointed at a log file, and
+/// make the exit code 1.
+pub fn shim_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut arguments = arguments.into_iter();
+    let verb = arguments.next().unwrap_or_default();
+    let directory = PathBuf::from(arguments.next().unwrap_or_default());
+    let rest: Vec<PathBuf> = arguments.map(PathBuf::from).collect();
+    if !directory.is_absolute() {
+        eprintln!("ephor shim is run by the worker, as: shim VERB DIRECTORY");
+        return ExitCode::FAILURE;
+    }
+    let outcome = match verb.to_str() {
+        Some("spawn") => daemon::spawn(&directory),
+        Some("daemon") => daemon::run(&directory),
+        Some("launch") => launch::run(&directory),
+        Some("exec") => exec::run(&directory, &rest),
+        Some("hold") => holder::hold(&directory),
+        Some("init") => holder::init(),
+        _ => Err(ShimError::Verb(verb.to_string_lossy().into_owned())),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("shim: {}", crate::files::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why a shim process failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ShimError {
+    #[error("unknown verb \"{0}\"")]
+    Verb(String),
+    #[error("{what}")]
+    Io { what: String, source: std::io::Error },
+    #[error("{0}")]
+    Container(String),
+}
+
+impl ShimError {
+    /// For `map_err`: an I/O error, or one of the kernel's, while doing `what`.
+    pub fn io<E: Into<std::io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source: source.into() }
+    }
+}

@@ -1,0 +1,177 @@
+//! What goes over a shim's socket: one request a connection, one reply, and after some
+//! requests a stream of frames. Messages are JSON behind a length of four bytes (little
+//! endian); frames are a kind, a length and bytes.
+
+use std::io;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// The longest message or frame either side accepts, in bytes.
+const LIMIT: usize = 1 << 20;
+
+/// What the runtime asks a shim for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// Start the container whose bundle is the directory.
+    Start { bundle: std::path::PathBuf },
+    /// Send a signal to a container's first process, or to all in its cgroup.
+    Signal { container: String, signal: i32, all: bool },
+    /// Run a process in a container. Frames follow a good reply.
+    Exec { container: String, arguments: Vec<String>, tty: bool, stdin: bool },
+    /// Join a container's input and output. Frames follow a good reply.
+    Attach { container: String, stdin: bool, stdout: bool, stderr: bool },
+    /// Open the log again by its path, after it was moved away.
+    ReopenLog { container: String },
+    /// Be told of each container that ends; `Ended` messages follow a good reply.
+    Watch,
+    /// Kill what is left and go.
+    Shutdown,
+}
+
+/// A shim's reply.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    Ok,
+    Started(super::plan::StartedRecord),
+    Error(String),
+    /// The container does not run (any more).
+    NotRunning,
+}
+
+/// A container has ended; its exit record is on disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    pub container: String,
+    pub exit: super::plan::ExitRecord,
+}
+
+/// A piece of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Frame {
+    Stdin(Vec<u8>),
+    Stdout(Vec<u8>),
+    Stderr(Vec<u8>),
+    /// The process ended with that code; the last frame.
+    Exit(i32),
+    /// The terminal has that many columns and rows now.
+    Resize(u16, u16),
+    /// No more input.
+    StdinEnd,
+}
+
+pub(crate) async fn write_message<T: Serialize>(
+    to: &mut (impl AsyncWrite + Unpin),
+    message: &T,
+) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message)?;
+    to.write_all(&length(&bytes)?).await?;
+    to.write_all(&bytes).await?;
+    to.flush().await
+}
+
+pub(crate) async fn read_message<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
+    Ok(serde_json::from_slice(&read_bytes(from).await?)?)
+}
+
+pub(crate) async fn write_frame(to: &mut (impl AsyncWrite + Unpin), frame: &Frame) -> io::Result<()> {
+    let owned;
+    let (kind, bytes): (u8, &[u8]) = match frame {
+        Frame::Stdin(bytes) => (0, bytes),
+        Frame::Stdout(bytes) => (1, bytes),
+        Frame::Stderr(bytes) => (2, bytes),
+        Frame::Exit(code) => {
+            owned = code.to_le_bytes();
+            (3, &owned)
+        }
+        Frame::Resize(columns, rows) => {
+            let (c, r) = (columns.to_le_bytes(), rows.to_le_bytes());
+            owned = [c[0], c[1], r[0], r[1]];
+            (4, &owned)
+        }
+        Frame::StdinEnd => (5, &[]),
+    };
+    let mut packet = Vec::with_capacity(bytes.len() + 5);
+    packet.push(kind);
+    packet.extend_from_slice(&length(bytes)?);
+    packet.extend_from_slice(bytes);
+    to.write_all(&packet).await?;
+    to.flush().await
+}
+
+/// The next frame; `None` where the stream ends between two frames.
+pub(crate) async fn read_frame(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Frame>> {
+    let kind = match from.read_u8().await {
+        Ok(kind) => kind,
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let bytes = read_bytes(from).await?;
+    let four = || <[u8; 4]>::try_from(bytes.as_slice()).map_err(|_| malformed());
+    Ok(Some(match kind {
+        0 => Frame::Stdin(bytes),
+        1 => Frame::Stdout(bytes),
+        2 => Frame::Stderr(bytes),
+        3 => Frame::Exit(i32::from_le_bytes(four()?)),
+        4 => {
+            let [a, b, c, d] = four()?;
+            Frame::Resize(u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]))
+        }
+        5 => Frame::StdinEnd,
+        _ => return Err(malformed()),
+    }))
+}
+
+fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "malformed frame")
+}
+
+fn length(bytes: &[u8]) -> io::Result<[u8; 4]> {
+    match u32::try_from(bytes.len()) {
+        Ok(length) if bytes.len() <= LIMIT => Ok(length.to_le_bytes()),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "message too long")),
+    }
+}
+
+async fn read_bytes(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    let length = from.read_u32_le().await? as usize;
+    if length > LIMIT {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "message too long"));
+    }
+    let mut bytes = vec![0; length];
+    from.read_exact(&mut bytes).await?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn frames_arrive_as_they_were_sent() {
+        let frames = [
+            Frame::Stdin(b"in".to_vec()),
+            Frame::Stdout(vec![]),
+            Frame::Stderr(vec![7; 70_000]),
+            Frame::Exit(-1),
+            Frame::Resize(80, 24),
+            Frame::StdinEnd,
+        ];
+        let mut wire = Vec::new();
+        for frame in &frames {
+            write_frame(&mut wire, frame).await.expect("write to memory");
+        }
+        let mut wire = wire.as_slice();
+        for frame in &frames {
+            assert_eq!(read_frame(&mut wire).await.expect("read from memory").as_ref(), Some(frame));
+        }
+        assert_eq!(read_frame(&mut wire).await.expect("end"), None);
+    }
+
+    #[tokio::test]
+    async fn a_frame_longer_than_the_limit_is_refused() {
+        let wire = [1, 0xff, 0xff, 0xff, 0xff];
+        assert!(read_frame(&mut wire.as_slice()).await.is_err());
+    }
+}

@@ -1,0 +1,237 @@
+//! Streams between a client of the daemon and a process: exec and attach.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+use super::ShimError;
+use super::containers::{Containers, Launch, Running};
+use super::log::Stream;
+use super::protocol::{Frame, Reply, read_frame, write_frame, write_message};
+use super::stdio::{Pty, Sink, Streams, forward};
+use crate::files;
+
+/// How long output is waited for after a process ended while others hold its pipes.
+const DRAIN: Duration = Duration::from_secs(2);
+/// Frames on their way to a client.
+const QUEUE: usize = 16;
+
+/// What an exec asks for.
+pub(crate) struct ExecRequest {
+    pub arguments: Vec<String>,
+    pub tty: bool,
+    pub stdin: bool,
+}
+
+/// Runs a process in a container and carries its streams over `client` until it ends. It is
+/// killed when the client goes away.
+pub(crate) async fn exec(
+    containers: &Containers,
+    running: &Running,
+    request: ExecRequest,
+    mut client: UnixStream,
+) -> io::Result<()> {
+    let mark = containers.reaper.mark();
+    let mut streams = match request.tty {
+        true => Streams::terminal(),
+        false => Streams::pipes(request.stdin)?,
+    };
+    let (pid, pty) = match launch(containers, running, &request, &mut streams).await {
+        Ok(process) => process,
+        Err(error) => return write_message(&mut client, &Reply::Error(files::chain(&error))).await,
+    };
+    let exit = containers.reaper.wait(pid, mark);
+    write_message(&mut client, &Reply::Ok).await?;
+
+    let (frames, mut queue) = mpsc::channel(QUEUE);
+    let pairs = [(streams.stdout.take(), Stream::Stdout), (streams.stderr.take(), Stream::Stderr)];
+    for (source, stream) in pairs {
+        if let Some(source) = source {
+            tokio::spawn(forward(source, stream, frames.clone()));
+        }
+    }
+    drop(frames);
+    let (reader, mut writer) = client.into_split();
+    let sink = if request.stdin { streams.stdin.take() } else { None };
+    let mut input = tokio::spawn(feed(reader, sink, pty));
+    tokio::pin!(exit);
+    let code = loop {
+        tokio::select! {
+            biased;
+            code = &mut exit => break code.unwrap_or(255),
+            Some(frame) = queue.recv() => {
+                if write_frame(&mut writer, &frame).await.is_err() {
+                    break kill_and_wait(pid, &mut exit).await;
+                }
+            }
+            gone = &mut input => match gone {
+                Ok(Gone::Client) => break kill_and_wait(pid, &mut exit).await,
+                // The program closed its input; it may still write.
+                _ => input = tokio::spawn(std::future::pending()),
+            },
+        }
+    };
+    input.abort();
+    let deadline = tokio::time::Instant::now() + DRAIN;
+    while let Ok(Some(frame)) = tokio::time::timeout_at(deadline, queue.recv()).await {
+        write_frame(&mut writer, &frame).await?;
+    }
+    write_frame(&mut writer, &Frame::Exit(code)).await?;
+    writer.shutdown().await
+}
+
+async fn kill_and_wait(
+    pid: i32,
+    exit: &mut (impl Future<Output = Result<i32, tokio::sync::oneshot::error::RecvError>> + Unpin),
+) -> i32 {
+    // It may have ended by itself.
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    exit.await.unwrap_or(255)
+}
+
+async fn launch(
+    containers: &Containers,
+    running: &Running,
+    request: &ExecRequest,
+    streams: &mut Streams,
+) -> Result<(i32, Option<Arc<Pty>>), ShimError> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let bundle = &running.plan.bundle;
+    let name = |what: &str| -> PathBuf { bundle.join(format!("exec-{number}.{what}")) };
+    let (process, result) = (name("process.json"), name("result.json"));
+    let console = format!("exec-{number}.sock");
+    let wish = super::exec::Wish {
+        arguments: request.arguments.clone(),
+        console: request.tty.then(|| bundle.join(&console)),
+    };
+    files::write_json(&process, &wish).map_err(ShimError::io("write the process"))?;
+    let launch = Launch {
+        verb: "exec",
+        directory: bundle,
+        arguments: &[&process, &result],
+        result: &result,
+        console: request.tty.then_some(console.as_str()),
+    };
+    let outcome = launch.run(&containers.reaper, streams).await;
+    for file in [&process, &result] {
+        files::remove_file(file).map_err(ShimError::io("remove an exec's file"))?;
+    }
+    outcome.map(|(process, pty)| (process.pid, pty))
+}
+
+/// Why input ended.
+enum Gone {
+    Client,
+    Program,
+}
+
+/// Carries input from a client to a process until one of them is gone.
+async fn feed(
+    mut from: impl tokio::io::AsyncRead + Unpin,
+    mut sink: Option<Sink>,
+    pty: Option<Arc<Pty>>,
+) -> Gone {
+    loop {
+        match read_frame(&mut from).await {
+            Ok(Some(Frame::Stdin(bytes))) => {
+                if let Some(sink) = &mut sink
+                    && sink.write_all(&bytes).await.is_err()
+                {
+                    return Gone::Program;
+                }
+            }
+            Ok(Some(Frame::StdinEnd)) => sink = end_of_input(sink).await,
+            Ok(Some(Frame::Resize(columns, rows))) => {
+                if let Some(pty) = &pty
+                    && let Err(error) = pty.resize(columns, rows)
+                {
+                    eprintln!("shim: resize: {error}");
+                }
+            }
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return Gone::Client,
+        }
+    }
+}
+
+/// A pipe is closed; a terminal stays, and is told the end as a user would.
+async fn end_of_input(sink: Option<Sink>) -> Option<Sink> {
+    match sink {
+        Some(mut sink @ Sink::Pty(_)) => {
+            // 4 is ^D; a program that does not take it is ended by the exec's client.
+            let _ = sink.write_all(&[4]).await;
+            Some(sink)
+        }
+        _ => None,
+    }
+}
+
+/// Carries a container's streams over `client` until it ends or the client goes away.
+pub(crate) async fn attach(
+    running: Arc<Running>,
+    stdin: bool,
+    streams: (bool, bool),
+    mut client: UnixStream,
+) -> io::Result<()> {
+    let (frames, mut queue) = mpsc::channel(QUEUE);
+    running.output.attach(frames);
+    write_message(&mut client, &Reply::Ok).await?;
+    let (mut reader, mut writer) = client.into_split();
+    let feeding = running.clone();
+    let mut input = tokio::spawn(async move {
+        loop {
+            match read_frame(&mut reader).await {
+                Ok(Some(Frame::Stdin(bytes))) if stdin => {
+                    if let Some(sink) = feeding.stdin.lock().await.as_mut()
+                        && sink.write_all(&bytes).await.is_err()
+                    {
+                        break;
+                    }
+                }
+                Ok(Some(Frame::Resize(columns, rows))) => {
+                    if let Some(pty) = &feeding.pty
+                        && let Err(error) = pty.resize(columns, rows)
+                    {
+                        eprintln!("shim: resize: {error}");
+                    }
+                }
+                Ok(Some(Frame::StdinEnd)) if stdin && feeding.plan.stdin_once => {
+                    let mut sink = feeding.stdin.lock().await;
+                    *sink = end_of_input(sink.take()).await;
+                }
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => break,
+            }
+        }
+    });
+    loop {
+        tokio::select! {
+            biased;
+            frame = queue.recv() => match frame {
+                Some(frame @ Frame::Exit(_)) => {
+                    write_frame(&mut writer, &frame).await?;
+                    break;
+                }
+                Some(Frame::Stdout(_)) if !streams.0 => {}
+                Some(Frame::Stderr(_)) if !streams.1 => {}
+                Some(frame) => write_frame(&mut writer, &frame).await?,
+                None => break,
+            },
+            _ = &mut input => break,
+        }
+    }
+    input.abort();
+    if stdin && running.plan.stdin_once {
+        running.stdin.lock().await.take();
+    }
+    writer.shutdown().await
+}

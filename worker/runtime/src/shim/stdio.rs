@@ -1,0 +1,261 @@
+//! The daemon's ends of a process's input and output: pipes, or one pseudo-terminal, and
+//! the copying of output to the log and to whoever is attached.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::cmsg_space;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
+use nix::unistd::pipe2;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::unix::pipe;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+
+use super::log::{LineWriter, Stream};
+use super::protocol::Frame;
+use crate::paths::short_path;
+
+/// How long an attached reader may hold up a container's output before it is let go.
+const READER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The file in a bundle through which a launcher hands over the terminal.
+pub(crate) const CONSOLE: &str = "console.sock";
+
+/// The master side of a pseudo-terminal.
+pub(crate) struct Pty(AsyncFd<OwnedFd>);
+
+impl Pty {
+    #[allow(
+        unsafe_code,
+        reason = "registering is sound for a descriptor that is owned until it is deregistered"
+    )]
+    fn new(master: OwnedFd) -> io::Result<Self> {
+        let flags = OFlag::from_bits_retain(fcntl(&master, FcntlArg::F_GETFL)?);
+        fcntl(&master, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        Ok(Self(unsafe { AsyncFd::register(master) }?))
+    }
+
+    async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.async_io(Interest::READABLE, |fd| Ok(nix::unistd::read(fd, buffer)?)).await;
+        match read {
+            // The kernel's way of saying that nobody holds the other side any more.
+            Err(e) if e.raw_os_error() == Some(libc::EIO) => Ok(0),
+            other => other,
+        }
+    }
+
+    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let count = self.0.async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, bytes)?)).await?;
+            bytes = &bytes[count..];
+        }
+        Ok(())
+    }
+
+    /// Tells the terminal, and with it the program, its size in characters.
+    #[allow(
+        unsafe_code,
+        reason = "TIOCSWINSZ has no safe wrapper; the pointer is to a live winsize, the fd is owned"
+    )]
+    pub fn resize(&self, columns: u16, rows: u16) -> io::Result<()> {
+        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let outcome = unsafe { libc::ioctl(self.0.get_ref().as_raw_fd(), libc::TIOCSWINSZ, &size) };
+        if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+/// Where output comes from.
+pub(crate) enum Source {
+    Pipe(pipe::Receiver),
+    Pty(Arc<Pty>),
+}
+
+impl Source {
+    async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Pipe(pipe) => pipe.read(buffer).await,
+            Self::Pty(pty) => pty.read(buffer).await,
+        }
+    }
+}
+
+/// Where input goes.
+pub(crate) enum Sink {
+    Pipe(pipe::Sender),
+    Pty(Arc<Pty>),
+}
+
+impl Sink {
+    pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Pipe(pipe) => pipe.write_all(bytes).await,
+            Self::Pty(pty) => pty.write_all(bytes).await,
+        }
+    }
+}
+
+/// A process's three streams as its parent-to-be makes them.
+pub(crate) struct Streams {
+    /// For the process.
+    pub child: [Stdio; 3],
+    /// For the daemon; with a terminal these come later, from [`Console`].
+    pub stdin: Option<Sink>,
+    pub stdout: Option<Source>,
+    pub stderr: Option<Source>,
+}
+
+impl Streams {
+    /// Pipes; without `stdin` the process reads from `/dev/null`.
+    pub fn pipes(stdin: bool) -> io::Result<Self> {
+        let (our_out, out) = pipe2(OFlag::O_CLOEXEC)?;
+        let (our_err, err) = pipe2(OFlag::O_CLOEXEC)?;
+        let (input, ours) = match stdin {
+            true => {
+                let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
+                (Stdio::from(theirs), Some(Sink::Pipe(pipe::Sender::from_owned_fd(ours)?)))
+            }
+            false => (Stdio::null(), None),
+        };
+        Ok(Self {
+            child: [input, Stdio::from(out), Stdio::from(err)],
+            stdin: ours,
+            stdout: Some(Source::Pipe(pipe::Receiver::from_owned_fd(our_out)?)),
+            stderr: Some(Source::Pipe(pipe::Receiver::from_owned_fd(our_err)?)),
+        })
+    }
+
+    /// Nothing: the process gets a terminal.
+    pub fn terminal() -> Self {
+        Self { child: [Stdio::null(), Stdio::null(), Stdio::null()], stdin: None, stdout: None, stderr: None }
+    }
+
+    /// Takes the terminal that the process got.
+    pub fn take_terminal(&mut self, pty: &Arc<Pty>) {
+        self.stdin = Some(Sink::Pty(pty.clone()));
+        self.stdout = Some(Source::Pty(pty.clone()));
+    }
+}
+
+/// Receives the terminal that libcontainer makes within a container.
+pub(crate) struct Console {
+    listener: UnixListener,
+    path: std::path::PathBuf,
+}
+
+impl Console {
+    /// Listens on `name` in `directory`.
+    pub fn listen(directory: &Path, name: &str) -> io::Result<Self> {
+        let path = directory.join(name);
+        crate::files::remove_file(&path)?;
+        let handle = File::open(directory)?;
+        Ok(Self { listener: UnixListener::bind(short_path(&handle, name))?, path })
+    }
+
+    pub async fn receive(&self) -> io::Result<Arc<Pty>> {
+        let (stream, _) = self.listener.accept().await?;
+        loop {
+            stream.readable().await?;
+            match stream.try_io(Interest::READABLE, || receive_descriptor(&stream)) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                other => return Ok(Arc::new(Pty::new(other?)?)),
+            }
+        }
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        // What stays behind goes with the bundle.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[allow(unsafe_code, reason = "SCM_RIGHTS arrives as a raw descriptor that nobody else owns")]
+fn receive_descriptor(stream: &UnixStream) -> io::Result<OwnedFd> {
+    let mut data = [0; 64];
+    let mut vectors = [io::IoSliceMut::new(&mut data)];
+    let mut space = cmsg_space!([std::os::fd::RawFd; 1]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut vectors, Some(&mut space), flags)?;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(descriptors) = control
+            && let Some(descriptor) = descriptors.first()
+        {
+            return Ok(unsafe { OwnedFd::from_raw_fd(*descriptor) });
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "no terminal was handed over"))
+}
+
+/// Who is attached to a container's output.
+#[derive(Default)]
+pub(crate) struct Output {
+    readers: Mutex<Vec<mpsc::Sender<Frame>>>,
+}
+
+impl Output {
+    /// Adds a reader. It gets what comes from now on, and the end.
+    pub fn attach(&self, reader: mpsc::Sender<Frame>) {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+    }
+
+    async fn send(&self, frame: Frame) {
+        let readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for reader in readers {
+            if reader.send_timeout(frame.clone(), READER_PATIENCE).await.is_err() {
+                let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+                readers.retain(|r| !r.same_channel(&reader));
+            }
+        }
+    }
+
+    /// Sends the exit code and lets every reader go.
+    pub async fn end(&self, code: i32) {
+        self.send(Frame::Exit(code)).await;
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// Copies one stream to the log and to readers until its end.
+pub(crate) async fn copy(mut source: Source, mut log: LineWriter, stream: Stream, output: Arc<Output>) {
+    let mut buffer = vec![0; 32 << 10];
+    loop {
+        match source.read(&mut buffer).await {
+            Ok(0) => break,
+            Ok(count) => {
+                log.push(&buffer[..count]);
+                output.send(frame(stream, &buffer[..count])).await;
+            }
+            Err(error) => {
+                eprintln!("shim: read container output: {error}");
+                break;
+            }
+        }
+    }
+    log.finish();
+}
+
+/// Copies one stream into a channel until its end, or until nobody reads the channel.
+pub(crate) async fn forward(mut source: Source, stream: Stream, to: mpsc::Sender<Frame>) {
+    let mut buffer = vec![0; 32 << 10];
+    while let Ok(count @ 1..) = source.read(&mut buffer).await {
+        if to.send(frame(stream, &buffer[..count])).await.is_err() {
+            break;
+        }
+    }
+}
+
+fn frame(stream: Stream, bytes: &[u8]) -> Frame {
+    match stream {
+        Stream::Stdout => Frame::Stdout(bytes.to_vec()),
+        Stream::Stderr => Frame::Stderr(bytes.to_vec()),
+    }
+}

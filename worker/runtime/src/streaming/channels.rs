@@ -1,0 +1,233 @@
+//! `v4.channel.k8s.io` and `v5.channel.k8s.io`: the first byte of each WebSocket message says
+//! which stream the rest belongs to (client-go's `remotecommand`).
+
+use std::io;
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use hyper::body::Bytes;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+use super::Ticket;
+use crate::shim::client::ShimClientError;
+use crate::shim::protocol::{Frame, read_frame, write_frame};
+
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const ERROR: u8 = 3;
+const RESIZE: u8 = 4;
+/// Version 5 only: its payload is the channel that the client closes.
+const CLOSE: u8 = 255;
+
+/// The longest piece of a stream in one frame to the shim.
+const PIECE: usize = 256 << 10;
+
+/// How a stream that has ended is closed.
+const NORMAL: CloseFrame = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") };
+/// How long a client may take to answer a close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The subprotocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    V4,
+    V5,
+}
+
+impl Version {
+    /// The newest that the client offers.
+    pub fn choose(offered: &[String]) -> Option<Self> {
+        [Self::V5, Self::V4].into_iter().find(|v| offered.iter().any(|o| Some(o.as_str()) == v.name()))
+    }
+
+    pub fn name(self) -> Option<&'static str> {
+        Some(match self {
+            Self::V4 => "v4.channel.k8s.io",
+            Self::V5 => "v5.channel.k8s.io",
+        })
+    }
+}
+
+/// A terminal's size as client-go sends it.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Size {
+    width: u16,
+    height: u16,
+}
+
+type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// Carries an exec or attach over the socket until either side ends it.
+pub(super) async fn run(mut socket: Socket, ticket: Ticket, version: Version) {
+    let (opened, wanted, command) = match ticket {
+        Ticket::Exec { shim, container, arguments, tty, stdin, stdout, stderr } => {
+            let opened = shim.exec(&container, &arguments, tty, stdin).await;
+            (opened, (stdin, stdout, stderr), Some(arguments))
+        }
+        Ticket::Attach { shim, container, stdin, stdout, stderr } => {
+            (shim.attach(&container, stdin, stdout, stderr).await, (stdin, stdout, stderr), None)
+        }
+        Ticket::PortForward { .. } => return,
+    };
+    let outcome = match opened {
+        Ok(stream) => carry(&mut socket, stream, wanted, command.as_deref(), version).await,
+        Err(error) => send(&mut socket, ERROR, &failure(&error)).await,
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "exec or attach stream");
+    }
+    finish(socket).await;
+}
+
+/// Closes with "normal closure", which client-go takes for the end of the streams (an empty close
+/// frame is an error to it), and lets the client answer, so that nothing is lost in a reset.
+async fn finish(mut socket: Socket) {
+    if socket.close(Some(NORMAL)).await.is_err() {
+        // The client has closed it already.
+        return;
+    }
+    let answer = async { while let Some(Ok(_)) = socket.next().await {} };
+    if tokio::time::timeout(CLOSE_TIMEOUT, answer).await.is_err() {
+        tracing::debug!("the client does not answer the close of an exec or attach");
+    }
+}
+
+async fn send(socket: &mut Socket, channel: u8, bytes: &[u8]) -> io::Result<()> {
+    let mut message = Vec::with_capacity(bytes.len() + 1);
+    message.push(channel);
+    message.extend_from_slice(bytes);
+    socket.send(Message::Binary(Bytes::from(message))).await.map_err(io::Error::other)
+}
+
+async fn carry(
+    socket: &mut Socket,
+    stream: UnixStream,
+    (stdin, stdout, stderr): (bool, bool, bool),
+    command: Option<&[String]>,
+    version: Version,
+) -> io::Result<()> {
+    // An empty message on the lowest channel tells the client that the streams are there.
+    send(
+        socket,
+        if stdout {
+            STDOUT
+        } else if stderr {
+            STDERR
+        } else {
+            ERROR
+        },
+        &[],
+    )
+    .await?;
+    let (reader, mut writer) = stream.into_split();
+    let mut frames = frames(reader);
+    loop {
+        tokio::select! {
+            biased;
+            message = socket.next() => match message {
+                Some(Ok(Message::Binary(bytes))) => input(&mut writer, &bytes, stdin, version).await?,
+                // Old clients send text; its bytes mean the same.
+                Some(Ok(Message::Text(text))) => input(&mut writer, text.as_bytes(), stdin, version).await?,
+                Some(Ok(Message::Close(_))) | None => return Ok(()),
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(io::Error::other(error)),
+            },
+            frame = frames.recv() => match frame {
+                Some(Frame::Stdout(bytes)) if stdout => send(socket, STDOUT, &bytes).await?,
+                Some(Frame::Stderr(bytes)) if stderr => send(socket, STDERR, &bytes).await?,
+                Some(Frame::Exit(code)) => return send(socket, ERROR, &exit_status(code, command)).await,
+                Some(_) => {}
+                None => return send(socket, ERROR, &success()).await,
+            },
+        }
+    }
+}
+
+/// Reads frames in a task of its own: reading one must not be cut off half-way.
+fn frames(mut reader: tokio::net::unix::OwnedReadHalf) -> tokio::sync::mpsc::Receiver<Frame> {
+    let (sender, receiver) = tokio::sync::mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Ok(Some(frame)) = read_frame(&mut reader).await {
+            if sender.send(frame).await.is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// Passes one message of the client on.
+async fn input(
+    to: &mut tokio::net::unix::OwnedWriteHalf,
+    message: &[u8],
+    stdin: bool,
+    version: Version,
+) -> io::Result<()> {
+    let Some((channel, bytes)) = message.split_first() else { return Ok(()) };
+    let outcome = match *channel {
+        STDIN if stdin => {
+            let mut outcome = Ok(());
+            for piece in bytes.chunks(PIECE) {
+                outcome = outcome.and(write_frame(to, &Frame::Stdin(piece.to_vec())).await);
+            }
+            outcome
+        }
+        RESIZE => match serde_json::from_slice::<Size>(bytes) {
+            Ok(size) => write_frame(to, &Frame::Resize(size.width, size.height)).await,
+            Err(error) => {
+                tracing::debug!(%error, "terminal size");
+                Ok(())
+            }
+        },
+        CLOSE if version == Version::V5 && bytes == [STDIN] => write_frame(to, &Frame::StdinEnd).await,
+        _ => Ok(()),
+    };
+    match outcome {
+        // The process ended while the client was still sending: its exit is on the way.
+        Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
+        other => other,
+    }
+}
+
+fn success() -> Vec<u8> {
+    json!({ "metadata": {}, "status": "Success" }).to_string().into_bytes()
+}
+
+/// The status that tells the client how the process ended.
+fn exit_status(code: i32, command: Option<&[String]>) -> Vec<u8> {
+    // How an attached container ended is not the client's error.
+    let Some(command) = command.filter(|_| code != 0) else { return success() };
+    let status: Value = json!({
+        "metadata": {},
+        "status": "Failure",
+        "message": format!(
+            "command terminated with non-zero exit code: error executing command [{}], exit code {code}",
+            command.join(" ")
+        ),
+        "reason": "NonZeroExitCode",
+        "details": { "causes": [{ "reason": "ExitCode", "message": code.to_string() }] },
+    });
+    status.to_string().into_bytes()
+}
+
+fn failure(error: &ShimClientError) -> Vec<u8> {
+    let status = json!({
+        "metadata": {},
+        "status": "Failure",
+        "message": format!("Internal error occurred: error executing command in container: {error}"),
+        "reason": "InternalError",
+        "details": { "causes": [{ "message": format!("error executing command in container: {error}") }] },
+        "code": 500,
+    });
+    status.to_string().into_bytes()
+}

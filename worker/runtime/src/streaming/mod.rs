@@ -1,0 +1,114 @@
+//! The streaming server: where exec, attach and port-forward go after CRI has answered with
+//! an address. The agent's HTTPS server passes the client's upgraded connection through.
+//!
+//! An address holds a ticket of 32 random bytes that is good once and for a minute, and the
+//! server listens on a local address only. Exec and attach speak WebSocket with
+//! `v5.channel.k8s.io` or `v4.channel.k8s.io`; port-forward speaks SPDY/3.1, plain or
+//! within a WebSocket (`SPDY/3.1+portforward.k8s.io`).
+
+mod channels;
+mod http;
+mod portforward;
+mod spdy;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::shim::client::ShimClient;
+
+/// How long a ticket is good.
+const LIFETIME: Duration = Duration::from_secs(60);
+/// Tickets that may be out at a time.
+const TICKETS: usize = 4096;
+
+/// What the holder of an address may do, once.
+pub(crate) enum Ticket {
+    Exec {
+        shim: ShimClient,
+        container: String,
+        arguments: Vec<String>,
+        tty: bool,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+    },
+    Attach {
+        shim: ShimClient,
+        container: String,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+    },
+    PortForward {
+        /// The pod's network namespace; `None` for the host's.
+        namespace: Option<PathBuf>,
+    },
+}
+
+/// Tickets that are out, and where the server listens.
+pub(crate) struct Streams {
+    address: SocketAddr,
+    tickets: Mutex<BTreeMap<String, (Instant, Ticket)>>,
+}
+
+impl Streams {
+    /// Makes an address for `ticket`.
+    pub fn issue(&self, ticket: Ticket) -> String {
+        let kind = match &ticket {
+            Ticket::Exec { .. } => "exec",
+            Ticket::Attach { .. } => "attach",
+            Ticket::PortForward { .. } => "portforward",
+        };
+        let bytes: [u8; 32] = rand::random();
+        let token = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
+        let url = format!("http://{}/{kind}/{token}", self.address);
+        let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        tickets.retain(|_, (issued, _)| issued.elapsed() < LIFETIME);
+        if tickets.len() >= TICKETS
+            && let Some(oldest) =
+                tickets.iter().min_by_key(|(_, (issued, _))| *issued).map(|(token, _)| token.clone())
+        {
+            tickets.remove(&oldest);
+        }
+        tickets.insert(token, (Instant::now(), ticket));
+        url
+    }
+
+    /// Takes the ticket, if it is good.
+    fn redeem(&self, token: &str) -> Option<Ticket> {
+        let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        tickets.remove(token).filter(|(issued, _)| issued.elapsed() < LIFETIME).map(|(_, ticket)| ticket)
+    }
+}
+
+/// Starts the server in the background. It ends with `shutdown`.
+pub(crate) async fn start(address: SocketAddr, shutdown: CancellationToken) -> io::Result<Arc<Streams>> {
+    let listener = TcpListener::bind(address).await?;
+    let streams = Arc::new(Streams { address: listener.local_addr()?, tickets: Mutex::default() });
+    let serving = streams.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => drop(tokio::spawn(http::serve(serving.clone(), stream, shutdown.clone()))),
+                    Err(error) => {
+                        // Out of descriptors: wait for some to come back.
+                        tracing::warn!(%error, "streaming server");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+        }
+    });
+    Ok(streams)
+}

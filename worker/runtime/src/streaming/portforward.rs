@@ -1,0 +1,318 @@
+//! Port-forward: pairs of SPDY streams, one for data and one for the error text, each pair
+//! a TCP connection to the pod's loopback.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream as StdTcpStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use hyper::body::Bytes;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use nix::sched::{CloneFlags, setns};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+
+use super::spdy::{CANCEL, Event, Reader, Writer};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pieces of data on their way to one connection, and frames on their way to the client.
+const QUEUE: usize = 64;
+/// Connections of one client at a time.
+const CONNECTIONS: usize = 1024;
+
+/// What a connection has for the client.
+enum Outgoing {
+    Data { stream: u32, bytes: Vec<u8>, ended: bool },
+    Reset { stream: u32 },
+}
+
+/// SPDY within the binary messages of a WebSocket.
+pub(super) async fn tunnelled(socket: WebSocketStream<TokioIo<Upgraded>>, namespace: Option<PathBuf>) {
+    let (outer, inner) = tokio::io::duplex(256 << 10);
+    let (mut from_client, mut to_client) = (StreamSplit::new(socket), tokio::io::split(outer));
+    let session = tokio::spawn(run(inner, namespace));
+    let (reader, writer) = (&mut to_client.0, &mut to_client.1);
+    if let Err(error) = from_client.pump(reader, writer).await {
+        tracing::debug!(%error, "port-forward tunnel");
+    }
+    session.abort();
+}
+
+/// Both directions of a WebSocket.
+struct StreamSplit {
+    sink: futures::stream::SplitSink<WebSocketStream<TokioIo<Upgraded>>, Message>,
+    stream: futures::stream::SplitStream<WebSocketStream<TokioIo<Upgraded>>>,
+}
+
+impl StreamSplit {
+    fn new(socket: WebSocketStream<TokioIo<Upgraded>>) -> Self {
+        let (sink, stream) = socket.split();
+        Self { sink, stream }
+    }
+
+    /// Copies messages to `writer` and what `reader` gives to messages, until either ends.
+    async fn pump(
+        &mut self,
+        reader: &mut (impl AsyncRead + Unpin),
+        writer: &mut (impl AsyncWrite + Unpin),
+    ) -> io::Result<()> {
+        let Self { sink, stream } = self;
+        let incoming = async {
+            while let Some(message) = stream.next().await {
+                match message.map_err(io::Error::other)? {
+                    Message::Binary(bytes) => writer.write_all(&bytes).await?,
+                    Message::Close(_) => return Ok(()),
+                    _ => {}
+                }
+            }
+            Ok(())
+        };
+        let outgoing = async {
+            let mut buffer = vec![0; 32 << 10];
+            loop {
+                let count = reader.read(&mut buffer).await?;
+                if count == 0 {
+                    return sink.close().await.map_err(io::Error::other);
+                }
+                let message = Message::Binary(Bytes::copy_from_slice(&buffer[..count]));
+                sink.send(message).await.map_err(io::Error::other)?;
+            }
+        };
+        tokio::select! {
+            biased;
+            ended = incoming => ended,
+            ended = outgoing => ended,
+        }
+    }
+}
+
+/// Serves port-forward streams over `stream` until the client goes away.
+pub(super) async fn run(stream: impl AsyncRead + AsyncWrite + Send + 'static, namespace: Option<PathBuf>) {
+    if let Err(error) = serve(stream, namespace).await {
+        tracing::debug!(%error, "port-forward");
+    }
+}
+
+/// A pair of streams that is not complete yet.
+#[derive(Default)]
+struct Pair {
+    data: Option<u32>,
+    error: Option<u32>,
+    port: u16,
+}
+
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Send + 'static,
+    namespace: Option<PathBuf>,
+) -> io::Result<()> {
+    let (reader, writer) = tokio::io::split(stream);
+    let mut writer = Writer::new(writer)?;
+    let mut events = events(reader);
+    let (outgoing, mut queue) = mpsc::channel::<Outgoing>(QUEUE);
+    let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
+    let mut connections: BTreeMap<u32, mpsc::Sender<Vec<u8>>> = BTreeMap::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            Some(frame) = queue.recv() => match frame {
+                Outgoing::Data { stream, bytes, ended } => writer.data(stream, &bytes, ended).await?,
+                Outgoing::Reset { stream } => writer.reset(stream, CANCEL).await?,
+            },
+            Some(_) = tasks.join_next() => {}
+            event = events.recv() => match event {
+                None | Some(Event::GoAway) => return Ok(()),
+                Some(Event::Ping(id)) => writer.pong(id).await?,
+                Some(Event::Reset { stream }) => drop(connections.remove(&stream)),
+                Some(Event::Data { stream, bytes, ended }) => {
+                    if let Some(connection) = connections.get(&stream)
+                        && !bytes.is_empty()
+                        && !forward(connection, bytes, &mut queue, &mut writer).await?
+                    {
+                        connections.remove(&stream);
+                    }
+                    if ended {
+                        connections.remove(&stream);
+                    }
+                }
+                Some(Event::Open { stream, headers }) => {
+                    if tasks.len() >= CONNECTIONS {
+                        writer.reset(stream, CANCEL).await?;
+                        continue;
+                    }
+                    writer.reply(stream).await?;
+                    if let Some((data, error, port)) = complete(&mut pairs, stream, &headers) {
+                        let (sender, receiver) = mpsc::channel(QUEUE);
+                        connections.insert(data, sender);
+                        tasks.spawn(connection(port, namespace.clone(), (data, error), receiver, outgoing.clone()));
+                    }
+                }
+            },
+        }
+    }
+}
+
+/// Hands data to a connection; while that is busy, what comes back is written, or both
+/// sides would wait for each other. False if the connection is gone.
+async fn forward<W: AsyncWrite + Unpin>(
+    to: &mpsc::Sender<Vec<u8>>,
+    bytes: Vec<u8>,
+    queue: &mut mpsc::Receiver<Outgoing>,
+    writer: &mut Writer<W>,
+) -> io::Result<bool> {
+    let permit = to.reserve();
+    tokio::pin!(permit);
+    loop {
+        tokio::select! {
+            biased;
+            permit = &mut permit => match permit {
+                Ok(permit) => {
+                    permit.send(bytes);
+                    return Ok(true);
+                }
+                Err(_) => return Ok(false),
+            },
+            Some(frame) = queue.recv() => match frame {
+                Outgoing::Data { stream, bytes, ended } => writer.data(stream, &bytes, ended).await?,
+                Outgoing::Reset { stream } => writer.reset(stream, CANCEL).await?,
+            },
+        }
+    }
+}
+
+fn events(reader: impl AsyncRead + Unpin + Send + 'static) -> mpsc::Receiver<Event> {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    tokio::spawn(async move {
+        let mut reader = Reader::new(reader);
+        loop {
+            match reader.next().await {
+                Ok(Some(event)) => {
+                    if sender.send(event).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::debug!(%error, "port-forward frame");
+                    return;
+                }
+            }
+        }
+    });
+    receiver
+}
+
+/// Notes a stream, and returns data stream, error stream and port once both of a pair are there.
+fn complete(
+    pairs: &mut BTreeMap<String, Pair>,
+    stream: u32,
+    headers: &[(String, String)],
+) -> Option<(u32, u32, u16)> {
+    let get =
+        |name: &str| headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str());
+    // Without a request id, the error stream comes right before its data stream.
+    let error = get("streamtype") == Some("error");
+    let fallback = if error { stream } else { stream.saturating_sub(2) };
+    let id = get("requestid").map_or_else(|| fallback.to_string(), str::to_owned);
+    let pair = pairs.entry(id.clone()).or_default();
+    pair.port = get("port").and_then(|p| p.parse().ok()).unwrap_or(pair.port);
+    match error {
+        true => pair.error = Some(stream),
+        false => pair.data = Some(stream),
+    }
+    let (data, error, port) = (pair.data?, pair.error?, pair.port);
+    pairs.remove(&id);
+    Some((data, error, port))
+}
+
+/// One connection, from its making to its end.
+async fn connection(
+    port: u16,
+    namespace: Option<PathBuf>,
+    (data, error): (u32, u32),
+    mut input: mpsc::Receiver<Vec<u8>>,
+    outgoing: mpsc::Sender<Outgoing>,
+) {
+    let connected = tokio::task::spawn_blocking(move || connect(port, namespace.as_deref())).await;
+    let connected = connected.map_err(io::Error::other).and_then(|c| c).and_then(|stream| {
+        stream.set_nonblocking(true)?;
+        TcpStream::from_std(stream)
+    });
+    let outcome = match connected {
+        Ok(stream) => copy(stream, data, &mut input, &outgoing).await,
+        Err(e) => {
+            Err(io::Error::other(format!("failed to connect to localhost:{port} inside namespace: {e}")))
+        }
+    };
+    let failed = outcome.is_err();
+    let text = outcome
+        .err()
+        .map(|e| format!("error forwarding port {port} to pod: {e}").into_bytes())
+        .unwrap_or_default();
+    // If nobody takes these, the client is gone.
+    let _ = outgoing.send(Outgoing::Data { stream: error, bytes: text, ended: true }).await;
+    if failed {
+        let _ = outgoing.send(Outgoing::Reset { stream: data }).await;
+    }
+}
+
+async fn copy(
+    stream: TcpStream,
+    data: u32,
+    input: &mut mpsc::Receiver<Vec<u8>>,
+    outgoing: &mpsc::Sender<Outgoing>,
+) -> io::Result<()> {
+    let (mut reader, mut writer) = stream.into_split();
+    let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the client is gone");
+    let to_pod = async {
+        while let Some(bytes) = input.recv().await {
+            writer.write_all(&bytes).await?;
+        }
+        writer.shutdown().await
+    };
+    let from_pod = async {
+        let mut buffer = vec![0; 32 << 10];
+        loop {
+            let count = reader.read(&mut buffer).await?;
+            let frame = Outgoing::Data { stream: data, bytes: buffer[..count].to_vec(), ended: count == 0 };
+            outgoing.send(frame).await.map_err(|_| gone())?;
+            if count == 0 {
+                return Ok(());
+            }
+        }
+    };
+    // The pod's side decides: once it is done there is nothing left to send to.
+    tokio::pin!(to_pod, from_pod);
+    tokio::select! {
+        biased;
+        ended = &mut from_pod => ended,
+        ended = &mut to_pod => {
+            ended?;
+            from_pod.await
+        }
+    }
+}
+
+/// Connects to the port on the pod's loopback: a socket belongs to the namespace that it
+/// was made in, so a thread that lives in the pod's for a moment makes it. Blocks.
+fn connect(port: u16, namespace: Option<&Path>) -> io::Result<StdTcpStream> {
+    let namespace = namespace.map(File::open).transpose()?;
+    let thread = std::thread::Builder::new().name("port-forward".into()).spawn(move || {
+        if let Some(namespace) = namespace {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        }
+        let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        StdTcpStream::connect_timeout(&v4, CONNECT_TIMEOUT).or_else(|error| {
+            let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+            StdTcpStream::connect_timeout(&v6, CONNECT_TIMEOUT).map_err(|_| error)
+        })
+    })?;
+    thread.join().map_err(|_| io::Error::other("the connecting thread died"))?
+}
