@@ -78,18 +78,20 @@ impl Consensus {
         self.change(Change::TransferLeader(to), deadline).await.map(|_| ())
     }
 
-    /// All masters, voters and learners, as far as is known here.
+    /// All masters, voters and learners, as far as is known here. In the middle of
+    /// a change of voters only those count as voters who vote before and after it:
+    /// until it ends, the old set alone can still decide.
     pub fn members(&self) -> Vec<Member> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let voters: BTreeSet<NodeId> = metrics.membership_config.voter_ids().collect();
+        let sets = metrics.membership_config.get_joint_config();
         let leader = metrics.current_leader;
         let member = |(id, info): (&NodeId, &MasterAddress)| Member {
             id: *id,
             name: info.name.clone(),
             peer_address: info.peer_address.clone(),
             api_address: info.api_address.clone(),
-            voter: voters.contains(id),
+            voter: sets.iter().all(|set| set.contains(id)),
             leader: leader == Some(*id),
         };
         metrics.membership_config.nodes().map(member).collect()

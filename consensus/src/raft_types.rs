@@ -73,6 +73,10 @@ impl Proposal {
         Ok(Self { encoded: codec::encode("proposal", content)?.into() })
     }
 
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.encoded.len()
+    }
+
     pub(crate) fn decode(&self) -> storage::Result<Content> {
         codec::decode("proposal", &self.encoded)
     }

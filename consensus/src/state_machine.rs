@@ -15,8 +15,10 @@ use tokio::sync::watch;
 
 use crate::raft_types::{Content, LogId, Outcome, SnapshotData, SnapshotMeta, StoredMembership, TypeConfig};
 
-/// Entries applied in one write to the backend.
+/// Entries applied in one write to the backend, in number and in bytes (or one
+/// larger entry).
 const APPLY_ENTRIES: usize = 64;
+const APPLY_BYTES: usize = 4 * 1024 * 1024;
 
 pub(crate) type RaftSnapshot = Snapshot<
     openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig>,
@@ -113,10 +115,15 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
     {
         let mut batch = Vec::new();
-        while let Some(entry) = entries.try_next().await? {
-            batch.push(entry);
-            if batch.len() == APPLY_ENTRIES {
+        let mut bytes = 0;
+        while let Some((entry, responder)) = entries.try_next().await? {
+            if let EntryPayload::Normal(proposal) = &entry.payload {
+                bytes += proposal.size_bytes();
+            }
+            batch.push((entry, responder));
+            if batch.len() == APPLY_ENTRIES || bytes >= APPLY_BYTES {
                 self.apply_batch(std::mem::take(&mut batch)).map_err(other)?;
+                bytes = 0;
             }
         }
         if batch.is_empty() {

@@ -12,6 +12,7 @@ use proto_env::{CancellationToken, Env, Listener, MASTERS_ORGANIZATION, Network,
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use storage::{Mutation, Precondition, Txn, TxnOutcome};
 use tonic::transport::Server;
+use tracing_subscriber::EnvFilter;
 
 use crate::*;
 
@@ -115,6 +116,9 @@ impl Master {
 impl Cluster {
     /// A cluster of one that leads.
     pub async fn one() -> Self {
+        // What happened, for a test that failed: RUST_LOG=openraft=info,consensus=info.
+        let logging = tracing_subscriber::fmt().with_env_filter(EnvFilter::from_default_env());
+        let _ = logging.with_test_writer().try_init();
         let ms = Duration::from_millis;
         let mut cluster = Self {
             authority: Authority::new(),
