@@ -1,7 +1,7 @@
 //! "This is durable", in one place. sled 0.34.7's `flush()` calls
 //! `sync_file_range`, which does not wait for the disk's cache or for metadata,
-//! and values above about 128 KiB lie in blob files that it never syncs. So
-//! every file and directory of the database is synced after its flush. Called
+//! and pages above about 128 KiB would lie in blob files that it never syncs
+//! (`backend/sled.rs` makes none). So every file and directory of the database is synced after its flush. Called
 //! before a log purge, before a snapshot is reported and before a staged state
 //! takes the place of the old one.
 

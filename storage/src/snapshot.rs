@@ -243,10 +243,9 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if let Some(name) = self.name.take()
-            && let Err(error) = self.home.discard(&name)
-        {
-            tracing::warn!(%error, name, "an abandoned snapshot stays on disk until the next start");
+        // Not adopted: abandoned.
+        if self.name.is_some() {
+            self.backend.retire();
         }
     }
 }

@@ -63,6 +63,10 @@ impl Backend for MemoryBackend {
         state.synced = state.written.clone();
         Ok(())
     }
+
+    fn retire(&self) {
+        *lock(&self.state) = State::default();
+    }
 }
 
 // === impl MemoryHome ===
@@ -101,14 +105,6 @@ impl Home for MemoryHome {
         }
         let replaced = std::mem::replace(&mut inner.current, name.to_owned());
         inner.states.remove(&replaced);
-        Ok(())
-    }
-
-    fn discard(&self, name: &str) -> Result<()> {
-        let mut inner = lock(&self.inner);
-        if inner.current != name {
-            inner.states.remove(name);
-        }
         Ok(())
     }
 }

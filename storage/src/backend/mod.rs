@@ -47,6 +47,9 @@ pub trait Backend: Send + Sync + 'static {
     fn write(&self, batch: Batch) -> Result<()>;
     /// Makes every batch written before it durable.
     fn sync(&self) -> Result<()>;
+    /// Nobody wants this state any more: what it holds on disk goes with the last
+    /// reference to it, or, after a crash, when the home is opened again.
+    fn retire(&self);
 }
 
 /// The place where a store keeps its states: the current one, and one that a
@@ -59,8 +62,6 @@ pub trait Home: Send + Sync + 'static {
     /// Makes a staged state, which must be synced, the current one: durably, and
     /// so that a crash leaves either.
     fn adopt(&self, name: &str) -> Result<()>;
-    /// Removes a staged state that nobody wants, or the one replaced.
-    fn discard(&self, name: &str) -> Result<()>;
 }
 
 // === impl Batch ===

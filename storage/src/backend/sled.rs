@@ -1,9 +1,16 @@
 //! States in sled, encrypted: a record's key on disk is a keyed hash, its value
 //! seals the real key and value together. A home is a directory with one
 //! database directory per state and a file `CURRENT` that names the one in use.
+//!
+//! Values are cut into pieces, so that no page grows to where sled 0.34.7 puts
+//! it into a file of its own (a blob): such files are never synced by it, and
+//! when one cannot be written (the disk is full), sled waits for ever and holds
+//! up every other database of the process.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proto_env::Disk;
 
@@ -14,6 +21,9 @@ use crate::{Error, Result, codec, io};
 
 /// Page cache of sled, in bytes. Live objects are in memory already.
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
+/// The most bytes of a value in sled. Some sixteen of them share a page; one of
+/// 128 KiB would be a blob.
+const PIECE_BYTES: usize = 4 * 1024;
 const CURRENT: &str = "CURRENT";
 
 /// A directory of sled databases.
@@ -25,7 +35,9 @@ pub struct SledHome {
 
 /// One database.
 pub struct SledBackend {
-    database: sled::Db,
+    /// There until this is dropped.
+    database: Option<sled::Db>,
+    retired: AtomicBool,
     directory: PathBuf,
     sealer: Arc<Sealer>,
     disk: Arc<dyn Disk>,
@@ -63,7 +75,8 @@ impl SledHome {
         let database =
             sled::Config::new().path(&directory).cache_capacity(CACHE_BYTES).flush_every_ms(None).open()?;
         let (sealer, disk) = (self.sealer.clone(), self.disk.clone());
-        Ok(Arc::new(SledBackend { database, directory, sealer, disk }))
+        let (database, retired) = (Some(database), AtomicBool::new(false));
+        Ok(Arc::new(SledBackend { database, retired, directory, sealer, disk }))
     }
 }
 
@@ -80,7 +93,7 @@ impl Home for SledHome {
             }
         };
         for name in self.states()?.iter().filter(|name| **name != current) {
-            self.discard(name)?;
+            self.disk.remove_dir_all(&self.directory.join(name)).map_err(io("removing a state"))?;
         }
         self.database(&current)
     }
@@ -96,13 +109,6 @@ impl Home for SledHome {
     fn adopt(&self, name: &str) -> Result<()> {
         let path = self.directory.join(CURRENT);
         self.disk.replace(&path, name.as_bytes()).map_err(io("replacing CURRENT"))
-    }
-
-    fn discard(&self, name: &str) -> Result<()> {
-        if self.current()?.as_deref() == Some(name) {
-            return Ok(());
-        }
-        self.disk.remove_dir_all(&self.directory.join(name)).map_err(io("removing a state"))
     }
 }
 
@@ -121,6 +127,10 @@ fn table_of(byte: u8) -> Option<Table> {
 }
 
 impl SledBackend {
+    fn database(&self) -> Result<&sled::Db> {
+        self.database.as_ref().ok_or_else(|| damaged("its database is closed"))
+    }
+
     /// The table's letter, then a keyed hash of table and key.
     fn disk_key(&self, table: Table, key: &[u8]) -> Vec<u8> {
         let letter = table_byte(table);
@@ -132,15 +142,77 @@ impl SledBackend {
     }
 }
 
+fn damaged(reason: &str) -> Error {
+    Error::Damaged { what: "an object store record", reason: reason.to_owned() }
+}
+
+/// Where a piece lies: pieces of one record are neighbours, in order.
+fn piece_key(disk_key: &[u8], number: u32) -> Vec<u8> {
+    let mut key = disk_key.to_vec();
+    key.extend_from_slice(&number.to_be_bytes());
+    key
+}
+
+/// How many pieces the first one says there are, and its own bytes.
+fn first_piece(piece: &[u8]) -> Result<(u32, &[u8])> {
+    let (count, bytes) = piece.split_first_chunk::<4>().ok_or_else(|| damaged("its head is too short"))?;
+    Ok((u32::from_be_bytes(*count), bytes))
+}
+
+/// A batch in pieces.
+struct Pieces<'a> {
+    database: &'a sled::Db,
+    batch: sled::Batch,
+    /// How many pieces the records written so far have.
+    counts: BTreeMap<Vec<u8>, u32>,
+}
+
+impl Pieces<'_> {
+    /// Replaces a record by `sealed`, or by nothing.
+    fn replace(&mut self, disk_key: Vec<u8>, sealed: Option<&[u8]>) -> Result<()> {
+        let before = match self.counts.get(&disk_key) {
+            Some(count) => *count,
+            None => match self.database.get(piece_key(&disk_key, 0))? {
+                Some(first) => first_piece(&first)?.0,
+                None => 0,
+            },
+        };
+        let chunks: Vec<&[u8]> = sealed.map_or(Vec::new(), |sealed| sealed.chunks(PIECE_BYTES).collect());
+        let count = u32::try_from(chunks.len()).map_err(|_| Error::TooLarge { what: "a record" })?;
+        for (number, chunk) in (0..).zip(chunks) {
+            let head = if number == 0 { count.to_be_bytes().to_vec() } else { Vec::new() };
+            self.batch.insert(piece_key(&disk_key, number), [&head, chunk].concat());
+        }
+        for number in count..before {
+            self.batch.remove(piece_key(&disk_key, number));
+        }
+        self.counts.insert(disk_key, count);
+        Ok(())
+    }
+}
+
 impl Backend for SledBackend {
     fn load(&self, visit: Visitor<'_>) -> Result<()> {
-        for record in self.database.iter() {
-            let (disk_key, sealed) = record?;
-            let table = disk_key.first().copied().and_then(table_of).ok_or_else(|| Error::Damaged {
-                what: "an object store record",
-                reason: "it is in no known table".to_owned(),
-            })?;
-            let plain = self.sealer.open("an object store record", &disk_key, &sealed)?;
+        let mut pieces = self.database()?.iter();
+        while let Some(piece) = pieces.next() {
+            let (key, first) = piece?;
+            let (disk_key, number) =
+                key.split_last_chunk::<4>().ok_or_else(|| damaged("its key is too short"))?;
+            if *number != [0; 4] {
+                return Err(damaged("its first piece is missing"));
+            }
+            let table = disk_key.first().copied().and_then(table_of);
+            let table = table.ok_or_else(|| damaged("it is in no known table"))?;
+            let (count, bytes) = first_piece(&first)?;
+            let mut sealed = bytes.to_vec();
+            for number in 1..count {
+                let (key, bytes) = pieces.next().ok_or_else(|| damaged("its end is missing"))??;
+                if *key != *piece_key(disk_key, number) {
+                    return Err(damaged("a piece is missing"));
+                }
+                sealed.extend_from_slice(&bytes);
+            }
+            let plain = self.sealer.open("an object store record", disk_key, &sealed)?;
             let (key, value): (Vec<u8>, Vec<u8>) = codec::decode("an object store record", &plain)?;
             visit(table, &key, value)?;
         }
@@ -148,22 +220,40 @@ impl Backend for SledBackend {
     }
 
     fn write(&self, batch: Batch) -> Result<()> {
-        let mut changes = sled::Batch::default();
+        let database = self.database()?;
+        let mut pieces = Pieces { database, batch: sled::Batch::default(), counts: BTreeMap::new() };
         for change in batch.changes {
             let disk_key = self.disk_key(change.table, &change.key);
-            match change.value {
+            let sealed = match change.value {
                 Some(value) => {
                     let plain = codec::encode("an object store record", &(change.key, value))?;
-                    let sealed = self.sealer.seal(&disk_key, &plain)?;
-                    changes.insert(disk_key, sealed);
+                    Some(self.sealer.seal(&disk_key, &plain)?)
                 }
-                None => changes.remove(disk_key),
-            }
+                None => None,
+            };
+            pieces.replace(disk_key, sealed.as_deref())?;
         }
-        Ok(self.database.apply_batch(changes)?)
+        Ok(database.apply_batch(pieces.batch)?)
     }
 
     fn sync(&self) -> Result<()> {
-        durable(self.disk.as_ref(), &self.database, &self.directory)
+        durable(self.disk.as_ref(), self.database()?, &self.directory)
+    }
+
+    fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for SledBackend {
+    /// Closes the database before its files are removed: sled writes what is left
+    /// when it is closed.
+    fn drop(&mut self) {
+        drop(self.database.take());
+        if self.retired.load(Ordering::Acquire)
+            && let Err(error) = self.disk.remove_dir_all(&self.directory)
+        {
+            tracing::warn!(%error, directory = %self.directory.display(), "a state stays on disk until the next start");
+        }
     }
 }

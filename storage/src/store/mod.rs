@@ -143,7 +143,7 @@ impl Store {
         let mut backend = lock(&self.backend);
         let (revision, applied) = (staged.revision, staged.applied);
         let (adopted, objects, recent) = staged.staging.adopt()?;
-        *backend = adopted;
+        std::mem::replace(&mut *backend, adopted).retire();
         let replaced = {
             let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
             let mut history = self.history.write().unwrap_or_else(PoisonError::into_inner);

@@ -361,6 +361,45 @@ fn a_snapshot_cut_short_or_changed_is_refused_and_leaves_the_store_alone() {
     assert!(target.store.get("/mine").is_some());
 }
 
+/// Removed before it was closed, a state's database waited for ever, and with it
+/// every write of the process.
+#[test]
+fn states_that_are_abandoned_or_replaced_leave_the_disk_and_hold_up_nothing() {
+    let (done, finished) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut source = Applier::memory();
+        for number in 0..20 {
+            source.put(&format!("/registry/core/secrets/ns/{number}"), &"v".repeat(200_000));
+        }
+        let frames: Vec<Bytes> = source.store.view().frames().map(Result::unwrap).collect();
+        let directory = tempfile::tempdir().unwrap();
+        let states = || {
+            let entries = std::fs::read_dir(directory.path()).unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.filter(|name| name.starts_with("state-")).collect::<Vec<_>>()
+        };
+        let store = Store::open(directory.path(), &DataKey::new([3; 32]), &env(), Limits::default()).unwrap();
+        let mut target = Applier { store, index: 0, term: 1 };
+        for part in 1..=3 {
+            let mut staging = target.store.stage().unwrap();
+            frames[..part].iter().for_each(|frame| staging.push(frame).unwrap());
+            // Its files go while it is still written to.
+            let staged = states().into_iter().find(|name| name != "state-1").unwrap();
+            std::fs::remove_dir_all(directory.path().join(staged)).unwrap();
+            let _ = frames[part..].iter().try_for_each(|frame| staging.push(frame));
+            drop(staging);
+            assert_eq!(states(), ["state-1"]);
+            target.put("/mine", "1");
+        }
+        let mut staging = target.store.stage().unwrap();
+        frames.iter().for_each(|frame| staging.push(frame).unwrap());
+        target.store.install(staging.finish().unwrap()).unwrap();
+        assert_eq!(states().len(), 1);
+        done.send(()).unwrap();
+    });
+    assert_eq!(finished.recv_timeout(Duration::from_secs(120)), Ok(()), "a state was not closed");
+}
+
 #[test]
 fn digests_agree_at_one_revision_however_it_was_reached() {
     let mut one = Applier::memory();
