@@ -74,7 +74,6 @@ async fn kubectl_works_as_against_a_stock_cluster() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a namespace with a running Deployment took over 60 s to go; open, see the closing note"]
 async fn kubectl_deletes_and_drains() -> Result<()> {
     let bench = Bench::new().await?;
     bench.kubectl("create configmap c --from-literal=edited=2")?;
