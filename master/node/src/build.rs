@@ -30,6 +30,8 @@ use crate::liveness::Liveness;
 use crate::peer::LivenessService;
 use crate::pki::{self, ClusterKeys, Issued, KeyFiles, Subject};
 
+/// Bound on closing log and objects.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Names every API server answers to.
 const API_NAMES: [&str; 6] = [
     "kubernetes",
@@ -292,7 +294,10 @@ impl Master {
             () = leader.run() => Ok(()),
         };
         self.env.shutdown.cancel();
-        self.consensus.shutdown().await;
+        // A disk that has failed may never answer; the log has what was acknowledged.
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, self.consensus.shutdown()).await.is_err() {
+            tracing::error!("the object store did not close in time; this master ends without it");
+        }
         result
     }
 

@@ -59,8 +59,35 @@ fn config(root: &Path, socket: &Path) -> AgentConfig {
     let (_, serving) = watch::channel(Arc::new(tls));
     let mut config = AgentConfig::new("node1", [127, 0, 0, 1].into(), socket, root.join("agent"), serving);
     config.listen = ([127, 0, 0, 1], 0).into();
-    config.cgroup_root = format!("/ephor-agent-test-{}", std::process::id());
+    config.cgroup_root = cgroup_root();
     config
+}
+
+fn cgroup_root() -> String {
+    format!("/ephor-agent-test-{}", std::process::id())
+}
+
+/// Takes the agent's cgroups away: the agent keeps them for its next start.
+struct Cgroups;
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        fn remove(directory: &Path) {
+            let children = std::fs::read_dir(directory).into_iter().flatten().flatten();
+            children.map(|child| child.path()).filter(|path| path.is_dir()).for_each(|path| remove(&path));
+            if let Err(error) = std::fs::remove_dir(directory) {
+                eprintln!("{} is left: {error}", directory.display());
+            }
+        }
+        let mount = Path::new("/sys/fs/cgroup");
+        let hierarchies = std::fs::read_dir(mount).into_iter().flatten().flatten().map(|entry| entry.path());
+        for hierarchy in hierarchies.chain([mount.to_owned()]) {
+            let root = hierarchy.join(cgroup_root().trim_start_matches('/'));
+            if root.is_dir() {
+                remove(&root);
+            }
+        }
+    }
 }
 
 /// The HTTPS server is not part of this test.
@@ -79,6 +106,8 @@ async fn a_pod_runs_survives_a_restart_of_the_agent_and_leaves_nothing() {
     // Only the first test of a process can set it.
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     let dir = tempfile::tempdir().expect("a directory");
+    // Before containerd, so that it goes after it.
+    let _cgroups = Cgroups;
     let containerd = match Containerd::start(dir.path()) {
         Ok(containerd) => containerd,
         Err(reason) => {
