@@ -244,8 +244,8 @@ impl Consensus {
     /// Whether a change of voters was begun and not ended.
     fn is_joint(&self) -> bool {
         let metrics = self.raft.metrics();
-        let joint = metrics.borrow_watched().membership_config.get_joint_config().len() > 1;
-        joint
+        let membership = metrics.borrow_watched().membership_config.clone();
+        membership.get_joint_config().len() > 1
     }
 
     /// Learners that have nearly all of this leader's log, in the order of ids.

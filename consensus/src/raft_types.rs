@@ -65,7 +65,7 @@ pub enum SnapshotData {
     /// A view of the local store.
     View(SnapshotView),
     /// A state that waits to be installed.
-    Staged(Staged),
+    Staged(Box<Staged>),
 }
 
 impl Proposal {

@@ -138,7 +138,7 @@ impl RaftRpc for RaftService {
         let chunks = request.into_inner();
         let (vote, meta, staged) = snapshot::receive(&self.0.store, &self.0.cluster_id, chunks).await?;
         tracing::info!(revision = staged.revision(), "installing a snapshot");
-        let snapshot = Snapshot { meta, snapshot: SnapshotData::Staged(staged) };
+        let snapshot = Snapshot { meta, snapshot: SnapshotData::Staged(Box::new(staged)) };
         self.answer(&self.0.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?)
     }
 

@@ -144,7 +144,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if last != meta.last_log_id {
             return Err(io::Error::other("the snapshot is of another log entry than its header says"));
         }
-        self.store.install(staged).map_err(other)?;
+        self.store.install(*staged).map_err(other)?;
         self.last = last;
         self.membership = membership;
         let index = last.map_or(0, |last| last.index);

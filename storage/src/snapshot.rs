@@ -66,6 +66,13 @@ pub struct Staged {
     pub(crate) applied: Vec<u8>,
 }
 
+/// The parts of a state that has become the current one.
+pub(crate) struct Adopted {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) objects: BTreeMap<Arc<str>, Arc<Object>>,
+    pub(crate) recent: Recent,
+}
+
 /// Adds an object to a digest.
 pub(crate) fn digest_object(hasher: &mut blake3::Hasher, object: &Object) {
     for part in [object.key.as_bytes(), &object.value] {
@@ -229,7 +236,7 @@ impl Staging {
     }
 
     /// Makes the state current and gives its parts to the store.
-    pub(crate) fn adopt(mut self) -> Result<(Arc<dyn Backend>, BTreeMap<Arc<str>, Arc<Object>>, Recent)> {
+    pub(crate) fn adopt(mut self) -> Result<Adopted> {
         if let Some(name) = self.name.take() {
             self.home.adopt(&name)?;
         }
@@ -237,7 +244,8 @@ impl Staging {
         for (index, outcomes) in std::mem::take(&mut self.recent) {
             recent.restore(index, outcomes);
         }
-        Ok((self.backend.clone(), std::mem::take(&mut self.objects), recent))
+        let objects = std::mem::take(&mut self.objects);
+        Ok(Adopted { backend: self.backend.clone(), objects, recent })
     }
 }
 

@@ -131,7 +131,7 @@ impl MasterConfig {
         if self.join.is_some() && self.token.is_none() {
             return Err(Error::JoinWithoutToken);
         }
-        if self.masters != 0 && self.masters % 2 == 0 {
+        if self.masters != 0 && self.masters.is_multiple_of(2) {
             return Err(Error::EvenMasters(self.masters));
         }
         if self.masters > 7 {

@@ -62,7 +62,7 @@ pub struct LivenessService {
 
 impl LivenessService {
     fn ack(consensus: &Consensus, sequence: u64) -> BeatAck {
-        let leadership = consensus.leadership().borrow().clone();
+        let leadership = *consensus.leadership().borrow();
         let members = wire_members(consensus);
         let leader = members.iter().find(|m| Some(m.id) == leadership.leader);
         BeatAck {

@@ -24,7 +24,7 @@ use crate::backend::sled::SledHome;
 use crate::backend::{Backend, Home, Table};
 use crate::crypto::{DataKey, Sealer};
 use crate::recent::Recent;
-use crate::snapshot::{SnapshotView, Staged, Staging};
+use crate::snapshot::{Adopted, SnapshotView, Staged, Staging};
 use crate::watch::History;
 use crate::{Object, Result, Revision};
 
@@ -142,7 +142,7 @@ impl Store {
     pub fn install(&self, staged: Staged) -> Result<()> {
         let mut backend = lock(&self.backend);
         let (revision, applied) = (staged.revision, staged.applied);
-        let (adopted, objects, recent) = staged.staging.adopt()?;
+        let Adopted { backend: adopted, objects, recent } = staged.staging.adopt()?;
         std::mem::replace(&mut *backend, adopted).retire();
         let replaced = {
             let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);

@@ -56,10 +56,10 @@ fn members(id: StructId, data: &[u8], depth: usize) -> Result<Members, Error> {
                 Some((_, _, Slot::Embedded(_, joined))) => joined.to_mut().extend_from_slice(bytes),
                 _ => slots.push((tag, "", Slot::Embedded(*inner, Cow::Borrowed(bytes)))),
             }
-        } else if let Some(field) = of.fields.iter().find(|f| f.tag == tag && f.owner == id) {
-            if let Some(first) = add(seen.map(|(_, _, slot)| slot), field, wire, depth)? {
-                slots.push((tag, field.name, first));
-            }
+        } else if let Some(field) = of.fields.iter().find(|f| f.tag == tag && f.owner == id)
+            && let Some(first) = add(seen.map(|(_, _, slot)| slot), field, wire, depth)?
+        {
+            slots.push((tag, field.name, first));
         }
     }
     let mut out = Members::with_capacity(slots.len());
