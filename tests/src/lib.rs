@@ -13,3 +13,11 @@ pub mod wait;
 
 pub use cluster::{Cluster, How};
 pub use wait::{eventually, eventually_within};
+
+/// Checks that an output contains every one of some texts.
+pub fn says(output: &str, wanted: &[&str]) -> anyhow::Result<()> {
+    for text in wanted {
+        anyhow::ensure!(output.contains(text), "expected {text:?} in:\n{output}");
+    }
+    Ok(())
+}

@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tests::{Cluster, eventually};
+use tests::{Cluster, eventually, says};
 
 /// A namespace of its own on the cluster of this file.
 struct Bench {
@@ -51,13 +51,6 @@ impl Bench {
         ensure!(!names.is_empty(), "no pod");
         Ok(names)
     }
-}
-
-fn says(output: &str, wanted: &[&str]) -> Result<()> {
-    for text in wanted {
-        ensure!(output.contains(text), "expected {text:?} in:\n{output}");
-    }
-    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
