@@ -13,6 +13,9 @@ use crate::raft_types::MasterAddress;
 use crate::types::NodeId;
 
 const IDENTITY_FILE: &str = "consensus.json";
+/// Where the log lies in the data directory, and the objects.
+pub(crate) const LOG_DIRECTORY: &str = "log";
+pub(crate) const OBJECTS_DIRECTORY: &str = "objects";
 
 /// Everything [`crate::Consensus::start`] needs to know.
 ///
@@ -40,6 +43,9 @@ pub struct ConsensusConfig {
     pub election_min: Duration,
     /// Greatest election timeout, and the lease of a leader.
     pub election_max: Duration,
+    /// Bytes of the log above which a snapshot is taken and the log purged,
+    /// however few entries they are.
+    pub log_bytes: u64,
 }
 
 /// Between heartbeats.
@@ -48,6 +54,9 @@ pub const DEFAULT_HEARTBEAT: Duration = Duration::from_millis(50);
 pub const DEFAULT_ELECTION_MIN: Duration = Duration::from_millis(100);
 /// Greatest election timeout.
 pub const DEFAULT_ELECTION_MAX: Duration = Duration::from_millis(250);
+
+/// Bytes of the log above which it is purged early.
+pub const DEFAULT_LOG_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Who a master is: kept in its data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +79,24 @@ impl Identity {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::Config(format!("{}: {error}", path.display()))),
         }
+    }
+
+    /// Checks that a `data_dir` that belongs to this identity is whole. A voter
+    /// whose log has gone, which knows neither its vote nor what it has
+    /// acknowledged, must not come back under its id.
+    pub(crate) fn check(&self, data_dir: &Path, disk: &dyn Disk) -> Result<(), Error> {
+        if Self::load(data_dir, disk)?.as_ref() != Some(self) {
+            return Ok(());
+        }
+        for directory in [LOG_DIRECTORY, OBJECTS_DIRECTORY] {
+            if !disk.list(&data_dir.join(directory)).is_ok_and(|names| !names.is_empty()) {
+                return Err(Error::Config(format!(
+                    "{} has lost its {directory}: remove the data directory and join again",
+                    data_dir.display()
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Checks that `data_dir` belongs to this identity, or makes it so.

@@ -15,7 +15,7 @@ use storage::{DataKey, Limits, Sealer, Store};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::{ConsensusConfig, Identity};
+use crate::config::{ConsensusConfig, Identity, LOG_DIRECTORY, OBJECTS_DIRECTORY};
 use crate::leadership::{self, Contact};
 use crate::log_store::LogStore;
 use crate::network::Peers;
@@ -38,6 +38,8 @@ pub struct Consensus {
     pub(crate) info: MasterAddress,
     /// The lease of a leader.
     pub(crate) lease: Duration,
+    /// Bytes of the log above which it is purged early.
+    pub(crate) log_bytes: u64,
     pub(crate) env: Env,
     pub(crate) raft: Raft,
     pub(crate) store: Arc<Store>,
@@ -62,8 +64,10 @@ impl Consensus {
     /// Serve [`Consensus::raft_service`] on the peer port right after.
     pub async fn start(config: ConsensusConfig, env: Env) -> Result<Arc<Self>, Error> {
         let identity = Identity { node_id: config.node_id, cluster_id: config.cluster_id.clone() };
-        identity.claim(&config.data_dir, env.disk.as_ref())?;
+        identity.check(&config.data_dir, env.disk.as_ref())?;
         let (store, log) = open(&config, &env).await?;
+        // Once log and objects are there: from now on they must be.
+        identity.claim(&config.data_dir, env.disk.as_ref())?;
         let durable = Arc::new(AtomicU64::new(0));
         let state_machine = StateMachine::new(store.clone(), durable.clone())?;
         let applied_index = state_machine.applied_index();
@@ -82,6 +86,7 @@ impl Consensus {
             cluster_id: config.cluster_id,
             info: config.address,
             lease: config.election_max,
+            log_bytes: config.log_bytes,
             stop: env.shutdown.child_token(),
             env,
             raft,
@@ -188,11 +193,12 @@ impl Consensus {
 async fn open(config: &ConsensusConfig, env: &Env) -> Result<(Arc<Store>, Arc<Log>), Error> {
     let (config, env) = (config.clone(), env.clone());
     let opened = tokio::task::spawn_blocking(move || {
-        let objects = config.data_dir.join("objects");
+        let objects = config.data_dir.join(OBJECTS_DIRECTORY);
         let key = DataKey::new(config.data_key);
         let store = Store::open(&objects, &key, &env, Limits::default())?;
         let sealer = Sealer::new(&key, "log", env.random.clone());
-        let log = Log::open(&config.data_dir.join("log"), sealer, env.disk.clone(), Default::default())?;
+        let log =
+            Log::open(&config.data_dir.join(LOG_DIRECTORY), sealer, env.disk.clone(), Default::default())?;
         Ok::<_, storage::Error>((store, log))
     });
     Ok(opened.await.map_err(|error| Error::Raft(error.to_string()))??)

@@ -18,8 +18,6 @@ use crate::types::Leadership;
 const TICK: Duration = Duration::from_millis(100);
 /// Leader lease times without a quorum after which this master says so.
 const QUORUM_LOST_LEASES: u32 = 3;
-/// Log bytes above which a snapshot is taken and the log purged early.
-const LOG_BYTES: u64 = 256 * 1024 * 1024;
 /// Entries kept then for followers that lag a little.
 const LOG_ENTRIES_KEPT: u64 = 256;
 
@@ -45,6 +43,8 @@ impl Contact {
 /// Keeps the watch up to date until the node stops.
 pub(crate) async fn run(consensus: Arc<Consensus>) {
     let mut metrics = consensus.raft.metrics();
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let now = metrics.borrow_watched().clone();
         if let Err(error) = &now.running_state {
@@ -67,8 +67,17 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
         tokio::select! {
             biased;
             () = consensus.stop.cancelled() => return,
-            changed = metrics.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(TICK) => consensus.bound_log(&now).await,
+            // First: metrics change with every tick of openraft, far more often.
+            _ = ticks.tick() => consensus.bound_log(&now).await,
+            changed = metrics.changed() => if changed.is_err() {
+                // Nobody is left to say what happened: its task panicked.
+                if !consensus.stop.is_cancelled() {
+                    tracing::error!("the consensus has ended by itself; this master stops");
+                    consensus.failure.send_replace("the consensus has ended by itself".to_owned());
+                    consensus.env.shutdown.cancel();
+                }
+                return;
+            },
         }
     }
 }
@@ -90,7 +99,7 @@ impl Consensus {
 
     /// Large values fill the log long before the number of entries says so.
     async fn bound_log(&self, metrics: &RaftMetrics<TypeConfig>) {
-        if self.log.disk_bytes() < LOG_BYTES {
+        if self.log.disk_bytes() < self.log_bytes {
             return;
         }
         let snapshot = metrics.snapshot.map_or(0, |id| id.index);

@@ -20,10 +20,13 @@ pub mod testing;
 mod tests;
 mod types;
 
-pub use config::{ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT, Identity};
+pub use config::{
+    ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT, DEFAULT_LOG_BYTES,
+    Identity,
+};
 pub use consensus::{Consensus, FIRST_NODE_ID};
 pub use raft_types::MasterAddress;
-pub use service::RaftService;
+pub use service::{MastersOnly, RaftService};
 pub use status::{DigestError, Status};
 pub use types::{ChangeError, Leadership, Member, NodeId, ProposeError, ProposeOptions, ReadError};
 

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::{ChangeMembers, Instant as _};
 use proto_wire::raft::ChangeMembershipRequest;
 use serde::{Deserialize, Serialize};
 use storage::codec::{decode, encode};
@@ -25,6 +25,8 @@ const VOTERS_MAX: usize = 7;
 const CAUGHT_UP_ENTRIES: u64 = 128;
 /// How often the leader looks for learners to promote.
 const PROMOTE_INTERVAL: Duration = Duration::from_millis(250);
+/// A voter that answered within this many leases runs.
+const RUNNING_LEASES: u32 = 8;
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Bound on one change, joint and uniform entry.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -136,7 +138,7 @@ impl Consensus {
             self.peers.client(leader, &address, Lane::Forward).map_err(|error| failed(&error))?;
         let change = encode("membership change", change).map_err(|error| failed(&error))?;
         let request = ChangeMembershipRequest { cluster_id: self.cluster_id.clone(), change };
-        let call = client.change_membership(self.peers.request(request));
+        let call = client.change_membership(self.peers.request(leader, request));
         let reply = self.peers.call(leader, Lane::Forward, deadline, call).await;
         decode("membership reply", &reply.map_err(|error| failed(&error))?.reply)
             .map_err(|error| failed(&error))
@@ -165,8 +167,15 @@ impl Consensus {
     }
 
     async fn add_here(&self, info: MasterAddress) -> Result<ChangeReply, ChangeReply> {
-        // A learner of the same name is an earlier attempt of the same joiner.
         let (voters, nodes) = self.membership();
+        let namesake = |id: &&NodeId| nodes.get(id).is_some_and(|node| node.name == info.name);
+        if let Some(id) = voters.iter().filter(namesake).find(|id| self.is_running(**id)) {
+            return Err(ChangeReply::Refused(format!(
+                "master {id} is called {} and is running: give this one another name (--name)",
+                info.name
+            )));
+        }
+        // A learner of the same name is an earlier attempt of the same joiner.
         let earlier = nodes.iter().filter(|(id, node)| node.name == info.name && !voters.contains(id));
         let earlier: BTreeSet<NodeId> = earlier.map(|(id, _)| *id).collect();
         if !earlier.is_empty() {
@@ -246,6 +255,14 @@ impl Consensus {
         let metrics = self.raft.metrics();
         let membership = metrics.borrow_watched().membership_config.clone();
         membership.get_joint_config().len() > 1
+    }
+
+    /// Whether a voter has answered this leader lately.
+    fn is_running(&self, id: NodeId) -> bool {
+        let metrics = self.raft.metrics();
+        let answered = metrics.borrow_watched().heartbeat.clone().unwrap_or_default();
+        let last = answered.get(&id).and_then(Option::as_ref);
+        id == self.node_id || last.is_some_and(|at| at.elapsed() < self.lease * RUNNING_LEASES)
     }
 
     /// Learners that have nearly all of this leader's log, in the order of ids.

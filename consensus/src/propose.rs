@@ -98,7 +98,7 @@ impl Consensus {
             Ok(client) => client,
             Err(error) => return Verdict::NotEntered(error.to_string()),
         };
-        let mut request = self.peers.request(request);
+        let mut request = self.peers.request(leader, request);
         // The leader gives its answer a little before this side stops waiting.
         request.set_timeout(deadline);
         let call = client.propose(request);

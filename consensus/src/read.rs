@@ -102,7 +102,7 @@ impl Consensus {
         let address = self.address_of(leader).ok_or("the leader's address is not known")?;
         let mut client =
             self.peers.client(leader, &address, Lane::Control).map_err(|error| error.to_string())?;
-        let request = self.peers.request(ReadIndexRequest { cluster_id: self.cluster_id.clone() });
+        let request = self.peers.request(leader, ReadIndexRequest { cluster_id: self.cluster_id.clone() });
         let call = client.read_index(request);
         let response = self
             .peers

@@ -17,11 +17,12 @@ use proto_wire::raft::{
 };
 use serde::Serialize;
 use storage::codec::{decode, encode};
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::consensus::Consensus;
 use crate::membership::Change;
-use crate::network::{ADDRESS_KEY, NODE_ID_KEY, snapshot};
+use crate::network::{ADDRESS_KEY, NODE_ID_KEY, TARGET_KEY, snapshot};
 use crate::raft_types::{SnapshotData, TypeConfig};
 
 /// How long the leader tries for a follower that named no limit.
@@ -34,16 +35,31 @@ const ANSWER_MARGIN: Duration = Duration::from_millis(50);
 #[derive(Clone)]
 pub struct RaftService(Arc<Consensus>);
 
+/// The service behind a check of who calls.
+pub type MastersOnly =
+    InterceptedService<RaftServer<RaftService>, fn(Request<()>) -> Result<Request<()>, Status>>;
+
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Consensus {
     /// The service for the peer port, beside whatever else is served there. The
     /// server must accept through `proto_env::grpc::incoming`.
-    pub fn raft_service(self: &Arc<Self>) -> RaftServer<RaftService> {
-        RaftServer::new(RaftService(self.clone()))
+    pub fn raft_service(self: &Arc<Self>) -> MastersOnly {
+        let service = RaftServer::new(RaftService(self.clone()))
             .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
-            .max_encoding_message_size(MESSAGE_LIMIT_BYTES)
+            .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
+        // Before any message is read: what they may hold is large.
+        InterceptedService::new(service, masters_only)
     }
+}
+
+#[allow(clippy::result_large_err, reason = "tonic's own error type")]
+fn masters_only(request: Request<()>) -> Result<Request<()>, Status> {
+    let info = request.extensions().get::<PeerInfo>();
+    if info.is_some_and(|info| info.in_organization(MASTERS_ORGANIZATION)) {
+        return Ok(request);
+    }
+    Err(Status::permission_denied("only masters may call this"))
 }
 
 fn damaged(error: storage::Error) -> Status {
@@ -69,14 +85,14 @@ fn limit<T>(request: &Request<T>) -> Option<Duration> {
 }
 
 impl RaftService {
-    /// Refuses who is no master, and remembers where the others listen.
+    /// Refuses what is meant for another master, and remembers where the others
+    /// listen.
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
     fn admit<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        let info = request.extensions().get::<PeerInfo>();
-        if !info.is_some_and(|info| info.in_organization(MASTERS_ORGANIZATION)) {
-            return Err(Status::permission_denied("only masters may call this"));
-        }
         let text = |key| request.metadata().get(key).and_then(|value| value.to_str().ok());
+        if text(TARGET_KEY).and_then(|target| target.parse().ok()) != Some(self.0.node_id) {
+            return Err(Status::failed_precondition(format!("this is master {}", self.0.node_id)));
+        }
         if let (Some(Ok(node)), Some(address)) = (text(NODE_ID_KEY).map(str::parse), text(ADDRESS_KEY)) {
             self.0.peers.learn(node, address);
         }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use proto_env::Env;
 
 use crate::{
-    Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT, Error,
-    FIRST_NODE_ID, MasterAddress,
+    Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT,
+    DEFAULT_LOG_BYTES, Error, FIRST_NODE_ID, MasterAddress,
 };
 
 /// Starts a master in `data_dir` that is its own cluster, and waits until it
@@ -28,6 +28,7 @@ pub async fn lone_master(data_dir: &Path, env: &Env) -> Result<Arc<Consensus>, E
         heartbeat: DEFAULT_HEARTBEAT,
         election_min: DEFAULT_ELECTION_MIN,
         election_max: DEFAULT_ELECTION_MAX,
+        log_bytes: DEFAULT_LOG_BYTES,
     };
     let consensus = Consensus::start(config, env.clone()).await?;
     consensus.initialize().await?;

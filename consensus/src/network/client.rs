@@ -89,7 +89,7 @@ impl PeerClient {
         deadline: Duration,
     ) -> Result<RaftMessage, CallError> {
         let mut client = self.peers.client(self.target, &self.node.peer_address, lane)?;
-        let request = self.peers.request(message);
+        let request = self.peers.request(self.target, message);
         let call = async {
             match method {
                 Method::Append => client.append_entries(request).await,

@@ -22,6 +22,9 @@ use crate::types::NodeId;
 
 /// Metadata of every call: who calls, and where it listens.
 pub(crate) const NODE_ID_KEY: &str = "ephor-node-id";
+/// Metadata of every call: who is meant. An address may have gone over to
+/// another master, and one that answered for two would count twice in a quorum.
+pub(crate) const TARGET_KEY: &str = "ephor-target-id";
 pub(crate) const ADDRESS_KEY: &str = "ephor-peer-address";
 
 /// Calls in a row without an answer after which a control lane connects anew.
@@ -144,9 +147,10 @@ impl Peers {
             .max_encoding_message_size(MESSAGE_LIMIT_BYTES))
     }
 
-    /// A request that says who sends it.
-    pub(crate) fn request<T>(&self, message: T) -> tonic::Request<T> {
+    /// A request that says who sends it, and to whom.
+    pub(crate) fn request<T>(&self, target: NodeId, message: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);
+        request.metadata_mut().insert(TARGET_KEY, MetadataValue::from(target));
         request.metadata_mut().insert(NODE_ID_KEY, self.identity.0.clone());
         request.metadata_mut().insert(ADDRESS_KEY, self.identity.1.clone());
         request
@@ -169,7 +173,8 @@ impl Peers {
         match result {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => {
-                if status.code() == tonic::Code::Unavailable {
+                // Nobody, or somebody else, is at the address it called from.
+                if matches!(status.code(), tonic::Code::Unavailable | tonic::Code::FailedPrecondition) {
                     lock(&self.learned).remove(&node);
                 }
                 Err(Box::new(status).into())

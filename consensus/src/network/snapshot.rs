@@ -62,7 +62,7 @@ pub(super) async fn send(
             }
         }
     });
-    let call = client.install_snapshot(peers.request(ReceiverStream::new(receiver)));
+    let call = client.install_snapshot(peers.request(target, ReceiverStream::new(receiver)));
     let answer = peers.call(target, Lane::Snapshot, SNAPSHOT_TIMEOUT, call).await;
     producer.abort();
     decode("snapshot response", &answer?.payload).map_err(local)

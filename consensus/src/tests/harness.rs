@@ -16,6 +16,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::*;
 
+/// Bytes of the log above which it is purged early.
+pub const LOG_BYTES: u64 = 1024 * 1024;
 /// Bound on everything a test waits for.
 pub const LONG: Duration = Duration::from_secs(60);
 
@@ -90,6 +92,7 @@ impl Master {
             heartbeat: timers[0],
             election_min: timers[1],
             election_max: timers[2],
+            log_bytes: LOG_BYTES,
         };
         // Tasks of the one that ran before may hold its files a little longer.
         let consensus = wait_for("the data directory is free", async || {

@@ -76,6 +76,20 @@ async fn a_lagging_master_installs_a_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_log_of_few_but_large_entries_is_purged() {
+    let cluster = Cluster::of(3).await;
+    let value = "v".repeat(8 * 1024);
+    for number in 0..600 {
+        write(cluster.any(), &format!("/k{}", number), &value).await;
+    }
+    wait_for("every log to be purged", async || {
+        cluster.running().all(|consensus| consensus.status().purged_index > 0).then_some(())
+    })
+    .await;
+    assert_eq!(cluster.converge().await.objects, 600);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_minority_acknowledges_nothing_and_says_so() {
     let mut cluster = Cluster::of(3).await;
     let leader = cluster.leader().await;

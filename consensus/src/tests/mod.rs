@@ -121,7 +121,7 @@ async fn a_restart_keeps_objects_revisions_and_members() {
 async fn strangers_are_refused() {
     let cluster = Cluster::one().await;
     let master = &cluster.masters[0];
-    let call = async |authority: &Authority, organization: &str, cluster_id: &str| {
+    let call = async |authority: &Authority, organization: &str, cluster_id: &str, target: u64| {
         let options = ChannelOptions {
             purpose: proto_env::Purpose::Peer,
             organization: None,
@@ -129,16 +129,20 @@ async fn strangers_are_refused() {
         };
         let network = authority.network("stranger", organization);
         let channel = channel(network, &master.address.to_string(), options).unwrap();
-        let request = ReadIndexRequest { cluster_id: cluster_id.to_owned() };
+        let mut request = tonic::Request::new(ReadIndexRequest { cluster_id: cluster_id.to_owned() });
+        request.metadata_mut().insert(crate::network::TARGET_KEY, target.into());
         RaftClient::new(channel).read_index(request).await.map_err(|status| status.code())
     };
-    let member = call(&cluster.authority, MASTERS_ORGANIZATION, "test").await;
+    let member = call(&cluster.authority, MASTERS_ORGANIZATION, "test", master.id).await;
     assert!(member.unwrap().into_inner().is_leader);
-    let node = call(&cluster.authority, "system:nodes", "test").await;
+    let node = call(&cluster.authority, "system:nodes", "test", master.id).await;
     assert_eq!(node.unwrap_err(), tonic::Code::PermissionDenied);
-    let other_cluster = call(&cluster.authority, MASTERS_ORGANIZATION, "other").await;
+    let other_cluster = call(&cluster.authority, MASTERS_ORGANIZATION, "other", master.id).await;
     assert_eq!(other_cluster.unwrap_err(), tonic::Code::PermissionDenied);
-    assert!(call(&Authority::new(), MASTERS_ORGANIZATION, "test").await.is_err());
+    assert!(call(&Authority::new(), MASTERS_ORGANIZATION, "test", master.id).await.is_err());
+    // It answers for no other master, whatever its address was.
+    let another = call(&cluster.authority, MASTERS_ORGANIZATION, "test", master.id + 1).await;
+    assert_eq!(another.unwrap_err(), tonic::Code::FailedPrecondition);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -153,6 +157,38 @@ async fn a_data_directory_of_another_master_is_refused() {
     let other = Identity { node_id: 8, cluster_id: "a".to_owned() };
     assert!(other.claim(directory.path(), &proto_env::SystemDisk).is_err());
     assert_eq!(Identity::load(directory.path(), &proto_env::SystemDisk).unwrap(), Some(identity));
+}
+
+#[test]
+fn a_master_that_has_lost_its_log_does_not_come_back_as_the_same_voter() {
+    let directory = tempfile::tempdir().unwrap();
+    let identity = Identity { node_id: 7, cluster_id: "a".to_owned() };
+    let check =
+        || identity.check(directory.path(), &proto_env::SystemDisk).map_err(|error| error.to_string());
+    // Not a master yet.
+    check().unwrap();
+    identity.claim(directory.path(), &proto_env::SystemDisk).unwrap();
+    for part in ["log", "objects"] {
+        assert!(check().unwrap_err().contains(&format!("has lost its {part}")));
+        std::fs::create_dir(directory.path().join(part)).unwrap();
+        // An empty mount point is not a log either.
+        assert!(check().unwrap_err().contains(&format!("has lost its {part}")));
+        std::fs::write(directory.path().join(part).join("file"), "").unwrap();
+    }
+    check().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_joiner_with_the_name_of_a_running_master_is_refused() {
+    let cluster = Cluster::of(3).await;
+    for master in &cluster.masters {
+        let refused = cluster.any().add_master(master.master_address(), LONG).await.unwrap_err();
+        assert!(
+            matches!(&refused, ChangeError::Refused(reason) if reason.contains("is running")),
+            "{refused}"
+        );
+    }
+    assert_eq!(cluster.any().members().len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

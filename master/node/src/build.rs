@@ -11,7 +11,6 @@ use master_apiserver::{ApiServer, TlsIdentity, UserInfo};
 use master_client::Informers;
 use proto_env::grpc::incoming;
 use proto_env::{CancellationToken, Env, MASTERS_ORGANIZATION, TlsMaterial, TlsNetwork};
-use proto_wire::MESSAGE_LIMIT_BYTES;
 use proto_wire::cluster::admin_server::AdminServer;
 use proto_wire::cluster::join_server::JoinServer;
 use proto_wire::cluster::liveness_server::LivenessServer;
@@ -32,6 +31,8 @@ use crate::pki::{self, ClusterKeys, Issued, KeyFiles, Subject};
 
 /// Bound on closing log and objects.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most bytes of a request to join, which comes from nobody known yet.
+const JOIN_LIMIT_BYTES: usize = 64 * 1024;
 /// Names every API server answers to.
 const API_NAMES: [&str; 6] = [
     "kubernetes",
@@ -142,6 +143,7 @@ async fn start_consensus(
             heartbeat: Duration::from_millis(config.timers.heartbeat_ms),
             election_min: Duration::from_millis(config.timers.election_min_ms),
             election_max: Duration::from_millis(config.timers.election_max_ms),
+            log_bytes: consensus::DEFAULT_LOG_BYTES,
         },
         env,
     )
@@ -340,7 +342,7 @@ impl Master {
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
             .max_concurrent_streams(256)
             .add_service(self.consensus.raft_service())
-            .add_service(JoinServer::new(join).max_decoding_message_size(MESSAGE_LIMIT_BYTES))
+            .add_service(JoinServer::new(join).max_decoding_message_size(JOIN_LIMIT_BYTES))
             .add_service(LivenessServer::new(nodes))
             .add_service(AdminServer::new(admin))
             .serve_with_incoming_shutdown(incoming(listener), self.env.shutdown.clone().cancelled_owned())

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use consensus::{Consensus, MasterAddress};
+use consensus::{ChangeError, Consensus, MasterAddress};
 use proto_env::Env;
 use proto_env::grpc::PeerInfo;
 use proto_wire::cluster::join_server::Join;
@@ -64,11 +64,12 @@ impl Join for JoinService {
             peer_address: request.peer_address,
             api_address: request.api_address,
         };
-        let node_id = self
-            .consensus
-            .add_master(address, DEADLINE)
-            .await
-            .map_err(|e| Status::unavailable(format!("{} cannot join now: {e}", request.name)))?;
+        let node_id = self.consensus.add_master(address, DEADLINE).await.map_err(|error| match error {
+            ChangeError::Refused(_) => Status::failed_precondition(error.to_string()),
+            ChangeError::Failed(_) => {
+                Status::unavailable(format!("{} cannot join now: {error}", request.name))
+            }
+        })?;
         tracing::info!(name = request.name, node_id, "a master joins");
         Ok(Response::new(JoinMasterResponse {
             node_id,

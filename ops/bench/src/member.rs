@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::Result;
 use bytes::Bytes;
 use consensus::{
-    Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT, FIRST_NODE_ID,
-    MasterAddress, ProposeOptions,
+    Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT,
+    DEFAULT_LOG_BYTES, FIRST_NODE_ID, MasterAddress, ProposeOptions,
 };
 use proto_env::grpc::incoming;
 use proto_env::{CancellationToken, Env, Network, TlsNetwork};
@@ -59,6 +59,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         heartbeat: DEFAULT_HEARTBEAT,
         election_min: DEFAULT_ELECTION_MIN * 4,
         election_max: DEFAULT_ELECTION_MAX * 4,
+        log_bytes: DEFAULT_LOG_BYTES,
     };
     let consensus = Consensus::start(config, env).await?;
     let raft = Server::builder().add_service(consensus.raft_service()).serve_with_incoming(incoming(peers));
