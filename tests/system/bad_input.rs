@@ -161,6 +161,30 @@ fn cases() -> Vec<Case> {
         "Invalid",
         "",
     ));
+    let mut doubling = r#"[{"op":"add","path":"/data","value":{"a":"b"}}"#.to_owned();
+    for number in 0..60 {
+        doubling += &format!(r#",{{"op":"copy","from":"/data","path":"/data/x{number}"}}"#);
+    }
+    cases.push(patch(
+        "a patch that doubles the object with each operation",
+        "application/json-patch+json",
+        &(doubling + "]"),
+        413,
+        "RequestEntityTooLarge",
+        "copied",
+    ));
+    let aliases = format!("a: &a [{}]\nb: [{}]\n", ["0"; 20_000].join(","), ["*a"; 20_000].join(","));
+    cases.push(Case {
+        content: "application/yaml",
+        ..case(
+            "aliases that make a small document a large one",
+            CONFIG_MAPS,
+            aliases,
+            400,
+            "BadRequest",
+            "aliasing",
+        )
+    });
     cases.push(patch("a patch that is none", "application/merge-patch+json", "[", 400, "BadRequest", ""));
     cases.push(patch(
         "a patch of an unknown type",
@@ -204,6 +228,8 @@ async fn bad_input_gets_the_answer_of_kubernetes_and_harms_nothing() -> Result<(
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     ensure!(cluster.kubectl(&["get", "configmaps,secrets,services", "-A", "-o", "name"])? == before);
+    let forged = cluster.kubectl(&["get", "secrets", "--as=alice"]);
+    ensure!(format!("{forged:?}").contains("cannot impersonate"), "impersonation is ignored: {forged:?}");
     foreign_certificate(&cluster)?;
     corrupt_image(&cluster)?;
     ensure!(cluster.kubectl(&["get", "--raw", "/readyz"])? == "ok");

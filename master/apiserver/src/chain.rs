@@ -73,6 +73,11 @@ async fn filters(
         Outcome::Anonymous => ctx.user = UserInfo::anonymous(),
         Outcome::Refused => return body::status_response(&Status::unauthorized()),
     }
+    // Nobody may impersonate yet; to go on as oneself would do more than was asked for.
+    if request.headers().keys().any(|name| name.as_str().starts_with("impersonate-")) {
+        let why = format!("User {:?} cannot impersonate resource \"users\" in API group \"\"", ctx.user.name);
+        return body::status_response(&Status::forbidden("", "users", "", why));
+    }
     let _permit = match api.in_flight.admit(ctx, in_process) {
         Ok(permit) => permit,
         Err(response) => return *response,

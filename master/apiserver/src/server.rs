@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use consensus::Consensus;
@@ -38,6 +39,8 @@ use crate::tls::{self, NodeClient, Serving, TlsIdentity};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long HTTP/1.1 headers may take, idle time between requests included.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(120);
+/// A connection on which no request came for this long after the handshake is closed.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// HTTP/2 connections are pinged this often.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long running requests may go on after shutdown began.
@@ -225,7 +228,10 @@ impl ApiServer {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let api = Arc::clone(&self.api);
+        let asked = Arc::new(AtomicBool::new(false));
+        let first = Arc::clone(&asked);
         let service = service_fn(move |request: Request<Incoming>| {
+            first.store(true, Ordering::Relaxed);
             let mut request = request.map(body::boxed);
             request.extensions_mut().insert(remote);
             match &peer {
@@ -255,9 +261,17 @@ impl ApiServer {
             .keep_alive_timeout(PING_INTERVAL / 2);
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
+        // hyper waits for the first bytes without a limit.
+        let silent = async {
+            tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;
+            if asked.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
         let ended = tokio::select! {
             biased;
             ended = connection.as_mut() => ended,
+            () = silent => return tracing::debug!(%remote, "no request came"),
             () = self.api.shutdown.cancelled() => {
                 // Running requests end, new ones go to another master.
                 connection.as_mut().graceful_shutdown();

@@ -49,8 +49,12 @@ pub async fn watch(call: &Call<'_>) -> Result<Response<Body>, Status> {
     }
     let options = ListOptions::parse(&call.query, true)?;
     let name = &call.ctx.info.name;
-    let fields =
-        if name.is_empty() { options.field_selector.clone() } else { format!("metadata.name={name}") };
+    // Both must hold: authorization may have looked at either.
+    let fields = match (name.is_empty(), options.field_selector.is_empty()) {
+        (true, _) => options.field_selector.clone(),
+        (false, true) => format!("metadata.name={name}"),
+        (false, false) => format!("{},metadata.name={name}", options.field_selector),
+    };
     let selection = Selection::parse(call.target(), &options.label_selector, &fields)?;
     let request = watch::Request {
         namespace: call.target().namespace.to_owned(),

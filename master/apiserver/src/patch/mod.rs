@@ -1,6 +1,8 @@
 //! PATCH bodies: JSON patch, merge patch and strategic merge patch applied to a stored object, and the result
 //! decoded again like a body. Errors and their codes are those of a stock server.
 
+use std::collections::HashSet;
+
 use json_patch::PatchOperation;
 use proto_api::json::{self, Node};
 use proto_api::patch::{self, Error as MergeError};
@@ -8,10 +10,12 @@ use proto_api::schema::Schema;
 use proto_api::status::Status;
 use serde_json::Value;
 
-use crate::decode::{self, Decoded, FieldValidation, Gvk};
+use crate::decode::{self, Decoded, FieldValidation, Gvk, MAX_BODY};
 
 /// The most operations of one JSON patch.
 const MAX_OPERATIONS: usize = 10_000;
+/// The deepest nesting that a JSON patch may make, as deep as what is read.
+const MAX_DEPTH: usize = 1000;
 
 /// The kinds of patches.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -112,8 +116,57 @@ fn json_patch(node: Result<Node, String>, current: &Value) -> Patched {
         operations.push(operation);
     }
     let mut patched = current.clone();
-    json_patch::patch(&mut patched, &operations).map_err(|_| Status::unprocessable())?;
+    let mut copied_bytes = 0;
+    for operation in &operations {
+        check_growth(operation, &patched, &mut copied_bytes)?;
+        json_patch::patch(&mut patched, std::slice::from_ref(operation))
+            .map_err(|_| Status::unprocessable())?;
+    }
     Ok((patched, found))
+}
+
+/// Keeps a patch from making an object that no request could have brought: by
+/// copying it into itself, a few operations double its size, or its depth, each.
+fn check_growth(operation: &PatchOperation, object: &Value, copied_bytes: &mut usize) -> Result<(), Status> {
+    let (path, value) = match operation {
+        PatchOperation::Add(add) => (&add.path, Some(&add.value)),
+        PatchOperation::Replace(replace) => (&replace.path, Some(&replace.value)),
+        PatchOperation::Copy(copy) => (&copy.path, object.pointer(copy.from.as_str())),
+        PatchOperation::Move(moved) => (&moved.path, object.pointer(moved.from.as_str())),
+        _ => return Ok(()),
+    };
+    let Some(value) = value else { return Ok(()) };
+    let (bytes, depth) = extent(value);
+    if matches!(operation, PatchOperation::Copy(_)) {
+        *copied_bytes += bytes;
+    }
+    if *copied_bytes > MAX_BODY {
+        let why = format!("the accumulated size of copied values exceeds {MAX_BODY} bytes");
+        return Err(Status::request_entity_too_large(why));
+    }
+    if path.as_str().matches('/').count() + depth > MAX_DEPTH {
+        return Err(Status::request_entity_too_large(format!(
+            "the object is nested deeper than {MAX_DEPTH}"
+        )));
+    }
+    Ok(())
+}
+
+/// About how many bytes a value has, and how deep it is.
+fn extent(value: &Value) -> (usize, usize) {
+    let add = |sum: (usize, usize), (bytes, depth): (usize, usize)| (sum.0 + bytes, sum.1.max(depth + 1));
+    match value {
+        Value::Array(items) => items.iter().map(extent).fold((2, 1), add),
+        Value::Object(members) => {
+            let sizes = members.iter().map(|(key, value)| {
+                let (bytes, depth) = extent(value);
+                (key.len() + 4 + bytes, depth)
+            });
+            sizes.fold((2, 1), add)
+        }
+        Value::String(text) => (text.len() + 2, 1),
+        _ => (8, 1),
+    }
 }
 
 /// Types and unknown members of one operation.
@@ -148,9 +201,10 @@ fn check_operation(i: usize, item: &Node, found: &mut Vec<String>) -> Result<(),
 fn duplicates(node: &Node, path: &str, found: &mut Vec<String>) {
     match node {
         Node::Object(members) => {
-            for (i, (key, value)) in members.iter().enumerate() {
+            let mut seen = HashSet::with_capacity(members.len());
+            for (key, value) in members {
                 let at = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                if members[..i].iter().any(|(k, _)| k == key) {
+                if !seen.insert(key.as_str()) {
                     found.push(format!("duplicate field {}", proto_api::go::quote(&at)));
                 }
                 duplicates(value, &at, found);

@@ -184,7 +184,7 @@ pub fn validate_annotations(annotations: Option<&Value>, at: &Path, errs: &mut E
 
 fn validate_owner_references(obj: &Value, at: &Path, errs: &mut ErrorList) {
     let Some(owners) = obj.pointer("/metadata/ownerReferences").and_then(Value::as_array) else { return };
-    let mut controller = "";
+    let (mut controller, mut reported) = ("", false);
     for (i, owner) in owners.iter().enumerate() {
         let path = at.index(i);
         let field = |key: &str| owner.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -207,7 +207,9 @@ fn validate_owner_references(obj: &Value, at: &Path, errs: &mut ErrorList) {
         if owner.get("controller") == Some(&Value::Bool(true)) {
             if controller.is_empty() {
                 controller = field("name");
-            } else {
+            } else if !reported {
+                // Once: each carries the whole list.
+                reported = true;
                 let why = format!(
                     "Only one reference can have Controller set to true. Found \"true\" in references for {controller} and {}",
                     field("name")

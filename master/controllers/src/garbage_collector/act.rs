@@ -46,6 +46,16 @@ impl GarbageCollector {
     }
 
     async fn owner_state(&self, dependent: &Identity, owner: &OwnerReference) -> Result<Owner, Error> {
+        let kind = self.kind(&owner.api_version, &owner.kind);
+        if dependent.namespace.is_empty() && kind.is_some_and(|kind| kind.namespaced) {
+            // There is no namespace to look in: that it is absent would be a guess.
+            tracing::warn!(
+                ?dependent,
+                owner = owner.name,
+                "a cluster-scoped object cannot have a namespaced owner"
+            );
+            return Ok(Owner::Solid);
+        }
         let identity = Identity {
             api_version: owner.api_version.clone(),
             kind: owner.kind.clone(),

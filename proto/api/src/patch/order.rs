@@ -35,8 +35,8 @@ pub(super) fn check(patch: &[Value], wanted: &[Value], key: Option<&str>) -> Res
 pub(super) fn arrange(merged: Vec<Value>, wanted: &[Value], live: &[Value], key: Option<&str>) -> Vec<Value> {
     let (mut ours, mut theirs): (Vec<Value>, Vec<Value>) =
         merged.into_iter().partition(|v| index(wanted, v, key).is_some());
-    ours.sort_by_key(|v| index(wanted, v, key));
-    theirs.sort_by_key(|v| index(live, v, key).unwrap_or(usize::MAX));
+    ours.sort_by_cached_key(|v| index(wanted, v, key));
+    theirs.sort_by_cached_key(|v| index(live, v, key).unwrap_or(usize::MAX));
     let mut out = Vec::with_capacity(ours.len() + theirs.len());
     let (mut ours, mut theirs) = (ours.into_iter().peekable(), theirs.into_iter().peekable());
     loop {

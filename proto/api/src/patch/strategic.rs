@@ -7,6 +7,9 @@ use super::order;
 use crate::go;
 use crate::schema::{Field, StructId, Table, Type, bare};
 
+/// Items are found by comparing them all: the most comparisons of one list.
+const MERGE_COMPARISONS_MAX: usize = 4_000_000;
+
 const DIRECTIVE: &str = "$patch";
 const RETAIN_KEYS: &str = "$retainKeys";
 const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
@@ -208,6 +211,9 @@ fn merge_list(old: Vec<Value>, new: Vec<Value>, field: &Field, deleting: bool) -
     let maps = first.is_object();
     if old.iter().chain(&new).any(|v| v.is_object() != maps) {
         return Err(Error::Other("list element types are not identical".into()));
+    }
+    if (old.len() + new.len()).saturating_mul(new.len()) > MERGE_COMPARISONS_MAX {
+        return Err(Error::Other("the lists are too long to be merged".into()));
     }
     let live = old.clone();
     if !maps {
