@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, mkdirat};
 
 use crate::{Error, tmpfs};
@@ -32,6 +32,14 @@ pub fn prepare(volume: &Path, sub_path: &str, target: &Path) -> Result<PathBuf, 
     make_target(target, is_dir)?;
     mount(Some(&source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
         .map_err(|e| Error::io("bind mount on", target, e))?;
+    // Where mounts are shared, unmounting what lies below it here would unmount it in the volume too.
+    let slave = MsFlags::MS_SLAVE | MsFlags::MS_REC;
+    mount(None::<&str>, target, None::<&str>, slave, None::<&str>).map_err(|e| {
+        if let Err(error) = umount2(target, MntFlags::MNT_DETACH) {
+            tracing::warn!(%error, target = %target.display(), "unmount");
+        }
+        Error::io("make a slave of", target, e)
+    })?;
     Ok(target.to_path_buf())
 }
 
@@ -104,6 +112,29 @@ mod tests {
         for path in ["evil", "evil/passwd", "up", "../x", "/etc"] {
             assert!(prepare(&volume, path, &dir.path().join("target")).is_err(), "{path}");
         }
+    }
+
+    #[test]
+    fn mounts_of_the_volume_stay_when_the_sub_path_is_unmounted() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let host = dir.path().join("host");
+        let tmpfs = |at: &Path| {
+            fs::create_dir_all(at).unwrap();
+            mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        };
+        // As with systemd, where every mount is shared.
+        tmpfs(&host);
+        mount(None::<&str>, &host, None::<&str>, MsFlags::MS_SHARED, None::<&str>).unwrap();
+        tmpfs(&host.join("disks/one"));
+        let target = prepare(&host, "disks", &dir.path().join("pod/target")).unwrap();
+        assert!(tmpfs::is_mount_point(&target.join("one")).unwrap());
+        tmpfs::unmount_below(&dir.path().join("pod")).unwrap();
+        let stayed = tmpfs::is_mount_point(&host.join("disks/one")).unwrap();
+        tmpfs::unmount_below(&host).unwrap();
+        assert!(stayed, "the host's mount is gone");
     }
 
     #[test]

@@ -54,6 +54,20 @@ impl StatusWriter {
     /// Sets the status of a pod; it is sent at once if it differs from the last one.
     pub fn set(&self, pod: &Arc<Pod>, status: PodStatus) {
         self.update(pod, |entry| {
+            // Of a node that was lost the control plane says that its pods are not ready: what was
+            // written last is no longer what is there.
+            let says = |status: &PodStatus, kind: &str| {
+                let conditions = status.conditions.as_deref().unwrap_or_default();
+                conditions.iter().find(|c| c.type_ == kind).map(|c| c.status.clone())
+            };
+            let found = pod.status.as_ref();
+            let overruled = |written: &PodStatus| {
+                let differs = |kind| found.and_then(|status| says(status, kind)) != says(written, kind);
+                ["Ready", "ContainersReady"].into_iter().any(differs)
+            };
+            if !entry.busy && entry.written.as_ref().is_some_and(overruled) {
+                entry.written = None;
+            }
             entry.dirty |= entry.written.as_ref() != Some(&status);
             entry.status = status;
         });

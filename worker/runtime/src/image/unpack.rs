@@ -8,13 +8,14 @@
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::{Mode, SFlag, UtimensatFlags, fstatat, makedev, mknod, utimensat};
+use nix::sys::stat::{Mode, SFlag, UtimensatFlags, fstat, makedev, mknod, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, chroot, fchownat};
 use sha2::{Digest, Sha256};
@@ -193,12 +194,12 @@ impl Layer {
     fn copy_from_parents(&mut self, target: &Path, path: &Path) -> io::Result<()> {
         let relative = target.strip_prefix("/").unwrap_or(target);
         for parent in &self.parents {
-            let Ok(status) = fstatat(parent, relative, AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
+            let Ok(found) = open_below(parent, relative, OFlag::O_PATH) else { continue };
+            let status = fstat(&found)?;
             if SFlag::from_bits_truncate(status.st_mode & libc::S_IFMT) != SFlag::S_IFREG {
                 break;
             }
-            let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let mut source = File::from(openat(parent, relative, flags, Mode::empty())?);
+            let mut source = File::from(open_below(parent, relative, OFlag::O_RDONLY)?);
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
             self.count.bytes += io::copy(&mut source, &mut file)?;
             own(path, status.st_uid, status.st_gid)?;
@@ -225,7 +226,7 @@ impl Layer {
             let below = self
                 .parents
                 .iter()
-                .find_map(|p| fstatat(p, relative, AtFlags::AT_SYMLINK_NOFOLLOW).ok())
+                .find_map(|parent| fstat(open_below(parent, relative, OFlag::O_PATH).ok()?).ok())
                 .filter(|s| s.st_mode & libc::S_IFMT == libc::S_IFDIR);
             if let Some(status) = below {
                 own(directory, status.st_uid, status.st_gid)?;
@@ -234,6 +235,15 @@ impl Layer {
         }
         Ok(())
     }
+}
+
+/// Opens a name below a lower layer, which lies outside of the new root: no link of
+/// that layer may lead anywhere from there.
+fn open_below(parent: &File, relative: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    openat2(parent, relative, how)
 }
 
 fn invalid(reason: &'static str) -> io::Error {

@@ -49,7 +49,12 @@ pub(crate) async fn exec(
         Err(error) => return write_message(&mut client, &Reply::Error(files::chain(&error))).await,
     };
     let exit = containers.reaper.wait(pid, mark);
-    write_message(&mut client, &Reply::Ok).await?;
+    tokio::pin!(exit);
+    if let Err(error) = write_message(&mut client, &Reply::Ok).await {
+        // Whoever asked has gone already.
+        kill_and_wait(pid, &mut exit).await;
+        return Err(error);
+    }
 
     let (frames, mut queue) = mpsc::channel(QUEUE);
     let pairs = [(streams.stdout.take(), Stream::Stdout), (streams.stderr.take(), Stream::Stderr)];
@@ -62,7 +67,6 @@ pub(crate) async fn exec(
     let (reader, mut writer) = client.into_split();
     let sink = if request.stdin { streams.stdin.take() } else { None };
     let mut input = tokio::spawn(feed(reader, sink, pty));
-    tokio::pin!(exit);
     let code = loop {
         tokio::select! {
             biased;

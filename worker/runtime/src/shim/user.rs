@@ -22,6 +22,9 @@ struct Group {
     members: Vec<String>,
 }
 
+/// The most bytes of each file.
+const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
 /// The two files.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Accounts {
@@ -32,8 +35,13 @@ pub(crate) struct Accounts {
 impl Accounts {
     /// Reads them below the current root directory; files that are not there hold nothing.
     pub fn read() -> io::Result<Self> {
-        let text = |path: &str| match fs::read(path) {
-            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        // The image decides what lies there: a pipe would block for ever, a device never end.
+        let text = |path: &str| match fs::metadata(path) {
+            Ok(found) if !found.is_file() || found.len() > FILE_BYTES_MAX => {
+                let message = format!("{path} of the image is not a small regular file");
+                Err(io::Error::new(io::ErrorKind::InvalidData, message))
+            }
+            Ok(_) => fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 Ok(String::new())
             }

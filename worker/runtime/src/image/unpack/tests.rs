@@ -120,6 +120,26 @@ fn a_hard_link_may_name_a_file_of_a_lower_layer() {
     assert_eq!(mode & 0o7777, 0o700, "a directory that is not listed keeps its lower mode");
 }
 
+/// Lower layers lie outside of the thread's root directory: `..` in one of their
+/// links does not end there.
+#[test]
+fn nothing_is_read_outside() {
+    if !is_root() {
+        return;
+    }
+    let outside = tempfile::tempdir_in("/tmp").expect("temporary directory");
+    fs::write(outside.path().join("secret"), b"of the host").expect("a file of the host");
+    let up = "../".repeat(12);
+    let link = format!("{up}{}", outside.path().strip_prefix("/").expect("absolute").display());
+    let lower = Tar::new().entry(EntryType::Symlink, "x", &link, b"").bytes();
+    let lower = run(lower, &[], &ImageLimits::default());
+    lower.result.as_ref().expect("a link may lead anywhere");
+    assert_eq!(fs::read(lower.path("x/secret")).expect("it leads there"), b"of the host");
+    let loot = Tar::new().entry(EntryType::Link, "loot", "x/secret", b"").bytes();
+    let loot = run(loot, &[lower.path("")], &ImageLimits::default());
+    assert!(loot.result.is_err() && !loot.path("loot").exists(), "a file of the host was copied");
+}
+
 #[test]
 fn nothing_is_written_outside() {
     if !is_root() {
