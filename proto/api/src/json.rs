@@ -10,7 +10,7 @@ use serde_json::{Map, Number, Value};
 use crate::go;
 
 /// The deepest nesting that is read; Go's limit is 10,000, no Kubernetes object comes near either.
-const MAX_DEPTH: usize = 1000;
+pub const MAX_DEPTH: usize = 1000;
 
 /// One value of a document.
 #[derive(Clone, Debug, PartialEq)]

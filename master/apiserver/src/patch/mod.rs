@@ -14,8 +14,6 @@ use crate::decode::{self, Decoded, FieldValidation, Gvk, MAX_BODY};
 
 /// The most operations of one JSON patch.
 const MAX_OPERATIONS: usize = 10_000;
-/// The deepest nesting that a JSON patch may make, as deep as what is read.
-const MAX_DEPTH: usize = 1000;
 
 /// The kinds of patches.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -137,17 +135,17 @@ fn check_growth(operation: &PatchOperation, object: &Value, copied_bytes: &mut u
     };
     let Some(value) = value else { return Ok(()) };
     let (bytes, depth) = extent(value);
-    if matches!(operation, PatchOperation::Copy(_)) {
+    // Moves too, though they add nothing: each of them is measured here.
+    if matches!(operation, PatchOperation::Copy(_) | PatchOperation::Move(_)) {
         *copied_bytes += bytes;
     }
     if *copied_bytes > MAX_BODY {
-        let why = format!("the accumulated size of copied values exceeds {MAX_BODY} bytes");
+        let why = format!("the accumulated size of copied and moved values exceeds {MAX_BODY} bytes");
         return Err(Status::request_entity_too_large(why));
     }
-    if path.as_str().matches('/').count() + depth > MAX_DEPTH {
-        return Err(Status::request_entity_too_large(format!(
-            "the object is nested deeper than {MAX_DEPTH}"
-        )));
+    if path.as_str().matches('/').count() + depth > json::MAX_DEPTH {
+        let why = format!("the object is nested deeper than {}", json::MAX_DEPTH);
+        return Err(Status::request_entity_too_large(why));
     }
     Ok(())
 }
@@ -304,6 +302,14 @@ mod tests {
             "{}",
             status.message
         );
+        let mut deeper = vec![json!({"op": "add", "path": "/x", "value": {"a": {}}})];
+        // Each copies the tower onto its own top.
+        let mut top = "/x/a".to_owned();
+        for _ in 0..12 {
+            deeper.push(json!({"op": "copy", "from": "/x", "path": format!("{top}/a")}));
+            top = format!("{top}/a{}", top.strip_prefix("/x").unwrap_or_default());
+        }
+        assert_eq!(run(PatchType::Json, &json!(deeper), FieldValidation::Warn).expect_err("fails").code, 413);
         let many = vec![json!({"op": "test", "path": "/kind", "value": "Pod"}); MAX_OPERATIONS + 1];
         assert_eq!(run(PatchType::Json, &json!(many), FieldValidation::Warn).expect_err("fails").code, 413);
     }
