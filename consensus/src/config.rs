@@ -7,6 +7,7 @@ use std::time::Duration;
 use openraft::{Config, SnapshotPolicy};
 use proto_env::Disk;
 use serde::{Deserialize, Serialize};
+use storage::backend::Home;
 
 use crate::Error;
 use crate::raft_types::MasterAddress;
@@ -46,6 +47,18 @@ pub struct ConsensusConfig {
     /// Bytes of the log above which a snapshot is taken and the log purged,
     /// however few entries they are.
     pub log_bytes: u64,
+    /// Where the objects are kept.
+    pub objects: Objects,
+}
+
+/// Where a master keeps its objects.
+#[derive(Clone, Default)]
+pub enum Objects {
+    /// In sled, in the data directory.
+    #[default]
+    Sled,
+    /// In a home that outlives the master: the simulation.
+    In(Arc<dyn Home>),
 }
 
 /// Between heartbeats.
@@ -84,11 +97,12 @@ impl Identity {
     /// Checks that a `data_dir` that belongs to this identity is whole. A voter
     /// whose log has gone, which knows neither its vote nor what it has
     /// acknowledged, must not come back under its id.
-    pub(crate) fn check(&self, data_dir: &Path, disk: &dyn Disk) -> Result<(), Error> {
+    pub(crate) fn check(&self, data_dir: &Path, disk: &dyn Disk, objects: &Objects) -> Result<(), Error> {
         if Self::load(data_dir, disk)?.as_ref() != Some(self) {
             return Ok(());
         }
-        for directory in [LOG_DIRECTORY, OBJECTS_DIRECTORY] {
+        let objects = matches!(objects, Objects::Sled).then_some(OBJECTS_DIRECTORY);
+        for directory in [LOG_DIRECTORY].into_iter().chain(objects) {
             if !disk.list(&data_dir.join(directory)).is_ok_and(|names| !names.is_empty()) {
                 return Err(Error::Config(format!(
                     "{} has lost its {directory}: remove the data directory and join again",

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
-use proto_env::{CancellationToken, Env};
-use storage::log::Log;
+use proto_env::{Blocking, CancellationToken, Env};
+use storage::log::{self, Log};
 use storage::{DataKey, Limits, Sealer, Store};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::{ConsensusConfig, Identity, LOG_DIRECTORY, OBJECTS_DIRECTORY};
+use crate::config::{ConsensusConfig, Identity, LOG_DIRECTORY, OBJECTS_DIRECTORY, Objects};
 use crate::leadership::{self, Contact};
 use crate::log_store::LogStore;
 use crate::network::Peers;
@@ -64,14 +64,14 @@ impl Consensus {
     /// Serve [`Consensus::raft_service`] on the peer port right after.
     pub async fn start(config: ConsensusConfig, env: Env) -> Result<Arc<Self>, Error> {
         let identity = Identity { node_id: config.node_id, cluster_id: config.cluster_id.clone() };
-        identity.check(&config.data_dir, env.disk.as_ref())?;
+        identity.check(&config.data_dir, env.disk.as_ref(), &config.objects)?;
         let (store, log) = open(&config, &env).await?;
         // Once log and objects are there: from now on they must be.
         identity.claim(&config.data_dir, env.disk.as_ref())?;
         let durable = Arc::new(AtomicU64::new(0));
-        let state_machine = StateMachine::new(store.clone(), durable.clone())?;
+        let state_machine = StateMachine::new(store.clone(), durable.clone(), env.blocking)?;
         let applied_index = state_machine.applied_index();
-        let log_store = LogStore::new(log.clone(), store.clone(), durable);
+        let log_store = LogStore::new(log.clone(), store.clone(), durable, env.blocking);
         let peers =
             Peers::new(env.network.clone(), &config.cluster_id, config.node_id, &config.address.peer_address)
                 .map_err(Error::Config)?;
@@ -170,7 +170,7 @@ impl Consensus {
         let mut tasks = std::mem::take(&mut *self.tasks.lock().await);
         while tasks.join_next().await.is_some() {}
         let (store, log) = (self.store.clone(), self.log.clone());
-        let closed = tokio::task::spawn_blocking(move || {
+        let closed = self.env.blocking.run(move || {
             log.close();
             store.sync()
         });
@@ -192,13 +192,17 @@ impl Consensus {
 /// Opens the object store and the log, which read their files.
 async fn open(config: &ConsensusConfig, env: &Env) -> Result<(Arc<Store>, Arc<Log>), Error> {
     let (config, env) = (config.clone(), env.clone());
-    let opened = tokio::task::spawn_blocking(move || {
-        let objects = config.data_dir.join(OBJECTS_DIRECTORY);
+    let opened = env.blocking.run(move || {
         let key = DataKey::new(config.data_key);
-        let store = Store::open(&objects, &key, &env, Limits::default())?;
+        let store = match &config.objects {
+            Objects::Sled => {
+                Store::open(&config.data_dir.join(OBJECTS_DIRECTORY), &key, &env, Limits::default())?
+            }
+            Objects::In(home) => Store::open_home(home.clone(), Limits::default())?,
+        };
         let sealer = Sealer::new(&key, "log", env.random.clone());
-        let log =
-            Log::open(&config.data_dir.join(LOG_DIRECTORY), sealer, env.disk.clone(), Default::default())?;
+        let options = log::Options { inline: env.blocking == Blocking::Inline, ..log::Options::default() };
+        let log = Log::open(&config.data_dir.join(LOG_DIRECTORY), sealer, env.disk.clone(), options)?;
         Ok::<_, storage::Error>((store, log))
     });
     Ok(opened.await.map_err(|error| Error::Raft(error.to_string()))??)

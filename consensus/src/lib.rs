@@ -22,7 +22,7 @@ mod types;
 
 pub use config::{
     ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT, DEFAULT_LOG_BYTES,
-    Identity,
+    Identity, Objects,
 };
 pub use consensus::{Consensus, FIRST_NODE_ID};
 pub use raft_types::MasterAddress;

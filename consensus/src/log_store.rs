@@ -11,6 +11,7 @@ use bytes::Bytes;
 use openraft::entry::RaftEntry as _;
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
+use proto_env::Blocking;
 use storage::Store;
 use storage::codec::{decode, encode};
 use storage::log::{Done, Log};
@@ -29,6 +30,7 @@ pub(crate) struct LogStore {
     store: Arc<Store>,
     /// The log index up to which the object store is durable.
     durable: Arc<AtomicU64>,
+    blocking: Blocking,
 }
 
 fn other(error: storage::Error) -> io::Error {
@@ -43,8 +45,13 @@ async fn written(write: impl FnOnce(Done)) -> io::Result<()> {
 }
 
 impl LogStore {
-    pub(crate) fn new(log: Arc<Log>, store: Arc<Store>, durable: Arc<AtomicU64>) -> Self {
-        Self { log, store, durable }
+    pub(crate) fn new(
+        log: Arc<Log>,
+        store: Arc<Store>,
+        durable: Arc<AtomicU64>,
+        blocking: Blocking,
+    ) -> Self {
+        Self { log, store, durable, blocking }
     }
 
     fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<RaftEntry>> {
@@ -141,7 +148,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         // durable first. A snapshot just built has seen to that already.
         if self.durable.load(Ordering::Acquire) < log_id.index {
             let store = self.store.clone();
-            tokio::task::spawn_blocking(move || store.sync()).await?.map_err(other)?;
+            self.blocking.run(move || store.sync()).await?.map_err(other)?;
         }
         let id = encode("log id", &log_id).map_err(other)?;
         written(|done| self.log.purge(log_id.index, id, done)).await

@@ -9,6 +9,7 @@ use futures::{Stream, TryStreamExt};
 use openraft::entry::RaftEntry as _;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot};
+use proto_env::Blocking;
 use storage::codec::{decode, encode};
 use storage::{Entry, Store};
 use tokio::sync::watch;
@@ -37,12 +38,14 @@ pub struct StateMachine {
     membership: StoredMembership,
     applied_index: watch::Sender<u64>,
     durable: Arc<AtomicU64>,
+    blocking: Blocking,
 }
 
 /// Reports a snapshot once the store is durable up to it.
 pub struct SnapshotBuilder {
     store: Arc<Store>,
     durable: Arc<AtomicU64>,
+    blocking: Blocking,
 }
 
 fn other(error: storage::Error) -> io::Error {
@@ -59,10 +62,14 @@ pub(crate) fn decode_applied(bytes: &[u8]) -> storage::Result<AppliedState> {
 impl StateMachine {
     /// The state machine of `store`. `durable` is the log index up to which the
     /// store is known to be durable.
-    pub(crate) fn new(store: Arc<Store>, durable: Arc<AtomicU64>) -> storage::Result<Self> {
+    pub(crate) fn new(
+        store: Arc<Store>,
+        durable: Arc<AtomicU64>,
+        blocking: Blocking,
+    ) -> storage::Result<Self> {
         let (last, membership) = decode_applied(&store.applied())?;
         let applied_index = watch::Sender::new(last.map_or(0, |last| last.index));
-        Ok(Self { store, last, membership, applied_index, durable })
+        Ok(Self { store, last, membership, applied_index, durable, blocking })
     }
 
     /// The index of the last entry applied, now and from now on.
@@ -133,7 +140,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        SnapshotBuilder { store: self.store.clone(), durable: self.durable.clone() }
+        let (store, durable) = (self.store.clone(), self.durable.clone());
+        SnapshotBuilder { store, durable, blocking: self.blocking }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
@@ -168,7 +176,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     async fn build_snapshot(&mut self) -> io::Result<RaftSnapshot> {
         let snapshot = view(&self.store)?;
         let store = self.store.clone();
-        tokio::task::spawn_blocking(move || store.sync()).await?.map_err(other)?;
+        self.blocking.run(move || store.sync()).await?.map_err(other)?;
         let index = snapshot.meta.last_log_id.map_or(0, |last| last.index);
         self.durable.fetch_max(index, Ordering::AcqRel);
         Ok(snapshot)

@@ -70,7 +70,9 @@ impl Consensus {
             self.store.wait_for(revision, wait).await?;
         }
         let store = self.store.clone();
-        tokio::task::spawn_blocking(move || store.digest(revision))
+        self.env
+            .blocking
+            .run(move || store.digest(revision))
             .await
             .map_err(|error| DigestError::Failed(error.to_string()))?
             .map_err(DigestError::from)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::raft::SnapshotResponse;
+use proto_env::Blocking;
 use proto_wire::raft::SnapshotChunk;
 use proto_wire::raft::raft_client::RaftClient;
 use storage::codec::{decode, encode};
@@ -72,13 +73,14 @@ pub(super) async fn send(
 pub(crate) async fn receive(
     store: &Arc<Store>,
     cluster_id: &str,
+    blocking: Blocking,
     mut chunks: Streaming<SnapshotChunk>,
 ) -> Result<(Vote, SnapshotMeta, Staged), Status> {
     let damaged = |error: storage::Error| Status::data_loss(error.to_string());
     let mut header: Option<Header> = None;
-    let blocking = |store: Arc<Store>| tokio::task::spawn_blocking(move || store.stage());
-    let failed = |error: tokio::task::JoinError| Status::internal(error.to_string());
-    let mut staging = blocking(store.clone()).await.map_err(failed)?.map_err(damaged)?;
+    let failed = |error: std::io::Error| Status::internal(error.to_string());
+    let target = store.clone();
+    let mut staging = blocking.run(move || target.stage()).await.map_err(failed)?.map_err(damaged)?;
     loop {
         let next = tokio::time::timeout(FRAME_TIMEOUT, chunks.next()).await;
         let Some(chunk) = next.map_err(|_| Status::deadline_exceeded("the snapshot stopped"))? else { break };
@@ -93,7 +95,6 @@ pub(crate) async fn receive(
     }
     let (vote, last_log_id, last_membership) =
         header.ok_or_else(|| Status::invalid_argument("an empty snapshot"))?;
-    let staged =
-        tokio::task::spawn_blocking(move || staging.finish()).await.map_err(failed)?.map_err(damaged)?;
+    let staged = blocking.run(move || staging.finish()).await.map_err(failed)?.map_err(damaged)?;
     Ok((vote, SnapshotMeta { last_log_id, last_membership }, staged))
 }

@@ -93,6 +93,7 @@ impl Master {
             election_min: timers[1],
             election_max: timers[2],
             log_bytes: LOG_BYTES,
+            objects: Objects::Sled,
         };
         // Tasks of the one that ran before may hold its files a little longer.
         let consensus = wait_for("the data directory is free", async || {

@@ -164,7 +164,7 @@ fn a_master_that_has_lost_its_log_does_not_come_back_as_the_same_voter() {
     let directory = tempfile::tempdir().unwrap();
     let identity = Identity { node_id: 7, cluster_id: "a".to_owned() };
     let check =
-        || identity.check(directory.path(), &proto_env::SystemDisk).map_err(|error| error.to_string());
+        || identity.check(directory.path(), &proto_env::SystemDisk, &Objects::Sled).map_err(|error| error.to_string());
     // Not a master yet.
     check().unwrap();
     identity.claim(directory.path(), &proto_env::SystemDisk).unwrap();

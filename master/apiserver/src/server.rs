@@ -12,10 +12,10 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use proto_env::Env;
+use proto_env::{ApiListener, Connection, Env};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
@@ -159,13 +159,16 @@ impl ApiServer {
         Ok(self.serving.certificate.replace(identity)?)
     }
 
-    /// Serves a TCP listener until the env's shutdown, then lets running requests end.
+    /// Serves a listener until the env's shutdown, then lets running requests end.
     ///
     /// # Errors
     ///
     /// Where the listener has no address; failed accepts are logged and tried again.
-    pub async fn serve(&self, listener: TcpListener) -> Result<(), Error> {
-        let address = listener.local_addr()?;
+    pub async fn serve(&self, mut listener: ApiListener) -> Result<(), Error> {
+        let address = match &listener {
+            ApiListener::Tcp(listener) => listener.local_addr()?,
+            ApiListener::Authenticated(listener) => listener.local_address(),
+        };
         tracing::info!(%address, "the API server listens");
         let running = TaskTracker::new();
         loop {
@@ -173,17 +176,13 @@ impl ApiServer {
             let accepted = tokio::select! {
                 biased;
                 () = self.api.shutdown.cancelled() => break,
-                accepted = listener.accept() => accepted,
+                accepted = accept(&mut listener) => accepted,
             };
             match accepted {
-                Ok((stream, remote)) => {
+                Ok(accepted) => {
                     let server = self.clone();
                     running.spawn(async move {
-                        // Small writes of watches must not wait for each other.
-                        if let Err(error) = stream.set_nodelay(true) {
-                            tracing::debug!(%remote, %error, "TCP_NODELAY");
-                        }
-                        server.connection(stream, remote).await;
+                        server.connection(accepted).await;
                         drop(permit);
                     });
                 }
@@ -201,7 +200,21 @@ impl ApiServer {
         Ok(())
     }
 
-    async fn connection(&self, stream: tokio::net::TcpStream, remote: SocketAddr) {
+    async fn connection(&self, accepted: Accepted) {
+        let (stream, remote) = match accepted {
+            Accepted::Tcp(stream, remote) => (stream, remote),
+            Accepted::Authenticated(connection) => {
+                let peer = connection.peer.map_or(Peer::Nobody, |peer| {
+                    let groups: Vec<&str> = peer.organizations.iter().map(String::as_str).collect();
+                    Peer::Known(UserInfo::authenticated(&peer.common_name, &groups))
+                });
+                return self.http(connection.stream, connection.remote, peer).await;
+            }
+        };
+        // Small writes of watches must not wait for each other.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%remote, %error, "TCP_NODELAY");
+        }
         let acceptor = TlsAcceptor::from(Arc::clone(&self.serving.config));
         let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => stream,
@@ -281,6 +294,21 @@ impl ApiServer {
         if let Err(error) = ended {
             tracing::debug!(%remote, %error, "a connection ended");
         }
+    }
+}
+
+/// A client that has connected.
+enum Accepted {
+    Tcp(TcpStream, SocketAddr),
+    Authenticated(Connection),
+}
+
+async fn accept(listener: &mut ApiListener) -> std::io::Result<Accepted> {
+    match listener {
+        ApiListener::Tcp(listener) => {
+            listener.accept().await.map(|(stream, remote)| Accepted::Tcp(stream, remote))
+        }
+        ApiListener::Authenticated(listener) => listener.accept().await.map(Accepted::Authenticated),
     }
 }
 

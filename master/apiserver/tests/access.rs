@@ -7,6 +7,7 @@ use std::sync::Arc;
 use common::{PODS, World, pod};
 use http::Method;
 use master_apiserver::UserInfo;
+use proto_env::ApiListener;
 use serde_json::{Value, json};
 
 fn node(name: &str) -> UserInfo {
@@ -142,7 +143,7 @@ async fn the_listener_knows_certificates_and_tokens_and_refuses_wrong_ones() {
     let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let address = tcp.local_addr().expect("an address");
     let server = world.server.clone();
-    let serving = tokio::spawn(async move { server.serve(tcp).await });
+    let serving = tokio::spawn(async move { server.serve(ApiListener::Tcp(tcp)).await });
 
     let account = "/api/v1/namespaces/default/serviceaccounts/default/token";
     let issued = world.post(account, json!({"spec": {"expirationSeconds": 600}})).await.expect(201).body;

@@ -2,22 +2,20 @@
 //! identity, consensus, API server and peer port, then what follows leadership.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use consensus::{Consensus, ConsensusConfig, MasterAddress};
+use consensus::{Consensus, ConsensusConfig, MasterAddress, Objects};
 use kube::Client;
 use master_apiserver::settings::ClusterSettings as ApiSettings;
 use master_apiserver::{ApiServer, TlsIdentity, UserInfo};
 use master_client::Informers;
 use proto_env::grpc::incoming;
-use proto_env::{CancellationToken, Env, MASTERS_ORGANIZATION, TlsMaterial, TlsNetwork};
+use proto_env::{Env, MASTERS_ORGANIZATION, TlsMaterial};
 use proto_wire::cluster::admin_server::AdminServer;
 use proto_wire::cluster::join_server::JoinServer;
 use proto_wire::cluster::liveness_server::LivenessServer;
 use proto_wire::settings::ClusterSettings;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_rustls::TlsConnector;
 use tonic::transport::Server;
 
 use crate::admin::AdminService;
@@ -88,23 +86,20 @@ pub struct Master {
     consensus: Arc<Consensus>,
     api: ApiServer,
     keys: Arc<ClusterKeys>,
-    tls: TlsConnector,
     env: Env,
 }
 
-/// Builds a master on the real machine.
-pub async fn build(config: MasterConfig, shutdown: CancellationToken) -> Result<Master, Error> {
+/// Builds a master in `env`, whose network need not prove anything yet, with its objects in `objects`.
+pub async fn build(config: MasterConfig, env: Env, objects: Objects) -> Result<Master, Error> {
     config.validate()?;
-    let network = Arc::new(TlsNetwork::joining());
-    let env = Env::production(network.clone(), shutdown);
     let identity = Identity::obtain(&config, &env).await?;
-    let issued = issue(&config, &identity, env.clock.now())?;
-    network.set_material(&TlsMaterial {
+    let issued = issue(&config, &identity, &env)?;
+    env.network.set_material(&TlsMaterial {
         ca_pem: identity.keys.authority.certificate_pem().to_owned(),
         certificate_pem: issued.peer.chain_pem,
         key_pem: issued.peer.key_pem,
     })?;
-    let consensus = start_consensus(&config, &identity, env.clone()).await?;
+    let consensus = start_consensus(&config, &identity, env.clone(), objects).await?;
     let keys = Arc::new(identity.keys);
     let ca_pem = keys.authority.certificate_pem();
     let api = ApiServer::new(
@@ -120,15 +115,16 @@ pub async fn build(config: MasterConfig, shutdown: CancellationToken) -> Result<
         },
         &env,
     )?;
-    let tls = trusting(keys.authority.certificate_pem())?;
-    Ok(Master { settings: identity.settings, config, consensus, api, keys, tls, env })
+    Ok(Master { settings: identity.settings, config, consensus, api, keys, env })
 }
 
 async fn start_consensus(
     config: &MasterConfig,
     identity: &Identity,
     env: Env,
+    objects: Objects,
 ) -> Result<Arc<Consensus>, Error> {
+    let disk = env.disk.clone();
     let consensus = Consensus::start(
         ConsensusConfig {
             node_id: identity.node_id,
@@ -144,13 +140,14 @@ async fn start_consensus(
             election_min: Duration::from_millis(config.timers.election_min_ms),
             election_max: Duration::from_millis(config.timers.election_max_ms),
             log_bytes: consensus::DEFAULT_LOG_BYTES,
+            objects,
         },
         env,
     )
     .await?;
     if identity.founding {
         consensus.initialize().await?;
-        identity.founded(&config.data_dir)?;
+        identity.founded(&config.data_dir, disk.as_ref())?;
         tracing::info!(cluster = identity.cluster_id, "a new cluster was created");
     }
     Ok(consensus)
@@ -163,7 +160,8 @@ struct Certificates {
     node_client: Issued,
 }
 
-fn issue(config: &MasterConfig, identity: &Identity, now: SystemTime) -> Result<Certificates, Error> {
+fn issue(config: &MasterConfig, identity: &Identity, env: &Env) -> Result<Certificates, Error> {
+    let now = env.clock.now();
     let authority = &identity.keys.authority;
     let settings = &identity.settings;
     let mut names: Vec<String> = API_NAMES.iter().map(|n| (*n).to_owned()).collect();
@@ -187,7 +185,7 @@ fn issue(config: &MasterConfig, identity: &Identity, now: SystemTime) -> Result<
             now.into(),
         )?,
     };
-    KeyFiles::new(&config.data_dir).store_issued("apiserver", &certificates.serving)?;
+    KeyFiles::new(&config.data_dir, env.disk.clone()).store_issued("apiserver", &certificates.serving)?;
     Ok(certificates)
 }
 
@@ -197,17 +195,6 @@ fn host_of(endpoint: &str) -> String {
 
 fn tls_identity(issued: Issued, ca_pem: &str) -> TlsIdentity {
     TlsIdentity { certificate_pem: issued.chain_pem, key_pem: issued.key_pem, ca_pem: ca_pem.to_owned() }
-}
-
-fn trusting(ca_pem: &str) -> Result<TlsConnector, pki::Error> {
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in pki::files::certificates(ca_pem)? {
-        roots.add(certificate)?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config =
-        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()).into())
 }
 
 fn api_settings(settings: &ClusterSettings) -> ApiSettings {
@@ -235,6 +222,11 @@ impl Master {
     /// A client of this master's own API for what runs beside it (service proxy).
     pub fn client(&self) -> Client {
         self.api.local_client(UserInfo::authenticated("system:kube-controller-manager", &[]), None)
+    }
+
+    /// The member that runs here, for who looks inside.
+    pub fn consensus(&self) -> &Arc<Consensus> {
+        &self.consensus
     }
 
     /// The API addresses of all masters, as membership changes.
@@ -266,7 +258,10 @@ impl Master {
     /// Serves until shutdown, or until a part fails.
     pub async fn run(self) -> Result<(), Error> {
         let address = std::net::SocketAddr::new(self.config.bind_address, self.config.api_port);
-        let listener = TcpListener::bind(address)
+        let listener = self
+            .env
+            .network
+            .listen_api(address)
             .await
             .map_err(|source| Error::Listen { address: address.to_string(), source })?;
         let peer = std::net::SocketAddr::new(self.config.bind_address, self.config.peer_port).to_string();
@@ -282,7 +277,6 @@ impl Master {
             liveness: liveness.clone(),
             controllers: self.controllers(masters),
             healthy,
-            tls: self.tls.clone(),
             timers: self.config.timers,
             env: self.env.clone(),
         };

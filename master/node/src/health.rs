@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use consensus::Consensus;
 use futures::future::join_all;
+use proto_env::{Network, Purpose};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 /// How often every master is asked.
@@ -21,7 +20,7 @@ const TIMEOUT: Duration = Duration::from_millis(1000);
 /// Publishes the API addresses of the masters that answer until `shutdown`.
 pub async fn watch_masters(
     consensus: Arc<Consensus>,
-    tls: TlsConnector,
+    network: Arc<dyn Network>,
     healthy: watch::Sender<Vec<SocketAddr>>,
     shutdown: CancellationToken,
 ) {
@@ -34,10 +33,10 @@ pub async fn watch_masters(
         }
         let members = consensus.members();
         let questions = members.iter().map(|member| {
-            let (tls, own) = (tls.clone(), member.id == consensus.node_id());
+            let (network, own) = (network.clone(), member.id == consensus.node_id());
             async move {
                 let address: SocketAddr = member.api_address.parse().ok()?;
-                let asked = async { own || ready(&tls, address).await.unwrap_or(false) };
+                let asked = async { own || ready(network.as_ref(), address).await.unwrap_or(false) };
                 tokio::time::timeout(TIMEOUT, asked).await.unwrap_or(false).then_some(address)
             }
         });
@@ -52,9 +51,8 @@ pub async fn watch_masters(
 }
 
 /// Asks `/readyz`; the health paths need no credentials.
-async fn ready(tls: &TlsConnector, address: SocketAddr) -> std::io::Result<bool> {
-    let stream = TcpStream::connect(address).await?;
-    let mut stream = tls.connect(address.ip().into(), stream).await?;
+async fn ready(network: &dyn Network, address: SocketAddr) -> std::io::Result<bool> {
+    let mut stream = network.connect(&address.to_string(), &Purpose::Api).await?.stream;
     stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: master\r\nConnection: close\r\n\r\n").await?;
     let mut head = [0; 12];
     stream.read_exact(&mut head).await?;

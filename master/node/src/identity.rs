@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use consensus::NodeId;
 use proto_env::grpc::{ChannelOptions, channel};
-use proto_env::{Env, MASTERS_ORGANIZATION, Purpose, TlsNetwork};
+use proto_env::{Disk, Env, MASTERS_ORGANIZATION, Purpose};
 use proto_wire::cluster::JoinMasterRequest;
 use proto_wire::cluster::JoinMasterResponse;
 use proto_wire::cluster::join_client::JoinClient;
@@ -91,43 +91,60 @@ pub enum Error {
     Answer(&'static str),
 }
 
+/// Lays out the data directory of a master that founds a cluster with keys that exist already; `build` goes on from
+/// there. For those who bring the keys along: the simulation.
+///
+/// # Errors
+/// Where a file cannot be written.
+pub fn prepare(
+    config: &MasterConfig,
+    disk: Arc<dyn Disk>,
+    cluster_id: &str,
+    keys: ClusterKeys,
+) -> Result<(), Error> {
+    let (cluster_id, settings) = (cluster_id.to_owned(), config.cluster.clone());
+    let identity = Identity { node_id: FIRST_ID, cluster_id, settings, keys, founding: true };
+    KeyFiles::new(&config.data_dir, disk.clone()).store(&identity.keys)?;
+    identity.store(&config.data_dir, disk.as_ref(), false)
+}
+
 impl Identity {
     /// Reads, makes or joins. `random` and `clock` come from the machine: nothing
     /// replicated depends on them.
     pub async fn obtain(config: &MasterConfig, env: &Env) -> Result<Self, Error> {
         let path = config.data_dir.join("node.json");
-        match std::fs::read(&path) {
+        match env.disk.read(&path) {
             Ok(bytes) => {
                 if config.init || config.join.is_some() {
                     tracing::info!("this master is in a cluster already: --init and --join change nothing");
                 }
-                return Self::load(config, &bytes, path);
+                return Self::load(config, env, &bytes, path);
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(source) => return Err(Error::File { path, source }),
         }
         let identity = match (&config.join, &config.token) {
             _ if config.init => Self::found(config, env)?,
-            (Some(addresses), Some(token)) => join(config, addresses, &token.parse()?).await?,
+            (Some(addresses), Some(token)) => join(config, env, addresses, &token.parse()?).await?,
             _ => return Err(Error::Empty(config.data_dir.clone())),
         };
-        KeyFiles::new(&config.data_dir).store(&identity.keys)?;
-        identity.store(&config.data_dir, !identity.founding)?;
+        KeyFiles::new(&config.data_dir, env.disk.clone()).store(&identity.keys)?;
+        identity.store(&config.data_dir, env.disk.as_ref(), !identity.founding)?;
         Ok(identity)
     }
 
     /// A founder's store is there now: from here on this is an ordinary master.
-    pub fn founded(&self, data_dir: &Path) -> Result<(), Error> {
-        self.store(data_dir, true)
+    pub fn founded(&self, data_dir: &Path, disk: &dyn Disk) -> Result<(), Error> {
+        self.store(data_dir, disk, true)
     }
 
-    fn load(config: &MasterConfig, bytes: &[u8], path: PathBuf) -> Result<Self, Error> {
+    fn load(config: &MasterConfig, env: &Env, bytes: &[u8], path: PathBuf) -> Result<Self, Error> {
         let record: Record = serde_json::from_slice(bytes).map_err(|_| Error::Damaged(path.clone()))?;
         Ok(Self {
             node_id: record.node_id,
             cluster_id: record.cluster_id,
             settings: ClusterSettings::from_json(&record.settings)?,
-            keys: KeyFiles::new(&config.data_dir).load()?.ok_or(Error::Damaged(path))?,
+            keys: KeyFiles::new(&config.data_dir, env.disk.clone()).load()?.ok_or(Error::Damaged(path))?,
             founding: !record.initialized,
         })
     }
@@ -142,7 +159,7 @@ impl Identity {
         Ok(Self { node_id: FIRST_ID, cluster_id, settings, keys, founding: true })
     }
 
-    fn store(&self, data_dir: &Path, initialized: bool) -> Result<(), Error> {
+    fn store(&self, data_dir: &Path, disk: &dyn Disk, initialized: bool) -> Result<(), Error> {
         let record = Record {
             node_id: self.node_id,
             cluster_id: self.cluster_id.clone(),
@@ -151,7 +168,7 @@ impl Identity {
         };
         let path = data_dir.join("node.json");
         let bytes = serde_json::to_vec_pretty(&record).map_err(|_| Error::Damaged(path.clone()))?;
-        write_private(&path, &bytes).map_err(|source| Error::File { path, source })
+        write_private(disk, &path, &bytes).map_err(|source| Error::File { path, source })
     }
 
     fn joined(answer: JoinMasterResponse) -> Result<Self, Error> {
@@ -170,8 +187,12 @@ impl Identity {
     }
 }
 
-async fn join(config: &MasterConfig, addresses: &[String], token: &JoinToken) -> Result<Identity, Error> {
-    let network = Arc::new(TlsNetwork::joining());
+async fn join(
+    config: &MasterConfig,
+    env: &Env,
+    addresses: &[String],
+    token: &JoinToken,
+) -> Result<Identity, Error> {
     let mut refusals = Vec::new();
     for address in addresses {
         let options = ChannelOptions {
@@ -188,7 +209,7 @@ async fn join(config: &MasterConfig, addresses: &[String], token: &JoinToken) ->
             expected_masters: config.masters,
         });
         request.set_timeout(JOIN_TIMEOUT);
-        match JoinClient::new(channel(network.clone(), address, options)?).join_master(request).await {
+        match JoinClient::new(channel(env.network.clone(), address, options)?).join_master(request).await {
             Ok(answer) => return Identity::joined(answer.into_inner()),
             Err(status) => refusals.push(format!("{address}: {}", status.message())),
         }

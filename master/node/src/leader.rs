@@ -10,7 +10,6 @@ use master_client::Informers;
 use proto_env::Env;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Timers;
@@ -31,8 +30,6 @@ pub struct Leader {
     pub controllers: master_controllers::Config,
     /// Published to the controllers: the masters that answer.
     pub healthy: watch::Sender<Vec<std::net::SocketAddr>>,
-    /// Trusts the cluster's CA.
-    pub tls: TlsConnector,
     /// How fast silence is noticed.
     pub timers: Timers,
     /// Clock and shutdown.
@@ -99,7 +96,7 @@ impl Leader {
         ));
         tasks.spawn(health::watch_masters(
             self.consensus.clone(),
-            self.tls.clone(),
+            self.env.network.clone(),
             self.healthy.clone(),
             cancel.clone(),
         ));

@@ -26,3 +26,5 @@ pub mod pki;
 pub mod tokens;
 
 pub use build::{Error, Master, build};
+pub use consensus::Objects;
+pub use identity::prepare;

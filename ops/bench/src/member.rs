@@ -9,7 +9,7 @@ use anyhow::Result;
 use bytes::Bytes;
 use consensus::{
     Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT,
-    DEFAULT_LOG_BYTES, FIRST_NODE_ID, MasterAddress, ProposeOptions,
+    DEFAULT_LOG_BYTES, FIRST_NODE_ID, MasterAddress, Objects, ProposeOptions,
 };
 use proto_env::grpc::incoming;
 use proto_env::{CancellationToken, Env, Network, TlsNetwork};
@@ -60,6 +60,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         election_min: DEFAULT_ELECTION_MIN * 4,
         election_max: DEFAULT_ELECTION_MAX * 4,
         log_bytes: DEFAULT_LOG_BYTES,
+        objects: Objects::Sled,
     };
     let consensus = Consensus::start(config, env).await?;
     let raft = Server::builder().add_service(consensus.raft_service()).serve_with_incoming(incoming(peers));

@@ -2,6 +2,7 @@
 //! talks to a cluster.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use base64::Engine;
@@ -10,7 +11,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use master_node::pki::files::write_private;
 use master_node::pki::{KeyFiles, Subject};
-use proto_env::TlsMaterial;
+use proto_env::{SystemDisk, TlsMaterial};
 use serde::Deserialize;
 
 /// Renders a kubeconfig with one cluster, one user and one context.
@@ -26,7 +27,7 @@ pub fn render(server: &str, ca_pem: &str, certificate_pem: &str, key_pem: &str) 
 
 /// Issues an operator's certificate from the keys in a master's data directory.
 pub fn admin(data_dir: &Path, server: &str) -> Result<String> {
-    let files = KeyFiles::new(data_dir);
+    let files = KeyFiles::new(data_dir, Arc::new(SystemDisk));
     let keys = files.load()?.with_context(|| {
         format!(
             "{} holds no keys of a cluster: run this on a master, with its --data-dir",
@@ -41,7 +42,7 @@ pub fn admin(data_dir: &Path, server: &str) -> Result<String> {
 /// [`admin`] into a file only its owner can read.
 pub fn write_admin(data_dir: &Path, server: &str, path: &Path) -> Result<()> {
     let text = admin(data_dir, server)?;
-    write_private(path, text.as_bytes()).with_context(|| format!("writing {}", path.display()))
+    write_private(&SystemDisk, path, text.as_bytes()).with_context(|| format!("writing {}", path.display()))
 }
 
 /// Where the kubeconfig is when nobody says: `$KUBECONFIG`, the dev cluster's, a master's.

@@ -4,6 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 /// A file that grows at its end.
@@ -24,7 +25,8 @@ pub trait AppendFile: Send + 'static {
 
 /// A file system. All calls block.
 pub trait Disk: Send + Sync + 'static {
-    /// Makes a directory and its parents, durably.
+    /// Makes a directory and its parents, durably; others than the owner may not
+    /// look into what is made.
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
     /// Opens a file for appending; a new one is durable as a name on return.
     fn open_append(&self, path: &Path) -> io::Result<Box<dyn AppendFile>>;
@@ -99,7 +101,7 @@ impl Disk for SystemDisk {
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             self.create_dir_all(parent)?;
         }
-        match fs::create_dir(path) {
+        match fs::DirBuilder::new().mode(0o700).create(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => sync_parent(path),
         }

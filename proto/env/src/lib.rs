@@ -1,9 +1,10 @@
-//! The seams between Ephor and the machine: clock, random, network, disk and
-//! shutdown. `master/node` and `worker/node` build one [`Env`] at start and hand
+//! The seams between Ephor and the machine: clock, random, network, disk,
+//! blocking work and shutdown. `master/node` and `worker/node` build one [`Env`] at start and hand
 //! it down; the simulation builds another one over the same traits. Code that
 //! runs in the simulation takes time, randomness, connections and files from
 //! here alone.
 
+mod blocking;
 mod clock;
 mod disk;
 #[cfg(feature = "grpc")]
@@ -14,9 +15,10 @@ mod tls;
 
 use std::sync::Arc;
 
+pub use blocking::Blocking;
 pub use clock::{Clock, SystemClock};
 pub use disk::{AppendFile, Disk, SystemDisk};
-pub use network::{BoxedStream, Connection, Listener, Network, PeerIdentity, Purpose, Stream};
+pub use network::{ApiListener, BoxedStream, Connection, Listener, Network, PeerIdentity, Purpose, Stream};
 pub use random::{Random, SystemRandom};
 pub use tls::{Error as TlsError, TlsMaterial, TlsNetwork};
 pub use tokio_util::sync::CancellationToken;
@@ -36,6 +38,8 @@ pub struct Env {
     pub network: Arc<dyn Network>,
     /// Files whose durability matters.
     pub disk: Arc<dyn Disk>,
+    /// Where blocking work runs.
+    pub blocking: Blocking,
     /// Cancelled when the process should end.
     pub shutdown: CancellationToken,
 }
@@ -49,6 +53,7 @@ impl Env {
             random: Arc::new(SystemRandom),
             network,
             disk: Arc::new(SystemDisk),
+            blocking: Blocking::Threads,
             shutdown,
         }
     }

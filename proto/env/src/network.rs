@@ -7,6 +7,9 @@ use std::net::SocketAddr;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+
+use crate::tls::{Error as TlsError, TlsMaterial};
 
 /// A byte stream in both directions.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -43,6 +46,9 @@ pub enum Purpose {
         /// SHA-256 of the CA certificate in DER.
         ca_sha256: [u8; 32],
     },
+    /// A question to the API port of a master: it shows a certificate of the
+    /// cluster's CA, the client none.
+    Api,
 }
 
 /// An established connection.
@@ -58,11 +64,27 @@ pub struct Connection {
 /// Makes and accepts connections.
 #[async_trait]
 pub trait Network: Send + Sync + 'static {
+    /// Proves from now on to be whom the certificate names. Before that only
+    /// [`Purpose::Join`] can connect, and nothing can listen.
+    fn set_material(&self, material: &TlsMaterial) -> Result<(), TlsError>;
+
     /// Connects to `HOST:PORT` and authenticates. Callers put a deadline on it.
     async fn connect(&self, address: &str, purpose: &Purpose) -> io::Result<Connection>;
 
     /// Listens on `HOST:PORT` (port 0 takes a free one).
     async fn listen(&self, address: &str) -> io::Result<Box<dyn Listener>>;
+
+    /// Listens on the API's address, where clients are of all kinds.
+    async fn listen_api(&self, address: SocketAddr) -> io::Result<ApiListener>;
+}
+
+/// Where the clients of an API server connect.
+pub enum ApiListener {
+    /// Bare TCP: the API server does TLS itself, with its own certificate, HTTP
+    /// protocols and optional client certificates.
+    Tcp(TcpListener),
+    /// Connections that have authenticated already: the simulation.
+    Authenticated(Box<dyn Listener>),
 }
 
 /// Accepts connections that have authenticated, or that show no certificate.

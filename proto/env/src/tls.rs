@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::network::{Connection, Listener, Network, PeerIdentity, Purpose};
+use crate::network::{ApiListener, Connection, Listener, Network, PeerIdentity, Purpose};
 
 /// How long a client may take for its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -68,6 +68,8 @@ type Shared = Arc<RwLock<Option<Configs>>>;
 #[derive(Clone)]
 struct Configs {
     client: Arc<ClientConfig>,
+    /// For the API port.
+    api: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
 }
 
@@ -112,13 +114,14 @@ impl TlsMaterial {
             .with_single_cert(chain.clone(), key()?)?;
         server.alpn_protocols = vec![b"h2".to_vec()];
         let verifier = Arc::new(ChainVerifier { trust: Trust::Roots(roots), provider: provider.clone() });
-        let mut client = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(versions)?
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_client_auth_cert(chain, key()?)?;
+        let trusting = || {
+            let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions);
+            Ok::<_, Error>(builder?.dangerous().with_custom_certificate_verifier(verifier.clone()))
+        };
+        let mut client = trusting()?.with_client_auth_cert(chain, key()?)?;
         client.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Configs { client: Arc::new(client), server: Arc::new(server) })
+        let api = trusting()?.with_no_client_auth();
+        Ok(Configs { client: Arc::new(client), api: Arc::new(api), server: Arc::new(server) })
     }
 }
 
@@ -135,16 +138,10 @@ impl TlsNetwork {
         Self { configs: Arc::default() }
     }
 
-    /// Replaces the certificates, for connections made and accepted from now on.
-    pub fn set_material(&self, material: &TlsMaterial) -> Result<(), Error> {
-        let configs = material.configs()?;
-        *self.configs.write().unwrap_or_else(PoisonError::into_inner) = Some(configs);
-        Ok(())
-    }
-
     fn client_config(&self, purpose: &Purpose) -> io::Result<Arc<ClientConfig>> {
         match purpose {
             Purpose::Peer => Ok(current(&self.configs)?.client),
+            Purpose::Api => Ok(current(&self.configs)?.api),
             Purpose::Join { ca_sha256 } => {
                 let provider = Arc::new(rustls::crypto::ring::default_provider());
                 let verifier = ChainVerifier { trust: Trust::Pinned(*ca_sha256), provider: provider.clone() };
@@ -168,6 +165,13 @@ fn current(configs: &Shared) -> io::Result<Configs> {
 
 #[async_trait]
 impl Network for TlsNetwork {
+    /// For connections made and accepted from now on.
+    fn set_material(&self, material: &TlsMaterial) -> Result<(), Error> {
+        let configs = material.configs()?;
+        *self.configs.write().unwrap_or_else(PoisonError::into_inner) = Some(configs);
+        Ok(())
+    }
+
     async fn connect(&self, address: &str, purpose: &Purpose) -> io::Result<Connection> {
         let config = self.client_config(purpose)?;
         let stream = TcpStream::connect(address).await?;
@@ -187,6 +191,10 @@ impl Network for TlsNetwork {
         current(&self.configs)?;
         let task = tokio::spawn(accept_loop(listener, self.configs.clone(), sender));
         Ok(Box::new(TlsListener { receiver, local, task: task.abort_handle() }))
+    }
+
+    async fn listen_api(&self, address: SocketAddr) -> io::Result<ApiListener> {
+        Ok(ApiListener::Tcp(TcpListener::bind(address).await?))
     }
 }
 

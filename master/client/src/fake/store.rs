@@ -101,7 +101,6 @@ impl Failure {
     }
 }
 
-#[derive(Default)]
 struct State {
     objects: BTreeMap<Key, Value>,
     revision: u64,
@@ -109,6 +108,10 @@ struct State {
     /// Every change: revision, key, event.
     log: Vec<(u64, Key, Value)>,
 }
+
+/// Revision of an API without objects. Not 0, which asks a list or a watch for "any"; and never given to a write, or
+/// a watch from an empty list would begin behind the first one.
+const EMPTY_REVISION: u64 = 1;
 
 /// An API in memory.
 pub struct FakeApi {
@@ -119,7 +122,9 @@ pub struct FakeApi {
 impl FakeApi {
     /// An API without objects.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), revision: watch::Sender::new(0) })
+        let state =
+            State { objects: BTreeMap::new(), revision: EMPTY_REVISION, names: 0, log: Vec::new() };
+        Arc::new(Self { state: Mutex::new(state), revision: watch::Sender::new(EMPTY_REVISION) })
     }
 
     /// All objects of a resource (`pods`, `deployments`, ...), in key order.
@@ -194,7 +199,7 @@ impl FakeApi {
             .map(|(_, value)| value.clone())
             .collect();
         json!({"kind": "List", "apiVersion": "v1", "items": items,
-            "metadata": {"resourceVersion": state.revision.max(1).to_string()}})
+            "metadata": {"resourceVersion": state.revision.to_string()}})
     }
 
     pub(super) fn get(&self, target: &Target) -> Result<Value, Failure> {
@@ -402,4 +407,20 @@ fn merge_list(current: &mut Value, items: &[Value], key: &str) {
         }
     }
     *current = Value::Array(list);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_watch_from_an_empty_list_sees_the_first_object() {
+        let api = FakeApi::new();
+        let nodes = Target::parse("/api/v1/nodes").unwrap();
+        let listed = text(&api.list(&nodes), "/metadata/resourceVersion").parse().unwrap();
+        api.add("nodes", json!({"metadata": {"name": "first"}}));
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(10), api.events_after(&nodes, listed));
+        let (events, _) = waited.await.expect("the first object is an event");
+        assert_eq!(events[0]["object"]["metadata"]["name"], "first");
+    }
 }

@@ -1,10 +1,10 @@
 //! `DATA/pki`: how the cluster's keys lie on a master's disk.
 
-use std::fs;
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use proto_env::Disk;
 use rcgen::KeyPair;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -48,22 +48,24 @@ impl ClusterKeys {
 /// The directory the keys lie in.
 pub struct KeyFiles {
     directory: PathBuf,
+    disk: Arc<dyn Disk>,
 }
 
 impl KeyFiles {
     /// `DATA/pki`.
-    pub fn new(data_dir: &Path) -> Self {
-        Self { directory: data_dir.join("pki") }
+    pub fn new(data_dir: &Path, disk: Arc<dyn Disk>) -> Self {
+        Self { directory: data_dir.join("pki"), disk }
     }
 
     /// Reads the keys; `None` when this master has none yet.
     pub fn load(&self) -> Result<Option<ClusterKeys>, Error> {
-        if !self.path(CA_CERTIFICATE).exists() {
-            return Ok(None);
-        }
-        let authority = Authority::load(self.read(CA_CERTIFICATE)?, self.read(CA_KEY)?)?;
+        let certificate = match self.disk.read(&self.path(CA_CERTIFICATE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            _ => self.read(CA_CERTIFICATE)?,
+        };
+        let authority = Authority::load(certificate, self.read(CA_KEY)?)?;
         let path = self.path(DATA_KEY);
-        let bytes = Zeroizing::new(fs::read(&path).map_err(|source| Error::File { path, source })?);
+        let bytes = Zeroizing::new(self.disk.read(&path).map_err(|source| Error::File { path, source })?);
         let data_key = <[u8; 32]>::try_from(&bytes[..]).map_err(|_| Error::Pem("data.key"))?;
         Ok(Some(ClusterKeys {
             authority,
@@ -92,27 +94,23 @@ impl KeyFiles {
 
     fn read(&self, name: &str) -> Result<String, Error> {
         let path = self.path(name);
-        fs::read_to_string(&path).map_err(|source| Error::File { path, source })
+        let text = |bytes| String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+        self.disk.read(&path).and_then(text).map_err(|source| Error::File { path, source })
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
         let path = self.path(name);
-        write_private(&path, bytes).map_err(|source| Error::File { path, source })
+        write_private(self.disk.as_ref(), &path, bytes).map_err(|source| Error::File { path, source })
     }
 }
 
-/// Writes a file only its owner can read, durably and all at once.
-pub fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// Writes a file only its owner can read, durably and all at once, in a directory that is made where it is missing.
+pub fn write_private(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
     // The parent of a bare file name is the empty path.
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let temporary = path.with_extension("tmp");
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    fs::File::open(directory)?.sync_all()
+    if let Some(directory) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        disk.create_dir_all(directory)?;
+    }
+    disk.replace(path, bytes)
 }
 
 /// A PEM chain as rustls wants it.
@@ -129,14 +127,17 @@ pub fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
+
+    use proto_env::SystemDisk;
 
     use super::*;
 
     #[test]
     fn keys_read_back_as_written_and_only_for_their_owner() {
         let directory = tempfile::tempdir().unwrap();
-        let files = KeyFiles::new(directory.path());
+        let files = KeyFiles::new(directory.path(), Arc::new(SystemDisk));
         assert!(files.load().unwrap().is_none());
         let keys = ClusterKeys::create("c", OffsetDateTime::now_utc(), |b| b.fill(7)).unwrap();
         files.store(&keys).unwrap();

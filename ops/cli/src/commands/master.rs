@@ -9,8 +9,9 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::Args;
 use ipnet::Ipv4Net;
-use master_node::Master;
 use master_node::config::MasterConfig;
+use master_node::{Master, Objects};
+use proto_env::{Env, TlsNetwork};
 use tokio_util::sync::CancellationToken;
 use worker_network::{Network, NetworkConfig};
 
@@ -116,7 +117,8 @@ pub async fn run(arguments: MasterArgs) -> Result<()> {
     logging::init(format);
     let shutdown = CancellationToken::new();
     signals::cancel_on_termination(shutdown.clone())?;
-    let master = master_node::build(config, shutdown.clone()).await?;
+    let env = Env::production(Arc::new(TlsNetwork::joining()), shutdown.clone());
+    let master = master_node::build(config, env, Objects::Sled).await?;
     let network = start_network(&master, shutdown.clone()).await;
     let result = master.run().await;
     shutdown.cancel();

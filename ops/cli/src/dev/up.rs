@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::{Node, Service};
 use kube::{Api, Client};
+use proto_env::SystemDisk;
 
 use super::layout::{DevNode, Layout, Role};
 use super::{bridge, namespace, process};
@@ -117,7 +118,7 @@ async fn tokens(layout: &Layout, client: &Client) -> Result<()> {
         let file = token_file(layout, role);
         if !file.exists() {
             let token = token::create(client, &ca, token_role, TOKEN_LIFETIME, "ephor dev").await?;
-            master_node::pki::files::write_private(&file, token.to_string().as_bytes())?;
+            master_node::pki::files::write_private(&SystemDisk, &file, token.to_string().as_bytes())?;
         }
     }
     Ok(())

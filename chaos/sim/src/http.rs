@@ -1,0 +1,115 @@
+//! A Kubernetes client of the simulation: plain HTTP/1.1 over the simulated
+//! network, as the administrator. What matters here is what a failure means: the
+//! request never left, or nobody knows. `workload.rs` and `watcher.rs` use it.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use proto_env::PeerIdentity;
+use serde_json::Value;
+
+use crate::machine::API_PORT;
+use crate::seams::network::connect_as;
+
+/// How long a client waits for an answer.
+pub const TIMEOUT: Duration = Duration::from_secs(3);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Why there is no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The request never left.
+    NotSent,
+    /// It may have arrived.
+    Unknown,
+}
+
+/// An answer.
+pub struct Answer {
+    /// Its code.
+    pub status: StatusCode,
+    /// Its object, or the Status.
+    pub body: Value,
+}
+
+/// A connection to one master, made when it is needed.
+pub struct Client {
+    master: IpAddr,
+    connection: Option<SendRequest<Full<Bytes>>>,
+}
+
+impl Client {
+    /// A client of the master at `master`.
+    pub fn new(master: IpAddr) -> Self {
+        Self { master, connection: None }
+    }
+
+    /// Asks, within [`TIMEOUT`].
+    ///
+    /// # Errors
+    /// Where no whole answer came; the connection is not used again.
+    pub async fn ask(&mut self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, Failure> {
+        let response = self.send(method, path, body).await?;
+        let status = response.status();
+        let whole = tokio::time::timeout(TIMEOUT, response.into_body().collect()).await;
+        let Ok(Ok(whole)) = whole else {
+            self.connection = None;
+            return Err(Failure::Unknown);
+        };
+        let body = serde_json::from_slice(&whole.to_bytes()).unwrap_or(Value::Null);
+        Ok(Answer { status, body })
+    }
+
+    /// Asks and gives the answer as it comes: watches.
+    ///
+    /// # Errors
+    /// Where no answer began.
+    pub async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<http::Response<Incoming>, Failure> {
+        let mut connection = match self.connection.take().filter(|connection| !connection.is_closed()) {
+            Some(connection) => connection,
+            None => self.connect().await.ok_or(Failure::NotSent)?,
+        };
+        let bytes = body.map_or(Bytes::new(), |body| Bytes::from(body.to_string()));
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::HOST, "master")
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(bytes))
+            .map_err(|_| Failure::NotSent)?;
+        match tokio::time::timeout(TIMEOUT, connection.send_request(request)).await {
+            Ok(Ok(response)) => {
+                self.connection = Some(connection);
+                Ok(response)
+            }
+            _ => Err(Failure::Unknown),
+        }
+    }
+
+    async fn connect(&self) -> Option<SendRequest<Full<Bytes>>> {
+        let admin = PeerIdentity {
+            common_name: "simulation".to_owned(),
+            organizations: vec!["system:masters".to_owned()],
+        };
+        let address = format!("{}:{API_PORT}", self.master);
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect_as(&address, Some(&admin))).await;
+        let stream = connected.ok()?.ok()?.stream;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
+        tokio::spawn(async move {
+            // Its end shows in the sender.
+            let _ = connection.await;
+        });
+        Some(sender)
+    }
+}

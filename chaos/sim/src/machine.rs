@@ -1,0 +1,169 @@
+//! One machine of the simulated cluster with the master that runs on it: the same
+//! `master_node::build` as in production, over simulated seams. What lies on
+//! its disk outlives restarts; turmoil starts and crashes the rest.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use consensus::{Consensus, NodeId};
+use master_node::Objects;
+use master_node::config::MasterConfig;
+use master_node::pki::{Authority, ClusterKeys};
+use proto_env::{Blocking, CancellationToken, Env};
+use proto_wire::token::JoinToken;
+use storage::backend::memory::MemoryHome;
+use tokio::sync::mpsc;
+
+use crate::observer::Observer;
+use crate::seams::clock::SimClock;
+use crate::seams::disk::SimDisk;
+use crate::seams::network::SimNetwork;
+use crate::seams::random::SimRandom;
+
+/// Port of the API, and of everything between masters.
+pub const API_PORT: u16 = 6443;
+const PEER_PORT: u16 = 6444;
+/// How long a master that ended stays down, as under a supervisor.
+const RESTART_PAUSE: Duration = Duration::from_millis(500);
+const ORDERS_MAX: usize = 8;
+const ORDER_TIMEOUT: Duration = Duration::from_secs(2);
+const DATA_DIR: &str = "/master";
+
+/// A machine.
+pub struct Machine {
+    /// Its place in the cluster, from 0.
+    pub index: usize,
+    /// `m1`, `m2`, ...
+    pub name: String,
+    /// Its address.
+    pub ip: IpAddr,
+    /// Its disk, but for the objects.
+    pub disk: SimDisk,
+    /// Where its objects lie.
+    pub home: MemoryHome,
+    /// Its clocks.
+    pub clock: Arc<SimClock>,
+    seed: u64,
+    founder: IpAddr,
+    observer: Observer,
+    starts: AtomicU64,
+    /// To the master that runs.
+    orders: Mutex<Option<mpsc::Sender<Order>>>,
+}
+
+/// What an operator asks of a master.
+#[derive(Debug, Clone, Copy)]
+pub enum Order {
+    /// Hand leadership to this master.
+    TransferLeader(NodeId),
+}
+
+impl Machine {
+    /// The machine number `index`; number 0 founds the cluster with fixed keys.
+    ///
+    /// # Errors
+    /// Where the fixed keys do not parse.
+    pub fn new(index: usize, seed: u64, observer: Observer) -> Result<Arc<Self>> {
+        let machine = Self {
+            index,
+            name: format!("m{}", index + 1),
+            ip: address(index),
+            disk: SimDisk::default(),
+            home: MemoryHome::default(),
+            clock: Arc::default(),
+            seed,
+            founder: address(0),
+            observer,
+            starts: AtomicU64::new(0),
+            orders: Mutex::default(),
+        };
+        if index == 0 {
+            let disk = Arc::new(machine.disk.clone());
+            master_node::prepare(&machine.config(), disk, "simulation", keys()?)?;
+        }
+        Ok(Arc::new(machine))
+    }
+
+    /// Runs the master, and again when it ends, until turmoil takes it away.
+    pub async fn run(self: Arc<Self>) {
+        loop {
+            match self.once().await {
+                Ok(()) => tracing::info!(machine = self.name, "the master ended"),
+                Err(error) => tracing::warn!(machine = self.name, %error, "the master failed"),
+            }
+            tokio::time::sleep(RESTART_PAUSE).await;
+        }
+    }
+
+    /// Asks the master that runs here; false when none does.
+    pub fn order(&self, order: Order) -> bool {
+        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        orders.as_ref().is_some_and(|orders| orders.try_send(order).is_ok())
+    }
+
+    async fn once(&self) -> Result<(), master_node::Error> {
+        let start = self.starts.fetch_add(1, Ordering::Relaxed);
+        let env = Env {
+            clock: self.clock.clone(),
+            random: Arc::new(SimRandom::new(self.seed, ((self.index as u64 + 1) << 32) | start)),
+            network: Arc::new(SimNetwork::default()),
+            disk: Arc::new(self.disk.clone()),
+            blocking: Blocking::Inline,
+            shutdown: CancellationToken::new(),
+        };
+        let objects = Objects::In(Arc::new(self.home.clone()));
+        let master = master_node::build(self.config(), env, objects).await?;
+        let consensus: Arc<Consensus> = master.consensus().clone();
+        self.observer.attach(self.index, &consensus);
+        let (sender, receiver) = mpsc::channel(ORDERS_MAX);
+        *self.orders.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        tokio::spawn(obey(consensus, receiver));
+        master.run().await
+    }
+
+    fn config(&self) -> MasterConfig {
+        let joins = self.index != 0;
+        MasterConfig {
+            name: self.name.clone(),
+            data_dir: Path::new(DATA_DIR).to_owned(),
+            advertise_address: self.ip,
+            api_port: API_PORT,
+            peer_port: PEER_PORT,
+            init: !joins,
+            join: joins.then(|| vec![format!("{}:{PEER_PORT}", self.founder)]),
+            token: joins.then(|| token().to_string()),
+            ..MasterConfig::default()
+        }
+    }
+}
+
+async fn obey(consensus: Arc<Consensus>, mut orders: mpsc::Receiver<Order>) {
+    while let Some(Order::TransferLeader(to)) = orders.recv().await {
+        let handed = consensus.transfer_leader(to, ORDER_TIMEOUT).await;
+        tracing::info!(?handed, to, "leadership was to be handed over");
+    }
+}
+
+/// The address of machine number `index`.
+fn address(index: usize) -> IpAddr {
+    IpAddr::from([10, 0, 0, u8::try_from(index + 1).unwrap_or(u8::MAX)])
+}
+
+/// The token masters join with; the bootstrap client stores it.
+pub fn token() -> JoinToken {
+    JoinToken { ca_hash: [0; 32], id: "simula".to_owned(), secret: "0123456789abcdef".to_owned() }
+}
+
+fn keys() -> Result<ClusterKeys> {
+    let certificate = include_str!("../fixtures/ca.crt").to_owned();
+    let authority = Authority::load(certificate, include_str!("../fixtures/ca.key").to_owned());
+    Ok(ClusterKeys {
+        authority: authority.context("the CA of the simulation")?,
+        service_account_key_pem: include_str!("../fixtures/sa.key").to_owned(),
+        data_key: [7; 32].into(),
+    })
+}

@@ -1,0 +1,61 @@
+//! The oracle of the simulation: judges a finished history. The runner calls
+//! `check` once all faults are healed and the final replicas have been read; what
+//! it gets is empty, or says which guarantee broke and by which operations.
+//!
+//! One check a file, each a pure function of the history. Two of them judge the
+//! same guarantee by different means: `linearizable.rs` searches without looking
+//! at the truth, `order.rs` follows the truth without searching.
+
+mod index;
+mod matching;
+mod search;
+mod semantics;
+
+pub mod linearizable;
+pub mod lists;
+pub mod lost;
+pub mod malformed;
+pub mod order;
+pub mod phantom;
+pub mod watches;
+
+#[cfg(test)]
+mod fixtures;
+#[cfg(test)]
+mod tests;
+
+use serde::Serialize;
+
+use crate::history::History;
+
+/// A guarantee that a history breaks, or that could not be decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+#[error("{check}: {what}")]
+pub struct Violation {
+    /// The `CHECK` of the file that found it, or `linearizable::UNDECIDED`.
+    pub check: &'static str,
+    /// One to three lines that name the operations involved.
+    pub what: String,
+}
+
+impl Violation {
+    /// Whether the check gave up: no proof of a fault, and none of its absence. A
+    /// run with such a result has not passed.
+    pub fn is_undecided(&self) -> bool {
+        self.check == linearizable::UNDECIDED
+    }
+}
+
+/// Runs every check, cheapest and most telling first.
+pub fn check(history: &History) -> Vec<Violation> {
+    let checks = [
+        malformed::check,
+        lost::check,
+        phantom::check,
+        order::check,
+        lists::check,
+        watches::check,
+        linearizable::check,
+    ];
+    checks.iter().flat_map(|check| check(history)).collect()
+}

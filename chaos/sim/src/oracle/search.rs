@@ -1,0 +1,328 @@
+//! The search for an order of one key's operations: the model that porcupine-rs
+//! runs (Wing & Gong 1993 with the memory of Lowe 2017), a budget, and what keeps
+//! unknown outcomes from multiplying it. Called by `linearizable.rs`.
+//!
+//! Porcupine's usual model lets an operation with an unknown outcome return at
+//! infinity, and happen without effect wherever it does not apply. Here it
+//! happens only where it applies. A last operation, `End`, comes after all
+//! answers, and what did not happen before it never did. Three more things keep
+//! the search small; none of them changes a verdict:
+//!
+//! - Values that no condition names are one value.
+//! - Unknown operations that do the same at any time, deletes without a
+//!   precondition and creates of such values, happen in the order of their calls:
+//!   the earlier can always stand in for the later.
+//! - A value is written once, so a state is left only when all that certainly
+//!   found it there have done so: they could not later.
+//!
+//! Each step is counted, and past the budget all steps fail, which ends the
+//! search. A clock, as porcupine-rs offers, would make verdicts depend on the
+//! machine. Its entry point for one partition without a timeout starts no thread
+//! either, which is why keys are not given to it as partitions.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use porcupine_rs::{Model, Operation, check_operations};
+
+use super::semantics::{Condition, Role};
+
+/// When `End` is called. No moment of a history is this late.
+const END: i64 = i64::MAX - 2;
+
+/// The number of all values that no condition names.
+const UNNAMED: u32 = u32::MAX;
+
+/// What an operation says of one key, with numbers for values.
+#[derive(Clone)]
+pub(super) struct Entry {
+    /// The operation.
+    pub(super) number: usize,
+    /// When it was called.
+    pub(super) called: u64,
+    /// When it was answered; `None` where the outcome is unknown.
+    pub(super) returned: Option<u64>,
+    /// What it did or saw.
+    pub(super) role: Role<u32>,
+}
+
+/// What came of a search.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// An order was found.
+    Linearizable,
+    /// There is none.
+    Violated,
+    /// The budget did not suffice.
+    Undecided,
+}
+
+/// Searches an order for the operations of one key, in at most `budget` steps.
+pub(super) fn search(entries: &[Entry], budget: u64) -> Verdict {
+    let budget = Arc::new(AtomicU64::new(budget));
+    if check_operations(&prepare(entries, &budget)) {
+        Verdict::Linearizable
+    } else if budget.load(Ordering::Relaxed) == 0 {
+        Verdict::Undecided
+    } else {
+        Verdict::Violated
+    }
+}
+
+/// The operations for porcupine-rs, and `End`.
+fn prepare(entries: &[Entry], budget: &Arc<AtomicU64>) -> Vec<Operation<Key>> {
+    let named = named(entries);
+    let mut entries: Vec<&Entry> = entries.iter().collect();
+    entries.sort_by_key(|entry| (entry.called, entry.number));
+    let operation = |called, returned, action| Operation {
+        client_id: None,
+        call_time: called,
+        return_time: returned,
+        op: Step { action, budget: Arc::clone(budget) },
+        metadata: None,
+    };
+    let mut ranks = [0; 2];
+    let mut operations: Vec<_> = entries
+        .into_iter()
+        .map(|entry| {
+            let effect = Effect::new(entry.role, &named);
+            match entry.returned {
+                Some(returned) => operation(time(entry.called), time(returned), Action::Certain(effect)),
+                None => {
+                    let rank = effect.class().map(|class| {
+                        ranks[class] += 1;
+                        (class, ranks[class] - 1)
+                    });
+                    operation(time(entry.called), i64::MAX, Action::Unknown(effect, rank))
+                }
+            }
+        })
+        .collect();
+    operations.push(operation(END, END + 1, Action::End));
+    operations
+}
+
+/// The values that conditions name, and how many operations certainly found each.
+fn named(entries: &[Entry]) -> BTreeMap<u32, u32> {
+    let mut named = BTreeMap::new();
+    for entry in entries {
+        let (Role::Change { when: condition, .. } | Role::Observe(condition)) = entry.role;
+        match condition {
+            Condition::Is(value) => {
+                *named.entry(value).or_default() += u32::from(entry.returned.is_some());
+            }
+            Condition::IsNot(value) => {
+                named.entry(value).or_default();
+            }
+            Condition::Absent | Condition::Present => {}
+        }
+    }
+    named
+}
+
+fn time(stamp: u64) -> i64 {
+    i64::try_from(stamp).unwrap_or(i64::MAX).min(END - 1)
+}
+
+/// The model of one key for porcupine-rs.
+#[derive(Clone, Debug)]
+struct Key;
+
+/// A value there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Held {
+    value: u32,
+    /// How many operations must still find it there.
+    awaited: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum State {
+    /// What there is, and how many unknown operations of each class have happened.
+    Open(Option<Held>, [u32; 2]),
+    /// All answers have been given.
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Effect {
+    Change { when: Condition<u32>, to: Option<Held> },
+    Observe(Condition<u32>),
+}
+
+impl Effect {
+    fn new(role: Role<u32>, named: &BTreeMap<u32, u32>) -> Self {
+        let held = |value| match named.get(&value) {
+            Some(&awaited) => Held { value, awaited },
+            None => Held { value: UNNAMED, awaited: 0 },
+        };
+        match role {
+            Role::Change { when, to } => Self::Change { when, to: to.map(held) },
+            Role::Observe(condition) => Self::Observe(condition),
+        }
+    }
+
+    /// Operations of one class do the same, at any time.
+    fn class(&self) -> Option<usize> {
+        match self {
+            Self::Change { when: Condition::Present, to: None } => Some(0),
+            Self::Change { when: Condition::Absent, to: Some(Held { value: UNNAMED, .. }) } => Some(1),
+            _ => None,
+        }
+    }
+
+    /// What comes of it in a state; `None` where it cannot happen.
+    fn on(&self, held: Option<Held>, certain: bool) -> Option<Option<Held>> {
+        let (Self::Change { when: condition, .. } | Self::Observe(condition)) = self;
+        if !condition.holds(held.map(|held| held.value).as_ref()) {
+            return None;
+        }
+        let mut held = held;
+        if certain && matches!(condition, Condition::Is(_)) {
+            let held = held.as_mut()?;
+            held.awaited = held.awaited.checked_sub(1)?;
+        }
+        match self {
+            Self::Observe(_) => Some(held),
+            Self::Change { to, .. } => held.is_none_or(|held| held.awaited == 0).then_some(*to),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Action {
+    Certain(Effect),
+    /// With its class and its place there.
+    Unknown(Effect, Option<(usize, u32)>),
+    End,
+}
+
+#[derive(Clone, Debug)]
+struct Step {
+    action: Action,
+    /// Steps that are left.
+    budget: Arc<AtomicU64>,
+}
+
+impl Model for Key {
+    type State = State;
+    type Op = Step;
+    type Metadata = ();
+
+    fn init() -> State {
+        State::Open(None, [0; 2])
+    }
+
+    fn step(state: &State, step: &Step) -> (bool, State) {
+        // There is one thread, so the order of memory does not matter.
+        let left = step.budget.load(Ordering::Relaxed);
+        if left == 0 {
+            return (false, *state);
+        }
+        step.budget.store(left - 1, Ordering::Relaxed);
+        let next = match (*state, step.action) {
+            (State::Ended, Action::Unknown(..)) | (State::Open(..), Action::End) => Some(State::Ended),
+            (State::Ended, Action::Certain(_) | Action::End) => None,
+            (State::Open(held, happened), Action::Certain(effect)) => {
+                effect.on(held, true).map(|held| State::Open(held, happened))
+            }
+            (State::Open(held, mut happened), Action::Unknown(effect, rank)) => {
+                let in_turn = rank.is_none_or(|(class, rank)| happened[class] == rank);
+                if let Some((class, _)) = rank {
+                    happened[class] += 1;
+                }
+                effect.on(held, false).filter(|_| in_turn).map(|held| State::Open(held, happened))
+            }
+        };
+        next.map_or((false, *state), |next| (true, next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::Random;
+    use super::*;
+    use Condition::{Absent, Is, IsNot, Present};
+
+    /// porcupine-rs with the plain model: no `End`, no classes, nothing awaited.
+    #[derive(Clone, Debug)]
+    struct Plain;
+
+    impl Model for Plain {
+        type State = Option<u32>;
+        type Op = (Role<u32>, bool);
+        type Metadata = ();
+
+        fn init() -> Option<u32> {
+            None
+        }
+
+        fn step(state: &Option<u32>, (role, certain): &(Role<u32>, bool)) -> (bool, Option<u32>) {
+            match role {
+                Role::Change { when, to } if when.holds(state.as_ref()) => (true, *to),
+                Role::Observe(condition) if condition.holds(state.as_ref()) => (true, *state),
+                _ => (!certain, *state),
+            }
+        }
+    }
+
+    fn plain(entries: &[Entry]) -> Verdict {
+        let operation = |entry: &Entry| Operation::<Plain> {
+            client_id: None,
+            call_time: time(entry.called),
+            return_time: entry.returned.map_or(i64::MAX, time),
+            op: (entry.role, entry.returned.is_some()),
+            metadata: None,
+        };
+        match check_operations(&entries.iter().map(operation).collect::<Vec<_>>()) {
+            true => Verdict::Linearizable,
+            false => Verdict::Violated,
+        }
+    }
+
+    /// Small entries at random, mostly near to linearizable.
+    fn random(seed: u64) -> Vec<Entry> {
+        let mut random = Random::new(seed);
+        let mut below = |bound: u32| u32::try_from(random.below(bound as usize)).unwrap();
+        let count = 3 + below(7);
+        let entry = |number: u32| {
+            let earlier = below(number.max(1));
+            let conditions = [Absent, Present, Is(earlier), IsNot(earlier)];
+            let role = match below(8) {
+                0 | 1 => Role::Change { when: Absent, to: Some(number) },
+                2 | 3 => Role::Change { when: Is(earlier), to: Some(number) },
+                4 => Role::Change { when: [Present, Is(earlier)][below(2) as usize], to: None },
+                _ => Role::Observe(conditions[below(4) as usize]),
+            };
+            let called = u64::from(10 * number + below(20));
+            let unknown = matches!(role, Role::Change { .. }) && below(2) == 0;
+            let returned = (!unknown).then(|| called + 1 + u64::from(below(30)));
+            Entry { number: number as usize, called, returned, role }
+        };
+        (0..count).map(entry).collect()
+    }
+
+    #[test]
+    fn the_verdicts_are_those_of_the_plain_model() {
+        let mut counts = [0; 2];
+        for seed in 1..20_000 {
+            let entries = random(seed);
+            let verdict = search(&entries, 100_000);
+            assert_eq!(verdict, plain(&entries), "seed {seed}");
+            counts[usize::from(verdict == Verdict::Linearizable)] += 1;
+        }
+        assert!(counts.iter().all(|count| *count > 1000), "{counts:?}");
+    }
+
+    #[test]
+    fn without_budget_nothing_is_decided() {
+        let seen =
+            |condition| Entry { number: 0, called: 1, returned: Some(2), role: Role::Observe(condition) };
+        for budget in [0, 1] {
+            assert_eq!(search(&[seen(Absent)], budget), Verdict::Undecided);
+        }
+        assert_eq!(search(&[seen(Absent)], 2), Verdict::Linearizable);
+        assert_eq!(search(&[seen(Present)], 100), Verdict::Violated);
+    }
+}

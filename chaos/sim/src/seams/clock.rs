@@ -1,0 +1,43 @@
+//! Simulated time, as turmoil counts it. A machine's wall clock may be wrong by a
+//! while, which `faults` sets; its monotonic clock never is.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use proto_env::Clock;
+
+/// When every simulation begins, in seconds since 1970: 2027-01-01T00:00:00Z,
+/// within the time that the certificates of `fixtures/` are valid.
+pub const EPOCH_SECONDS: u64 = 1_798_761_600;
+
+/// The clocks of one machine; they outlive its restarts.
+#[derive(Debug, Default)]
+pub struct SimClock {
+    /// By how many milliseconds the wall clock is ahead.
+    skew_ms: AtomicI64,
+}
+
+impl SimClock {
+    /// Sets the wall clock ahead (or, negative, back).
+    pub fn set_skew_ms(&self, skew_ms: i64) {
+        self.skew_ms.store(skew_ms, Ordering::Relaxed);
+    }
+}
+
+/// Time since the simulation began.
+pub fn elapsed() -> Duration {
+    turmoil::sim_elapsed().unwrap_or_default()
+}
+
+impl Clock for SimClock {
+    fn now(&self) -> SystemTime {
+        let right = SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH_SECONDS) + elapsed();
+        let skew_ms = self.skew_ms.load(Ordering::Relaxed);
+        let by = Duration::from_millis(skew_ms.unsigned_abs());
+        if skew_ms < 0 { right - by } else { right + by }
+    }
+
+    fn monotonic(&self) -> Duration {
+        elapsed()
+    }
+}

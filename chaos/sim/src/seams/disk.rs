@@ -1,0 +1,291 @@
+//! The simulated disk of one machine: files in memory that know what was synced.
+//! A killed process loses nothing (the page cache survives it); a power loss
+//! takes what was not synced, but for a part of the tail that may have reached
+//! the platter, torn. The disk can also fail on demand.
+//!
+//! Model: "All File Systems Are Not Created Equal" (Pillai et al., OSDI 2014) for
+//! what a crash may leave; what `proto_env::Disk` promises of names (durable on
+//! return) is kept.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use proto_env::{AppendFile, Disk};
+use rand::RngCore;
+use rand::rngs::StdRng;
+
+/// How a disk fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// Syncs fail with EIO.
+    SyncFails,
+    /// Writes fail with ENOSPC.
+    Full,
+}
+
+#[derive(Default)]
+struct File {
+    bytes: Vec<u8>,
+    /// How many of `bytes` are durable.
+    synced: usize,
+}
+
+#[derive(Default)]
+struct State {
+    files: BTreeMap<PathBuf, File>,
+    directories: BTreeSet<PathBuf>,
+    failure: Option<Failure>,
+    /// How often the failure was felt.
+    failed: u64,
+    syncs: u64,
+    /// Lies about syncs: a planted fault of the machine, to show that the oracle sees it.
+    lies: bool,
+}
+
+/// A disk; clones are the same one.
+#[derive(Clone, Default)]
+pub struct SimDisk(Arc<Mutex<State>>);
+
+struct OpenFile {
+    disk: SimDisk,
+    path: PathBuf,
+}
+
+fn not_found(path: &Path) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("{} does not exist", path.display()))
+}
+
+impl State {
+    fn file(&mut self, path: &Path) -> io::Result<&mut File> {
+        self.files.get_mut(path).ok_or_else(|| not_found(path))
+    }
+
+    fn may_write(&mut self) -> io::Result<()> {
+        if self.failure == Some(Failure::Full) {
+            self.failed += 1;
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        Ok(())
+    }
+
+    fn may_sync(&mut self) -> io::Result<()> {
+        self.syncs += 1;
+        if self.failure == Some(Failure::SyncFails) {
+            self.failed += 1;
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        Ok(())
+    }
+}
+
+impl SimDisk {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to fail, or stops.
+    pub fn set_failure(&self, failure: Option<Failure>) {
+        self.lock().failure = failure;
+    }
+
+    /// How often a call failed because of [`SimDisk::set_failure`].
+    pub fn failed(&self) -> u64 {
+        self.lock().failed
+    }
+
+    /// From now on syncs do nothing and say that they did.
+    pub fn set_lying(&self) {
+        self.lock().lies = true;
+    }
+
+    /// The power goes: each file keeps what was synced and a random part of the
+    /// rest, whose last bytes may be wrong. Gives the bytes that were lost.
+    pub fn power_loss(&self, random: &mut StdRng) -> u64 {
+        let mut lost = 0;
+        for file in self.lock().files.values_mut() {
+            let loose = file.bytes.len() - file.synced;
+            if loose == 0 {
+                continue;
+            }
+            let kept = usize::try_from(random.next_u64()).unwrap_or(0) % (loose + 1);
+            file.bytes.truncate(file.synced + kept);
+            let torn = kept.min(usize::from(random.next_u32().is_multiple_of(2)) * 64);
+            let from = file.bytes.len() - torn;
+            random.fill_bytes(&mut file.bytes[from..]);
+            file.synced = file.bytes.len();
+            lost += (loose - kept) as u64;
+        }
+        lost
+    }
+}
+
+impl AppendFile for OpenFile {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.disk.lock();
+        state.may_write()?;
+        state.file(&self.path)?.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        let mut state = self.disk.lock();
+        state.may_sync()?;
+        if !state.lies {
+            let file = state.file(&self.path)?;
+            file.synced = file.bytes.len();
+        }
+        Ok(())
+    }
+
+    fn len(&self) -> u64 {
+        self.disk.lock().files.get(&self.path).map_or(0, |file| file.bytes.len() as u64)
+    }
+
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        let mut state = self.disk.lock();
+        state.may_sync()?;
+        let file = state.file(&self.path)?;
+        file.bytes.truncate(usize::try_from(length).map_err(io::Error::other)?);
+        file.synced = file.bytes.len();
+        Ok(())
+    }
+}
+
+impl Disk for SimDisk {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        if state.directories.contains(path) {
+            return Ok(());
+        }
+        state.may_write()?;
+        state.directories.extend(path.ancestors().map(Path::to_owned));
+        Ok(())
+    }
+
+    fn open_append(&self, path: &Path) -> io::Result<Box<dyn AppendFile>> {
+        let mut state = self.lock();
+        if !state.files.contains_key(path) {
+            state.may_write()?;
+            state.files.insert(path.to_owned(), File::default());
+        }
+        Ok(Box::new(OpenFile { disk: self.clone(), path: path.to_owned() }))
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        Ok(self.lock().file(path)?.bytes.clone())
+    }
+
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let mut state = self.lock();
+        let bytes = &state.file(path)?.bytes;
+        let from = usize::try_from(offset).map_err(io::Error::other)?.min(bytes.len());
+        Ok(bytes[from..(from + length).min(bytes.len())].to_vec())
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let state = self.lock();
+        if !state.directories.contains(path) {
+            return Err(not_found(path));
+        }
+        let entries = state.files.keys().chain(&state.directories);
+        let within = entries.filter(|entry| entry.parent() == Some(path));
+        let names = within.filter_map(|entry| Some(entry.file_name()?.to_string_lossy().into_owned()));
+        Ok(names.collect::<BTreeSet<_>>().into_iter().collect())
+    }
+
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.lock();
+        state.may_write()?;
+        state.may_sync()?;
+        state.files.insert(path.to_owned(), File { bytes: bytes.to_vec(), synced: bytes.len() });
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.lock().files.remove(path).map(drop).ok_or_else(|| not_found(path))
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.files.retain(|file, _| !file.starts_with(path));
+        state.directories.retain(|directory| !directory.starts_with(path));
+        Ok(())
+    }
+
+    fn sync_tree(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.may_sync()?;
+        let lies = state.lies;
+        for (_, file) in state.files.iter_mut().filter(|(file, _)| !lies && file.starts_with(path)) {
+            file.synced = file.bytes.len();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seams::random::generator;
+
+    fn file(disk: &SimDisk) -> Box<dyn AppendFile> {
+        disk.create_dir_all(Path::new("/d")).unwrap();
+        disk.open_append(Path::new("/d/log")).unwrap()
+    }
+
+    #[test]
+    fn what_was_synced_outlives_a_power_loss_and_the_rest_is_cut_somewhere() {
+        let mut lengths = BTreeSet::new();
+        for seed in 0..50 {
+            let disk = SimDisk::default();
+            let mut log = file(&disk);
+            log.append(b"safe").unwrap();
+            log.sync().unwrap();
+            log.append(&[b'x'; 100]).unwrap();
+            disk.power_loss(&mut generator(seed, 0));
+            let bytes = disk.read(Path::new("/d/log")).unwrap();
+            assert!(bytes.starts_with(b"safe"));
+            lengths.insert(bytes.len());
+        }
+        assert!(lengths.len() > 10, "{lengths:?}");
+    }
+
+    #[test]
+    fn a_disk_that_lies_loses_what_it_said_was_synced() {
+        let lost = (0..20).any(|seed| {
+            let disk = SimDisk::default();
+            disk.set_lying();
+            let mut log = file(&disk);
+            log.append(b"safe").unwrap();
+            log.sync().unwrap();
+            disk.power_loss(&mut generator(seed, 0));
+            disk.read(Path::new("/d/log")).unwrap() != b"safe"
+        });
+        assert!(lost);
+    }
+
+    #[test]
+    fn a_failing_disk_says_so_and_counts_it() {
+        let disk = SimDisk::default();
+        let mut log = file(&disk);
+        disk.set_failure(Some(Failure::Full));
+        assert_eq!(log.append(b"x").unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+        disk.set_failure(Some(Failure::SyncFails));
+        log.append(b"x").unwrap();
+        assert_eq!(log.sync().unwrap_err().raw_os_error(), Some(libc::EIO));
+        disk.set_failure(None);
+        log.sync().unwrap();
+        assert_eq!(disk.failed(), 2);
+    }
+
+    #[test]
+    fn directories_list_what_lies_in_them() {
+        let disk = SimDisk::default();
+        drop(file(&disk));
+        disk.create_dir_all(Path::new("/d/e/f")).unwrap();
+        assert_eq!(disk.list(Path::new("/d")).unwrap(), ["e", "log"]);
+        assert_eq!(disk.list(Path::new("/x")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}

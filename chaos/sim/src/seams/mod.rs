@@ -1,0 +1,8 @@
+//! The simulated side of `proto/env`: what a master takes from the machine it
+//! runs on, here out of one seed and one thread. `master.rs` puts an `Env`
+//! together from these.
+
+pub mod clock;
+pub mod disk;
+pub mod network;
+pub mod random;

@@ -1,0 +1,149 @@
+//! The simulated network of one machine: turmoil's TCP, on which both sides first
+//! say who they are. Nobody lies here: what TLS proves in production is taken
+//! from the certificate that the master was given.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use proto_env::{
+    ApiListener, Connection, Listener, Network, PeerIdentity, Purpose, TlsError, TlsMaterial,
+};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use turmoil::net::{TcpListener, TcpStream};
+
+/// How long the other side may take to say who it is.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+const BACKLOG: usize = 256;
+
+type Shared = Arc<RwLock<Option<PeerIdentity>>>;
+
+/// One machine's network; made anew at each start, like everything in memory.
+#[derive(Default)]
+pub struct SimNetwork {
+    identity: Shared,
+}
+
+fn current(identity: &Shared) -> Option<PeerIdentity> {
+    identity.read().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Connects as `identity`.
+pub async fn connect_as(address: &str, identity: Option<&PeerIdentity>) -> io::Result<Connection> {
+    let mut stream = TcpStream::connect(address).await?;
+    let remote = stream.peer_addr()?;
+    say(&mut stream, identity).await?;
+    let peer = hear(&mut stream).await?;
+    Ok(Connection { stream: Box::new(stream), peer, remote })
+}
+
+/// Who this side is: a length, then common name and organizations, one a line.
+async fn say(stream: &mut TcpStream, identity: Option<&PeerIdentity>) -> io::Result<()> {
+    let text = identity.map_or(String::new(), |identity| {
+        let names = std::iter::once(&identity.common_name).chain(&identity.organizations);
+        names.map(String::as_str).collect::<Vec<_>>().join("\n")
+    });
+    let length = u16::try_from(text.len()).map_err(io::Error::other)?;
+    let mut bytes = length.to_be_bytes().to_vec();
+    bytes.extend_from_slice(text.as_bytes());
+    stream.write_all(&bytes).await
+}
+
+async fn hear(stream: &mut TcpStream) -> io::Result<Option<PeerIdentity>> {
+    let mut bytes = vec![0; usize::from(stream.read_u16().await?)];
+    stream.read_exact(&mut bytes).await?;
+    let text = String::from_utf8(bytes).map_err(io::Error::other)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let mut names = text.split('\n').map(str::to_owned);
+    let common_name = names.next().unwrap_or_default();
+    Ok(Some(PeerIdentity { common_name, organizations: names.collect() }))
+}
+
+#[async_trait]
+impl Network for SimNetwork {
+    fn set_material(&self, material: &TlsMaterial) -> Result<(), TlsError> {
+        let bad = |reason: String| TlsError::Pem { what: "certificate", reason };
+        let certificate = CertificateDer::from_pem_slice(material.certificate_pem.as_bytes())
+            .map_err(|error| bad(error.to_string()))?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(&certificate)
+            .map_err(|error| bad(error.to_string()))?;
+        let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| {
+            attribute.as_str().ok().map(ToOwned::to_owned)
+        };
+        let subject = parsed.subject();
+        let identity = PeerIdentity {
+            common_name: subject.iter_common_name().find_map(text).unwrap_or_default(),
+            organizations: subject.iter_organization().filter_map(text).collect(),
+        };
+        *self.identity.write().unwrap_or_else(PoisonError::into_inner) = Some(identity);
+        Ok(())
+    }
+
+    async fn connect(&self, address: &str, purpose: &Purpose) -> io::Result<Connection> {
+        match purpose {
+            Purpose::Peer => {
+                let identity = current(&self.identity);
+                connect_as(address, Some(&identity.ok_or(io::ErrorKind::NotConnected)?)).await
+            }
+            Purpose::Join { .. } | Purpose::Api => connect_as(address, None).await,
+        }
+    }
+
+    async fn listen(&self, address: &str) -> io::Result<Box<dyn Listener>> {
+        let listener = TcpListener::bind(address).await?;
+        let local = listener.local_addr()?;
+        let (sender, receiver) = mpsc::channel(BACKLOG);
+        tokio::spawn(accept_loop(listener, self.identity.clone(), sender));
+        Ok(Box::new(SimListener { receiver, local }))
+    }
+
+    async fn listen_api(&self, address: SocketAddr) -> io::Result<ApiListener> {
+        Ok(ApiListener::Authenticated(self.listen(&address.to_string()).await?))
+    }
+}
+
+struct SimListener {
+    receiver: mpsc::Receiver<Connection>,
+    local: SocketAddr,
+}
+
+#[async_trait]
+impl Listener for SimListener {
+    async fn accept(&mut self) -> io::Result<Connection> {
+        self.receiver.recv().await.ok_or_else(|| io::Error::other("the listener has ended"))
+    }
+
+    fn local_address(&self) -> SocketAddr {
+        self.local
+    }
+}
+
+async fn accept_loop(listener: TcpListener, identity: Shared, sender: mpsc::Sender<Connection>) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = sender.closed() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((mut stream, remote)) = accepted else { continue };
+        let (identity, sender) = (current(&identity), sender.clone());
+        tokio::spawn(async move {
+            let handshake = async {
+                let peer = hear(&mut stream).await?;
+                say(&mut stream, identity.as_ref()).await?;
+                Ok::<_, io::Error>(peer)
+            };
+            if let Ok(Ok(peer)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+                // A listener that has gone takes nobody.
+                let _ = sender.send(Connection { stream: Box::new(stream), peer, remote }).await;
+            }
+        });
+    }
+}

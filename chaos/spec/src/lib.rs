@@ -1,0 +1,29 @@
+//! The language of the chaos laboratory: what an experiment is, which faults it
+//! may inject, when it has passed and how a run is reported. `ephor-sim` and the
+//! live runner read the same experiment file through this crate, and hand it
+//! what they saw. It does no I/O and knows no clock.
+//!
+//! | module         | what it holds                                                    |
+//! |----------------|------------------------------------------------------------------|
+//! | [`experiment`] | the file: YAML to [`Experiment`], strictly, with errors by path   |
+//! | [`fault`]      | the vocabulary of faults and [`FaultKind`] for counting them      |
+//! | [`target`]     | whom a fault strikes: a role, a node or a list of nodes           |
+//! | [`units`]      | durations, percentages and clock offsets as the file writes them  |
+//! | [`verdict`]    | pass, fail or unknown, with the reasons                           |
+//! | [`report`]     | what a run saw, as text, journal, JUnit and HTML                  |
+
+mod document;
+mod error;
+pub mod experiment;
+pub mod fault;
+pub mod report;
+pub mod target;
+pub mod units;
+pub mod verdict;
+
+pub use error::Error;
+pub use experiment::{Experiment, Invariant};
+pub use fault::{Fault, FaultKind};
+pub use report::Report;
+pub use target::{NodeName, Role, Target};
+pub use verdict::{Reason, Verdict};
