@@ -6,10 +6,13 @@
 
 use std::os::unix::process::CommandExt;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use nix::sys::personality::{self, Persona};
 use rand_tamed::SeedableRng;
 use rand_tamed::rngs::StdRng;
+
+/// As much as a main thread has.
+const STACK_BYTES: usize = 8 * 1024 * 1024;
 
 /// Runs this program again without address randomization, unless it is off.
 ///
@@ -26,9 +29,17 @@ pub fn fix_addresses() -> Result<()> {
     Err(error).context("starting this program again")
 }
 
-/// Clocks and randomness come from the simulation until the guard is dropped.
-#[must_use]
-pub fn tame(seed: u64) -> mad_turmoil::time::SimClocksGuard {
+/// Runs `work` with clocks and randomness out of the simulation. On a thread of its own: the keys of hash tables are
+/// drawn once a thread, and the main one has drawn its own from the machine already.
+///
+/// # Errors
+/// Where the thread cannot be started, or panics.
+pub fn tamed<T: Send + 'static>(seed: u64, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     mad_turmoil::rand::set_rng(StdRng::seed_from_u64(seed));
-    mad_turmoil::time::SimClocksGuard::init()
+    let thread = std::thread::Builder::new().name("simulation".to_owned()).stack_size(STACK_BYTES);
+    let thread = thread.spawn(move || {
+        let _guard = mad_turmoil::time::SimClocksGuard::init();
+        work()
+    });
+    thread.context("starting the simulation's thread")?.join().map_err(|_| anyhow!("the simulation panicked"))
 }

@@ -88,10 +88,11 @@ fn main() -> Result<ExitCode> {
         chaos: arguments.duration,
         history: arguments.history,
     };
-    let guard = determinism::tame(arguments.seed);
-    let mut report = run::run(options)?;
-    (report.trace, report.lines) = trace.digest();
-    drop(guard);
+    let report = determinism::tamed(arguments.seed, move || {
+        let mut report = run::run(options)?;
+        (report.trace, report.lines) = trace.digest();
+        Ok::<_, anyhow::Error>(report)
+    })??;
     if arguments.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {

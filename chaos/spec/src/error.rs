@@ -28,11 +28,10 @@ impl Error {
     /// From what serde said at `path`: finds our own hint in it, or makes one of
     /// what serde expected.
     pub(crate) fn from_serde(path: &serde_path_to_error::Path, message: &str) -> Self {
-        let path = path.to_string();
+        let path = printable(&path.to_string());
         let path = if path == "." { "file".to_owned() } else { path };
-        let message = message.strip_prefix(&format!("{path}: ")).unwrap_or(message);
-        // One line, whatever was quoted from the file.
-        let message = message.replace(['\n', '\r'], " ");
+        let message = printable(message);
+        let message = message.strip_prefix(&format!("{path}: ")).unwrap_or(&message);
         if let Some((cause, hint)) = message.split_once(HINT) {
             return Self::new(path, cause, hint);
         }
@@ -41,10 +40,15 @@ impl Error {
             return Self::new(path, cause, format!("expected {expected}"));
         }
         if let Some(field) = message.strip_prefix("missing field ") {
-            return Self::new(path, message.clone(), format!("add {field} here"));
+            return Self::new(path, message, format!("add {field} here"));
         }
         Self::new(path, message, "see chaos/experiments for files that work")
     }
+}
+
+/// One line that steers no terminal, whatever it quotes from the file.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 /// What the word at `path` stands for.

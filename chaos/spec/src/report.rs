@@ -116,7 +116,7 @@ pub struct FaultRecord {
     /// Until a write that was sent after the fault was acknowledged.
     #[serde(rename = "firstWriteUs", with = "micros::optional", default)]
     pub first_write: Option<Duration>,
-    /// Until all masters had caught up after the fault was undone.
+    /// Until the fault was undone and all masters had caught up.
     #[serde(rename = "fullHealUs", with = "micros::optional", default)]
     pub full_heal: Option<Duration>,
 }

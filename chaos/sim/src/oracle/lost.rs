@@ -159,6 +159,13 @@ mod tests {
     }
 
     #[test]
+    fn a_delete_of_another_key() {
+        let mut run = Run::default();
+        run.put("a", "a1", 1).put("b", "b1", 2).deleted("b", "b1", 3).delete(0, "a", None, (3, 4), None);
+        rejected(&check(&run.history), "operation 0", "no deletion in the truth");
+    }
+
+    #[test]
     fn two_deletes_that_share_one_deletion() {
         let mut run = Run::default();
         run.put("a", "a1", 1).deleted("a", "a1", 2);
@@ -172,6 +179,15 @@ mod tests {
         early.create(0, "a", "a1", (1, 2), 1).put("a", "a1", 1).deleted("a", "a1", 2);
         early.create(0, "b", "b1", (3, 4), 3).put("b", "b1", 3).delete(0, "a", None, (5, 6), None);
         rejected(&check(&early.history), "operation 2", "no deletion in the truth");
+        let mut listed = Run::default();
+        listed.put("a", "a1", 1).deleted("a", "a1", 2).list(0, 2, &[], (1, 2)).delete(
+            0,
+            "a",
+            None,
+            (3, 4),
+            None,
+        );
+        rejected(&check(&listed.history), "operation 1", "no deletion in the truth");
         let mut late = Run::default();
         late.put("a", "a1", 1).delete(0, "a", None, (1, 2), None);
         late.create(0, "b", "b1", (3, 4), 2).put("b", "b1", 2).deleted("a", "a1", 3);

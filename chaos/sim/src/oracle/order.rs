@@ -1,7 +1,8 @@
 //! Revisions respect real time, and each change fits the one before it: what
-//! strict serializability asks of a store whose order of changes is known
-//! (Herlihy & Wing 1990, theorem on real-time order; "revision" in
-//! <https://etcd.io/docs/v3.6/learning/api_guarantees/>). Called by `check`.
+//! strict serializability (Papadimitriou 1979; Herlihy & Wing 1990, section 3.3;
+//! <https://jepsen.io/consistency/models/strong-serializable>) asks of a store
+//! whose order of changes is known, and what etcd promises of its revisions
+//! (<https://etcd.io/docs/v3.6/learning/api_guarantees/>). Called by `check`.
 //!
 //! Because the truth tells the order of all changes, no search is needed. Every
 //! answered operation is given the lowest revision of the store at which it can
@@ -235,6 +236,18 @@ mod tests {
         let mut run = Run::default();
         run.create(0, "a", "a1", (1, 2), 5).put("a", "a1", 5).list(1, 4, &[], (3, 4));
         rejected(&check(&run.history), "operation 1", "shows revision 4, though the store was at 5");
+    }
+
+    #[test]
+    fn an_answer_that_comes_late_lowers_no_floor() {
+        let mut run = Run::default();
+        run.create(0, "a", "a1", (1, 2), 5).put("a", "a1", 5).read(1, "b", None, (1, 3)).list(
+            2,
+            4,
+            &[],
+            (4, 5),
+        );
+        rejected(&check(&run.history), "operation 2", "after operation 0");
     }
 
     #[test]

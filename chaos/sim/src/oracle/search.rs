@@ -15,7 +15,7 @@
 //! - A value is written once, so a state is left only when all that certainly
 //!   found it there have done so: they could not later.
 //!
-//! Each step is counted, and past the budget all steps fail, which ends the
+//! Each step has a cost, and past the budget all steps fail, which ends the
 //! search. A clock, as porcupine-rs offers, would make verdicts depend on the
 //! machine. Its entry point for one partition without a timeout starts no thread
 //! either, which is why keys are not given to it as partitions.
@@ -33,6 +33,9 @@ const END: i64 = i64::MAX - 2;
 
 /// The number of all values that no condition names.
 const UNNAMED: u32 = u32::MAX;
+
+/// What a step costs that porcupine-rs remembers; a rejected one costs 1.
+pub(super) const ACCEPTED: u64 = 32;
 
 /// What an operation says of one key, with numbers for values.
 #[derive(Clone)]
@@ -58,7 +61,8 @@ pub(super) enum Verdict {
     Undecided,
 }
 
-/// Searches an order for the operations of one key, in at most `budget` steps.
+/// Searches an order for the operations of one key, for at most `budget`: each step
+/// costs 1, or `ACCEPTED`.
 pub(super) fn search(entries: &[Entry], budget: u64) -> Verdict {
     let budget = Arc::new(AtomicU64::new(budget));
     if check_operations(&prepare(entries, &budget)) {
@@ -201,7 +205,7 @@ enum Action {
 #[derive(Clone, Debug)]
 struct Step {
     action: Action,
-    /// Steps that are left.
+    /// What is left to spend.
     budget: Arc<AtomicU64>,
 }
 
@@ -217,10 +221,10 @@ impl Model for Key {
     fn step(state: &State, step: &Step) -> (bool, State) {
         // There is one thread, so the order of memory does not matter.
         let left = step.budget.load(Ordering::Relaxed);
+        let spend = |cost| step.budget.store(left.saturating_sub(cost), Ordering::Relaxed);
         if left == 0 {
             return (false, *state);
         }
-        step.budget.store(left - 1, Ordering::Relaxed);
         let next = match (*state, step.action) {
             (State::Ended, Action::Unknown(..)) | (State::Open(..), Action::End) => Some(State::Ended),
             (State::Ended, Action::Certain(_) | Action::End) => None,
@@ -235,6 +239,7 @@ impl Model for Key {
                 effect.on(held, false).filter(|_| in_turn).map(|held| State::Open(held, happened))
             }
         };
+        spend(if next.is_some() { ACCEPTED } else { 1 });
         next.map_or((false, *state), |next| (true, next))
     }
 }
@@ -319,10 +324,10 @@ mod tests {
     fn without_budget_nothing_is_decided() {
         let seen =
             |condition| Entry { number: 0, called: 1, returned: Some(2), role: Role::Observe(condition) };
-        for budget in [0, 1] {
+        for budget in [0, 1, ACCEPTED] {
             assert_eq!(search(&[seen(Absent)], budget), Verdict::Undecided);
         }
-        assert_eq!(search(&[seen(Absent)], 2), Verdict::Linearizable);
+        assert_eq!(search(&[seen(Absent)], ACCEPTED + 1), Verdict::Linearizable);
         assert_eq!(search(&[seen(Present)], 100), Verdict::Violated);
     }
 }

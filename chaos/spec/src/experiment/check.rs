@@ -325,6 +325,14 @@ mod tests {
                 "{create: 0}",
                 "spec.workload.mix: no operation has a weight; hint: write at least one, like create: 1",
             ),
+        ] {
+            assert_eq!(error(part, by), expected);
+        }
+    }
+
+    #[test]
+    fn bounds_and_invariants_have_a_meaning() {
+        for (part, by, expected) in [
             (
                 "within: 500ms",
                 "within: 0s",
@@ -459,6 +467,25 @@ mod tests {
                 "hold: {from: leader, to: leader}",
                 "hold: there is no link between leader and leader; hint: name two sides with different nodes",
             ),
+        ] {
+            assert_eq!(
+                entry_error(&format!("{{at: 1s, fault: {{{fault}}}}}")),
+                format!("spec.schedule[0].fault.{expected}")
+            );
+        }
+        for fine in [
+            "cut: {from: w1, to: m1, oneWay: true}",
+            "cut: {from: all, to: all}",
+            "kill: {target: [m1, m2, m3]}",
+        ] {
+            let parsed = with_schedule(&format!("- {{at: 1s, fault: {{{fine}}}}}"));
+            assert_eq!(parsed.map(|_| ()), Ok(()), "{fine}");
+        }
+    }
+
+    #[test]
+    fn a_fault_has_numbers_and_members_that_make_sense() {
+        for (fault, expected) in [
             (
                 "slow: {from: m1, to: m2, latency: 0s}",
                 "slow.latency: 0s is too short; hint: write a duration above zero, like 10s",
@@ -490,14 +517,6 @@ mod tests {
                 entry_error(&format!("{{at: 1s, fault: {{{fault}}}}}")),
                 format!("spec.schedule[0].fault.{expected}")
             );
-        }
-        for fine in [
-            "cut: {from: w1, to: m1, oneWay: true}",
-            "cut: {from: all, to: all}",
-            "kill: {target: [m1, m2, m3]}",
-        ] {
-            let parsed = with_schedule(&format!("- {{at: 1s, fault: {{{fine}}}}}"));
-            assert_eq!(parsed.map(|_| ()), Ok(()), "{fine}");
         }
     }
 

@@ -222,6 +222,17 @@ fn a_fault_is_known_and_has_its_fields() {
 }
 
 #[test]
+fn what_an_error_quotes_stays_on_one_line() {
+    for (part, by) in
+        [("keys: 16", "\"a\\nb\\e[31m\": 1"), ("99%", "\"9\\n9\\e[31m\""), ("name: test", "name: \"a\\nb\"")]
+    {
+        let error = error(part, by);
+        assert!(!error.contains(char::is_control), "{error:?}");
+        assert!(error.contains("hint: "), "{error}");
+    }
+}
+
+#[test]
 fn the_names_of_invariants_are_those_of_the_file() {
     assert!(Invariant::ALL.windows(2).all(|pair| pair[0] < pair[1]));
     for invariant in Invariant::ALL {

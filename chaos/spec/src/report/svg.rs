@@ -28,7 +28,11 @@ pub(super) fn timeline(xml: &mut Xml, report: &Report) -> io::Result<()> {
             let x = number(scale.x(tick));
             let bottom = number(height - AXIS);
             empty(xml, "line", &[("class", "grid"), ("x1", &x), ("x2", &x), ("y1", "0"), ("y2", &bottom)])?;
-            let anchor = if tick.is_zero() { "start" } else { "middle" };
+            let anchor = match scale.x(tick) {
+                left if left < 20.0 => "start",
+                right if right > WIDTH - 20.0 => "end",
+                _ => "middle",
+            };
             text(xml, "axis", scale.x(tick), height - 8.0, anchor, &tick_words(tick))?;
         }
         text(xml, "lane", 0.0, 13.0, "start", "writes acknowledged")?;
@@ -95,7 +99,7 @@ pub(super) fn histogram(xml: &mut Xml, histogram: &Latency) -> io::Result<()> {
     let buckets = histogram.filled();
     let most = buckets.iter().map(|(_, count)| *count).max().unwrap_or(0);
     let step = WIDTH / buckets.len().max(1) as f64;
-    // At most so many labels fit beside each other.
+    // At most so many labels, and counts, fit beside each other.
     let labelled = buckets.len().div_ceil(16).max(1);
     drawing(xml, COUNT + BAR + AXIS, "Latencies of acknowledged operations", |xml| {
         for (i, (bound, count)) in buckets.iter().enumerate() {
@@ -111,7 +115,7 @@ pub(super) fn histogram(xml: &mut Xml, histogram: &Latency) -> io::Result<()> {
                 leaf(xml, "title", &[], &format!("{count} within {words}"))
             })?;
             let middle = middle.min(left + 31.0);
-            if *count > 0 && labelled == 1 {
+            if *count > 0 && buckets.len() <= 24 {
                 text(xml, "axis", middle, top - 4.0, "middle", &count.to_string())?;
             }
             if i % labelled == 0 {

@@ -62,7 +62,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     // The simulation looks into every replica: it compares what they hold.
-    ("chaos-sim", &["proto-env", "proto-wire", "storage", "consensus", "master-node"]),
+    ("chaos-spec", &[]),
+    ("chaos-sim", &["chaos-spec", "proto-env", "proto-wire", "storage", "consensus", "master-node"]),
     ("ops-bench", &["proto-api", "proto-env", "proto-wire", "storage", "consensus"]),
     ("ops-xtask", &[]),
     // Whole-system tests see binaries only.
