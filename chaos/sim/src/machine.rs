@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use chaos_spec::NodeName;
 use consensus::{Consensus, NodeId};
 use master_node::Objects;
 use master_node::config::MasterConfig;
@@ -29,15 +30,17 @@ pub const API_PORT: u16 = 6443;
 const PEER_PORT: u16 = 6444;
 /// How long a master that ended stays down, as under a supervisor.
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
+/// Masters that a new one asks to let it in: as many as a cluster begins with.
+const JOIN_ADDRESSES: u32 = 3;
 const ORDERS_MAX: usize = 8;
 const ORDER_TIMEOUT: Duration = Duration::from_secs(2);
 const DATA_DIR: &str = "/master";
 
 /// A machine.
 pub struct Machine {
-    /// Its place in the cluster, from 0.
-    pub index: usize,
-    /// `m1`, `m2`, ...
+    /// `m1`, `m2`, ...; `m1` founds the cluster.
+    pub node: NodeName,
+    /// The same as a text.
     pub name: String,
     /// Its address.
     pub ip: IpAddr,
@@ -48,7 +51,6 @@ pub struct Machine {
     /// Its clocks.
     pub clock: Arc<SimClock>,
     seed: u64,
-    founder: IpAddr,
     observer: Observer,
     starts: AtomicU64,
     /// To the master that runs.
@@ -60,28 +62,29 @@ pub struct Machine {
 pub enum Order {
     /// Hand leadership to this master.
     TransferLeader(NodeId),
+    /// Let this master go.
+    Remove(NodeId),
 }
 
 impl Machine {
-    /// The machine number `index`; number 0 founds the cluster with fixed keys.
+    /// A machine with an empty disk; `m1` founds the cluster with fixed keys.
     ///
     /// # Errors
     /// Where the fixed keys do not parse.
-    pub fn new(index: usize, seed: u64, observer: Observer) -> Result<Arc<Self>> {
+    pub fn new(node: NodeName, seed: u64, observer: Observer) -> Result<Arc<Self>> {
         let machine = Self {
-            index,
-            name: format!("m{}", index + 1),
-            ip: address(index),
+            node,
+            name: node.to_string(),
+            ip: address(node.number()),
             disk: SimDisk::default(),
             home: MemoryHome::default(),
             clock: Arc::default(),
             seed,
-            founder: address(0),
             observer,
             starts: AtomicU64::new(0),
             orders: Mutex::default(),
         };
-        if index == 0 {
+        if node.number() == 1 {
             let disk = Arc::new(machine.disk.clone());
             master_node::prepare(&machine.config(), disk, "simulation", keys()?)?;
         }
@@ -109,7 +112,7 @@ impl Machine {
         let start = self.starts.fetch_add(1, Ordering::Relaxed);
         let env = Env {
             clock: self.clock.clone(),
-            random: Arc::new(SimRandom::new(self.seed, ((self.index as u64 + 1) << 32) | start)),
+            random: Arc::new(SimRandom::new(self.seed, (u64::from(self.node.number()) << 32) | start)),
             network: Arc::new(SimNetwork::default()),
             disk: Arc::new(self.disk.clone()),
             blocking: Blocking::Inline,
@@ -118,7 +121,7 @@ impl Machine {
         let objects = Objects::In(Arc::new(self.home.clone()));
         let master = master_node::build(self.config(), env, objects).await?;
         let consensus: Arc<Consensus> = master.consensus().clone();
-        self.observer.attach(self.index, &consensus);
+        self.observer.attach(self.node, &consensus);
         let (sender, receiver) = mpsc::channel(ORDERS_MAX);
         *self.orders.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
         tokio::spawn(obey(consensus, receiver));
@@ -126,7 +129,8 @@ impl Machine {
     }
 
     fn config(&self) -> MasterConfig {
-        let joins = self.index != 0;
+        let joins = self.node.number() != 1;
+        let peers = (1..=JOIN_ADDRESSES).map(|number| format!("{}:{PEER_PORT}", address(number)));
         MasterConfig {
             name: self.name.clone(),
             data_dir: Path::new(DATA_DIR).to_owned(),
@@ -134,7 +138,7 @@ impl Machine {
             api_port: API_PORT,
             peer_port: PEER_PORT,
             init: !joins,
-            join: joins.then(|| vec![format!("{}:{PEER_PORT}", self.founder)]),
+            join: joins.then(|| peers.collect()),
             token: joins.then(|| token().to_string()),
             ..MasterConfig::default()
         }
@@ -142,15 +146,18 @@ impl Machine {
 }
 
 async fn obey(consensus: Arc<Consensus>, mut orders: mpsc::Receiver<Order>) {
-    while let Some(Order::TransferLeader(to)) = orders.recv().await {
-        let handed = consensus.transfer_leader(to, ORDER_TIMEOUT).await;
-        tracing::info!(?handed, to, "leadership was to be handed over");
+    while let Some(order) = orders.recv().await {
+        let obeyed = match order {
+            Order::TransferLeader(to) => consensus.transfer_leader(to, ORDER_TIMEOUT).await,
+            Order::Remove(id) => consensus.remove_master(id, ORDER_TIMEOUT).await,
+        };
+        tracing::info!(?order, ?obeyed, "an order");
     }
 }
 
-/// The address of machine number `index`.
-fn address(index: usize) -> IpAddr {
-    IpAddr::from([10, 0, 0, u8::try_from(index + 1).unwrap_or(u8::MAX)])
+/// The address of master number `number`.
+fn address(number: u32) -> IpAddr {
+    IpAddr::from([10, 0, 0, u8::try_from(number).unwrap_or(u8::MAX)])
 }
 
 /// The token masters join with; the bootstrap client stores it.

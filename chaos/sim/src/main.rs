@@ -5,100 +5,128 @@
 //! | --- | --- |
 //! | `determinism.rs`, `trace.rs` | the same seed, the same run, and the proof of it |
 //! | `seams/` | clock, random, network and disk as a master sees them |
-//! | `machine.rs` | one machine and its master, built as in production |
+//! | `plan.rs` | an experiment drawn from the seed, where no file gives one |
+//! | `world.rs`, `machine.rs` | the machines, each with its master built as in production |
 //! | `workload.rs`, `watcher.rs`, `http.rs` | the clients |
-//! | `faults.rs` | what goes wrong, and when |
+//! | `inject.rs` | what goes wrong, when it is time |
 //! | `observer.rs`, `history.rs` | what is seen |
 //! | `oracle/` | what must hold, one check a file |
-//! | `run.rs` | one run, from boot to verdict |
+//! | `run.rs`, `report.rs` | one run, from boot to verdict, and what is said of it |
 
 mod determinism;
-mod faults;
 mod history;
 mod http;
+mod inject;
 mod machine;
 mod observer;
 mod oracle;
+mod plan;
+mod report;
 mod run;
 mod seams;
 mod trace;
 mod watcher;
 mod workload;
+mod world;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
-use clap::Parser;
+use anyhow::{Context, Result};
+use chaos_spec::{Experiment, Report, Verdict, report as forms};
+use clap::{Parser, ValueEnum};
 
-use crate::run::{Options, Report};
+use crate::run::Options;
 use crate::trace::Trace;
 
-/// Runs one simulation and says what came of it; ends with 1 where something
-/// that must hold did not.
+/// Runs one simulation and says what came of it: ends with 0 where it passed,
+/// with 1 where something that must hold did not, with 2 where nobody knows.
 #[derive(Debug, Parser)]
 #[command(name = "ephor-sim", version)]
 struct Arguments {
-    /// Decides everything that happens
-    #[arg(long)]
+    /// Decides everything that the experiment leaves open
+    #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Masters: 1, 3, 5 or 7
+    /// Run this experiment; without, one is drawn from the seed
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["masters", "duration"])]
+    experiment: Option<PathBuf>,
+    /// Masters of a drawn experiment: 1, 3, 5 or 7
     #[arg(long, default_value_t = 3)]
-    masters: usize,
-    /// How long things go wrong, in simulated time
+    masters: u32,
+    /// How long things go wrong in a drawn experiment, in simulated time
     #[arg(long = "for", default_value = "60s", value_parser = humantime::parse_duration)]
     duration: Duration,
-    /// Clients that read and write
-    #[arg(long, default_value_t = 4)]
-    clients: usize,
-    /// Clients that watch
-    #[arg(long, default_value_t = 2)]
-    watchers: usize,
-    /// Objects they work on
-    #[arg(long, default_value_t = 6)]
-    keys: usize,
+    /// Write the experiment to this file before it is run
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
     /// Write every log line with its simulated time to this file
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// Write the history of all operations to this file
     #[arg(long, value_name = "FILE")]
     history: Option<PathBuf>,
-    /// Print the report as one line of JSON
-    #[arg(long)]
-    json: bool,
+    /// How the report looks
+    #[arg(long, value_enum, default_value_t = Form::Text)]
+    output: Form,
+}
+
+/// The forms of a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// For a terminal
+    Text,
+    /// A journal like Chaos Toolkit's, on one line, with the hash of the trace
+    Json,
+    /// For a build server
+    Junit,
+    /// One page for a browser
+    Html,
 }
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
-    anyhow::ensure!(
-        matches!(arguments.masters, 1 | 3 | 5 | 7),
-        "{} masters asked for: it must be 1, 3, 5 or 7",
-        arguments.masters
-    );
     determinism::fix_addresses()?;
-    let trace = Trace::begin(arguments.trace.as_deref())?;
-    stop_on_panic(arguments.seed);
-    let options = Options {
-        seed: arguments.seed,
-        masters: arguments.masters,
-        clients: arguments.clients,
-        watchers: arguments.watchers,
-        keys: arguments.keys,
-        chaos: arguments.duration,
-        history: arguments.history,
-    };
-    let report = determinism::tamed(arguments.seed, move || {
-        let mut report = run::run(options)?;
-        (report.trace, report.lines) = trace.digest();
-        Ok::<_, anyhow::Error>(report)
-    })??;
-    if arguments.json {
-        println!("{}", serde_json::to_string(&report)?);
-    } else {
-        print(&report);
+    let seed = arguments.seed;
+    let experiment = experiment(&arguments)?;
+    if let Some(path) = &arguments.plan {
+        std::fs::write(path, experiment.to_yaml()?).with_context(|| path.display().to_string())?;
     }
-    Ok(if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let trace = Trace::begin(arguments.trace.as_deref())?;
+    stop_on_panic(seed);
+    let options = Options { seed, experiment, history: arguments.history };
+    let (report, (hash, lines)) = determinism::tamed(seed, move || {
+        let report = run::run(options)?;
+        Ok::<_, anyhow::Error>((report, trace.digest()))
+    })??;
+    let text = match arguments.output {
+        Form::Text => format!("{}\ntrace {hash} ({lines} lines)", forms::text(&report)),
+        Form::Json => {
+            let mut journal = forms::journal(&report)?;
+            journal["ephor"]["trace"] = hash.into();
+            journal.to_string()
+        }
+        Form::Junit => forms::junit(&report)?,
+        Form::Html => forms::html(&report)?,
+    };
+    println!("{text}");
+    Ok(exit_code(&report))
+}
+
+fn exit_code(report: &Report) -> ExitCode {
+    match report.verdict {
+        Verdict::Pass => ExitCode::SUCCESS,
+        Verdict::Fail(_) => ExitCode::from(1),
+        Verdict::Unknown(_) => ExitCode::from(2),
+    }
+}
+
+fn experiment(arguments: &Arguments) -> Result<Experiment> {
+    let Some(path) = &arguments.experiment else {
+        return plan::random(arguments.seed, arguments.masters, arguments.duration);
+    };
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    Experiment::parse(&text).with_context(|| path.display().to_string())
 }
 
 /// A panic anywhere ends the run: tokio would only end the task it was in.
@@ -109,17 +137,4 @@ fn stop_on_panic(seed: u64) {
         eprintln!("seed {seed}: a panic is a violation");
         std::process::exit(101);
     }));
-}
-
-fn print(report: &Report) {
-    println!("seed {} with {} masters: {} ms simulated", report.seed, report.masters, report.simulated_ms);
-    println!("faults       {:?}", report.faults);
-    println!("elections    {}", report.elections);
-    println!("operations   {:?}, {} changes, {} watched", report.operations, report.changes, report.watched);
-    println!("heal         {:?} ms", report.heal_ms);
-    println!("trace        {} in {} lines", report.trace, report.lines);
-    for violation in &report.violations {
-        println!("VIOLATION    {violation}");
-    }
-    println!("verdict      {}", if report.violations.is_empty() { "pass" } else { "fail" });
 }

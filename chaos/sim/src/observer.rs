@@ -6,8 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
-use consensus::Consensus;
+use chaos_spec::NodeName;
+use consensus::{Consensus, Member, NodeId};
 use storage::{Object, WatchEvent, WatchItem};
 
 use crate::history::{Change, Event, History, Operation, Outcome, Stamps, Truth, Watched};
@@ -27,9 +29,10 @@ struct Seen {
     watches: BTreeMap<usize, Watched>,
     truth: BTreeMap<u64, Event>,
     /// Who led each term.
-    leaders: BTreeMap<u64, usize>,
+    leaders: BTreeMap<u64, (Duration, NodeName)>,
     violations: Vec<Violation>,
-    masters: BTreeMap<usize, Weak<Consensus>>,
+    masters: BTreeMap<NodeName, Weak<Consensus>>,
+    ids: BTreeMap<NodeName, NodeId>,
 }
 
 /// What is seen of the run; clones share it.
@@ -71,37 +74,38 @@ impl Observer {
         self.lock().violations.push(violation);
     }
 
-    /// Looks into the master that starts on machine `index`, until it ends.
-    pub fn attach(&self, index: usize, consensus: &Arc<Consensus>) {
-        self.lock().masters.insert(index, Arc::downgrade(consensus));
-        tokio::spawn(follow_leadership(self.clone(), index, consensus.leadership()));
+    /// Looks into the master that starts on a node, until it ends.
+    pub fn attach(&self, node: NodeName, consensus: &Arc<Consensus>) {
+        self.lock().masters.insert(node, Arc::downgrade(consensus));
+        self.lock().ids.insert(node, consensus.node_id());
+        tokio::spawn(follow_leadership(self.clone(), node, consensus.leadership()));
         let store = consensus.store();
         let from = store.revision();
         if let Ok(page) = store.range(PREFIX, None, 0, None) {
             for object in &page.objects {
-                self.applied(index, object.mod_revision, Some(object), None);
+                self.applied(node, object.mod_revision, Some(object), None);
             }
         }
         match store.watch(PREFIX, from) {
-            Ok(watch) => drop(tokio::spawn(follow_store(self.clone(), index, watch))),
-            Err(error) => self.violation("observer", format!("m{}: {error}", index + 1)),
+            Ok(watch) => drop(tokio::spawn(follow_store(self.clone(), node, watch))),
+            Err(error) => self.violation("observer", format!("{node}: {error}")),
         }
     }
 
-    /// The masters that run, by machine.
-    pub fn masters(&self) -> Vec<(usize, Arc<Consensus>)> {
+    /// The masters that run.
+    pub fn masters(&self) -> Vec<(NodeName, Arc<Consensus>)> {
         let seen = self.lock();
         let masters = seen.masters.iter();
-        masters.filter_map(|(index, weak)| Some((*index, weak.upgrade()?))).collect()
+        masters.filter_map(|(node, weak)| Some((*node, weak.upgrade()?))).collect()
     }
 
-    /// The machine whose master leads, as it thinks itself; of several the one of the latest term.
-    pub fn leader(&self) -> Option<usize> {
-        let leading = self.masters().into_iter().filter_map(|(index, consensus)| {
+    /// Who leads, as he thinks himself; of several the one of the latest term.
+    pub fn leader(&self) -> Option<NodeName> {
+        let leading = self.masters().into_iter().filter_map(|(node, consensus)| {
             let now = *consensus.leadership().borrow();
-            now.leading.then_some((now.term, index))
+            now.leading.then_some((now.term, node))
         });
-        leading.max().map(|(_, index)| index)
+        leading.max().map(|(_, node)| node)
     }
 
     /// How many writes were acknowledged.
@@ -109,9 +113,20 @@ impl Observer {
         self.lock().acknowledged
     }
 
-    /// How many terms had a leader.
-    pub fn elections(&self) -> u64 {
-        self.lock().leaders.len() as u64
+    /// The id a node's master had when it was last seen.
+    pub fn node_id(&self, node: NodeName) -> Option<NodeId> {
+        self.lock().ids.get(&node).copied()
+    }
+
+    /// The members as a node's master knows them.
+    pub fn members_of(&self, node: NodeName) -> Vec<Member> {
+        let master = self.lock().masters.get(&node).and_then(Weak::upgrade);
+        master.map(|master| master.members()).unwrap_or_default()
+    }
+
+    /// Who led each term, and since when.
+    pub fn leaders(&self) -> Vec<(Duration, u64, NodeName)> {
+        self.lock().leaders.iter().map(|(term, (since, node))| (*since, *term, *node)).collect()
     }
 
     /// Everything seen, and the violations noticed on the way.
@@ -125,21 +140,21 @@ impl Observer {
         (history, std::mem::take(&mut seen.violations))
     }
 
-    fn leads(&self, index: usize, term: u64) {
+    fn leads(&self, node: NodeName, term: u64) {
         let mut seen = self.lock();
-        let other = *seen.leaders.entry(term).or_insert(index);
-        if other != index {
-            let what = format!("m{} and m{} both lead term {term}", other + 1, index + 1);
+        let (_, other) = *seen.leaders.entry(term).or_insert((clock::elapsed(), node));
+        if other != node {
+            let what = format!("{other} and {node} both lead term {term}");
             seen.violations.push(violation("one-leader-per-term", what));
         }
     }
 
-    fn applied(&self, index: usize, revision: u64, now: Option<&Object>, before: Option<&Object>) {
+    fn applied(&self, node: NodeName, revision: u64, now: Option<&Object>, before: Option<&Object>) {
         let Some(event) = event_of(revision, now, before) else { return };
         let mut seen = self.lock();
         let known = seen.truth.entry(revision).or_insert_with(|| event.clone());
         if *known != event {
-            let what = format!("m{} applied {event}, another master {known}", index + 1);
+            let what = format!("{node} applied {event}, another master {known}");
             seen.violations.push(violation("replicas-identical", what));
         }
     }
@@ -157,13 +172,13 @@ fn event_of(revision: u64, now: Option<&Object>, before: Option<&Object>) -> Opt
 
 async fn follow_leadership(
     observer: Observer,
-    index: usize,
+    node: NodeName,
     mut leadership: tokio::sync::watch::Receiver<consensus::Leadership>,
 ) {
     loop {
         let now = *leadership.borrow_and_update();
         if now.leading {
-            observer.leads(index, now.term);
+            observer.leads(node, now.term);
         }
         if leadership.changed().await.is_err() {
             return;
@@ -171,11 +186,11 @@ async fn follow_leadership(
     }
 }
 
-async fn follow_store(observer: Observer, index: usize, mut watch: storage::Watch) {
+async fn follow_store(observer: Observer, node: NodeName, mut watch: storage::Watch) {
     // A master that installed a snapshot lags: what it skipped, others have applied.
     while let Ok(item) = watch.next().await {
         if let WatchItem::Event(WatchEvent { revision, object, previous }) = item {
-            observer.applied(index, revision, object.as_deref(), previous.as_deref());
+            observer.applied(node, revision, object.as_deref(), previous.as_deref());
         }
     }
 }

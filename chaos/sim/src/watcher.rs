@@ -60,7 +60,7 @@ impl Workload {
 
 impl Watcher {
     fn any_master(&mut self) -> IpAddr {
-        self.workload.masters[self.random.random_range(0..self.workload.masters.len())]
+        self.workload.any_master(&mut self.random)
     }
 
     fn report(&self) {

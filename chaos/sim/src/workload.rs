@@ -1,17 +1,18 @@
 //! The clients: each works on a few ConfigMaps through the API of whichever master
-//! it likes, one call after the other, and reports every call with what it knows
-//! of its outcome. An outcome that is not known stays so.
+//! it likes, and reports every call with what it knows of its outcome. An outcome that is not known stays so.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use chaos_spec::experiment as spec;
 use http::{Method, StatusCode};
 use rand::rngs::StdRng;
 use rand::Rng;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use crate::history::{Call, Operation, Outcome, Refusal, Versioned};
 use crate::http::{Answer, Client, Failure};
@@ -22,16 +23,12 @@ use crate::seams::random::generator;
 /// Where the clients' objects are.
 pub const COLLECTION: &str = "/api/v1/namespaces/default/configmaps";
 const TOKENS: &str = "/api/v1/namespaces/kube-system/secrets";
-/// Longest pause between two calls of a client, in milliseconds.
-const PAUSE_MS: u64 = 120;
+/// Calls of one client that overlap; more are not begun.
+const CALLS_MAX: usize = 16;
 
 /// What all clients share.
 #[derive(Clone)]
 pub struct Workload {
-    /// The masters' addresses.
-    pub masters: Vec<IpAddr>,
-    /// How many objects there are.
-    pub keys: usize,
     /// Set when the clients may begin.
     pub begun: Arc<AtomicBool>,
     /// Set when no more calls may begin.
@@ -40,13 +37,21 @@ pub struct Workload {
     pub observer: Observer,
     /// Seed of the run.
     pub seed: u64,
+    spec: spec::Workload,
+    masters: Arc<Mutex<Vec<IpAddr>>>,
 }
 
+/// A client; calls that overlap share it.
 struct Worker {
     number: usize,
     workload: Workload,
+    state: Mutex<State>,
+}
+
+struct State {
     random: StdRng,
-    connections: BTreeMap<IpAddr, Client>,
+    /// Connections that are free, by master.
+    idle: BTreeMap<IpAddr, Vec<Client>>,
     /// The master this client prefers for a while.
     at: IpAddr,
     /// What it last saw of each object.
@@ -55,17 +60,54 @@ struct Worker {
 }
 
 impl Workload {
-    /// Client number `number`, until the end of the run.
+    /// The load of an experiment.
+    pub fn new(spec: &spec::Workload, observer: Observer, seed: u64) -> Self {
+        let (begun, ended, masters) = Default::default();
+        Self { begun, ended, observer, seed, spec: *spec, masters }
+    }
+
+    /// Which masters the clients may ask from now on.
+    pub fn set_masters(&self, masters: Vec<IpAddr>) {
+        *self.masters.lock().unwrap_or_else(PoisonError::into_inner) = masters;
+    }
+
+    /// One of them.
+    pub fn any_master(&self, random: &mut StdRng) -> IpAddr {
+        let masters = self.masters.lock().unwrap_or_else(PoisonError::into_inner);
+        masters[random.random_range(0..masters.len())]
+    }
+
+    /// How many clients read and write.
+    pub fn clients(&self) -> usize {
+        self.spec.clients as usize
+    }
+
+    /// How many clients watch: one for each of the others, if the experiment watches at all.
+    pub fn watchers(&self) -> usize {
+        if self.spec.mix.watch > 0 { self.clients() } else { 0 }
+    }
+
+    /// Client number `number`, until the end of the run. The load is open: calls begin when it is time, answered
+    /// or not.
     pub async fn client(self, number: usize) {
         let mut random = generator(self.seed, 1000 + number as u64);
-        let at = self.masters[random.random_range(0..self.masters.len())];
-        let (connections, seen) = Default::default();
-        let mut worker = Worker { number, workload: self, random, connections, at, seen, writes: 0 };
+        let at = self.any_master(&mut random);
+        let (idle, seen) = Default::default();
+        let state = Mutex::new(State { random, idle, at, seen, writes: 0 });
+        let worker = Arc::new(Worker { number, workload: self, state });
+        let in_flight = Arc::new(Semaphore::new(CALLS_MAX));
+        let flag = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
         loop {
-            tokio::time::sleep(Duration::from_millis(worker.random.random_range(1..PAUSE_MS))).await;
-            let flag = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
-            if flag(&worker.workload.begun) && !flag(&worker.workload.ended) {
-                worker.step().await;
+            tokio::time::sleep(worker.pause()).await;
+            if flag(&worker.workload.begun)
+                && !flag(&worker.workload.ended)
+                && let Ok(permit) = in_flight.clone().try_acquire_owned()
+            {
+                let worker = worker.clone();
+                tokio::spawn(async move {
+                    worker.step().await;
+                    drop(permit);
+                });
             }
         }
     }
@@ -93,16 +135,29 @@ pub async fn store_token(founder: IpAddr) {
 }
 
 impl Worker {
-    async fn step(&mut self) {
-        if self.random.random_ratio(1, 8) {
-            let masters = &self.workload.masters;
-            self.at = masters[self.random.random_range(0..masters.len())];
-        }
-        let call = self.next_call();
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Until the next call: between nothing and twice the mean.
+    fn pause(&self) -> Duration {
+        let mean_us = 1_000_000 * u64::from(self.workload.spec.clients) / u64::from(self.workload.spec.rate);
+        Duration::from_micros(self.lock().random.random_range(0..=2 * mean_us))
+    }
+
+    async fn step(&self) {
+        let (call, at, idle) = {
+            let state = &mut *self.lock();
+            if state.random.random_ratio(1, 8) {
+                state.at = self.workload.any_master(&mut state.random);
+            }
+            let call = state.next_call(self.number, &self.workload.spec);
+            let idle = state.idle.get_mut(&state.at).and_then(Vec::pop);
+            (call, state.at, idle)
+        };
+        let mut client = idle.unwrap_or_else(|| Client::new(at));
         let called = self.workload.observer.stamp();
         let (method, path, body) = request(&call);
-        let at = self.at;
-        let client = self.connections.entry(at).or_insert_with(|| Client::new(at));
         let answer = client.ask(method, &path, body.as_ref()).await;
         let returned = self.workload.observer.stamp();
         let outcome = match answer {
@@ -114,33 +169,50 @@ impl Worker {
             let what = format!("client {}: an answer that nothing explains to {call}", self.number);
             return self.workload.observer.violation("answers", what);
         };
-        if matches!(outcome, Outcome::NotEntered | Outcome::Unknown) {
-            // Elsewhere it may go better.
-            let masters = &self.workload.masters;
-            self.at = masters[self.random.random_range(0..masters.len())];
+        {
+            let state = &mut *self.lock();
+            if matches!(outcome, Outcome::NotEntered | Outcome::Unknown) {
+                // Elsewhere it may go better.
+                state.at = self.workload.any_master(&mut state.random);
+            } else {
+                state.idle.entry(at).or_default().push(client);
+            }
+            state.learn(&call, &outcome);
         }
-        self.learn(&call, &outcome);
         self.workload.observer.operation(Operation { client: self.number, call, called, returned, outcome });
     }
+}
 
-    fn next_call(&mut self) -> Call {
-        let key = format!("{KEY_PREFIX}{}", self.random.random_range(0..self.workload.keys));
+impl State {
+    fn next_call(&mut self, client: usize, spec: &spec::Workload) -> Call {
+        let key = format!("{KEY_PREFIX}{}", self.random.random_range(0..spec.keys));
         let seen = self.seen.get(&key).cloned();
-        match (self.random.random_range(0..100), seen) {
-            (0..45, Some(expected)) => Call::Update { key, expected, value: self.value() },
-            (0..45, None) => Call::Create { key, value: self.value() },
-            (45..52, Some(expected)) => Call::Delete { key, expected: Some(expected) },
-            (52..55, _) => Call::Delete { key, expected: None },
-            (55..62, _) => Call::Create { key, value: self.value() },
-            (62..70, _) => Call::List,
+        let mix = &spec.mix;
+        let weights = [mix.create, mix.update, mix.delete, mix.get, mix.list];
+        let mut draw = self.random.random_range(0..weights.iter().sum::<u32>().max(1));
+        let drawn = weights.iter().position(|weight| match draw.checked_sub(*weight) {
+            Some(rest) => {
+                draw = rest;
+                false
+            }
+            None => true,
+        });
+        match (drawn, seen) {
+            (Some(0), _) | (Some(1), None) => Call::Create { key, value: self.value(client) },
+            (Some(1), Some(expected)) => Call::Update { key, expected, value: self.value(client) },
+            // One in three does not care which version it deletes.
+            (Some(2), expected) => {
+                Call::Delete { key, expected: expected.filter(|_| self.random.random_ratio(2, 3)) }
+            }
+            (Some(4), _) => Call::List,
             _ => Call::Get { key },
         }
     }
 
     /// A value that no other write has.
-    fn value(&mut self) -> String {
+    fn value(&mut self, client: usize) -> String {
         self.writes += 1;
-        format!("{}-{}", self.number, self.writes)
+        format!("{client}-{}", self.writes)
     }
 
     /// What the next calls build on.
@@ -210,6 +282,13 @@ pub fn objects(list: &Value) -> BTreeMap<String, Versioned> {
     ours.filter_map(|(name, item)| Some((name.to_owned(), versioned(item)?))).collect()
 }
 
+/// How the API server says that it gave a write up because others always came first.
+const STARVING: &str = "the object changed too often";
+
+fn message(answer: &Answer) -> &str {
+    answer.body["message"].as_str().unwrap_or_default()
+}
+
 /// What an answer says of its call; none where it makes no sense.
 fn outcome(call: &Call, answer: &Answer) -> Option<Outcome> {
     let write = matches!(call, Call::Create { .. } | Call::Update { .. } | Call::Delete { .. });
@@ -230,6 +309,8 @@ fn outcome(call: &Call, answer: &Answer) -> Option<Outcome> {
         StatusCode::CONFLICT if answer.body["reason"] == "AlreadyExists" => {
             Some(Outcome::Refused(Refusal::AlreadyExists))
         }
+        // It gave up before it proposed the last time.
+        StatusCode::CONFLICT if message(answer).starts_with(STARVING) => Some(Outcome::NotEntered),
         StatusCode::CONFLICT if write => Some(Outcome::Refused(Refusal::Conflict)),
         // Sent only where the write certainly never entered a log.
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Some(Outcome::NotEntered),

@@ -1,5 +1,5 @@
 //! Simulated time, as turmoil counts it. A machine's wall clock may be wrong by a
-//! while, which `faults` sets; its monotonic clock never is.
+//! while or for good, which `inject.rs` sets; its monotonic clock never is.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -13,14 +13,21 @@ pub const EPOCH_SECONDS: u64 = 1_798_761_600;
 /// The clocks of one machine; they outlive its restarts.
 #[derive(Debug, Default)]
 pub struct SimClock {
-    /// By how many milliseconds the wall clock is ahead.
+    /// By how many milliseconds the wall clock is ahead, for a while.
     skew_ms: AtomicI64,
+    /// And for good.
+    jumped_ms: AtomicI64,
 }
 
 impl SimClock {
     /// Sets the wall clock ahead (or, negative, back).
     pub fn set_skew_ms(&self, skew_ms: i64) {
         self.skew_ms.store(skew_ms, Ordering::Relaxed);
+    }
+
+    /// Moves the wall clock for good.
+    pub fn jump_ms(&self, by_ms: i64) {
+        self.jumped_ms.fetch_add(by_ms, Ordering::Relaxed);
     }
 }
 
@@ -32,7 +39,7 @@ pub fn elapsed() -> Duration {
 impl Clock for SimClock {
     fn now(&self) -> SystemTime {
         let right = SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH_SECONDS) + elapsed();
-        let skew_ms = self.skew_ms.load(Ordering::Relaxed);
+        let skew_ms = self.skew_ms.load(Ordering::Relaxed) + self.jumped_ms.load(Ordering::Relaxed);
         let by = Duration::from_millis(skew_ms.unsigned_abs());
         if skew_ms < 0 { right - by } else { right + by }
     }

@@ -1,0 +1,185 @@
+//! An experiment drawn from a seed: what the fuzzer runs. It is the same kind of
+//! thing as a file of `chaos/experiments`, so that one that failed can be kept as
+//! one, made smaller, and run again. `main.rs` asks for it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use chaos_spec::experiment::{Cluster, Entry, Metadata, Mix, Spec, Workload};
+use chaos_spec::fault::{
+    Clock, ClockChange, Cut, Disk, DiskKind, Fault, Hold, Lose, Member, Replace, Shape, Slow, Strike,
+};
+use chaos_spec::units::{Offset, Percent};
+use chaos_spec::{Experiment, Invariant, NodeName, Target};
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::seams::random::generator;
+
+/// Masters that join in one run besides the first ones.
+const REPLACEMENTS_MAX: u32 = 2;
+/// The search for a linearization grows fast with the calls of one object that nobody knows the outcome of.
+const OPERATIONS_PER_KEY: u64 = 150;
+
+/// Draws what happens to a cluster of `masters` within `duration`.
+///
+/// # Errors
+/// Where what was drawn is no valid experiment, which is a bug here.
+pub fn random(seed: u64, masters: u32, duration: Duration) -> Result<Experiment> {
+    let mut random = generator(seed, 1);
+    let rate = random.random_range(20..120);
+    let spec = Spec {
+        cluster: Cluster { masters, workers: 0 },
+        steady_state: Vec::new(),
+        workload: Workload {
+            clients: random.random_range(2..6),
+            rate,
+            keys: keys(rate, duration),
+            mix: Mix { create: 4, update: 8, delete: 2, get: 6, list: 2, watch: 1 },
+        },
+        schedule: schedule(&mut random, masters, duration),
+        invariants: Invariant::ALL.to_vec(),
+        recover_within: Duration::from_secs(60),
+        abort_if: Default::default(),
+        duration,
+    };
+    let (api_version, kind) = Default::default();
+    let metadata = Metadata { name: format!("seed-{seed}") };
+    let experiment = Experiment { api_version, kind, metadata, spec };
+    experiment.check().map_err(anyhow::Error::new).context("a drawn experiment")?;
+    Ok(experiment)
+}
+
+/// As many objects as keep the history of each one short enough to be decided.
+fn keys(rate: u32, duration: Duration) -> u32 {
+    let operations = u64::from(rate) * duration.as_secs();
+    u32::try_from(operations / OPERATIONS_PER_KEY).unwrap_or(u32::MAX).max(2)
+}
+
+/// Faults one after the other, often overlapping. Those the experiment's rules forbid together are left out.
+fn schedule(random: &mut StdRng, masters: u32, duration: Duration) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut at = Duration::from_secs(1);
+    let mut replaced = BTreeSet::new();
+    while at + Duration::from_secs(1) < duration {
+        let lasts = Duration::from_millis(random.random_range(200..6000)).min(duration - at);
+        if let Some(fault) = fault(random, masters, &mut replaced) {
+            let lasts = (!fault.is_instant()).then_some(lasts);
+            let entry = Entry { at, lasts, fault };
+            let shaped = |entry: &Entry| matches!(entry.fault, Fault::Cut(Cut::Shape(_)));
+            let collides = |other: &Entry| {
+                let both_shapes = shaped(other) && shaped(&entry);
+                let same = other.fault.kind() == entry.fault.kind() && other.fault.key() != "kill";
+                (both_shapes || same) && other.end(duration) >= entry.at
+            };
+            if !entries.iter().any(collides) {
+                entries.push(entry);
+            }
+        }
+        at += Duration::from_millis(random.random_range(100..5000));
+    }
+    entries
+}
+
+fn fault(random: &mut StdRng, masters: u32, replaced: &mut BTreeSet<u32>) -> Option<Fault> {
+    let several = masters >= 3;
+    let target = match random.random_range(0..10) {
+        0..4 => Target::Leader,
+        4..7 => Target::Follower,
+        _ => Target::Any,
+    };
+    let target = if several { target } else { Target::Leader };
+    let some_or_all = |random: &mut StdRng, target: Target| match random.random_range(0..6) {
+        0 => Target::All,
+        1 if several => Target::Majority,
+        _ => target,
+    };
+    let strike = |target| Strike { target };
+    let drawn = random.random_range(0..100);
+    Some(match drawn {
+        0..22 if several => Fault::Cut(cut(random, masters)),
+        22..34 if several => disturbance(random)?,
+        34..52 => Fault::Kill(strike(some_or_all(random, target))),
+        52..72 => Fault::Powerloss(strike(some_or_all(random, target))),
+        72..80 => {
+            let kind = if random.random_bool(0.5) { DiskKind::Eio } else { DiskKind::Enospc };
+            Fault::Disk(Disk { target, kind })
+        }
+        80..86 => {
+            let by = Duration::from_millis(random.random_range(100..600_000));
+            let offset = if random.random_bool(0.5) { Offset::ahead(by)? } else { Offset::behind(by)? };
+            let jumps = random.random_bool(0.3);
+            let change = if jumps { ClockChange::Jump(offset) } else { ClockChange::Skew(offset) };
+            Fault::Clock(Clock { target, change })
+        }
+        86..94 if several => Fault::Member(Member::TransferLeader(Target::Follower)),
+        94..98 if several => replacement(random, masters, replaced)?,
+        _ => return None,
+    })
+}
+
+fn cut(random: &mut StdRng, masters: u32) -> Cut {
+    let one_way = random.random_bool(0.5);
+    match random.random_range(0..8) {
+        0 => Cut::Shape(Shape::LeaderAlone),
+        1 => Cut::Shape(Shape::Minority),
+        2 => Cut::Shape(Shape::Majority),
+        3 if masters >= 5 => Cut::Shape(Shape::Ring),
+        4 => Cut::Links { from: Target::All, to: Target::Leader, one_way },
+        5 => Cut::Links { from: Target::Follower, to: Target::All, one_way },
+        6 => Cut::Links { from: Target::Minority, to: Target::Majority, one_way },
+        _ => Cut::Links { from: Target::Leader, to: Target::Follower, one_way },
+    }
+}
+
+fn disturbance(random: &mut StdRng) -> Option<Fault> {
+    let (from, to, one_way) = (Target::Leader, Target::Follower, false);
+    Some(match random.random_range(0..3) {
+        0 => {
+            let latency = Duration::from_millis(random.random_range(20..800));
+            Fault::Slow(Slow { from, to, one_way, latency, jitter: None })
+        }
+        1 => {
+            let percent = Percent::from_hundredths(random.random_range(100..3000))?;
+            Fault::Lose(Lose { from, to: Target::All, one_way, percent })
+        }
+        _ => Fault::Hold(Hold { from, to, one_way }),
+    })
+}
+
+/// A master that was there from the beginning is replaced by a new one.
+fn replacement(random: &mut StdRng, masters: u32, replaced: &mut BTreeSet<u32>) -> Option<Fault> {
+    let count = u32::try_from(replaced.len()).unwrap_or(u32::MAX);
+    let old = random.random_range(1..=masters);
+    if count >= REPLACEMENTS_MAX || !replaced.insert(old) {
+        return None;
+    }
+    let old = Target::node(NodeName::master(old)?);
+    Some(Fault::Member(Member::Replace(Replace { old, new: NodeName::master(masters + count + 1)? })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_drawn_is_valid_and_reads_back_from_its_file() {
+        for seed in 0..300 {
+            let masters = [1, 3, 5, 7][usize::try_from(seed % 4).unwrap()];
+            let drawn = random(seed, masters, Duration::from_secs(60)).unwrap();
+            assert_eq!(Experiment::parse(&drawn.to_yaml().unwrap()).unwrap(), drawn, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_fault_that_is_drawn_comes_up() {
+        let kinds: BTreeSet<_> = (0..300)
+            .flat_map(|seed| random(seed, 5, Duration::from_secs(60)).unwrap().spec.schedule)
+            .map(|entry| entry.fault.kind().name())
+            .collect();
+        for kind in ["cut-ring", "cut-one-way", "powerloss", "member-replace", "clock-jump", "hold", "disk-eio"] {
+            assert!(kinds.contains(kind), "{kind} is not in {kinds:?}");
+        }
+    }
+}
