@@ -1,5 +1,6 @@
 //! `cargo xtask`: what developers and CI run on the source itself; one module a subcommand.
 
+mod fuzz;
 mod schema;
 mod tidy;
 mod verify;
@@ -25,6 +26,8 @@ enum Task {
     Fix,
     /// Check the dependency arrows, headers, lengths and the names in ARCHITECTURE.md.
     Tidy,
+    /// Run the simulation for many seeds; a seed that fails is made smaller and kept.
+    Fuzz(fuzz::Args),
     /// Make the schema table from Kubernetes' Go types.
     Schema(schema::Args),
 }
@@ -35,6 +38,7 @@ fn main() -> Result<()> {
         Task::Verify => verify::verify(&root),
         Task::Fix => verify::fix(&root),
         Task::Tidy => tidy::run(&root),
+        Task::Fuzz(args) => fuzz::run(&root, args),
         Task::Schema(args) => schema::run(&args),
     }
 }

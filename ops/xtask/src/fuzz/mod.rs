@@ -1,0 +1,203 @@
+//! `cargo xtask fuzz`: runs `ephor-sim` for one seed after the other, each in a
+//! process of its own, and sums up what it saw. A seed that fails is made
+//! smaller (`shrink.rs`) and kept as an experiment file.
+
+mod shrink;
+mod simulation;
+mod tally;
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use self::simulation::{Outcome, Simulation};
+use self::tally::Tally;
+
+/// Masters of the drawn clusters, in turn.
+const SIZES: [u32; 6] = [3, 5, 3, 7, 3, 1];
+/// How often progress is printed.
+const PROGRESS: Duration = Duration::from_secs(15);
+
+/// Flags of `cargo xtask fuzz`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The first seed; without, one from the clock, which is printed
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How many seeds
+    #[arg(long, default_value_t = 20)]
+    runs: u64,
+    /// Go on for this long instead of a number of seeds, such as 30m
+    #[arg(long = "for", value_parser = duration, conflicts_with = "runs")]
+    time: Option<Duration>,
+    /// Go on until a seed fails
+    #[arg(long, conflicts_with_all = ["runs", "time"])]
+    until_failure: bool,
+    /// Masters in each cluster; without, 1, 3, 5 and 7 in turn
+    #[arg(long)]
+    masters: Option<u32>,
+    /// Simulated time in which things go wrong, in seconds
+    #[arg(long, default_value_t = 60)]
+    length: u64,
+    /// Simulations side by side
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+    /// Run every seed twice, and fail where the two traces differ
+    #[arg(long)]
+    double: bool,
+    /// A built `ephor-sim`; without, an optimized one with assertions is built
+    #[arg(long, value_name = "FILE")]
+    sim: Option<PathBuf>,
+    /// Where failed seeds are kept
+    #[arg(long, value_name = "DIR", default_value = "target/fuzz")]
+    keep: PathBuf,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is no duration such as 30m"))?;
+    let seconds = match unit {
+        "s" | "" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(format!("{unit:?} is no unit: write s, m or h")),
+    };
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| format!("{text} is too long"))
+}
+
+/// What the workers share.
+struct Queue {
+    next: u64,
+    end: Option<u64>,
+    failed: VecDeque<Outcome>,
+    tally: Tally,
+    printed: Instant,
+}
+
+struct Fuzz {
+    args: Args,
+    program: PathBuf,
+    begun: Instant,
+    queue: Mutex<Queue>,
+}
+
+/// Runs `cargo xtask fuzz`.
+///
+/// # Errors
+/// Where a seed failed: its experiment and its report are kept.
+pub fn run(root: &Path, args: Args) -> Result<()> {
+    let program = match &args.sim {
+        Some(program) => program.clone(),
+        None => build(root)?,
+    };
+    ensure!(program.is_file(), "{} is not there: build it, or leave --sim out", program.display());
+    let first = args.seed.unwrap_or_else(seed_of_the_clock);
+    println!("seeds from {first}: `cargo xtask fuzz --seed {first}` repeats them");
+    std::fs::create_dir_all(&args.keep).with_context(|| args.keep.display().to_string())?;
+    let end = (args.time.is_none() && !args.until_failure).then(|| first + args.runs);
+    let now = Instant::now();
+    let queue = Queue { next: first, end, failed: VecDeque::new(), tally: Tally::default(), printed: now };
+    let jobs = args.jobs.max(1);
+    let fuzz = Fuzz { args, program, begun: now, queue: Mutex::new(queue) };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(|| fuzz.work())).collect();
+        workers.into_iter().try_for_each(|worker| match worker.join() {
+            Ok(result) => result,
+            Err(_) => bail!("a worker panicked"),
+        })
+    })?;
+    fuzz.finish()
+}
+
+/// Optimized, with assertions: what a planted or real bug trips over.
+fn build(root: &Path) -> Result<PathBuf> {
+    println!("building ephor-sim");
+    let built = Command::new(env!("CARGO"))
+        .current_dir(root)
+        .args(["build", "--locked", "--profile", "simulation", "--package", "chaos-sim"])
+        .status()
+        .context("starting cargo")?;
+    ensure!(built.success(), "ephor-sim does not build");
+    Ok(root.join("target/simulation/ephor-sim"))
+}
+
+fn seed_of_the_clock() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs())
+}
+
+impl Fuzz {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next seed, until the end.
+    fn next(&self) -> Option<u64> {
+        let mut queue = self.lock();
+        let over = match (self.args.time, queue.end) {
+            (Some(time), _) => self.begun.elapsed() >= time,
+            (None, Some(end)) => queue.next >= end,
+            (None, None) => false,
+        };
+        if over || !queue.failed.is_empty() {
+            return None;
+        }
+        queue.next += 1;
+        Some(queue.next - 1)
+    }
+
+    fn work(&self) -> Result<()> {
+        while let Some(seed) = self.next() {
+            let masters = self.args.masters.unwrap_or(SIZES[(seed % SIZES.len() as u64) as usize]);
+            let simulation = Simulation::drawn(&self.program, seed, masters, self.args.length);
+            let mut outcome = simulation.run()?;
+            if self.args.double {
+                let again = simulation.run()?;
+                outcome.compare(&again);
+            }
+            let mut queue = self.lock();
+            queue.tally.add(&outcome);
+            if outcome.failed() {
+                println!("seed {seed} with {masters} masters FAILS: {}", outcome.reasons.join("; "));
+                queue.failed.push_back(outcome);
+            }
+            if queue.printed.elapsed() >= PROGRESS {
+                queue.printed = Instant::now();
+                println!("{}", queue.tally.line(self.begun.elapsed()));
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<()> {
+        let elapsed = self.begun.elapsed();
+        let queue = self.queue.into_inner().unwrap_or_else(PoisonError::into_inner);
+        println!("{}", queue.tally.summary(elapsed));
+        let Some(worst) = queue.failed.front() else { return Ok(()) };
+        let file = shrink::shrink(&self.program, worst, &self.args.keep, self.args.length)?;
+        bail!(
+            "seed {} failed; what is left of it: {} (run `ephor-sim --seed {} --experiment {}`)",
+            worst.seed,
+            worst.reasons.join("; "),
+            worst.seed,
+            file.display()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read() {
+        assert_eq!(duration("30m"), Ok(Duration::from_secs(1800)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
+        assert_eq!(duration("45"), Ok(Duration::from_secs(45)));
+        assert!(duration("m").is_err());
+        assert!(duration("5d").is_err());
+    }
+}

@@ -1,0 +1,62 @@
+//! Makes a failed experiment smaller: faults are left out, one after the other,
+//! for as long as the same check still fails. What is left is kept as a file.
+//! Delta debugging (Zeller and Hildebrandt 2002) in its simplest form.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_norway::Value;
+
+use super::simulation::{Outcome, Simulation};
+
+/// Shrinks what `worst` ran; gives the file of the smallest experiment that fails as it did.
+///
+/// # Errors
+/// Where a file cannot be written, or `ephor-sim` cannot be started.
+pub fn shrink(program: &Path, worst: &Outcome, keep: &Path, length: u64) -> Result<PathBuf> {
+    let file = keep.join(format!("seed-{}.yaml", worst.seed));
+    let drawn = Simulation::drawn(program, worst.seed, worst.masters, length).with_plan(&file);
+    let again = drawn.run()?;
+    if !fails_alike(&again, worst) {
+        println!("the seed did not fail like this again; its experiment is kept whole");
+        return Ok(file);
+    }
+    let mut smallest = read(&file)?;
+    let trial = keep.join(format!("seed-{}.trial.yaml", worst.seed));
+    let mut at = 0;
+    while at < schedule(&mut smallest).map_or(0, |entries| entries.len()) {
+        let mut smaller = smallest.clone();
+        if let Some(entries) = schedule(&mut smaller) {
+            entries.remove(at);
+        }
+        write(&trial, &smaller)?;
+        let outcome = Simulation::of_file(program, worst.seed, worst.masters, &trial).run()?;
+        if fails_alike(&outcome, worst) {
+            smallest = smaller;
+        } else {
+            at += 1;
+        }
+        println!("shrinking: {} faults left", schedule(&mut smallest).map_or(0, |entries| entries.len()));
+    }
+    write(&file, &smallest)?;
+    let _ = std::fs::remove_file(&trial);
+    Ok(file)
+}
+
+fn fails_alike(outcome: &Outcome, worst: &Outcome) -> bool {
+    outcome.failed() && outcome.checks.iter().any(|check| worst.checks.contains(check))
+}
+
+fn schedule(experiment: &mut Value) -> Option<&mut Vec<Value>> {
+    experiment.get_mut("spec")?.get_mut("schedule")?.as_sequence_mut()
+}
+
+fn read(file: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    serde_norway::from_str(&text).with_context(|| file.display().to_string())
+}
+
+fn write(file: &Path, experiment: &Value) -> Result<()> {
+    let text = serde_norway::to_string(experiment)?;
+    std::fs::write(file, text).with_context(|| file.display().to_string())
+}

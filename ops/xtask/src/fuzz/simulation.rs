@@ -1,0 +1,178 @@
+//! One process of `ephor-sim` and what it says. `mod.rs` starts one for each seed,
+//! `shrink.rs` for each smaller experiment.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+/// A simulation that can be run.
+pub struct Simulation {
+    program: PathBuf,
+    seed: u64,
+    masters: u32,
+    arguments: Vec<OsString>,
+}
+
+/// What came of it.
+pub struct Outcome {
+    /// Its seed.
+    pub seed: u64,
+    /// Masters in its cluster.
+    pub masters: u32,
+    /// `pass`, `fail`, `unknown`, or `crash` where no report came.
+    pub verdict: String,
+    /// What speaks against passing, a line each.
+    pub reasons: Vec<String>,
+    /// The checks that were violated.
+    pub checks: Vec<String>,
+    /// Simulated microseconds.
+    pub simulated_us: u64,
+    /// How often each kind of fault fired.
+    pub faults: BTreeMap<String, u64>,
+    /// Faults that were scheduled and never fired.
+    pub idle: u64,
+    /// Operations by outcome.
+    pub operations: BTreeMap<String, u64>,
+    /// Leaders elected.
+    pub elections: u64,
+    /// Hash of the trace.
+    pub trace: String,
+}
+
+impl Simulation {
+    /// What the seed draws.
+    pub fn drawn(program: &Path, seed: u64, masters: u32, length: u64) -> Self {
+        let arguments = ["--masters".into(), masters.to_string().into(), "--for".into(), format!("{length}s").into()];
+        Self { program: program.to_owned(), seed, masters, arguments: arguments.to_vec() }
+    }
+
+    /// An experiment file.
+    pub fn of_file(program: &Path, seed: u64, masters: u32, file: &Path) -> Self {
+        let arguments = vec!["--experiment".into(), file.as_os_str().to_owned()];
+        Self { program: program.to_owned(), seed, masters, arguments }
+    }
+
+    /// Also writes the experiment to `file`.
+    pub fn with_plan(mut self, file: &Path) -> Self {
+        self.arguments.extend(["--plan".into(), file.as_os_str().to_owned()]);
+        self
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Errors
+    /// Where the program cannot be started.
+    pub fn run(&self) -> Result<Outcome> {
+        let output = Command::new(&self.program)
+            .args(["--output", "json", "--seed", &self.seed.to_string()])
+            .args(&self.arguments)
+            .env_remove("RUST_LOG")
+            .output()
+            .with_context(|| format!("starting {}", self.program.display()))?;
+        let journal: Option<Value> = serde_json::from_slice(&output.stdout).ok();
+        Ok(match journal {
+            Some(journal) => self.outcome(&journal["ephor"]),
+            None => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                let last: Vec<&str> = said.lines().rev().take(4).collect();
+                let reason = last.into_iter().rev().collect::<Vec<_>>().join(" | ");
+                Outcome {
+                    verdict: "crash".to_owned(),
+                    reasons: vec![reason],
+                    checks: vec!["crash".to_owned()],
+                    ..self.outcome(&Value::Null)
+                }
+            }
+        })
+    }
+
+    fn outcome(&self, report: &Value) -> Outcome {
+        let number = |value: &Value| value.as_u64().unwrap_or(0);
+        let mut faults = BTreeMap::new();
+        let mut idle = 0;
+        for fault in report["faults"].as_array().into_iter().flatten() {
+            let fired = number(&fault["fired"]);
+            *faults.entry(text(&fault["kind"])).or_insert(0) += u64::from(fired > 0);
+            idle += u64::from(fired == 0);
+        }
+        let operations = report["operations"].as_object().into_iter().flatten();
+        let violations = report["violations"].as_array().into_iter().flatten();
+        let reasons = report["verdict"]["reasons"].as_array().into_iter().flatten();
+        Outcome {
+            seed: self.seed,
+            masters: self.masters,
+            verdict: text(&report["verdict"]["outcome"]),
+            reasons: reasons.map(ToString::to_string).collect(),
+            checks: violations.map(|violation| text(&violation["check"])).collect(),
+            simulated_us: number(&report["endedUs"]),
+            faults,
+            idle,
+            operations: operations.map(|(name, count)| (name.clone(), number(count))).collect(),
+            elections: number(&report["elections"]),
+            trace: text(&report["trace"]),
+        }
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+impl Outcome {
+    /// Whether something that must hold did not.
+    pub fn failed(&self) -> bool {
+        matches!(self.verdict.as_str(), "fail" | "crash")
+    }
+
+    /// Fails where another run of the same seed left another trace.
+    pub fn compare(&mut self, again: &Self) {
+        if self.trace != again.trace {
+            self.verdict = "fail".to_owned();
+            self.checks.push("repeatable".to_owned());
+            self.reasons.push(format!("two runs left two traces: {} and {}", self.trace, again.trace));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_report_is_read_for_what_counts() {
+        let report = json!({
+            "verdict": {"outcome": "unknown", "reasons": [{"neverFired": "kill leader"}]},
+            "faults": [{"kind": "kill", "fired": 0}, {"kind": "cut", "fired": 4}, {"kind": "cut", "fired": 1}],
+            "operations": {"acknowledged": 7}, "violations": [], "elections": 2, "endedUs": 5, "trace": "ab",
+        });
+        let outcome = Simulation::drawn(Path::new("x"), 3, 5, 60).outcome(&report);
+        assert_eq!((outcome.idle, outcome.faults["cut"], outcome.operations["acknowledged"]), (1, 2, 7));
+        assert!(!outcome.failed());
+    }
+
+    #[test]
+    fn two_traces_of_one_seed_are_a_failure() {
+        let of = |trace: &str| {
+            let report = json!({"verdict": {"outcome": "pass"}, "trace": trace});
+            Simulation::drawn(Path::new("x"), 3, 5, 60).outcome(&report)
+        };
+        let mut outcome = of("a");
+        outcome.compare(&of("a"));
+        assert!(!outcome.failed());
+        outcome.compare(&of("b"));
+        assert!(outcome.failed());
+    }
+
+    #[test]
+    fn a_program_that_says_nothing_has_crashed() {
+        let outcome = Simulation::drawn(Path::new("/bin/false"), 1, 3, 1).run().unwrap();
+        assert!(outcome.failed());
+        assert_eq!(outcome.verdict, "crash");
+    }
+}
