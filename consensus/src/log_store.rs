@@ -45,12 +45,7 @@ async fn written(write: impl FnOnce(Done)) -> io::Result<()> {
 }
 
 impl LogStore {
-    pub(crate) fn new(
-        log: Arc<Log>,
-        store: Arc<Store>,
-        durable: Arc<AtomicU64>,
-        blocking: Blocking,
-    ) -> Self {
+    pub(crate) fn new(log: Arc<Log>, store: Arc<Store>, durable: Arc<AtomicU64>, blocking: Blocking) -> Self {
         Self { log, store, durable, blocking }
     }
 

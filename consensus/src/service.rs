@@ -152,7 +152,8 @@ impl RaftRpc for RaftService {
     async fn install_snapshot(&self, request: Request<Streaming<SnapshotChunk>>) -> Answer<RaftMessage> {
         self.admit(&request)?;
         let chunks = request.into_inner();
-        let (vote, meta, staged) = snapshot::receive(&self.0.store, &self.0.cluster_id, self.0.env.blocking, chunks).await?;
+        let (vote, meta, staged) =
+            snapshot::receive(&self.0.store, &self.0.cluster_id, self.0.env.blocking, chunks).await?;
         tracing::info!(revision = staged.revision(), "installing a snapshot");
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Staged(Box::new(staged)) };
         self.answer(&self.0.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?)

@@ -178,7 +178,9 @@ mod tests {
             .flat_map(|seed| random(seed, 5, Duration::from_secs(60)).unwrap().spec.schedule)
             .map(|entry| entry.fault.kind().name())
             .collect();
-        for kind in ["cut-ring", "cut-one-way", "powerloss", "member-replace", "clock-jump", "hold", "disk-eio"] {
+        for kind in
+            ["cut-ring", "cut-one-way", "powerloss", "member-replace", "clock-jump", "hold", "disk-eio"]
+        {
             assert!(kinds.contains(kind), "{kind} is not in {kinds:?}");
         }
     }

@@ -44,7 +44,10 @@ pub fn build(experiment: &Experiment, seed: u64, mut faults: Vec<FaultRecord>, s
         seen.violations.iter().partition(|violation| violation.is_undecided());
     let mut others: Vec<Reason> = undecided
         .iter()
-        .map(|violation| Reason::Undecided { invariant: Invariant::Linearizable, why: violation.what.clone() })
+        .map(|violation| Reason::Undecided {
+            invariant: Invariant::Linearizable,
+            why: violation.what.clone(),
+        })
         .collect();
     if acknowledged.is_empty() {
         let why = "no write was acknowledged".to_owned();
@@ -101,7 +104,10 @@ fn acknowledged(seen: &Seen<'_>) -> Vec<Acknowledged> {
     let since = |stamp| Duration::from_nanos(stamp).saturating_sub(seen.origin);
     let writes = seen.history.operations.iter().filter(|operation| is_acknowledged(operation));
     let mut writes: Vec<_> = writes
-        .map(|operation| Acknowledged { called: since(operation.called), returned: since(operation.returned) })
+        .map(|operation| Acknowledged {
+            called: since(operation.called),
+            returned: since(operation.returned),
+        })
         .collect();
     writes.sort_by_key(|write| write.returned);
     writes
@@ -117,7 +123,8 @@ fn recovery(fault: &mut FaultRecord, seen: &Seen<'_>, acknowledged: &[Acknowledg
     fault.elect = seen.leaders.iter().find_map(|(moment, ..)| since(*moment).filter(|it| !it.is_zero()));
     let first = acknowledged.iter().find(|write| write.called >= at);
     fault.first_write = first.map(|write| write.returned.saturating_sub(at));
-    fault.full_heal = fault.ended.and_then(|ended| whole_after(&seen.wholeness, seen.origin + ended)).and_then(since);
+    fault.full_heal =
+        fault.ended.and_then(|ended| whole_after(&seen.wholeness, seen.origin + ended)).and_then(since);
 }
 
 /// The first moment at or after `moment` at which the cluster was whole.

@@ -122,9 +122,9 @@ impl Run<'_> {
             return Ok(());
         }
         let masters = self.world.observer.masters();
-        let states = masters
-            .iter()
-            .map(|(node, master)| format!("{node} {:?} {:?}", *master.leadership().borrow(), master.status()));
+        let states = masters.iter().map(|(node, master)| {
+            format!("{node} {:?} {:?}", *master.leadership().borrow(), master.status())
+        });
         let what = format!(
             "{limit:?} after the last fault: {} writes acknowledged; members {:?}; {}",
             self.world.observer.acknowledged() - before,
@@ -153,14 +153,17 @@ impl Run<'_> {
         let members = self.world.members();
         let masters: Vec<_> =
             observer.masters().into_iter().filter(|(node, _)| members.contains(node)).collect();
-        let Some(revision) = masters.iter().map(|(_, master)| master.store().revision()).min() else { return };
+        let Some(revision) = masters.iter().map(|(_, master)| master.store().revision()).min() else {
+            return;
+        };
         let mut first = None;
         for (node, master) in masters {
             match master.store().digest(Some(revision)) {
                 Ok(digest) => {
                     let expected = *first.get_or_insert(digest);
                     if digest != expected {
-                        let what = format!("at revision {revision} {node} has {digest:?}, another {expected:?}");
+                        let what =
+                            format!("at revision {revision} {node} has {digest:?}, another {expected:?}");
                         observer.violation("replicas-identical", what);
                     }
                 }

@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chaos_spec::experiment as spec;
 use http::{Method, StatusCode};
-use rand::rngs::StdRng;
 use rand::Rng;
+use rand::rngs::StdRng;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -218,7 +218,10 @@ impl State {
     /// What the next calls build on.
     fn learn(&mut self, call: &Call, outcome: &Outcome) {
         match (call, outcome) {
-            (Call::Create { key, value } | Call::Update { key, value, .. }, Outcome::Written { revision }) => {
+            (
+                Call::Create { key, value } | Call::Update { key, value, .. },
+                Outcome::Written { revision },
+            ) => {
                 let version = Versioned { revision: *revision, value: value.clone() };
                 self.seen.insert(key.clone(), version);
             }
@@ -250,9 +253,7 @@ fn object(key: &str, value: &str, revision: Option<u64>) -> Value {
 fn request(call: &Call) -> (Method, String, Option<Value>) {
     let path = |key: &str| format!("{COLLECTION}/{key}");
     match call {
-        Call::Create { key, value } => {
-            (Method::POST, COLLECTION.to_owned(), Some(object(key, value, None)))
-        }
+        Call::Create { key, value } => (Method::POST, COLLECTION.to_owned(), Some(object(key, value, None))),
         Call::Update { key, expected, value } => {
             (Method::PUT, path(key), Some(object(key, value, Some(expected.revision))))
         }

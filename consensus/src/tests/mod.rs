@@ -163,8 +163,11 @@ async fn a_data_directory_of_another_master_is_refused() {
 fn a_master_that_has_lost_its_log_does_not_come_back_as_the_same_voter() {
     let directory = tempfile::tempdir().unwrap();
     let identity = Identity { node_id: 7, cluster_id: "a".to_owned() };
-    let check =
-        || identity.check(directory.path(), &proto_env::SystemDisk, &Objects::Sled).map_err(|error| error.to_string());
+    let check = || {
+        identity
+            .check(directory.path(), &proto_env::SystemDisk, &Objects::Sled)
+            .map_err(|error| error.to_string())
+    };
     // Not a master yet.
     check().unwrap();
     identity.claim(directory.path(), &proto_env::SystemDisk).unwrap();

@@ -115,7 +115,8 @@ impl TlsMaterial {
         server.alpn_protocols = vec![b"h2".to_vec()];
         let verifier = Arc::new(ChainVerifier { trust: Trust::Roots(roots), provider: provider.clone() });
         let trusting = || {
-            let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions);
+            let builder =
+                ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions);
             Ok::<_, Error>(builder?.dangerous().with_custom_certificate_verifier(verifier.clone()))
         };
         let mut client = trusting()?.with_client_auth_cert(chain, key()?)?;

@@ -8,9 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use proto_env::{
-    ApiListener, Connection, Listener, Network, PeerIdentity, Purpose, TlsError, TlsMaterial,
-};
+use proto_env::{ApiListener, Connection, Listener, Network, PeerIdentity, Purpose, TlsError, TlsMaterial};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -72,8 +70,8 @@ impl Network for SimNetwork {
         let bad = |reason: String| TlsError::Pem { what: "certificate", reason };
         let certificate = CertificateDer::from_pem_slice(material.certificate_pem.as_bytes())
             .map_err(|error| bad(error.to_string()))?;
-        let (_, parsed) = x509_parser::parse_x509_certificate(&certificate)
-            .map_err(|error| bad(error.to_string()))?;
+        let (_, parsed) =
+            x509_parser::parse_x509_certificate(&certificate).map_err(|error| bad(error.to_string()))?;
         let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| {
             attribute.as_str().ok().map(ToOwned::to_owned)
         };

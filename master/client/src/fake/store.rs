@@ -122,8 +122,7 @@ pub struct FakeApi {
 impl FakeApi {
     /// An API without objects.
     pub fn new() -> Arc<Self> {
-        let state =
-            State { objects: BTreeMap::new(), revision: EMPTY_REVISION, names: 0, log: Vec::new() };
+        let state = State { objects: BTreeMap::new(), revision: EMPTY_REVISION, names: 0, log: Vec::new() };
         Arc::new(Self { state: Mutex::new(state), revision: watch::Sender::new(EMPTY_REVISION) })
     }
 
@@ -419,7 +418,8 @@ mod tests {
         let nodes = Target::parse("/api/v1/nodes").unwrap();
         let listed = text(&api.list(&nodes), "/metadata/resourceVersion").parse().unwrap();
         api.add("nodes", json!({"metadata": {"name": "first"}}));
-        let waited = tokio::time::timeout(std::time::Duration::from_secs(10), api.events_after(&nodes, listed));
+        let waited =
+            tokio::time::timeout(std::time::Duration::from_secs(10), api.events_after(&nodes, listed));
         let (events, _) = waited.await.expect("the first object is an event");
         assert_eq!(events[0]["object"]["metadata"]["name"], "first");
     }

@@ -94,7 +94,9 @@ impl KeyFiles {
 
     fn read(&self, name: &str) -> Result<String, Error> {
         let path = self.path(name);
-        let text = |bytes| String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+        let text = |bytes| {
+            String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        };
         self.disk.read(&path).and_then(text).map_err(|source| Error::File { path, source })
     }
 

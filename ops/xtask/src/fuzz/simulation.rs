@@ -46,7 +46,8 @@ pub struct Outcome {
 impl Simulation {
     /// What the seed draws.
     pub fn drawn(program: &Path, seed: u64, masters: u32, length: u64) -> Self {
-        let arguments = ["--masters".into(), masters.to_string().into(), "--for".into(), format!("{length}s").into()];
+        let arguments =
+            ["--masters".into(), masters.to_string().into(), "--for".into(), format!("{length}s").into()];
         Self { program: program.to_owned(), seed, masters, arguments: arguments.to_vec() }
     }
 

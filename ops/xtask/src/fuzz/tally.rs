@@ -23,7 +23,8 @@ impl Tally {
         self.simulated_us += outcome.simulated_us;
         self.idle += outcome.idle;
         self.elections += outcome.elections;
-        for (sum, part) in [(&mut self.faults, &outcome.faults), (&mut self.operations, &outcome.operations)] {
+        for (sum, part) in [(&mut self.faults, &outcome.faults), (&mut self.operations, &outcome.operations)]
+        {
             for (name, count) in part {
                 *sum.entry(name.clone()).or_default() += count;
             }
