@@ -49,6 +49,9 @@ pub struct ConsensusConfig {
     pub log_bytes: u64,
     /// Where the objects are kept.
     pub objects: Objects,
+    /// Whether this master has started before: then its log and its objects must
+    /// be there.
+    pub started_before: bool,
 }
 
 /// Where a master keeps its objects.
@@ -97,11 +100,12 @@ impl Identity {
     /// Checks that a `data_dir` that belongs to this identity is whole. A voter
     /// whose log has gone, which knows neither its vote nor what it has
     /// acknowledged, must not come back under its id.
-    pub(crate) fn check(&self, data_dir: &Path, disk: &dyn Disk, objects: &Objects) -> Result<(), Error> {
-        if Self::load(data_dir, disk)?.as_ref() != Some(self) {
+    pub(crate) fn check(&self, config: &ConsensusConfig, disk: &dyn Disk) -> Result<(), Error> {
+        let data_dir = &config.data_dir;
+        if !config.started_before && Self::load(data_dir, disk)?.as_ref() != Some(self) {
             return Ok(());
         }
-        let objects = matches!(objects, Objects::Sled).then_some(OBJECTS_DIRECTORY);
+        let objects = matches!(config.objects, Objects::Sled).then_some(OBJECTS_DIRECTORY);
         for directory in [LOG_DIRECTORY].into_iter().chain(objects) {
             if !disk.list(&data_dir.join(directory)).is_ok_and(|names| !names.is_empty()) {
                 return Err(Error::Config(format!(

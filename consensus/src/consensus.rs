@@ -64,7 +64,7 @@ impl Consensus {
     /// Serve [`Consensus::raft_service`] on the peer port right after.
     pub async fn start(config: ConsensusConfig, env: Env) -> Result<Arc<Self>, Error> {
         let identity = Identity { node_id: config.node_id, cluster_id: config.cluster_id.clone() };
-        identity.check(&config.data_dir, env.disk.as_ref(), &config.objects)?;
+        identity.check(&config, env.disk.as_ref())?;
         let (store, log) = open(&config, &env).await?;
         // Once log and objects are there: from now on they must be.
         identity.claim(&config.data_dir, env.disk.as_ref())?;

@@ -30,6 +30,7 @@ pub async fn lone_master(data_dir: &Path, env: &Env) -> Result<Arc<Consensus>, E
         election_max: DEFAULT_ELECTION_MAX,
         log_bytes: DEFAULT_LOG_BYTES,
         objects: Objects::Sled,
+        started_before: false,
     };
     let consensus = Consensus::start(config, env.clone()).await?;
     consensus.initialize().await?;

@@ -21,9 +21,12 @@ use crate::raft_types::{MasterAddress, SnapshotData, TypeConfig, Vote};
 use crate::state_machine::RaftSnapshot;
 use crate::types::NodeId;
 
-/// Bound on an append with entries: a slow disk at the other end, several
-/// megabytes on the way. Liveness is the heartbeats' business.
+/// Bound on an append with entries: a slow disk at the other end. Liveness is the
+/// heartbeats' business.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// A link at least this fast, in bytes a second, brings any append through: it may
+/// take longer the larger it is, or it would be sent again and again for ever.
+const SLOWEST_LINK: u64 = 256 * 1024;
 
 /// Makes the clients.
 pub(crate) struct Factory {
@@ -76,6 +79,12 @@ impl PeerClient {
         deadline: Duration,
     ) -> Result<A, RPCError<TypeConfig>> {
         let payload = encode("raft request", request).map_err(unreachable)?;
+        // A heartbeat must be answered at once, and is small.
+        let on_its_way = match lane {
+            Lane::Control => Duration::ZERO,
+            _ => Duration::from_millis(payload.len() as u64 * 1000 / SLOWEST_LINK),
+        };
+        let deadline = deadline + on_its_way;
         let message = RaftMessage { cluster_id: self.peers.cluster_id.clone(), payload };
         let answer = self.send(method, lane, message, deadline).await.map_err(unreachable)?;
         decode("raft response", &answer.payload).map_err(unreachable)

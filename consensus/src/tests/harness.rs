@@ -19,7 +19,7 @@ use crate::*;
 /// Bytes of the log above which it is purged early.
 pub const LOG_BYTES: u64 = 1024 * 1024;
 /// Bound on everything a test waits for.
-pub const LONG: Duration = Duration::from_secs(60);
+pub const LONG: Duration = Duration::from_secs(180);
 
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -82,8 +82,8 @@ fn env(network: &Arc<dyn Network>) -> Env {
 }
 
 impl Master {
-    async fn start(&mut self, listener: Box<dyn Listener>, timers: [Duration; 3]) {
-        let config = ConsensusConfig {
+    pub fn config(&self, timers: [Duration; 3]) -> ConsensusConfig {
+        ConsensusConfig {
             node_id: self.id,
             cluster_id: "test".to_owned(),
             address: self.master_address(),
@@ -94,7 +94,12 @@ impl Master {
             election_max: timers[2],
             log_bytes: LOG_BYTES,
             objects: Objects::Sled,
-        };
+            started_before: false,
+        }
+    }
+
+    async fn start(&mut self, listener: Box<dyn Listener>, timers: [Duration; 3]) {
+        let config = self.config(timers);
         // Tasks of the one that ran before may hold its files a little longer.
         let consensus = wait_for("the data directory is free", async || {
             Consensus::start(config.clone(), env(&self.network)).await.ok()

@@ -159,26 +159,31 @@ async fn a_data_directory_of_another_master_is_refused() {
     assert_eq!(Identity::load(directory.path(), &proto_env::SystemDisk).unwrap(), Some(identity));
 }
 
-#[test]
-fn a_master_that_has_lost_its_log_does_not_come_back_as_the_same_voter() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_has_lost_its_log_does_not_come_back_as_the_same_voter() {
+    let cluster = Cluster::one().await;
     let directory = tempfile::tempdir().unwrap();
-    let identity = Identity { node_id: 7, cluster_id: "a".to_owned() };
-    let check = || {
-        identity
-            .check(directory.path(), &proto_env::SystemDisk, &Objects::Sled)
-            .map_err(|error| error.to_string())
+    let mut config = cluster.masters[0].config(cluster.timers);
+    config.data_dir = directory.path().to_owned();
+    let identity = Identity { node_id: config.node_id, cluster_id: config.cluster_id.clone() };
+    let check = |config: &ConsensusConfig| {
+        identity.check(config, &proto_env::SystemDisk).map_err(|error| error.to_string())
     };
     // Not a master yet.
-    check().unwrap();
+    check(&config).unwrap();
+    // Everything is gone, but for what says that it was one.
+    config.started_before = true;
+    assert!(check(&config).unwrap_err().contains("has lost its log"));
+    config.started_before = false;
     identity.claim(directory.path(), &proto_env::SystemDisk).unwrap();
     for part in ["log", "objects"] {
-        assert!(check().unwrap_err().contains(&format!("has lost its {part}")));
+        assert!(check(&config).unwrap_err().contains(&format!("has lost its {part}")));
         std::fs::create_dir(directory.path().join(part)).unwrap();
         // An empty mount point is not a log either.
-        assert!(check().unwrap_err().contains(&format!("has lost its {part}")));
+        assert!(check(&config).unwrap_err().contains(&format!("has lost its {part}")));
         std::fs::write(directory.path().join(part).join("file"), "").unwrap();
     }
-    check().unwrap();
+    check(&config).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use proto_wire::cluster::admin_client::AdminClient;
 use proto_wire::cluster::admin_server::Admin;
 use proto_wire::cluster::{
     MasterStatus, Member, MembersRequest, MembersResponse, RemoveMemberRequest, RemoveMemberResponse,
-    StatusRequest, StatusResponse,
+    StatusRequest, StatusResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use tonic::{Request, Response, Status};
 
@@ -68,6 +68,20 @@ impl Admin for AdminService {
             .map_err(|e| Status::failed_precondition(e.to_string()))?;
         tracing::info!(id, "a master was removed");
         Ok(Response::new(RemoveMemberResponse {}))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderResponse>, Status> {
+        require_operator(&request)?;
+        let id = request.into_inner().id;
+        self.consensus
+            .transfer_leader(id, CHANGE_TIMEOUT)
+            .await
+            .map_err(|e| Status::failed_precondition(e.to_string()))?;
+        tracing::info!(id, "leadership was handed over");
+        Ok(Response::new(TransferLeaderResponse {}))
     }
 }
 

@@ -141,14 +141,17 @@ async fn start_consensus(
             election_max: Duration::from_millis(config.timers.election_max_ms),
             log_bytes: consensus::DEFAULT_LOG_BYTES,
             objects,
+            started_before: identity.started_before,
         },
         env,
     )
     .await?;
     if identity.founding {
         consensus.initialize().await?;
-        identity.founded(&config.data_dir, disk.as_ref())?;
         tracing::info!(cluster = identity.cluster_id, "a new cluster was created");
+    }
+    if !identity.started_before {
+        identity.started(&config.data_dir, disk.as_ref())?;
     }
     Ok(consensus)
 }

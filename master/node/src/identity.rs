@@ -40,6 +40,8 @@ pub struct Identity {
     pub keys: ClusterKeys,
     /// This start makes the cluster.
     pub founding: bool,
+    /// The store has been started before: its files must be there.
+    pub started_before: bool,
 }
 
 /// `DATA/node.json`: written last, so that its presence means the rest is there.
@@ -47,7 +49,7 @@ pub struct Identity {
 struct Record {
     node_id: NodeId,
     cluster_id: String,
-    /// The store of a founder is made after this is written; until it is, `--init` may go on.
+    /// The store is made after this is written; until it is, a founder may go on with `--init`.
     initialized: bool,
     settings: String,
 }
@@ -103,7 +105,8 @@ pub fn prepare(
     keys: ClusterKeys,
 ) -> Result<(), Error> {
     let (cluster_id, settings) = (cluster_id.to_owned(), config.cluster.clone());
-    let identity = Identity { node_id: FIRST_ID, cluster_id, settings, keys, founding: true };
+    let (node_id, founding, started_before) = (FIRST_ID, true, false);
+    let identity = Identity { node_id, cluster_id, settings, keys, founding, started_before };
     KeyFiles::new(&config.data_dir, disk.clone()).store(&identity.keys)?;
     identity.store(&config.data_dir, disk.as_ref(), false)
 }
@@ -129,12 +132,12 @@ impl Identity {
             _ => return Err(Error::Empty(config.data_dir.clone())),
         };
         KeyFiles::new(&config.data_dir, env.disk.clone()).store(&identity.keys)?;
-        identity.store(&config.data_dir, env.disk.as_ref(), !identity.founding)?;
+        identity.store(&config.data_dir, env.disk.as_ref(), false)?;
         Ok(identity)
     }
 
-    /// A founder's store is there now: from here on this is an ordinary master.
-    pub fn founded(&self, data_dir: &Path, disk: &dyn Disk) -> Result<(), Error> {
+    /// The store is there now: from here on it must be.
+    pub fn started(&self, data_dir: &Path, disk: &dyn Disk) -> Result<(), Error> {
         self.store(data_dir, disk, true)
     }
 
@@ -145,7 +148,8 @@ impl Identity {
             cluster_id: record.cluster_id,
             settings: ClusterSettings::from_json(&record.settings)?,
             keys: KeyFiles::new(&config.data_dir, env.disk.clone()).load()?.ok_or(Error::Damaged(path))?,
-            founding: !record.initialized,
+            founding: !record.initialized && record.node_id == FIRST_ID,
+            started_before: record.initialized,
         })
     }
 
@@ -156,7 +160,8 @@ impl Identity {
         let now = env.clock.now().into();
         let keys = ClusterKeys::create(&cluster_id, now, |bytes| env.random.fill(bytes))?;
         let settings = config.cluster.clone();
-        Ok(Self { node_id: FIRST_ID, cluster_id, settings, keys, founding: true })
+        let (node_id, founding, started_before) = (FIRST_ID, true, false);
+        Ok(Self { node_id, cluster_id, settings, keys, founding, started_before })
     }
 
     fn store(&self, data_dir: &Path, disk: &dyn Disk, initialized: bool) -> Result<(), Error> {
@@ -183,6 +188,7 @@ impl Identity {
                 data_key: Zeroizing::new(data_key),
             },
             founding: false,
+            started_before: false,
         })
     }
 }

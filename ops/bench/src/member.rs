@@ -61,6 +61,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         election_max: DEFAULT_ELECTION_MAX * 4,
         log_bytes: DEFAULT_LOG_BYTES,
         objects: Objects::Sled,
+        started_before: false,
     };
     let consensus = Consensus::start(config, env).await?;
     let raft = Server::builder().add_service(consensus.raft_service()).serve_with_incoming(incoming(peers));

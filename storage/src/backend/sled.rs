@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use proto_env::Disk;
 
@@ -24,6 +25,9 @@ const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// The most bytes of a value in sled. Some sixteen of them share a page; one of
 /// 128 KiB would be a blob.
 const PIECE_BYTES: usize = 4 * 1024;
+/// How long a database may be held by somebody else before that is an error.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 const CURRENT: &str = "CURRENT";
 
 /// A directory of sled databases.
@@ -72,8 +76,7 @@ impl SledHome {
     fn database(&self, name: &str) -> Result<Arc<dyn Backend>> {
         let directory = self.directory.join(name);
         self.disk.create_dir_all(&directory).map_err(io("making a state"))?;
-        let database =
-            sled::Config::new().path(&directory).cache_capacity(CACHE_BYTES).flush_every_ms(None).open()?;
+        let database = open_database(&directory)?;
         let (sealer, disk) = (self.sealer.clone(), self.disk.clone());
         let (database, retired) = (Some(database), AtomicBool::new(false));
         Ok(Arc::new(SledBackend { database, retired, directory, sealer, disk }))
@@ -82,20 +85,21 @@ impl SledHome {
 
 impl Home for SledHome {
     fn open(&self) -> Result<Arc<dyn Backend>> {
-        let current = match self.current()? {
-            Some(current) => current,
+        let (current, database) = match self.current()? {
+            Some(current) => (current, None),
             None => {
                 let first = "state-1".to_owned();
+                let database = self.database(&first)?;
                 // Durable as an empty state before CURRENT names it.
-                self.database(&first)?.sync()?;
+                database.sync()?;
                 self.adopt(&first)?;
-                first
+                (first, Some(database))
             }
         };
         for name in self.states()?.iter().filter(|name| **name != current) {
             self.disk.remove_dir_all(&self.directory.join(name)).map_err(io("removing a state"))?;
         }
-        self.database(&current)
+        database.map_or_else(|| self.database(&current), Ok)
     }
 
     fn stage(&self) -> Result<(String, Arc<dyn Backend>)> {
@@ -110,6 +114,27 @@ impl Home for SledHome {
         let path = self.directory.join(CURRENT);
         self.disk.replace(&path, name.as_bytes()).map_err(io("replacing CURRENT"))
     }
+}
+
+/// Opens a database, waiting while its lock is held: sled's own threads let go of a
+/// closed database a little after it was dropped, and a process that is killed
+/// when the kernel has taken it apart.
+fn open_database(directory: &Path) -> Result<sled::Db> {
+    let config = sled::Config::new().path(directory).cache_capacity(CACHE_BYTES).flush_every_ms(None);
+    let until = Instant::now() + LOCK_WAIT;
+    loop {
+        match config.open() {
+            Err(sled::Error::Io(error)) if is_locked(&error) && Instant::now() < until => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            opened => return Ok(opened?),
+        }
+    }
+}
+
+/// sled says only in words that somebody else has the lock.
+fn is_locked(error: &std::io::Error) -> bool {
+    error.to_string().contains("could not acquire lock")
 }
 
 // === impl SledBackend ===

@@ -146,6 +146,7 @@ impl Writer {
             tracing::error!(%error, "writing the log failed; this node must stop");
             self.failed = Some(error.to_string());
         }
+        lock(&self.index).shrink();
         for job in batch {
             let result = match &self.failed {
                 None => Ok(()),
@@ -153,7 +154,6 @@ impl Writer {
             };
             (job.done)(result);
         }
-        lock(&self.index).shrink();
     }
 
     fn write_batch(&mut self, batch: &[Job]) -> Result<()> {

@@ -1,14 +1,14 @@
-//! `ephor members`: who the masters are, and taking one out.
+//! `ephor members`: who the masters are, taking one out, and handing leadership over.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use proto_wire::cluster::{Member, MembersRequest, RemoveMemberRequest};
+use proto_wire::cluster::{Member, MembersRequest, RemoveMemberRequest, TransferLeaderRequest};
 
 use crate::admin;
 
-/// List the masters, or remove one
+/// List the masters, remove one, or let another lead
 #[derive(Debug, Args)]
 pub struct MembersArgs {
     /// The kubeconfig to use [default: $KUBECONFIG, or the one of this machine]
@@ -30,6 +30,11 @@ enum MembersCommand {
         /// Its id, as the list shows it
         id: u64,
     },
+    /// Hand leadership over to another voter, such as before an upgrade
+    TransferLeader {
+        /// Its id, as the list shows it
+        id: u64,
+    },
 }
 
 /// Runs `ephor members`.
@@ -41,6 +46,11 @@ pub async fn run(arguments: MembersArgs) -> Result<()> {
             let request = admin::with_deadline(RemoveMemberRequest { id });
             master.remove_member(request).await.map_err(|s| anyhow::anyhow!("{}", s.message()))?;
             println!("member {id} removed");
+        }
+        Some(MembersCommand::TransferLeader { id }) => {
+            let request = admin::with_deadline(TransferLeaderRequest { id });
+            master.transfer_leader(request).await.map_err(|s| anyhow::anyhow!("{}", s.message()))?;
+            println!("member {id} leads");
         }
         Some(MembersCommand::List) | None => {
             let answer = master.members(admin::with_deadline(MembersRequest {})).await?.into_inner();
