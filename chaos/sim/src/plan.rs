@@ -38,7 +38,7 @@ pub fn random(seed: u64, masters: u32, duration: Duration) -> Result<Experiment>
             keys: keys(rate, duration),
             mix: Mix { create: 4, update: 8, delete: 2, get: 6, list: 2, watch: 1 },
         },
-        schedule: schedule(&mut random, masters, duration),
+        schedule: Vec::new(),
         invariants: Invariant::ALL.to_vec(),
         recover_within: Duration::from_secs(60),
         abort_if: Default::default(),
@@ -46,7 +46,8 @@ pub fn random(seed: u64, masters: u32, duration: Duration) -> Result<Experiment>
     };
     let (api_version, kind) = Default::default();
     let metadata = Metadata { name: format!("seed-{seed}") };
-    let experiment = Experiment { api_version, kind, metadata, spec };
+    let mut experiment = Experiment { api_version, kind, metadata, spec };
+    schedule(&mut random, &mut experiment);
     experiment.check().map_err(anyhow::Error::new).context("a drawn experiment")?;
     Ok(experiment)
 }
@@ -57,29 +58,22 @@ fn keys(rate: u32, duration: Duration) -> u32 {
     u32::try_from(operations / OPERATIONS_PER_KEY).unwrap_or(u32::MAX).max(2)
 }
 
-/// Faults one after the other, often overlapping. Those the experiment's rules forbid together are left out.
-fn schedule(random: &mut StdRng, masters: u32, duration: Duration) -> Vec<Entry> {
-    let mut entries: Vec<Entry> = Vec::new();
+/// Faults one after the other, often overlapping. Those the rules of experiments forbid together are left out.
+fn schedule(random: &mut StdRng, experiment: &mut Experiment) {
+    let (masters, duration) = (experiment.spec.cluster.masters, experiment.spec.duration);
     let mut at = Duration::from_secs(1);
     let mut replaced = BTreeSet::new();
     while at + Duration::from_secs(1) < duration {
         let lasts = Duration::from_millis(random.random_range(200..6000)).min(duration - at);
         if let Some(fault) = fault(random, masters, &mut replaced) {
             let lasts = (!fault.is_instant()).then_some(lasts);
-            let entry = Entry { at, lasts, fault };
-            let shaped = |entry: &Entry| matches!(entry.fault, Fault::Cut(Cut::Shape(_)));
-            let collides = |other: &Entry| {
-                let both_shapes = shaped(other) && shaped(&entry);
-                let same = other.fault.kind() == entry.fault.kind() && other.fault.key() != "kill";
-                (both_shapes || same) && other.end(duration) >= entry.at
-            };
-            if !entries.iter().any(collides) {
-                entries.push(entry);
+            experiment.spec.schedule.push(Entry { at, lasts, fault });
+            if experiment.check().is_err() {
+                experiment.spec.schedule.pop();
             }
         }
         at += Duration::from_millis(random.random_range(100..5000));
     }
-    entries
 }
 
 fn fault(random: &mut StdRng, masters: u32, replaced: &mut BTreeSet<u32>) -> Option<Fault> {
