@@ -85,9 +85,9 @@ impl Injector {
         self.end_due(world, now);
         while self.schedule.front().is_some_and(|(_, entry)| entry.at <= now) {
             let Some((index, entry)) = self.schedule.pop_front() else { return };
-            // What is down already cannot be struck.
+            // What is down already cannot be struck, but it can be replaced.
             let mut order = world.members();
-            order.retain(|node| !self.down.contains(node));
+            order.retain(|node| matches!(entry.fault, Fault::Member(_)) || !self.down.contains(node));
             order.shuffle(&mut self.random);
             let group = Group::new(order, world.leader());
             let fired = self.begin(world, &group, index, &entry);
