@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use openraft::{Config, SnapshotPolicy};
 use proto_env::Disk;
+use proto_env::planted::{self, Bug};
 use serde::{Deserialize, Serialize};
 use storage::backend::Home;
 
@@ -143,6 +144,8 @@ impl ConsensusConfig {
     /// openraft's own configuration.
     pub(crate) fn raft(&self) -> Result<Arc<Config>, Error> {
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        // Planted: with these bugs a log is short enough for a simulation to purge it.
+        let short = planted::any().is_some_and(Bug::needs_snapshots);
         let config = Config {
             cluster_name: self.cluster_id.clone(),
             heartbeat_interval: ms(self.heartbeat),
@@ -152,10 +155,10 @@ impl ConsensusConfig {
             // A restarted leader stands again like everyone else.
             enable_leader_restore: Some(false),
             max_payload_entries: 512,
-            replication_lag_threshold: 20_000,
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(20_000),
-            max_in_snapshot_log_to_keep: 10_000,
-            purge_batch_size: 2_000,
+            replication_lag_threshold: if short { 50 } else { 20_000 },
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(if short { 50 } else { 20_000 }),
+            max_in_snapshot_log_to_keep: if short { 10 } else { 10_000 },
+            purge_batch_size: if short { 1 } else { 2_000 },
             install_snapshot_timeout: 15 * 60 * 1000,
             backoff: "50ms 100ms 200ms ..400ms".to_owned(),
             ..Config::default()

@@ -12,6 +12,7 @@ use openraft::entry::RaftEntry as _;
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
 use proto_env::Blocking;
+use proto_env::planted::{self, Bug};
 use storage::Store;
 use storage::codec::{decode, encode};
 use storage::log::{Done, Log};
@@ -141,7 +142,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
         // What is purged can no longer be replayed, so the objects must be
         // durable first. A snapshot just built has seen to that already.
-        if self.durable.load(Ordering::Acquire) < log_id.index {
+        // Planted: they are not.
+        if self.durable.load(Ordering::Acquire) < log_id.index && !planted::is(Bug::PurgeBeforeDurable) {
             let store = self.store.clone();
             self.blocking.run(move || store.sync()).await?.map_err(other)?;
         }

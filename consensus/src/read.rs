@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::{LinearizerOption, ReadPolicy};
+use proto_env::planted::{self, Bug};
 use proto_wire::raft::ReadIndexRequest;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -50,6 +51,12 @@ pub(crate) async fn run(consensus: Arc<Consensus>, mut readers: mpsc::Receiver<o
             Ok(round) => round,
             Err(_) => Err("no quorum answered in time".to_owned()),
         };
+        // Planted: who came while the round was under way takes part in it.
+        while planted::is(Bug::ReadJoinsRound)
+            && let Ok(reader) = readers.try_recv()
+        {
+            waiting.push(reader);
+        }
         for reader in waiting {
             // A reader may have given up.
             let _ = reader.send(round.clone());
@@ -61,6 +68,10 @@ impl Consensus {
     /// After `Ok` the local store holds every write that was acknowledged, by
     /// any master, before the call.
     pub async fn read_barrier(&self, deadline: Duration) -> Result<(), ReadError> {
+        // Planted: the local replica is as good as any.
+        if planted::is(Bug::StaleRead) {
+            return Ok(());
+        }
         let until = Instant::now() + deadline;
         let mut reason = "no leader is known".to_owned();
         let mut applied = self.applied_index.clone();
@@ -78,6 +89,8 @@ impl Consensus {
                 receiver.await.ok()
             };
             match tokio::time::timeout(left, round).await {
+                // Planted: the index is not waited for.
+                Ok(Some(Ok(_))) if planted::is(Bug::ReadBeforeApplied) => return Ok(()),
                 Ok(Some(Ok(index))) => {
                     let left = until.saturating_duration_since(Instant::now());
                     let wait = applied.wait_for(|applied| *applied >= index);
@@ -118,6 +131,10 @@ impl Consensus {
 
     /// The read index of this master, which must lead.
     pub(crate) async fn local_read_index(&self) -> Round {
+        // Planted: who thinks that it leads does not ask.
+        if planted::is(Bug::ReadWithoutQuorum) && self.raft.is_leader() {
+            return Ok(self.applied_index());
+        }
         let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(ROUND_TIMEOUT);
         match self.raft.get_read_log_id(option).await {
             Ok((read, _)) => Ok(read.index()),

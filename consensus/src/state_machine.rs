@@ -10,6 +10,7 @@ use openraft::entry::RaftEntry as _;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot};
 use proto_env::Blocking;
+use proto_env::planted::{self, Bug};
 use storage::codec::{decode, encode};
 use storage::{Entry, Store};
 use tokio::sync::watch;
@@ -155,6 +156,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.store.install(*staged).map_err(other)?;
         self.last = last;
         self.membership = membership;
+        // Planted: whoever receives a snapshot knows no members.
+        if planted::is(Bug::SnapshotWithoutMembers) {
+            self.membership = StoredMembership::default();
+        }
         let index = last.map_or(0, |last| last.index);
         self.durable.fetch_max(index, Ordering::AcqRel);
         self.applied_index.send_replace(index);
@@ -176,7 +181,10 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     async fn build_snapshot(&mut self) -> io::Result<RaftSnapshot> {
         let snapshot = view(&self.store)?;
         let store = self.store.clone();
-        self.blocking.run(move || store.sync()).await?.map_err(other)?;
+        // Planted: the log may be purged though the objects are not durable.
+        if !planted::is(Bug::PurgeBeforeDurable) {
+            self.blocking.run(move || store.sync()).await?.map_err(other)?;
+        }
         let index = snapshot.meta.last_log_id.map_or(0, |last| last.index);
         self.durable.fetch_max(index, Ordering::AcqRel);
         Ok(snapshot)
@@ -185,6 +193,10 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
 
 fn view(store: &Store) -> io::Result<RaftSnapshot> {
     let view = store.view();
-    let (last_log_id, last_membership) = decode_applied(view.applied()).map_err(other)?;
+    let (last_log_id, mut last_membership) = decode_applied(view.applied()).map_err(other)?;
+    // Planted: a snapshot does not say who the members are.
+    if planted::is(Bug::SnapshotWithoutMembers) {
+        last_membership = StoredMembership::default();
+    }
     Ok(Snapshot { meta: SnapshotMeta { last_log_id, last_membership }, snapshot: SnapshotData::View(view) })
 }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use proto_env::planted::{self, Bug};
 use tokio::sync::watch as signal;
 
 use crate::{Object, Revision};
@@ -125,6 +126,8 @@ fn bucket_of(key: &str) -> Option<&str> {
 impl History {
     /// A history that begins after `revision`.
     pub(crate) fn new(revision: Revision, events_max: usize, bytes_max: usize) -> Self {
+        // Planted: a history short enough for a simulation to outrun it.
+        let events_max = if planted::is(Bug::WatchForgetsCompaction) { 16 } else { events_max };
         Self {
             all: Bucket::new(revision),
             buckets: BTreeMap::new(),
@@ -259,6 +262,8 @@ impl Watch {
             Some(name) => known.buckets.get_mut(name)?,
             None => &mut known.all,
         };
+        // Planted: what is no longer known is passed over.
+        let after = if planted::is(Bug::WatchForgetsCompaction) { after.max(bucket.dropped) } else { after };
         if after < bucket.dropped {
             return None;
         }
@@ -321,12 +326,21 @@ impl Watch {
         }
         let bucket = known.bucket(&self.prefix).ok_or(WatchClosed::Lagged)?;
         if self.epoch != known.epoch || self.cursor < bucket.dropped {
-            return Err(WatchClosed::Lagged);
+            // Planted: the watch goes on with what is known.
+            if !planted::is(Bug::WatchLagsSilently) {
+                return Err(WatchClosed::Lagged);
+            }
+            (self.epoch, self.cursor) = (known.epoch, self.cursor.max(bucket.dropped));
         }
         for event in bucket.after(self.cursor) {
             self.cursor = event.revision;
             if event.key().starts_with(&self.prefix) {
                 self.buffer.push_back(WatchEvent::clone(event));
+                // Planted: batches are small, and the revision after each is taken as seen.
+                if planted::is(Bug::WatchBatchEdge) && self.buffer.len() == 2 {
+                    self.cursor += 1;
+                    return Ok(());
+                }
                 if self.buffer.len() == BUFFER_EVENTS {
                     return Ok(());
                 }

@@ -66,6 +66,10 @@ struct Arguments {
     /// Write the history of all operations to this file
     #[arg(long, value_name = "FILE")]
     history: Option<PathBuf>,
+    /// Plant this bug (`chaos/KNOWN_BUGS.md`), to see that the run fails
+    #[cfg(feature = "planted")]
+    #[arg(long, value_name = "NAME")]
+    bug: Option<proto_env::planted::Bug>,
     /// How the report looks
     #[arg(long, value_enum, default_value_t = Form::Text)]
     output: Form,
@@ -87,6 +91,8 @@ enum Form {
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     determinism::fix_addresses()?;
+    #[cfg(feature = "planted")]
+    arguments.bug.into_iter().for_each(proto_env::planted::set);
     let seed = arguments.seed;
     let experiment = experiment(&arguments)?;
     if let Some(path) = &arguments.plan {

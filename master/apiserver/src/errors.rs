@@ -5,11 +5,16 @@
 
 use consensus::{ProposeError, ReadError};
 use proto_api::status::Status;
+use proto_env::planted::{self, Bug};
 
 /// A write that was not acknowledged.
 pub fn propose(error: ProposeError) -> Status {
     match error {
         ProposeError::NotEntered { reason } => {
+            Status::service_unavailable(format!("no quorum: {reason}")).with_retry_after(1)
+        }
+        // Planted: it sounds as if it might be sent again.
+        ProposeError::Unknown { reason } if planted::is(Bug::UnknownAsNotEntered) => {
             Status::service_unavailable(format!("no quorum: {reason}")).with_retry_after(1)
         }
         ProposeError::Stopped => Status::service_unavailable("this master is shutting down"),

@@ -12,6 +12,7 @@ use http::Response;
 use http_body::Frame;
 use http_body_util::StreamBody;
 use proto_api::status::Status;
+use proto_env::planted::{self, Bug};
 use serde_json::{Value, json};
 use storage::{Object, Revision, Watch, WatchEvent, WatchItem};
 use tokio::time::Instant;
@@ -82,7 +83,10 @@ pub async fn start(api: &Arc<Api>, ctx: &Context, request: Request) -> Result<Re
         _ => Duration::from_secs(MIN_TIMEOUT_SECONDS + registry.random.u64() % MIN_TIMEOUT_SECONDS),
     };
     let mut queue = VecDeque::new();
-    let watch = match registry.store().watch(&prefix, after) {
+    // Planted: the first event is lost, or the last one before comes again.
+    let from = (after + u64::from(planted::is(Bug::WatchResumesLate)))
+        .saturating_sub(u64::from(planted::is(Bug::WatchResumesEarly)));
+    let watch = match registry.store().watch(&prefix, from) {
         Ok(mut watch) => {
             watch.set_progress_interval(progress_interval(options));
             Some(watch)
@@ -231,6 +235,10 @@ impl WatchStream {
 
     fn write_event(&mut self, out: &mut Vec<u8>, event: &WatchEvent) {
         self.reached = self.reached.max(event.revision);
+        // Planted: a bookmark overtakes events that are still to be delivered.
+        if planted::is(Bug::BookmarkAhead) {
+            out.extend_from_slice(&self.bookmark(self.api.registry.store().revision(), false));
+        }
         let sent = out.len();
         let before = event.previous.as_ref().filter(|o| self.matches(o)).cloned();
         let after = event.object.as_ref().filter(|o| self.matches(o)).cloned();

@@ -10,6 +10,7 @@ mod disk;
 #[cfg(feature = "grpc")]
 pub mod grpc;
 mod network;
+pub mod planted;
 mod random;
 mod tls;
 

@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use proto_env::Disk;
+use proto_env::planted::{self, Bug};
 
 use self::record::{HEADER_BYTES, Record};
 use self::writer::{Job, Writer};
@@ -224,13 +225,18 @@ impl Log {
                 records.push((Record::Entry { index, payload }, stamp));
             }
         }
-        self.submit(Job { records, sync: true, done });
+        // Planted: entries are acknowledged before they are synced.
+        self.submit(Job { records, sync: !planted::is(Bug::LogNotSynced), done });
     }
 
     /// Saves the vote.
     pub fn save_vote(&self, vote: Vec<u8>, done: Done) {
         lock(&self.index).state.vote = Some(vote.clone());
-        self.submit(Job::one(Record::Vote(vote), true, done));
+        // Planted: the vote is only in memory, or not synced before it is answered.
+        if planted::is(Bug::VoteNotWritten) {
+            return done(Ok(()));
+        }
+        self.submit(Job::one(Record::Vote(vote), !planted::is(Bug::VoteNotSynced), done));
     }
 
     /// Saves what is committed. It needs no sync of its own: it becomes durable

@@ -2,14 +2,16 @@
 //! any I/O but the backend's, so that every replica comes to the same state.
 
 use std::collections::BTreeSet;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, PoisonError};
 
 use super::{Live, Store, lock, records};
+use proto_env::planted::{self, Bug};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Batch, Table};
 use crate::recent::Outcomes;
-use crate::txn::{Command, Mutation, Txn, TxnOutcome};
+use crate::txn::{Command, Mutation, Precondition, Txn, TxnOutcome};
 use crate::watch::WatchEvent;
 use crate::{Object, Result, Revision};
 
@@ -70,13 +72,21 @@ impl Store {
 // === impl Live ===
 
 impl Live {
-    fn apply_entry(&mut self, entry: Entry, changes: &mut Changes) -> Vec<Applied> {
+    fn apply_entry(&mut self, mut entry: Entry, changes: &mut Changes) -> Vec<Applied> {
         let mut outcomes = Outcomes::new();
-        let results = entry
+        // Planted: the order of commands is that of a hash table, another one on every master.
+        let unordered = planted::is(Bug::ApplyInHashOrder) && RandomState::new().hash_one(0) % 2 == 1;
+        if unordered {
+            entry.commands.reverse();
+        }
+        let mut results: Vec<Applied> = entry
             .commands
             .into_iter()
             .map(|command| self.apply_command(command, entry.term, changes, &mut outcomes))
             .collect();
+        if unordered {
+            results.reverse();
+        }
         let ids = outcomes.iter().map(|(id, _)| *id).collect();
         changes.forgotten.extend(self.recent.close(entry.index, ids));
         if !outcomes.is_empty() {
@@ -92,14 +102,18 @@ impl Live {
         changes: &mut Changes,
         outcomes: &mut Outcomes,
     ) -> Applied {
-        if let Some(first) = self.recent.get(&command.id) {
+        // Planted: a resent command is applied again.
+        if !planted::is(Bug::ResendAppliedTwice)
+            && let Some(first) = self.recent.get(&command.id)
+        {
             return Applied::Outcome(first.clone());
         }
         if command.born < self.recent.forgotten() {
             return Applied::Forgotten;
         }
         let outcome = match command.fence {
-            Some(fence) if term > fence => TxnOutcome::Fenced { term },
+            // Planted: a deposed leader's components write on.
+            Some(fence) if term > fence && !planted::is(Bug::FenceIgnored) => TxnOutcome::Fenced { term },
             _ => self.apply_txn(command.txn, changes),
         };
         self.recent.insert(command.id, outcome.clone());
@@ -110,7 +124,7 @@ impl Live {
     fn apply_txn(&mut self, txn: Txn, changes: &mut Changes) -> TxnOutcome {
         for (position, precondition) in txn.preconditions.iter().enumerate() {
             let current = self.objects.get(precondition.key()).map(|object| object.mod_revision);
-            if !precondition.holds(current) {
+            if !precondition.holds(current) && !unchecked(precondition, &txn.mutations) {
                 return TxnOutcome::Failed { precondition: position, current, at: self.revision };
             }
         }
@@ -137,7 +151,10 @@ impl Live {
             Mutation::Delete { key } => {
                 if let Some((key, previous)) = self.objects.remove_entry(key.as_str()) {
                     changes.keys.insert(key);
-                    changes.events.push(WatchEvent { revision, object: None, previous: Some(previous) });
+                    // Planted: nobody is told of a deletion.
+                    if !planted::is(Bug::DeleteWithoutEvent) {
+                        changes.events.push(WatchEvent { revision, object: None, previous: Some(previous) });
+                    }
                 }
             }
         }
@@ -160,4 +177,11 @@ impl Live {
         }
         records::put_state(batch, self.revision, self.recent.forgotten(), &self.applied)
     }
+}
+
+/// Planted: whether what was asked before the log is good enough, or deletions need not ask.
+#[inline(always)]
+fn unchecked(precondition: &Precondition, mutations: &[Mutation]) -> bool {
+    planted::is(Bug::CheckBeforeLog) && matches!(precondition, Precondition::AtRevision { .. })
+        || planted::is(Bug::DeleteUnchecked) && matches!(mutations, [Mutation::Delete { .. }, ..])
 }

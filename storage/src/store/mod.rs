@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use proto_env::Env;
+use proto_env::planted::{self, Bug};
 use tokio::sync::watch as signal;
 
 pub use apply::{Applied, Entry};
@@ -129,7 +130,8 @@ impl Store {
             forgotten: live.recent.forgotten(),
             applied: live.applied.clone(),
             objects: live.objects.values().cloned().collect(),
-            recent: live.recent.records(),
+            // Planted: a snapshot lacks them.
+            recent: if planted::is(Bug::OutcomesForgotten) { Vec::new() } else { live.recent.records() },
         }
     }
 
@@ -184,7 +186,7 @@ impl Drop for Store {
 }
 
 fn load(backend: &dyn Backend) -> Result<Live> {
-    let mut objects = BTreeMap::new();
+    let mut objects: BTreeMap<Arc<str>, Arc<Object>> = BTreeMap::new();
     let mut recents = BTreeMap::new();
     let mut state = records::State::default();
     backend.load(&mut |table, key, value| {
@@ -201,6 +203,14 @@ fn load(backend: &dyn Backend) -> Result<Live> {
         }
         Ok(())
     })?;
+    // Planted: outcomes, the newest change or the revision itself do not outlive a restart.
+    if planted::is(Bug::OutcomesForgotten) {
+        recents.clear();
+    } else if planted::is(Bug::AppliedAheadOfData) {
+        objects.retain(|_, object| object.mod_revision != state.revision);
+    } else if planted::is(Bug::RestartRewindsRevision) {
+        state.revision = objects.values().map(|object| object.mod_revision).max().unwrap_or(0);
+    }
     let mut recent = Recent::with_forgotten(state.forgotten);
     for (index, outcomes) in recents {
         recent.restore(index, outcomes);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use proto_api::status::Status;
+use proto_env::planted::{self, Bug};
 use storage::{Object, Revision};
 
 use super::continue_token::ContinueToken;
@@ -22,7 +23,7 @@ const EXPIRED_CONTINUE: &str = "The provided continue parameter is too old to di
     show up in the list.";
 
 /// One page of a list.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ListPage {
     /// The objects that matched.
     pub objects: Vec<Arc<Object>>,
@@ -58,7 +59,13 @@ impl Registry {
         let start = self.list_start(ctx, &prefix, options).await?;
         let from_token = start.from_token;
         let requested = start.at;
-        self.collect(target, &prefix, selection, options.limit, start).map_err(|Expired(last)| {
+        let page = self.collect(target, &prefix, selection, options.limit, start);
+        // Planted: the revision is read after the objects.
+        if planted::is(Bug::TornList) {
+            self.barrier().await?;
+            return Ok(ListPage { revision: self.store().revision(), ..page.unwrap_or_default() });
+        }
+        page.map_err(|Expired(last)| {
             if from_token {
                 let token = ContinueToken::new(-1, &prefix, &last);
                 let mut status = Status::expired(EXPIRED_CONTINUE);

@@ -1,0 +1,207 @@
+//! Planted bugs: known mistakes of the field that can be switched on, one a
+//! process, to prove that the simulation sees them. `ephor-sim --bug NAME` sets
+//! one; the code that would make the mistake asks [`is`]. Without the feature
+//! `planted`, which no binary but the simulation's ever has, [`is`] is the constant
+//! `false` and nothing of them is built. `chaos/KNOWN_BUGS.md` says where each
+//! comes from and what catches it.
+
+use std::fmt;
+use std::str::FromStr;
+
+macro_rules! bugs {
+    ($($(#[doc = $doc:literal])+ $bug:ident = $name:literal,)+) => {
+        /// A bug.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Bug {
+            $($(#[doc = $doc])+ $bug,)+
+        }
+
+        impl Bug {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$bug,)+];
+
+            /// Its name on the command line.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$bug => $name,)+
+                }
+            }
+        }
+    };
+}
+
+bugs! {
+    /// A vote is answered before it is synced.
+    VoteNotSynced = "vote-not-synced",
+    /// A vote is kept in memory alone.
+    VoteNotWritten = "vote-not-written",
+    /// Entries are acknowledged before they are synced.
+    LogNotSynced = "log-not-synced",
+    /// A sync that failed counts as one that succeeded.
+    SyncErrorIgnored = "sync-error-ignored",
+    /// A leader counts the entries as stored by a follower that gave no answer.
+    CommitWithoutQuorum = "commit-without-quorum",
+    /// Reads wait for nobody: the local replica is as good as any.
+    StaleRead = "stale-read",
+    /// A leader gives a read index without asking a quorum whether it still leads.
+    ReadWithoutQuorum = "read-without-quorum",
+    /// A follower answers a read at the leader's index without having applied it.
+    ReadBeforeApplied = "read-before-applied",
+    /// A read takes the answer of a round that began before it came.
+    ReadJoinsRound = "read-joins-round",
+    /// A list carries the revision that was reached once it was made.
+    TornList = "torn-list",
+    /// A watch loses an event where one batch ends and the next begins.
+    WatchBatchEdge = "watch-batch-edge",
+    /// A watch resumes one revision late.
+    WatchResumesLate = "watch-resumes-late",
+    /// A watch resumes one revision early.
+    WatchResumesEarly = "watch-resumes-early",
+    /// A watch from before all that is known begins with what is known.
+    WatchForgetsCompaction = "watch-forgets-compaction",
+    /// A watch that lags, as after an installed snapshot, goes on without saying so.
+    WatchLagsSilently = "watch-lags-silently",
+    /// A bookmark says what the store has reached, not what the watch has delivered.
+    BookmarkAhead = "bookmark-ahead",
+    /// A deletion reaches no watch.
+    DeleteWithoutEvent = "delete-without-event",
+    /// A resent proposal is applied again.
+    ResendAppliedTwice = "resend-applied-twice",
+    /// Outcomes of proposals do not outlive a restart, and snapshots lack them.
+    OutcomesForgotten = "outcomes-forgotten",
+    /// The commands of an entry are applied in an order that differs from master to master.
+    ApplyInHashOrder = "apply-in-hash-order",
+    /// The index of the last entry applied is durable, what that entry changed is not.
+    AppliedAheadOfData = "applied-ahead-of-data",
+    /// The revision after a restart is that of the newest object: deletions rewind it.
+    RestartRewindsRevision = "restart-rewinds-revision",
+    /// Preconditions are looked at before the log, not when they are applied.
+    CheckBeforeLog = "check-before-log",
+    /// A deletion looks at no precondition when it is applied.
+    DeleteUnchecked = "delete-unchecked",
+    /// Writes of a deposed leader's components are applied.
+    FenceIgnored = "fence-ignored",
+    /// A write whose outcome is not known is answered as one that never entered.
+    UnknownAsNotEntered = "unknown-as-not-entered",
+    /// The log is purged before the objects are durable.
+    PurgeBeforeDurable = "purge-before-durable",
+    /// A snapshot lacks the membership.
+    SnapshotWithoutMembers = "snapshot-without-members",
+    /// Ids of masters are counted, not taken from the log, and come back.
+    NodeIdReused = "node-id-reused",
+}
+
+impl Bug {
+    /// Whether it shows only where logs are purged and snapshots sent, which takes
+    /// more entries than a simulation makes: with it they are few.
+    pub const fn needs_snapshots(self) -> bool {
+        matches!(
+            self,
+            Self::WatchLagsSilently
+                | Self::OutcomesForgotten
+                | Self::PurgeBeforeDurable
+                | Self::SnapshotWithoutMembers
+        )
+    }
+}
+
+/// No bug has this name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no planted bug is called {0}; there are {names}", names = names())]
+pub struct UnknownBug(String);
+
+fn names() -> String {
+    Bug::ALL.iter().map(|bug| bug.name()).collect::<Vec<_>>().join(", ")
+}
+
+impl fmt::Display for Bug {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Bug {
+    type Err = UnknownBug;
+
+    fn from_str(name: &str) -> Result<Self, UnknownBug> {
+        let found = Self::ALL.iter().find(|bug| bug.name() == name);
+        found.copied().ok_or_else(|| UnknownBug(name.to_owned()))
+    }
+}
+
+#[cfg(feature = "planted")]
+mod switch {
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    use super::Bug;
+
+    const NONE: u8 = u8::MAX;
+    static SET: AtomicU8 = AtomicU8::new(NONE);
+
+    /// Switches a bug on, in the whole process and for good.
+    pub fn set(bug: Bug) {
+        SET.store(bug as u8, Ordering::Relaxed);
+    }
+
+    /// Whether this bug is switched on.
+    pub fn is(bug: Bug) -> bool {
+        SET.load(Ordering::Relaxed) == bug as u8
+    }
+
+    /// Which bug is switched on.
+    pub fn any() -> Option<Bug> {
+        Bug::ALL.iter().copied().find(|bug| is(*bug))
+    }
+}
+
+#[cfg(feature = "planted")]
+pub use switch::{any, is, set};
+
+/// Whether this bug is switched on: never.
+#[cfg(not(feature = "planted"))]
+#[inline(always)]
+pub const fn is(_: Bug) -> bool {
+    false
+}
+
+/// Which bug is switched on: none.
+#[cfg(not(feature = "planted"))]
+#[inline(always)]
+pub const fn any() -> Option<Bug> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_apart_and_read_back() {
+        for bug in Bug::ALL {
+            assert_eq!(bug.name().parse(), Ok(*bug));
+            let kebab = |c: char| c.is_ascii_lowercase() || c == '-';
+            assert!(bug.name().chars().all(kebab), "{bug}");
+        }
+        let error = "stale".parse::<Bug>().unwrap_err().to_string();
+        assert!(error.starts_with("no planted bug is called stale; there are vote-not-synced, "), "{error}");
+    }
+
+    #[cfg(not(feature = "planted"))]
+    #[test]
+    fn nothing_is_planted_without_the_feature() {
+        const PLANTED: bool = is(Bug::StaleRead);
+        assert!(!PLANTED);
+        assert!(Bug::ALL.iter().all(|bug| !is(*bug)));
+        assert_eq!(any(), None);
+    }
+
+    #[cfg(feature = "planted")]
+    #[test]
+    fn the_one_that_is_set_is_switched_on() {
+        assert_eq!(any(), None);
+        set(Bug::StaleRead);
+        assert!(Bug::ALL.iter().all(|bug| is(*bug) == (*bug == Bug::StaleRead)));
+        assert_eq!(any(), Some(Bug::StaleRead));
+    }
+}
