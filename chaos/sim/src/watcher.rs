@@ -32,6 +32,8 @@ enum End {
 }
 
 struct Watcher {
+    /// The last bookmark of the stream.
+    promised: u64,
     workload: Workload,
     random: StdRng,
     watched: Watched,
@@ -42,7 +44,7 @@ impl Workload {
     pub async fn watcher(self, number: usize) {
         let random = generator(self.seed, 2000 + number as u64);
         let watched = Watched { client: number, streams: Vec::new() };
-        let mut watcher = Watcher { workload: self, random, watched };
+        let mut watcher = Watcher { workload: self, random, watched, promised: 0 };
         while !watcher.workload.begun.load(Ordering::Relaxed) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -96,6 +98,7 @@ impl Watcher {
             _ => return End::Resume,
         }
         self.watched.streams.push(Stream { from, listed: None, events: Vec::new(), reached: from });
+        self.promised = 0;
         let mut body = response.into_body();
         let mut pending = Vec::new();
         let mut end = End::Resume;
@@ -122,7 +125,14 @@ impl Watcher {
         let revision: u64 = object["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
         if event["type"] == "BOOKMARK" {
             stream.reached = stream.reached.max(revision);
+            self.promised = stream.reached;
             return None;
+        }
+        // A bookmark says that nothing up to it is still to come ("Bookmarkable" in etcd's API guarantees).
+        if revision <= self.promised {
+            let what =
+                format!("client {}: {revision} after a bookmark at {}", self.watched.client, self.promised);
+            self.workload.observer.violation("watches", what);
         }
         let key = object["metadata"]["name"].as_str()?.to_owned();
         stream.reached = revision;

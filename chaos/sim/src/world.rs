@@ -231,9 +231,15 @@ impl<'a> World<'a> {
         let expected: BTreeSet<String> = self.expected.iter().map(ToString::to_string).collect();
         let odd = (expected.len() - 1) / 2 * 2 + 1;
         let masters = self.observer.masters();
+        let known = |members: &[consensus::Member]| -> BTreeSet<(u64, bool)> {
+            members.iter().map(|member| (member.id, member.voter)).collect()
+        };
+        // A master that does not know the members serves, but will never vote.
         let fit = |node: &NodeName| {
             let master = masters.iter().find(|(of, _)| of == node).map(|(_, master)| master);
-            master.is_some_and(|master| master.leadership().borrow().quorum)
+            master.is_some_and(|master| {
+                master.leadership().borrow().quorum && known(&master.members()) == known(&members)
+            })
         };
         names == expected
             && members.iter().filter(|member| member.voter).count() == odd
