@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use chaos_spec::NodeName;
 use consensus::{Consensus, Member, NodeId};
-use storage::{Object, WatchEvent, WatchItem};
+use storage::{Object, Store, WatchClosed, WatchEvent, WatchItem};
 
 use crate::history::{Change, Event, History, Operation, Outcome, Stamps, Truth, Watched};
 use crate::oracle::Violation;
@@ -79,17 +79,21 @@ impl Observer {
         self.lock().masters.insert(node, Arc::downgrade(consensus));
         self.lock().ids.insert(node, consensus.node_id());
         tokio::spawn(follow_leadership(self.clone(), node, consensus.leadership()));
-        let store = consensus.store();
+        if let Some(watch) = self.look(node, consensus.store()) {
+            tokio::spawn(follow_store(self.clone(), node, Arc::downgrade(consensus.store()), watch));
+        }
+    }
+
+    /// Takes note of what a replica holds, and watches it from there.
+    fn look(&self, node: NodeName, store: &Store) -> Option<storage::Watch> {
         let from = store.revision();
         if let Ok(page) = store.range(PREFIX, None, 0, None) {
             for object in &page.objects {
                 self.applied(node, object.mod_revision, Some(object), None);
             }
         }
-        match store.watch(PREFIX, from) {
-            Ok(watch) => drop(tokio::spawn(follow_store(self.clone(), node, watch))),
-            Err(error) => self.violation("observer", format!("{node}: {error}")),
-        }
+        let watch = store.watch(PREFIX, from);
+        watch.map_err(|error| self.violation("observer", format!("{node}: {error}"))).ok()
     }
 
     /// The masters that run.
@@ -186,11 +190,21 @@ async fn follow_leadership(
     }
 }
 
-async fn follow_store(observer: Observer, node: NodeName, mut watch: storage::Watch) {
-    // A master that installed a snapshot lags: what it skipped, others have applied.
-    while let Ok(item) = watch.next().await {
-        if let WatchItem::Event(WatchEvent { revision, object, previous }) = item {
-            observer.applied(node, revision, object.as_deref(), previous.as_deref());
+async fn follow_store(observer: Observer, node: NodeName, store: Weak<Store>, mut watch: storage::Watch) {
+    loop {
+        match watch.next().await {
+            Ok(WatchItem::Event(WatchEvent { revision, object, previous })) => {
+                observer.applied(node, revision, object.as_deref(), previous.as_deref());
+            }
+            Ok(WatchItem::Progress(_)) => {}
+            // It has installed a snapshot: what it skipped, others have applied.
+            Err(WatchClosed::Lagged) => {
+                let Some(anew) = store.upgrade().and_then(|store| observer.look(node, &store)) else {
+                    return;
+                };
+                watch = anew;
+            }
+            Err(WatchClosed::Stopped) => return,
         }
     }
 }

@@ -54,7 +54,11 @@ enum Method {
 impl RaftNetworkFactory<TypeConfig> for Factory {
     type Network = PeerClient;
 
+    /// Called when a term's replication begins. What carried the entries of an
+    /// earlier one may have died unseen while nothing was sent, and the first
+    /// append of a new leader would find that out after [`APPEND_TIMEOUT`].
     async fn new_client(&mut self, target: NodeId, node: &MasterAddress) -> PeerClient {
+        self.peers.forget(target, Lane::Append);
         PeerClient { peers: self.peers.clone(), target, node: node.clone(), lane: Lane::Append }
     }
 

@@ -119,6 +119,11 @@ impl Peers {
         }
     }
 
+    /// Connects anew when a lane is used next.
+    pub(crate) fn forget(&self, node: NodeId, lane: Lane) {
+        lock(&self.channels).remove(&(node, lane));
+    }
+
     /// A client for `node`, whose membership entry says `address`.
     pub(crate) fn client(
         &self,
