@@ -11,7 +11,7 @@ use anyhow::{Result, anyhow};
 use chaos_spec::resolve::Link;
 use chaos_spec::{Experiment, NodeName};
 use consensus::NodeId;
-use turmoil::Sim;
+use turmoil::{Sim, ToIpAddr};
 
 use crate::machine::{Machine, Order};
 use crate::observer::Observer;
@@ -70,16 +70,21 @@ impl<'a> World<'a> {
         Ok(world)
     }
 
-    fn place(&mut self, node: NodeName) -> Result<()> {
-        let machine = Machine::new(node, self.seed, self.observer.clone())?;
-        let software = machine.clone();
-        self.sim.host(machine.ip, move || {
-            let machine = software.clone();
+    /// A host on which this software runs, and again after each start.
+    fn host<F: Future<Output = ()> + 'static>(&mut self, at: impl ToIpAddr, software: impl Fn() -> F + 'a) {
+        self.sim.host(at, move || {
+            let running = software();
             async move {
-                machine.run().await;
+                running.await;
                 Ok(())
             }
         });
+    }
+
+    fn place(&mut self, node: NodeName) -> Result<()> {
+        let machine = Machine::new(node, self.seed, self.observer.clone())?;
+        let software = machine.clone();
+        self.host(machine.ip, move || software.clone().run());
         self.machines.insert(node, machine);
         self.expected.insert(node);
         self.workload.set_masters(self.addresses());
@@ -96,23 +101,11 @@ impl<'a> World<'a> {
         });
         for number in 0..self.workload.clients() {
             let workload = self.workload.clone();
-            self.sim.host(format!("client-{number}"), move || {
-                let workload = workload.clone();
-                async move {
-                    workload.client(number).await;
-                    Ok(())
-                }
-            });
+            self.host(format!("client-{number}"), move || workload.clone().client(number));
         }
         for number in 0..self.workload.watchers() {
             let workload = self.workload.clone();
-            self.sim.host(format!("watcher-{number}"), move || {
-                let workload = workload.clone();
-                async move {
-                    workload.watcher(number).await;
-                    Ok(())
-                }
-            });
+            self.host(format!("watcher-{number}"), move || workload.clone().watcher(number));
         }
     }
 
@@ -223,7 +216,7 @@ impl<'a> World<'a> {
     }
 
     /// Whether every master that should be there runs, is a member and follows one leader, an odd number of them
-    /// votes, and all hold the same.
+    /// votes, and all know the same members.
     pub fn is_whole(&self) -> bool {
         let Some(leader) = self.leader().filter(|_| self.retiring.is_empty()) else { return false };
         let members = self.observer.members_of(leader);
