@@ -1,5 +1,5 @@
 //! `ephor-sim`: a whole cluster of masters in one process, one thread and one
-//! seed. `cargo xtask fuzz` starts it for one seed after the other.
+//! seed, judged by `chaos/oracle`. `cargo xtask fuzz` starts it for one seed after the other.
 //!
 //! | file | does |
 //! | --- | --- |
@@ -9,17 +9,14 @@
 //! | `world.rs`, `machine.rs` | the machines, each with its master built as in production |
 //! | `workload.rs`, `watcher.rs`, `http.rs` | the clients |
 //! | `inject.rs` | what goes wrong, when it is time |
-//! | `observer.rs`, `history.rs` | what is seen |
-//! | `oracle/` | what must hold, one check a file |
+//! | `observer.rs` | what is seen |
 //! | `run.rs`, `report.rs` | one run, from boot to verdict, and what is said of it |
 
 mod determinism;
-mod history;
 mod http;
 mod inject;
 mod machine;
 mod observer;
-mod oracle;
 mod plan;
 mod report;
 mod run;

@@ -12,9 +12,9 @@ use chaos_spec::NodeName;
 use consensus::{Consensus, Member, NodeId};
 use storage::{Object, Store, WatchClosed, WatchEvent, WatchItem};
 
-use crate::history::{Change, Event, History, Operation, Outcome, Stamps, Truth, Watched};
-use crate::oracle::Violation;
 use crate::seams::clock;
+use chaos_oracle::Violation;
+use chaos_oracle::history::{Change, Event, History, Operation, Outcome, Stamps, Truth, Watched};
 
 /// Where the clients' objects lie in the store.
 const PREFIX: &str = "/registry/core/configmaps/default/";

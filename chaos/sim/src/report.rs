@@ -6,8 +6,8 @@ use std::time::Duration;
 use chaos_spec::report::{FaultRecord, Latency, Mode, Operations, Violation as Broken, Window};
 use chaos_spec::{Experiment, Invariant, NodeName, Reason, Report, Verdict};
 
-use crate::history::{History, Operation, Outcome};
-use crate::oracle::{Violation, linearizable, lists, lost, order, phantom, watches};
+use chaos_oracle::history::{History, Operation, Outcome};
+use chaos_oracle::{Violation, linearizable, lists, lost, order, phantom, watches};
 
 /// Writes count as available while one is acknowledged at least this often.
 const AVAILABILITY_WINDOW: Duration = Duration::from_millis(500);

@@ -9,11 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use chaos_spec::{Experiment, Report};
 
-use crate::history::History;
 use crate::inject::Injector;
-use crate::oracle;
 use crate::report::{self, Seen};
 use crate::world::World;
+use chaos_oracle as oracle;
+use chaos_oracle::history::History;
 
 /// A cluster boots within this, in simulated time.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);

@@ -12,11 +12,11 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use serde_json::Value;
 
-use crate::history::{Change, Event, Stream, Watched};
 use crate::http::Client;
 use crate::observer::KEY_PREFIX;
 use crate::seams::random::generator;
 use crate::workload::{COLLECTION, Workload, objects, versioned};
+use chaos_oracle::history::{Change, Event, Stream, Watched};
 
 /// A watch with bookmarks is never silent for longer, unless something is wrong.
 const SILENCE: Duration = Duration::from_secs(5);

@@ -14,11 +14,11 @@ use rand::rngs::StdRng;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use crate::history::{Call, Operation, Outcome, Refusal, Versioned};
 use crate::http::{Answer, Client, Failure};
 use crate::machine;
 use crate::observer::{KEY_PREFIX, Observer};
 use crate::seams::random::generator;
+use chaos_oracle::history::{Call, Operation, Outcome, Refusal, Versioned};
 
 /// Where the clients' objects are.
 pub const COLLECTION: &str = "/api/v1/namespaces/default/configmaps";

@@ -63,7 +63,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // The simulation looks into every replica: it compares what they hold.
     ("chaos-spec", &[]),
-    ("chaos-sim", &["chaos-spec", "proto-env", "proto-wire", "storage", "consensus", "master-node"]),
+    ("chaos-oracle", &[]),
+    (
+        "chaos-sim",
+        &["chaos-oracle", "chaos-spec", "proto-env", "proto-wire", "storage", "consensus", "master-node"],
+    ),
     ("ops-bench", &["proto-api", "proto-env", "proto-wire", "storage", "consensus"]),
     ("ops-xtask", &[]),
     // Whole-system tests see binaries only.

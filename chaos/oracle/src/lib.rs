@@ -1,5 +1,5 @@
-//! The oracle of the simulation: judges a finished history. The runner calls
-//! `check` once all faults are healed and the final replicas have been read; what
+//! The oracle: judges the history of a finished run, simulated or live. The runner
+//! calls `check` once all faults are healed and the final state has been read; what
 //! it gets is empty, or says which guarantee broke and by which operations.
 //!
 //! One check a file, each a pure function of the history. Two of them judge the
@@ -11,6 +11,7 @@ mod matching;
 mod search;
 mod semantics;
 
+pub mod history;
 pub mod linearizable;
 pub mod lists;
 pub mod lost;
