@@ -3,8 +3,8 @@
 //! and `service.rs`.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
@@ -16,11 +16,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::config::{ConsensusConfig, Identity, LOG_DIRECTORY, OBJECTS_DIRECTORY, Objects};
+use crate::forward::Forward;
 use crate::leadership::{self, Contact};
 use crate::log_store::LogStore;
 use crate::network::Peers;
 use crate::network::client::Factory;
-use crate::proposer::Proposer;
+use crate::proposer::{Proposer, Way};
 use crate::raft_types::{MasterAddress, Raft};
 use crate::read::{self, ReadQueue};
 use crate::state_machine::StateMachine;
@@ -46,6 +47,8 @@ pub struct Consensus {
     pub(crate) log: Arc<Log>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) proposer: Proposer,
+    /// Towards the leader, where another one leads.
+    pub(crate) forwarder: Mutex<Option<(Forward, Proposer)>>,
     pub(crate) readers: ReadQueue,
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) applied_index: watch::Receiver<u64>,
@@ -79,7 +82,7 @@ impl Consensus {
         let raft = Raft::new(config.node_id, config.raft()?, factory, log_store, state_machine)
             .await
             .map_err(|error| Error::Raft(error.to_string()))?;
-        let (proposer, proposing) = Proposer::new(raft.clone());
+        let (proposer, proposing) = Proposer::new(Way::Log(raft.clone()));
         let (readers, reading) = read::queue();
         let this = Arc::new(Self {
             node_id: config.node_id,
@@ -94,6 +97,7 @@ impl Consensus {
             log,
             peers,
             proposer,
+            forwarder: Mutex::default(),
             readers,
             leadership: watch::Sender::new(Leadership::default()),
             applied_index,
@@ -208,7 +212,7 @@ async fn open(config: &ConsensusConfig, env: &Env) -> Result<(Arc<Store>, Arc<Lo
     Ok(opened.await.map_err(|error| Error::Raft(error.to_string()))??)
 }
 
-async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
+pub(crate) async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
     tokio::select! {
         biased;
         () = stop.cancelled() => {}

@@ -4,6 +4,7 @@
 
 mod config;
 mod consensus;
+mod forward;
 mod leadership;
 mod log_store;
 mod membership;

@@ -2,16 +2,15 @@
 //! the network to whoever does, and again, with the same id, when the leader
 //! changes, until the deadline. The id makes the resend harmless.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
-use proto_wire::raft::ProposeRequest;
-use storage::codec::{decode, encode};
 use storage::{Applied, Command, Txn, TxnOutcome};
 use tokio::time::Instant;
 
-use crate::consensus::Consensus;
-use crate::network::Lane;
-use crate::proposer::Verdict;
+use crate::consensus::{Consensus, until};
+use crate::forward::Forward;
+use crate::proposer::{Proposer, Verdict, Way};
 use crate::types::{NodeId, ProposeError, ProposeOptions};
 
 /// Pause before the same leader is asked again.
@@ -27,7 +26,7 @@ impl Consensus {
         self.env.random.fill(&mut id);
         let born = *self.applied_index.borrow();
         let command = Command { id, born, fence: options.fence, txn };
-        let until = Instant::now() + options.deadline;
+        let end = Instant::now() + options.deadline;
         let mut leadership = self.leadership.subscribe();
         let mut unknown: Option<String> = None;
         let mut refused = "no leader is known".to_owned();
@@ -38,7 +37,7 @@ impl Consensus {
                     None => ProposeError::Stopped,
                 });
             }
-            let left = until.saturating_duration_since(Instant::now());
+            let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(match unknown {
                     Some(reason) => ProposeError::Unknown { reason },
@@ -83,31 +82,29 @@ impl Consensus {
     }
 
     async fn propose_to(&self, leader: NodeId, command: &Command, deadline: Duration) -> Verdict {
-        if leader == self.node_id {
-            return self.proposer.propose(command.clone(), deadline).await;
+        let proposer =
+            if leader == self.node_id { Some(self.proposer.clone()) } else { self.forwarder(leader) };
+        match proposer {
+            Some(proposer) => proposer.propose(command.clone(), deadline).await,
+            None => Verdict::NotEntered(format!("the address of master {leader} is not known")),
         }
-        let command = match encode("command", command) {
-            Ok(command) => command,
-            Err(error) => return Verdict::NotEntered(error.to_string()),
-        };
-        let Some(address) = self.address_of(leader) else {
-            return Verdict::NotEntered(format!("the address of master {leader} is not known"));
-        };
-        let request = ProposeRequest { cluster_id: self.cluster_id.clone(), command };
-        let mut client = match self.peers.client(leader, &address, Lane::Forward) {
-            Ok(client) => client,
-            Err(error) => return Verdict::NotEntered(error.to_string()),
-        };
-        let mut request = self.peers.request(leader, request);
-        // The leader gives its answer a little before this side stops waiting.
-        request.set_timeout(deadline);
-        let call = client.propose(request);
-        match self.peers.call(leader, Lane::Forward, deadline, call).await {
-            Ok(response) => decode("verdict", &response.reply)
-                .unwrap_or_else(|error: storage::Error| Verdict::Unknown(error.to_string())),
-            Err(error) if error.never_sent() => Verdict::NotEntered(format!("no way to the leader: {error}")),
-            Err(error) => Verdict::Unknown(format!("asking the leader failed: {error}")),
+    }
+
+    /// The queue of proposals for another master that leads; that of an earlier leader ends when nobody waits in
+    /// it any more.
+    fn forwarder(&self, leader: NodeId) -> Option<Proposer> {
+        let address = self.address_of(leader)?;
+        let mut forwarder = self.forwarder.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((way, proposer)) = &*forwarder
+            && (way.leader, &way.address) == (leader, &address)
+        {
+            return Some(proposer.clone());
         }
+        let way = Forward { peers: self.peers.clone(), leader, address };
+        let (proposer, forwarding) = Proposer::new(Way::Leader(way.clone()));
+        tokio::spawn(until(self.stop.clone(), forwarding));
+        *forwarder = Some((way, proposer.clone()));
+        Some(proposer)
     }
 
     async fn applied_here(&self, index: u64, deadline: Duration) -> Result<(), ProposeError> {

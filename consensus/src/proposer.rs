@@ -1,7 +1,9 @@
-//! Group commit: proposals of this leader wait in one bounded queue; as many as
-//! there are share a log entry and its fsync, and a few entries are under way
-//! at once. What came of each is told exactly: not entered, unknown, or its
-//! outcome. `propose.rs` feeds it with local and forwarded proposals.
+//! Group commit: proposals wait in one bounded queue; as many as there are go on
+//! together, and a few such batches are under way at once. On the leader a batch
+//! is a log entry with its fsync, on a follower one call of the leader
+//! (`forward.rs`). What came of each proposal is told exactly: not entered,
+//! unknown, or its outcome. `propose.rs` feeds it, and `service.rs` with what
+//! others forward.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -10,16 +12,18 @@ use std::time::Duration;
 use openraft::errors::{ClientWriteError, RaftError};
 use storage::{Applied, Command};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 
+use crate::forward::Forward;
 use crate::raft_types::{Content, Proposal, Raft, TypeConfig};
 
 /// Proposals that wait.
 const QUEUE: usize = 4096;
-/// Proposals in an entry.
-const BATCH_COMMANDS: usize = 512;
-/// Bytes of an entry, or one larger proposal.
+/// Proposals in a batch.
+pub(crate) const BATCH_COMMANDS: usize = 512;
+/// Bytes of a batch, or one larger proposal.
 const BATCH_BYTES: usize = 1024 * 1024;
-/// Entries under way.
+/// Batches under way.
 const IN_FLIGHT: usize = 4;
 
 /// What the leader says of a proposal.
@@ -40,8 +44,19 @@ const CANCELLED: u8 = 2;
 struct Pending {
     command: Command,
     size_bytes: usize,
+    /// Nobody waits for it any longer than this.
+    until: Instant,
     state: Arc<AtomicU8>,
     verdict: oneshot::Sender<Verdict>,
+}
+
+/// Where batches go.
+#[derive(Clone)]
+pub(crate) enum Way {
+    /// Into the log: this master leads.
+    Log(Raft),
+    /// To another master, which leads.
+    Leader(Forward),
 }
 
 /// The queue's entrance.
@@ -53,17 +68,18 @@ pub(crate) struct Proposer {
 impl Proposer {
     /// A proposer, and its work to be spawned; it ends when the last clone of
     /// the proposer is gone.
-    pub(crate) fn new(raft: Raft) -> (Self, impl Future<Output = ()> + Send) {
+    pub(crate) fn new(way: Way) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, receiver) = mpsc::channel(QUEUE);
-        (Self { queue }, run(raft, receiver))
+        (Self { queue }, run(way, receiver))
     }
 
-    /// Proposes as leader. After `deadline` the answer is what is certain then.
+    /// Proposes. After `deadline` the answer is what is certain then.
     pub(crate) async fn propose(&self, command: Command, deadline: Duration) -> Verdict {
         let state = Arc::new(AtomicU8::new(WAITING));
         let (verdict, receiver) = oneshot::channel();
         let size_bytes = command.txn.size_bytes() + 64;
-        let pending = Pending { command, size_bytes, state: state.clone(), verdict };
+        let until = Instant::now() + deadline;
+        let pending = Pending { command, size_bytes, until, state: state.clone(), verdict };
         let withdrawal = Withdrawal(state.clone());
         let answer = tokio::time::timeout(deadline, async {
             match self.queue.send(pending).await {
@@ -101,7 +117,7 @@ impl Drop for Withdrawal {
     }
 }
 
-async fn run(raft: Raft, mut queue: mpsc::Receiver<Pending>) {
+async fn run(way: Way, mut queue: mpsc::Receiver<Pending>) {
     let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
     let mut next = None;
     loop {
@@ -112,7 +128,7 @@ async fn run(raft: Raft, mut queue: mpsc::Receiver<Pending>) {
                 None => return,
             },
         };
-        // While entries are under way, the batch grows.
+        // While batches are under way, the batch grows.
         let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
         let mut bytes = first.size_bytes;
         let mut batch = vec![first];
@@ -133,27 +149,37 @@ async fn run(raft: Raft, mut queue: mpsc::Receiver<Pending>) {
             pending.state.compare_exchange(WAITING, TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
         });
         if !batch.is_empty() {
-            tokio::spawn(write(raft.clone(), batch, permit));
+            tokio::spawn(write(way.clone(), batch, permit));
         }
     }
 }
 
-async fn write(raft: Raft, batch: Vec<Pending>, _permit: OwnedSemaphorePermit) {
+async fn write(way: Way, batch: Vec<Pending>, _permit: OwnedSemaphorePermit) {
+    let until = batch.iter().map(|pending| pending.until).max().unwrap_or_else(Instant::now);
     let (commands, senders): (Vec<_>, Vec<_>) =
         batch.into_iter().map(|pending| (pending.command, pending.verdict)).unzip();
-    let verdicts = match Proposal::encode(&Content::Commands(commands)) {
+    let verdicts = match way {
+        Way::Log(raft) => append(&raft, commands).await,
+        Way::Leader(leader) => leader.propose(commands, until).await,
+    };
+    for (sender, verdict) in senders.into_iter().zip(verdicts) {
+        // Whoever asked may have gone away.
+        let _ = sender.send(verdict);
+    }
+}
+
+/// One log entry with all of them.
+async fn append(raft: &Raft, commands: Vec<Command>) -> Vec<Verdict> {
+    let count = commands.len();
+    match Proposal::encode(&Content::Commands(commands)) {
         Ok(proposal) => match raft.client_write(proposal).await {
             Ok(response) => {
                 let index = response.log_id.index;
                 response.data.results.into_iter().map(|applied| Verdict::Applied { applied, index }).collect()
             }
-            Err(error) => vec![verdict_of(error); senders.len()],
+            Err(error) => vec![verdict_of(error); count],
         },
-        Err(error) => vec![Verdict::NotEntered(error.to_string()); senders.len()],
-    };
-    for (sender, verdict) in senders.into_iter().zip(verdicts) {
-        // Whoever asked may have gone away.
-        let _ = sender.send(verdict);
+        Err(error) => vec![Verdict::NotEntered(error.to_string()); count],
     }
 }
 

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use openraft::Snapshot;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
 use proto_env::MASTERS_ORGANIZATION;
@@ -16,6 +17,7 @@ use proto_wire::raft::{
     ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
 };
 use serde::Serialize;
+use storage::Command;
 use storage::codec::{decode, encode};
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
@@ -23,6 +25,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::consensus::Consensus;
 use crate::membership::Change;
 use crate::network::{ADDRESS_KEY, NODE_ID_KEY, TARGET_KEY, snapshot};
+use crate::proposer::BATCH_COMMANDS;
 use crate::raft_types::{SnapshotData, TypeConfig};
 
 /// How long the leader tries for a follower that named no limit.
@@ -164,9 +167,18 @@ impl RaftRpc for RaftService {
         let deadline = limit(&request).unwrap_or(PROPOSE_TIMEOUT).saturating_sub(ANSWER_MARGIN);
         let message = request.into_inner();
         self.same_cluster(&message.cluster_id)?;
-        let command = decode("command", &message.command).map_err(damaged)?;
-        let verdict = self.0.proposer.propose(command, deadline).await;
-        Ok(Response::new(ProposeResponse { reply: encode("verdict", &verdict).map_err(damaged)? }))
+        if message.commands.len() > BATCH_COMMANDS {
+            return Err(Status::invalid_argument(format!("more than {BATCH_COMMANDS} commands")));
+        }
+        let commands: Vec<Command> = message
+            .commands
+            .iter()
+            .map(|command| decode("command", command))
+            .collect::<storage::Result<_>>()
+            .map_err(damaged)?;
+        let proposals = commands.into_iter().map(|command| self.0.proposer.propose(command, deadline));
+        let verdicts = join_all(proposals).await;
+        Ok(Response::new(ProposeResponse { verdicts: encode("verdicts", &verdicts).map_err(damaged)? }))
     }
 
     async fn read_index(&self, request: Request<ReadIndexRequest>) -> Answer<ReadIndexResponse> {

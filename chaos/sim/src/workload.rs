@@ -87,6 +87,17 @@ impl Workload {
         if self.spec.mix.watch > 0 { self.clients() } else { 0 }
     }
 
+    /// All clients, until the end of the run.
+    pub async fn everyone(self) {
+        for number in 0..self.watchers() {
+            tokio::spawn(self.clone().watcher(number));
+        }
+        for number in 0..self.clients() {
+            tokio::spawn(self.clone().client(number));
+        }
+        std::future::pending().await
+    }
+
     /// Client number `number`, until the end of the run. The load is open: calls begin when it is time, answered
     /// or not.
     pub async fn client(self, number: usize) {

@@ -1,7 +1,8 @@
 //! Where the state lies on disk: small records in three tables, written in
-//! atomic batches. [`sled`] is production, [`memory`] the simulation and tests;
-//! one conformance suite runs over both. Called by `store` alone.
+//! atomic batches. [`sled`], written [`behind`] whoever applies, is production,
+//! [`memory`] the simulation and tests; one conformance suite runs over both. Called by `store` alone.
 
+pub mod behind;
 mod conformance;
 pub mod memory;
 pub mod sled;

@@ -13,8 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use proto_env::Disk;
 
+use super::behind::Behind;
 use super::{Backend, Batch, Home, Table, Visitor};
 use crate::crypto::Sealer;
 use crate::durable::durable;
@@ -79,7 +81,8 @@ impl SledHome {
         let database = open_database(&directory)?;
         let (sealer, disk) = (self.sealer.clone(), self.disk.clone());
         let (database, retired) = (Some(database), AtomicBool::new(false));
-        Ok(Arc::new(SledBackend { database, retired, directory, sealer, disk }))
+        let backend = SledBackend { database, retired, directory, sealer, disk };
+        Ok(Arc::new(Behind::new(Arc::new(backend))?))
     }
 }
 
@@ -238,8 +241,8 @@ impl Backend for SledBackend {
                 sealed.extend_from_slice(&bytes);
             }
             let plain = self.sealer.open("an object store record", disk_key, &sealed)?;
-            let (key, value): (Vec<u8>, Vec<u8>) = codec::decode("an object store record", &plain)?;
-            visit(table, &key, value)?;
+            let (key, value): (Bytes, Bytes) = codec::decode("an object store record", &plain)?;
+            visit(table, &key, value.into())?;
         }
         Ok(())
     }
@@ -251,7 +254,8 @@ impl Backend for SledBackend {
             let disk_key = self.disk_key(change.table, &change.key);
             let sealed = match change.value {
                 Some(value) => {
-                    let plain = codec::encode("an object store record", &(change.key, value))?;
+                    let record = (Bytes::from(change.key), Bytes::from(value));
+                    let plain = codec::encode("an object store record", &record)?;
                     Some(self.sealer.seal(&disk_key, &plain)?)
                 }
                 None => None,

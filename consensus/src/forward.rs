@@ -1,0 +1,61 @@
+//! A follower's way to the leader: proposals that wait go in one call, in order,
+//! and one answer says what came of each. `proposer.rs` makes the batches.
+
+use std::sync::Arc;
+
+use proto_wire::raft::ProposeRequest;
+use storage::Command;
+use storage::codec::{decode, encode};
+use tokio::time::Instant;
+
+use crate::network::{Lane, Peers};
+use crate::proposer::Verdict;
+use crate::types::NodeId;
+
+/// One leader, as a follower reaches it.
+#[derive(Clone)]
+pub(crate) struct Forward {
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) leader: NodeId,
+    /// Its address, as the membership says.
+    pub(crate) address: String,
+}
+
+impl Forward {
+    /// What the leader says of each, in order.
+    pub(crate) async fn propose(&self, commands: Vec<Command>, until: Instant) -> Vec<Verdict> {
+        let count = commands.len();
+        let encoded: Result<Vec<_>, _> = commands.iter().map(|command| encode("command", command)).collect();
+        let commands = match encoded {
+            Ok(commands) => commands,
+            Err(error) => return vec![Verdict::NotEntered(error.to_string()); count],
+        };
+        let mut verdicts = match self.ask(commands, until).await {
+            Ok(verdicts) => verdicts,
+            Err(verdict) => return vec![verdict; count],
+        };
+        verdicts.resize(count, Verdict::Unknown("the leader did not say what came of it".to_owned()));
+        verdicts
+    }
+
+    async fn ask(&self, commands: Vec<Vec<u8>>, until: Instant) -> Result<Vec<Verdict>, Verdict> {
+        let Self { peers, leader, address } = self;
+        let deadline = until.saturating_duration_since(Instant::now());
+        let mut client = peers
+            .client(*leader, address, Lane::Forward)
+            .map_err(|error| Verdict::NotEntered(error.to_string()))?;
+        let message = ProposeRequest { cluster_id: peers.cluster_id.clone(), commands };
+        let mut request = peers.request(*leader, message);
+        // The leader gives its answer a little before this side stops waiting.
+        request.set_timeout(deadline);
+        let call = client.propose(request);
+        match peers.call(*leader, Lane::Forward, deadline, call).await {
+            Ok(response) => decode("verdicts", &response.verdicts)
+                .map_err(|error: storage::Error| Verdict::Unknown(error.to_string())),
+            Err(error) if error.never_sent() => {
+                Err(Verdict::NotEntered(format!("no way to the leader: {error}")))
+            }
+            Err(error) => Err(Verdict::Unknown(format!("asking the leader failed: {error}"))),
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Writes behind: what is applied goes into memory at once and to the database a
+//! little later, on a thread of its own, many batches as one. So an answer does
+//! not wait for the database, and a record that is replaced meanwhile is written
+//! once. `sled.rs` puts it in front of every database it opens.
+//!
+//! Nothing is lost by it: the log still holds what was not yet written, and
+//! [`Backend::sync`], which precedes every purge of the log, writes first. What
+//! the database holds is always the state after some batch, never in between.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::{Backend, Batch, Table, Visitor};
+use crate::store::lock;
+use crate::{Error, Result, io as io_error};
+
+/// How long a change may wait for others.
+const LINGER: Duration = Duration::from_millis(20);
+/// Bytes that are written without waiting for more.
+const EAGER_BYTES: usize = 1024 * 1024;
+/// Bytes that may wait; whoever writes more waits for the database.
+const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// What a change takes besides its key and value.
+const CHANGE_BYTES: usize = 64;
+
+/// A backend that writes behind.
+pub struct Behind {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    inner: Arc<dyn Backend>,
+    waiting: Mutex<Waiting>,
+    /// There is something to write, or nothing more will come.
+    work: Condvar,
+    /// What waited was taken.
+    room: Condvar,
+    /// Held while a batch is written: they go in order.
+    writing: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// The newest value of each record; none where it is removed.
+    changes: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
+    bytes: usize,
+    /// Why nothing is written any more.
+    failed: Option<String>,
+    ended: bool,
+    retired: bool,
+}
+
+impl Waiting {
+    fn check(&self) -> Result<()> {
+        match &self.failed {
+            None => Ok(()),
+            Some(reason) => {
+                Err(Error::Io { doing: "writing objects", source: std::io::Error::other(reason.clone()) })
+            }
+        }
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Writes what waits now. After an error everything fails: the node must stop.
+    fn flush(&self) -> Result<()> {
+        let _in_order = lock(&self.writing);
+        let changes = {
+            let mut waiting = lock(&self.waiting);
+            waiting.check()?;
+            waiting.bytes = 0;
+            std::mem::take(&mut waiting.changes)
+        };
+        self.room.notify_all();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        for ((table, key), value) in changes {
+            match value {
+                Some(value) => batch.put(table, key, value),
+                None => batch.delete(table, key),
+            }
+        }
+        self.inner.write(batch).inspect_err(|error| {
+            lock(&self.waiting).failed = Some(error.to_string());
+            self.room.notify_all();
+        })
+    }
+
+    fn run(&self) {
+        loop {
+            let mut waiting = lock(&self.waiting);
+            while waiting.changes.is_empty() && !waiting.ended {
+                waiting = self.work.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            }
+            let until = Instant::now() + LINGER;
+            while !waiting.ended && waiting.bytes < EAGER_BYTES {
+                let Some(left) = until.checked_duration_since(Instant::now()) else { break };
+                waiting = self.work.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            if waiting.ended || waiting.failed.is_some() {
+                return;
+            }
+            drop(waiting);
+            if let Err(error) = self.flush() {
+                tracing::error!(%error, "writing objects failed; this node must stop");
+                return;
+            }
+        }
+    }
+}
+
+// === impl Behind ===
+
+impl Behind {
+    /// Writes to `inner` behind whoever writes to this.
+    ///
+    /// # Errors
+    /// Where the system gives no thread.
+    pub fn new(inner: Arc<dyn Backend>) -> Result<Self> {
+        let (waiting, work, room, writing) = Default::default();
+        let shared = Arc::new(Shared { inner, waiting, work, room, writing });
+        let thread = std::thread::Builder::new()
+            .name("object-writer".to_owned())
+            .spawn({
+                let shared = shared.clone();
+                move || shared.run()
+            })
+            .map_err(io_error("starting the object writer"))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+}
+
+impl Backend for Behind {
+    fn load(&self, visit: Visitor<'_>) -> Result<()> {
+        self.shared.flush()?;
+        self.shared.inner.load(visit)
+    }
+
+    fn write(&self, batch: Batch) -> Result<()> {
+        let mut waiting = lock(&self.shared.waiting);
+        while waiting.bytes >= WAITING_BYTES_MAX && waiting.failed.is_none() {
+            waiting = self.shared.room.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        waiting.check()?;
+        let (was_empty, was_eager) = (waiting.changes.is_empty(), waiting.bytes >= EAGER_BYTES);
+        for change in batch.changes {
+            let size = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len) + CHANGE_BYTES;
+            waiting.bytes += change.key.len() + size(&change.value);
+            let key_bytes = change.key.len();
+            if let Some(replaced) = waiting.changes.insert((change.table, change.key), change.value) {
+                waiting.bytes -= key_bytes + size(&replaced);
+            }
+        }
+        if was_empty || !was_eager && waiting.bytes >= EAGER_BYTES {
+            self.shared.work.notify_one();
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.shared.flush()?;
+        self.shared.inner.sync()
+    }
+
+    fn retire(&self) {
+        lock(&self.shared.waiting).retired = true;
+        self.shared.inner.retire();
+    }
+}
+
+impl Drop for Behind {
+    fn drop(&mut self) {
+        let retired = {
+            let mut waiting = lock(&self.shared.waiting);
+            waiting.ended = true;
+            waiting.retired
+        };
+        self.shared.work.notify_one();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the object writer panicked");
+        }
+        // What waits is in the log too; written now, it need not be replayed.
+        if !retired && let Err(error) = self.shared.flush() {
+            tracing::warn!(%error, "the last objects were not written");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Home;
+    use crate::backend::memory::MemoryHome;
+
+    /// A backend that counts its batches, and fails when told to.
+    struct Counting {
+        inner: Arc<dyn Backend>,
+        batches: Mutex<usize>,
+        failing: Mutex<bool>,
+    }
+
+    impl Backend for Counting {
+        fn load(&self, visit: Visitor<'_>) -> Result<()> {
+            self.inner.load(visit)
+        }
+        fn write(&self, batch: Batch) -> Result<()> {
+            if *lock(&self.failing) {
+                return Err(Error::TooLarge { what: "a test" });
+            }
+            *lock(&self.batches) += 1;
+            self.inner.write(batch)
+        }
+        fn sync(&self) -> Result<()> {
+            self.inner.sync()
+        }
+        fn retire(&self) {
+            self.inner.retire();
+        }
+    }
+
+    fn counting() -> (MemoryHome, Arc<Counting>) {
+        let home = MemoryHome::default();
+        let (batches, failing) = Default::default();
+        let inner = home.open().unwrap();
+        (home, Arc::new(Counting { inner, batches, failing }))
+    }
+
+    fn put(backend: &dyn Backend, number: u32, bytes: usize) -> Result<()> {
+        let mut batch = Batch::default();
+        batch.put(Table::Objects, b"/same".to_vec(), vec![number as u8; bytes]);
+        batch.put(Table::Meta, b"state".to_vec(), number.to_le_bytes().to_vec());
+        backend.write(batch)
+    }
+
+    fn found(backend: &dyn Backend) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let mut found = BTreeMap::new();
+        let mut visit = |_, key: &[u8], value| {
+            found.insert(key.to_vec(), value);
+            Ok(())
+        };
+        backend.load(&mut visit).unwrap();
+        found
+    }
+
+    #[test]
+    fn many_batches_become_few_and_the_last_value_wins() {
+        let (_home, counting) = counting();
+        let behind = Behind::new(counting.clone()).unwrap();
+        for number in 0..1000 {
+            put(&behind, number, 100).unwrap();
+        }
+        behind.sync().unwrap();
+        let found = found(counting.as_ref());
+        assert_eq!(found[&b"state".to_vec()], 999_u32.to_le_bytes());
+        assert_eq!(found[&b"/same".to_vec()], vec![999_u32 as u8; 100]);
+        assert!(*lock(&counting.batches) < 500, "{} batches", lock(&counting.batches));
+    }
+
+    #[test]
+    fn a_sync_makes_what_waits_durable_and_a_drop_writes_it() {
+        let (home, counting) = counting();
+        let behind = Behind::new(counting.clone()).unwrap();
+        put(&behind, 1, 10).unwrap();
+        behind.sync().unwrap();
+        put(&behind, 2, 10).unwrap();
+        drop(behind);
+        assert_eq!(found(counting.as_ref())[&b"state".to_vec()], 2_u32.to_le_bytes());
+        home.power_loss();
+        assert_eq!(found(counting.as_ref())[&b"state".to_vec()], 1_u32.to_le_bytes());
+    }
+
+    #[test]
+    fn after_a_failed_write_everything_fails() {
+        let (_home, counting) = counting();
+        let behind = Behind::new(counting.clone()).unwrap();
+        *lock(&counting.failing) = true;
+        put(&behind, 1, 10).unwrap();
+        assert!(behind.sync().is_err());
+        *lock(&counting.failing) = false;
+        assert!(put(&behind, 2, 10).is_err());
+        assert!(behind.sync().is_err());
+        assert!(found(counting.as_ref()).is_empty());
+    }
+
+    #[test]
+    fn what_waits_is_bounded() {
+        let (_home, counting) = counting();
+        let behind = Behind::new(counting).unwrap();
+        for number in 0..200_u32 {
+            let mut batch = Batch::default();
+            batch.put(Table::Objects, number.to_le_bytes().to_vec(), vec![1; 1024 * 1024]);
+            behind.write(batch).unwrap();
+            assert!(lock(&behind.shared.waiting).bytes <= WAITING_BYTES_MAX + 2 * 1024 * 1024);
+        }
+    }
+}
