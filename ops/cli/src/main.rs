@@ -38,6 +38,7 @@ enum Command {
     Kubeconfig(commands::kubeconfig::KubeconfigArgs),
     Image(commands::image::ImageArgs),
     Reset(commands::reset::ResetArgs),
+    Chaos(commands::chaos::ChaosArgs),
     /// Print the version
     Version,
     /// Print a completion script for a shell
@@ -85,6 +86,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Kubeconfig(arguments) => commands::kubeconfig::run(&arguments)?,
         Command::Image(arguments) => in_runtime(commands::image::run(arguments))?,
         Command::Reset(arguments) => in_runtime(commands::reset::run(arguments))?,
+        Command::Chaos(arguments) => in_runtime(commands::chaos::run(arguments))?,
         Command::Version => println!("ephor {}", env!("CARGO_PKG_VERSION")),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "ephor", &mut std::io::stdout());

@@ -55,6 +55,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "proto-api",
             "proto-env",
             "proto-wire",
+            "chaos-disk",
             "master-node",
             "worker-node",
             "worker-network",
@@ -63,6 +64,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // The simulation looks into every replica: it compares what they hold.
     ("chaos-spec", &[]),
+    // A file system that knows of nobody: it lies under a master's or a test's files.
+    ("chaos-disk", &[]),
     ("chaos-oracle", &[]),
     (
         "chaos-sim",
