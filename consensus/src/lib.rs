@@ -4,6 +4,7 @@
 
 mod config;
 mod consensus;
+mod inspect;
 mod leadership;
 mod log_store;
 mod membership;
@@ -13,6 +14,7 @@ mod proposer;
 mod raft_types;
 mod read;
 mod service;
+mod slow;
 mod state_machine;
 mod status;
 pub mod testing;
