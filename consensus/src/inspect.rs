@@ -14,8 +14,8 @@ use crate::types::NodeId;
 pub struct VoteSeen {
     /// In this term.
     pub term: u64,
-    /// For this member; none where it knows the term only.
-    pub candidate: Option<NodeId>,
+    /// For this member.
+    pub candidate: NodeId,
 }
 
 /// An entry of a log.
@@ -46,7 +46,7 @@ impl Consensus {
         let records = self.log.read(from, u64::MAX, usize::MAX)?;
         let records = records.into_iter().map(|(index, bytes)| {
             let entry: RaftEntry = decode("log entry", &bytes)?;
-            let term = entry.log_id().committed_leader_id().term;
+            let term = entry.log_id().leader_id.term;
             Ok(LogRecord { index, term, bytes })
         });
         records.collect()

@@ -27,6 +27,7 @@ pub use config::{
     Identity, Objects,
 };
 pub use consensus::{Consensus, FIRST_NODE_ID};
+pub use inspect::{LogRecord, VoteSeen};
 pub use raft_types::MasterAddress;
 pub use service::{MastersOnly, RaftService};
 pub use status::{DigestError, Status};

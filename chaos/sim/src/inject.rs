@@ -15,9 +15,11 @@ use chaos_spec::report::FaultRecord;
 use chaos_spec::resolve::Link;
 use chaos_spec::units::Offset;
 use chaos_spec::{Group, NodeName, Target};
+use consensus::VoteSeen;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
+use crate::checks::minority;
 use crate::machine::{Machine, Order};
 use crate::seams::disk::{Damage, Failure};
 use crate::seams::links::Shape;
@@ -26,6 +28,8 @@ use crate::world::World;
 
 /// A fault of the disk that nothing has felt when it should end goes on for so long.
 const UNFELT: Duration = Duration::from_millis(100);
+/// How long a power loss waits for somebody who has just voted.
+const AIM: Duration = Duration::from_secs(4);
 /// Where on a machine files are damaged.
 const AT_REST: &str = "/master/log";
 
@@ -56,6 +60,8 @@ pub struct Injector {
     cuts: BTreeMap<Link, u32>,
     down: BTreeSet<NodeName>,
     records: Vec<FaultRecord>,
+    /// The votes at the last step, while a power loss waits for one.
+    votes: BTreeMap<NodeName, VoteSeen>,
 }
 
 impl Injector {
@@ -82,6 +88,7 @@ impl Injector {
             active: Vec::new(),
             cuts: BTreeMap::new(),
             down: BTreeSet::new(),
+            votes: BTreeMap::new(),
         }
     }
 
@@ -102,6 +109,15 @@ impl Injector {
             let mut order = world.members();
             order.retain(|node| matches!(entry.fault, Fault::Member(_)) || !self.down.contains(node));
             order.shuffle(&mut self.random);
+            if self.aims(index, &entry, now) {
+                let voted = self.voted(world);
+                // Nobody has voted just now: wait for it.
+                if !order.iter().any(|node| voted.contains(node)) {
+                    self.waiting.push((index, entry));
+                    continue;
+                }
+                order.retain(|node| voted.contains(node));
+            }
             let leader = world.leader().filter(|leader| order.contains(leader));
             let group = Group::new(order, leader);
             let moved = Entry { at: now, ..entry.clone() };
@@ -117,6 +133,32 @@ impl Injector {
             }
             tracing::info!(target: "chaos", what = record.what, fired, "fault");
         }
+    }
+
+    /// Whether this is a power loss that should strike who has just voted: what a
+    /// master has promised a moment ago is what it must not forget. Half of those that
+    /// strike somebody, for a while.
+    fn aims(&self, index: usize, entry: &Entry, now: Duration) -> bool {
+        let Fault::Powerloss(strike) = &entry.fault else { return false };
+        matches!(strike.target, Target::Any | Target::Follower)
+            && index.is_multiple_of(2)
+            && now < entry.at + AIM
+            && now + AIM < self.duration
+    }
+
+    /// Who has voted since the last step.
+    fn voted(&mut self, world: &World<'_>) -> BTreeSet<NodeName> {
+        let now = world.observer.votes();
+        let before = std::mem::replace(&mut self.votes, now);
+        let changed = |node: &NodeName, vote: &VoteSeen| before.get(node).is_some_and(|was| was != vote);
+        self.votes.iter().filter(|(node, vote)| changed(node, vote)).map(|(node, _)| *node).collect()
+    }
+
+    /// Tells the observer who reaches no majority.
+    fn isolate(&self, world: &World<'_>) {
+        let masters: BTreeSet<NodeName> = world.members().into_iter().collect();
+        let cuts: BTreeSet<Link> = self.cuts.keys().copied().collect();
+        world.observer.isolated(&minority::isolated(&masters, &cuts, world.quorum()));
     }
 
     /// Ends everything that is wrong, and starts every node that is down.
@@ -158,6 +200,7 @@ impl Injector {
                         world.on_link(link, |sim, from, to| sim.repair_oneway(from, to));
                     }
                 }
+                self.isolate(world);
             }
             Undo::Unshape(links, change) => links.iter().for_each(|link| world.shape(*link, change)),
             Undo::Start(nodes) => {
@@ -197,6 +240,7 @@ impl Injector {
                     *self.cuts.entry(*link).or_default() += 1;
                     world.on_link(*link, |sim, from, to| sim.partition_oneway(from, to));
                 }
+                self.isolate(world);
                 Some(self.begun(end, index, links, Undo::Repair))
             }
             Fault::Slow(slow) => {

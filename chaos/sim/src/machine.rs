@@ -120,7 +120,10 @@ impl Machine {
         let start = self.starts.fetch_add(1, Ordering::Relaxed);
         let env = Env {
             clock: self.clock.clone(),
-            random: Arc::new(SimRandom::new(self.workload.seed, (u64::from(self.node.number()) << 32) | start)),
+            random: Arc::new(SimRandom::new(
+                self.workload.seed,
+                (u64::from(self.node.number()) << 32) | start,
+            )),
             network: Arc::new(SimNetwork::new(self.workload.links.clone())),
             disk: Arc::new(self.disk.clone()),
             blocking: Blocking::Inline,
@@ -168,6 +171,14 @@ async fn obey(consensus: Arc<Consensus>, mut orders: mpsc::Receiver<Order>) {
 /// The address of master number `number`.
 fn address(number: u32) -> IpAddr {
     IpAddr::from([10, 0, 0, u8::try_from(number).unwrap_or(u8::MAX)])
+}
+
+/// The master whose machine has this address.
+pub fn master_at(ip: IpAddr) -> Option<NodeName> {
+    match ip {
+        IpAddr::V4(ip) if ip.octets()[..3] == [10, 0, 0] => NodeName::master(ip.octets()[3].into()),
+        _ => None,
+    }
 }
 
 /// The token masters join with; the bootstrap client stores it.

@@ -187,7 +187,8 @@ impl Worker {
             }
             state.learn(&call, &outcome);
         }
-        self.workload.observer.operation(Operation { client: self.number, call, called, returned, outcome });
+        let operation = Operation { client: self.number, call, called, returned, outcome };
+        self.workload.observer.operation(operation, at);
     }
 }
 

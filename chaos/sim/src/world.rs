@@ -46,6 +46,8 @@ pub struct World<'a> {
     retiring: BTreeSet<NodeName>,
     /// Whose files are damaged.
     suspects: BTreeSet<NodeName>,
+    /// How many masters there were at the beginning.
+    founders: usize,
     /// The highest number of a master that the experiment names.
     named: u32,
 }
@@ -75,8 +77,20 @@ impl<'a> World<'a> {
             _ => None,
         });
         let named = named.max().unwrap_or_default();
-        let mut world =
-            Self { observer, workload, links, sim, ticks: 0, machines, expected, retiring, suspects, named };
+        let founders = experiment.spec.cluster.masters as usize;
+        let mut world = Self {
+            observer,
+            workload,
+            links,
+            sim,
+            ticks: 0,
+            machines,
+            expected,
+            retiring,
+            suspects,
+            founders,
+            named,
+        };
         for number in 1..=experiment.spec.cluster.masters {
             let node = NodeName::master(number).ok_or_else(|| anyhow!("masters are counted from 1"))?;
             world.place(node)?;
@@ -151,6 +165,11 @@ impl<'a> World<'a> {
         self.expected.iter().copied().collect()
     }
 
+    /// How many masters are a majority, however the group changes meanwhile: its size stays.
+    pub fn quorum(&self) -> usize {
+        (self.workload.masters().len().min(self.founders)) / 2 + 1
+    }
+
     /// The machine of a node.
     pub fn machine(&self, node: NodeName) -> Option<Arc<Machine>> {
         self.machines.get(&node).cloned()
@@ -185,6 +204,7 @@ impl<'a> World<'a> {
     /// SIGKILL, or with `power` the whole machine goes: then nothing answers at all.
     pub fn stop(&mut self, node: NodeName, power: bool) {
         if let Some(machine) = self.machines.get(&node) {
+            self.observer.last_seen(node);
             self.sim.crash(machine.ip);
             self.links.refuse(machine.ip, !power);
         }

@@ -136,11 +136,7 @@ pub fn channel(
     Ok(endpoint.connect_with_connector_lazy(connector))
 }
 
-async fn connect(
-    network: &dyn Network,
-    address: &str,
-    options: &ChannelOptions,
-) -> io::Result<BoxedStream> {
+async fn connect(network: &dyn Network, address: &str, options: &ChannelOptions) -> io::Result<BoxedStream> {
     let connection = network.connect(address, &options.purpose).await?;
     if let Some(wanted) = options.organization {
         let peer = connection.peer.unwrap_or_default();

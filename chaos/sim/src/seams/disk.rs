@@ -118,9 +118,10 @@ impl SimDisk {
     /// Damages a file below `directory` at rest; says which, and where. None where nothing lies there.
     pub fn damage(&self, directory: &Path, damage: Damage, random: &mut StdRng) -> Option<(PathBuf, usize)> {
         let mut state = self.lock();
-        let files = state.files.iter_mut().filter(|(path, file)| {
-            path.starts_with(directory) && !file.bytes.is_empty()
-        });
+        let files = state
+            .files
+            .iter_mut()
+            .filter(|(path, file)| path.starts_with(directory) && !file.bytes.is_empty());
         let mut files: Vec<_> = files.collect();
         let count = u64::try_from(files.len()).ok().filter(|count| *count > 0)?;
         let (path, file) = &mut files[usize::try_from(random.next_u64() % count).ok()?];

@@ -98,7 +98,11 @@ impl Links {
     /// refuses connections.
     pub fn refuse(&self, machine: IpAddr, refuses: bool) {
         let mut state = self.lock();
-        if refuses { state.refusing.insert(machine) } else { state.refusing.remove(&machine) };
+        if refuses {
+            state.refusing.insert(machine)
+        } else {
+            state.refusing.remove(&machine)
+        };
     }
 
     /// Whether it refuses.

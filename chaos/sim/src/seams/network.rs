@@ -79,9 +79,7 @@ async fn dial(address: &str, links: &Links) -> io::Result<TcpStream> {
         }
         let began = Instant::now();
         match TcpStream::connect(address).await {
-            Err(error)
-                if error.kind() == io::ErrorKind::ConnectionRefused && Instant::now() == began =>
-            {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && Instant::now() == began => {
                 tokio::time::sleep(resend).await;
                 resend *= 2;
             }
