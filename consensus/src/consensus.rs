@@ -24,6 +24,7 @@ use crate::network::client::Factory;
 use crate::proposer::{Proposer, Way};
 use crate::raft_types::{MasterAddress, Raft};
 use crate::read::{self, ReadQueue};
+use crate::slow::Slow;
 use crate::state_machine::StateMachine;
 use crate::types::{Leadership, NodeId};
 use crate::{Error, membership};
@@ -74,7 +75,8 @@ impl Consensus {
         let durable = Arc::new(AtomicU64::new(0));
         let state_machine = StateMachine::new(store.clone(), durable.clone(), env.blocking)?;
         let applied_index = state_machine.applied_index();
-        let log_store = LogStore::new(log.clone(), store.clone(), durable, env.blocking);
+        let log_store =
+            LogStore::new(log.clone(), store.clone(), durable, env.blocking, Slow::new(env.disk.clone()));
         let peers =
             Peers::new(env.network.clone(), &config.cluster_id, config.node_id, &config.address.peer_address)
                 .map_err(Error::Config)?;

@@ -5,6 +5,7 @@
 mod config;
 mod consensus;
 mod forward;
+mod inspect;
 mod leadership;
 mod log_store;
 mod membership;
@@ -14,6 +15,7 @@ mod proposer;
 mod raft_types;
 mod read;
 mod service;
+mod slow;
 mod state_machine;
 mod status;
 pub mod testing;
@@ -26,6 +28,7 @@ pub use config::{
     Identity, Objects,
 };
 pub use consensus::{Consensus, FIRST_NODE_ID};
+pub use inspect::{LogRecord, VoteSeen};
 pub use raft_types::MasterAddress;
 pub use service::{MastersOnly, RaftService};
 pub use status::{DigestError, Status};

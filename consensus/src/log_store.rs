@@ -19,6 +19,7 @@ use storage::log::{Done, Log};
 use tokio::sync::oneshot;
 
 use crate::raft_types::{LogId, RaftEntry, TypeConfig, Vote};
+use crate::slow::Slow;
 
 /// The most bytes of entries in one AppendEntries request, or one larger entry.
 /// Far below the message limit of the wire.
@@ -32,6 +33,7 @@ pub(crate) struct LogStore {
     /// The log index up to which the object store is durable.
     durable: Arc<AtomicU64>,
     blocking: Blocking,
+    slow: Slow,
 }
 
 fn other(error: storage::Error) -> io::Error {
@@ -39,15 +41,22 @@ fn other(error: storage::Error) -> io::Error {
 }
 
 /// Waits for a write of the log.
-async fn written(write: impl FnOnce(Done)) -> io::Result<()> {
+async fn written(slow: &Slow, write: impl FnOnce(Done)) -> io::Result<()> {
     let (sender, receiver) = oneshot::channel();
-    write(Box::new(move |result| drop(sender.send(result))));
+    let slow = slow.clone();
+    write(Box::new(move |result| slow.after(move || drop(sender.send(result)))));
     receiver.await.map_err(|_| io::Error::other("the log has stopped"))?
 }
 
 impl LogStore {
-    pub(crate) fn new(log: Arc<Log>, store: Arc<Store>, durable: Arc<AtomicU64>, blocking: Blocking) -> Self {
-        Self { log, store, durable, blocking }
+    pub(crate) fn new(
+        log: Arc<Log>,
+        store: Arc<Store>,
+        durable: Arc<AtomicU64>,
+        blocking: Blocking,
+        slow: Slow,
+    ) -> Self {
+        Self { log, store, durable, blocking, slow }
     }
 
     fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<RaftEntry>> {
@@ -107,7 +116,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let vote = encode("vote", vote).map_err(other)?;
-        written(|done| self.log.save_vote(vote, done)).await
+        written(&self.slow, |done| self.log.save_vote(vote, done)).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
@@ -131,12 +140,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             .map(|entry| Ok((entry.index(), Bytes::from(encode("log entry", &entry)?))))
             .collect::<storage::Result<Vec<_>>>()
             .map_err(other)?;
-        self.log.append(records, Box::new(move |result| callback.io_completed(result)));
+        let slow = self.slow.clone();
+        let done: Done = Box::new(move |result| slow.after(move || callback.io_completed(result)));
+        self.log.append(records, done);
         Ok(())
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
-        written(|done| self.log.truncate_after(last_log_id.map(|id| id.index), done)).await
+        written(&self.slow, |done| self.log.truncate_after(last_log_id.map(|id| id.index), done)).await
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
@@ -148,6 +159,6 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             self.blocking.run(move || store.sync()).await?.map_err(other)?;
         }
         let id = encode("log id", &log_id).map_err(other)?;
-        written(|done| self.log.purge(log_id.index, id, done)).await
+        written(&self.slow, |done| self.log.purge(log_id.index, id, done)).await
     }
 }

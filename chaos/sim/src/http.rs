@@ -15,6 +15,7 @@ use proto_env::PeerIdentity;
 use serde_json::Value;
 
 use crate::machine::API_PORT;
+use crate::seams::links::Links;
 use crate::seams::network::connect_as;
 
 /// How long a client waits for an answer.
@@ -41,13 +42,14 @@ pub struct Answer {
 /// A connection to one master, made when it is needed.
 pub struct Client {
     master: IpAddr,
+    links: Links,
     connection: Option<SendRequest<Full<Bytes>>>,
 }
 
 impl Client {
     /// A client of the master at `master`.
-    pub fn new(master: IpAddr) -> Self {
-        Self { master, connection: None }
+    pub fn new(master: IpAddr, links: Links) -> Self {
+        Self { master, links, connection: None }
     }
 
     /// Asks, within [`TIMEOUT`].
@@ -103,7 +105,8 @@ impl Client {
             organizations: vec!["system:masters".to_owned()],
         };
         let address = format!("{}:{API_PORT}", self.master);
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect_as(&address, Some(&admin))).await;
+        let connecting = connect_as(&address, Some(&admin), &self.links);
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await;
         let stream = connected.ok()?.ok()?.stream;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
         tokio::spawn(async move {

@@ -1,9 +1,11 @@
 //! Carries the schedule of an experiment out, between two steps of the
 //! simulation. A fault counts when it really happened: a link was there to be
-//! cut, a process to be killed, a call of the disk failed. What the simulation
-//! cannot do counts as never fired, which makes the verdict unknown.
+//! cut, a process to be killed, a call of the disk failed. One that finds nobody to
+//! strike when it is due, as while nobody leads, waits for somebody. What the
+//! simulation cannot do counts as never fired, which makes the verdict unknown.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,21 +15,31 @@ use chaos_spec::report::FaultRecord;
 use chaos_spec::resolve::Link;
 use chaos_spec::units::Offset;
 use chaos_spec::{Group, NodeName, Target};
+use consensus::VoteSeen;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
+use crate::checks::minority;
 use crate::machine::{Machine, Order};
-use crate::seams::disk::Failure;
+use crate::seams::disk::{Damage, Failure};
+use crate::seams::links::Shape;
 use crate::seams::random::generator;
-use crate::world::{LATENCY, World};
+use crate::world::World;
+
+/// A fault of the disk that nothing has felt when it should end goes on for so long.
+const UNFELT: Duration = Duration::from_millis(100);
+/// How long a power loss waits for somebody who has just voted.
+const AIM: Duration = Duration::from_secs(4);
+/// Where on a machine files are damaged.
+const AT_REST: &str = "/master/log";
 
 /// What ends a fault.
 enum Undo {
     Repair(Vec<Link>),
-    Latency(Vec<Link>),
-    Loss(Vec<Link>),
-    Release(Vec<Link>),
+    Unshape(Vec<Link>, fn(&mut Shape)),
     Start(Vec<NodeName>),
+    /// With how many syncs there had been before.
+    Quick(NodeName, u64),
     /// With how many calls had failed before.
     Disk(NodeName, u64),
     Clock(NodeName),
@@ -36,6 +48,8 @@ enum Undo {
 /// The hand that does it.
 pub struct Injector {
     schedule: VecDeque<(usize, Entry)>,
+    /// What is due and has found nobody to strike yet.
+    waiting: Vec<(usize, Entry)>,
     /// When the schedule began, in simulated time.
     origin: Duration,
     duration: Duration,
@@ -46,6 +60,8 @@ pub struct Injector {
     cuts: BTreeMap<Link, u32>,
     down: BTreeSet<NodeName>,
     records: Vec<FaultRecord>,
+    /// The votes at the last step, while a power loss waits for one.
+    votes: BTreeMap<NodeName, VoteSeen>,
 }
 
 impl Injector {
@@ -65,12 +81,14 @@ impl Injector {
         Self {
             records: schedule.iter().map(record).collect(),
             schedule: schedule.iter().cloned().enumerate().collect(),
+            waiting: Vec::new(),
             origin,
             duration,
             random: generator(seed, 2),
             active: Vec::new(),
             cuts: BTreeMap::new(),
             down: BTreeSet::new(),
+            votes: BTreeMap::new(),
         }
     }
 
@@ -83,14 +101,30 @@ impl Injector {
     pub fn step(&mut self, world: &mut World<'_>) {
         let now = world.elapsed().saturating_sub(self.origin);
         self.end_due(world, now);
-        while self.schedule.front().is_some_and(|(_, entry)| entry.at <= now) {
-            let Some((index, entry)) = self.schedule.pop_front() else { return };
+        while let Some(due) = self.schedule.pop_front_if(|(_, entry)| entry.at <= now) {
+            self.waiting.push(due);
+        }
+        for (index, entry) in std::mem::take(&mut self.waiting) {
             // What is down already cannot be struck, but it can be replaced.
             let mut order = world.members();
             order.retain(|node| matches!(entry.fault, Fault::Member(_)) || !self.down.contains(node));
             order.shuffle(&mut self.random);
-            let group = Group::new(order, world.leader());
-            let fired = self.begin(world, &group, index, &entry);
+            if self.aims(index, &entry, now) {
+                let voted = self.voted(world);
+                // Nobody has voted just now: wait for it.
+                if !order.iter().any(|node| voted.contains(node)) {
+                    self.waiting.push((index, entry));
+                    continue;
+                }
+                order.retain(|node| voted.contains(node));
+            }
+            let leader = world.leader().filter(|leader| order.contains(leader));
+            let group = Group::new(order, leader);
+            let moved = Entry { at: now, ..entry.clone() };
+            let Some(fired) = self.begin(world, &group, index, &moved) else {
+                self.waiting.push((index, entry));
+                continue;
+            };
             let record = &mut self.records[index];
             record.fired += fired;
             record.at = now;
@@ -101,10 +135,37 @@ impl Injector {
         }
     }
 
+    /// Whether this is a power loss that should strike who has just voted: what a
+    /// master has promised a moment ago is what it must not forget. Half of those that
+    /// strike somebody, for a while.
+    fn aims(&self, index: usize, entry: &Entry, now: Duration) -> bool {
+        let Fault::Powerloss(strike) = &entry.fault else { return false };
+        matches!(strike.target, Target::Any | Target::Follower)
+            && index.is_multiple_of(2)
+            && now < entry.at + AIM
+            && now + AIM < self.duration
+    }
+
+    /// Who has voted since the last step.
+    fn voted(&mut self, world: &World<'_>) -> BTreeSet<NodeName> {
+        let now = world.observer.votes();
+        let before = std::mem::replace(&mut self.votes, now);
+        let changed = |node: &NodeName, vote: &VoteSeen| before.get(node).is_some_and(|was| was != vote);
+        self.votes.iter().filter(|(node, vote)| changed(node, vote)).map(|(node, _)| *node).collect()
+    }
+
+    /// Tells the observer who reaches no majority.
+    fn isolate(&self, world: &World<'_>) {
+        let masters: BTreeSet<NodeName> = world.members().into_iter().collect();
+        let cuts: BTreeSet<Link> = self.cuts.keys().copied().collect();
+        world.observer.isolated(&minority::isolated(&masters, &cuts, world.quorum()));
+    }
+
     /// Ends everything that is wrong, and starts every node that is down.
     pub fn heal(&mut self, world: &mut World<'_>) {
         tracing::info!(target: "chaos", "everything heals");
         self.schedule.clear();
+        self.waiting.clear();
         self.end_due(world, Duration::MAX);
         let down = std::mem::take(&mut self.down);
         down.into_iter().for_each(|node| world.start(node));
@@ -114,6 +175,15 @@ impl Injector {
         let (due, rest) = std::mem::take(&mut self.active).into_iter().partition(|(end, ..)| *end <= now);
         self.active = rest;
         for (end, index, undo) in due {
+            let felt = match &undo {
+                Undo::Disk(node, before) => world.machine(*node).is_none_or(|m| m.disk.failed() > *before),
+                Undo::Quick(node, before) => world.machine(*node).is_none_or(|m| m.disk.syncs() > *before),
+                _ => true,
+            };
+            if !felt && now < self.duration {
+                self.active.push((now + UNFELT, index, undo));
+                continue;
+            }
             self.undo(world, index, undo);
             self.records[index].ended = Some(end.min(world.elapsed().saturating_sub(self.origin)));
         }
@@ -130,16 +200,9 @@ impl Injector {
                         world.on_link(link, |sim, from, to| sim.repair_oneway(from, to));
                     }
                 }
+                self.isolate(world);
             }
-            Undo::Latency(links) => {
-                links.iter().for_each(|l| world.on_link(*l, |sim, a, b| sim.set_link_latency(a, b, LATENCY)));
-            }
-            Undo::Loss(links) => {
-                links.iter().for_each(|l| world.on_link(*l, |sim, a, b| sim.set_link_fail_rate(a, b, 0.0)));
-            }
-            Undo::Release(links) => {
-                links.iter().for_each(|link| world.on_link(*link, |sim, a, b| sim.release(a, b)));
-            }
+            Undo::Unshape(links, change) => links.iter().for_each(|link| world.shape(*link, change)),
             Undo::Start(nodes) => {
                 for node in nodes {
                     if self.down.remove(&node) {
@@ -153,6 +216,12 @@ impl Injector {
                     self.records[index].fired += machine.disk.failed() - before;
                 }
             }
+            Undo::Quick(node, before) => {
+                if let Some(machine) = world.machine(node) {
+                    machine.disk.set_slow(Duration::ZERO);
+                    self.records[index].fired += machine.disk.syncs() - before;
+                }
+            }
             Undo::Clock(node) => {
                 if let Some(machine) = world.machine(node) {
                     machine.clock.set_skew_ms(0);
@@ -161,42 +230,54 @@ impl Injector {
         }
     }
 
-    /// Begins a fault and says how often it took effect so far.
-    fn begin(&mut self, world: &mut World<'_>, group: &Group, index: usize, entry: &Entry) -> u64 {
+    /// Begins a fault and says how often it took effect so far; none where there is nobody to strike.
+    fn begin(&mut self, world: &mut World<'_>, group: &Group, index: usize, entry: &Entry) -> Option<u64> {
         let end = entry.end(self.duration);
         match &entry.fault {
             Fault::Cut(cut) => {
-                let links = group.cut(cut);
+                let links = some(group.cut(cut))?;
                 for link in &links {
                     *self.cuts.entry(*link).or_default() += 1;
                     world.on_link(*link, |sim, from, to| sim.partition_oneway(from, to));
                 }
-                self.begun(end, index, links, Undo::Repair)
+                self.isolate(world);
+                Some(self.begun(end, index, links, Undo::Repair))
             }
-            Fault::Slow(slow) if !slow.one_way => {
-                let links = group.links(&slow.from, &slow.to, false);
-                for link in &links {
-                    world.on_link(*link, |sim, a, b| sim.set_link_latency(a, b, slow.latency));
-                }
-                self.begun(end, index, links, Undo::Latency)
+            Fault::Slow(slow) => {
+                let links = some(group.links(&slow.from, &slow.to, slow.one_way))?;
+                let (latency, jitter) = (slow.latency, slow.jitter.unwrap_or_default());
+                links.iter().for_each(|link| {
+                    world.shape(*link, |shape| (shape.latency, shape.jitter) = (latency, jitter));
+                });
+                Some(self.begun(end, index, links, |links| {
+                    Undo::Unshape(links, |shape| (shape.latency, shape.jitter) = Default::default())
+                }))
             }
-            Fault::Lose(lose) if !lose.one_way => {
-                let links = group.links(&lose.from, &lose.to, false);
-                for link in &links {
-                    world.on_link(*link, |sim, a, b| sim.set_link_fail_rate(a, b, lose.percent.fraction()));
-                }
-                self.begun(end, index, links, Undo::Loss)
+            Fault::Lose(lose) => {
+                let links = some(group.links(&lose.from, &lose.to, lose.one_way))?;
+                let loss = lose.percent.fraction();
+                links.iter().for_each(|link| world.shape(*link, |shape| shape.loss = loss));
+                Some(self.begun(end, index, links, |links| Undo::Unshape(links, |shape| shape.loss = 0.0)))
             }
-            Fault::Hold(hold) if !hold.one_way => {
-                let links = group.links(&hold.from, &hold.to, false);
-                links.iter().for_each(|link| world.on_link(*link, |sim, a, b| sim.hold(a, b)));
-                self.begun(end, index, links, Undo::Release)
+            Fault::Hold(hold) => {
+                let links = some(group.links(&hold.from, &hold.to, hold.one_way))?;
+                links.iter().for_each(|link| world.shape(*link, |shape| shape.holds += 1));
+                Some(self.begun(end, index, links, |links| Undo::Unshape(links, |shape| shape.holds -= 1)))
             }
-            Fault::Kill(strike) => self.stop(world, group.nodes(&strike.target), index, end, false),
-            Fault::Powerloss(strike) => self.stop(world, group.nodes(&strike.target), index, end, true),
-            Fault::Disk(disk) => self.disk(world, group.nodes(&disk.target), index, end, disk.kind),
+            Fault::Kill(strike) => {
+                let nodes = some(group.nodes(&strike.target))?;
+                Some(self.stop(world, nodes, index, end, false))
+            }
+            Fault::Powerloss(strike) => {
+                let nodes = some(group.nodes(&strike.target))?;
+                Some(self.stop(world, nodes, index, end, true))
+            }
+            Fault::Disk(disk) => {
+                let nodes = some(group.nodes(&disk.target))?;
+                Some(self.disk(world, nodes, index, end, disk.kind))
+            }
             Fault::Clock(clock) => {
-                let machines = Self::machines(world, group, &clock.target);
+                let machines = some(Self::machines(world, group, &clock.target))?;
                 for (node, machine) in &machines {
                     match clock.change {
                         ClockChange::Skew(offset) => {
@@ -206,11 +287,11 @@ impl Injector {
                         ClockChange::Jump(offset) => machine.clock.jump_ms(millis(offset)),
                     }
                 }
-                machines.len() as u64
+                Some(machines.len() as u64)
             }
             Fault::Member(member) => Self::member(world, group, member),
-            // Not in this world: stopping without dying, slow disks, one-way delays, workers.
-            Fault::Pause(_) | Fault::Worker(_) | Fault::Slow(_) | Fault::Lose(_) | Fault::Hold(_) => 0,
+            // Not in this world: standing still without dying.
+            Fault::Pause(_) | Fault::Worker(_) => Some(0),
         }
     }
 
@@ -236,7 +317,7 @@ impl Injector {
     ) -> u64 {
         let nodes: Vec<NodeName> = nodes.into_iter().filter(|node| self.down.insert(*node)).collect();
         for node in &nodes {
-            world.stop(*node);
+            world.stop(*node, power);
             let Some(machine) = world.machine(*node).filter(|_| power) else { continue };
             let lost = machine.disk.power_loss(&mut self.random);
             machine.home.power_loss();
@@ -249,51 +330,77 @@ impl Injector {
 
     fn disk(
         &mut self,
-        world: &World<'_>,
+        world: &mut World<'_>,
         nodes: Vec<NodeName>,
         index: usize,
         end: Duration,
         kind: DiskKind,
     ) -> u64 {
-        let failure = match kind {
-            DiskKind::Eio => Failure::SyncFails,
-            DiskKind::Enospc => Failure::Full,
-            // Not in this world yet.
-            DiskKind::Bitflip | DiskKind::Truncate | DiskKind::SlowFsync { .. } => return 0,
-        };
+        let mut fired = 0;
         for node in nodes {
-            if let Some(machine) = world.machine(node) {
+            let Some(machine) = world.machine(node) else { continue };
+            let fails = |failure| {
                 machine.disk.set_failure(Some(failure));
-                self.active.push((end, index, Undo::Disk(node, machine.disk.failed())));
-            }
+                Undo::Disk(node, machine.disk.failed())
+            };
+            // Counted at its end, by the calls that felt it.
+            let undo = match kind {
+                DiskKind::Eio => fails(Failure::SyncFails),
+                DiskKind::Enospc => fails(Failure::Full),
+                DiskKind::SlowFsync { delay } => {
+                    machine.disk.set_slow(delay);
+                    Undo::Quick(node, machine.disk.syncs())
+                }
+                DiskKind::Bitflip => {
+                    fired += u64::from(self.damage(world, &machine, Damage::Flip));
+                    continue;
+                }
+                DiskKind::Truncate => {
+                    fired += u64::from(self.damage(world, &machine, Damage::Cut));
+                    continue;
+                }
+            };
+            self.active.push((end, index, undo));
         }
-        // Counted at its end, by the calls that failed.
-        0
+        fired
     }
 
-    fn member(world: &mut World<'_>, group: &Group, member: &Member) -> u64 {
+    /// A machine restarts on files that are not what it wrote.
+    fn damage(&mut self, world: &mut World<'_>, machine: &Machine, damage: Damage) -> bool {
+        world.stop(machine.node, false);
+        let damaged = machine.disk.damage(Path::new(AT_REST), damage, &mut self.random);
+        tracing::info!(target: "chaos", machine = machine.name, ?damage, ?damaged, "damage");
+        if damaged.is_some() {
+            world.suspect(machine.node);
+        }
+        world.start(machine.node);
+        damaged.is_some()
+    }
+
+    fn member(world: &mut World<'_>, group: &Group, member: &Member) -> Option<u64> {
         let leader = world.leader();
         let order = |world: &World<'_>, order| {
-            let machine = leader.and_then(|leader| world.machine(leader));
-            u64::from(machine.is_some_and(|machine| machine.order(order)))
+            let machine = leader.and_then(|leader| world.machine(leader))?;
+            machine.order(order).then_some(1)
         };
         match member {
-            Member::TransferLeader(target) => match group.nodes(target).first() {
-                Some(to) if Some(*to) == leader => 1,
-                Some(to) => world.node_id(*to).map_or(0, |id| order(world, Order::TransferLeader(id))),
-                None => 0,
+            Member::TransferLeader(target) => match *group.nodes(target).first()? {
+                to if Some(to) == leader => Some(1),
+                to => order(world, Order::TransferLeader(world.node_id(to)?)),
             },
-            Member::Add(new) => u64::from(world.add(*new)),
-            Member::Remove(target) => match group.nodes(target).first() {
-                Some(old) => world.retire(*old),
-                None => 0,
-            },
-            Member::Replace(replace) => match group.nodes(&replace.old).first() {
-                Some(old) if world.add(replace.new) => world.retire(*old),
-                _ => 0,
-            },
+            Member::Add(new) => Some(u64::from(world.add(*new))),
+            Member::Remove(target) => world.retire(*group.nodes(target).first()?).then_some(1),
+            Member::Replace(replace) => {
+                let old = *group.nodes(&replace.old).first()?;
+                world.retire(old).then(|| u64::from(world.add(replace.new)))
+            }
         }
     }
+}
+
+/// None for nobody.
+fn some<T>(all: Vec<T>) -> Option<Vec<T>> {
+    (!all.is_empty()).then_some(all)
 }
 
 fn millis(offset: Offset) -> i64 {

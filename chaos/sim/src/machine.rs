@@ -19,19 +19,17 @@ use proto_wire::token::JoinToken;
 use storage::backend::memory::MemoryHome;
 use tokio::sync::mpsc;
 
-use crate::observer::Observer;
 use crate::seams::clock::SimClock;
 use crate::seams::disk::SimDisk;
 use crate::seams::network::SimNetwork;
 use crate::seams::random::SimRandom;
+use crate::workload::Workload;
 
 /// Port of the API, and of everything between masters.
 pub const API_PORT: u16 = 6443;
 const PEER_PORT: u16 = 6444;
 /// How long a master that ended stays down, as under a supervisor.
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
-/// Masters that a new one asks to let it in: as many as a cluster begins with.
-const JOIN_ADDRESSES: u32 = 3;
 const ORDERS_MAX: usize = 8;
 const ORDER_TIMEOUT: Duration = Duration::from_secs(2);
 const DATA_DIR: &str = "/master";
@@ -50,9 +48,11 @@ pub struct Machine {
     pub home: MemoryHome,
     /// Its clocks.
     pub clock: Arc<SimClock>,
-    seed: u64,
-    observer: Observer,
+    /// Seed, ways and whom to ask: shared by everything in the world.
+    workload: Workload,
     starts: AtomicU64,
+    /// How often in a row the master did not come up.
+    failures: AtomicU64,
     /// To the master that runs.
     orders: Mutex<Option<mpsc::Sender<Order>>>,
 }
@@ -71,7 +71,7 @@ impl Machine {
     ///
     /// # Errors
     /// Where the fixed keys do not parse.
-    pub fn new(node: NodeName, seed: u64, observer: Observer) -> Result<Arc<Self>> {
+    pub fn new(node: NodeName, workload: &Workload) -> Result<Arc<Self>> {
         let machine = Self {
             node,
             name: node.to_string(),
@@ -79,9 +79,9 @@ impl Machine {
             disk: SimDisk::default(),
             home: MemoryHome::default(),
             clock: Arc::default(),
-            seed,
-            observer,
+            workload: workload.clone(),
             starts: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
             orders: Mutex::default(),
         };
         if node.number() == 1 {
@@ -96,7 +96,10 @@ impl Machine {
         loop {
             match self.once().await {
                 Ok(()) => tracing::info!(machine = self.name, "the master ended"),
-                Err(error) => tracing::warn!(machine = self.name, %error, "the master failed"),
+                Err(error) => {
+                    self.failures.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(machine = self.name, %error, "the master failed");
+                }
             }
             tokio::time::sleep(RESTART_PAUSE).await;
         }
@@ -108,12 +111,20 @@ impl Machine {
         orders.as_ref().is_some_and(|orders| orders.try_send(order).is_ok())
     }
 
+    /// How often in a row the master has not come up.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
     async fn once(&self) -> Result<(), master_node::Error> {
         let start = self.starts.fetch_add(1, Ordering::Relaxed);
         let env = Env {
             clock: self.clock.clone(),
-            random: Arc::new(SimRandom::new(self.seed, (u64::from(self.node.number()) << 32) | start)),
-            network: Arc::new(SimNetwork::default()),
+            random: Arc::new(SimRandom::new(
+                self.workload.seed,
+                (u64::from(self.node.number()) << 32) | start,
+            )),
+            network: Arc::new(SimNetwork::new(self.workload.links.clone())),
             disk: Arc::new(self.disk.clone()),
             blocking: Blocking::Inline,
             shutdown: CancellationToken::new(),
@@ -121,7 +132,8 @@ impl Machine {
         let objects = Objects::In(Arc::new(self.home.clone()));
         let master = master_node::build(self.config(), env, objects).await?;
         let consensus: Arc<Consensus> = master.consensus().clone();
-        self.observer.attach(self.node, &consensus);
+        self.failures.store(0, Ordering::Relaxed);
+        self.workload.observer.attach(self.node, &consensus);
         let (sender, receiver) = mpsc::channel(ORDERS_MAX);
         *self.orders.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
         tokio::spawn(obey(consensus, receiver));
@@ -130,7 +142,8 @@ impl Machine {
 
     fn config(&self) -> MasterConfig {
         let joins = self.node.number() != 1;
-        let peers = (1..=JOIN_ADDRESSES).map(|number| format!("{}:{PEER_PORT}", address(number)));
+        let others = self.workload.masters().into_iter().filter(|ip| *ip != self.ip);
+        let peers = others.map(|ip| format!("{ip}:{PEER_PORT}"));
         MasterConfig {
             name: self.name.clone(),
             data_dir: Path::new(DATA_DIR).to_owned(),
@@ -158,6 +171,14 @@ async fn obey(consensus: Arc<Consensus>, mut orders: mpsc::Receiver<Order>) {
 /// The address of master number `number`.
 fn address(number: u32) -> IpAddr {
     IpAddr::from([10, 0, 0, u8::try_from(number).unwrap_or(u8::MAX)])
+}
+
+/// The master whose machine has this address.
+pub fn master_at(ip: IpAddr) -> Option<NodeName> {
+    match ip {
+        IpAddr::V4(ip) if ip.octets()[..3] == [10, 0, 0] => NodeName::master(ip.octets()[3].into()),
+        _ => None,
+    }
 }
 
 /// The token masters join with; the bootstrap client stores it.

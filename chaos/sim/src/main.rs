@@ -9,9 +9,10 @@
 //! | `world.rs`, `machine.rs` | the machines, each with its master built as in production |
 //! | `workload.rs`, `watcher.rs`, `http.rs` | the clients |
 //! | `inject.rs` | what goes wrong, when it is time |
-//! | `observer.rs` | what is seen |
+//! | `observer.rs`, `checks/` | what is seen, and what must hold of the masters meanwhile |
 //! | `run.rs`, `report.rs` | one run, from boot to verdict, and what is said of it |
 
+mod checks;
 mod determinism;
 mod http;
 mod inject;

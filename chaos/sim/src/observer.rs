@@ -4,14 +4,17 @@
 //! one leader a term (Raft, Ongaro and Ousterhout 2014, "Election Safety") and
 //! the same change at the same revision on every replica ("State Machine Safety").
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use chaos_spec::NodeName;
-use consensus::{Consensus, Member, NodeId};
+use consensus::{Consensus, Member, NodeId, VoteSeen};
 use storage::{Object, Store, WatchClosed, WatchEvent, WatchItem};
 
+use crate::checks::{fence, minority, votes};
+use crate::machine;
 use crate::seams::clock;
 use chaos_oracle::Violation;
 use chaos_oracle::history::{Change, Event, History, Operation, Outcome, Stamps, Truth, Watched};
@@ -33,6 +36,10 @@ struct Seen {
     violations: Vec<Violation>,
     masters: BTreeMap<NodeName, Weak<Consensus>>,
     ids: BTreeMap<NodeName, NodeId>,
+    votes: votes::Votes,
+    /// What leaders wrote into their journal, by revision.
+    journal: BTreeMap<u64, fence::Written>,
+    minority: minority::Minority,
 }
 
 /// What is seen of the run; clones share it.
@@ -55,10 +62,16 @@ impl Observer {
         self.lock().stamps.next(now)
     }
 
-    /// A client's operation has ended.
-    pub fn operation(&self, operation: Operation) {
+    /// A client's operation, which it asked of this machine, has ended.
+    pub fn operation(&self, operation: Operation, asked: IpAddr) {
         tracing::info!(target: "client", %operation, "operation");
         let mut seen = self.lock();
+        let answered = !matches!(operation.outcome, Outcome::NotEntered | Outcome::Unknown);
+        if let Some(by) = machine::master_at(asked).filter(|_| answered)
+            && let Some(what) = seen.minority.acknowledged(by, operation.called)
+        {
+            seen.violations.push(violation(minority::CHECK, format!("{what} {operation}")));
+        }
         seen.acknowledged += usize::from(matches!(operation.outcome, Outcome::Written { .. }));
         seen.operations.push(operation);
     }
@@ -74,8 +87,34 @@ impl Observer {
         self.lock().violations.push(violation);
     }
 
+    /// From now on these masters reach no majority.
+    pub fn isolated(&self, alone: &BTreeSet<NodeName>) {
+        let now = u64::try_from(clock::elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.lock().minority.now(alone, now);
+    }
+
+    /// For whom each master that runs has voted last.
+    pub fn votes(&self) -> BTreeMap<NodeName, VoteSeen> {
+        self.masters().into_iter().map(|(node, master)| (node, master.vote_seen())).collect()
+    }
+
+    /// The process on a node is about to be taken away: what it has saved must be there when it comes back.
+    pub fn last_seen(&self, node: NodeName) {
+        let master = self.lock().masters.get(&node).and_then(Weak::upgrade);
+        if let Some(master) = master {
+            self.lock().votes.seen(node, master.node_id(), master.vote_seen());
+        }
+    }
+
     /// Looks into the master that starts on a node, until it ends.
     pub fn attach(&self, node: NodeName, consensus: &Arc<Consensus>) {
+        let forgotten = self.lock().votes.started(node, consensus.node_id(), consensus.vote_seen());
+        forgotten.into_iter().for_each(|what| self.violation(votes::CHECK, what));
+        match consensus.store().watch(fence::KEY, consensus.store().revision()) {
+            Ok(watch) => drop(tokio::spawn(follow_journal(self.clone(), watch))),
+            Err(error) => self.violation("observer", format!("{node}: {error}")),
+        }
+        tokio::spawn(fence::keep_journal(node, consensus.clone()));
         self.lock().masters.insert(node, Arc::downgrade(consensus));
         self.lock().ids.insert(node, consensus.node_id());
         tokio::spawn(follow_leadership(self.clone(), node, consensus.leadership()));
@@ -141,7 +180,12 @@ impl Observer {
             watches: std::mem::take(&mut seen.watches).into_values().collect(),
             truth: Truth { events: std::mem::take(&mut seen.truth).into_values().collect() },
         };
-        (history, std::mem::take(&mut seen.violations))
+        let journal = std::mem::take(&mut seen.journal);
+        let mut violations = std::mem::take(&mut seen.violations);
+        violations.extend(
+            fence::check(journal.into_values()).into_iter().map(|what| violation(fence::CHECK, what)),
+        );
+        (history, violations)
     }
 
     fn leads(&self, node: NodeName, term: u64) {
@@ -186,6 +230,17 @@ async fn follow_leadership(
         }
         if leadership.changed().await.is_err() {
             return;
+        }
+    }
+}
+
+/// What replicas that were cut off apply later, others have shown before.
+async fn follow_journal(observer: Observer, mut watch: storage::Watch) {
+    while let Ok(item) = watch.next().await {
+        if let WatchItem::Event(WatchEvent { revision, object: Some(object), .. }) = item
+            && let Some(written) = fence::decode(revision, &object.value)
+        {
+            observer.lock().journal.insert(revision, written);
         }
     }
 }

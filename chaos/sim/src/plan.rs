@@ -22,6 +22,9 @@ const REPLACEMENTS_MAX: u32 = 2;
 /// The search for a linearization grows fast with the calls of one object that nobody knows the outcome of.
 const OPERATIONS_PER_KEY: u64 = 150;
 
+/// The last fault begins so long before the end that it finds somebody to strike.
+const MARGIN: Duration = Duration::from_secs(5);
+
 /// Draws what happens to a cluster of `masters` within `duration`.
 ///
 /// # Errors
@@ -63,9 +66,10 @@ fn schedule(random: &mut StdRng, experiment: &mut Experiment) {
     let (masters, duration) = (experiment.spec.cluster.masters, experiment.spec.duration);
     let mut at = Duration::from_secs(1);
     let mut replaced = BTreeSet::new();
-    while at + Duration::from_secs(1) < duration {
+    let mut damaged = false;
+    while at + MARGIN < duration {
         let lasts = Duration::from_millis(random.random_range(200..6000)).min(duration - at);
-        if let Some(fault) = fault(random, masters, &mut replaced) {
+        if let Some(fault) = fault(random, masters, &mut replaced, &mut damaged) {
             let lasts = (!fault.is_instant()).then_some(lasts);
             experiment.spec.schedule.push(Entry { at, lasts, fault });
             if experiment.check().is_err() {
@@ -76,7 +80,12 @@ fn schedule(random: &mut StdRng, experiment: &mut Experiment) {
     }
 }
 
-fn fault(random: &mut StdRng, masters: u32, replaced: &mut BTreeSet<u32>) -> Option<Fault> {
+fn fault(
+    random: &mut StdRng,
+    masters: u32,
+    replaced: &mut BTreeSet<u32>,
+    damaged: &mut bool,
+) -> Option<Fault> {
     let several = masters >= 3;
     let target = match random.random_range(0..10) {
         0..4 => Target::Leader,
@@ -97,7 +106,14 @@ fn fault(random: &mut StdRng, masters: u32, replaced: &mut BTreeSet<u32>) -> Opt
         34..52 => Fault::Kill(strike(some_or_all(random, target))),
         52..72 => Fault::Powerloss(strike(some_or_all(random, target))),
         72..80 => {
-            let kind = if random.random_bool(0.5) { DiskKind::Eio } else { DiskKind::Enospc };
+            let kind = match random.random_range(0..6) {
+                0..2 => DiskKind::Eio,
+                2..4 => DiskKind::Enospc,
+                4 => DiskKind::SlowFsync { delay: Duration::from_millis(random.random_range(20..800)) },
+                // No more than a minority, or what was promised may be gone.
+                _ if several && !std::mem::replace(damaged, true) => DiskKind::Bitflip,
+                _ => return None,
+            };
             Fault::Disk(Disk { target, kind })
         }
         80..86 => {
@@ -128,11 +144,12 @@ fn cut(random: &mut StdRng, masters: u32) -> Cut {
 }
 
 fn disturbance(random: &mut StdRng) -> Option<Fault> {
-    let (from, to, one_way) = (Target::Leader, Target::Follower, false);
+    let (from, to, one_way) = (Target::Leader, Target::Follower, random.random_bool(0.5));
     Some(match random.random_range(0..3) {
         0 => {
             let latency = Duration::from_millis(random.random_range(20..800));
-            Fault::Slow(Slow { from, to, one_way, latency, jitter: None })
+            let jitter = random.random_bool(0.3).then_some(latency / 2);
+            Fault::Slow(Slow { from, to, one_way, latency, jitter })
         }
         1 => {
             let percent = Percent::from_hundredths(random.random_range(100..3000))?;
@@ -172,9 +189,17 @@ mod tests {
             .flat_map(|seed| random(seed, 5, Duration::from_secs(60)).unwrap().spec.schedule)
             .map(|entry| entry.fault.kind().name())
             .collect();
-        for kind in
-            ["cut-ring", "cut-one-way", "powerloss", "member-replace", "clock-jump", "hold", "disk-eio"]
-        {
+        for kind in [
+            "cut-ring",
+            "cut-one-way",
+            "powerloss",
+            "member-replace",
+            "clock-jump",
+            "hold",
+            "disk-eio",
+            "disk-slow-fsync",
+            "disk-bitflip",
+        ] {
             assert!(kinds.contains(kind), "{kind} is not in {kinds:?}");
         }
     }

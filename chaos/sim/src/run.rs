@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use chaos_spec::{Experiment, Report};
 
+use crate::checks::Sampler;
 use crate::inject::Injector;
 use crate::report::{self, Seen};
 use crate::world::World;
@@ -23,6 +24,8 @@ const HEALED_WRITES: usize = 20;
 const DRAIN: Duration = Duration::from_secs(8);
 /// How often it is looked whether the cluster is whole, in ticks.
 const SAMPLE_TICKS: u64 = 50;
+/// How often it is looked into all masters.
+const CHECK_TICKS: u64 = 500;
 
 /// What is run.
 pub struct Options {
@@ -40,6 +43,7 @@ struct Run<'a> {
     /// When the cluster became whole, or no longer was.
     wholeness: Vec<(Duration, bool)>,
     ticks: u64,
+    sampler: Sampler,
 }
 
 /// Runs the experiment. What went wrong in it is in the report.
@@ -48,7 +52,7 @@ struct Run<'a> {
 /// Where the simulation itself cannot go on.
 pub fn run(options: Options) -> Result<Report> {
     let world = World::new(&options.experiment, options.seed)?;
-    let mut run = Run { world, options, wholeness: Vec::new(), ticks: 0 };
+    let mut run = Run { world, options, wholeness: Vec::new(), ticks: 0, sampler: Sampler::default() };
     let booted = run.until(BOOT_LIMIT, |world| world.is_whole())?;
     tracing::info!(target: "chaos", booted, "boot");
     let origin = run.world.elapsed();
@@ -89,6 +93,9 @@ impl Run<'_> {
     fn step(&mut self) -> Result<()> {
         self.world.step()?;
         self.ticks += 1;
+        if self.ticks.is_multiple_of(CHECK_TICKS) {
+            self.sampler.sample(&self.world.observer);
+        }
         if self.ticks.is_multiple_of(SAMPLE_TICKS) {
             let whole = self.world.is_whole();
             if self.wholeness.last().is_none_or(|(_, before)| *before != whole) {

@@ -71,7 +71,7 @@ impl Watcher {
 
     /// Begins a stream with a list.
     async fn list(&mut self) -> Option<()> {
-        let mut client = Client::new(self.any_master());
+        let mut client = Client::new(self.any_master(), self.workload.links.clone());
         let answer = client.ask(Method::GET, COLLECTION, None).await.ok()?;
         if answer.status != StatusCode::OK {
             return None;
@@ -90,7 +90,7 @@ impl Watcher {
         let path = format!(
             "{COLLECTION}?watch=true&allowWatchBookmarks=true&resourceVersion={from}&timeoutSeconds={seconds}"
         );
-        let mut client = Client::new(self.any_master());
+        let mut client = Client::new(self.any_master(), self.workload.links.clone());
         let Ok(response) = client.send(Method::GET, &path, None).await else { return End::Resume };
         match response.status() {
             StatusCode::OK => {}

@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use crate::http::{Answer, Client, Failure};
 use crate::machine;
 use crate::observer::{KEY_PREFIX, Observer};
+use crate::seams::links::Links;
 use crate::seams::random::generator;
 use chaos_oracle::history::{Call, Operation, Outcome, Refusal, Versioned};
 
@@ -37,6 +38,8 @@ pub struct Workload {
     pub observer: Observer,
     /// Seed of the run.
     pub seed: u64,
+    /// The ways between all machines.
+    pub links: Links,
     spec: spec::Workload,
     masters: Arc<Mutex<Vec<IpAddr>>>,
 }
@@ -61,14 +64,19 @@ struct State {
 
 impl Workload {
     /// The load of an experiment.
-    pub fn new(spec: &spec::Workload, observer: Observer, seed: u64) -> Self {
+    pub fn new(spec: &spec::Workload, observer: Observer, seed: u64, links: Links) -> Self {
         let (begun, ended, masters) = Default::default();
-        Self { begun, ended, observer, seed, spec: *spec, masters }
+        Self { begun, ended, observer, seed, links, spec: *spec, masters }
     }
 
     /// Which masters the clients may ask from now on.
     pub fn set_masters(&self, masters: Vec<IpAddr>) {
         *self.masters.lock().unwrap_or_else(PoisonError::into_inner) = masters;
+    }
+
+    /// Those.
+    pub fn masters(&self) -> Vec<IpAddr> {
+        self.masters.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// One of them.
@@ -125,7 +133,7 @@ impl Workload {
 }
 
 /// Stores the token that masters join with, as soon as there is an API.
-pub async fn store_token(founder: IpAddr) {
+pub async fn store_token(founder: IpAddr, links: Links) {
     let token = machine::token();
     let secret = json!({
         "apiVersion": "v1", "kind": "Secret", "type": "bootstrap.kubernetes.io/token",
@@ -134,7 +142,7 @@ pub async fn store_token(founder: IpAddr) {
             "token-id": token.id, "token-secret": token.secret, "usage-ephor-join-master": "true",
         },
     });
-    let mut client = Client::new(founder);
+    let mut client = Client::new(founder, links);
     loop {
         if let Ok(answer) = client.ask(Method::POST, TOKENS, Some(&secret)).await
             && (answer.status.is_success() || answer.status == StatusCode::CONFLICT)
@@ -166,7 +174,7 @@ impl Worker {
             let idle = state.idle.get_mut(&state.at).and_then(Vec::pop);
             (call, state.at, idle)
         };
-        let mut client = idle.unwrap_or_else(|| Client::new(at));
+        let mut client = idle.unwrap_or_else(|| Client::new(at, self.workload.links.clone()));
         let called = self.workload.observer.stamp();
         let (method, path, body) = request(&call);
         let answer = client.ask(method, &path, body.as_ref()).await;
@@ -190,7 +198,8 @@ impl Worker {
             }
             state.learn(&call, &outcome);
         }
-        self.workload.observer.operation(Operation { client: self.number, call, called, returned, outcome });
+        let operation = Operation { client: self.number, call, called, returned, outcome };
+        self.workload.observer.operation(operation, at);
     }
 }
 

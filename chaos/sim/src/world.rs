@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, anyhow};
+use chaos_spec::fault::{Fault, Member, Replace};
 use chaos_spec::resolve::Link;
 use chaos_spec::{Experiment, NodeName};
 use consensus::NodeId;
@@ -16,6 +17,7 @@ use turmoil::{Sim, ToIpAddr};
 use crate::machine::{Machine, Order};
 use crate::observer::Observer;
 use crate::seams::clock::EPOCH_SECONDS;
+use crate::seams::links::{Links, Shape};
 use crate::workload::{Workload, store_token};
 
 /// Longest latency of a link that nothing is wrong with.
@@ -25,6 +27,8 @@ const LATENCY_MIN: Duration = Duration::from_micros(200);
 const TICK: Duration = Duration::from_millis(1);
 /// How often whoever leads is asked again to let a master go.
 const RETIRE_TICKS: u64 = 500;
+/// A master that has refused its files so often in a row does not come up by itself.
+const REFUSALS: u64 = 3;
 
 /// Everything there is.
 pub struct World<'a> {
@@ -32,14 +36,20 @@ pub struct World<'a> {
     pub observer: Observer,
     /// What the clients share.
     pub workload: Workload,
+    links: Links,
     sim: Sim<'a>,
-    seed: u64,
     ticks: u64,
     machines: BTreeMap<NodeName, Arc<Machine>>,
     /// Who should be a member in the end.
     expected: BTreeSet<NodeName>,
     /// Who is to leave, and has not yet.
     retiring: BTreeSet<NodeName>,
+    /// Whose files are damaged.
+    suspects: BTreeSet<NodeName>,
+    /// How many masters there were at the beginning.
+    founders: usize,
+    /// The highest number of a master that the experiment names.
+    named: u32,
 }
 
 impl<'a> World<'a> {
@@ -59,9 +69,28 @@ impl<'a> World<'a> {
             .enable_random_order()
             .build();
         let observer = Observer::default();
-        let workload = Workload::new(&experiment.spec.workload, observer.clone(), seed);
-        let (machines, expected, retiring) = Default::default();
-        let mut world = Self { observer, workload, sim, seed, ticks: 0, machines, expected, retiring };
+        let links = Links::new(seed);
+        let workload = Workload::new(&experiment.spec.workload, observer.clone(), seed, links.clone());
+        let (machines, expected, retiring, suspects) = Default::default();
+        let named = experiment.spec.schedule.iter().filter_map(|entry| match &entry.fault {
+            Fault::Member(Member::Add(new) | Member::Replace(Replace { new, .. })) => Some(new.number()),
+            _ => None,
+        });
+        let named = named.max().unwrap_or_default();
+        let founders = experiment.spec.cluster.masters as usize;
+        let mut world = Self {
+            observer,
+            workload,
+            links,
+            sim,
+            ticks: 0,
+            machines,
+            expected,
+            retiring,
+            suspects,
+            founders,
+            named,
+        };
         for number in 1..=experiment.spec.cluster.masters {
             let node = NodeName::master(number).ok_or_else(|| anyhow!("masters are counted from 1"))?;
             world.place(node)?;
@@ -82,7 +111,7 @@ impl<'a> World<'a> {
     }
 
     fn place(&mut self, node: NodeName) -> Result<()> {
-        let machine = Machine::new(node, self.seed, self.observer.clone())?;
+        let machine = Machine::new(node, &self.workload)?;
         let software = machine.clone();
         self.host(machine.ip, move || software.clone().run());
         self.machines.insert(node, machine);
@@ -92,10 +121,10 @@ impl<'a> World<'a> {
     }
 
     fn place_clients(&mut self) {
-        let founder = self.addresses();
+        let (founder, links) = (self.addresses(), self.links.clone());
         self.sim.client("operator", async move {
             if let Some(founder) = founder.first() {
-                store_token(*founder).await;
+                store_token(*founder, links).await;
             }
             Ok(())
         });
@@ -120,6 +149,7 @@ impl<'a> World<'a> {
     pub fn step(&mut self) -> Result<()> {
         self.ticks += 1;
         if self.ticks.is_multiple_of(RETIRE_TICKS) {
+            self.replace_damaged();
             self.retire_on();
         }
         self.sim.step().map(drop).map_err(|error| anyhow!("the simulation stopped: {error}"))
@@ -128,6 +158,11 @@ impl<'a> World<'a> {
     /// Who is a member, or should soon be.
     pub fn members(&self) -> Vec<NodeName> {
         self.expected.iter().copied().collect()
+    }
+
+    /// How many masters are a majority, however the group changes meanwhile: its size stays.
+    pub fn quorum(&self) -> usize {
+        (self.workload.masters().len().min(self.founders)) / 2 + 1
     }
 
     /// The machine of a node.
@@ -153,16 +188,27 @@ impl<'a> World<'a> {
         }
     }
 
-    /// SIGKILL.
-    pub fn stop(&mut self, node: NodeName) {
+    /// Changes what is wrong with the way between two machines.
+    pub fn shape(&mut self, (from, to): Link, change: impl FnOnce(&mut Shape)) {
+        let ip = |node| self.machines.get(&node).map(|machine| machine.ip);
+        if let (Some(from), Some(to)) = (ip(from), ip(to)) {
+            self.links.shape((from, to), change);
+        }
+    }
+
+    /// SIGKILL, or with `power` the whole machine goes: then nothing answers at all.
+    pub fn stop(&mut self, node: NodeName, power: bool) {
         if let Some(machine) = self.machines.get(&node) {
+            self.observer.last_seen(node);
             self.sim.crash(machine.ip);
+            self.links.refuse(machine.ip, !power);
         }
     }
 
     /// Starts what was stopped, unless it has left for good.
     pub fn start(&mut self, node: NodeName) {
         if let Some(machine) = self.machines.get(&node).filter(|_| self.expected.contains(&node)) {
+            self.links.refuse(machine.ip, false);
             self.sim.bounce(machine.ip);
         }
     }
@@ -181,14 +227,34 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A master is to leave for good: whoever leads is asked until it has. 0 where it never joined, or is the
-    /// founder, which the others' join addresses name.
-    pub fn retire(&mut self, node: NodeName) -> u64 {
-        let known = node.number() != 1 && self.node_id(node).is_some() && self.expected.contains(&node);
+    /// A master is to leave for good: whoever leads is asked until it has. False where it never joined.
+    pub fn retire(&mut self, node: NodeName) -> bool {
+        let known = self.node_id(node).is_some() && self.expected.contains(&node);
         if known {
             self.retiring.insert(node);
         }
-        u64::from(known)
+        known
+    }
+
+    /// The files of a machine are damaged: if its master refuses to start on them, an operator replaces it.
+    pub fn suspect(&mut self, node: NodeName) {
+        self.suspects.insert(node);
+    }
+
+    fn replace_damaged(&mut self) {
+        for node in self.suspects.clone() {
+            let refuses = self.machines.get(&node).is_some_and(|machine| machine.failures() >= REFUSALS);
+            if !refuses || self.leader().is_none_or(|leader| leader == node) {
+                continue;
+            }
+            self.suspects.remove(&node);
+            let last = self.machines.keys().map(|node| node.number()).max().unwrap_or_default();
+            let Some(new) = NodeName::master(last.max(self.named) + 1) else { continue };
+            tracing::info!(target: "chaos", %node, %new, "a master that refuses its files is replaced");
+            if !self.retiring.contains(&node) && self.retire(node) {
+                self.add(new);
+            }
+        }
     }
 
     fn retire_on(&mut self) {
@@ -205,7 +271,7 @@ impl<'a> World<'a> {
             tracing::info!(target: "chaos", %node, "a master has left");
             self.retiring.remove(&node);
             self.expected.remove(&node);
-            self.stop(node);
+            self.stop(node, true);
             self.workload.set_masters(self.addresses());
         }
     }

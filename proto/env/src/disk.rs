@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::time::Duration;
 
 /// A file that grows at its end.
 pub trait AppendFile: Send + 'static {
@@ -44,6 +45,12 @@ pub trait Disk: Send + Sync + 'static {
     fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
     /// `fsync` of every file and directory at and below `path`.
     fn sync_tree(&self, path: &Path) -> io::Result<()>;
+    /// How long a sync that has just returned should have blocked: who cannot block,
+    /// as in the simulation, waits for that long before the sync counts. A real disk
+    /// blocks by itself.
+    fn sync_time(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// The machine's file system.

@@ -5,7 +5,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,10 +13,18 @@ use futures::Stream as FuturesStream;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::network::{BoxedStream, Listener, Network, PeerIdentity, Purpose};
+
+/// How long an address that could not be connected to is left alone, at first
+/// and at most. Every call on a channel that is not connected connects, and where
+/// the other side refuses at once, many that wait and try again would do nothing
+/// else. Short beside an election: who comes back is found soon.
+const PAUSE_MIN: Duration = Duration::from_millis(5);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// An accepted connection, as tonic wants it.
 pub struct PeerStream {
@@ -66,8 +74,38 @@ pub fn incoming(listener: Box<dyn Listener>) -> impl FuturesStream<Item = io::Re
     })
 }
 
+/// When a channel last failed to connect.
+#[derive(Default)]
+struct Attempts {
+    failed: Option<Failed>,
+}
+
+struct Failed {
+    until: Instant,
+    pause: Duration,
+    kind: io::ErrorKind,
+    message: String,
+}
+
+impl Attempts {
+    /// Why there is no use in connecting now.
+    fn refusal(&self) -> Option<io::Error> {
+        let failed = self.failed.as_ref().filter(|failed| Instant::now() < failed.until)?;
+        Some(io::Error::new(failed.kind, failed.message.clone()))
+    }
+
+    fn ended<T>(&mut self, result: &io::Result<T>) {
+        let before = self.failed.take();
+        self.failed = result.as_ref().err().map(|error| {
+            let pause = before.map_or(PAUSE_MIN, |before| (before.pause * 2).min(PAUSE_MAX));
+            Failed { until: Instant::now() + pause, pause, kind: error.kind(), message: error.to_string() }
+        });
+    }
+}
+
 /// A channel to `HOST:PORT` that connects when it is first used and again after
-/// it broke. Every call on it needs a deadline of its own.
+/// it broke. After an attempt that failed, calls fail with its error for a short
+/// while without another ([`PAUSE_MIN`]). Every call on it needs a deadline of its own.
 pub fn channel(
     network: Arc<dyn Network>,
     address: &str,
@@ -82,21 +120,32 @@ pub fn channel(
         .initial_connection_window_size(16 * 1024 * 1024)
         .tcp_nodelay(true);
     let address = address.to_owned();
+    let attempts = Arc::new(Mutex::new(Attempts::default()));
     let connector = tower::service_fn(move |_: Uri| {
         let (network, address, options) = (network.clone(), address.clone(), options.clone());
+        let attempts = attempts.clone();
         async move {
-            let connection = network.connect(&address, &options.purpose).await?;
-            if let Some(wanted) = options.organization {
-                let peer = connection.peer.unwrap_or_default();
-                if !peer.in_organization(wanted) {
-                    let message = format!("{address} proved to be {:?}, not in {wanted}", peer.common_name);
-                    return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
-                }
+            if let Some(refusal) = attempts.lock().unwrap_or_else(PoisonError::into_inner).refusal() {
+                return Err(refusal);
             }
-            Ok::<_, io::Error>(TokioIo::new(connection.stream))
+            let connected = connect(network.as_ref(), &address, &options).await;
+            attempts.lock().unwrap_or_else(PoisonError::into_inner).ended(&connected);
+            Ok(TokioIo::new(connected?))
         }
     });
     Ok(endpoint.connect_with_connector_lazy(connector))
+}
+
+async fn connect(network: &dyn Network, address: &str, options: &ChannelOptions) -> io::Result<BoxedStream> {
+    let connection = network.connect(address, &options.purpose).await?;
+    if let Some(wanted) = options.organization {
+        let peer = connection.peer.unwrap_or_default();
+        if !peer.in_organization(wanted) {
+            let message = format!("{address} proved to be {:?}, not in {wanted}", peer.common_name);
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        }
+    }
+    Ok(connection.stream)
 }
 
 // === impl PeerStream ===
@@ -130,5 +179,85 @@ impl AsyncWrite for PeerStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use async_trait::async_trait;
+    use tonic::codegen::Service;
+
+    use super::*;
+    use crate::network::{ApiListener, Connection};
+    use crate::tls::{Error as TlsError, TlsMaterial};
+
+    /// Nobody is there, and says so at once.
+    #[derive(Default)]
+    struct Refusing {
+        asked: AtomicU32,
+    }
+
+    #[async_trait]
+    impl Network for Refusing {
+        fn set_material(&self, _: &TlsMaterial) -> Result<(), TlsError> {
+            Ok(())
+        }
+
+        async fn connect(&self, _: &str, _: &Purpose) -> io::Result<Connection> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            Err(io::ErrorKind::ConnectionRefused.into())
+        }
+
+        async fn listen(&self, _: &str) -> io::Result<Box<dyn Listener>> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        async fn listen_api(&self, _: SocketAddr) -> io::Result<ApiListener> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    /// Whether the cause is that nobody listens, as `consensus` looks for it.
+    fn refused(error: &tonic::transport::Error) -> bool {
+        let mut cause: Option<&dyn std::error::Error> = Some(error);
+        while let Some(error) = cause {
+            if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+            {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
+
+    /// Seen in `chaos/experiments/asymmetric-partition.yaml`: a master whose way out was cut connected
+    /// more than a thousand times a second, for the calls that waited for a leader.
+    #[tokio::test(start_paused = true)]
+    async fn who_refuses_is_left_alone_for_a_while_however_many_calls_there_are() {
+        let network = Arc::new(Refusing::default());
+        let options = ChannelOptions {
+            purpose: Purpose::Peer,
+            organization: None,
+            connect_timeout: Duration::from_secs(1),
+        };
+        let channel = channel(network.clone(), "10.0.0.9:6444", options).unwrap();
+        let end = Instant::now() + Duration::from_secs(1);
+        let mut calls = 0;
+        while Instant::now() < end {
+            for _ in 0..10 {
+                let mut channel = channel.clone();
+                std::future::poll_fn(|cx| channel.poll_ready(cx)).await.unwrap();
+                let request = http::Request::new(tonic::body::Body::empty());
+                let error = channel.call(request).await.unwrap_err();
+                assert!(refused(&error), "{error:?}");
+                calls += 1;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let asked = network.asked.load(Ordering::Relaxed);
+        assert!(calls > 5000, "{calls}");
+        assert!((8..=16).contains(&asked), "{asked} attempts for {calls} calls");
     }
 }

@@ -11,10 +11,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use proto_env::{AppendFile, Disk};
 use rand::RngCore;
 use rand::rngs::StdRng;
+
+/// How files at rest are damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damage {
+    /// One bit of one file is another.
+    Flip,
+    /// The end of one file is gone.
+    Cut,
+}
 
 /// How a disk fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +50,8 @@ struct State {
     /// How often the failure was felt.
     failed: u64,
     syncs: u64,
+    /// How long each sync takes.
+    slow: Duration,
 }
 
 /// A disk; clones are the same one.
@@ -91,6 +103,37 @@ impl SimDisk {
     /// How often a call failed because of [`SimDisk::set_failure`].
     pub fn failed(&self) -> u64 {
         self.lock().failed
+    }
+
+    /// From now on each sync takes this long.
+    pub fn set_slow(&self, slow: Duration) {
+        self.lock().slow = slow;
+    }
+
+    /// How often something was synced.
+    pub fn syncs(&self) -> u64 {
+        self.lock().syncs
+    }
+
+    /// Damages a file below `directory` at rest; says which, and where. None where nothing lies there.
+    pub fn damage(&self, directory: &Path, damage: Damage, random: &mut StdRng) -> Option<(PathBuf, usize)> {
+        let mut state = self.lock();
+        let files = state
+            .files
+            .iter_mut()
+            .filter(|(path, file)| path.starts_with(directory) && !file.bytes.is_empty());
+        let mut files: Vec<_> = files.collect();
+        let count = u64::try_from(files.len()).ok().filter(|count| *count > 0)?;
+        let (path, file) = &mut files[usize::try_from(random.next_u64() % count).ok()?];
+        let at = usize::try_from(random.next_u64() % file.bytes.len() as u64).ok()?;
+        match damage {
+            Damage::Flip => file.bytes[at] ^= 1 << (random.next_u32() % 8),
+            Damage::Cut => {
+                file.bytes.truncate(at);
+                file.synced = file.synced.min(at);
+            }
+        }
+        Some((path.clone(), at))
     }
 
     /// The power goes: each file keeps what was synced and a random part of the
@@ -205,6 +248,10 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn sync_time(&self) -> Duration {
+        self.lock().slow
+    }
+
     fn sync_tree(&self, path: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.may_sync()?;
@@ -254,6 +301,21 @@ mod tests {
         disk.set_failure(None);
         log.sync().unwrap();
         assert_eq!(disk.failed(), 2);
+    }
+
+    #[test]
+    fn damage_is_one_bit_or_an_end() {
+        let mut random = generator(1, 0);
+        let disk = SimDisk::default();
+        assert_eq!(disk.damage(Path::new("/d"), Damage::Flip, &mut random), None);
+        let mut log = file(&disk);
+        log.append(&[0; 100]).unwrap();
+        let (path, at) = disk.damage(Path::new("/d"), Damage::Flip, &mut random).unwrap();
+        let bytes = disk.read(&path).unwrap();
+        assert_eq!(bytes.iter().map(|byte| byte.count_ones()).sum::<u32>(), 1);
+        assert_eq!(bytes[at].count_ones(), 1);
+        let (_, at) = disk.damage(Path::new("/d"), Damage::Cut, &mut random).unwrap();
+        assert_eq!(log.len(), at as u64);
     }
 
     #[test]

@@ -4,5 +4,7 @@
 
 pub mod clock;
 pub mod disk;
+pub mod links;
 pub mod network;
 pub mod random;
+pub mod shaped;

@@ -13,18 +13,39 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use turmoil::net::{TcpListener, TcpStream};
+
+use super::links::Links;
+use super::shaped::Shaped;
 
 /// How long the other side may take to say who it is.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKLOG: usize = 256;
+/// A segment that opens a connection and is lost is sent again after this, and
+/// then after twice that (Linux, RFC 6298).
+const SYN_RESEND: Duration = Duration::from_secs(1);
+/// What a kernel takes to say that nobody listens.
+const REFUSAL: Duration = Duration::from_millis(1);
 
 type Shared = Arc<RwLock<Option<PeerIdentity>>>;
 
 /// One machine's network; made anew at each start, like everything in memory.
-#[derive(Default)]
 pub struct SimNetwork {
     identity: Shared,
+    links: Links,
+}
+
+impl SimNetwork {
+    /// A network over these ways, to somebody who has no certificate yet.
+    pub fn new(links: Links) -> Self {
+        Self { identity: Shared::default(), links }
+    }
+
+    /// One that shows this identity from the beginning.
+    pub fn with_identity(links: Links, identity: PeerIdentity) -> Self {
+        Self { identity: Arc::new(RwLock::new(Some(identity))), links }
+    }
 }
 
 fn current(identity: &Shared) -> Option<PeerIdentity> {
@@ -32,16 +53,43 @@ fn current(identity: &Shared) -> Option<PeerIdentity> {
 }
 
 /// Connects as `identity`.
-pub async fn connect_as(address: &str, identity: Option<&PeerIdentity>) -> io::Result<Connection> {
-    let mut stream = TcpStream::connect(address).await?;
-    let remote = stream.peer_addr()?;
+pub async fn connect_as(
+    address: &str,
+    identity: Option<&PeerIdentity>,
+    links: &Links,
+) -> io::Result<Connection> {
+    let stream = dial(address, links).await?;
+    let (remote, local) = (stream.peer_addr()?, stream.local_addr()?);
+    let mut stream = Shaped::new(stream, links.clone(), (remote.ip(), local.ip()));
     say(&mut stream, identity).await?;
     let peer = hear(&mut stream).await?;
     Ok(Connection { stream: Box::new(stream), peer, remote })
 }
 
+/// Connects as TCP does. Turmoil says at once that nobody listens where a cut has
+/// swallowed the segment that opens a connection; a machine hears nothing then, and
+/// sends it again.
+async fn dial(address: &str, links: &Links) -> io::Result<TcpStream> {
+    let machine = address.parse::<SocketAddr>().map(|address| address.ip());
+    let mut resend = SYN_RESEND;
+    loop {
+        if machine.as_ref().is_ok_and(|machine| links.refuses(*machine)) {
+            tokio::time::sleep(REFUSAL).await;
+            return Err(io::Error::new(io::ErrorKind::ConnectionRefused, address.to_owned()));
+        }
+        let began = Instant::now();
+        match TcpStream::connect(address).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && Instant::now() == began => {
+                tokio::time::sleep(resend).await;
+                resend *= 2;
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Who this side is: a length, then common name and organizations, one a line.
-async fn say(stream: &mut TcpStream, identity: Option<&PeerIdentity>) -> io::Result<()> {
+async fn say(stream: &mut Shaped, identity: Option<&PeerIdentity>) -> io::Result<()> {
     let text = identity.map_or(String::new(), |identity| {
         let names = std::iter::once(&identity.common_name).chain(&identity.organizations);
         names.map(String::as_str).collect::<Vec<_>>().join("\n")
@@ -52,7 +100,7 @@ async fn say(stream: &mut TcpStream, identity: Option<&PeerIdentity>) -> io::Res
     stream.write_all(&bytes).await
 }
 
-async fn hear(stream: &mut TcpStream) -> io::Result<Option<PeerIdentity>> {
+async fn hear(stream: &mut Shaped) -> io::Result<Option<PeerIdentity>> {
     let mut bytes = vec![0; usize::from(stream.read_u16().await?)];
     stream.read_exact(&mut bytes).await?;
     let text = String::from_utf8(bytes).map_err(io::Error::other)?;
@@ -88,9 +136,9 @@ impl Network for SimNetwork {
         match purpose {
             Purpose::Peer => {
                 let identity = current(&self.identity);
-                connect_as(address, Some(&identity.ok_or(io::ErrorKind::NotConnected)?)).await
+                connect_as(address, Some(&identity.ok_or(io::ErrorKind::NotConnected)?), &self.links).await
             }
-            Purpose::Join { .. } | Purpose::Api => connect_as(address, None).await,
+            Purpose::Join { .. } | Purpose::Api => connect_as(address, None, &self.links).await,
         }
     }
 
@@ -98,7 +146,7 @@ impl Network for SimNetwork {
         let listener = TcpListener::bind(address).await?;
         let local = listener.local_addr()?;
         let (sender, receiver) = mpsc::channel(BACKLOG);
-        tokio::spawn(accept_loop(listener, self.identity.clone(), sender));
+        tokio::spawn(accept_loop(listener, self.identity.clone(), self.links.clone(), sender));
         Ok(Box::new(SimListener { receiver, local }))
     }
 
@@ -123,14 +171,21 @@ impl Listener for SimListener {
     }
 }
 
-async fn accept_loop(listener: TcpListener, identity: Shared, sender: mpsc::Sender<Connection>) {
+async fn accept_loop(
+    listener: TcpListener,
+    identity: Shared,
+    links: Links,
+    sender: mpsc::Sender<Connection>,
+) {
     loop {
         let accepted = tokio::select! {
             biased;
             () = sender.closed() => return,
             accepted = listener.accept() => accepted,
         };
-        let Ok((mut stream, remote)) = accepted else { continue };
+        let Ok((stream, remote)) = accepted else { continue };
+        let Ok(local) = stream.local_addr() else { continue };
+        let mut stream = Shaped::new(stream, links.clone(), (remote.ip(), local.ip()));
         let (identity, sender) = (current(&identity), sender.clone());
         tokio::spawn(async move {
             let handshake = async {

@@ -1,0 +1,56 @@
+//! A vote outlives everything: after a restart a master knows for whom it voted
+//! last (Raft, 2014, figure 2: currentTerm and votedFor are updated on stable
+//! storage before responding). One that forgets may vote twice in a term.
+
+use std::collections::BTreeMap;
+
+use chaos_spec::NodeName;
+use consensus::VoteSeen;
+
+/// Name of this check.
+pub const CHECK: &str = "votes-kept";
+
+/// The votes that masters had saved when they were last seen.
+#[derive(Default)]
+pub struct Votes {
+    last: BTreeMap<NodeName, (u64, VoteSeen)>,
+}
+
+impl Votes {
+    /// A master, known by this id, has voted so.
+    pub fn seen(&mut self, node: NodeName, id: u64, vote: VoteSeen) {
+        self.last.insert(node, (id, vote));
+    }
+
+    /// It has started again and knows this vote; says what it has forgotten.
+    pub fn started(&self, node: NodeName, id: u64, vote: VoteSeen) -> Option<String> {
+        let (known, last) = self.last.get(&node)?;
+        let kept = vote.term > last.term || (vote.term == last.term && vote.candidate == last.candidate);
+        (*known == id && !kept).then(|| {
+            format!(
+                "{node} had voted for {} in term {}, and knows {} in term {} after its restart",
+                last.candidate, last.term, vote.candidate, vote.term
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vote_that_goes_back_or_turns_is_found() {
+        let m1 = NodeName::master(1).unwrap();
+        let vote = |term, candidate| VoteSeen { term, candidate };
+        let mut votes = Votes::default();
+        assert_eq!(votes.started(m1, 1, vote(1, 1)), None);
+        votes.seen(m1, 1, vote(3, 2));
+        assert_eq!(votes.started(m1, 1, vote(3, 2)), None);
+        assert_eq!(votes.started(m1, 1, vote(4, 1)), None);
+        assert!(votes.started(m1, 1, vote(2, 2)).is_some());
+        assert!(votes.started(m1, 1, vote(3, 1)).is_some());
+        // Another member on the same machine never voted.
+        assert_eq!(votes.started(m1, 9, vote(0, 0)), None);
+    }
+}

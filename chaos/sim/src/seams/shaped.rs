@@ -1,0 +1,140 @@
+//! A connection whose incoming bytes come as late as [`Links`] says, in order.
+//! `network.rs` puts both ends of every connection between machines into one.
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+use turmoil::net::TcpStream;
+
+use super::links::{Delay, Links, Way};
+
+/// What waits here is bounded, as a receive window is.
+const WINDOW_BYTES: usize = 1 << 20;
+const READ_BYTES: usize = 64 * 1024;
+
+/// When bytes may be read.
+enum Due {
+    At(Instant),
+    /// Once nothing holds the direction back.
+    Held,
+}
+
+/// The connection.
+pub struct Shaped {
+    inner: TcpStream,
+    links: Links,
+    /// What is read here goes this way.
+    way: Way,
+    waiting: VecDeque<(Due, Bytes)>,
+    bytes: usize,
+    /// When the last of what waits is due.
+    last: Instant,
+    ended: bool,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Shaped {
+    /// Around a connection, on the side that reads what goes `way`.
+    pub fn new(inner: TcpStream, links: Links, way: Way) -> Self {
+        let last = Instant::now();
+        let timer = Box::pin(tokio::time::sleep_until(last));
+        Self { inner, links, way, waiting: VecDeque::new(), bytes: 0, last, ended: false, timer }
+    }
+
+    /// Takes what has arrived, as far as the window allows.
+    fn take(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        while !self.ended && self.bytes < WINDOW_BYTES {
+            let mut bytes = vec![0; READ_BYTES];
+            let mut buffer = ReadBuf::new(&mut bytes);
+            match Pin::new(&mut self.inner).poll_read(cx, &mut buffer) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(result) => result?,
+            }
+            let length = buffer.filled().len();
+            bytes.truncate(length);
+            self.ended = length == 0;
+            self.bytes += length;
+            let due = self.due();
+            self.waiting.push_back((due, bytes.into()));
+        }
+        Ok(())
+    }
+
+    fn due(&mut self) -> Due {
+        match self.links.delay(self.way) {
+            Delay::Held => Due::Held,
+            Delay::For(delay) => {
+                self.last = self.last.max(Instant::now() + delay);
+                Due::At(self.last)
+            }
+        }
+    }
+
+    /// Waits until the first of what waits is due.
+    fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some((due, _)) = self.waiting.front() else { return Poll::Ready(()) };
+        let at = match due {
+            Due::At(at) => *at,
+            Due::Held => match self.links.delay(self.way) {
+                Delay::Held => {
+                    self.links.wait(cx.waker());
+                    return Poll::Pending;
+                }
+                Delay::For(_) => Instant::now(),
+            },
+        };
+        if at <= Instant::now() {
+            return Poll::Ready(());
+        }
+        self.timer.as_mut().reset(at);
+        self.timer.as_mut().poll(cx)
+    }
+}
+
+impl AsyncRead for Shaped {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.waiting.is_empty() && this.links.is_clear(this.way) {
+            return Pin::new(&mut this.inner).poll_read(cx, buffer);
+        }
+        this.take(cx)?;
+        if this.waiting.is_empty() {
+            return Poll::Pending;
+        }
+        ready!(this.poll_due(cx));
+        if let Some((_, bytes)) = this.waiting.front_mut() {
+            let length = bytes.len().min(buffer.remaining());
+            buffer.put_slice(&bytes[..length]);
+            bytes.advance(length);
+            this.bytes -= length;
+            // The end of the stream stays where it is.
+            if bytes.is_empty() && length > 0 {
+                this.waiting.pop_front();
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Shaped {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}

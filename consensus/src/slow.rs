@@ -1,0 +1,90 @@
+//! Syncs that take their time where nothing may block: in the simulation a disk
+//! says how long a sync should have blocked ([`Disk::sync_time`]), and what follows
+//! from it waits here, in order. On a real disk everything goes straight through.
+//! `log_store.rs` asks.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use proto_env::Disk;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+type Then = Box<dyn FnOnce() + Send>;
+
+/// What waits for syncs of one disk.
+#[derive(Clone)]
+pub(crate) struct Slow {
+    disk: Arc<dyn Disk>,
+    queue: Arc<Mutex<Queue>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// When the sync under way ends, and the one that takes all that came meanwhile.
+    ends: Option<Instant>,
+    next: Option<Instant>,
+    sender: Option<mpsc::UnboundedSender<(Instant, Then)>>,
+}
+
+impl Queue {
+    /// When a sync asked for at `now` ends: one that is under way does not take it.
+    fn due(&mut self, now: Instant, takes: Duration) -> Instant {
+        while self.ends.is_some_and(|ends| ends <= now) {
+            self.ends = self.next.take();
+        }
+        match self.ends {
+            None => *self.ends.insert(now + takes),
+            Some(ends) => *self.next.get_or_insert(ends + takes),
+        }
+    }
+}
+
+impl Slow {
+    pub(crate) fn new(disk: Arc<dyn Disk>) -> Self {
+        Self { disk, queue: Arc::default() }
+    }
+
+    /// Does `then` when the sync that has just been made counts.
+    pub(crate) fn after(&self, then: impl FnOnce() + Send + 'static) {
+        let takes = self.disk.sync_time();
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if takes.is_zero() && queue.sender.is_none() {
+            drop(queue);
+            return then();
+        }
+        let due = if takes.is_zero() { Instant::now() } else { queue.due(Instant::now(), takes) };
+        let sender = queue.sender.get_or_insert_with(|| {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            tokio::spawn(run(receiver));
+            sender
+        });
+        // The other side ends with this one.
+        let _ = sender.send((due, Box::new(then)));
+    }
+}
+
+/// In the order they came: due times never fall.
+async fn run(mut waiting: mpsc::UnboundedReceiver<(Instant, Then)>) {
+    while let Some((due, then)) = waiting.recv().await {
+        tokio::time::sleep_until(due).await;
+        then();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_during_a_sync_shares_the_next() {
+        let (mut queue, start) = (Queue::default(), Instant::now());
+        let ms = |ms| start + Duration::from_millis(ms);
+        let takes = Duration::from_millis(100);
+        assert_eq!(queue.due(ms(0), takes), ms(100));
+        assert_eq!(queue.due(ms(10), takes), ms(200));
+        assert_eq!(queue.due(ms(90), takes), ms(200));
+        assert_eq!(queue.due(ms(150), takes), ms(300));
+        assert_eq!(queue.due(ms(500), takes), ms(600));
+    }
+}
