@@ -1,28 +1,29 @@
 //! One Ephor store in a process of its own, as `store` starts it: the consensus
-//! over mutual TLS, and a put for clients on a second port, over TLS as well.
+//! over mutual TLS with the timers of production, and a part of etcd's API for
+//! clients on a second port, over TLS as well.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use bytes::Bytes;
 use consensus::{
     Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT,
-    DEFAULT_LOG_BYTES, FIRST_NODE_ID, MasterAddress, Objects, ProposeOptions,
+    DEFAULT_LOG_BYTES, Identity, MasterAddress, Objects,
 };
 use proto_env::grpc::incoming;
 use proto_env::{CancellationToken, Env, Network, TlsNetwork};
-use storage::{Mutation, Txn, TxnOutcome};
 use tonic::transport::Server;
 
-use crate::etcd::{self, PutRequest, PutResponse};
-use crate::pki;
+use crate::{etcd, pki};
+
+/// Calls at once on one connection.
+const STREAMS: u32 = 8192;
 
 /// How a member is started.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Its id; the first initializes the cluster.
+    /// Its id.
     #[arg(long)]
     id: u64,
     #[arg(long)]
@@ -33,8 +34,11 @@ pub struct Arguments {
     peer: String,
     #[arg(long)]
     client: String,
-    /// Others to add once this one leads: their peer addresses; their ids go to
-    /// standard output, one a line.
+    /// Multiplies the timers of production.
+    #[arg(long, default_value = "1")]
+    timers: u32,
+    /// Initializes the cluster and adds these: their peer addresses; their ids go
+    /// to standard output, one a line.
     #[arg(long)]
     add: Vec<String>,
 }
@@ -54,21 +58,20 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         node_id: arguments.id,
         cluster_id: "bench".to_owned(),
         address: address(&arguments.peer),
+        started_before: Identity::load(&arguments.data, env.disk.as_ref())?.is_some(),
         data_dir: arguments.data,
         data_key: [1; 32],
-        heartbeat: DEFAULT_HEARTBEAT,
-        election_min: DEFAULT_ELECTION_MIN * 4,
-        election_max: DEFAULT_ELECTION_MAX * 4,
+        heartbeat: DEFAULT_HEARTBEAT * arguments.timers,
+        election_min: DEFAULT_ELECTION_MIN * arguments.timers,
+        election_max: DEFAULT_ELECTION_MAX * arguments.timers,
         log_bytes: DEFAULT_LOG_BYTES,
         objects: Objects::Sled,
-        started_before: false,
     };
     let consensus = Consensus::start(config, env).await?;
     let raft = Server::builder().add_service(consensus.raft_service()).serve_with_incoming(incoming(peers));
-    let puts = consensus.clone();
-    let kv = etcd::server(move |request| put(puts.clone(), request));
-    let kv = Server::builder().add_routes(kv).serve_with_incoming(incoming(clients));
-    if arguments.id == FIRST_NODE_ID {
+    let kv = Server::builder().max_concurrent_streams(STREAMS).add_routes(etcd::serve(&consensus));
+    let kv = kv.serve_with_incoming(incoming(clients));
+    if !arguments.add.is_empty() {
         consensus.initialize().await?;
         consensus.leadership().wait_for(|now| now.leading).await?;
         for peer in &arguments.add {
@@ -81,16 +84,4 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         reason = consensus.failed() => anyhow::bail!(reason),
     }
     Ok(())
-}
-
-async fn put(consensus: Arc<Consensus>, request: PutRequest) -> Result<PutResponse, tonic::Status> {
-    let key =
-        String::from_utf8(request.key).map_err(|error| tonic::Status::invalid_argument(error.to_string()))?;
-    let mutations = vec![Mutation::Put { key, value: Bytes::from(request.value) }];
-    let txn = Txn { preconditions: vec![], mutations };
-    match consensus.propose(txn, ProposeOptions::default()).await {
-        Ok(TxnOutcome::Committed { .. }) => Ok(PutResponse {}),
-        Ok(other) => Err(tonic::Status::aborted(format!("{other:?}"))),
-        Err(error) => Err(tonic::Status::unavailable(error.to_string())),
-    }
 }
