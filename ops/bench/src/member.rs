@@ -2,30 +2,32 @@
 //! over mutual TLS with the timers of production, and a part of etcd's API for
 //! clients on a second port, over TLS as well.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use consensus::{
     Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT,
-    DEFAULT_LOG_BYTES, Identity, MasterAddress, Objects,
+    DEFAULT_LOG_BYTES, Identity, MasterAddress, NodeId, Objects,
 };
 use proto_env::grpc::incoming;
-use proto_env::{CancellationToken, Env, Network, TlsNetwork};
+use proto_env::{CancellationToken, Env, Listener, Network, TlsNetwork};
 use tonic::transport::Server;
 
 use crate::{etcd, pki};
 
 /// Calls at once on one connection.
 const STREAMS: u32 = 8192;
+/// Bound on adding a member.
+const ADD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How a member is started.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Its id.
     #[arg(long)]
-    id: u64,
+    id: NodeId,
     #[arg(long)]
     pki: PathBuf,
     #[arg(long)]
@@ -46,42 +48,72 @@ pub struct Arguments {
 /// Runs a member until it is killed.
 pub async fn run(arguments: Arguments) -> Result<()> {
     let network: Arc<dyn Network> = Arc::new(TlsNetwork::new(&pki::load(&arguments.pki)?)?);
-    let env = Env::production(network.clone(), CancellationToken::new());
     let peers = network.listen(&arguments.peer).await?;
     let clients = network.listen(&arguments.client).await?;
-    let address = |peer: &str| MasterAddress {
-        name: peer.to_owned(),
-        peer_address: peer.to_owned(),
-        api_address: peer.to_owned(),
-    };
-    let config = ConsensusConfig {
-        node_id: arguments.id,
-        cluster_id: "bench".to_owned(),
-        address: address(&arguments.peer),
-        started_before: Identity::load(&arguments.data, env.disk.as_ref())?.is_some(),
-        data_dir: arguments.data,
-        data_key: [1; 32],
-        heartbeat: DEFAULT_HEARTBEAT * arguments.timers,
-        election_min: DEFAULT_ELECTION_MIN * arguments.timers,
-        election_max: DEFAULT_ELECTION_MAX * arguments.timers,
-        log_bytes: DEFAULT_LOG_BYTES,
-        objects: Objects::Sled,
-    };
-    let consensus = Consensus::start(config, env).await?;
-    let raft = Server::builder().add_service(consensus.raft_service()).serve_with_incoming(incoming(peers));
-    let kv = Server::builder().max_concurrent_streams(STREAMS).add_routes(etcd::serve(&consensus));
-    let kv = kv.serve_with_incoming(incoming(clients));
+    let (id, peer) = (arguments.id, arguments.peer);
+    let consensus = start(network, id, &peer, &arguments.data, arguments.timers).await?;
+    let served = serve(consensus.clone(), peers, clients);
     if !arguments.add.is_empty() {
         consensus.initialize().await?;
         consensus.leadership().wait_for(|now| now.leading).await?;
         for peer in &arguments.add {
-            println!("{}", consensus.add_master(address(peer), Duration::from_secs(20)).await?);
+            println!("{}", consensus.add_master(address(peer), ADD_TIMEOUT).await?);
         }
     }
     tokio::select! {
-        served = raft => served?,
-        served = kv => served?,
+        served = served => served,
         reason = consensus.failed() => anyhow::bail!(reason),
     }
+}
+
+fn address(peer: &str) -> MasterAddress {
+    MasterAddress { name: peer.to_owned(), peer_address: peer.to_owned(), api_address: peer.to_owned() }
+}
+
+async fn start(
+    network: Arc<dyn Network>,
+    node_id: NodeId,
+    peer: &str,
+    data: &Path,
+    timers: u32,
+) -> Result<Arc<Consensus>> {
+    let env = Env::production(network, CancellationToken::new());
+    let config = ConsensusConfig {
+        node_id,
+        cluster_id: "bench".to_owned(),
+        address: address(peer),
+        started_before: Identity::load(data, env.disk.as_ref())?.is_some(),
+        data_dir: data.to_owned(),
+        data_key: [1; 32],
+        heartbeat: DEFAULT_HEARTBEAT * timers,
+        election_min: DEFAULT_ELECTION_MIN * timers,
+        election_max: DEFAULT_ELECTION_MAX * timers,
+        log_bytes: DEFAULT_LOG_BYTES,
+        objects: Objects::Sled,
+    };
+    Ok(Consensus::start(config, env).await?)
+}
+
+async fn serve(
+    consensus: Arc<Consensus>,
+    peers: Box<dyn Listener>,
+    clients: Box<dyn Listener>,
+) -> Result<()> {
+    let raft = Server::builder().add_service(consensus.raft_service()).serve_with_incoming(incoming(peers));
+    let kv = Server::builder().max_concurrent_streams(STREAMS).add_routes(etcd::serve(&consensus));
+    let kv = kv.serve_with_incoming(incoming(clients));
+    tokio::try_join!(raft, kv)?;
     Ok(())
+}
+
+/// A member that is a cluster of its own, and where clients find it: for tests.
+#[cfg(test)]
+pub async fn alone(network: Arc<dyn Network>, directory: &Path) -> Result<(Arc<Consensus>, String)> {
+    let (peers, clients) = (network.listen("127.0.0.1:0").await?, network.listen("127.0.0.1:0").await?);
+    let (peer, client) = (peers.local_address().to_string(), clients.local_address().to_string());
+    let consensus = start(network, consensus::FIRST_NODE_ID, &peer, &directory.join("data"), 1).await?;
+    tokio::spawn(serve(consensus.clone(), peers, clients));
+    consensus.initialize().await?;
+    consensus.leadership().wait_for(|now| now.leading).await?;
+    Ok((consensus, client))
 }

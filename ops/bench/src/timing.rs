@@ -8,6 +8,8 @@ use futures::future::BoxFuture;
 /// What a line of the report says.
 #[derive(Debug, Clone, Copy)]
 pub struct Figures {
+    /// Operations.
+    pub count: usize,
     /// Operations a second.
     pub rate: f64,
     /// Median time of one.
@@ -73,8 +75,9 @@ pub async fn drive(
 /// Figures of operations that took `times`, within `span` altogether.
 pub fn figures(mut times: Vec<Duration>, span: Duration) -> Figures {
     times.sort_unstable();
-    let rate = times.len() as f64 / span.as_secs_f64();
-    Figures { rate, p50: percentile(&times, 50), p99: percentile(&times, 99), failed: 0 }
+    let count = times.len();
+    let rate = count as f64 / span.as_secs_f64();
+    Figures { count, rate, p50: percentile(&times, 50), p99: percentile(&times, 99), failed: 0 }
 }
 
 /// The smallest of the `sorted` times that `share` percent do not exceed

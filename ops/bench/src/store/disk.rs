@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use super::group::{Group, PREFIX};
 use super::load;
-use super::table::{Figure, Line, Unit};
+use super::table::{Figure, Line, Unit, thousands};
 use super::{Setup, Side};
 
 const KEYS: u64 = 1_000;
@@ -25,7 +25,7 @@ const LOOKS_MAX: usize = 60;
 
 /// Measures on groups of its own.
 pub async fn measure(setup: &Setup, side: Side) -> Result<Vec<Line>> {
-    let plain = format!("disk of a member, {} updates of {KEYS} keys", setup.updates);
+    let plain = format!("disk of a member, {} updates of 1,000 keys", thousands(setup.updates as f64));
     let compacted = format!("{plain}, etcd compacted");
     let figures = run(setup, side, false).await?;
     let other = match side {

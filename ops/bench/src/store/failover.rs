@@ -48,7 +48,10 @@ pub async fn measure(group: &mut Group, setup: &Setup) -> Result<Vec<Line>> {
         Figure::time("max", times.last().copied().unwrap_or_default()),
         Figure::new("kills", times.len() as f64, Unit::Count),
     ];
-    let targets = vec![Target::AtMost("p50", P50_SECONDS), Target::AtMost("p99", P99_SECONDS)];
+    let targets = vec![
+        Target::AtMost("p50", P50_SECONDS, Unit::Seconds),
+        Target::AtMost("p99", P99_SECONDS, Unit::Seconds),
+    ];
     Ok(vec![Line { what: "kill -9 of the leader to the first write".to_owned(), figures, targets }])
 }
 

@@ -106,16 +106,15 @@ pub async fn line(
     if after.term != before.term {
         println!("{:<5} {what:<44} {} elections meanwhile", group.side.name(), after.term - before.term);
     }
-    Ok(Line { what, figures: rates(figures, spent.members, setup.span), targets })
+    Ok(Line { what, figures: rates(figures, spent.members), targets })
 }
 
-fn rates(figures: Figures, members: Duration, span: Duration) -> Vec<Figure> {
-    let operations = figures.rate * span.as_secs_f64();
+fn rates(figures: Figures, members: Duration) -> Vec<Figure> {
     let mut all = vec![
         Figure::new("/s", figures.rate, Unit::PerSecond),
         Figure::time("p50", figures.p50),
         Figure::time("p99", figures.p99),
-        Figure::new("CPU", members.as_secs_f64() / operations.max(1.0), Unit::Seconds),
+        Figure::new("CPU", members.as_secs_f64() / figures.count.max(1) as f64, Unit::Seconds),
     ];
     if figures.failed > 0 {
         all.push(Figure::new("failed", figures.failed as f64, Unit::Count));

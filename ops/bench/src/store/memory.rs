@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use super::Setup;
 use super::group::{Group, PREFIX};
 use super::load;
-use super::table::{Figure, Line, Unit};
+use super::table::{Figure, Line, Unit, thousands};
 use crate::usage::Resident;
 
 /// Memory counts once it has changed by less than a percent over this time.
@@ -32,7 +32,7 @@ pub async fn measure(group: &Group, setup: &Setup) -> Result<Vec<Line>> {
     let full = settled(group).await?;
     Ok(vec![
         line("memory of a member, empty".to_owned(), &empty)?,
-        line(format!("memory of a member, {} objects", setup.objects), &full)?,
+        line(format!("memory of a member, {} objects", thousands(setup.objects as f64)), &full)?,
     ])
 }
 

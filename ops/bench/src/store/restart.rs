@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::Setup;
 use super::group::{Group, MEMBERS, PREFIX};
 use super::memory;
-use super::table::{Figure, Line, Unit};
+use super::table::{Figure, Line, Unit, thousands};
 use crate::etcd::Client;
 use crate::timing::percentile;
 
@@ -28,13 +28,16 @@ pub async fn measure(group: &mut Group, setup: &Setup) -> Result<Vec<Line>> {
         times.push(one(group, group.others(leader)[0], setup).await?);
         group.healed().await?;
     }
-    let member = line(format!("restart of a follower, {} objects", setup.objects), times);
+    let member = line(format!("restart of a follower, {} objects", thousands(setup.objects as f64)), times);
     let mut times = Vec::new();
     for _ in 0..setup.restarts {
         times.push(all(group).await?);
         group.healed().await?;
     }
-    Ok(vec![member, line(format!("restart of all members, {} objects", setup.objects), times)])
+    Ok(vec![
+        member,
+        line(format!("restart of all members, {} objects", thousands(setup.objects as f64)), times),
+    ])
 }
 
 fn line(what: String, mut times: Vec<Duration>) -> Line {

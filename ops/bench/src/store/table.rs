@@ -14,6 +14,8 @@ pub enum Unit {
     Seconds,
     /// Memory or disk.
     Bytes,
+    /// Times something that is no other side.
+    Times,
     /// A number.
     Count,
 }
@@ -34,8 +36,8 @@ pub struct Figure {
 pub enum Target {
     /// The figure at least so many times the other side's.
     Times(&'static str, f64),
-    /// The figure at most this.
-    AtMost(&'static str, f64),
+    /// The figure at most this, in its unit.
+    AtMost(&'static str, f64, Unit),
 }
 
 /// A line as one side gives it.
@@ -79,22 +81,23 @@ impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, value, unit } = self;
         match unit {
-            Unit::PerSecond => return write!(f, "{} {name}", thousands(*value)),
+            Unit::PerSecond => return write!(f, "{}{name}", thousands(*value)),
             Unit::Count => return write!(f, "{name} {value:.0}"),
+            Unit::Times => return write!(f, "{value:.2}x {name}"),
             Unit::Seconds | Unit::Bytes => write!(f, "{name} ")?,
         }
         match unit {
             Unit::Bytes => write!(f, "{:.1} MiB", value / f64::from(1 << 20)),
             _ if *value < 1e-3 => write!(f, "{:.0} us", value * 1e6),
             _ if *value < 0.1 => write!(f, "{:.1} ms", value * 1e3),
-            _ if *value < 10.0 => write!(f, "{:.0} ms", value * 1e3),
-            _ => write!(f, "{value:.1} s"),
+            _ if *value < 1.0 => write!(f, "{:.0} ms", value * 1e3),
+            _ => write!(f, "{value:.2} s"),
         }
     }
 }
 
 /// `12,345`.
-fn thousands(value: f64) -> String {
+pub fn thousands(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();
     for (position, digit) in digits.chars().enumerate() {
@@ -160,6 +163,13 @@ fn cell_text(cell: Option<&Result<Vec<Figure>, String>>) -> String {
     }
 }
 
+fn ratio_text(figure: &Figure, ratio: f64) -> String {
+    match figure.unit {
+        Unit::PerSecond => format!("{ratio:.2}x {}", figure.name.trim_start_matches('/')),
+        _ => format!("{} {ratio:.2}x", figure.name),
+    }
+}
+
 impl Row {
     fn figure(cell: Option<&Result<Vec<Figure>, String>>, name: &str) -> Option<f64> {
         let figures = cell?.as_ref().ok()?;
@@ -174,9 +184,8 @@ impl Row {
 
     fn ratios(&self) -> String {
         let Some(Ok(figures)) = &self.ephor else { return "-".to_owned() };
-        let ratios = figures.iter().filter(|figure| figure.unit != Unit::Count);
-        let ratios =
-            ratios.filter_map(|figure| Some(format!("{} {:.2}x", figure.name, self.ratio(figure.name)?)));
+        let ratios = figures.iter().filter(|figure| !matches!(figure.unit, Unit::Count | Unit::Times));
+        let ratios = ratios.filter_map(|figure| Some(ratio_text(figure, self.ratio(figure.name)?)));
         ratios.collect::<Vec<_>>().join(", ")
     }
 
@@ -186,10 +195,12 @@ impl Row {
                 Target::Times(name, times) => {
                     (self.ratio(name).map(|ratio| ratio >= *times), format!("{name} >= {times}x"))
                 }
-                Target::AtMost(name, limit) => {
+                Target::AtMost(name, limit, unit) => {
                     let value = Self::figure(self.ephor.as_ref(), name);
-                    let limit_text = Figure::new(name, *limit, Unit::Seconds);
-                    (value.map(|value| value <= *limit), format!("{limit_text} at most"))
+                    (
+                        value.map(|value| value <= *limit),
+                        format!("{} at most", Figure::new(name, *limit, *unit)),
+                    )
                 }
             };
             format!("{what}: {}", met.map_or("unknown", |met| if met { "met" } else { "missed" }))
@@ -208,7 +219,7 @@ mod tests {
             Figure::new("p50", p50, Unit::Seconds),
             Figure::new("failed", 3.0, Unit::Count),
         ];
-        let targets = vec![Target::Times("/s", 1.5), Target::AtMost("p50", 0.002)];
+        let targets = vec![Target::Times("/s", 1.5), Target::AtMost("p50", 0.002, Unit::Seconds)];
         Line { what: "put".to_owned(), figures, targets }
     }
 
@@ -222,7 +233,7 @@ mod tests {
         assert_eq!(
             rows,
             [
-                "| put | 12,345 /s, p50 2.1 ms, failed 3 | 6,173 /s, p50 700 us, failed 3 \
+                "| put | 12,345/s, p50 2.1 ms, failed 3 | 6,173/s, p50 700 us, failed 3 \
                  | /s 2.00x, p50 3.00x | /s >= 1.5x: met; p50 2.0 ms at most: missed |",
                 "| watch | - | failed: lost/all | - |  |",
             ]
@@ -235,6 +246,6 @@ mod tests {
         table.enter(Side::Ephor, "writes", Ok(vec![line(1.0, 12.5)]));
         let text = table.markdown();
         assert!(text.contains("/s >= 1.5x: unknown; p50 2.0 ms at most: missed"), "{text}");
-        assert!(text.contains("p50 12.5 s"), "{text}");
+        assert!(text.contains("p50 12.50 s"), "{text}");
     }
 }

@@ -6,9 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use futures::FutureExt;
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tonic::codec::Streaming;
@@ -16,7 +15,7 @@ use tonic::codec::Streaming;
 use super::Setup;
 use super::group::{Group, PREFIX};
 use super::load::{Spent, Values};
-use super::table::{Figure, Line, Unit};
+use super::table::{Figure, Line, Unit, thousands};
 use crate::etcd::WatchResponse;
 use crate::timing::{Operation, drive};
 
@@ -137,16 +136,16 @@ async fn lines(group: &Group, setup: &Setup, unseen: &Arc<Unseen>) -> Result<Vec
         })
         .await?;
         let spent = spent.end(group)?;
-        let what = format!("{watchers} watchers, {name}");
+        let what = format!("{} watchers, {name}", thousands(watchers as f64));
         println!("{:<5} {what:<44} {figures}   {spent}", group.side.name());
-        let events = figures.rate * watchers as f64;
+        let watched = watchers as f64;
         let mut of_line = vec![
-            Figure::new("events/s", events, Unit::PerSecond),
+            Figure::new(" events/s", figures.rate * watched, Unit::PerSecond),
             Figure::time("last saw it p50", figures.p50),
             Figure::time("p99", figures.p99),
             Figure::new(
                 "CPU/event",
-                spent.members.as_secs_f64() / (events * setup.span.as_secs_f64()).max(1.0),
+                spent.members.as_secs_f64() / (figures.count as f64 * watched),
                 Unit::Seconds,
             ),
         ];
