@@ -10,6 +10,7 @@ mod member;
 mod pki;
 mod store;
 mod timing;
+mod usage;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,21 +26,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Durable writes through three Ephor stores and through three etcd members.
-    Store {
-        /// The etcd binary; without one Ephor is measured alone.
-        #[arg(long, env = "ETCD_BIN")]
-        etcd: Option<PathBuf>,
-        /// Where the data lies; both on the same disk.
-        #[arg(long, default_value = "/var/tmp")]
-        directory: PathBuf,
-        /// How long each line is measured.
-        #[arg(long, default_value = "5", value_name = "SECONDS")]
-        seconds: u64,
-        /// Bytes of a value.
-        #[arg(long, default_value = "1024")]
-        value_bytes: usize,
-    },
+    /// The replicated store beside a real 3-member etcd: a table in Markdown.
+    Store(store::Arguments),
     /// Create, get and list through two API servers.
     Api {
         /// Ephor's kubeconfig.
@@ -73,9 +61,7 @@ enum Command {
 async fn main() -> anyhow::Result<()> {
     let span = Duration::from_secs;
     match Arguments::parse().command {
-        Command::Store { etcd, directory, seconds, value_bytes } => {
-            store::run(etcd, &directory, span(seconds), value_bytes).await
-        }
+        Command::Store(arguments) => store::run(arguments).await,
         Command::Api { kubeconfig, stock_kubeconfig, seconds, pods } => {
             api::run(&kubeconfig, stock_kubeconfig.as_deref(), span(seconds), pods).await
         }

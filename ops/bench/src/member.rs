@@ -1,30 +1,33 @@
 //! One Ephor store in a process of its own, as `store` starts it: the consensus
-//! over mutual TLS, and a put for clients on a second port, over TLS as well.
+//! over mutual TLS with the timers of production, and a part of etcd's API for
+//! clients on a second port, over TLS as well.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use bytes::Bytes;
 use consensus::{
     Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT,
-    DEFAULT_LOG_BYTES, FIRST_NODE_ID, MasterAddress, Objects, ProposeOptions,
+    DEFAULT_LOG_BYTES, Identity, MasterAddress, NodeId, Objects,
 };
 use proto_env::grpc::incoming;
-use proto_env::{CancellationToken, Env, Network, TlsNetwork};
-use storage::{Mutation, Txn, TxnOutcome};
+use proto_env::{CancellationToken, Env, Listener, Network, TlsNetwork};
 use tonic::transport::Server;
 
-use crate::etcd::{self, PutRequest, PutResponse};
-use crate::pki;
+use crate::{etcd, pki};
+
+/// Calls at once on one connection.
+const STREAMS: u32 = 8192;
+/// Bound on adding a member.
+const ADD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How a member is started.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Its id; the first initializes the cluster.
+    /// Its id.
     #[arg(long)]
-    id: u64,
+    id: NodeId,
     #[arg(long)]
     pki: PathBuf,
     #[arg(long)]
@@ -33,8 +36,11 @@ pub struct Arguments {
     peer: String,
     #[arg(long)]
     client: String,
-    /// Others to add once this one leads: their peer addresses; their ids go to
-    /// standard output, one a line.
+    /// Multiplies the timers of production.
+    #[arg(long, default_value = "1")]
+    timers: u32,
+    /// Initializes the cluster and adds these: their peer addresses; their ids go
+    /// to standard output, one a line.
     #[arg(long)]
     add: Vec<String>,
 }
@@ -42,55 +48,72 @@ pub struct Arguments {
 /// Runs a member until it is killed.
 pub async fn run(arguments: Arguments) -> Result<()> {
     let network: Arc<dyn Network> = Arc::new(TlsNetwork::new(&pki::load(&arguments.pki)?)?);
-    let env = Env::production(network.clone(), CancellationToken::new());
     let peers = network.listen(&arguments.peer).await?;
     let clients = network.listen(&arguments.client).await?;
-    let address = |peer: &str| MasterAddress {
-        name: peer.to_owned(),
-        peer_address: peer.to_owned(),
-        api_address: peer.to_owned(),
-    };
-    let config = ConsensusConfig {
-        node_id: arguments.id,
-        cluster_id: "bench".to_owned(),
-        address: address(&arguments.peer),
-        data_dir: arguments.data,
-        data_key: [1; 32],
-        heartbeat: DEFAULT_HEARTBEAT,
-        election_min: DEFAULT_ELECTION_MIN * 4,
-        election_max: DEFAULT_ELECTION_MAX * 4,
-        log_bytes: DEFAULT_LOG_BYTES,
-        objects: Objects::Sled,
-        started_before: false,
-    };
-    let consensus = Consensus::start(config, env).await?;
-    let raft = Server::builder().add_service(consensus.raft_service()).serve_with_incoming(incoming(peers));
-    let puts = consensus.clone();
-    let kv = etcd::server(move |request| put(puts.clone(), request));
-    let kv = Server::builder().add_routes(kv).serve_with_incoming(incoming(clients));
-    if arguments.id == FIRST_NODE_ID {
+    let (id, peer) = (arguments.id, arguments.peer);
+    let consensus = start(network, id, &peer, &arguments.data, arguments.timers).await?;
+    let served = serve(consensus.clone(), peers, clients);
+    if !arguments.add.is_empty() {
         consensus.initialize().await?;
         consensus.leadership().wait_for(|now| now.leading).await?;
         for peer in &arguments.add {
-            println!("{}", consensus.add_master(address(peer), Duration::from_secs(20)).await?);
+            println!("{}", consensus.add_master(address(peer), ADD_TIMEOUT).await?);
         }
     }
     tokio::select! {
-        served = raft => served?,
-        served = kv => served?,
+        served = served => served,
         reason = consensus.failed() => anyhow::bail!(reason),
     }
+}
+
+fn address(peer: &str) -> MasterAddress {
+    MasterAddress { name: peer.to_owned(), peer_address: peer.to_owned(), api_address: peer.to_owned() }
+}
+
+async fn start(
+    network: Arc<dyn Network>,
+    node_id: NodeId,
+    peer: &str,
+    data: &Path,
+    timers: u32,
+) -> Result<Arc<Consensus>> {
+    let env = Env::production(network, CancellationToken::new());
+    let config = ConsensusConfig {
+        node_id,
+        cluster_id: "bench".to_owned(),
+        address: address(peer),
+        started_before: Identity::load(data, env.disk.as_ref())?.is_some(),
+        data_dir: data.to_owned(),
+        data_key: [1; 32],
+        heartbeat: DEFAULT_HEARTBEAT * timers,
+        election_min: DEFAULT_ELECTION_MIN * timers,
+        election_max: DEFAULT_ELECTION_MAX * timers,
+        log_bytes: DEFAULT_LOG_BYTES,
+        objects: Objects::Sled,
+    };
+    Ok(Consensus::start(config, env).await?)
+}
+
+async fn serve(
+    consensus: Arc<Consensus>,
+    peers: Box<dyn Listener>,
+    clients: Box<dyn Listener>,
+) -> Result<()> {
+    let raft = Server::builder().add_service(consensus.raft_service()).serve_with_incoming(incoming(peers));
+    let kv = Server::builder().max_concurrent_streams(STREAMS).add_routes(etcd::serve(&consensus));
+    let kv = kv.serve_with_incoming(incoming(clients));
+    tokio::try_join!(raft, kv)?;
     Ok(())
 }
 
-async fn put(consensus: Arc<Consensus>, request: PutRequest) -> Result<PutResponse, tonic::Status> {
-    let key =
-        String::from_utf8(request.key).map_err(|error| tonic::Status::invalid_argument(error.to_string()))?;
-    let mutations = vec![Mutation::Put { key, value: Bytes::from(request.value) }];
-    let txn = Txn { preconditions: vec![], mutations };
-    match consensus.propose(txn, ProposeOptions::default()).await {
-        Ok(TxnOutcome::Committed { .. }) => Ok(PutResponse {}),
-        Ok(other) => Err(tonic::Status::aborted(format!("{other:?}"))),
-        Err(error) => Err(tonic::Status::unavailable(error.to_string())),
-    }
+/// A member that is a cluster of its own, and where clients find it: for tests.
+#[cfg(test)]
+pub async fn alone(network: Arc<dyn Network>, directory: &Path) -> Result<(Arc<Consensus>, String)> {
+    let (peers, clients) = (network.listen("127.0.0.1:0").await?, network.listen("127.0.0.1:0").await?);
+    let (peer, client) = (peers.local_address().to_string(), clients.local_address().to_string());
+    let consensus = start(network, consensus::FIRST_NODE_ID, &peer, &directory.join("data"), 1).await?;
+    tokio::spawn(serve(consensus.clone(), peers, clients));
+    consensus.initialize().await?;
+    consensus.leadership().wait_for(|now| now.leading).await?;
+    Ok((consensus, client))
 }

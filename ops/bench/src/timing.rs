@@ -8,18 +8,26 @@ use futures::future::BoxFuture;
 /// What a line of the report says.
 #[derive(Debug, Clone, Copy)]
 pub struct Figures {
+    /// Operations.
+    pub count: usize,
     /// Operations a second.
     pub rate: f64,
     /// Median time of one.
     pub p50: Duration,
     /// 99th percentile.
     pub p99: Duration,
+    /// Operations that failed; they count nowhere else.
+    pub failed: u64,
 }
+
+/// A client rests so long after a failure, so as not to spin.
+const FAILURE_PAUSE: Duration = Duration::from_millis(10);
 
 /// One operation of a client, by its number.
 pub type Operation = Box<dyn Fn(u64) -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>;
 
 /// Runs `clients` clients, each one operation after the other, for `span`.
+/// Fails when no operation succeeded.
 pub async fn drive(
     clients: usize,
     span: Duration,
@@ -31,29 +39,52 @@ pub async fn drive(
         let operation = client(number);
         running.spawn(async move {
             let mut times = Vec::new();
+            let mut failures = Vec::new();
             let mut count = 0;
             while start.elapsed() < span {
                 let begin = Instant::now();
-                operation(count).await?;
-                times.push(begin.elapsed());
+                match operation(count).await {
+                    Ok(()) => times.push(begin.elapsed()),
+                    Err(error) => {
+                        failures.push(error);
+                        tokio::time::sleep(FAILURE_PAUSE).await;
+                    }
+                }
                 count += 1;
             }
-            anyhow::Ok(times)
+            (times, failures)
         });
     }
-    let mut times = Vec::new();
+    let (mut times, mut failures) = (Vec::new(), Vec::new());
     while let Some(client) = running.join_next().await {
-        times.extend(client??);
+        let (succeeded, failed) = client?;
+        times.extend(succeeded);
+        failures.extend(failed);
     }
-    Ok(figures(times, start.elapsed()))
+    let failed = failures.len() as u64;
+    match failures.pop() {
+        Some(error) if times.is_empty() => Err(error.context("every operation failed")),
+        Some(error) => {
+            eprintln!("{failed} operations failed, one of them: {error:#}");
+            Ok(Figures { failed, ..figures(times, start.elapsed()) })
+        }
+        None => Ok(figures(times, start.elapsed())),
+    }
 }
 
 /// Figures of operations that took `times`, within `span` altogether.
 pub fn figures(mut times: Vec<Duration>, span: Duration) -> Figures {
     times.sort_unstable();
-    let at = |share: usize| times.get(times.len() * share / 100).copied().unwrap_or_default();
-    let rate = times.len() as f64 / span.as_secs_f64();
-    Figures { rate, p50: at(50), p99: at(99) }
+    let count = times.len();
+    let rate = count as f64 / span.as_secs_f64();
+    Figures { count, rate, p50: percentile(&times, 50), p99: percentile(&times, 99), failed: 0 }
+}
+
+/// The smallest of the `sorted` times that `share` percent do not exceed
+/// (nearest rank).
+pub fn percentile(sorted: &[Duration], share: usize) -> Duration {
+    let rank = (sorted.len() * share).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or_default()
 }
 
 /// One line for each side, then the ratios.
@@ -75,6 +106,32 @@ pub fn report(what: &str, sides: &[(&str, Figures)]) {
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = |time: Duration| time.as_secs_f64() * 1000.0;
-        write!(f, "{:>8.0}/s   p50 {:>7.2} ms p99 {:>7.2} ms", self.rate, ms(self.p50), ms(self.p99))
+        write!(f, "{:>8.0}/s   p50 {:>7.2} ms p99 {:>7.2} ms", self.rate, ms(self.p50), ms(self.p99))?;
+        if self.failed > 0 { write!(f, "   {} failed", self.failed) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percentile_is_the_nearest_rank() {
+        let times: Vec<_> = (1..=100).map(Duration::from_millis).collect();
+        assert_eq!(percentile(&times, 50), Duration::from_millis(50));
+        assert_eq!(percentile(&times, 99), Duration::from_millis(99));
+        assert_eq!(percentile(&times[..3], 99), Duration::from_millis(3));
+        assert_eq!(percentile(&[], 50), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_counted_and_is_no_operation() {
+        let client = |_| -> Operation {
+            Box::new(|count| Box::pin(async move { if count == 0 { anyhow::bail!("no") } else { Ok(()) } }))
+        };
+        let figures = drive(2, Duration::from_millis(50), client).await.unwrap();
+        assert_eq!(figures.failed, 2);
+        let broken = |_| -> Operation { Box::new(|_| Box::pin(async { anyhow::bail!("no") })) };
+        assert!(drive(1, Duration::from_millis(5), broken).await.is_err());
     }
 }

@@ -1,0 +1,52 @@
+//! Durable writes: each client creates objects, one after the other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Result;
+use futures::FutureExt;
+
+use super::group::{Group, PREFIX};
+use super::load::{self, Deed, Values, placements};
+use super::table::{Figure, Line, Target, Unit};
+use super::{Setup, floor};
+
+/// Times etcd's rate that are asked for.
+const RATE_TIMES: f64 = 1.5;
+/// Times fdatasync and loopback round trip that one client may take.
+const FLOOR_TIMES: f64 = 1.5;
+const OF_FLOOR: &str = "the floor";
+
+/// Measures with 1, 64 and 1,000 clients.
+pub async fn measure(group: &Group, setup: &Setup) -> Result<Vec<Line>> {
+    let leader = group.leader().await?.position;
+    let values = Values::new(setup.value_bytes);
+    let written = Arc::new(AtomicU64::new(0));
+    let mut lines = Vec::new();
+    for placement in &placements(group, leader) {
+        let (values, written) = (values.clone(), written.clone());
+        let deed: Deed = Arc::new(move |client, by, _| {
+            // No key twice, also not the warm-up's.
+            let number = written.fetch_add(1, Ordering::Relaxed);
+            let key = format!("{PREFIX}/writes/{by}-{number}");
+            let value = values.numbered(number);
+            async move { client.put(key, value).await.map(drop) }.boxed()
+        });
+        let mut targets = vec![Target::Times("/s", RATE_TIMES)];
+        if placement.members != [leader] {
+            lines.push(load::line(group, setup, placement, "put", targets, &deed).await?);
+            continue;
+        }
+        // The disk changes its mood within seconds: looked at before and after.
+        targets.push(Target::AtMost(OF_FLOOR, FLOOR_TIMES, Unit::Times));
+        let before = floor::machine(setup).await?.write();
+        let mut line = load::line(group, setup, placement, "put", targets, &deed).await?;
+        let after = floor::machine(setup).await?.write();
+        let floor = (before + after).as_secs_f64() / 2.0;
+        let p50 = line.figures.iter().find(|figure| figure.name == "p50").map(|figure| figure.value);
+        line.figures.push(Figure::new(OF_FLOOR, p50.unwrap_or_default() / floor, Unit::Times));
+        line.figures.push(Figure::new("floor", floor, Unit::Seconds));
+        lines.push(line);
+    }
+    Ok(lines)
+}
