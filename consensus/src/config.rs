@@ -12,6 +12,7 @@ use storage::backend::Home;
 
 use crate::Error;
 use crate::raft_types::MasterAddress;
+use crate::room::Room;
 use crate::types::NodeId;
 
 const IDENTITY_FILE: &str = "consensus.json";
@@ -48,6 +49,8 @@ pub struct ConsensusConfig {
     /// Bytes of the log above which a snapshot is taken and the log purged,
     /// however few entries they are.
     pub log_bytes: u64,
+    /// Room to be kept free on the disk.
+    pub room: Room,
     /// Where the objects are kept.
     pub objects: Objects,
     /// Whether this master has started before: then its log and its objects must

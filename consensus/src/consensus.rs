@@ -25,7 +25,8 @@ use crate::raft_types::{MasterAddress, Raft};
 use crate::read::{self, ReadQueue};
 use crate::state_machine::StateMachine;
 use crate::types::{Leadership, NodeId};
-use crate::{Error, membership};
+use crate::rebuild::Defence;
+use crate::{Error, compare, membership, room};
 
 /// The id of the master that initializes a cluster. Others get theirs from the
 /// log, whose indexes for that begin later.
@@ -50,6 +51,7 @@ pub struct Consensus {
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) applied_index: watch::Receiver<u64>,
     pub(crate) contact: Contact,
+    pub(crate) defence: Defence,
     /// Not empty once this member has failed.
     pub(crate) failure: watch::Sender<String>,
     /// Held while the membership changes.
@@ -71,6 +73,7 @@ impl Consensus {
         let durable = Arc::new(AtomicU64::new(0));
         let state_machine = StateMachine::new(store.clone(), durable.clone(), env.blocking)?;
         let applied_index = state_machine.applied_index();
+        let defence = Defence::new(state_machine.shared(), durable.clone());
         let log_store = LogStore::new(log.clone(), store.clone(), durable, env.blocking);
         let peers =
             Peers::new(env.network.clone(), &config.cluster_id, config.node_id, &config.address.peer_address)
@@ -98,6 +101,7 @@ impl Consensus {
             leadership: watch::Sender::new(Leadership::default()),
             applied_index,
             contact: Contact::default(),
+            defence,
             failure: watch::Sender::default(),
             changing: tokio::sync::Mutex::new(()),
             tasks: tokio::sync::Mutex::new(JoinSet::new()),
@@ -107,6 +111,8 @@ impl Consensus {
         let mut tasks = this.tasks.lock().await;
         tasks.spawn(leadership::run(this.clone()));
         tasks.spawn(membership::run(this.clone()));
+        tasks.spawn(compare::run(this.clone()));
+        tasks.spawn(room::run(this.clone(), config.data_dir, config.room));
         tasks.spawn(read::run(this.clone(), reading));
         tasks.spawn(until(stop.clone(), proposing));
         tasks.spawn(until(stop, compacting));

@@ -2,6 +2,8 @@
 //! network. `master/apiserver` proposes and reads through [`Consensus`],
 //! `master/node` starts it and serves its gRPC service on the peer port.
 
+mod alarms;
+mod compare;
 mod config;
 mod consensus;
 mod leadership;
@@ -12,6 +14,8 @@ mod propose;
 mod proposer;
 mod raft_types;
 mod read;
+mod rebuild;
+mod room;
 mod service;
 mod state_machine;
 mod status;
@@ -20,12 +24,14 @@ pub mod testing;
 mod tests;
 mod types;
 
+pub use alarms::{Alarm, AlarmKind};
 pub use config::{
     ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT, DEFAULT_LOG_BYTES,
     Identity, Objects,
 };
 pub use consensus::{Consensus, FIRST_NODE_ID};
 pub use raft_types::MasterAddress;
+pub use room::Room;
 pub use service::{MastersOnly, RaftService};
 pub use status::{DigestError, Status};
 pub use types::{ChangeError, Leadership, Member, NodeId, ProposeError, ProposeOptions, ReadError};

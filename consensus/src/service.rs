@@ -13,10 +13,11 @@ use proto_wire::MESSAGE_LIMIT_BYTES;
 use proto_wire::raft::raft_server::{Raft as RaftRpc, RaftServer};
 use proto_wire::raft::{
     ChangeMembershipRequest, ChangeMembershipResponse, ProposeRequest, ProposeResponse, RaftMessage,
-    ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
+    CompareRequest, CompareResponse, FetchSnapshotRequest, ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
 };
 use serde::Serialize;
 use storage::codec::{decode, encode};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -165,7 +166,7 @@ impl RaftRpc for RaftService {
         let message = request.into_inner();
         self.same_cluster(&message.cluster_id)?;
         let command = decode("command", &message.command).map_err(damaged)?;
-        let verdict = self.0.proposer.propose(command, deadline).await;
+        let verdict = self.0.propose_here(command, deadline).await;
         Ok(Response::new(ProposeResponse { reply: encode("verdict", &verdict).map_err(damaged)? }))
     }
 
@@ -193,5 +194,27 @@ impl RaftRpc for RaftService {
         Ok(Response::new(ChangeMembershipResponse {
             reply: encode("membership reply", &reply).map_err(damaged)?,
         }))
+    }
+
+    async fn compare(&self, request: Request<CompareRequest>) -> Answer<CompareResponse> {
+        self.admit(&request)?;
+        let from = request.metadata().get(NODE_ID_KEY).and_then(|value| value.to_str().ok());
+        let from = from.and_then(|id| id.parse().ok());
+        let message = request.into_inner();
+        self.same_cluster(&message.cluster_id)?;
+        Ok(Response::new(self.0.compare_here(from, message)))
+    }
+
+    type FetchSnapshotStream = ReceiverStream<Result<SnapshotChunk, Status>>;
+
+    async fn fetch_snapshot(
+        &self,
+        request: Request<FetchSnapshotRequest>,
+    ) -> Answer<Self::FetchSnapshotStream> {
+        self.admit(&request)?;
+        let message = request.into_inner();
+        self.same_cluster(&message.cluster_id)?;
+        tracing::info!(index = message.index, "a replica takes this master's state");
+        self.0.give_snapshot(message.index).await.map(Response::new)
     }
 }

@@ -60,6 +60,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         election_min: DEFAULT_ELECTION_MIN * 4,
         election_max: DEFAULT_ELECTION_MAX * 4,
         log_bytes: DEFAULT_LOG_BYTES,
+        room: consensus::Room::default(),
         objects: Objects::Sled,
         started_before: false,
     };
