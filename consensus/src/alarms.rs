@@ -97,8 +97,11 @@ impl Alarms {
     pub(crate) fn heard(&self, from: NodeId, alarms: Vec<WireAlarm>) {
         let cut = |text: String| text.chars().take(REASON_BYTES).collect::<String>();
         let alarms = alarms.into_iter().take(ALARMS_MAX);
-        let alarms =
-            alarms.map(|alarm| Alarm { kind: cut(alarm.kind), reason: cut(alarm.reason), since: alarm.since });
+        let alarms = alarms.map(|alarm| Alarm {
+            kind: cut(alarm.kind),
+            reason: cut(alarm.reason),
+            since: alarm.since,
+        });
         lock(&self.others).insert(from, alarms.collect());
     }
 

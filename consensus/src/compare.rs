@@ -115,7 +115,9 @@ impl Consensus {
             return;
         }
         // Who is right shows at one entry alone.
-        let Some(index) = answers.iter().map(|(_, answer)| answer.index).chain([newest]).min() else { return };
+        let Some(index) = answers.iter().map(|(_, answer)| answer.index).chain([newest]).min() else {
+            return;
+        };
         let Some(own) = self.print(index) else { return };
         let answers = join_all(others.iter().map(|member| self.ask(member, index))).await;
         let answers = answers.into_iter().flatten().filter(|(_, answer)| answer.index == index);
@@ -139,8 +141,7 @@ impl Consensus {
             Finding::Right(others) => {
                 self.is_right();
                 if !others.is_empty() {
-                    let reason =
-                        format!("masters {others:?} differ from the majority at log entry {index}");
+                    let reason = format!("masters {others:?} differ from the majority at log entry {index}");
                     self.defence.alarms.raise(AlarmKind::ReplicaDiffers, reason, clock);
                 }
             }
@@ -225,9 +226,15 @@ mod tests {
         assert_eq!(judge(9, &prints(&[(1, 6), (5, 7), (9, 8)]), &three), Finding::Unclear);
         let five = BTreeSet::from([1, 2, 3, 4, 5]);
         assert_eq!(judge(1, &prints(&[(1, 7), (2, 8), (3, 8)]), &five), Finding::Unclear);
-        assert_eq!(judge(1, &prints(&[(1, 7), (2, 8), (3, 8), (4, 8)]), &five), Finding::Wrong(vec![2, 3, 4]));
+        assert_eq!(
+            judge(1, &prints(&[(1, 7), (2, 8), (3, 8), (4, 8)]), &five),
+            Finding::Wrong(vec![2, 3, 4])
+        );
         // A learner is judged, and does not judge.
         assert_eq!(judge(4, &prints(&[(1, 7), (5, 7), (4, 8)]), &three), Finding::Wrong(vec![1, 5]));
-        assert_eq!(judge(1, &prints(&[(1, 7), (4, 8), (6, 8)]), &BTreeSet::from([1])), Finding::Right(vec![4, 6]));
+        assert_eq!(
+            judge(1, &prints(&[(1, 7), (4, 8), (6, 8)]), &BTreeSet::from([1])),
+            Finding::Right(vec![4, 6])
+        );
     }
 }

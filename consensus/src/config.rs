@@ -93,9 +93,12 @@ impl Identity {
     pub fn load(data_dir: &Path, disk: &dyn Disk) -> Result<Option<Self>, Error> {
         let path = data_dir.join(IDENTITY_FILE);
         match disk.read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|error| Error::Config(format!("{} is damaged: {error}", path.display()))),
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+                Error::Config(format!(
+                    "{} is damaged ({error}): remove the data directory and join again",
+                    path.display()
+                ))
+            }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::Config(format!("{}: {error}", path.display()))),
         }

@@ -45,6 +45,16 @@ pub enum Error {
     /// Log or object store failed.
     #[error(transparent)]
     Storage(#[from] storage::Error),
+    /// What lies on disk is not what was written.
+    #[error(
+        "{error}: the data in {data_dir} cannot be trusted; remove it and join again (a single master: restore a backup)"
+    )]
+    Damaged {
+        /// What was found.
+        error: String,
+        /// The data directory.
+        data_dir: String,
+    },
     /// openraft failed.
     #[error("consensus: {0}")]
     Raft(String),

@@ -79,11 +79,18 @@ impl Consensus {
                     Ok(staged) => {
                         let revision = staged.revision();
                         match self.replace(&mut applied, staged) {
-                            Ok(()) => return tracing::info!(revision, "the leader's state has taken the place of this one"),
+                            Ok(()) => {
+                                return tracing::info!(
+                                    revision,
+                                    "the leader's state has taken the place of this one"
+                                );
+                            }
                             Err(error) => tracing::error!(%error, "installing the leader's state failed"),
                         }
                     }
-                    Err(reason) => tracing::warn!(reason, "the leader's state could not be taken; it is tried again"),
+                    Err(reason) => {
+                        tracing::warn!(reason, "the leader's state could not be taken; it is tried again")
+                    }
                 }
             }
             tokio::time::sleep(RETRY_PAUSE).await;

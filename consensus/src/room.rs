@@ -122,7 +122,11 @@ impl Consensus {
     pub(crate) fn no_room_for(&self, txn: &Txn) -> Option<String> {
         let voters: Vec<NodeId> = self.members().iter().filter(|it| it.voter).map(|it| it.id).collect();
         let short = |id: &&NodeId| {
-            if **id == self.node_id { self.is_short_of_space() } else { self.defence.alarms.has(**id, AlarmKind::NoSpace) }
+            if **id == self.node_id {
+                self.is_short_of_space()
+            } else {
+                self.defence.alarms.has(**id, AlarmKind::NoSpace)
+            }
         };
         let with_room = voters.len() - voters.iter().filter(short).count();
         if !self.is_short_of_space() && with_room > voters.len() / 2 || !self.grows(txn) {
@@ -182,7 +186,11 @@ impl Consensus {
             if !store.is_bloated() || space.free < sizes.object_bytes.saturating_mul(2) {
                 return None;
             }
-            tracing::info!(disk = sizes.disk_bytes, objects = sizes.object_bytes, "rewriting the object store");
+            tracing::info!(
+                disk = sizes.disk_bytes,
+                objects = sizes.object_bytes,
+                "rewriting the object store"
+            );
             Some((store.rewrite(), sizes.disk_bytes, store.sizes().disk_bytes))
         });
         match rewritten.await {
@@ -190,7 +198,8 @@ impl Consensus {
                 tracing::info!(before, after, "the object store was rewritten");
             }
             Ok(Some((Err(error), ..))) => {
-                self.give_up(AlarmKind::StoreFailed, format!("rewriting the object store failed: {error}")).await;
+                self.give_up(AlarmKind::StoreFailed, format!("rewriting the object store failed: {error}"))
+                    .await;
             }
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "rewriting the object store ended"),

@@ -12,8 +12,8 @@ use proto_env::grpc::PeerInfo;
 use proto_wire::MESSAGE_LIMIT_BYTES;
 use proto_wire::raft::raft_server::{Raft as RaftRpc, RaftServer};
 use proto_wire::raft::{
-    ChangeMembershipRequest, ChangeMembershipResponse, ProposeRequest, ProposeResponse, RaftMessage,
-    CompareRequest, CompareResponse, FetchSnapshotRequest, ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
+    ChangeMembershipRequest, ChangeMembershipResponse, CompareRequest, CompareResponse, FetchSnapshotRequest,
+    ProposeRequest, ProposeResponse, RaftMessage, ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
 };
 use serde::Serialize;
 use storage::codec::{decode, encode};

@@ -61,6 +61,19 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether bytes are not what was written, as against a disk that fails.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Sled(error) => {
+                matches!(error, sled::Error::Corruption { .. } | sled::Error::Unsupported(_))
+            }
+            Self::Io { .. } | Self::TooLarge { .. } => false,
+        }
+    }
+}
+
 /// Results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 

@@ -10,9 +10,8 @@ use proto_env::{MASTERS_ORGANIZATION, Network, Purpose};
 use proto_wire::cluster::admin_client::AdminClient;
 use proto_wire::cluster::admin_server::Admin;
 use proto_wire::cluster::{
-    Alarm as WireAlarm,
-    MasterStatus, Member, MembersRequest, MembersResponse, RemoveMemberRequest, RemoveMemberResponse,
-    StatusRequest, StatusResponse, TransferLeaderRequest, TransferLeaderResponse,
+    Alarm as WireAlarm, MasterStatus, Member, MembersRequest, MembersResponse, RemoveMemberRequest,
+    RemoveMemberResponse, StatusRequest, StatusResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use tonic::{Request, Response, Status};
 

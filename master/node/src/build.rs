@@ -140,7 +140,9 @@ pub async fn build(config: MasterConfig, env: Env, objects: Objects) -> Result<M
 /// A database that is opened on a full disk may never finish: nothing is touched there.
 fn has_room(config: &MasterConfig, env: &Env) -> Result<(), Error> {
     let path = config.data_dir.display().to_string();
-    let Some(space) = env.disk.space(&config.data_dir).map_err(|source| Error::Disk { path: path.clone(), source })? else {
+    let Some(space) =
+        env.disk.space(&config.data_dir).map_err(|source| Error::Disk { path: path.clone(), source })?
+    else {
         return Ok(());
     };
     let floor = space.floor(config.disk_reserve_mib << 20);

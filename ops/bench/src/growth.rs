@@ -46,7 +46,12 @@ pub fn run(arguments: GrowthArgs, directory: &Path) -> Result<()> {
                 index += 1;
                 let commands = (0..COMMANDS).map(|_| {
                     done += 1;
-                    command(done, index - 1, &format!("/registry/core/configmaps/ns/{}", done % arguments.keys), &value)
+                    command(
+                        done,
+                        index - 1,
+                        &format!("/registry/core/configmaps/ns/{}", done % arguments.keys),
+                        &value,
+                    )
                 });
                 Entry { index, term: 1, commands: commands.collect() }
             });
@@ -64,7 +69,12 @@ pub fn run(arguments: GrowthArgs, directory: &Path) -> Result<()> {
         store.sync()?;
         let (sizes, seconds) = (store.sizes(), started.elapsed().as_secs_f64());
         let mb = |bytes: u64| bytes as f64 / 1e6;
-        println!("{done:>9} {:>9.1} {:>9.1} {:>9.1} {seconds:>9.1}", mb(sizes.disk_bytes), mb(sizes.object_bytes), mb(resident()));
+        println!(
+            "{done:>9} {:>9.1} {:>9.1} {:>9.1} {seconds:>9.1}",
+            mb(sizes.disk_bytes),
+            mb(sizes.object_bytes),
+            mb(resident())
+        );
     }
     println!("rewritten {rewritten} times, at most {:.1} MB on disk", most as f64 / 1e6);
     Ok(())

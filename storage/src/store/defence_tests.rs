@@ -127,7 +127,8 @@ fn no_flipped_byte_makes_another_state() {
         copy(directory.path(), spoilt.path());
         let files = files(spoilt.path());
         // Most of the bytes are in one file; the others get their share.
-        let path = &files[if flip % 3 == 0 { flip / 3 % files.len() } else { random.random_range(0..files.len()) }];
+        let path =
+            &files[if flip % 3 == 0 { flip / 3 % files.len() } else { random.random_range(0..files.len()) }];
         let mut bytes = std::fs::read(path).unwrap();
         if bytes.is_empty() {
             continue;

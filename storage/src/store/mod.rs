@@ -3,11 +3,12 @@
 //! machine of `consensus`, which applies entries in log order.
 
 mod apply;
+#[cfg(test)]
+mod defence_tests;
+mod divergence;
 mod read;
 pub(crate) mod records;
 mod rewrite;
-#[cfg(test)]
-mod defence_tests;
 #[cfg(test)]
 mod tests;
 

@@ -8,15 +8,15 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::{Current, Store, lock, read, records};
-use crate::backend::{Backend, Batch};
 use crate::Result;
+use crate::backend::{Backend, Batch};
 
 /// Objects are copied in steps of about this many bytes; apply waits for one.
 const STEP_BYTES: usize = 256 * 1024;
 /// Log entries whose outcomes are copied in one step.
 const STEP_ENTRIES: usize = 512;
 /// Databases below this are left alone, in bytes.
-const REWRITE_ABOVE: u64 = 64 * 1024 * 1024;
+const REWRITE_ABOVE: u64 = 256 * 1024 * 1024;
 /// How many times the bytes of its objects a database may take.
 const REWRITE_TIMES: u64 = 4;
 

@@ -17,11 +17,19 @@ pub fn gather(consensus: &Consensus) -> Result<Vec<MetricFamily>, prometheus::Er
         ("ephor_log_bytes", "Bytes of the log on disk.", status.log_bytes),
         ("ephor_object_store_bytes", "Bytes of the object store on disk.", sizes.disk_bytes),
         ("ephor_objects", "Objects in the store.", sizes.objects),
-        ("ephor_objects_bytes", "Bytes of the objects in the store, roughly as in memory.", sizes.object_bytes),
+        (
+            "ephor_objects_bytes",
+            "Bytes of the objects in the store, roughly as in memory.",
+            sizes.object_bytes,
+        ),
         ("ephor_revision", "The revision this replica has reached.", sizes.revision),
         ("ephor_compacted_revision", "History up to this revision is forgotten.", sizes.compacted),
         ("ephor_applied_index", "The last log entry applied here.", status.applied_index),
-        ("ephor_watches", "Watches of the store, those of the master's own components among them.", sizes.watches),
+        (
+            "ephor_watches",
+            "Watches of the store, those of the master's own components among them.",
+            sizes.watches,
+        ),
         ("ephor_disk_free_bytes", "Free bytes where the data lies.", consensus.free_bytes()),
         ("process_resident_memory_bytes", "Resident memory of this process in bytes.", resident_bytes()),
     ];

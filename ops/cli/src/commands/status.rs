@@ -50,7 +50,8 @@ fn alarms(masters: &[MasterStatus]) -> Result<()> {
         let name = status.member.as_ref().map(|m| m.name.as_str()).unwrap_or_default();
         for alarm in &status.alarms {
             raised += 1;
-            let when = k8s_openapi::jiff::Timestamp::from_second(i64::try_from(alarm.since).unwrap_or_default());
+            let when =
+                k8s_openapi::jiff::Timestamp::from_second(i64::try_from(alarm.since).unwrap_or_default());
             let when = when.map(|it| it.to_string()).unwrap_or_default();
             println!("ALARM {name} {} since {when}: {}", alarm.kind, alarm.reason);
         }
