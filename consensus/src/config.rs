@@ -12,6 +12,7 @@ use storage::backend::Home;
 
 use crate::Error;
 use crate::raft_types::MasterAddress;
+use crate::room::Room;
 use crate::types::NodeId;
 
 const IDENTITY_FILE: &str = "consensus.json";
@@ -48,6 +49,8 @@ pub struct ConsensusConfig {
     /// Bytes of the log above which a snapshot is taken and the log purged,
     /// however few entries they are.
     pub log_bytes: u64,
+    /// Room to be kept free on the disk.
+    pub room: Room,
     /// Where the objects are kept.
     pub objects: Objects,
     /// Whether this master has started before: then its log and its objects must
@@ -90,9 +93,12 @@ impl Identity {
     pub fn load(data_dir: &Path, disk: &dyn Disk) -> Result<Option<Self>, Error> {
         let path = data_dir.join(IDENTITY_FILE);
         match disk.read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|error| Error::Config(format!("{} is damaged: {error}", path.display()))),
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+                Error::Config(format!(
+                    "{} is damaged ({error}): remove the data directory and join again",
+                    path.display()
+                ))
+            }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::Config(format!("{}: {error}", path.display()))),
         }

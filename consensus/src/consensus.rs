@@ -25,9 +25,10 @@ use crate::proposer::{Proposer, Way};
 use crate::raft_types::{MasterAddress, Raft};
 use crate::read::{self, ReadQueue};
 use crate::slow::Slow;
+use crate::rebuild::Defence;
 use crate::state_machine::StateMachine;
 use crate::types::{Leadership, NodeId};
-use crate::{Error, membership};
+use crate::{Error, compare, membership, room};
 
 /// The id of the master that initializes a cluster. Others get theirs from the
 /// log, whose indexes for that begin later.
@@ -54,6 +55,7 @@ pub struct Consensus {
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) applied_index: watch::Receiver<u64>,
     pub(crate) contact: Contact,
+    pub(crate) defence: Defence,
     /// Not empty once this member has failed.
     pub(crate) failure: watch::Sender<String>,
     /// Held while the membership changes.
@@ -70,11 +72,13 @@ impl Consensus {
         let identity = Identity { node_id: config.node_id, cluster_id: config.cluster_id.clone() };
         identity.check(&config, env.disk.as_ref())?;
         let (store, log) = open(&config, &env).await?;
+        check_order(&config, &store, &log)?;
         // Once log and objects are there: from now on they must be.
         identity.claim(&config.data_dir, env.disk.as_ref())?;
         let durable = Arc::new(AtomicU64::new(0));
         let state_machine = StateMachine::new(store.clone(), durable.clone(), env.blocking)?;
         let applied_index = state_machine.applied_index();
+        let defence = Defence::new(state_machine.shared(), durable.clone());
         let log_store =
             LogStore::new(log.clone(), store.clone(), durable, env.blocking, Slow::new(env.disk.clone()));
         let peers =
@@ -104,6 +108,7 @@ impl Consensus {
             leadership: watch::Sender::new(Leadership::default()),
             applied_index,
             contact: Contact::default(),
+            defence,
             failure: watch::Sender::default(),
             changing: tokio::sync::Mutex::new(()),
             tasks: tokio::sync::Mutex::new(JoinSet::new()),
@@ -113,6 +118,8 @@ impl Consensus {
         let mut tasks = this.tasks.lock().await;
         tasks.spawn(leadership::run(this.clone()));
         tasks.spawn(membership::run(this.clone()));
+        tasks.spawn(compare::run(this.clone()));
+        tasks.spawn(room::run(this.clone(), config.data_dir, config.room));
         tasks.spawn(read::run(this.clone(), reading));
         tasks.spawn(until(stop.clone(), proposing));
         tasks.spawn(until(stop, compacting));
@@ -197,6 +204,11 @@ impl Consensus {
 
 /// Opens the object store and the log, which read their files.
 async fn open(config: &ConsensusConfig, env: &Env) -> Result<(Arc<Store>, Arc<Log>), Error> {
+    let data_dir = config.data_dir.display().to_string();
+    let damaged = |error: &dyn std::fmt::Display| Error::Damaged {
+        error: error.to_string().lines().next().unwrap_or_default().to_owned(),
+        data_dir: data_dir.clone(),
+    };
     let (config, env) = (config.clone(), env.clone());
     let opened = env.blocking.run(move || {
         let key = DataKey::new(config.data_key);
@@ -211,7 +223,22 @@ async fn open(config: &ConsensusConfig, env: &Env) -> Result<(Arc<Store>, Arc<Lo
         let log = Log::open(&config.data_dir.join(LOG_DIRECTORY), sealer, env.disk.clone(), options)?;
         Ok::<_, storage::Error>((store, log))
     });
-    Ok(opened.await.map_err(|error| Error::Raft(error.to_string()))??)
+    // sled panics on some damage.
+    let opened = opened.await.map_err(|error| damaged(&error))?;
+    opened.map_err(|error| if error.is_damage() { damaged(&error) } else { error.into() })
+}
+
+/// The log must begin where the objects end, or before: what is missing between
+/// them cannot be replayed.
+fn check_order(config: &ConsensusConfig, store: &Store, log: &Log) -> Result<(), Error> {
+    let applied = store.checkpoint(u64::MAX).map_or(0, |checkpoint| checkpoint.index);
+    match log.state().purged {
+        Some((purged, _)) if purged > applied => Err(Error::Damaged {
+            error: format!("the objects end at log entry {applied}, the log begins after {purged}"),
+            data_dir: config.data_dir.display().to_string(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 pub(crate) async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {

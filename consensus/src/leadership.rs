@@ -10,6 +10,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{Instant as _, RaftMetrics, ServerState};
 use proto_env::Clock;
 
+use crate::alarms::AlarmKind;
 use crate::consensus::Consensus;
 use crate::raft_types::TypeConfig;
 use crate::types::Leadership;
@@ -50,8 +51,7 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
         if let Err(error) = &now.running_state {
             if !consensus.stop.is_cancelled() {
                 tracing::error!(%error, "the consensus has failed; this master stops");
-                consensus.failure.send_replace(error.to_string());
-                consensus.env.shutdown.cancel();
+                consensus.give_up(AlarmKind::StoreFailed, error.to_string()).await;
             }
             return;
         }
@@ -73,8 +73,8 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
                 // Nobody is left to say what happened: its task panicked.
                 if !consensus.stop.is_cancelled() {
                     tracing::error!("the consensus has ended by itself; this master stops");
-                    consensus.failure.send_replace("the consensus has ended by itself".to_owned());
-                    consensus.env.shutdown.cancel();
+                    let reason = "the consensus has ended by itself".to_owned();
+                    consensus.give_up(AlarmKind::StoreFailed, reason).await;
                 }
                 return;
             },
@@ -94,12 +94,15 @@ impl Consensus {
         };
         let term = metrics.current_term;
         let applied = metrics.last_applied.as_ref().is_some_and(|last| last.leader_id.term == term);
-        Leadership { term, leader: metrics.current_leader, leading: is_leader && applied && quorum, quorum }
+        let leading = is_leader && applied && quorum && self.quarantined().is_none();
+        Leadership { term, leader: metrics.current_leader, leading, quorum }
     }
 
     /// Large values fill the log long before the number of entries says so.
     async fn bound_log(&self, metrics: &RaftMetrics<TypeConfig>) {
-        if self.log.disk_bytes() < self.log_bytes {
+        // Where room is short, what is not needed goes sooner.
+        let bound = if self.is_short_of_space() { self.log_bytes / 8 } else { self.log_bytes };
+        if self.log.disk_bytes() < bound {
             return;
         }
         let snapshot = metrics.snapshot.map_or(0, |id| id.index);

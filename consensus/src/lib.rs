@@ -2,6 +2,8 @@
 //! network. `master/apiserver` proposes and reads through [`Consensus`],
 //! `master/node` starts it and serves its gRPC service on the peer port.
 
+mod alarms;
+mod compare;
 mod config;
 mod consensus;
 mod forward;
@@ -14,6 +16,8 @@ mod propose;
 mod proposer;
 mod raft_types;
 mod read;
+mod rebuild;
+mod room;
 mod service;
 mod slow;
 mod state_machine;
@@ -23,6 +27,7 @@ pub mod testing;
 mod tests;
 mod types;
 
+pub use alarms::{Alarm, AlarmKind};
 pub use config::{
     ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT, DEFAULT_LOG_BYTES,
     Identity, Objects,
@@ -30,6 +35,7 @@ pub use config::{
 pub use consensus::{Consensus, FIRST_NODE_ID};
 pub use inspect::{LogRecord, VoteSeen};
 pub use raft_types::MasterAddress;
+pub use room::Room;
 pub use service::{MastersOnly, RaftService};
 pub use status::{DigestError, Status};
 pub use types::{ChangeError, Leadership, Member, NodeId, ProposeError, ProposeOptions, ReadError};
@@ -43,6 +49,16 @@ pub enum Error {
     /// Log or object store failed.
     #[error(transparent)]
     Storage(#[from] storage::Error),
+    /// What lies on disk is not what was written.
+    #[error(
+        "{error}: the data in {data_dir} cannot be trusted; remove it and join again (a single master: restore a backup)"
+    )]
+    Damaged {
+        /// What was found.
+        error: String,
+        /// The data directory.
+        data_dir: String,
+    },
     /// openraft failed.
     #[error("consensus: {0}")]
     Raft(String),

@@ -219,7 +219,7 @@ impl Consensus {
         Ok(ChangeReply::Done)
     }
 
-    async fn transfer_here(&self, to: NodeId) -> Result<ChangeReply, ChangeReply> {
+    pub(crate) async fn transfer_here(&self, to: NodeId) -> Result<ChangeReply, ChangeReply> {
         if !self.membership().0.contains(&to) {
             return Err(ChangeReply::Refused(format!("master {to} does not vote")));
         }
@@ -263,7 +263,7 @@ impl Consensus {
     }
 
     /// Whether a voter has answered this leader lately.
-    fn is_running(&self, id: NodeId) -> bool {
+    pub(crate) fn is_running(&self, id: NodeId) -> bool {
         let metrics = self.raft.metrics();
         let answered = metrics.borrow_watched().heartbeat.clone().unwrap_or_default();
         let last = answered.get(&id).and_then(Option::as_ref);

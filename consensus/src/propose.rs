@@ -74,6 +74,13 @@ impl Consensus {
                 }
                 Verdict::NotEntered(reason) => refused = reason,
                 Verdict::Unknown(reason) => unknown = Some(reason),
+                // An earlier attempt may be in a log all the same.
+                Verdict::NoRoom(reason) => {
+                    return Err(match unknown {
+                        Some(reason) => ProposeError::Unknown { reason },
+                        None => ProposeError::NoRoom { reason },
+                    });
+                }
             }
             if leadership.borrow().leader == Some(to) {
                 tokio::time::sleep(RETRY_PAUSE.min(left)).await;
@@ -81,10 +88,22 @@ impl Consensus {
         }
     }
 
+    /// Proposes as leader what may be proposed.
+    pub(crate) async fn propose_here(&self, command: Command, deadline: Duration) -> Verdict {
+        if let Some(reason) = self.quarantined() {
+            return Verdict::NotEntered(reason);
+        }
+        match self.no_room_for(&command.txn) {
+            Some(reason) => Verdict::NoRoom(reason),
+            None => self.proposer.propose(command, deadline).await,
+        }
+    }
+
     async fn propose_to(&self, leader: NodeId, command: &Command, deadline: Duration) -> Verdict {
-        let proposer =
-            if leader == self.node_id { Some(self.proposer.clone()) } else { self.forwarder(leader) };
-        match proposer {
+        if leader == self.node_id {
+            return self.propose_here(command.clone(), deadline).await;
+        }
+        match self.forwarder(leader) {
             Some(proposer) => proposer.propose(command.clone(), deadline).await,
             None => Verdict::NotEntered(format!("the address of master {leader} is not known")),
         }

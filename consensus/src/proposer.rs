@@ -35,6 +35,8 @@ pub(crate) enum Verdict {
     NotEntered(String),
     /// It may be in a log.
     Unknown(String),
+    /// In no log, and not to be tried again: there is no room.
+    NoRoom(String),
 }
 
 const WAITING: u8 = 0;

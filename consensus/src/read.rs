@@ -72,6 +72,9 @@ impl Consensus {
         if planted::is(Bug::StaleRead) {
             return Ok(());
         }
+        if let Some(reason) = self.quarantined() {
+            return Err(ReadError::NoQuorum { reason });
+        }
         let until = Instant::now() + deadline;
         let mut reason = "no leader is known".to_owned();
         let mut applied = self.applied_index.clone();

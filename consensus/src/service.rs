@@ -13,12 +13,13 @@ use proto_env::grpc::PeerInfo;
 use proto_wire::MESSAGE_LIMIT_BYTES;
 use proto_wire::raft::raft_server::{Raft as RaftRpc, RaftServer};
 use proto_wire::raft::{
-    ChangeMembershipRequest, ChangeMembershipResponse, ProposeRequest, ProposeResponse, RaftMessage,
-    ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
+    ChangeMembershipRequest, ChangeMembershipResponse, CompareRequest, CompareResponse, FetchSnapshotRequest,
+    ProposeRequest, ProposeResponse, RaftMessage, ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
 };
 use serde::Serialize;
 use storage::Command;
 use storage::codec::{decode, encode};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -176,7 +177,7 @@ impl RaftRpc for RaftService {
             .map(|command| decode("command", command))
             .collect::<storage::Result<_>>()
             .map_err(damaged)?;
-        let proposals = commands.into_iter().map(|command| self.0.proposer.propose(command, deadline));
+        let proposals = commands.into_iter().map(|command| self.0.propose_here(command, deadline));
         let verdicts = join_all(proposals).await;
         Ok(Response::new(ProposeResponse { verdicts: encode("verdicts", &verdicts).map_err(damaged)? }))
     }
@@ -205,5 +206,27 @@ impl RaftRpc for RaftService {
         Ok(Response::new(ChangeMembershipResponse {
             reply: encode("membership reply", &reply).map_err(damaged)?,
         }))
+    }
+
+    async fn compare(&self, request: Request<CompareRequest>) -> Answer<CompareResponse> {
+        self.admit(&request)?;
+        let from = request.metadata().get(NODE_ID_KEY).and_then(|value| value.to_str().ok());
+        let from = from.and_then(|id| id.parse().ok());
+        let message = request.into_inner();
+        self.same_cluster(&message.cluster_id)?;
+        Ok(Response::new(self.0.compare_here(from, message)))
+    }
+
+    type FetchSnapshotStream = ReceiverStream<Result<SnapshotChunk, Status>>;
+
+    async fn fetch_snapshot(
+        &self,
+        request: Request<FetchSnapshotRequest>,
+    ) -> Answer<Self::FetchSnapshotStream> {
+        self.admit(&request)?;
+        let message = request.into_inner();
+        self.same_cluster(&message.cluster_id)?;
+        tracing::info!(index = message.index, "a replica takes this master's state");
+        self.0.give_snapshot(message.index).await.map(Response::new)
     }
 }

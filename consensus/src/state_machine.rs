@@ -35,12 +35,21 @@ type AppliedState = (Option<LogId>, StoredMembership);
 /// The state machine of one master.
 pub struct StateMachine {
     store: Arc<Store>,
-    last: Option<LogId>,
-    membership: StoredMembership,
-    applied_index: watch::Sender<u64>,
+    applied: SharedApplied,
     durable: Arc<AtomicU64>,
     blocking: Blocking,
 }
+
+/// What was applied last. Whoever changes the store holds it: the state machine, or
+/// who makes a diverged replica anew (`rebuild.rs`).
+pub(crate) struct Applied {
+    pub(crate) last: Option<LogId>,
+    pub(crate) membership: StoredMembership,
+    /// The index of `last`, for those who wait for it.
+    pub(crate) index: watch::Sender<u64>,
+}
+
+pub(crate) type SharedApplied = Arc<tokio::sync::Mutex<Applied>>;
 
 /// Reports a snapshot once the store is durable up to it.
 pub struct SnapshotBuilder {
@@ -69,16 +78,29 @@ impl StateMachine {
         blocking: Blocking,
     ) -> storage::Result<Self> {
         let (last, membership) = decode_applied(&store.applied())?;
-        let applied_index = watch::Sender::new(last.map_or(0, |last| last.index));
-        Ok(Self { store, last, membership, applied_index, durable, blocking })
+        let index = watch::Sender::new(last.map_or(0, |last| last.index));
+        let applied = Arc::new(tokio::sync::Mutex::new(Applied { last, membership, index }));
+        Ok(Self { store, applied, durable, blocking })
     }
 
-    /// The index of the last entry applied, now and from now on.
+    /// The index of the last entry applied, now and from now on. Before anything runs.
     pub(crate) fn applied_index(&self) -> watch::Receiver<u64> {
-        self.applied_index.subscribe()
+        self.applied.try_lock().map_or_else(|_| watch::channel(0).1, |applied| applied.index.subscribe())
     }
 
-    fn apply_batch(&mut self, batch: Vec<EntryResponder<TypeConfig>>) -> storage::Result<()> {
+    /// What was applied last, shared.
+    pub(crate) fn shared(&self) -> SharedApplied {
+        self.applied.clone()
+    }
+
+    async fn apply_batch(&mut self, mut batch: Vec<EntryResponder<TypeConfig>>) -> storage::Result<()> {
+        let mut applied = self.applied.lock().await;
+        // The state may have been replaced meanwhile by one that has these entries.
+        // Nobody waits for them here: a replica that is replaced does not lead.
+        batch.retain(|(entry, _)| applied.last.is_none_or(|last| entry.log_id().index > last.index));
+        if batch.is_empty() {
+            return Ok(());
+        }
         let mut entries = Vec::with_capacity(batch.len());
         let mut responders = Vec::with_capacity(batch.len());
         for (entry, responder) in batch {
@@ -89,18 +111,18 @@ impl StateMachine {
                     Content::NewNodeId => Vec::new(),
                 },
                 EntryPayload::Membership(membership) => {
-                    self.membership = StoredMembership::new(Some(log_id), membership.clone());
+                    applied.membership = StoredMembership::new(Some(log_id), membership.clone());
                     Vec::new()
                 }
                 EntryPayload::Blank => Vec::new(),
             };
             entries.push(Entry { index: log_id.index, term: log_id.leader_id.term, commands });
             responders.push(responder);
-            self.last = Some(log_id);
+            applied.last = Some(log_id);
         }
-        let applied = encode("applied state", &(self.last, &self.membership))?;
-        let results = self.store.apply(entries, applied)?;
-        self.applied_index.send_replace(self.last.map_or(0, |last| last.index));
+        let stored = encode("applied state", &(applied.last, &applied.membership))?;
+        let results = self.store.apply(entries, stored)?;
+        applied.index.send_replace(applied.last.map_or(0, |last| last.index));
         for (results, responder) in results.into_iter().zip(responders) {
             if let Some(responder) = responder {
                 responder.send(Outcome { results });
@@ -115,7 +137,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotBuilder = SnapshotBuilder;
 
     async fn applied_state(&mut self) -> io::Result<AppliedState> {
-        Ok((self.last, self.membership.clone()))
+        let applied = self.applied.lock().await;
+        Ok((applied.last, applied.membership.clone()))
     }
 
     async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
@@ -130,14 +153,14 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             }
             batch.push((entry, responder));
             if batch.len() == APPLY_ENTRIES || bytes >= APPLY_BYTES {
-                self.apply_batch(std::mem::take(&mut batch)).map_err(other)?;
+                self.apply_batch(std::mem::take(&mut batch)).await.map_err(other)?;
                 bytes = 0;
             }
         }
         if batch.is_empty() {
             return Ok(());
         }
-        self.apply_batch(batch).map_err(other)
+        self.apply_batch(batch).await.map_err(other)
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
@@ -153,22 +176,23 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if last != meta.last_log_id {
             return Err(io::Error::other("the snapshot is of another log entry than its header says"));
         }
+        let mut applied = self.applied.lock().await;
         self.store.install(*staged).map_err(other)?;
-        self.last = last;
-        self.membership = membership;
+        applied.last = last;
+        applied.membership = membership;
         // Planted: whoever receives a snapshot knows no members.
         if planted::is(Bug::SnapshotWithoutMembers) {
-            self.membership = StoredMembership::default();
+            applied.membership = StoredMembership::default();
         }
         let index = last.map_or(0, |last| last.index);
         self.durable.fetch_max(index, Ordering::AcqRel);
-        self.applied_index.send_replace(index);
+        applied.index.send_replace(index);
         Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<RaftSnapshot>> {
         // The store is its own snapshot: a view costs little at any time.
-        if self.last.is_none() {
+        if self.applied.lock().await.last.is_none() {
             return Ok(None);
         }
         view(&self.store).map(Some)

@@ -1,10 +1,11 @@
 //! What this master is at: figures, and the digest of its replica at a revision,
 //! which `ephor status` compares across masters.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
-use storage::Digest;
+use storage::{Digest, Sizes};
 
 use crate::consensus::Consensus;
 use crate::types::NodeId;
@@ -61,6 +62,17 @@ impl Consensus {
             objects: self.store.len() as u64,
             replicated: replicated.map(|(id, matched)| (*id, index(matched.map(|m| m.index)))).collect(),
         }
+    }
+
+    /// How large the local replica is.
+    pub async fn sizes(&self) -> std::io::Result<Sizes> {
+        let store = self.store.clone();
+        self.env.blocking.run(move || store.sizes()).await
+    }
+
+    /// Free bytes where the data lies, as last looked at; 0 when not known.
+    pub fn free_bytes(&self) -> u64 {
+        self.defence.free_bytes.load(Ordering::Relaxed)
     }
 
     /// The digest of the local replica at `revision` (`None`: where it is now),

@@ -9,7 +9,7 @@ use proto_env::Env;
 
 use crate::{
     Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT,
-    DEFAULT_LOG_BYTES, Error, FIRST_NODE_ID, MasterAddress, Objects,
+    DEFAULT_LOG_BYTES, Error, FIRST_NODE_ID, MasterAddress, Objects, Room,
 };
 
 /// Starts a master in `data_dir` that is its own cluster, and waits until it
@@ -29,6 +29,7 @@ pub async fn lone_master(data_dir: &Path, env: &Env) -> Result<Arc<Consensus>, E
         election_min: DEFAULT_ELECTION_MIN,
         election_max: DEFAULT_ELECTION_MAX,
         log_bytes: DEFAULT_LOG_BYTES,
+        room: Room::default(),
         objects: Objects::Sled,
         started_before: false,
     };

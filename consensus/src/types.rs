@@ -69,6 +69,13 @@ pub enum ProposeError {
         /// What came in between.
         reason: String,
     },
+    /// The masters' disks are nearly full and the write would make the objects
+    /// grow; it is in no log.
+    #[error("no space: {reason}")]
+    NoRoom {
+        /// What to do.
+        reason: String,
+    },
     /// This master is shutting down; the write is in no log.
     #[error("this master is stopping")]
     Stopped,

@@ -7,6 +7,7 @@ pub mod backend;
 pub mod codec;
 mod crypto;
 mod durable;
+mod fingerprint;
 pub mod log;
 mod object;
 mod recent;
@@ -17,9 +18,10 @@ mod watch;
 
 pub use crypto::{DataKey, Sealer};
 pub use durable::durable;
+pub use fingerprint::{Checkpoint, Fingerprint};
 pub use object::Object;
 pub use snapshot::{SnapshotView, Staged, Staging};
-pub use store::{Applied, Compacted, Digest, Entry, Limits, NotReached, Page, Store};
+pub use store::{Applied, Compacted, Digest, Entry, Limits, NotReached, Page, Rewritten, Sizes, Store};
 pub use txn::{Command, Mutation, Precondition, ProposalId, Txn, TxnOutcome};
 pub use watch::{Watch, WatchClosed, WatchEvent, WatchItem};
 
@@ -57,6 +59,19 @@ pub enum Error {
         /// Which record.
         what: &'static str,
     },
+}
+
+impl Error {
+    /// Whether bytes are not what was written, as against a disk that fails.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Sled(error) => {
+                matches!(error, sled::Error::Corruption { .. } | sled::Error::Unsupported(_))
+            }
+            Self::Io { .. } | Self::TooLarge { .. } => false,
+        }
+    }
 }
 
 /// Results of this crate.

@@ -39,19 +39,17 @@ impl Recent {
     }
 
     /// Closes the log entry at `index`, whose proposals were inserted, and
-    /// gives the indexes of entries forgotten for it.
-    pub(crate) fn close(&mut self, index: u64, ids: Vec<ProposalId>) -> Vec<u64> {
+    /// gives the entries forgotten for it.
+    pub(crate) fn close(&mut self, index: u64, ids: Vec<ProposalId>) -> Vec<(u64, Outcomes)> {
         if !ids.is_empty() {
             self.by_index.push_back((index, ids));
         }
         let mut forgotten = Vec::new();
         while self.by_id.len() > REMEMBERED_MAX {
             let Some((index, ids)) = self.by_index.pop_front() else { break };
-            for id in ids {
-                self.by_id.remove(&id);
-            }
+            let outcomes = ids.into_iter().filter_map(|id| Some((id, self.by_id.remove(&id)?)));
+            forgotten.push((index, outcomes.collect()));
             self.forgotten = index;
-            forgotten.push(index);
         }
         forgotten
     }
@@ -64,8 +62,15 @@ impl Recent {
 
     /// Everything remembered, by log entry.
     pub(crate) fn records(&self) -> Vec<(u64, Outcomes)> {
+        self.records_from(0, usize::MAX)
+    }
+
+    /// The same from the log entry at `from` on, at most `max` of them.
+    pub(crate) fn records_from(&self, from: u64, max: usize) -> Vec<(u64, Outcomes)> {
         let outcome = |id: &ProposalId| Some((*id, self.by_id.get(id)?.clone()));
-        self.by_index.iter().map(|(index, ids)| (*index, ids.iter().filter_map(outcome).collect())).collect()
+        let start = self.by_index.partition_point(|(index, _)| *index < from);
+        let records = self.by_index.range(start..).take(max);
+        records.map(|(index, ids)| (*index, ids.iter().filter_map(outcome).collect())).collect()
     }
 }
 
@@ -85,7 +90,8 @@ mod tests {
         for number in 0..=REMEMBERED_MAX {
             recent.insert(id(number), TxnOutcome::Fenced { term: 1 });
             let forgotten = recent.close(number as u64 + 1, vec![id(number)]);
-            assert_eq!(forgotten, if number == REMEMBERED_MAX { vec![1] } else { vec![] });
+            let first = vec![(1, vec![(id(0), TxnOutcome::Fenced { term: 1 })])];
+            assert_eq!(forgotten, if number == REMEMBERED_MAX { first } else { vec![] });
         }
         assert!(recent.get(&id(0)).is_none());
         assert!(recent.get(&id(1)).is_some());

@@ -13,14 +13,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, Batch, Home};
 use crate::recent::{Outcomes, Recent};
-use crate::store::records;
-use crate::{Error, Object, Result, Revision, codec};
+use crate::store::records::{self, State};
+use crate::{Error, Fingerprint, Object, Result, Revision, codec};
 
 /// Frames carry objects up to about this many bytes, or one larger object.
 const FRAME_BYTES: usize = 512 * 1024;
 /// Proposals in a frame.
 const FRAME_OUTCOMES: usize = 8_192;
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The replicated state at one applied log entry.
 pub struct SnapshotView {
@@ -29,11 +29,13 @@ pub struct SnapshotView {
     pub(crate) applied: Vec<u8>,
     pub(crate) objects: Vec<Arc<Object>>,
     pub(crate) recent: Vec<(u64, Outcomes)>,
+    pub(crate) index: u64,
+    pub(crate) fingerprint: Fingerprint,
 }
 
 #[derive(Serialize, Deserialize)]
 enum Frame {
-    Head { format: u32, revision: Revision, forgotten: u64, applied: Vec<u8> },
+    Head { format: u32, state: State },
     Objects(Vec<Record>),
     Recent(Vec<(u64, Outcomes)>),
     End { objects: u64, digest: [u8; 32] },
@@ -52,7 +54,9 @@ pub struct Staging {
     home: Arc<dyn Home>,
     name: Option<String>,
     backend: Arc<dyn Backend>,
-    head: Option<(Revision, u64, Vec<u8>)>,
+    head: Option<State>,
+    /// Of what has come so far.
+    fingerprint: Fingerprint,
     objects: BTreeMap<Arc<str>, Arc<Object>>,
     recent: Vec<(u64, Outcomes)>,
     hasher: blake3::Hasher,
@@ -71,6 +75,7 @@ pub(crate) struct Adopted {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) objects: BTreeMap<Arc<str>, Arc<Object>>,
     pub(crate) recent: Recent,
+    pub(crate) state: State,
 }
 
 /// Adds an object to a digest.
@@ -103,12 +108,14 @@ impl SnapshotView {
 
     /// The frames, made one at a time as they are asked for.
     pub fn frames(&self) -> impl Iterator<Item = Result<Bytes>> + Send + '_ {
-        let head = Frame::Head {
-            format: FORMAT,
+        let state = State {
             revision: self.revision,
             forgotten: self.forgotten,
             applied: self.applied.clone(),
+            index: self.index,
+            fingerprint: self.fingerprint,
         };
+        let head = Frame::Head { format: FORMAT, state };
         let mut hasher = blake3::Hasher::new();
         let mut objects = self.objects.iter().peekable();
         let mut recent = self.recent.chunks(64).peekable();
@@ -169,6 +176,7 @@ impl Staging {
             name: Some(name),
             backend,
             head: None,
+            fingerprint: Fingerprint::default(),
             objects: BTreeMap::new(),
             recent: Vec::new(),
             hasher: blake3::Hasher::new(),
@@ -184,17 +192,18 @@ impl Staging {
             return Err(damaged("frames follow its end"));
         }
         match frame {
-            Frame::Head { format, revision, forgotten, applied } => {
+            Frame::Head { format, state } => {
                 if format != FORMAT || self.head.is_some() {
                     return Err(damaged("an unknown format, or a second head"));
                 }
-                self.head = Some((revision, forgotten, applied));
+                self.head = Some(state);
             }
             _ if self.head.is_none() => return Err(damaged("it does not begin with its head")),
             Frame::Objects(objects) => self.take_objects(objects)?,
             Frame::Recent(recent) => {
                 let mut batch = Batch::default();
                 for (index, outcomes) in &recent {
+                    self.fingerprint.add_outcomes(*index, outcomes)?;
                     records::put_recent(&mut batch, *index, outcomes)?;
                 }
                 self.backend.write(batch)?;
@@ -203,6 +212,10 @@ impl Staging {
             Frame::End { objects, digest } => {
                 if objects != self.objects.len() as u64 || digest != *self.hasher.finalize().as_bytes() {
                     return Err(damaged("its content does not match its digest"));
+                }
+                // The sender's sum is as old as its state: memory that went bad since shows here.
+                if self.head.as_ref().is_none_or(|state| state.fingerprint != self.fingerprint) {
+                    return Err(damaged("its records do not add up to its sender's fingerprint"));
                 }
                 self.complete = true;
             }
@@ -216,6 +229,7 @@ impl Staging {
             let object =
                 Object::new(record.key.into(), record.value, record.create_revision, record.mod_revision);
             digest_object(&mut self.hasher, &object);
+            self.fingerprint.add_object(&object);
             records::put_object(&mut batch, &object)?;
             self.objects.insert(object.key.clone(), Arc::new(object));
         }
@@ -225,13 +239,14 @@ impl Staging {
     /// Ends the stream: checks that it was complete and makes the state durable.
     pub fn finish(mut self) -> Result<Staged> {
         let head = self.head.take().filter(|_| self.complete);
-        let (revision, forgotten, applied) =
+        let state =
             head.ok_or_else(|| Error::Damaged { what: "snapshot", reason: "it ends too early".to_owned() })?;
         let mut batch = Batch::default();
-        records::put_state(&mut batch, revision, forgotten, &applied)?;
+        records::put_state(&mut batch, &state)?;
         self.backend.write(batch)?;
         self.backend.sync()?;
-        self.head = Some((revision, forgotten, applied.clone()));
+        let (revision, applied) = (state.revision, state.applied.clone());
+        self.head = Some(state);
         Ok(Staged { staging: self, revision, applied })
     }
 
@@ -240,12 +255,13 @@ impl Staging {
         if let Some(name) = self.name.take() {
             self.home.adopt(&name)?;
         }
-        let mut recent = Recent::with_forgotten(self.head.take().map_or(0, |(_, forgotten, _)| forgotten));
+        let state = self.head.take().unwrap_or_default();
+        let mut recent = Recent::with_forgotten(state.forgotten);
         for (index, outcomes) in std::mem::take(&mut self.recent) {
             recent.restore(index, outcomes);
         }
         let objects = std::mem::take(&mut self.objects);
-        Ok(Adopted { backend: self.backend.clone(), objects, recent })
+        Ok(Adopted { backend: self.backend.clone(), objects, recent, state })
     }
 }
 

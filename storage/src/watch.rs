@@ -145,6 +145,12 @@ impl History {
         self.compacted
     }
 
+    /// How many watches are open.
+    pub(crate) fn watches(&self) -> u64 {
+        let open = |bucket: &Bucket| bucket.wake.receiver_count() as u64;
+        self.buckets.values().chain([&self.all]).map(open).sum()
+    }
+
     /// Adds events in the order of their revisions; everything up to `revision`
     /// is then known.
     pub(crate) fn publish(&mut self, events: Vec<WatchEvent>, revision: Revision) {

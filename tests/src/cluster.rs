@@ -1,7 +1,7 @@
 //! A dev cluster for one test: brought up with `ephor dev up`, taken down when
 //! the value is dropped, also when the test panics.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -33,12 +33,23 @@ pub struct Cluster {
 impl Cluster {
     /// Starts it with the test images on every worker.
     pub async fn up(masters: u8, workers: u8) -> Result<Self> {
+        Self::up_prepared(masters, workers, |_| Ok(())).await
+    }
+
+    /// The same; `prepare` is given the directory of the nodes' data before anything
+    /// lies in it.
+    pub async fn up_prepared(
+        masters: u8,
+        workers: u8,
+        prepare: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<Self> {
         let binary =
             PathBuf::from(std::env::var_os("EPHOR_BIN").context("EPHOR_BIN is not set: run ops/test")?);
         let images =
             PathBuf::from(std::env::var_os("EPHOR_TEST_IMAGES").context("EPHOR_TEST_IMAGES is not set")?);
         let root = PathBuf::from("/var/lib/ephor-test");
         run(Command::new(&binary).args(["dev", "down", "--root"]).arg(&root))?;
+        prepare(&root.join("nodes"))?;
         let mut up = Command::new(&binary);
         up.args(["dev", "--root"]).arg(&root).arg("up");
         up.args(["--masters", &masters.to_string(), "--workers", &workers.to_string()]);
@@ -71,6 +82,16 @@ impl Cluster {
     /// The operator's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.root.join("kubeconfig")
+    }
+
+    /// Where a node's data lies.
+    pub fn data_dir(&self, node: &str) -> PathBuf {
+        self.root.join("nodes").join(node)
+    }
+
+    /// What a node has logged.
+    pub fn log(&self, node: &str) -> Result<String> {
+        Ok(std::fs::read_to_string(self.root.join("logs").join(format!("{node}.log")))?)
     }
 
     /// The address of a node on the bridge.

@@ -8,6 +8,7 @@ pub(crate) mod snapshot;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::ErrorKind;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -86,6 +87,8 @@ pub(crate) struct Peers {
     channels: Mutex<BTreeMap<(NodeId, Lane), (String, Channel)>>,
     /// Calls in a row without an answer.
     silent: Mutex<BTreeMap<(NodeId, Lane), u32>>,
+    /// This replica differs from the others: nobody gets its state.
+    pub(crate) quarantined: AtomicBool,
     /// Addresses that peers called from, newer than the membership's.
     learned: Mutex<BTreeMap<NodeId, String>>,
 }
@@ -103,9 +106,9 @@ impl Peers {
     ) -> Result<Arc<Self>, String> {
         let address = address.parse().map_err(|_| format!("{address:?} is not a peer address"))?;
         let identity = (MetadataValue::from(me), address);
-        let (channels, silent, learned) = Default::default();
+        let (channels, silent, learned, quarantined) = Default::default();
         let cluster_id = cluster_id.to_owned();
-        Ok(Arc::new(Self { network, cluster_id, me, identity, channels, silent, learned }))
+        Ok(Arc::new(Self { network, cluster_id, me, identity, channels, silent, quarantined, learned }))
     }
 
     /// Remembers where a peer says it listens.

@@ -3,6 +3,7 @@
 //! they are taken, so neither side holds more than a few.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::raft::SnapshotResponse;
@@ -41,6 +42,9 @@ pub(super) async fn send(
     snapshot: RaftSnapshot,
 ) -> Result<SnapshotResponse<TypeConfig>, CallError> {
     let local = |error: storage::Error| CallError::Local(error.to_string());
+    if peers.quarantined.load(Ordering::Acquire) {
+        return Err(CallError::Local("this replica differs from the others".to_owned()));
+    }
     let SnapshotData::View(view) = snapshot.snapshot else {
         return Err(CallError::Local("only a view can be sent".to_owned()));
     };

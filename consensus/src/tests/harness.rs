@@ -93,6 +93,7 @@ impl Master {
             election_min: timers[1],
             election_max: timers[2],
             log_bytes: LOG_BYTES,
+            room: Room::default(),
             objects: Objects::Sled,
             started_before: false,
         }

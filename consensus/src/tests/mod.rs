@@ -1,5 +1,6 @@
 //! What a cluster promises, with real logs, stores and TLS on loopback.
 
+mod defence;
 mod growth;
 mod harness;
 mod loss;

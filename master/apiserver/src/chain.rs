@@ -19,7 +19,7 @@ use crate::authn::Outcome;
 use crate::authz::Attributes;
 use crate::body::{self, Body};
 use crate::context::{Context, LocalIdentity, UserInfo};
-use crate::handlers;
+use crate::handlers::{self, nonresource};
 use crate::options::Query;
 use crate::request_info::RequestInfo;
 
@@ -77,6 +77,11 @@ async fn filters(
     if request.headers().keys().any(|name| name.as_str().starts_with("impersonate-")) {
         let why = format!("User {:?} cannot impersonate resource \"users\" in API group \"\"", ctx.user.name);
         return body::status_response(&Status::forbidden("", "users", "", why));
+    }
+    if let Some(reason) = api.registry.consensus.quarantined()
+        && !nonresource::tells_state(&ctx.info)
+    {
+        return body::status_response(&Status::service_unavailable(reason).with_retry_after(1));
     }
     let _permit = match api.in_flight.admit(ctx, in_process) {
         Ok(permit) => permit,

@@ -17,6 +17,10 @@ pub fn propose(error: ProposeError) -> Status {
         ProposeError::Unknown { reason } if planted::is(Bug::UnknownAsNotEntered) => {
             Status::service_unavailable(format!("no quorum: {reason}")).with_retry_after(1)
         }
+        // Nothing is gained by trying again soon.
+        ProposeError::NoRoom { reason } => {
+            Status::service_unavailable(format!("no space: {reason}")).with_retry_after(10)
+        }
         ProposeError::Stopped => Status::service_unavailable("this master is shutting down"),
         unknown => Status::timeout(format!("the outcome of the write is not known: {unknown}")),
     }

@@ -1,5 +1,7 @@
 //! Prometheus metrics under the names stock uses, served at `/metrics`. `chain.rs` observes every request,
-//! `watch.rs` counts open watches.
+//! `watch.rs` counts open watches, `metrics/store.rs` adds the master's own.
+
+mod store;
 
 use http::{HeaderValue, Response, StatusCode};
 use prometheus::{
@@ -8,6 +10,7 @@ use prometheus::{
 
 use crate::body::{self, Body};
 use crate::context::Context;
+use crate::registry::Registry as Objects;
 
 const DURATION_BUCKETS: [f64; 16] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0, 8.0, 15.0, 60.0];
@@ -137,10 +140,15 @@ impl Metrics {
     }
 
     /// All metrics in Prometheus' text format.
-    pub fn render(&self) -> Response<Body> {
+    pub fn render(&self, objects: &Objects) -> Response<Body> {
         let mut out = Vec::new();
         let encoder = TextEncoder::new();
-        if let Err(error) = encoder.encode(&self.registry.gather(), &mut out) {
+        let mut families = self.registry.gather();
+        match store::gather(&objects.consensus) {
+            Ok(more) => families.extend(more),
+            Err(error) => return body::text_response(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        }
+        if let Err(error) = encoder.encode(&families, &mut out) {
             return body::text_response(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
         }
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use consensus::Consensus;
+use consensus::{Alarm, Consensus};
 use futures::future::join_all;
 use proto_env::grpc::{ChannelOptions, channel};
 use proto_env::{MASTERS_ORGANIZATION, Network, Purpose};
 use proto_wire::cluster::admin_client::AdminClient;
 use proto_wire::cluster::admin_server::Admin;
 use proto_wire::cluster::{
-    MasterStatus, Member, MembersRequest, MembersResponse, RemoveMemberRequest, RemoveMemberResponse,
-    StatusRequest, StatusResponse, TransferLeaderRequest, TransferLeaderResponse,
+    Alarm as WireAlarm, MasterStatus, Member, MembersRequest, MembersResponse, RemoveMemberRequest,
+    RemoveMemberResponse, StatusRequest, StatusResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use tonic::{Request, Response, Status};
 
@@ -92,7 +92,11 @@ impl AdminService {
         } else {
             self.ask(&member, request).await
         };
-        let mut status = answer.unwrap_or_else(|error| MasterStatus { error, ..MasterStatus::default() });
+        let mut status = answer.unwrap_or_else(|error| MasterStatus {
+            error,
+            alarms: wire_alarms(self.consensus.alarms_of(member.id)),
+            ..MasterStatus::default()
+        });
         status.member = Some(member);
         status
     }
@@ -112,7 +116,14 @@ impl AdminService {
     }
 
     async fn local(&self, request: &StatusRequest) -> Result<MasterStatus, String> {
+        let sizes = self.consensus.sizes().await.map_err(|error| error.to_string())?;
         let mut status = MasterStatus {
+            alarms: wire_alarms(self.consensus.alarms()),
+            log_bytes: self.consensus.status().log_bytes,
+            objects_bytes: sizes.disk_bytes,
+            free_bytes: self.consensus.free_bytes(),
+            compacted_revision: sizes.compacted,
+            watches: sizes.watches,
             revision: self.consensus.store().revision(),
             applied_index: self.consensus.applied_index(),
             term: self.consensus.leadership().borrow().term,
@@ -130,6 +141,10 @@ impl AdminService {
         }
         Ok(status)
     }
+}
+
+fn wire_alarms(alarms: Vec<Alarm>) -> Vec<WireAlarm> {
+    alarms.into_iter().map(|it| WireAlarm { kind: it.kind, reason: it.reason, since: it.since }).collect()
 }
 
 /// Resident memory of this process in bytes; 0 where /proc does not say.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use consensus::{Consensus, ConsensusConfig, MasterAddress, Objects};
+use consensus::{Consensus, ConsensusConfig, MasterAddress, Objects, Room};
 use kube::Client;
 use master_apiserver::settings::ClusterSettings as ApiSettings;
 use master_apiserver::{ApiServer, TlsIdentity, UserInfo};
@@ -74,6 +74,24 @@ pub enum Error {
     /// The peer port has failed.
     #[error("peer port: {0}")]
     Peer(#[from] tonic::transport::Error),
+    /// The disk is full, or nearly.
+    #[error("{path} has {free_mib} MiB free, at least {floor_mib} are needed to start: free some space")]
+    NoSpace {
+        /// The data directory.
+        path: String,
+        /// What is there.
+        free_mib: u64,
+        /// What has to be.
+        floor_mib: u64,
+    },
+    /// The disk does not say how much is free.
+    #[error("{path}: {source}")]
+    Disk {
+        /// The data directory.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The store has failed while running: the process must end, and be started again.
     #[error("the store has failed: {0}")]
     Failed(String),
@@ -92,6 +110,7 @@ pub struct Master {
 /// Builds a master in `env`, whose network need not prove anything yet, with its objects in `objects`.
 pub async fn build(config: MasterConfig, env: Env, objects: Objects) -> Result<Master, Error> {
     config.validate()?;
+    has_room(&config, &env)?;
     let identity = Identity::obtain(&config, &env).await?;
     let issued = issue(&config, &identity, &env)?;
     env.network.set_material(&TlsMaterial {
@@ -118,6 +137,21 @@ pub async fn build(config: MasterConfig, env: Env, objects: Objects) -> Result<M
     Ok(Master { settings: identity.settings, config, consensus, api, keys, env })
 }
 
+/// A database that is opened on a full disk may never finish: nothing is touched there.
+fn has_room(config: &MasterConfig, env: &Env) -> Result<(), Error> {
+    let path = config.data_dir.display().to_string();
+    let Some(space) =
+        env.disk.space(&config.data_dir).map_err(|source| Error::Disk { path: path.clone(), source })?
+    else {
+        return Ok(());
+    };
+    let floor = space.floor(config.disk_reserve_mib << 20);
+    if space.free >= floor {
+        return Ok(());
+    }
+    Err(Error::NoSpace { path, free_mib: space.free >> 20, floor_mib: floor.div_ceil(1 << 20) })
+}
+
 async fn start_consensus(
     config: &MasterConfig,
     identity: &Identity,
@@ -140,6 +174,7 @@ async fn start_consensus(
             election_min: Duration::from_millis(config.timers.election_min_ms),
             election_max: Duration::from_millis(config.timers.election_max_ms),
             log_bytes: consensus::DEFAULT_LOG_BYTES,
+            room: Room { reserve: config.disk_reserve_mib << 20 },
             objects,
             started_before: identity.started_before,
         },

@@ -8,6 +8,9 @@ use std::time::Duration;
 use proto_wire::settings::ClusterSettings;
 use serde::{Deserialize, Serialize};
 
+/// The most that can be asked to be kept free, in MiB: a tebibyte.
+const RESERVE_MAX_MIB: u64 = 1 << 20;
+
 /// Everything a master is started with.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -38,6 +41,8 @@ pub struct MasterConfig {
     pub cluster: ClusterSettings,
     /// Timers.
     pub timers: Timers,
+    /// MiB to be kept free where the data lies; 0: the lesser of 256 and 5 % of the disk.
+    pub disk_reserve_mib: u64,
 }
 
 /// The timers that decide how fast failures are noticed.
@@ -83,6 +88,7 @@ impl Default for MasterConfig {
             tls_san: Vec::new(),
             cluster: ClusterSettings::default(),
             timers: Timers::default(),
+            disk_reserve_mib: 0,
         }
     }
 }
@@ -111,6 +117,9 @@ pub enum Error {
     /// Joining needs a token.
     #[error("--join needs --token (make one with `ephor token create --role master` on a running master)")]
     JoinWithoutToken,
+    /// Nothing would be left to write to.
+    #[error("{0} MiB to be kept free are asked for: at most {RESERVE_MAX_MIB} make sense")]
+    LargeReserve(u64),
     /// The shared settings contradict each other.
     #[error(transparent)]
     Settings(#[from] proto_wire::settings::Error),
@@ -136,6 +145,9 @@ impl MasterConfig {
         }
         if self.masters > 7 {
             return Err(Error::TooManyMasters(self.masters));
+        }
+        if self.disk_reserve_mib > RESERVE_MAX_MIB {
+            return Err(Error::LargeReserve(self.disk_reserve_mib));
         }
         Ok(self.cluster.validate()?)
     }

@@ -16,6 +16,7 @@ use proto_wire::cluster::join_client::JoinClient;
 use proto_wire::settings::{self, ClusterSettings};
 use proto_wire::token::{self, JoinToken};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::config::MasterConfig;
@@ -46,12 +47,28 @@ pub struct Identity {
 
 /// `DATA/node.json`: written last, so that its presence means the rest is there.
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Record {
     node_id: NodeId,
     cluster_id: String,
     /// The store is made after this is written; until it is, a founder may go on with `--init`.
     initialized: bool,
     settings: String,
+    /// SHA-256 of the others as JSON, in hexadecimal; records of earlier versions have none.
+    #[serde(default)]
+    checksum: Option<String>,
+}
+
+impl Record {
+    fn sum(&self) -> Result<String, serde_json::Error> {
+        let parts = serde_json::to_vec(&(self.node_id, &self.cluster_id, self.initialized, &self.settings))?;
+        Ok(Sha256::digest(parts).iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// Whether the file is what was written.
+    fn is_whole(&self) -> bool {
+        self.checksum.is_none() || self.sum().ok() == self.checksum
+    }
 }
 
 /// Why a master has no identity; each text is one line and says what to do.
@@ -143,6 +160,9 @@ impl Identity {
 
     fn load(config: &MasterConfig, env: &Env, bytes: &[u8], path: PathBuf) -> Result<Self, Error> {
         let record: Record = serde_json::from_slice(bytes).map_err(|_| Error::Damaged(path.clone()))?;
+        if !record.is_whole() {
+            return Err(Error::Damaged(path));
+        }
         Ok(Self {
             node_id: record.node_id,
             cluster_id: record.cluster_id,
@@ -165,13 +185,15 @@ impl Identity {
     }
 
     fn store(&self, data_dir: &Path, disk: &dyn Disk, initialized: bool) -> Result<(), Error> {
-        let record = Record {
+        let mut record = Record {
+            checksum: None,
             node_id: self.node_id,
             cluster_id: self.cluster_id.clone(),
             initialized,
             settings: self.settings.to_json(),
         };
         let path = data_dir.join("node.json");
+        record.checksum = Some(record.sum().map_err(|_| Error::Damaged(path.clone()))?);
         let bytes = serde_json::to_vec_pretty(&record).map_err(|_| Error::Damaged(path.clone()))?;
         write_private(disk, &path, &bytes).map_err(|source| Error::File { path, source })
     }
@@ -221,4 +243,31 @@ async fn join(
         }
     }
     Err(Error::Refused(refusals.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flipped_byte_in_the_record_is_noticed_or_means_nothing() {
+        let mut record = Record {
+            checksum: None,
+            node_id: 3,
+            cluster_id: "0b1e0e7e-6c53-4f0e-9c3e-2f6d7f2d8a11".to_owned(),
+            initialized: true,
+            settings: ClusterSettings::default().to_json(),
+        };
+        record.checksum = Some(record.sum().unwrap());
+        let whole = serde_json::to_vec_pretty(&record).unwrap();
+        for at in 0..whole.len() {
+            for bit in 0..8 {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 1 << bit;
+                let Ok(read) = serde_json::from_slice::<Record>(&bytes) else { continue };
+                let same = serde_json::to_vec_pretty(&read).unwrap() == whole;
+                assert!(!read.is_whole() || same, "byte {at}, bit {bit} means something else");
+            }
+        }
+    }
 }

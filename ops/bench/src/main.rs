@@ -5,6 +5,7 @@
 
 mod api;
 mod etcd;
+mod growth;
 mod log;
 mod member;
 mod pki;
@@ -52,6 +53,14 @@ enum Command {
         #[arg(long, default_value = "3", value_name = "SECONDS")]
         seconds: u64,
     },
+    /// Disk and memory of the object store under endless updates of the same keys.
+    Growth {
+        /// Where the data lies.
+        #[arg(long, default_value = "/var/tmp")]
+        directory: PathBuf,
+        #[command(flatten)]
+        updates: growth::GrowthArgs,
+    },
     /// One Ephor store, as `store` starts it.
     #[command(hide = true)]
     Member(member::Arguments),
@@ -67,6 +76,10 @@ async fn main() -> anyhow::Result<()> {
         }
         Command::Log { directory, seconds } => {
             tokio::task::spawn_blocking(move || log::run(&directory, span(seconds))).await?
+        }
+        Command::Growth { directory, updates } => {
+            let place = tempfile::tempdir_in(directory)?;
+            tokio::task::spawn_blocking(move || growth::run(updates, place.path())).await?
         }
         Command::Member(arguments) => member::run(arguments).await,
     }

@@ -89,6 +89,7 @@ async fn start(
         election_min: DEFAULT_ELECTION_MIN * timers,
         election_max: DEFAULT_ELECTION_MAX * timers,
         log_bytes: DEFAULT_LOG_BYTES,
+        room: consensus::Room::default(),
         objects: Objects::Sled,
     };
     Ok(Consensus::start(config, env).await?)

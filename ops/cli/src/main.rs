@@ -9,6 +9,7 @@ mod dev;
 mod kubeconfig;
 mod logging;
 mod progress;
+mod room;
 mod signals;
 
 use std::ffi::OsString;

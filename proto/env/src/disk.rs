@@ -24,6 +24,33 @@ pub trait AppendFile: Send + 'static {
     fn truncate(&mut self, length: u64) -> io::Result<()>;
 }
 
+/// Room on a file system, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// What this process may still write.
+    pub free: u64,
+    /// The size of the file system.
+    pub total: u64,
+}
+
+/// The most that is kept free unless somebody says otherwise, in bytes.
+const RESERVE_MAX: u64 = 256 * 1024 * 1024;
+/// The part of a file system that is kept free, if that is less.
+const RESERVE_PART: u64 = 20;
+
+impl Space {
+    /// What a master keeps free: `configured` bytes, or with 0 the lesser of
+    /// 256 MiB and a twentieth of the file system.
+    pub fn reserve(&self, configured: u64) -> u64 {
+        if configured > 0 { configured } else { RESERVE_MAX.min(self.total / RESERVE_PART) }
+    }
+
+    /// Where a master stops before the disk does it: a quarter of the reserve.
+    pub fn floor(&self, configured: u64) -> u64 {
+        self.reserve(configured) / 4
+    }
+}
+
 /// A file system. All calls block.
 pub trait Disk: Send + Sync + 'static {
     /// Makes a directory and its parents, durably; others than the owner may not
@@ -45,6 +72,11 @@ pub trait Disk: Send + Sync + 'static {
     fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
     /// `fsync` of every file and directory at and below `path`.
     fn sync_tree(&self, path: &Path) -> io::Result<()>;
+    /// How much room is left where `path` lies; `None` where that has no bound.
+    fn space(&self, path: &Path) -> io::Result<Option<Space>> {
+        let _ = path;
+        Ok(None)
+    }
     /// How long a sync that has just returned should have blocked: who cannot block,
     /// as in the simulation, waits for that long before the sync counts. A real disk
     /// blocks by itself.
@@ -183,6 +215,17 @@ impl Disk for SystemDisk {
             other => other?.sync_all(),
         }
     }
+
+    fn space(&self, path: &Path) -> io::Result<Option<Space>> {
+        let found = nix::sys::statvfs::statvfs(existing(path)).map_err(io::Error::from)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());
+        Ok(Some(Space { free: bytes(found.blocks_available()), total: bytes(found.blocks()) }))
+    }
+}
+
+/// The nearest directory that exists: a data directory may not be made yet.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."))
 }
 
 /// A new empty file that its owner alone may read: keys go through here too.
@@ -209,6 +252,17 @@ mod tests {
         assert_eq!(SystemDisk.read_at(&path, 2, 100).unwrap(), b"llo!");
         assert_eq!(file.len(), 6);
         SystemDisk.sync_tree(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn the_reserve_is_a_part_of_small_disks_and_bounded_on_large_ones() {
+        let mb = |free: u64, total: u64| Space { free: free << 20, total: total << 20 };
+        assert_eq!(mb(0, 100).reserve(0), 5 << 20);
+        assert_eq!(mb(0, 1 << 20).reserve(0), 256 << 20);
+        assert_eq!(mb(0, 100).reserve(7), 7);
+        let dir = tempfile::tempdir().unwrap();
+        let found = SystemDisk.space(&dir.path().join("not/made/yet")).unwrap().unwrap();
+        assert!(found.free <= found.total && found.total > 0, "{found:?}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 pub use blocking::Blocking;
 pub use clock::{Clock, SystemClock};
-pub use disk::{AppendFile, Disk, SystemDisk};
+pub use disk::{AppendFile, Disk, Space, SystemDisk};
 pub use network::{ApiListener, BoxedStream, Connection, Listener, Network, PeerIdentity, Purpose, Stream};
 pub use random::{Random, SystemRandom};
 pub use tls::{Error as TlsError, TlsMaterial, TlsNetwork};

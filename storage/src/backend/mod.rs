@@ -23,12 +23,12 @@ pub enum Table {
 }
 
 /// Changes that reach the disk together or not at all.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Batch {
     pub(crate) changes: Vec<Change>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Change {
     pub table: Table,
     pub key: Vec<u8>,
@@ -48,6 +48,10 @@ pub trait Backend: Send + Sync + 'static {
     fn write(&self, batch: Batch) -> Result<()>;
     /// Makes every batch written before it durable.
     fn sync(&self) -> Result<()>;
+    /// Bytes it takes on disk; 0 where nobody knows.
+    fn disk_bytes(&self) -> u64 {
+        0
+    }
     /// Nobody wants this state any more: what it holds on disk goes with the last
     /// reference to it, or, after a crash, when the home is opened again.
     fn retire(&self);

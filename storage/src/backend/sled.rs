@@ -269,6 +269,10 @@ impl Backend for SledBackend {
         durable(self.disk.as_ref(), self.database()?, &self.directory)
     }
 
+    fn disk_bytes(&self) -> u64 {
+        self.database().ok().and_then(|database| database.size_on_disk().ok()).unwrap_or_default()
+    }
+
     fn retire(&self) {
         self.retired.store(true, Ordering::Release);
     }

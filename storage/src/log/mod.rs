@@ -311,6 +311,13 @@ impl Log {
 
     /// Waits for what was submitted and stops the writer.
     pub fn close(&self) {
+        match &self.writer {
+            Inner::Inline(writer) => lock(writer).end(),
+            Inner::Thread { .. } => self.stop_thread(),
+        }
+    }
+
+    fn stop_thread(&self) {
         if let Inner::Thread { jobs, thread } = &self.writer {
             drop(lock(jobs).take());
             if let Some(thread) = lock(thread).take()
@@ -324,7 +331,7 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        self.close();
+        self.stop_thread();
     }
 }
 

@@ -132,8 +132,14 @@ impl Writer {
             }
             self.write(batch);
         }
+        self.end();
+    }
+
+    /// The last words of a log that is closed: everything before them was synced, so
+    /// damage to the newest records is told apart from a tail that never was.
+    pub(super) fn end(&mut self) {
         if self.failed.is_none()
-            && let Err(error) = self.sync()
+            && let Err(error) = self.sync().and_then(|()| self.write_head()).and_then(|()| self.sync())
         {
             tracing::error!(%error, "the last sync of the log failed");
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, PoisonError};
 
-use super::{Live, Store, lock, records};
+use super::{CHECKPOINTS, Live, Store, lock, records};
 use proto_env::planted::{self, Bug};
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +42,7 @@ struct Changes {
     events: Vec<WatchEvent>,
     keys: BTreeSet<Arc<str>>,
     recorded: Vec<(u64, Outcomes)>,
-    forgotten: Vec<u64>,
+    forgotten: Vec<(u64, Outcomes)>,
 }
 
 impl Store {
@@ -50,12 +50,13 @@ impl Store {
     /// atomic batch: after a crash the state is that of the `applied` found.
     /// Gives the outcomes, entry by entry. After an error the node must stop.
     pub fn apply(&self, entries: Vec<Entry>, applied: Vec<u8>) -> Result<Vec<Vec<Applied>>> {
-        let backend = lock(&self.backend);
+        let mut backend = lock(&self.backend);
         let mut changes = Changes::default();
         let mut batch = Batch::default();
         let (results, revision) = {
             let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
-            let results = entries.into_iter().map(|entry| live.apply_entry(entry, &mut changes)).collect();
+            let results = entries.into_iter().map(|entry| live.apply_entry(entry, &mut changes));
+            let results = results.collect::<Result<Vec<_>>>()?;
             live.applied = applied;
             live.write_changes(&changes, &mut batch)?;
             // While `live` is held: who reads both sees them at one revision.
@@ -72,7 +73,7 @@ impl Store {
 // === impl Live ===
 
 impl Live {
-    fn apply_entry(&mut self, mut entry: Entry, changes: &mut Changes) -> Vec<Applied> {
+    fn apply_entry(&mut self, mut entry: Entry, changes: &mut Changes) -> Result<Vec<Applied>> {
         let mut outcomes = Outcomes::new();
         // Planted: the order of commands is that of a hash table, another one on every master.
         let unordered = planted::is(Bug::ApplyInHashOrder) && RandomState::new().hash_one(0) % 2 == 1;
@@ -88,11 +89,21 @@ impl Live {
             results.reverse();
         }
         let ids = outcomes.iter().map(|(id, _)| *id).collect();
-        changes.forgotten.extend(self.recent.close(entry.index, ids));
+        let forgotten = self.recent.close(entry.index, ids);
+        for (index, outcomes) in &forgotten {
+            self.fingerprint.remove_outcomes(*index, outcomes)?;
+        }
+        changes.forgotten.extend(forgotten);
         if !outcomes.is_empty() {
+            self.fingerprint.add_outcomes(entry.index, &outcomes)?;
             changes.recorded.push((entry.index, outcomes));
         }
-        results
+        self.index = entry.index;
+        if self.checkpoints.len() == CHECKPOINTS {
+            self.checkpoints.pop_front();
+        }
+        self.checkpoints.push_back(self.checkpoint());
+        Ok(results)
     }
 
     fn apply_command(
@@ -144,12 +155,18 @@ impl Live {
                     None => key.into(),
                 };
                 let object = Arc::new(Object::new(key.clone(), value, create_revision, revision));
+                if let Some(previous) = &previous {
+                    self.forget(previous);
+                }
+                self.fingerprint.add_object(&object);
+                self.object_bytes += object.size_bytes() as u64;
                 self.objects.insert(key.clone(), object.clone());
                 changes.keys.insert(key);
                 changes.events.push(WatchEvent { revision, object: Some(object), previous });
             }
             Mutation::Delete { key } => {
                 if let Some((key, previous)) = self.objects.remove_entry(key.as_str()) {
+                    self.forget(&previous);
                     changes.keys.insert(key);
                     // Planted: nobody is told of a deletion.
                     if !planted::is(Bug::DeleteWithoutEvent) {
@@ -159,6 +176,11 @@ impl Live {
             }
         }
         revision
+    }
+
+    fn forget(&mut self, previous: &Object) {
+        self.fingerprint.remove_object(previous);
+        self.object_bytes = self.object_bytes.saturating_sub(previous.size_bytes() as u64);
     }
 
     /// The records that differ after `changes`.
@@ -172,10 +194,10 @@ impl Live {
         for (index, outcomes) in &changes.recorded {
             records::put_recent(batch, *index, outcomes)?;
         }
-        for index in &changes.forgotten {
+        for (index, _) in &changes.forgotten {
             records::delete_recent(batch, *index);
         }
-        records::put_state(batch, self.revision, self.recent.forgotten(), &self.applied)
+        records::put_state(batch, &self.state())
     }
 }
 

@@ -3,12 +3,16 @@
 //! machine of `consensus`, which applies entries in log order.
 
 mod apply;
+#[cfg(test)]
+mod defence_tests;
+mod divergence;
 mod read;
 pub(crate) mod records;
+mod rewrite;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -18,16 +22,21 @@ use proto_env::planted::{self, Bug};
 use tokio::sync::watch as signal;
 
 pub use apply::{Applied, Entry};
-pub use read::{Compacted, Digest, NotReached, Page};
+pub use read::{Compacted, Digest, NotReached, Page, Sizes};
+pub use rewrite::Rewritten;
 
 use crate::backend::memory::MemoryHome;
 use crate::backend::sled::SledHome;
-use crate::backend::{Backend, Home, Table};
+use crate::backend::{Backend, Batch, Home, Table};
 use crate::crypto::{DataKey, Sealer};
 use crate::recent::Recent;
 use crate::snapshot::{Adopted, SnapshotView, Staged, Staging};
 use crate::watch::History;
-use crate::{Object, Result, Revision};
+use crate::{Checkpoint, Error, Fingerprint, Object, Result, Revision};
+
+/// Log entries whose fingerprints are remembered: a replica that is this far
+/// behind another is compared once it has caught up.
+const CHECKPOINTS: usize = 8_192;
 
 /// How much history is kept for watches and continued lists.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +65,21 @@ pub(crate) struct Live {
     pub(crate) revision: Revision,
     pub(crate) recent: Recent,
     pub(crate) applied: Vec<u8>,
+    /// The last log entry applied.
+    index: u64,
+    /// Of objects and outcomes.
+    fingerprint: Fingerprint,
+    /// After each of the last log entries.
+    checkpoints: VecDeque<Checkpoint>,
+    /// Roughly the bytes of all objects.
+    object_bytes: u64,
+}
+
+/// Where the state is written to.
+struct Current {
+    backend: Arc<dyn Backend>,
+    /// Takes the same batches, while the state is rewritten.
+    mirror: Option<Arc<dyn Backend>>,
 }
 
 /// One replica of the replicated state.
@@ -64,7 +88,7 @@ pub struct Store {
     live: RwLock<Live>,
     history: Arc<RwLock<History>>,
     /// Held by whoever changes the state, for as long as the change takes.
-    backend: Mutex<Arc<dyn Backend>>,
+    backend: Mutex<Current>,
     home: Arc<dyn Home>,
     reached: signal::Sender<Revision>,
     limits: Limits,
@@ -102,7 +126,7 @@ impl Store {
             reached: signal::Sender::new(live.revision),
             live: RwLock::new(live),
             history: Arc::new(RwLock::new(history)),
-            backend: Mutex::new(backend),
+            backend: Mutex::new(Current { backend, mirror: None }),
             home,
             limits,
         }))
@@ -118,7 +142,7 @@ impl Store {
     pub fn sync(&self) -> Result<()> {
         // The lock is not held while the disk works: batches written meanwhile
         // may be synced too, which does no harm.
-        let backend = lock(&self.backend).clone();
+        let backend = lock(&self.backend).backend.clone();
         backend.sync()
     }
 
@@ -132,6 +156,8 @@ impl Store {
             objects: live.objects.values().cloned().collect(),
             // Planted: a snapshot lacks them.
             recent: if planted::is(Bug::OutcomesForgotten) { Vec::new() } else { live.recent.records() },
+            index: live.index,
+            fingerprint: live.fingerprint,
         }
     }
 
@@ -143,19 +169,27 @@ impl Store {
     /// Replaces the whole state. Watches end as lagged.
     pub fn install(&self, staged: Staged) -> Result<()> {
         let mut backend = lock(&self.backend);
-        let (revision, applied) = (staged.revision, staged.applied);
-        let Adopted { backend: adopted, objects, recent } = staged.staging.adopt()?;
-        std::mem::replace(&mut *backend, adopted).retire();
+        let Adopted { backend: adopted, objects, recent, state } = staged.staging.adopt()?;
+        let installed = Live::new(objects, recent, state);
+        let revision = installed.revision;
+        // A rewrite under way finds that its copy is of a state that is gone.
+        std::mem::replace(&mut *backend, Current { backend: adopted, mirror: None }).backend.retire();
         let replaced = {
             let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
             let mut history = self.history.write().unwrap_or_else(PoisonError::into_inner);
             history.reset(revision);
-            std::mem::replace(&mut *live, Live { objects, revision, recent, applied })
+            std::mem::replace(&mut *live, installed)
         };
         self.reached.send_replace(revision);
         drop(backend);
         drop(replaced);
         Ok(())
+    }
+
+    /// Ends all watches as lagged: what they would deliver is not to be trusted.
+    pub fn end_watches(&self) {
+        let revision = read(&self.live).revision;
+        self.history.write().unwrap_or_else(PoisonError::into_inner).reset(revision);
     }
 
     /// Forgets history up to a revision.
@@ -179,6 +213,52 @@ impl Store {
     }
 }
 
+impl Live {
+    fn new(objects: BTreeMap<Arc<str>, Arc<Object>>, recent: Recent, state: records::State) -> Self {
+        let object_bytes = objects.values().map(|object| object.size_bytes() as u64).sum();
+        let mut live = Self {
+            objects,
+            revision: state.revision,
+            recent,
+            applied: state.applied,
+            index: state.index,
+            fingerprint: state.fingerprint,
+            checkpoints: VecDeque::new(),
+            object_bytes,
+        };
+        live.checkpoints.push_back(live.checkpoint());
+        live
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint { index: self.index, revision: self.revision, fingerprint: self.fingerprint }
+    }
+
+    /// What is stored beside objects and outcomes.
+    fn state(&self) -> records::State {
+        records::State {
+            revision: self.revision,
+            forgotten: self.recent.forgotten(),
+            applied: self.applied.clone(),
+            index: self.index,
+            fingerprint: self.fingerprint,
+        }
+    }
+}
+
+impl Current {
+    /// Writes a batch; a copy that cannot be written is given up.
+    fn write(&mut self, batch: Batch) -> Result<()> {
+        if let Some(mirror) = &self.mirror
+            && let Err(error) = mirror.write(batch.clone())
+        {
+            tracing::warn!(%error, "rewriting the objects is given up");
+            self.mirror = None;
+        }
+        self.backend.write(batch)
+    }
+}
+
 impl Drop for Store {
     fn drop(&mut self) {
         self.history.write().unwrap_or_else(PoisonError::into_inner).stop();
@@ -189,20 +269,30 @@ fn load(backend: &dyn Backend) -> Result<Live> {
     let mut objects: BTreeMap<Arc<str>, Arc<Object>> = BTreeMap::new();
     let mut recents = BTreeMap::new();
     let mut state = records::State::default();
+    let mut found = Fingerprint::default();
     backend.load(&mut |table, key, value| {
         match table {
             Table::Objects => {
                 let object = records::object(key, value)?;
+                found.add_object(&object);
                 objects.insert(object.key.clone(), Arc::new(object));
             }
             Table::Recent => {
                 let (index, outcomes) = records::recent(key, &value)?;
+                found.add_outcomes(index, &outcomes)?;
                 recents.insert(index, outcomes);
             }
             Table::Meta => state = records::state(&value)?,
         }
         Ok(())
     })?;
+    // Every record opened, so each is one that was written. Are they all there, and none of them old?
+    if found != state.fingerprint {
+        return Err(Error::Damaged {
+            what: "object store",
+            reason: "its records do not add up to what was written: some are missing or old".to_owned(),
+        });
+    }
     // Planted: outcomes, the newest change or the revision itself do not outlive a restart.
     if planted::is(Bug::OutcomesForgotten) {
         recents.clear();
@@ -215,5 +305,5 @@ fn load(backend: &dyn Backend) -> Result<Live> {
     for (index, outcomes) in recents {
         recent.restore(index, outcomes);
     }
-    Ok(Live { objects, revision: state.revision, recent, applied: state.applied })
+    Ok(Live::new(objects, recent, state))
 }

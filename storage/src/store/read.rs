@@ -6,10 +6,10 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Store, read};
+use super::{Store, lock, read};
 use crate::snapshot::digest_object;
 use crate::watch::Watch;
-use crate::{Object, Revision};
+use crate::{Checkpoint, Object, Revision};
 
 /// The revision asked for is no longer known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +44,23 @@ pub struct Page {
     pub remaining: u64,
 }
 
+/// How large a replica is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sizes {
+    /// How many objects live.
+    pub objects: u64,
+    /// Roughly their bytes.
+    pub object_bytes: u64,
+    /// Bytes of the object store on disk.
+    pub disk_bytes: u64,
+    /// Open watches.
+    pub watches: u64,
+    /// The revision reached.
+    pub revision: Revision,
+    /// History up to here is forgotten.
+    pub compacted: Revision,
+}
+
 /// A digest of all objects at one revision; the same on every replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Digest {
@@ -64,6 +81,30 @@ impl Store {
     /// History up to this revision may be forgotten.
     pub fn compacted(&self) -> Revision {
         read(&self.history).compacted()
+    }
+
+    /// How large this replica is. Asks the file system.
+    pub fn sizes(&self) -> Sizes {
+        let backend = lock(&self.backend).backend.clone();
+        let disk_bytes = backend.disk_bytes();
+        let live = read(&self.live);
+        let history = read(&self.history);
+        Sizes {
+            objects: live.objects.len() as u64,
+            object_bytes: live.object_bytes,
+            disk_bytes,
+            watches: history.watches(),
+            revision: live.revision,
+            compacted: history.compacted(),
+        }
+    }
+
+    /// The fingerprint after the last log entry up to `index` that is remembered;
+    /// `None` when this replica remembers only later ones.
+    pub fn checkpoint(&self, index: u64) -> Option<Checkpoint> {
+        let live = read(&self.live);
+        let after = live.checkpoints.partition_point(|checkpoint| checkpoint.index <= index);
+        after.checked_sub(1).and_then(|last| live.checkpoints.get(last)).copied()
     }
 
     /// How many objects live.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Batch, Table};
 use crate::recent::Outcomes;
-use crate::{Error, Object, Result, Revision, codec};
+use crate::{Error, Fingerprint, Object, Result, Revision, codec};
 
 const STATE_KEY: &[u8] = b"state";
 /// Bytes before the value in an object's record: its two revisions.
@@ -18,11 +18,14 @@ pub(crate) struct State {
     pub revision: Revision,
     pub forgotten: u64,
     pub applied: Vec<u8>,
+    /// The last log entry applied.
+    pub index: u64,
+    /// What all other records add up to.
+    pub fingerprint: Fingerprint,
 }
 
-pub(crate) fn put_state(batch: &mut Batch, revision: Revision, forgotten: u64, applied: &[u8]) -> Result<()> {
-    let state = State { revision, forgotten, applied: applied.to_vec() };
-    batch.put(Table::Meta, STATE_KEY.to_vec(), codec::encode("state", &state)?);
+pub(crate) fn put_state(batch: &mut Batch, state: &State) -> Result<()> {
+    batch.put(Table::Meta, STATE_KEY.to_vec(), codec::encode("state", state)?);
     Ok(())
 }
 

@@ -10,31 +10,31 @@ use super::*;
 use crate::txn::{Command, Mutation, Precondition, Txn, TxnOutcome};
 use crate::watch::{WatchClosed, WatchItem};
 
-fn put(key: &str, value: &str) -> Mutation {
+pub(super) fn put(key: &str, value: &str) -> Mutation {
     Mutation::Put { key: key.to_owned(), value: Bytes::copy_from_slice(value.as_bytes()) }
 }
 
-fn delete(key: &str) -> Mutation {
+pub(super) fn delete(key: &str) -> Mutation {
     Mutation::Delete { key: key.to_owned() }
 }
 
-fn txn(mutations: Vec<Mutation>) -> Txn {
+pub(super) fn txn(mutations: Vec<Mutation>) -> Txn {
     Txn { preconditions: vec![], mutations }
 }
 
 /// Applies transactions as entries of their own.
-struct Applier {
-    store: Arc<Store>,
-    index: u64,
-    term: u64,
+pub(super) struct Applier {
+    pub(super) store: Arc<Store>,
+    pub(super) index: u64,
+    pub(super) term: u64,
 }
 
 impl Applier {
-    fn memory() -> Self {
+    pub(super) fn memory() -> Self {
         Self { store: Store::in_memory(Limits::default()).unwrap(), index: 0, term: 1 }
     }
 
-    fn command(&mut self, command: Command) -> Applied {
+    pub(super) fn command(&mut self, command: Command) -> Applied {
         self.index += 1;
         let entry = Entry { index: self.index, term: self.term, commands: vec![command] };
         let applied = self.index.to_le_bytes().to_vec();
@@ -47,7 +47,7 @@ impl Applier {
         id
     }
 
-    fn txn(&mut self, txn: Txn) -> TxnOutcome {
+    pub(super) fn txn(&mut self, txn: Txn) -> TxnOutcome {
         let command = Command { id: self.id(), born: self.index, fence: None, txn };
         match self.command(command) {
             Applied::Outcome(outcome) => outcome,
@@ -55,7 +55,7 @@ impl Applier {
         }
     }
 
-    fn put(&mut self, key: &str, value: &str) -> Revision {
+    pub(super) fn put(&mut self, key: &str, value: &str) -> Revision {
         match self.txn(txn(vec![put(key, value)])) {
             TxnOutcome::Committed { revisions } => revisions[0],
             other => panic!("{other:?}"),
@@ -274,7 +274,7 @@ async fn waiting_for_a_revision_ends_when_it_is_reached_or_in_time() {
     assert_eq!(late, NotReached { asked: 9, reached: 1 });
 }
 
-fn env() -> Env {
+pub(super) fn env() -> Env {
     Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new())
 }
 

@@ -11,7 +11,14 @@ use serde_json::json;
 use crate::api::Api;
 use crate::body::{self, Body};
 use crate::context::Context;
+use crate::request_info::RequestInfo;
 use crate::{discovery, health, openapi};
+
+/// Whether a path tells how this master is, which it does whatever state it is in.
+pub fn tells_state(info: &RequestInfo) -> bool {
+    let first = info.path.split('/').nth(1).unwrap_or_default();
+    !info.is_resource && matches!(first, "healthz" | "livez" | "readyz" | "metrics" | "version")
+}
 
 /// Answers a request whose path names no resource.
 pub fn handle(api: &Arc<Api>, ctx: &Context, headers: &HeaderMap) -> Response<Body> {
@@ -27,7 +34,7 @@ pub fn handle(api: &Arc<Api>, ctx: &Context, headers: &HeaderMap) -> Response<Bo
     let known = match path {
         "/" => Some(body::json_response(StatusCode::OK, &json!({"paths": index()}))),
         "/version" | "/version/" => Some(body::json_response(StatusCode::OK, &version())),
-        "/metrics" => Some(api.metrics.render()),
+        "/metrics" => Some(api.metrics.render(&api.registry)),
         "/.well-known/openid-configuration" => Some(openid(api)),
         "/openid/v1/jwks" => Some(jwks(api, accept)),
         _ => None,

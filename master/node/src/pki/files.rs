@@ -8,6 +8,7 @@ use proto_env::Disk;
 use rcgen::KeyPair;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
@@ -17,6 +18,8 @@ const CA_CERTIFICATE: &str = "ca.crt";
 const CA_KEY: &str = "ca.key";
 const SERVICE_ACCOUNT_KEY: &str = "sa.key";
 const DATA_KEY: &str = "data.key";
+/// Of the others, as sha256sum(1) writes and checks it.
+const SUMS: &str = "SHA256SUMS";
 
 /// What all masters of a cluster share and nobody else has.
 pub struct ClusterKeys {
@@ -63,6 +66,7 @@ impl KeyFiles {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             _ => self.read(CA_CERTIFICATE)?,
         };
+        self.check()?;
         let authority = Authority::load(certificate, self.read(CA_KEY)?)?;
         let path = self.path(DATA_KEY);
         let bytes = Zeroizing::new(self.disk.read(&path).map_err(|source| Error::File { path, source })?);
@@ -74,11 +78,38 @@ impl KeyFiles {
         }))
     }
 
+    /// Keys that went bad on disk may parse all the same, and nobody would trust what they sign.
+    fn check(&self) -> Result<(), Error> {
+        let file = |name: &str| {
+            let path = self.path(name);
+            self.disk.read(&path).map_err(|source| Error::File { path, source })
+        };
+        let sums = match self.disk.read(&self.path(SUMS)) {
+            // Directories of earlier versions have none.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            _ => file(SUMS)?,
+        };
+        let mut found = String::new();
+        for name in [CA_CERTIFICATE, CA_KEY, SERVICE_ACCOUNT_KEY, DATA_KEY] {
+            found.push_str(&sum_line(name, &Zeroizing::new(file(name)?)));
+        }
+        if found.as_bytes() == sums { Ok(()) } else { Err(Error::Damaged(self.directory.clone())) }
+    }
+
     /// Writes the keys; the CA certificate last, since [`Self::load`] looks for it.
     pub fn store(&self, keys: &ClusterKeys) -> Result<(), Error> {
         self.write(CA_KEY, keys.authority.key_pem().as_bytes())?;
         self.write(SERVICE_ACCOUNT_KEY, keys.service_account_key_pem.as_bytes())?;
         self.write(DATA_KEY, &keys.data_key[..])?;
+        let certificate = keys.authority.certificate_pem().as_bytes();
+        let contents: [(&str, &[u8]); 4] = [
+            (CA_CERTIFICATE, certificate),
+            (CA_KEY, keys.authority.key_pem().as_bytes()),
+            (SERVICE_ACCOUNT_KEY, keys.service_account_key_pem.as_bytes()),
+            (DATA_KEY, &keys.data_key[..]),
+        ];
+        let sums: String = contents.iter().map(|(name, bytes)| sum_line(name, bytes)).collect();
+        self.write(SUMS, sums.as_bytes())?;
         self.write(CA_CERTIFICATE, keys.authority.certificate_pem().as_bytes())
     }
 
@@ -104,6 +135,11 @@ impl KeyFiles {
         let path = self.path(name);
         write_private(self.disk.as_ref(), &path, bytes).map_err(|source| Error::File { path, source })
     }
+}
+
+fn sum_line(name: &str, bytes: &[u8]) -> String {
+    let digest: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{digest}  {name}\n")
 }
 
 /// Writes a file only its owner can read, durably and all at once, in a directory that is made where it is missing.
@@ -148,5 +184,25 @@ mod tests {
         assert_eq!(read.authority.certificate_pem(), keys.authority.certificate_pem());
         let mode = fs::metadata(directory.path().join("pki/ca.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_flipped_byte_in_any_file_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = KeyFiles::new(directory.path(), Arc::new(SystemDisk));
+        files.store(&ClusterKeys::create("c", OffsetDateTime::now_utc(), |b| b.fill(7)).unwrap()).unwrap();
+        for name in [CA_CERTIFICATE, CA_KEY, SERVICE_ACCOUNT_KEY, DATA_KEY, SUMS] {
+            let path = directory.path().join("pki").join(name);
+            let whole = fs::read(&path).unwrap();
+            for at in 0..whole.len() {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 1 << (at % 8);
+                fs::write(&path, &bytes).unwrap();
+                let error = files.load().err().map(|error| error.to_string()).unwrap_or_default();
+                assert!(!error.is_empty() && !error.contains('\n'), "{name}, byte {at}: {error:?}");
+            }
+            fs::write(&path, &whole).unwrap();
+        }
+        assert!(files.load().unwrap().is_some());
     }
 }

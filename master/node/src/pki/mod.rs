@@ -22,6 +22,9 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The keys are not what was written.
+    #[error("{0}: its files do not match SHA256SUMS: remove the data directory and join again")]
+    Damaged(std::path::PathBuf),
     /// PEM that does not parse.
     #[error("{0} is not PEM of the expected kind")]
     Pem(&'static str),

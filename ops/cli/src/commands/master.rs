@@ -17,6 +17,7 @@ use worker_network::{Network, NetworkConfig};
 
 use crate::config_file::{self, set};
 use crate::logging::{self, Format};
+use crate::room;
 use crate::signals;
 
 /// Flags of `ephor master`; see [`MasterConfig`] for what they mean.
@@ -61,6 +62,9 @@ pub struct MasterArgs {
     /// Port of Raft, joining and node liveness
     #[arg(long)]
     peer_port: Option<u16>,
+    /// MiB to be kept free where the data lies [default: the lesser of 256 and 5 % of the disk]
+    #[arg(long, value_name = "MIB")]
+    disk_reserve_mib: Option<u64>,
     /// Another name or address for the serving certificate; may be repeated
     #[arg(long = "tls-san", value_name = "NAME")]
     tls_san: Vec<String>,
@@ -92,6 +96,7 @@ impl MasterArgs {
         set(&mut config.advertise_address, self.advertise_address);
         set(&mut config.api_port, self.api_port);
         set(&mut config.peer_port, self.peer_port);
+        set(&mut config.disk_reserve_mib, self.disk_reserve_mib);
         config.tls_san.extend(self.tls_san);
         set(&mut config.cluster.pod_cidr, self.pod_cidr);
         set(&mut config.cluster.service_cidr, self.service_cidr);
@@ -117,6 +122,18 @@ pub async fn run(arguments: MasterArgs) -> Result<()> {
     logging::init(format);
     let shutdown = CancellationToken::new();
     signals::cancel_on_termination(shutdown.clone())?;
+    let (data_dir, reserve) = (config.data_dir.clone(), config.disk_reserve_mib << 20);
+    // A token of its own: a master that stops for want of space waits on the other one.
+    let result = run_once(config, shutdown.child_token()).await;
+    match result {
+        Err(error) if room::is_short(&data_dir, reserve) => {
+            room::start_again_with_room(&data_dir, reserve, &error, &shutdown).await
+        }
+        other => other,
+    }
+}
+
+async fn run_once(config: MasterConfig, shutdown: CancellationToken) -> Result<()> {
     let env = Env::production(Arc::new(TlsNetwork::joining()), shutdown.clone());
     let master = master_node::build(config, env, Objects::Sled).await?;
     let network = start_network(&master, shutdown.clone()).await;

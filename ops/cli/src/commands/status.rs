@@ -1,5 +1,5 @@
-//! `ephor status`: how every master is; `--digest` compares their states at one
-//! revision and fails when they differ.
+//! `ephor status`: how every master is, and its alarms, with which it fails;
+//! `--digest` compares their states at one revision and fails when they differ.
 
 use std::path::PathBuf;
 
@@ -31,16 +31,36 @@ pub async fn run(arguments: StatusArgs) -> Result<()> {
     let request = admin::with_deadline(StatusRequest { revision: 0, digest: arguments.digest, local: false });
     let masters = master.status(request).await?.into_inner().masters;
     println!(
-        "{:<12} {:<8} {:>6} {:>10} {:>10} {:>9} {:>8}  VERSION",
-        "NAME", "ROLE", "TERM", "REVISION", "APPLIED", "OBJECTS", "MEMORY"
+        "{:<12} {:<8} {:>6} {:>10} {:>10} {:>9} {:>8} {:>8} {:>8} {:>9}  VERSION",
+        "NAME", "ROLE", "TERM", "REVISION", "APPLIED", "OBJECTS", "MEMORY", "LOG", "STORE", "FREE"
     );
     for status in &masters {
         println!("{}", line(status));
     }
     if arguments.digest {
-        return compare(&masters);
+        compare(&masters)?;
     }
-    Ok(())
+    alarms(&masters)
+}
+
+/// Prints the alarms; fails when there are any.
+fn alarms(masters: &[MasterStatus]) -> Result<()> {
+    let mut raised = 0;
+    for status in masters {
+        let name = status.member.as_ref().map(|m| m.name.as_str()).unwrap_or_default();
+        for alarm in &status.alarms {
+            raised += 1;
+            let when =
+                k8s_openapi::jiff::Timestamp::from_second(i64::try_from(alarm.since).unwrap_or_default());
+            let when = when.map(|it| it.to_string()).unwrap_or_default();
+            println!("ALARM {name} {} since {when}: {}", alarm.kind, alarm.reason);
+        }
+    }
+    match raised {
+        0 => Ok(()),
+        1 => bail!("there is an alarm"),
+        more => bail!("there are {more} alarms"),
+    }
 }
 
 fn line(status: &MasterStatus) -> String {
@@ -48,9 +68,11 @@ fn line(status: &MasterStatus) -> String {
     if !status.error.is_empty() {
         return format!("{:<12} {:<8} {}", member.name, "-", status.error);
     }
-    let memory = format!("{} MB", status.resident_bytes / 1_000_000);
+    let mb = |bytes: u64| format!("{} MB", bytes / 1_000_000);
+    let memory = mb(status.resident_bytes);
+    let (log, store, free) = (mb(status.log_bytes), mb(status.objects_bytes), mb(status.free_bytes));
     format!(
-        "{:<12} {:<8} {:>6} {:>10} {:>10} {:>9} {memory:>8}  {}",
+        "{:<12} {:<8} {:>6} {:>10} {:>10} {:>9} {memory:>8} {log:>8} {store:>8} {free:>9}  {}",
         member.name,
         role_of(&member),
         status.term,

@@ -1,0 +1,181 @@
+//! A replica that differs from the majority throws its state away and takes the
+//! leader's. Nothing is applied meanwhile; the log goes on. When the leader itself
+//! is the one that differs, it hands leadership over first.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use proto_wire::raft::{FetchSnapshotRequest, SnapshotChunk};
+use storage::{Staged, Store};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use crate::alarms::Alarms;
+use crate::consensus::Consensus;
+use crate::network::Lane;
+use crate::state_machine::{SharedApplied, decode_applied};
+use crate::types::NodeId;
+
+/// Pause before the leader is asked again.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// Bound on the pause between two frames, and on being let in.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the leader waits until it has applied what is asked for.
+const APPLIED_TIMEOUT: Duration = Duration::from_secs(5);
+/// Frames on their way.
+const FRAMES_AHEAD: usize = 4;
+
+/// What self-defence knows and holds.
+pub(crate) struct Defence {
+    pub(crate) alarms: Alarms,
+    /// Why this replica does not serve.
+    pub(crate) quarantine: watch::Sender<Option<String>>,
+    /// The disk has less room than is to be kept free.
+    pub(crate) short_of_space: AtomicBool,
+    /// Free bytes, as last looked at.
+    pub(crate) free_bytes: AtomicU64,
+    /// Held by whoever changes the replicated state.
+    pub(crate) applied: SharedApplied,
+    /// The log index up to which the store is durable.
+    pub(crate) durable: Arc<AtomicU64>,
+}
+
+impl Defence {
+    pub(crate) fn new(applied: SharedApplied, durable: Arc<AtomicU64>) -> Self {
+        Self {
+            alarms: Alarms::default(),
+            quarantine: watch::Sender::default(),
+            short_of_space: AtomicBool::new(false),
+            free_bytes: AtomicU64::new(0),
+            applied,
+            durable,
+        }
+    }
+}
+
+impl Consensus {
+    /// Takes the leader's state in place of this one. `healthy` masters hold what
+    /// the majority holds. Returns when it is done, or when the node stops.
+    pub(crate) async fn rebuild(self: &Arc<Self>, healthy: &[NodeId]) {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => {}
+            () = self.rebuild_until_done(healthy) => {}
+        }
+    }
+
+    async fn rebuild_until_done(&self, healthy: &[NodeId]) {
+        // From here on nothing is applied.
+        let mut applied = self.defence.applied.lock().await;
+        loop {
+            if self.raft.is_leader() {
+                self.step_down(healthy).await;
+            } else {
+                let from = applied.last.map_or(0, |last| last.index);
+                match self.fetch_snapshot(from).await {
+                    Ok(staged) => {
+                        let revision = staged.revision();
+                        match self.replace(&mut applied, staged) {
+                            Ok(()) => {
+                                return tracing::info!(
+                                    revision,
+                                    "the leader's state has taken the place of this one"
+                                );
+                            }
+                            Err(error) => tracing::error!(%error, "installing the leader's state failed"),
+                        }
+                    }
+                    Err(reason) => {
+                        tracing::warn!(reason, "the leader's state could not be taken; it is tried again")
+                    }
+                }
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    /// Lets one of `healthy` lead.
+    async fn step_down(&self, healthy: &[NodeId]) {
+        for to in healthy.iter().filter(|to| **to != self.node_id) {
+            if self.transfer_here(*to).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    fn replace(&self, applied: &mut crate::state_machine::Applied, staged: Staged) -> storage::Result<()> {
+        let (last, membership) = decode_applied(staged.applied())?;
+        self.store.install(staged)?;
+        let index = last.map_or(0, |last| last.index);
+        applied.last = last;
+        applied.membership = membership;
+        self.defence.durable.fetch_max(index, Ordering::AcqRel);
+        applied.index.send_replace(index);
+        Ok(())
+    }
+
+    /// The leader's state, staged, which includes the entry at `index`.
+    async fn fetch_snapshot(&self, index: u64) -> Result<Staged, String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let leader = self.leadership.borrow().leader.ok_or("no leader is known")?;
+        let address = self.address_of(leader).ok_or("the leader's address is not known")?;
+        let mut client = self.peers.client(leader, &address, Lane::Snapshot).map_err(|error| text(&error))?;
+        let request = FetchSnapshotRequest { cluster_id: self.cluster_id.clone(), index };
+        let call = client.fetch_snapshot(self.peers.request(leader, request));
+        let chunks = self.peers.call(leader, Lane::Snapshot, FRAME_TIMEOUT, call).await;
+        let mut chunks = chunks.map_err(|error| text(&error))?;
+        let store = self.store.clone();
+        let staging = self.env.blocking.run(move || store.stage()).await;
+        let mut staging = staging.map_err(|error| text(&error))?.map_err(|error| text(&error))?;
+        loop {
+            let next = tokio::time::timeout(FRAME_TIMEOUT, chunks.next()).await;
+            let Some(chunk) = next.map_err(|_| "the snapshot stopped")? else { break };
+            let chunk = chunk.map_err(|status| text(&status))?;
+            staging.push(&chunk.data).map_err(|error| text(&error))?;
+        }
+        let staged = self.env.blocking.run(move || staging.finish()).await;
+        let staged = staged.map_err(|error| text(&error))?.map_err(|error| text(&error))?;
+        let (last, _) = decode_applied(staged.applied()).map_err(|error| text(&error))?;
+        match last {
+            Some(last) if last.index >= index => Ok(staged),
+            _ => Err(format!("the leader's state is older than log entry {index}")),
+        }
+    }
+
+    /// This leader's state for another master.
+    pub(crate) async fn give_snapshot(
+        &self,
+        index: u64,
+    ) -> Result<ReceiverStream<Result<SnapshotChunk, Status>>, Status> {
+        if !self.raft.is_leader() || self.quarantined().is_some() {
+            return Err(Status::failed_precondition("this master does not lead, or must not be copied"));
+        }
+        let mut applied = self.applied_index.clone();
+        let wait = applied.wait_for(|applied| *applied >= index);
+        if !matches!(tokio::time::timeout(APPLIED_TIMEOUT, wait).await, Ok(Ok(_))) {
+            return Err(Status::unavailable(format!("log entry {index} is not applied here yet")));
+        }
+        let (sender, receiver) = mpsc::channel(FRAMES_AHEAD);
+        let (store, cluster_id): (Arc<Store>, _) = (self.store.clone(), self.cluster_id.clone());
+        tokio::spawn(async move {
+            let view = store.view();
+            for frame in view.frames() {
+                let chunk = frame
+                    .map(|data| SnapshotChunk {
+                        cluster_id: cluster_id.clone(),
+                        header: Vec::new(),
+                        data: data.into(),
+                    })
+                    .map_err(|error| Status::internal(error.to_string()));
+                match tokio::time::timeout(FRAME_TIMEOUT, sender.send(chunk)).await {
+                    Ok(Ok(())) => {}
+                    _ => return,
+                }
+            }
+        });
+        Ok(ReceiverStream::new(receiver))
+    }
+}

@@ -1,0 +1,226 @@
+//! Room on the disk. Below a reserve a master raises an alarm, lets another one
+//! lead that has room, and as leader refuses what makes objects grow; well before
+//! the disk is full it stops cleanly, to be started again when there is room.
+//! Here also the object store is rewritten when its files have outgrown it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use proto_env::Space;
+use storage::{Mutation, Rewritten, Txn};
+
+use crate::alarms::AlarmKind;
+use crate::consensus::Consensus;
+use crate::types::NodeId;
+
+/// How often the disk is asked.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How many times the interval the object store's size is looked at once.
+const REWRITE_EVERY: u64 = 30;
+/// What an object may grow by when it is replaced: a status, a timestamp.
+const SLACK_BYTES: usize = 256;
+/// How long a last word to the others, and handing over, may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Room for the data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Room {
+    /// Bytes to be kept free; 0: the lesser of 256 MiB and 5 % of the disk.
+    pub reserve: u64,
+}
+
+/// How much room there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Enough,
+    /// Less than the reserve.
+    Short,
+    /// So little that the next write may fail.
+    Gone,
+}
+
+/// Whether there is room. Once short, somewhat more than the reserve is asked for,
+/// so that the alarm does not come and go.
+fn level(space: Space, reserve: u64, short: bool) -> Level {
+    let wanted = space.reserve(reserve);
+    if space.free < space.floor(reserve) {
+        Level::Gone
+    } else if space.free < if short { wanted + wanted / 8 } else { wanted } {
+        Level::Short
+    } else {
+        Level::Enough
+    }
+}
+
+/// Looks after the disk until the node stops.
+pub(crate) async fn run(consensus: Arc<Consensus>, data_dir: PathBuf, room: Room) {
+    let mut looks: u64 = 0;
+    loop {
+        tokio::select! {
+            biased;
+            () = consensus.stop.cancelled() => return,
+            () = tokio::time::sleep(INTERVAL) => {}
+        }
+        looks += 1;
+        let (disk, directory) = (consensus.env.disk.clone(), data_dir.clone());
+        let asked = consensus.env.blocking.run(move || disk.space(&directory)).await;
+        // A disk that does not say is a disk without a bound.
+        let Ok(Ok(Some(space))) = asked else { continue };
+        consensus.defence.free_bytes.store(space.free, Ordering::Relaxed);
+        let short = consensus.defence.short_of_space.load(Ordering::Acquire);
+        let text = || {
+            format!(
+                "{} MiB of {} are free in {}, {} are to be kept free",
+                space.free >> 20,
+                space.total >> 20,
+                data_dir.display(),
+                space.reserve(room.reserve) >> 20
+            )
+        };
+        match level(space, room.reserve, short) {
+            Level::Enough => {
+                consensus.defence.short_of_space.store(false, Ordering::Release);
+                consensus.defence.alarms.clear(AlarmKind::NoSpace);
+            }
+            Level::Short => {
+                consensus.defence.short_of_space.store(true, Ordering::Release);
+                consensus.defence.alarms.raise(AlarmKind::NoSpace, text(), consensus.env.clock.as_ref());
+                consensus.let_another_lead().await;
+            }
+            Level::Gone => {
+                consensus.defence.short_of_space.store(true, Ordering::Release);
+                let _ = tokio::time::timeout(FAREWELL, consensus.let_another_lead()).await;
+                return consensus.give_up(AlarmKind::NoSpace, text()).await;
+            }
+        }
+        if looks.is_multiple_of(REWRITE_EVERY) {
+            consensus.rewrite_if_bloated(space).await;
+        }
+    }
+}
+
+impl Consensus {
+    /// Whether this master has less room on its disk than it keeps free.
+    pub fn is_short_of_space(&self) -> bool {
+        self.defence.short_of_space.load(Ordering::Acquire)
+    }
+
+    /// Ends this member for good: raises an alarm, tells the others, and then
+    /// whoever waits in [`Consensus::failed`].
+    pub(crate) async fn give_up(&self, kind: AlarmKind, reason: String) {
+        self.defence.alarms.raise(kind, reason.clone(), self.env.clock.as_ref());
+        let _ = tokio::time::timeout(FAREWELL, self.tell_alarms()).await;
+        self.failure.send_replace(reason);
+        self.env.shutdown.cancel();
+    }
+
+    /// Why a leader does not take a transaction: there is no room for more on its
+    /// own disk, or on those of so many others that they might stop.
+    pub(crate) fn no_room_for(&self, txn: &Txn) -> Option<String> {
+        let voters: Vec<NodeId> = self.members().iter().filter(|it| it.voter).map(|it| it.id).collect();
+        let short = |id: &&NodeId| {
+            if **id == self.node_id {
+                self.is_short_of_space()
+            } else {
+                self.defence.alarms.has(**id, AlarmKind::NoSpace)
+            }
+        };
+        let with_room = voters.len() - voters.iter().filter(short).count();
+        if !self.is_short_of_space() && with_room > voters.len() / 2 || !self.grows(txn) {
+            return None;
+        }
+        Some("the masters' disks are nearly full: free some space, or delete objects".to_owned())
+    }
+
+    /// Whether the objects are larger after a transaction.
+    fn grows(&self, txn: &Txn) -> bool {
+        let (mut before, mut after) = (0, 0);
+        for mutation in &txn.mutations {
+            if let Mutation::Put { key, value } = mutation {
+                after += value.len();
+                before += self.store.get(key).map_or(0, |object| object.value.len() + SLACK_BYTES);
+            }
+        }
+        after > before
+    }
+
+    /// Hands leadership to a voter that has room and follows closely, if there is one.
+    async fn let_another_lead(&self) {
+        if !self.raft.is_leader() {
+            return;
+        }
+        let healthy: Vec<NodeId> = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let last = metrics.last_log_index.unwrap_or(0);
+            let close = |index: u64| index + 256 >= last;
+            let replication = metrics.replication.iter().flatten();
+            let close = replication.filter(|(_, at)| at.as_ref().is_some_and(|at| close(at.index)));
+            close.map(|(id, _)| *id).collect()
+        };
+        let voters: Vec<NodeId> = self.members().iter().filter(|it| it.voter).map(|it| it.id).collect();
+        let fit = |id: &&NodeId| {
+            **id != self.node_id
+                && voters.contains(id)
+                && self.is_running(**id)
+                && !self.defence.alarms.has(**id, AlarmKind::NoSpace)
+                && !self.defence.alarms.has(**id, AlarmKind::Diverged)
+        };
+        for to in healthy.iter().filter(fit) {
+            tracing::info!(to, "this master is short of space and lets another one lead");
+            if self.transfer_here(*to).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Rewrites the object store when its files are far larger than what is in them.
+    async fn rewrite_if_bloated(&self, space: Space) {
+        let store = self.store.clone();
+        let rewritten = self.env.blocking.run(move || {
+            let sizes = store.sizes();
+            // The copy needs room while both are there.
+            if !store.is_bloated() || space.free < sizes.object_bytes.saturating_mul(2) {
+                return None;
+            }
+            tracing::info!(
+                disk = sizes.disk_bytes,
+                objects = sizes.object_bytes,
+                "rewriting the object store"
+            );
+            Some((store.rewrite(), sizes.disk_bytes, store.sizes().disk_bytes))
+        });
+        match rewritten.await {
+            Ok(Some((Ok(Rewritten::Done), before, after))) => {
+                tracing::info!(before, after, "the object store was rewritten");
+            }
+            Ok(Some((Err(error), ..))) => {
+                self.give_up(AlarmKind::StoreFailed, format!("rewriting the object store failed: {error}"))
+                    .await;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "rewriting the object store ended"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alarm_ends_with_more_room_than_it_began_with() {
+        let space = |free: u64| Space { free, total: 2_000 };
+        // A twentieth: 100 are kept free, 25 are the end.
+        assert_eq!(level(space(100), 0, false), Level::Enough);
+        assert_eq!(level(space(99), 0, false), Level::Short);
+        assert_eq!(level(space(105), 0, true), Level::Short);
+        assert_eq!(level(space(112), 0, true), Level::Enough);
+        assert_eq!(level(space(25), 0, true), Level::Short);
+        assert_eq!(level(space(24), 0, false), Level::Gone);
+        assert_eq!(level(space(24), 40, false), Level::Short);
+    }
+}

@@ -1,0 +1,164 @@
+//! A replica that differs is noticed, does not serve and is made anew; a disk
+//! without room is felt before it is full.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use proto_env::{AppendFile, CancellationToken, Disk, Env, Space, SystemDisk, TlsNetwork};
+use storage::{Mutation, Txn};
+
+use super::harness::*;
+use crate::testing::lone_master;
+use crate::*;
+
+async fn spoil(cluster: &Cluster, position: usize) {
+    let mut quarantine = cluster.consensus(position).defence.quarantine.subscribe();
+    let consensus = cluster.consensus(position).clone();
+    assert!(consensus.store().diverge("/planted", "original", "tampered").unwrap().is_some());
+    assert!(tokio::time::timeout(LONG, quarantine.wait_for(Option::is_some)).await.is_ok(), "nobody noticed");
+    // What it holds is served to nobody.
+    let read = consensus.read_barrier(LONG).await;
+    assert!(read.is_err() || consensus.quarantined().is_none(), "{read:?}");
+    wait_for("the replica to be right again", async || consensus.quarantined().is_none().then_some(())).await;
+    assert_eq!(&consensus.store().get("/planted").unwrap().value[..], b"original");
+    wait_for("the alarm to end", async || consensus.alarms().is_empty().then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_differs_takes_the_leaders_state_while_writes_go_on() {
+    let cluster = Cluster::of(3).await;
+    write(cluster.any(), "/planted", "original").await;
+    let follower = cluster.follower().await;
+    let leader = cluster.consensus(cluster.leader().await).clone();
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    let writer = tokio::spawn(async move {
+        let mut number = 0;
+        while !stopped.is_cancelled() {
+            write(&leader, &format!("/w{number}"), "v").await;
+            number += 1;
+        }
+        number
+    });
+    spoil(&cluster, follower).await;
+    stop.cancel();
+    let written = writer.await.unwrap();
+    assert_eq!(cluster.converge().await.objects, written + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_differs_steps_down_and_survives_a_restart_afterwards() {
+    let mut cluster = Cluster::of(3).await;
+    write(cluster.any(), "/planted", "original").await;
+    let leader = cluster.leader().await;
+    let term = cluster.consensus(leader).leadership().borrow().term;
+    spoil(&cluster, leader).await;
+    let heir = cluster.leader().await;
+    assert!(cluster.consensus(heir).leadership().borrow().term > term);
+    write(cluster.consensus(leader), "/after", "v").await;
+    let digest = cluster.converge().await;
+    cluster.kill(leader).await;
+    cluster.restart(leader).await;
+    assert_eq!(cluster.converge().await, digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_majority_agrees_nobody_is_convicted() {
+    let mut cluster = Cluster::of(3).await;
+    write(cluster.any(), "/planted", "original").await;
+    cluster.converge().await;
+    let follower = cluster.follower().await;
+    let leader = cluster.leader().await;
+    let third = (0..3).find(|position| *position != follower && *position != leader).unwrap();
+    cluster.kill(third).await;
+    cluster.consensus(follower).store().diverge("/planted", "original", "tampered").unwrap();
+    for position in [leader, follower] {
+        let differs = |alarm: &Alarm| alarm.kind == AlarmKind::ReplicaDiffers.name();
+        wait_for("the alarm", async || {
+            cluster.consensus(position).alarms().iter().any(differs).then_some(())
+        })
+        .await;
+        assert_eq!(cluster.consensus(position).quarantined(), None);
+    }
+    // The third settles it.
+    cluster.restart(third).await;
+    wait_for("the wrong one to be made anew", async || {
+        let store = cluster.consensus(follower).store();
+        (&store.get("/planted")?.value[..] == b"original").then_some(())
+    })
+    .await;
+}
+
+/// A disk with as much room as a test says.
+struct Small(SystemDisk, AtomicU64);
+
+impl Disk for Small {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.0.create_dir_all(path)
+    }
+    fn open_append(&self, path: &Path) -> io::Result<Box<dyn AppendFile>> {
+        self.0.open_append(path)
+    }
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.0.read(path)
+    }
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        self.0.read_at(path, offset, length)
+    }
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.0.list(path)
+    }
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.0.replace(path, bytes)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.0.remove(path)
+    }
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.0.remove_dir_all(path)
+    }
+    fn sync_tree(&self, path: &Path) -> io::Result<()> {
+        self.0.sync_tree(path)
+    }
+    fn space(&self, _: &Path) -> io::Result<Option<Space>> {
+        Ok(Some(Space { free: self.1.load(Ordering::Relaxed) << 20, total: 1 << 40 }))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_short_of_room_takes_only_what_does_not_grow_and_one_without_ends_the_master() {
+    let disk = Arc::new(Small(SystemDisk, AtomicU64::new(10_000)));
+    let shutdown = CancellationToken::new();
+    let mut env = Env::production(Arc::new(TlsNetwork::joining()), shutdown.clone());
+    env.disk = disk.clone();
+    let directory = tempfile::tempdir().unwrap();
+    let master = lone_master(directory.path(), &env).await.unwrap();
+    write(&master, "/a", "value").await;
+    disk.1.store(200, Ordering::Relaxed);
+    wait_for("the alarm", async || (!master.alarms().is_empty()).then_some(())).await;
+    let refused = master.propose(create("/b", "value"), options()).await.unwrap_err();
+    assert!(
+        matches!(&refused, ProposeError::NoRoom { reason } if reason.contains("nearly full")),
+        "{refused}"
+    );
+    let change = |mutation| Txn { preconditions: vec![], mutations: vec![mutation] };
+    master.propose(change(put("/a", "other")), options()).await.unwrap();
+    let larger = change(put("/a", "x".repeat(4096)));
+    assert!(matches!(master.propose(larger, options()).await, Err(ProposeError::NoRoom { .. })));
+    master.propose(change(Mutation::Delete { key: "/a".to_owned() }), options()).await.unwrap();
+    disk.1.store(300, Ordering::Relaxed);
+    wait_for("the end of the alarm", async || master.alarms().is_empty().then_some(())).await;
+    write(&master, "/b", "value").await;
+    disk.1.store(1, Ordering::Relaxed);
+    let reason = master.failed().await;
+    assert!(reason.starts_with("1 MiB of "), "{reason}");
+    assert!(shutdown.is_cancelled());
+    master.shutdown().await;
+    drop(master);
+    disk.1.store(10_000, Ordering::Relaxed);
+    env.shutdown = CancellationToken::new();
+    let again = wait_for("the files are free", async || lone_master(directory.path(), &env).await.ok()).await;
+    assert!(again.store().get("/b").is_some() && again.store().get("/a").is_none());
+}

@@ -1,0 +1,211 @@
+//! Damage on disk is noticed, and what lies there stays in bounds.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::tests::{Applier, delete, env, put, txn};
+use super::*;
+use crate::backend::Batch;
+
+fn key() -> DataKey {
+    DataKey::new([3; 32])
+}
+
+fn open(directory: &Path) -> Result<Arc<Store>> {
+    Store::open(directory, &key(), &env(), Limits::default())
+}
+
+/// A few hundred objects, small and large, some replaced, some deleted.
+fn fill(store: Arc<Store>) -> Applier {
+    let mut applier = Applier { store, index: 0, term: 1 };
+    for number in 0..300 {
+        let size = if number % 37 == 0 { 20_000 } else { 200 };
+        applier.put(&format!("/registry/core/configmaps/ns/{}", number % 120), &"v".repeat(size));
+        if number % 11 == 0 {
+            applier.txn(txn(vec![delete(&format!("/registry/core/configmaps/ns/{}", number % 7))]));
+        }
+    }
+    applier
+}
+
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found.sort();
+    found
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() { copy(&path, &target) } else { assert!(std::fs::copy(&path, &target).is_ok()) }
+    }
+}
+
+#[test]
+fn the_fingerprint_is_kept_with_every_change_and_found_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let applier = fill(open(directory.path()).unwrap());
+    let (index, digest) = (applier.index, applier.store.digest(None).unwrap());
+    let checkpoint = applier.store.checkpoint(u64::MAX).unwrap();
+    assert_eq!((checkpoint.index, checkpoint.revision), (index, digest.revision));
+    // Another replica, whose entries came in other batches.
+    let other = fill(Store::in_memory(Limits::default()).unwrap());
+    for at in [1, index / 2, index] {
+        assert_eq!(other.store.checkpoint(at), applier.store.checkpoint(at));
+        assert_eq!(other.store.checkpoint(at).unwrap().index, at);
+    }
+    drop(applier);
+    let store = open(directory.path()).unwrap();
+    assert_eq!(store.checkpoint(u64::MAX), Some(checkpoint));
+    assert_eq!(store.checkpoint(index - 1), None, "what went before is not known here");
+    let frames: Vec<_> = store.view().frames().map(Result::unwrap).collect();
+    let mut staging = other.store.stage().unwrap();
+    frames.iter().for_each(|frame| staging.push(frame).unwrap());
+    other.store.install(staging.finish().unwrap()).unwrap();
+    assert_eq!(other.store.checkpoint(u64::MAX), Some(checkpoint));
+}
+
+#[test]
+fn a_record_that_is_missing_or_old_is_noticed() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = |path: &Path| {
+        let sealer = Sealer::new(&key(), "objects", env().random);
+        SledHome::new(path, sealer, env().disk).unwrap()
+    };
+    let applier = fill(open(directory.path()).unwrap());
+    let name = "/registry/core/configmaps/ns/50";
+    let old = applier.store.get(name).unwrap();
+    let mut applier = applier;
+    applier.put(name, "newer");
+    drop(applier);
+    // Each is a record that was written once: it opens.
+    let mut replayed = Batch::default();
+    records::put_object(&mut replayed, &old).unwrap();
+    let mut removed = Batch::default();
+    removed.delete(Table::Objects, name.as_bytes().to_vec());
+    for batch in [replayed, removed] {
+        let spoilt = tempfile::tempdir().unwrap();
+        copy(directory.path(), spoilt.path());
+        home(spoilt.path()).open().unwrap().write(batch).unwrap();
+        let error = open(spoilt.path()).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error.contains("missing or old"), "{error}");
+    }
+    assert!(open(directory.path()).is_ok());
+}
+
+/// Whatever byte is flipped: the state does not open, or it is the one written,
+/// or an earlier one, whole, from which the log goes on.
+#[test]
+fn no_flipped_byte_makes_another_state() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut known = BTreeMap::new();
+    let applier = fill(open(directory.path()).unwrap());
+    applier.store.sync().unwrap();
+    for index in 0..=applier.index {
+        known.extend(applier.store.checkpoint(index).map(|at| (at.index, at)));
+    }
+    known.insert(0, Checkpoint { index: 0, revision: 0, fingerprint: Fingerprint::default() });
+    let newest = applier.index;
+    drop(applier);
+    let seed = std::env::var("EPHOR_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
+    println!("seed {seed} (EPHOR_SEED)");
+    let flips = std::env::var("EPHOR_FLIPS").ok().and_then(|flips| flips.parse().ok()).unwrap_or(120);
+    let mut random = StdRng::seed_from_u64(seed);
+    let (mut refused, mut same, mut earlier) = (0, 0, 0);
+    for flip in 0..flips {
+        let spoilt = tempfile::tempdir().unwrap();
+        copy(directory.path(), spoilt.path());
+        let files = files(spoilt.path());
+        // Most of the bytes are in one file; the others get their share.
+        let path =
+            &files[if flip % 3 == 0 { flip / 3 % files.len() } else { random.random_range(0..files.len()) }];
+        let mut bytes = std::fs::read(path).unwrap();
+        if bytes.is_empty() {
+            continue;
+        }
+        let at = random.random_range(0..bytes.len());
+        bytes[at] ^= 1 << random.random_range(0..8);
+        std::fs::write(path, &bytes).unwrap();
+        let place = format!("byte {at} of {}", path.display());
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let target = spoilt.path().to_owned();
+        std::thread::spawn(move || drop(sender.send(open(&target).map(|store| store.checkpoint(u64::MAX)))));
+        match receiver.recv_timeout(Duration::from_secs(30)) {
+            Err(error) => panic!("{place}: a panic or a hang ({error})"),
+            Ok(Err(error)) => {
+                assert_eq!(error.to_string().lines().count(), 1, "{place}: {error}");
+                refused += 1;
+            }
+            Ok(Ok(found)) => {
+                let found = found.unwrap();
+                assert_eq!(known.get(&found.index), Some(&found), "{place}: another state");
+                if found.index == newest { same += 1 } else { earlier += 1 }
+            }
+        }
+    }
+    println!("{flips} flips: {refused} refused, {same} opened as written, {earlier} at an earlier entry");
+    assert!(refused > 0);
+}
+
+#[test]
+fn a_rewrite_under_writes_keeps_every_one_of_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut applier = fill(open(directory.path()).unwrap());
+    let store = applier.store.clone();
+    let done = Arc::new(AtomicBool::new(false));
+    let stop = done.clone();
+    let writer = std::thread::spawn(move || {
+        let mut number = 0;
+        while !stop.load(Ordering::Acquire) || number < 200 {
+            number += 1;
+            let name = format!("/registry/core/configmaps/ns/{}", number % 150);
+            if number % 5 == 0 {
+                applier.txn(txn(vec![delete(&name), put("/registry/core/configmaps/ns/zz", "v")]));
+            } else {
+                applier.put(&name, &format!("rewritten {number}"));
+            }
+        }
+        applier
+    });
+    for _ in 0..5 {
+        assert_eq!(store.rewrite().unwrap(), Rewritten::Done);
+    }
+    done.store(true, Ordering::Release);
+    let applier = writer.join().unwrap();
+    let (checkpoint, digest) = (store.checkpoint(u64::MAX), store.digest(None).unwrap());
+    store.sync().unwrap();
+    drop((applier, store));
+    let states = std::fs::read_dir(directory.path()).unwrap().count();
+    assert_eq!(states, 2, "CURRENT and one state");
+    let store = open(directory.path()).unwrap();
+    assert_eq!((store.checkpoint(u64::MAX), store.digest(None).unwrap()), (checkpoint, digest));
+}
+
+#[test]
+fn a_rewrite_that_a_snapshot_overtakes_is_given_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let applier = fill(open(directory.path()).unwrap());
+    let source = fill(Store::in_memory(Limits::default()).unwrap());
+    let frames: Vec<_> = source.store.view().frames().map(Result::unwrap).collect();
+    let mut staging = applier.store.stage().unwrap();
+    frames.iter().for_each(|frame| staging.push(frame).unwrap());
+    let staged = staging.finish().unwrap();
+    let (name, copied) = applier.store.home.stage().unwrap();
+    lock(&applier.store.backend).mirror = Some(copied.clone());
+    applier.store.install(staged).unwrap();
+    assert!(lock(&applier.store.backend).mirror.is_none(), "{name} is of a state that is gone");
+    copied.retire();
+    drop(copied);
+    assert_eq!(applier.store.rewrite().unwrap(), Rewritten::Done);
+    assert_eq!(applier.store.digest(None).unwrap(), source.store.digest(None).unwrap());
+}

@@ -1,0 +1,130 @@
+//! Writing the whole state anew into a database of its own, beside the present
+//! one and while entries are applied, and then changing over. sled 0.34 reuses
+//! what updates leave behind only in part: its files grow. `consensus` asks for
+//! this when they are far larger than what is in them. A crash at any moment
+//! leaves either database, whole.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use super::{Current, Store, lock, read, records};
+use crate::Result;
+use crate::backend::{Backend, Batch};
+
+/// Objects are copied in steps of about this many bytes; apply waits for one.
+const STEP_BYTES: usize = 256 * 1024;
+/// Log entries whose outcomes are copied in one step.
+const STEP_ENTRIES: usize = 512;
+/// Databases below this are left alone, in bytes.
+const REWRITE_ABOVE: u64 = 256 * 1024 * 1024;
+/// How many times the bytes of its objects a database may take.
+const REWRITE_TIMES: u64 = 4;
+
+/// What came of a rewrite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rewritten {
+    /// The state lies in a new database.
+    Done,
+    /// It was given up: a snapshot came in between, or the copy could not be
+    /// written. The present database is as it was.
+    GivenUp,
+}
+
+impl Store {
+    /// Whether the database has grown far beyond what is in it.
+    pub fn is_bloated(&self) -> bool {
+        let sizes = self.sizes();
+        sizes.disk_bytes > REWRITE_ABOVE.max(sizes.object_bytes.saturating_mul(REWRITE_TIMES))
+    }
+
+    /// Rewrites the state. Blocks for as long as the disk takes; reads and writes
+    /// go on meanwhile. After an error the node must stop: which database the
+    /// next start would find is not known.
+    pub fn rewrite(&self) -> Result<Rewritten> {
+        let (name, copy) = match self.home.stage() {
+            Ok(staged) => staged,
+            Err(error) => {
+                tracing::warn!(%error, "no new database for the objects");
+                return Ok(Rewritten::GivenUp);
+            }
+        };
+        // From here on every batch goes to both; what is copied below is read under
+        // the same lock, so nothing older ever replaces something newer.
+        lock(&self.backend).mirror = Some(copy.clone());
+        let copied = self.copy_to(&copy).and_then(|()| copy.sync());
+        let mut current = lock(&self.backend);
+        let last_step = copied.and_then(|()| self.copy_state(&current, &copy));
+        if let Err(error) = &last_step {
+            tracing::warn!(%error, "rewriting the objects is given up");
+        }
+        if last_step.is_err() || !current.is_copied_to(&copy) {
+            if current.is_copied_to(&copy) {
+                current.mirror = None;
+            }
+            copy.retire();
+            return Ok(Rewritten::GivenUp);
+        }
+        self.home.adopt(&name)?;
+        std::mem::replace(&mut *current, Current { backend: copy, mirror: None }).backend.retire();
+        Ok(Rewritten::Done)
+    }
+
+    fn copy_to(&self, copy: &Arc<dyn Backend>) -> Result<()> {
+        let mut after: Option<Arc<str>> = None;
+        loop {
+            let current = lock(&self.backend);
+            if !current.is_copied_to(copy) {
+                return Ok(());
+            }
+            let mut batch = Batch::default();
+            let mut bytes = 0;
+            {
+                let live = read(&self.live);
+                let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+                for (key, object) in live.objects.range::<str, _>((from, Bound::Unbounded)) {
+                    records::put_object(&mut batch, object)?;
+                    bytes += object.size_bytes();
+                    after = Some(key.clone());
+                    if bytes >= STEP_BYTES {
+                        break;
+                    }
+                }
+            }
+            if bytes == 0 {
+                break;
+            }
+            copy.write(batch)?;
+        }
+        let mut from = 0;
+        loop {
+            let current = lock(&self.backend);
+            let recent = read(&self.live).recent.records_from(from, STEP_ENTRIES);
+            let Some((last, _)) = recent.last() else { return Ok(()) };
+            from = last + 1;
+            let mut batch = Batch::default();
+            for (index, outcomes) in &recent {
+                records::put_recent(&mut batch, *index, outcomes)?;
+            }
+            if current.is_copied_to(copy) {
+                copy.write(batch)?;
+            }
+        }
+    }
+
+    /// The last record, which says that the others are whole.
+    fn copy_state(&self, current: &Current, copy: &Arc<dyn Backend>) -> Result<()> {
+        if !current.is_copied_to(copy) {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        records::put_state(&mut batch, &read(&self.live).state())?;
+        copy.write(batch)?;
+        copy.sync()
+    }
+}
+
+impl Current {
+    fn is_copied_to(&self, copy: &Arc<dyn Backend>) -> bool {
+        self.mirror.as_ref().is_some_and(|mirror| Arc::ptr_eq(mirror, copy))
+    }
+}
