@@ -2,16 +2,21 @@
 //! network. `master/apiserver` proposes and reads through [`Consensus`],
 //! `master/node` starts it and serves its gRPC service on the peer port.
 
+mod autopilot;
 mod config;
 mod consensus;
+mod fence;
+mod hello;
 mod leadership;
 mod log_store;
 mod membership;
 mod network;
+mod plan;
 mod propose;
 mod proposer;
 mod raft_types;
 mod read;
+pub mod recovery;
 mod service;
 mod state_machine;
 mod status;
@@ -20,11 +25,13 @@ pub mod testing;
 mod tests;
 mod types;
 
+pub use autopilot::{AutopilotAction, AutopilotConfig, MemberHealth};
 pub use config::{
     ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT, DEFAULT_LOG_BYTES,
     Identity, Objects,
 };
 pub use consensus::{Consensus, FIRST_NODE_ID};
+pub use fence::Fences;
 pub use raft_types::MasterAddress;
 pub use service::{MastersOnly, RaftService};
 pub use status::{DigestError, Status};

@@ -12,8 +12,8 @@ use proto_env::grpc::PeerInfo;
 use proto_wire::MESSAGE_LIMIT_BYTES;
 use proto_wire::raft::raft_server::{Raft as RaftRpc, RaftServer};
 use proto_wire::raft::{
-    ChangeMembershipRequest, ChangeMembershipResponse, ProposeRequest, ProposeResponse, RaftMessage,
-    ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
+    ChangeMembershipRequest, ChangeMembershipResponse, HelloRequest, HelloResponse, ProposeRequest,
+    ProposeResponse, RaftMessage, ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
 };
 use serde::Serialize;
 use storage::codec::{decode, encode};
@@ -85,6 +85,12 @@ fn limit<T>(request: &Request<T>) -> Option<Duration> {
 }
 
 impl RaftService {
+    /// Refuses what comes from another cluster.
+    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
+    fn same_cluster(&self, cluster_id: &str) -> Result<(), Status> {
+        self.0.same_cluster(cluster_id).map_err(|status| *status)
+    }
+
     /// Refuses what is meant for another master, and remembers where the others
     /// listen.
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
@@ -100,18 +106,11 @@ impl RaftService {
     }
 
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
-    fn same_cluster(&self, cluster_id: &str) -> Result<(), Status> {
-        if cluster_id == self.0.cluster_id {
-            return Ok(());
-        }
-        Err(Status::permission_denied(format!("this is cluster {}, not {cluster_id}", self.0.cluster_id)))
-    }
-
-    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
     fn open<T: serde::de::DeserializeOwned>(&self, request: Request<RaftMessage>) -> Result<T, Status> {
+        // First: whoever calls from a lost cluster must learn that it is.
+        self.same_cluster(&request.get_ref().cluster_id)?;
         self.admit(&request)?;
         let message = request.into_inner();
-        self.same_cluster(&message.cluster_id)?;
         decode("raft request", &message.payload).map_err(damaged)
     }
 
@@ -160,18 +159,18 @@ impl RaftRpc for RaftService {
     }
 
     async fn propose(&self, request: Request<ProposeRequest>) -> Answer<ProposeResponse> {
+        self.same_cluster(&request.get_ref().cluster_id)?;
         self.admit(&request)?;
         let deadline = limit(&request).unwrap_or(PROPOSE_TIMEOUT).saturating_sub(ANSWER_MARGIN);
         let message = request.into_inner();
-        self.same_cluster(&message.cluster_id)?;
         let command = decode("command", &message.command).map_err(damaged)?;
         let verdict = self.0.proposer.propose(command, deadline).await;
         Ok(Response::new(ProposeResponse { reply: encode("verdict", &verdict).map_err(damaged)? }))
     }
 
     async fn read_index(&self, request: Request<ReadIndexRequest>) -> Answer<ReadIndexResponse> {
-        self.admit(&request)?;
         self.same_cluster(&request.get_ref().cluster_id)?;
+        self.admit(&request)?;
         let (log_index, error) = match self.0.local_read_index().await {
             Ok(index) => (index, String::new()),
             Err(error) => (0, error),
@@ -185,13 +184,17 @@ impl RaftRpc for RaftService {
         &self,
         request: Request<ChangeMembershipRequest>,
     ) -> Answer<ChangeMembershipResponse> {
+        self.same_cluster(&request.get_ref().cluster_id)?;
         self.admit(&request)?;
         let message = request.into_inner();
-        self.same_cluster(&message.cluster_id)?;
         let change: Change = decode("membership change", &message.change).map_err(damaged)?;
         let reply = self.0.change_here(change).await;
         Ok(Response::new(ChangeMembershipResponse {
             reply: encode("membership reply", &reply).map_err(damaged)?,
         }))
+    }
+
+    async fn hello(&self, request: Request<HelloRequest>) -> Answer<HelloResponse> {
+        self.0.answer_hello(request.get_ref()).map(Response::new).map_err(|status| *status)
     }
 }

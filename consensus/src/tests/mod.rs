@@ -3,6 +3,7 @@
 mod growth;
 mod harness;
 mod loss;
+mod repair;
 
 use std::time::Duration;
 

@@ -74,8 +74,8 @@ pub enum Error {
     /// The peer port has failed.
     #[error("peer port: {0}")]
     Peer(#[from] tonic::transport::Error),
-    /// The store has failed while running: the process must end, and be started again.
-    #[error("the store has failed: {0}")]
+    /// The store has failed while running, or this master is out of its cluster: the process must end.
+    #[error("this master cannot go on: {0}")]
     Failed(String),
 }
 
@@ -133,6 +133,7 @@ async fn start_consensus(
                 name: config.name.clone(),
                 peer_address: config.peer_address().to_string(),
                 api_address: config.api_address().to_string(),
+                replaces: 0,
             },
             data_dir: config.data_dir.clone(),
             data_key: *identity.keys.data_key,
@@ -142,6 +143,8 @@ async fn start_consensus(
             log_bytes: consensus::DEFAULT_LOG_BYTES,
             objects,
             started_before: identity.started_before,
+            autopilot: config.autopilot.into(),
+            peers: config.peers.iter().chain(config.join.iter().flatten()).cloned().collect(),
         },
         env,
     )

@@ -49,6 +49,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         name: peer.to_owned(),
         peer_address: peer.to_owned(),
         api_address: peer.to_owned(),
+        replaces: 0,
     };
     let config = ConsensusConfig {
         node_id: arguments.id,
@@ -62,6 +63,8 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         log_bytes: DEFAULT_LOG_BYTES,
         objects: Objects::Sled,
         started_before: false,
+        autopilot: consensus::AutopilotConfig::default(),
+        peers: Vec::new(),
     };
     let consensus = Consensus::start(config, env).await?;
     let raft = Server::builder().add_service(consensus.raft_service()).serve_with_incoming(incoming(peers));
