@@ -11,11 +11,12 @@ use serde::{Deserialize, Serialize};
 use storage::backend::Home;
 
 use crate::Error;
+use crate::autopilot::AutopilotConfig;
 use crate::raft_types::MasterAddress;
 use crate::room::Room;
 use crate::types::NodeId;
 
-const IDENTITY_FILE: &str = "consensus.json";
+pub(crate) const IDENTITY_FILE: &str = "consensus.json";
 /// Where the log lies in the data directory, and the objects.
 pub(crate) const LOG_DIRECTORY: &str = "log";
 pub(crate) const OBJECTS_DIRECTORY: &str = "objects";
@@ -56,6 +57,11 @@ pub struct ConsensusConfig {
     /// Whether this master has started before: then its log and its objects must
     /// be there.
     pub started_before: bool,
+    /// What this master does by itself as a leader.
+    pub autopilot: AutopilotConfig,
+    /// `HOST:PORT` of peer ports where other masters may be, beside those that the
+    /// membership names: for when all came back at other addresses.
+    pub peers: Vec<String>,
 }
 
 /// Where a master keeps its objects.

@@ -3,6 +3,7 @@
 //! and `service.rs`.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,7 +16,9 @@ use storage::{DataKey, Limits, Sealer, Store};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::autopilot::{self, AutopilotAction, AutopilotConfig, Lookout};
 use crate::config::{ConsensusConfig, Identity, LOG_DIRECTORY, OBJECTS_DIRECTORY, Objects};
+use crate::fence::{self, Fences};
 use crate::forward::Forward;
 use crate::leadership::{self, Contact};
 use crate::log_store::LogStore;
@@ -24,11 +27,11 @@ use crate::network::client::Factory;
 use crate::proposer::{Proposer, Way};
 use crate::raft_types::{MasterAddress, Raft};
 use crate::read::{self, ReadQueue};
-use crate::slow::Slow;
 use crate::rebuild::Defence;
+use crate::slow::Slow;
 use crate::state_machine::StateMachine;
 use crate::types::{Leadership, NodeId};
-use crate::{Error, compare, membership, room};
+use crate::{Error, compare, hello, membership, recovery, room};
 
 /// The id of the master that initializes a cluster. Others get theirs from the
 /// log, whose indexes for that begin later.
@@ -61,6 +64,13 @@ pub struct Consensus {
     /// Held while the membership changes.
     pub(crate) changing: tokio::sync::Mutex<()>,
     pub(crate) stop: CancellationToken,
+    pub(crate) data_dir: PathBuf,
+    /// Addresses where others may be.
+    pub(crate) hints: Vec<String>,
+    pub(crate) fences: Fences,
+    pub(crate) autopilot: AutopilotConfig,
+    pub(crate) lookout: std::sync::Mutex<Lookout>,
+    pub(crate) actions: watch::Sender<AutopilotAction>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
 }
 
@@ -71,6 +81,9 @@ impl Consensus {
     pub async fn start(config: ConsensusConfig, env: Env) -> Result<Arc<Self>, Error> {
         let identity = Identity { node_id: config.node_id, cluster_id: config.cluster_id.clone() };
         identity.check(&config, env.disk.as_ref())?;
+        fence::check_not_out(&config.data_dir, env.disk.as_ref())?;
+        recovery::check_none_begun(&config.data_dir, env.disk.as_ref())?;
+        let fences = Fences::load(&config.data_dir, env.disk.as_ref())?;
         let (store, log) = open(&config, &env).await?;
         check_order(&config, &store, &log)?;
         // Once log and objects are there: from now on they must be.
@@ -88,6 +101,7 @@ impl Consensus {
         let raft = Raft::new(config.node_id, config.raft()?, factory, log_store, state_machine)
             .await
             .map_err(|error| Error::Raft(error.to_string()))?;
+        check_members(&raft, &config.data_dir)?;
         let (proposer, proposing) = Proposer::new(Way::Log(raft.clone()));
         let (readers, reading) = read::queue();
         let this = Arc::new(Self {
@@ -111,6 +125,12 @@ impl Consensus {
             defence,
             failure: watch::Sender::default(),
             changing: tokio::sync::Mutex::new(()),
+            data_dir: config.data_dir,
+            hints: config.peers,
+            fences,
+            autopilot: config.autopilot,
+            lookout: std::sync::Mutex::new(Lookout::new(tokio::time::Instant::now())),
+            actions: watch::Sender::default(),
             tasks: tokio::sync::Mutex::new(JoinSet::new()),
         });
         let stop = this.stop.clone();
@@ -119,7 +139,9 @@ impl Consensus {
         tasks.spawn(leadership::run(this.clone()));
         tasks.spawn(membership::run(this.clone()));
         tasks.spawn(compare::run(this.clone()));
-        tasks.spawn(room::run(this.clone(), config.data_dir, config.room));
+        tasks.spawn(room::run(this.clone(), this.data_dir.clone(), config.room));
+        tasks.spawn(autopilot::run(this.clone()));
+        tasks.spawn(hello::run(this.clone()));
         tasks.spawn(read::run(this.clone(), reading));
         tasks.spawn(until(stop.clone(), proposing));
         tasks.spawn(until(stop, compacting));
@@ -199,6 +221,20 @@ impl Consensus {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         metrics.membership_config.get_node(&node).map(|info| info.peer_address.clone())
+    }
+}
+
+/// A master with entries but without members would follow for ever and never vote:
+/// what it has is not all it had.
+fn check_members(raft: &Raft, data_dir: &Path) -> Result<(), Error> {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    match metrics.last_log_index.or(metrics.last_applied.map(|last| last.index)) {
+        Some(last) if metrics.membership_config.nodes().next().is_none() => Err(Error::Config(format!(
+            "{} has log entries up to {last} and knows no masters: it is not whole; remove it and join again",
+            data_dir.display()
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -3,20 +3,25 @@
 //! `master/node` starts it and serves its gRPC service on the peer port.
 
 mod alarms;
+mod autopilot;
 mod compare;
 mod config;
 mod consensus;
+mod fence;
 mod forward;
+mod hello;
 mod inspect;
 mod leadership;
 mod log_store;
 mod membership;
 mod network;
+mod plan;
 mod propose;
 mod proposer;
 mod raft_types;
 mod read;
 mod rebuild;
+pub mod recovery;
 mod room;
 mod service;
 mod slow;
@@ -28,11 +33,13 @@ mod tests;
 mod types;
 
 pub use alarms::{Alarm, AlarmKind};
+pub use autopilot::{AutopilotAction, AutopilotConfig, MemberHealth};
 pub use config::{
     ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT, DEFAULT_LOG_BYTES,
     Identity, Objects,
 };
 pub use consensus::{Consensus, FIRST_NODE_ID};
+pub use fence::Fences;
 pub use inspect::{LogRecord, VoteSeen};
 pub use raft_types::MasterAddress;
 pub use room::Room;

@@ -1,7 +1,8 @@
 //! Changing the group of masters. Voter sets go from odd to odd in one joint
 //! change: a joiner stays a learner until two are caught up, then both become
 //! voters; a replacement is swapped for the one it replaces. Any master takes a
-//! request and hands it to the leader.
+//! request and hands it to the leader. What is safe is said in `plan.rs`; what the
+//! leader does by itself is in `autopilot.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,11 +18,10 @@ use tokio::time::Instant;
 
 use crate::consensus::Consensus;
 use crate::network::Lane;
+use crate::plan::{self, View};
 use crate::raft_types::{Content, MasterAddress, Proposal};
 use crate::types::{ChangeError, Member, NodeId};
 
-/// The most voters.
-const VOTERS_MAX: usize = 7;
 /// A learner this many entries behind, or fewer, is caught up.
 const CAUGHT_UP_ENTRIES: u64 = 128;
 /// How often the leader looks for learners to promote.
@@ -30,7 +30,7 @@ const PROMOTE_INTERVAL: Duration = Duration::from_millis(250);
 const RUNNING_LEASES: u32 = 8;
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Bound on one change, joint and uniform entry.
-const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What is asked of the leader.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ pub(crate) enum Change {
     Remove(BTreeSet<NodeId>),
     SetInfo(NodeId, MasterAddress),
     TransferLeader(NodeId),
+    Promote(BTreeSet<NodeId>),
+    /// The one that goes, and who takes its place (`None`: whoever can).
+    Replace(NodeId, Option<NodeId>),
 }
 
 /// What the leader answers.
@@ -46,6 +49,8 @@ pub(crate) enum Change {
 pub(crate) enum ChangeReply {
     Done,
     Added(NodeId),
+    /// This one took the place.
+    Replaced(NodeId),
     /// Ask whoever leads now.
     NotLeader(String),
     Refused(String),
@@ -76,6 +81,26 @@ impl Consensus {
         self.remove_masters(&[id], deadline).await
     }
 
+    /// Makes voters of learners that have caught up, with one more when that keeps
+    /// the number odd; otherwise the reason why not.
+    pub async fn promote_masters(&self, ids: &[NodeId], deadline: Duration) -> Result<(), ChangeError> {
+        self.change(Change::Promote(ids.iter().copied().collect()), deadline).await.map(|_| ())
+    }
+
+    /// Swaps a voter for a learner that has caught up (`None`: any) in one change,
+    /// and gives the learner's id. The one replaced is no member afterwards.
+    pub async fn replace_master(
+        &self,
+        old: NodeId,
+        new: Option<NodeId>,
+        deadline: Duration,
+    ) -> Result<NodeId, ChangeError> {
+        match self.change(Change::Replace(old, new), deadline).await? {
+            ChangeReply::Replaced(id) => Ok(id),
+            other => Err(ChangeError::Failed(format!("unexpected answer {other:?}"))),
+        }
+    }
+
     /// Hands leadership to another voter.
     pub async fn transfer_leader(&self, to: NodeId, deadline: Duration) -> Result<(), ChangeError> {
         self.change(Change::TransferLeader(to), deadline).await.map(|_| ())
@@ -96,6 +121,7 @@ impl Consensus {
             api_address: info.api_address.clone(),
             voter: sets.iter().all(|set| set.contains(id)),
             leader: leader == Some(*id),
+            replaces: info.replaces,
         };
         metrics.membership_config.nodes().map(member).collect()
     }
@@ -155,10 +181,10 @@ impl Consensus {
             match change {
                 Change::Add(info) => self.add_here(info).await,
                 Change::Remove(ids) => self.remove_here(ids).await,
-                Change::SetInfo(id, info) => {
-                    self.apply_change(ChangeMembers::SetNodes(BTreeMap::from([(id, info)]))).await
-                }
+                Change::SetInfo(id, info) => self.set_info_here(id, info).await,
                 Change::TransferLeader(to) => self.transfer_here(to).await,
+                Change::Promote(ids) => self.promote_here(ids).await,
+                Change::Replace(old, new) => self.replace_here(old, new).await,
             }
         });
         match result.await {
@@ -174,6 +200,12 @@ impl Consensus {
             return Err(ChangeReply::Refused(format!(
                 "master {id} is called {} and is running: give this one another name (--name)",
                 info.name
+            )));
+        }
+        if info.replaces != 0 && !voters.contains(&info.replaces) {
+            return Err(ChangeReply::Refused(format!(
+                "master {} does not vote, so that nobody can take its place: join without --replace",
+                info.replaces
             )));
         }
         // A learner of the same name is an earlier attempt of the same joiner.
@@ -195,28 +227,67 @@ impl Consensus {
     }
 
     async fn remove_here(&self, ids: BTreeSet<NodeId>) -> Result<ChangeReply, ChangeReply> {
-        let (voters, nodes) = self.membership();
-        let unknown: Vec<_> = ids.iter().filter(|id| !nodes.contains_key(id)).collect();
+        let view = self.settled_view()?;
+        let unknown: Vec<_> = ids.iter().filter(|id| !view.nodes.contains_key(id)).collect();
         if !unknown.is_empty() {
             return Ok(ChangeReply::Done);
         }
-        let next = plan_removal(&voters, &ids, &self.caught_up_learners()).map_err(ChangeReply::Refused)?;
-        if ids.contains(&self.node_id) && next != voters {
-            // The next leader finishes it.
-            let to = next.iter().find(|id| voters.contains(id)).copied();
-            let to = to.ok_or_else(|| ChangeReply::Refused("no voter is left to lead".to_owned()))?;
-            self.transfer_here(to).await?;
-            return Err(ChangeReply::NotLeader("leadership was handed over first".to_owned()));
-        }
-        if next != voters {
-            self.apply_change(ChangeMembers::ReplaceAllVoters(next)).await?;
-        }
+        let next = plan::removal(&view, &ids).map_err(ChangeReply::Refused)?;
+        self.enter(&view, next).await?;
         let (_, nodes) = self.membership();
         let left: BTreeSet<NodeId> = ids.into_iter().filter(|id| nodes.contains_key(id)).collect();
         if !left.is_empty() {
             self.apply_change(ChangeMembers::RemoveNodes(left)).await?;
         }
         Ok(ChangeReply::Done)
+    }
+
+    async fn promote_here(&self, ids: BTreeSet<NodeId>) -> Result<ChangeReply, ChangeReply> {
+        let view = self.settled_view()?;
+        let next = plan::promotion_of(&view, &ids).map_err(ChangeReply::Refused)?;
+        self.enter(&view, next).await
+    }
+
+    async fn replace_here(&self, old: NodeId, new: Option<NodeId>) -> Result<ChangeReply, ChangeReply> {
+        let view = self.settled_view()?;
+        if let Some(new) = new
+            && !view.nodes.contains_key(&old)
+            && view.voters.contains(&new)
+        {
+            // Done already, by an attempt whose answer was lost or by the leader itself.
+            return Ok(ChangeReply::Replaced(new));
+        }
+        let (next, new) = plan::replacement(&view, old, new).map_err(ChangeReply::Refused)?;
+        self.enter(&view, next).await?;
+        Ok(ChangeReply::Replaced(new))
+    }
+
+    /// Enters another set of voters. A leader that is not among them hands over
+    /// first, and the next one finishes it.
+    async fn enter(&self, view: &View, next: BTreeSet<NodeId>) -> Result<ChangeReply, ChangeReply> {
+        if next == view.voters {
+            return Ok(ChangeReply::Done);
+        }
+        if !next.contains(&self.node_id) {
+            let heir = |id: &&NodeId| view.voters.contains(id) && view.running.contains(id);
+            let to = next.iter().find(heir).copied();
+            let to = to.ok_or_else(|| ChangeReply::Refused("no voter is left to lead".to_owned()))?;
+            self.transfer_here(to).await?;
+            return Err(ChangeReply::NotLeader("leadership was handed over first".to_owned()));
+        }
+        tracing::info!(voters = ?view.voters, ?next, "changing the voters");
+        self.apply_change(ChangeMembers::ReplaceAllVoters(next)).await
+    }
+
+    /// A master's new name or addresses. One that was removed does not come back
+    /// that way.
+    async fn set_info_here(&self, id: NodeId, info: MasterAddress) -> Result<ChangeReply, ChangeReply> {
+        let (_, nodes) = self.membership();
+        let Some(known) = nodes.get(&id) else {
+            return Err(ChangeReply::Refused(format!("master {id} is not a member")));
+        };
+        let info = MasterAddress { replaces: known.replaces, ..info };
+        self.apply_change(ChangeMembers::SetNodes(BTreeMap::from([(id, info)]))).await
     }
 
     pub(crate) async fn transfer_here(&self, to: NodeId) -> Result<ChangeReply, ChangeReply> {
@@ -236,7 +307,7 @@ impl Consensus {
         }
     }
 
-    async fn apply_change(
+    pub(crate) async fn apply_change(
         &self,
         change: ChangeMembers<NodeId, MasterAddress>,
     ) -> Result<ChangeReply, ChangeReply> {
@@ -247,7 +318,7 @@ impl Consensus {
     }
 
     /// Voters and all members of the effective membership.
-    fn membership(&self) -> (BTreeSet<NodeId>, BTreeMap<NodeId, MasterAddress>) {
+    pub(crate) fn membership(&self) -> (BTreeSet<NodeId>, BTreeMap<NodeId, MasterAddress>) {
         let metrics = self.raft.metrics();
         let membership = metrics.borrow_watched().membership_config.clone();
         let nodes = membership.nodes().map(|(id, info)| (*id, info.clone())).collect();
@@ -256,7 +327,7 @@ impl Consensus {
     }
 
     /// Whether a change of voters was begun and not ended.
-    fn is_joint(&self) -> bool {
+    pub(crate) fn is_joint(&self) -> bool {
         let metrics = self.raft.metrics();
         let membership = metrics.borrow_watched().membership_config.clone();
         membership.get_joint_config().len() > 1
@@ -270,19 +341,31 @@ impl Consensus {
         id == self.node_id || last.is_some_and(|at| at.elapsed() < self.lease * RUNNING_LEASES)
     }
 
-    /// Learners that have nearly all of this leader's log, in the order of ids.
-    fn caught_up_learners(&self) -> BTreeSet<NodeId> {
+    /// What this leader sees of the masters.
+    pub(crate) fn view(&self) -> View {
+        let (voters, nodes) = self.membership();
+        let running = nodes.keys().copied().filter(|id| self.is_running(*id)).collect();
+        let mut view = View { voters, nodes, running, ready: BTreeSet::new() };
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let last = metrics.last_log_index.unwrap_or(0);
-        let voters: BTreeSet<NodeId> = metrics.membership_config.voter_ids().collect();
-        let Some(replication) = &metrics.replication else { return BTreeSet::new() };
         let near = |matched: u64| matched + CAUGHT_UP_ENTRIES >= last;
-        replication
-            .iter()
-            .filter(|(id, matched)| !voters.contains(id) && matched.as_ref().is_some_and(|m| near(m.index)))
-            .map(|(id, _)| *id)
-            .collect()
+        for (id, matched) in metrics.replication.iter().flatten() {
+            let caught_up = matched.as_ref().is_some_and(|matched| near(matched.index));
+            if caught_up && !view.voters.contains(id) && view.running.contains(id) {
+                view.ready.insert(*id);
+            }
+        }
+        view
+    }
+
+    /// The same, once a new leader had the time to hear from everyone.
+    fn settled_view(&self) -> Result<View, ChangeReply> {
+        let view = self.view();
+        if view.voters.is_subset(&view.running) || self.has_led_for(self.lease * RUNNING_LEASES) {
+            return Ok(view);
+        }
+        Err(ChangeReply::NotLeader("the leader is new and has not heard from everyone yet".to_owned()))
     }
 
     /// Makes voters of learners when that keeps the number odd.
@@ -291,25 +374,33 @@ impl Consensus {
             return;
         }
         let _one_at_a_time = self.changing.lock().await;
-        let (voters, nodes) = self.membership();
-        let next = if self.is_joint() {
-            // Whoever began it has gone, or gave up waiting.
-            voters.clone()
-        } else {
-            let Some(next) = plan_promotion(&voters, &nodes, &self.caught_up_learners()) else { return };
-            next
+        let view = self.view();
+        let changed = async {
+            if self.is_joint() {
+                // Whoever began it has gone, or gave up waiting.
+                let change = ChangeMembers::ReplaceAllVoters(view.voters.clone());
+                return self.apply_change(change).await;
+            }
+            match plan::promotion(&view) {
+                Some(next) => self.enter(&view, next).await,
+                None => Ok(ChangeReply::Done),
+            }
         };
-        tracing::info!(?voters, ?next, "changing the voters");
-        let change = self.apply_change(ChangeMembers::ReplaceAllVoters(next));
-        if let Ok(Err(reply)) = tokio::time::timeout(CHANGE_TIMEOUT, change).await {
-            tracing::warn!(?reply, "changing the voters failed; it is tried again");
+        match tokio::time::timeout(CHANGE_TIMEOUT, changed).await {
+            Ok(Err(reply)) => tracing::warn!(?reply, "changing the voters failed; it is tried again"),
+            Err(_) => tracing::warn!("changing the voters took too long; it is tried again"),
+            Ok(Ok(_)) => {}
         }
     }
 
     /// Tells the leader when this master's name or addresses have changed.
     async fn announce(&self) {
         let (_, nodes) = self.membership();
-        let stale = nodes.get(&self.node_id).is_some_and(|known| *known != self.info);
+        let differs = |known: &MasterAddress| {
+            MasterAddress { replaces: 0, ..known.clone() }
+                != MasterAddress { replaces: 0, ..self.info.clone() }
+        };
+        let stale = nodes.get(&self.node_id).is_some_and(differs);
         if stale && self.leadership.borrow().leader.is_some() {
             let change = Change::SetInfo(self.node_id, self.info.clone());
             if let Err(error) = self.change(change, Duration::from_secs(2)).await {
@@ -330,89 +421,5 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
                 consensus.promote().await;
             }
         }
-    }
-}
-
-/// The voters after `caught_up` learners joined them, if any should.
-fn plan_promotion(
-    voters: &BTreeSet<NodeId>,
-    nodes: &BTreeMap<NodeId, MasterAddress>,
-    caught_up: &BTreeSet<NodeId>,
-) -> Option<BTreeSet<NodeId>> {
-    let name = |id: &NodeId| nodes.get(id).map(|info| info.name.as_str());
-    // A learner with the name of a voter is that master come back without its
-    // data: it takes the old one's place.
-    for learner in caught_up {
-        if let Some(old) = voters.iter().find(|voter| name(voter).is_some() && name(voter) == name(learner)) {
-            let mut next = voters.clone();
-            next.remove(old);
-            next.insert(*learner);
-            return Some(next);
-        }
-    }
-    if caught_up.len() < 2 || voters.len() + 2 > VOTERS_MAX {
-        return None;
-    }
-    Some(voters.iter().chain(caught_up.iter().take(2)).copied().collect())
-}
-
-/// The voters after `ids` went, or why they may not.
-fn plan_removal(
-    voters: &BTreeSet<NodeId>,
-    ids: &BTreeSet<NodeId>,
-    caught_up: &BTreeSet<NodeId>,
-) -> Result<BTreeSet<NodeId>, String> {
-    let mut next: BTreeSet<NodeId> = voters.difference(ids).copied().collect();
-    if next.len() % 2 == 1 || next.len() == voters.len() {
-        return Ok(next);
-    }
-    if let Some(substitute) = caught_up.difference(ids).next() {
-        next.insert(*substitute);
-        return Ok(next);
-    }
-    Err(format!(
-        "{} of {} voters would be left: an even number tolerates no more failures than one less. \
-         Add a master to take the place first, or remove two",
-        next.len(),
-        voters.len(),
-    ))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ids(ids: &[NodeId]) -> BTreeSet<NodeId> {
-        ids.iter().copied().collect()
-    }
-
-    fn nodes(names: &[(NodeId, &str)]) -> BTreeMap<NodeId, MasterAddress> {
-        let info = |name: &str| MasterAddress { name: name.to_owned(), ..MasterAddress::default() };
-        names.iter().map(|(id, name)| (*id, info(name))).collect()
-    }
-
-    #[test]
-    fn learners_become_voters_in_pairs_up_to_seven() {
-        let names = nodes(&[(1, "a"), (5, "b"), (9, "c"), (12, "d")]);
-        assert_eq!(plan_promotion(&ids(&[1]), &names, &ids(&[5])), None);
-        assert_eq!(plan_promotion(&ids(&[1]), &names, &ids(&[5, 9, 12])), Some(ids(&[1, 5, 9])));
-        let seven = ids(&[1, 2, 3, 4, 6, 7, 8]);
-        assert_eq!(plan_promotion(&seven, &names, &ids(&[5, 9])), None);
-    }
-
-    #[test]
-    fn a_master_that_lost_its_data_takes_its_own_place() {
-        let names = nodes(&[(1, "a"), (5, "b"), (9, "c"), (12, "b")]);
-        assert_eq!(plan_promotion(&ids(&[1, 5, 9]), &names, &ids(&[12])), Some(ids(&[1, 9, 12])));
-    }
-
-    #[test]
-    fn a_removal_that_leaves_an_even_number_is_refused_with_the_reason() {
-        let reason = plan_removal(&ids(&[1, 2, 3]), &ids(&[3]), &ids(&[])).unwrap_err();
-        assert!(reason.starts_with("2 of 3 voters would be left"), "{reason}");
-        assert!(plan_removal(&ids(&[1]), &ids(&[1]), &ids(&[])).is_err());
-        assert_eq!(plan_removal(&ids(&[1, 2, 3]), &ids(&[2, 3]), &ids(&[])), Ok(ids(&[1])));
-        assert_eq!(plan_removal(&ids(&[1, 2, 3]), &ids(&[3]), &ids(&[3, 8])), Ok(ids(&[1, 2, 8])));
-        assert_eq!(plan_removal(&ids(&[1, 2, 3]), &ids(&[8]), &ids(&[8])), Ok(ids(&[1, 2, 3])));
     }
 }

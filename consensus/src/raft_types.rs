@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use storage::{Applied, Command, SnapshotView, Staged, codec};
 
 use crate::state_machine::StateMachine;
+use crate::types::NodeId;
 
 openraft::declare_raft_types!(
     /// Ephor's instance of openraft.
@@ -36,6 +37,9 @@ pub struct MasterAddress {
     pub peer_address: String,
     /// `HOST:PORT` of its API port.
     pub api_address: String,
+    /// The voter whose place it was let in to take; 0: none.
+    #[serde(default)]
+    pub replaces: NodeId,
 }
 
 /// The content of a log entry, encoded once: the same bytes go to the log and
@@ -52,6 +56,9 @@ pub(crate) enum Content {
     Commands(Vec<Command>),
     /// Nothing: the entry's index becomes the id of a new master.
     NewNodeId,
+    /// A new cluster begins here with what one master of a lost one had: revisions
+    /// go on higher by this much, so that none that was given out is given again.
+    Recovered(u64),
 }
 
 /// What came of each command of an entry.

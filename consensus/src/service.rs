@@ -14,7 +14,8 @@ use proto_wire::MESSAGE_LIMIT_BYTES;
 use proto_wire::raft::raft_server::{Raft as RaftRpc, RaftServer};
 use proto_wire::raft::{
     ChangeMembershipRequest, ChangeMembershipResponse, CompareRequest, CompareResponse, FetchSnapshotRequest,
-    ProposeRequest, ProposeResponse, RaftMessage, ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
+    HelloRequest, HelloResponse, ProposeRequest, ProposeResponse, RaftMessage, ReadIndexRequest,
+    ReadIndexResponse, SnapshotChunk,
 };
 use serde::Serialize;
 use storage::Command;
@@ -89,6 +90,12 @@ fn limit<T>(request: &Request<T>) -> Option<Duration> {
 }
 
 impl RaftService {
+    /// Refuses what comes from another cluster.
+    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
+    fn same_cluster(&self, cluster_id: &str) -> Result<(), Status> {
+        self.0.same_cluster(cluster_id).map_err(|status| *status)
+    }
+
     /// Refuses what is meant for another master, and remembers where the others
     /// listen.
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
@@ -104,18 +111,11 @@ impl RaftService {
     }
 
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
-    fn same_cluster(&self, cluster_id: &str) -> Result<(), Status> {
-        if cluster_id == self.0.cluster_id {
-            return Ok(());
-        }
-        Err(Status::permission_denied(format!("this is cluster {}, not {cluster_id}", self.0.cluster_id)))
-    }
-
-    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
     fn open<T: serde::de::DeserializeOwned>(&self, request: Request<RaftMessage>) -> Result<T, Status> {
+        // First: whoever calls from a lost cluster must learn that it is.
+        self.same_cluster(&request.get_ref().cluster_id)?;
         self.admit(&request)?;
         let message = request.into_inner();
-        self.same_cluster(&message.cluster_id)?;
         decode("raft request", &message.payload).map_err(damaged)
     }
 
@@ -164,6 +164,7 @@ impl RaftRpc for RaftService {
     }
 
     async fn propose(&self, request: Request<ProposeRequest>) -> Answer<ProposeResponse> {
+        self.same_cluster(&request.get_ref().cluster_id)?;
         self.admit(&request)?;
         let deadline = limit(&request).unwrap_or(PROPOSE_TIMEOUT).saturating_sub(ANSWER_MARGIN);
         let message = request.into_inner();
@@ -183,8 +184,8 @@ impl RaftRpc for RaftService {
     }
 
     async fn read_index(&self, request: Request<ReadIndexRequest>) -> Answer<ReadIndexResponse> {
-        self.admit(&request)?;
         self.same_cluster(&request.get_ref().cluster_id)?;
+        self.admit(&request)?;
         let (log_index, error) = match self.0.local_read_index().await {
             Ok(index) => (index, String::new()),
             Err(error) => (0, error),
@@ -198,9 +199,9 @@ impl RaftRpc for RaftService {
         &self,
         request: Request<ChangeMembershipRequest>,
     ) -> Answer<ChangeMembershipResponse> {
+        self.same_cluster(&request.get_ref().cluster_id)?;
         self.admit(&request)?;
         let message = request.into_inner();
-        self.same_cluster(&message.cluster_id)?;
         let change: Change = decode("membership change", &message.change).map_err(damaged)?;
         let reply = self.0.change_here(change).await;
         Ok(Response::new(ChangeMembershipResponse {
@@ -228,5 +229,9 @@ impl RaftRpc for RaftService {
         self.same_cluster(&message.cluster_id)?;
         tracing::info!(index = message.index, "a replica takes this master's state");
         self.0.give_snapshot(message.index).await.map(Response::new)
+    }
+
+    async fn hello(&self, request: Request<HelloRequest>) -> Answer<HelloResponse> {
+        self.0.answer_hello(request.get_ref()).map(Response::new).map_err(|status| *status)
     }
 }

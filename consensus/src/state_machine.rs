@@ -105,10 +105,15 @@ impl StateMachine {
         let mut responders = Vec::with_capacity(batch.len());
         for (entry, responder) in batch {
             let log_id = entry.log_id();
+            let mut raise = 0;
             let commands = match &entry.payload {
                 EntryPayload::Normal(proposal) => match proposal.decode()? {
                     Content::Commands(commands) => commands,
                     Content::NewNodeId => Vec::new(),
+                    Content::Recovered(by) => {
+                        raise = by;
+                        Vec::new()
+                    }
                 },
                 EntryPayload::Membership(membership) => {
                     applied.membership = StoredMembership::new(Some(log_id), membership.clone());
@@ -116,7 +121,7 @@ impl StateMachine {
                 }
                 EntryPayload::Blank => Vec::new(),
             };
-            entries.push(Entry { index: log_id.index, term: log_id.leader_id.term, commands });
+            entries.push(Entry { index: log_id.index, term: log_id.leader_id.term, commands, raise });
             responders.push(responder);
             applied.last = Some(log_id);
         }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use proto_env::Env;
 
 use crate::{
-    Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT,
-    DEFAULT_LOG_BYTES, Error, FIRST_NODE_ID, MasterAddress, Objects, Room,
+    AutopilotConfig, Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN,
+    DEFAULT_HEARTBEAT, DEFAULT_LOG_BYTES, Error, FIRST_NODE_ID, MasterAddress, Objects, Room,
 };
 
 /// Starts a master in `data_dir` that is its own cluster, and waits until it
@@ -22,6 +22,7 @@ pub async fn lone_master(data_dir: &Path, env: &Env) -> Result<Arc<Consensus>, E
             name: "lone".to_owned(),
             peer_address: "127.0.0.1:6444".to_owned(),
             api_address: "127.0.0.1:6443".to_owned(),
+            replaces: 0,
         },
         data_dir: data_dir.to_owned(),
         data_key: [7; 32],
@@ -32,6 +33,8 @@ pub async fn lone_master(data_dir: &Path, env: &Env) -> Result<Arc<Consensus>, E
         room: Room::default(),
         objects: Objects::Sled,
         started_before: false,
+        autopilot: AutopilotConfig::default(),
+        peers: Vec::new(),
     };
     let consensus = Consensus::start(config, env.clone()).await?;
     consensus.initialize().await?;

@@ -22,6 +22,8 @@ pub struct Member {
     pub voter: bool,
     /// Whether it leads, as far as is known here.
     pub leader: bool,
+    /// The voter whose place it was let in to take; 0: none.
+    pub replaces: NodeId,
 }
 
 /// Who leads, as this master sees it.

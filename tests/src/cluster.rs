@@ -236,7 +236,7 @@ fn run(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
-async fn client_for(kubeconfig: &std::path::Path, server: Option<&str>) -> Result<Client> {
+pub(crate) async fn client_for(kubeconfig: &std::path::Path, server: Option<&str>) -> Result<Client> {
     let mut file = Kubeconfig::read_from(kubeconfig)?;
     if let Some(server) = server {
         for cluster in file.clusters.iter_mut().filter_map(|c| c.cluster.as_mut()) {

@@ -16,9 +16,11 @@ use proto_env::grpc::{self, ChannelOptions};
 use proto_env::{MASTERS_ORGANIZATION, Network, Purpose};
 use proto_wire::MESSAGE_LIMIT_BYTES;
 use proto_wire::raft::raft_client::RaftClient;
+use tokio::sync::watch;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 
+use crate::fence::SUPERSEDED_KEY;
 use crate::types::NodeId;
 
 /// Metadata of every call: who calls, and where it listens.
@@ -91,6 +93,8 @@ pub(crate) struct Peers {
     pub(crate) quarantined: AtomicBool,
     /// Addresses that peers called from, newer than the membership's.
     learned: Mutex<BTreeMap<NodeId, String>>,
+    /// The cluster that goes on in place of this one, once somebody said so.
+    superseded: watch::Sender<String>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -106,9 +110,19 @@ impl Peers {
     ) -> Result<Arc<Self>, String> {
         let address = address.parse().map_err(|_| format!("{address:?} is not a peer address"))?;
         let identity = (MetadataValue::from(me), address);
-        let (channels, silent, learned, quarantined) = Default::default();
+        let (channels, silent, learned, quarantined, superseded) = Default::default();
         let cluster_id = cluster_id.to_owned();
-        Ok(Arc::new(Self { network, cluster_id, me, identity, channels, silent, quarantined, learned }))
+        Ok(Arc::new(Self {
+            network,
+            cluster_id,
+            me,
+            identity,
+            channels,
+            silent,
+            quarantined,
+            learned,
+            superseded,
+        }))
     }
 
     /// Remembers where a peer says it listens.
@@ -120,6 +134,30 @@ impl Peers {
         if learned.get(&node).is_none_or(|known| known != address) {
             learned.insert(node, address.to_owned());
         }
+    }
+
+    /// Where peers say they listen.
+    pub(crate) fn learned(&self) -> BTreeMap<NodeId, String> {
+        lock(&self.learned).clone()
+    }
+
+    /// The cluster that goes on in place of this one, once somebody says so.
+    pub(crate) fn superseded(&self) -> watch::Receiver<String> {
+        self.superseded.subscribe()
+    }
+
+    /// Notes it when the answer to a call says that this cluster is superseded.
+    pub(crate) async fn noting<T>(
+        &self,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<tonic::Response<T>, tonic::Status> {
+        let result = call.await;
+        if let Err(status) = &result
+            && let Some(Ok(by)) = status.metadata().get(SUPERSEDED_KEY).map(|by| by.to_str())
+        {
+            self.superseded.send_replace(by.to_owned());
+        }
+        result
     }
 
     /// Connects anew when a lane is used next.
@@ -174,7 +212,7 @@ impl Peers {
         deadline: Duration,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) -> Result<T, CallError> {
-        let result = tokio::time::timeout(deadline, call).await;
+        let result = tokio::time::timeout(deadline, self.noting(call)).await;
         if result.is_ok() {
             lock(&self.silent).remove(&(node, lane));
         }

@@ -63,8 +63,12 @@ pub struct Master {
     pub id: NodeId,
     pub name: String,
     pub address: SocketAddr,
-    directory: PathBuf,
-    network: Arc<dyn Network>,
+    pub directory: PathBuf,
+    pub network: Arc<dyn Network>,
+    pub cluster_id: String,
+    pub autopilot: AutopilotConfig,
+    /// Where it is told that others are.
+    pub peers: Vec<String>,
     running: Option<Running>,
 }
 
@@ -75,9 +79,11 @@ pub struct Cluster {
     /// Half or more of the default timers are lost to other work on a busy
     /// machine, so the tests use slower ones unless they measure.
     pub timers: [Duration; 3],
+    /// Of masters that are made from now on.
+    pub autopilot: AutopilotConfig,
 }
 
-fn env(network: &Arc<dyn Network>) -> Env {
+pub fn env(network: &Arc<dyn Network>) -> Env {
     Env::production(network.clone(), CancellationToken::new())
 }
 
@@ -85,7 +91,7 @@ impl Master {
     pub fn config(&self, timers: [Duration; 3]) -> ConsensusConfig {
         ConsensusConfig {
             node_id: self.id,
-            cluster_id: "test".to_owned(),
+            cluster_id: self.cluster_id.clone(),
             address: self.master_address(),
             data_dir: self.directory.clone(),
             data_key: [9; 32],
@@ -96,6 +102,8 @@ impl Master {
             room: Room::default(),
             objects: Objects::Sled,
             started_before: false,
+            autopilot: self.autopilot,
+            peers: self.peers.clone(),
         }
     }
 
@@ -119,6 +127,7 @@ impl Master {
             name: self.name.clone(),
             peer_address: address,
             api_address: "127.0.0.1:1".to_owned(),
+            replaces: 0,
         }
     }
 }
@@ -135,6 +144,7 @@ impl Cluster {
             masters: vec![],
             directory: tempfile::tempdir().unwrap(),
             timers: [ms(100), ms(500), ms(1000)],
+            autopilot: AutopilotConfig::default(),
         };
         cluster.push(FIRST_NODE_ID).await;
         cluster.consensus(0).initialize().await.unwrap();
@@ -157,21 +167,41 @@ impl Cluster {
         let network = self.authority.network(&name, MASTERS_ORGANIZATION);
         let listener = network.listen("127.0.0.1:0").await.unwrap();
         let address = listener.local_address();
-        let directory = self.directory.path().join(&name);
-        let mut master = Master { id, name, address, directory, network, running: None };
+        let mut master = self.master(id, name, address, network);
         master.start(listener, self.timers).await;
         self.masters.push(master);
     }
 
+    fn master(&self, id: NodeId, name: String, address: SocketAddr, network: Arc<dyn Network>) -> Master {
+        let directory = self.directory.path().join(&name);
+        let (cluster_id, peers, running) = ("test".to_owned(), Vec::new(), None);
+        Master {
+            id,
+            name,
+            address,
+            directory,
+            network,
+            cluster_id,
+            autopilot: self.autopilot,
+            peers,
+            running,
+        }
+    }
+
     /// Adds a master and starts it; gives its id.
     pub async fn join(&mut self) -> NodeId {
+        self.join_in_place_of(0).await
+    }
+
+    /// Adds a master that is to take a voter's place (0: none) and starts it.
+    pub async fn join_in_place_of(&mut self, replaces: NodeId) -> NodeId {
         let name = format!("master-{}", self.masters.len());
         let network = self.authority.network(&name, MASTERS_ORGANIZATION);
         let listener = network.listen("127.0.0.1:0").await.unwrap();
         let address = listener.local_address();
-        let directory = self.directory.path().join(&name);
-        let mut master = Master { id: 0, name, address, directory, network, running: None };
-        master.id = self.any().add_master(master.master_address(), LONG).await.unwrap();
+        let mut master = self.master(0, name, address, network);
+        let info = MasterAddress { replaces, ..master.master_address() };
+        master.id = self.any().add_master(info, LONG).await.unwrap();
         master.start(listener, self.timers).await;
         let id = master.id;
         self.masters.push(master);

@@ -4,6 +4,7 @@ mod defence;
 mod growth;
 mod harness;
 mod loss;
+mod repair;
 
 use std::time::Duration;
 

@@ -10,12 +10,14 @@ use proto_env::{MASTERS_ORGANIZATION, Network, Purpose};
 use proto_wire::cluster::admin_client::AdminClient;
 use proto_wire::cluster::admin_server::Admin;
 use proto_wire::cluster::{
-    Alarm as WireAlarm, MasterStatus, Member, MembersRequest, MembersResponse, RemoveMemberRequest,
-    RemoveMemberResponse, StatusRequest, StatusResponse, TransferLeaderRequest, TransferLeaderResponse,
+    Alarm as WireAlarm, MasterStatus, Member, MembersRequest, MembersResponse, PromoteMembersRequest,
+    PromoteMembersResponse, RemoveMemberRequest, RemoveMemberResponse, ReplaceMemberRequest,
+    ReplaceMemberResponse, StatusRequest, StatusResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use crate::members::wire_members;
+use crate::members::{members_with_health, wire_members};
 use crate::peer::require_operator;
 
 /// How long another master may take to answer.
@@ -35,10 +37,21 @@ pub struct AdminService {
 impl Admin for AdminService {
     async fn members(&self, request: Request<MembersRequest>) -> Result<Response<MembersResponse>, Status> {
         require_operator(&request)?;
+        let leadership = *self.consensus.leadership().borrow();
+        // Only the leader knows how everybody is.
+        if !request.get_ref().local
+            && !leadership.leading
+            && let Some(answer) = self.ask_leader(leadership.leader).await
+        {
+            return Ok(Response::new(answer));
+        }
         Ok(Response::new(MembersResponse {
-            members: wire_members(&self.consensus),
-            term: self.consensus.leadership().borrow().term,
+            members: members_with_health(&self.consensus),
+            term: leadership.term,
             cluster_id: self.consensus.cluster_id().to_owned(),
+            node_id: self.consensus.node_id(),
+            from_leader: leadership.leading,
+            autopilot: self.consensus.autopilot_actions().borrow().text.clone(),
         }))
     }
 
@@ -61,12 +74,13 @@ impl Admin for AdminService {
         request: Request<RemoveMemberRequest>,
     ) -> Result<Response<RemoveMemberResponse>, Status> {
         require_operator(&request)?;
-        let id = request.into_inner().id;
+        let request = request.into_inner();
+        let ids: Vec<u64> = std::iter::once(request.id).chain(request.others).collect();
         self.consensus
-            .remove_master(id, CHANGE_TIMEOUT)
+            .remove_masters(&ids, CHANGE_TIMEOUT)
             .await
             .map_err(|e| Status::failed_precondition(e.to_string()))?;
-        tracing::info!(id, "a master was removed");
+        tracing::info!(?ids, "masters were removed");
         Ok(Response::new(RemoveMemberResponse {}))
     }
 
@@ -82,6 +96,36 @@ impl Admin for AdminService {
             .map_err(|e| Status::failed_precondition(e.to_string()))?;
         tracing::info!(id, "leadership was handed over");
         Ok(Response::new(TransferLeaderResponse {}))
+    }
+
+    async fn promote_members(
+        &self,
+        request: Request<PromoteMembersRequest>,
+    ) -> Result<Response<PromoteMembersResponse>, Status> {
+        require_operator(&request)?;
+        let ids = request.into_inner().ids;
+        self.consensus
+            .promote_masters(&ids, CHANGE_TIMEOUT)
+            .await
+            .map_err(|e| Status::failed_precondition(e.to_string()))?;
+        tracing::info!(?ids, "masters were promoted");
+        Ok(Response::new(PromoteMembersResponse {}))
+    }
+
+    async fn replace_member(
+        &self,
+        request: Request<ReplaceMemberRequest>,
+    ) -> Result<Response<ReplaceMemberResponse>, Status> {
+        require_operator(&request)?;
+        let request = request.into_inner();
+        let wanted = (request.new != 0).then_some(request.new);
+        let new = self
+            .consensus
+            .replace_master(request.old, wanted, CHANGE_TIMEOUT)
+            .await
+            .map_err(|e| Status::failed_precondition(e.to_string()))?;
+        tracing::info!(old = request.old, new, "a master was replaced");
+        Ok(Response::new(ReplaceMemberResponse { new }))
     }
 }
 
@@ -101,17 +145,30 @@ impl AdminService {
         status
     }
 
-    async fn ask(&self, member: &Member, request: StatusRequest) -> Result<MasterStatus, String> {
+    fn client(&self, member: &Member) -> Result<AdminClient<Channel>, String> {
         let options = ChannelOptions {
             purpose: Purpose::Peer,
             organization: Some(MASTERS_ORGANIZATION),
             connect_timeout: PEER_TIMEOUT,
         };
-        let channel =
-            channel(self.network.clone(), &member.peer_address, options).map_err(|e| e.to_string())?;
+        let channel = channel(self.network.clone(), &member.peer_address, options);
+        channel.map(AdminClient::new).map_err(|e| e.to_string())
+    }
+
+    /// What the leader says of the members; `None` when it does not answer.
+    async fn ask_leader(&self, leader: Option<u64>) -> Option<MembersResponse> {
+        let leader = leader.filter(|id| *id != self.consensus.node_id())?;
+        let member = wire_members(&self.consensus).into_iter().find(|m| m.id == leader)?;
+        let mut request = Request::new(MembersRequest { local: true });
+        request.set_timeout(PEER_TIMEOUT);
+        let answer = self.client(&member).ok()?.members(request).await.ok()?.into_inner();
+        answer.from_leader.then_some(answer)
+    }
+
+    async fn ask(&self, member: &Member, request: StatusRequest) -> Result<MasterStatus, String> {
         let mut request = Request::new(request);
         request.set_timeout(PEER_TIMEOUT);
-        let answer = AdminClient::new(channel).status(request).await.map_err(|s| s.message().to_owned())?;
+        let answer = self.client(member)?.status(request).await.map_err(|s| s.message().to_owned())?;
         answer.into_inner().masters.into_iter().next().ok_or_else(|| "an empty answer".to_owned())
     }
 
@@ -130,6 +187,7 @@ impl AdminService {
             objects: self.consensus.store().len() as u64,
             resident_bytes: resident_bytes(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            autopilot: self.consensus.autopilot_actions().borrow().text.clone(),
             ..MasterStatus::default()
         };
         if request.digest {

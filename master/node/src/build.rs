@@ -92,8 +92,8 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The store has failed while running: the process must end, and be started again.
-    #[error("the store has failed: {0}")]
+    /// The store has failed while running, or this master is out of its cluster: the process must end.
+    #[error("this master cannot go on: {0}")]
     Failed(String),
 }
 
@@ -167,6 +167,7 @@ async fn start_consensus(
                 name: config.name.clone(),
                 peer_address: config.peer_address().to_string(),
                 api_address: config.api_address().to_string(),
+                replaces: 0,
             },
             data_dir: config.data_dir.clone(),
             data_key: *identity.keys.data_key,
@@ -177,6 +178,8 @@ async fn start_consensus(
             room: Room { reserve: config.disk_reserve_mib << 20 },
             objects,
             started_before: identity.started_before,
+            autopilot: config.autopilot.into(),
+            peers: config.peers.iter().chain(config.join.iter().flatten()).cloned().collect(),
         },
         env,
     )

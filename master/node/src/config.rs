@@ -33,6 +33,10 @@ pub struct MasterConfig {
     pub join: Option<Vec<String>>,
     /// The join token for masters.
     pub token: Option<String>,
+    /// Join in place of this master, by name or id: it leaves once this one has caught up.
+    pub replace: Option<String>,
+    /// `HOST:PORT` (peer port) where other masters are now, when they are no longer where they were.
+    pub peers: Vec<String>,
     /// How many masters the cluster is meant to have: odd; 0 when not said.
     pub masters: u32,
     /// Names and addresses beyond the usual ones in the serving certificate.
@@ -43,6 +47,35 @@ pub struct MasterConfig {
     pub timers: Timers,
     /// MiB to be kept free where the data lies; 0: the lesser of 256 and 5 % of the disk.
     pub disk_reserve_mib: u64,
+    /// What a leader does by itself; the same on every master, since any may lead.
+    pub autopilot: Autopilot,
+}
+
+/// How patient a leader is with members that do not answer.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Autopilot {
+    /// A voter silent for this many seconds makes place for a learner that has caught up; of 5 or 7, two such
+    /// voters go. 0: never.
+    pub replace_dead_after_s: u64,
+    /// A learner that has not come up for this many seconds is forgotten. 0: never.
+    pub learner_expiry_s: u64,
+}
+
+impl Default for Autopilot {
+    fn default() -> Self {
+        Self { replace_dead_after_s: 600, learner_expiry_s: 600 }
+    }
+}
+
+impl From<Autopilot> for consensus::AutopilotConfig {
+    fn from(config: Autopilot) -> Self {
+        let seconds = |seconds: u64| (seconds != 0).then(|| Duration::from_secs(seconds));
+        Self {
+            dead_after: seconds(config.replace_dead_after_s),
+            learner_expiry: seconds(config.learner_expiry_s),
+        }
+    }
 }
 
 /// The timers that decide how fast failures are noticed.
@@ -84,11 +117,14 @@ impl Default for MasterConfig {
             init: false,
             join: None,
             token: None,
+            replace: None,
+            peers: Vec::new(),
             masters: 0,
             tls_san: Vec::new(),
             cluster: ClusterSettings::default(),
             timers: Timers::default(),
             disk_reserve_mib: 0,
+            autopilot: Autopilot::default(),
         }
     }
 }
@@ -114,6 +150,9 @@ pub enum Error {
     /// Both ways at once.
     #[error("--init creates a cluster and --join enters one: give only one of them")]
     InitAndJoin,
+    /// Only a joiner takes a place.
+    #[error("--replace names the master whose place a new one takes: it needs --join")]
+    ReplaceWithoutJoin,
     /// Joining needs a token.
     #[error("--join needs --token (make one with `ephor token create --role master` on a running master)")]
     JoinWithoutToken,
@@ -139,6 +178,9 @@ impl MasterConfig {
         }
         if self.join.is_some() && self.token.is_none() {
             return Err(Error::JoinWithoutToken);
+        }
+        if self.replace.is_some() && self.join.is_none() {
+            return Err(Error::ReplaceWithoutJoin);
         }
         if self.masters != 0 && self.masters.is_multiple_of(2) {
             return Err(Error::EvenMasters(self.masters));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use consensus::NodeId;
+use consensus::{Fences, NodeId};
 use proto_env::grpc::{ChannelOptions, channel};
 use proto_env::{Disk, Env, MASTERS_ORGANIZATION, Purpose};
 use proto_wire::cluster::JoinMasterRequest;
@@ -43,6 +43,8 @@ pub struct Identity {
     pub founding: bool,
     /// The store has been started before: its files must be there.
     pub started_before: bool,
+    /// Lost clusters that this one goes on for, as a joiner is told.
+    supersedes: Vec<String>,
 }
 
 /// `DATA/node.json`: written last, so that its presence means the rest is there.
@@ -102,6 +104,9 @@ pub enum Error {
     /// Settings contradict each other.
     #[error(transparent)]
     Settings(#[from] settings::Error),
+    /// What is known of lost clusters cannot be written.
+    #[error(transparent)]
+    Fences(#[from] consensus::Error),
     /// The channel cannot be made.
     #[error("channel: {0}")]
     Channel(#[from] tonic::transport::Error),
@@ -123,7 +128,8 @@ pub fn prepare(
 ) -> Result<(), Error> {
     let (cluster_id, settings) = (cluster_id.to_owned(), config.cluster.clone());
     let (node_id, founding, started_before) = (FIRST_ID, true, false);
-    let identity = Identity { node_id, cluster_id, settings, keys, founding, started_before };
+    let supersedes = Vec::new();
+    let identity = Identity { node_id, cluster_id, settings, keys, founding, started_before, supersedes };
     KeyFiles::new(&config.data_dir, disk.clone()).store(&identity.keys)?;
     identity.store(&config.data_dir, disk.as_ref(), false)
 }
@@ -136,7 +142,9 @@ impl Identity {
         match env.disk.read(&path) {
             Ok(bytes) => {
                 if config.init || config.join.is_some() {
-                    tracing::info!("this master is in a cluster already: --init and --join change nothing");
+                    tracing::info!(
+                        "this master is in a cluster already: --init changes nothing, --join names other masters"
+                    );
                 }
                 return Self::load(config, env, &bytes, path);
             }
@@ -149,6 +157,10 @@ impl Identity {
             _ => return Err(Error::Empty(config.data_dir.clone())),
         };
         KeyFiles::new(&config.data_dir, env.disk.clone()).store(&identity.keys)?;
+        if !identity.supersedes.is_empty() {
+            let fences = Fences { supersedes: identity.supersedes.clone(), tell: Vec::new() };
+            fences.store(&config.data_dir, env.disk.as_ref())?;
+        }
         identity.store(&config.data_dir, env.disk.as_ref(), false)?;
         Ok(identity)
     }
@@ -170,6 +182,7 @@ impl Identity {
             keys: KeyFiles::new(&config.data_dir, env.disk.clone()).load()?.ok_or(Error::Damaged(path))?,
             founding: !record.initialized && record.node_id == FIRST_ID,
             started_before: record.initialized,
+            supersedes: Vec::new(),
         })
     }
 
@@ -181,7 +194,8 @@ impl Identity {
         let keys = ClusterKeys::create(&cluster_id, now, |bytes| env.random.fill(bytes))?;
         let settings = config.cluster.clone();
         let (node_id, founding, started_before) = (FIRST_ID, true, false);
-        Ok(Self { node_id, cluster_id, settings, keys, founding, started_before })
+        let supersedes = Vec::new();
+        Ok(Self { node_id, cluster_id, settings, keys, founding, started_before, supersedes })
     }
 
     fn store(&self, data_dir: &Path, disk: &dyn Disk, initialized: bool) -> Result<(), Error> {
@@ -211,8 +225,26 @@ impl Identity {
             },
             founding: false,
             started_before: false,
+            supersedes: answer.supersedes,
         })
     }
+}
+
+/// The keys of the master whose data lies in `data_dir`.
+pub(crate) fn keys_of(data_dir: &Path, disk: Arc<dyn Disk>) -> Result<ClusterKeys, Error> {
+    let damaged = || Error::Damaged(data_dir.join("node.json"));
+    KeyFiles::new(data_dir, disk).load()?.ok_or_else(damaged)
+}
+
+/// Gives the master whose data lies in `data_dir` another id in another cluster.
+pub(crate) fn rename(data_dir: &Path, disk: &dyn Disk, new: &consensus::Identity) -> Result<(), Error> {
+    let path = data_dir.join("node.json");
+    let bytes = disk.read(&path).map_err(|source| Error::File { path: path.clone(), source })?;
+    let mut record: Record = serde_json::from_slice(&bytes).map_err(|_| Error::Damaged(path.clone()))?;
+    record.node_id = new.node_id;
+    record.cluster_id.clone_from(&new.cluster_id);
+    let bytes = serde_json::to_vec_pretty(&record).map_err(|_| Error::Damaged(path.clone()))?;
+    write_private(disk, &path, &bytes).map_err(|source| Error::File { path, source })
 }
 
 async fn join(
@@ -235,6 +267,7 @@ async fn join(
             api_address: config.api_address().to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             expected_masters: config.masters,
+            replace: config.replace.clone().unwrap_or_default(),
         });
         request.set_timeout(JOIN_TIMEOUT);
         match JoinClient::new(channel(env.network.clone(), address, options)?).join_master(request).await {

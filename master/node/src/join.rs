@@ -14,7 +14,7 @@ use proto_wire::token::JoinToken;
 use tonic::{Request, Response, Status};
 
 use crate::config;
-use crate::members::wire_members;
+use crate::members::{voter_called, wire_members};
 use crate::pki::{ClusterKeys, Subject};
 use crate::tokens::{self, USAGE_MASTER, USAGE_WORKER};
 
@@ -59,10 +59,15 @@ impl Join for JoinService {
             return Err(Status::invalid_argument(config::Error::EvenMasters(expected).to_string()));
         }
         check_name(&request.name)?;
+        let replaces = match &request.replace[..] {
+            "" => 0,
+            old => voter_called(&self.consensus, old).map_err(Status::failed_precondition)?,
+        };
         let address = MasterAddress {
             name: request.name.clone(),
             peer_address: request.peer_address,
             api_address: request.api_address,
+            replaces,
         };
         let node_id = self.consensus.add_master(address, DEADLINE).await.map_err(|error| match error {
             ChangeError::Refused(_) => Status::failed_precondition(error.to_string()),
@@ -80,6 +85,7 @@ impl Join for JoinService {
             data_key: self.keys.data_key.to_vec(),
             members: wire_members(&self.consensus),
             cluster_config_json: self.settings.to_json(),
+            supersedes: self.consensus.supersedes().to_vec(),
         }))
     }
 

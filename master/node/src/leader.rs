@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::autopilot;
 use crate::config::Timers;
 use crate::health;
 use crate::liveness::{self, Liveness};
@@ -98,6 +99,12 @@ impl Leader {
             self.consensus.clone(),
             self.env.network.clone(),
             self.healthy.clone(),
+            cancel.clone(),
+        ));
+        tasks.spawn(autopilot::report(
+            self.consensus.clone(),
+            client("system:kube-controller-manager", &[]),
+            self.env.clock.clone(),
             cancel.clone(),
         ));
         Term { number, cancel, tasks }

@@ -10,9 +10,12 @@
 //! | `leader.rs` | starts and stops what leads |
 //! | `liveness.rs`, `health.rs` | which nodes beat, which masters answer |
 //! | `peer.rs`, `join.rs`, `admin.rs` | the services of the peer port |
+//! | `autopilot.rs` | events about what the leader did to the group of masters |
+//! | `recover.rs` | a cluster of one out of the master that is left |
 //! | `pki/`, `tokens.rs` | certificates and join tokens |
 
 pub mod admin;
+mod autopilot;
 mod build;
 pub mod config;
 mod health;
@@ -23,6 +26,7 @@ mod liveness;
 mod members;
 mod peer;
 pub mod pki;
+pub mod recover;
 pub mod tokens;
 
 pub use build::{Error, Master, build};

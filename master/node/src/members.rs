@@ -1,9 +1,15 @@
-//! Members as they travel: from `consensus` to the wire.
+//! Members as they travel: from `consensus` to the wire, and back from what an
+//! operator calls them.
 
-use consensus::Consensus;
+use std::time::Duration;
+
+use consensus::{Consensus, MemberHealth, NodeId};
 use proto_wire::cluster::Member;
 
-/// All members as this master sees them.
+/// A member this far behind, in entries, has not caught up.
+const BEHIND_ENTRIES: u64 = 128;
+
+/// All members as this master sees them; how they are, where it leads.
 pub fn wire_members(consensus: &Consensus) -> Vec<Member> {
     let members = consensus.members();
     let mut wire: Vec<Member> = members
@@ -16,8 +22,89 @@ pub fn wire_members(consensus: &Consensus) -> Vec<Member> {
             voter: m.voter,
             leader: m.leader,
             waiting: !m.voter,
+            replaces: m.replaces,
+            ..Member::default()
         })
         .collect();
     wire.sort_by_key(|m| m.id);
     wire
+}
+
+/// [`wire_members`] with how they are; only a leader knows.
+pub fn members_with_health(consensus: &Consensus) -> Vec<Member> {
+    let mut members = wire_members(consensus);
+    let all = consensus.health();
+    let config = consensus.autopilot();
+    for member in &mut members {
+        let Some(health) = all.iter().find(|health| health.id == member.id) else { continue };
+        member.lag = health.lag;
+        member.heard_ms = health.heard.map(|heard| u64::try_from(heard.as_millis()).unwrap_or(u64::MAX));
+        let limit = if member.voter { config.dead_after } else { config.learner_expiry };
+        member.health = in_words(health, member.voter, limit);
+    }
+    members
+}
+
+fn in_words(health: &MemberHealth, voter: bool, limit: Option<Duration>) -> String {
+    if health.running {
+        return match health.lag {
+            Some(lag) if lag > BEHIND_ENTRIES => "catching up".to_owned(),
+            None => "starting".to_owned(),
+            _ => "ok".to_owned(),
+        };
+    }
+    let silent = health.silent.unwrap_or_default();
+    let due = match (voter, limit, health.lag) {
+        (true, Some(limit), _) if silent < limit => format!(", due in {} s", (limit - silent).as_secs()),
+        (true, Some(_), _) => ", due for replacement".to_owned(),
+        (false, Some(limit), None) if silent < limit => {
+            format!(", forgotten in {} s", (limit - silent).as_secs())
+        }
+        _ => String::new(),
+    };
+    format!("silent for {} s{due}", silent.as_secs())
+}
+
+/// The id of the voter that an operator calls `text`: its id or its name.
+pub fn voter_called(consensus: &Consensus, text: &str) -> Result<NodeId, String> {
+    let members = consensus.members();
+    let named: Vec<NodeId> = members
+        .iter()
+        .filter(|m| m.voter && (m.name == text || m.id.to_string() == text))
+        .map(|m| m.id)
+        .collect();
+    match named[..] {
+        [id] => Ok(id),
+        [] => {
+            let voters = members.iter().filter(|m| m.voter).map(|m| m.name.as_str());
+            Err(format!(
+                "no voting master is called {text}: there are {}",
+                voters.collect::<Vec<_>>().join(", ")
+            ))
+        }
+        _ => Err(format!("several masters are called {text}: give the id")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn health(running: bool, lag: Option<u64>, silent: Option<u64>) -> MemberHealth {
+        MemberHealth { id: 1, running, lag, heard: None, silent: silent.map(Duration::from_secs) }
+    }
+
+    #[test]
+    fn health_says_what_comes_next() {
+        let limit = Some(Duration::from_secs(600));
+        assert_eq!(in_words(&health(true, Some(3), None), true, limit), "ok");
+        assert_eq!(in_words(&health(true, Some(300), None), true, limit), "catching up");
+        assert_eq!(in_words(&health(true, None, None), false, limit), "starting");
+        assert_eq!(in_words(&health(false, Some(3), Some(12)), true, limit), "silent for 12 s, due in 588 s");
+        assert_eq!(in_words(&health(false, Some(3), Some(12)), true, None), "silent for 12 s");
+        assert_eq!(
+            in_words(&health(false, None, Some(12)), false, limit),
+            "silent for 12 s, forgotten in 588 s"
+        );
+    }
 }

@@ -53,7 +53,7 @@ pub fn run(arguments: GrowthArgs, directory: &Path) -> Result<()> {
                         &value,
                     )
                 });
-                Entry { index, term: 1, commands: commands.collect() }
+                Entry { index, term: 1, commands: commands.collect(), raise: 0 }
             });
             store.apply(entries.collect(), index.to_le_bytes().to_vec())?;
             if index % 256 == 0 {

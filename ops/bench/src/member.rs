@@ -67,7 +67,12 @@ pub async fn run(arguments: Arguments) -> Result<()> {
 }
 
 fn address(peer: &str) -> MasterAddress {
-    MasterAddress { name: peer.to_owned(), peer_address: peer.to_owned(), api_address: peer.to_owned() }
+    MasterAddress {
+        name: peer.to_owned(),
+        peer_address: peer.to_owned(),
+        api_address: peer.to_owned(),
+        replaces: 0,
+    }
 }
 
 async fn start(

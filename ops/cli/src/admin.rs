@@ -19,6 +19,8 @@ use tonic::transport::Channel;
 pub const PEER_PORT: u16 = 6444;
 /// How long one question may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a change may take: a little longer than masters try.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// Opens the admin service of one master at `HOST:PORT`.
 pub fn connect(kubeconfig: &Path, address: &str) -> Result<AdminClient<Channel>> {
@@ -53,7 +55,7 @@ pub async fn any(kubeconfig: &Path, address: Option<&str>) -> Result<AdminClient
     let mut last = None;
     for address in &addresses {
         let mut admin = connect(kubeconfig, address)?;
-        let question = admin.members(with_deadline(proto_wire::cluster::MembersRequest {}));
+        let question = admin.members(with_deadline(proto_wire::cluster::MembersRequest { local: true }));
         match question.await {
             Ok(_) => return Ok(admin),
             Err(status) => last = Some(format!("{address}: {}", status.message())),
@@ -66,7 +68,8 @@ pub async fn any(kubeconfig: &Path, address: Option<&str>) -> Result<AdminClient
 pub async fn members(client: &Client, kubeconfig: &Path) -> Result<MembersResponse> {
     for address in masters(client).await? {
         let mut admin = connect(kubeconfig, &address)?;
-        if let Ok(answer) = admin.members(with_deadline(proto_wire::cluster::MembersRequest {})).await {
+        if let Ok(answer) = admin.members(with_deadline(proto_wire::cluster::MembersRequest::default())).await
+        {
             return Ok(answer.into_inner());
         }
     }
@@ -77,5 +80,12 @@ pub async fn members(client: &Client, kubeconfig: &Path) -> Result<MembersRespon
 pub fn with_deadline<T>(message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.set_timeout(CALL_TIMEOUT);
+    request
+}
+
+/// A request to change the group of masters, which may take longer.
+pub fn with_change_deadline<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(CHANGE_TIMEOUT);
     request
 }

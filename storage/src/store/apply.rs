@@ -24,6 +24,9 @@ pub struct Entry {
     pub term: u64,
     /// What it holds; empty for entries that are the consensus' own.
     pub commands: Vec<Command>,
+    /// Revisions go on higher by this much, and what went before is no history:
+    /// watches end and lists must be made anew. 0: nothing of the kind.
+    pub raise: Revision,
 }
 
 /// What came of a command.
@@ -43,6 +46,7 @@ struct Changes {
     keys: BTreeSet<Arc<str>>,
     recorded: Vec<(u64, Outcomes)>,
     forgotten: Vec<(u64, Outcomes)>,
+    raised: bool,
 }
 
 impl Store {
@@ -62,6 +66,9 @@ impl Store {
             // While `live` is held: who reads both sees them at one revision.
             let mut history = self.history.write().unwrap_or_else(PoisonError::into_inner);
             history.publish(changes.events, live.revision);
+            if changes.raised {
+                history.reset(live.revision);
+            }
             (results, live.revision)
         };
         backend.write(batch)?;
@@ -75,6 +82,8 @@ impl Store {
 impl Live {
     fn apply_entry(&mut self, mut entry: Entry, changes: &mut Changes) -> Result<Vec<Applied>> {
         let mut outcomes = Outcomes::new();
+        self.revision += entry.raise;
+        changes.raised |= entry.raise != 0;
         // Planted: the order of commands is that of a hash table, another one on every master.
         let unordered = planted::is(Bug::ApplyInHashOrder) && RandomState::new().hash_one(0) % 2 == 1;
         if unordered {

@@ -36,7 +36,7 @@ impl Applier {
 
     pub(super) fn command(&mut self, command: Command) -> Applied {
         self.index += 1;
-        let entry = Entry { index: self.index, term: self.term, commands: vec![command] };
+        let entry = Entry { index: self.index, term: self.term, commands: vec![command], raise: 0 };
         let applied = self.index.to_le_bytes().to_vec();
         self.store.apply(vec![entry], applied).unwrap().remove(0).remove(0)
     }

@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
@@ -41,6 +42,18 @@ pub struct MasterArgs {
     /// The join token (`ephor token create --role master`)
     #[arg(long, env = "EPHOR_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// Take the place of this master (name or id) once caught up; with --join
+    #[arg(long, value_name = "NAME", requires = "join")]
+    replace: Option<String>,
+    /// HOST:PORT (peer port) of masters that are no longer where they were: one that is reached is enough
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    peers: Vec<String>,
+    /// A master silent for this long makes place for a learner, such as 10m; 0s: never [default: 10m]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    replace_dead_after: Option<Duration>,
+    /// A joiner that has not come up for this long is forgotten; 0s: never [default: 10m]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    learner_expiry: Option<Duration>,
     /// How many masters the cluster is meant to have: 1, 3, 5 or 7
     #[arg(long)]
     masters: Option<u32>,
@@ -89,6 +102,13 @@ impl MasterArgs {
         if self.token.is_some() {
             config.token = self.token;
         }
+        if self.replace.is_some() {
+            config.replace = self.replace;
+        }
+        config.peers.extend(self.peers);
+        let seconds = |time: Duration| time.as_secs();
+        set(&mut config.autopilot.replace_dead_after_s, self.replace_dead_after.map(seconds));
+        set(&mut config.autopilot.learner_expiry_s, self.learner_expiry.map(seconds));
         set(&mut config.masters, self.masters);
         set(&mut config.name, self.name);
         set(&mut config.data_dir, self.data_dir);

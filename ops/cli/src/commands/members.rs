@@ -1,14 +1,26 @@
-//! `ephor members`: who the masters are, taking one out, and handing leadership over.
+//! `ephor members`: who the masters are and how; letting one in, making it vote,
+//! swapping it for another, taking it out, and handing leadership over. What is
+//! not safe is refused by the leader, with the reason.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use proto_wire::cluster::{Member, MembersRequest, RemoveMemberRequest, TransferLeaderRequest};
+use proto_wire::cluster::admin_client::AdminClient;
+use proto_wire::cluster::{
+    Member, MembersRequest, MembersResponse, PromoteMembersRequest, RemoveMemberRequest,
+    ReplaceMemberRequest, TransferLeaderRequest,
+};
+use tonic::transport::Channel;
 
 use crate::admin;
+use crate::commands::token::{self, TokenRole};
 
-/// List the masters, remove one, or let another lead
+/// Masters that a joiner is told to ask.
+const JOIN_ADDRESSES: usize = 3;
+
+/// List the masters, let one in, swap it for another, take it out, or let another lead
 #[derive(Debug, Args)]
 pub struct MembersArgs {
     /// The kubeconfig to use [default: $KUBECONFIG, or the one of this machine]
@@ -25,54 +37,228 @@ pub struct MembersArgs {
 enum MembersCommand {
     /// List the masters (the default)
     List,
-    /// Take a master out of the cluster
+    /// Print the command that lets a new master in, with a token
+    Add {
+        /// The name of the new master [default: its hostname]
+        #[arg(long)]
+        name: Option<String>,
+        /// The master (id or name) whose place it takes
+        #[arg(long, value_name = "MASTER")]
+        replace: Option<String>,
+        /// How long the token is good for
+        #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
+        ttl: Duration,
+    },
+    /// Make voters of learners that have caught up; the leader does so by itself when two are there
+    Promote {
+        /// Ids or names, as the list shows them
+        #[arg(required = true)]
+        masters: Vec<String>,
+    },
+    /// Take masters out of the cluster, all in one change
     Remove {
-        /// Its id, as the list shows it
-        id: u64,
+        /// Ids or names, as the list shows them
+        #[arg(required = true)]
+        masters: Vec<String>,
+    },
+    /// Swap a master, dead or alive, for another in one change
+    Replace {
+        /// The id or name of the one that goes
+        old: String,
+        /// The learner that takes its place [default: one that has caught up]
+        new: Option<String>,
     },
     /// Hand leadership over to another voter, such as before an upgrade
     TransferLeader {
-        /// Its id, as the list shows it
-        id: u64,
+        /// Its id or name
+        master: String,
     },
 }
+
+type Admin = AdminClient<Channel>;
 
 /// Runs `ephor members`.
 pub async fn run(arguments: MembersArgs) -> Result<()> {
     let kubeconfig = arguments.kubeconfig.unwrap_or_else(crate::kubeconfig::default_path);
     let mut master = admin::any(&kubeconfig, arguments.address.as_deref()).await?;
+    let known = master.members(admin::with_deadline(MembersRequest::default())).await;
+    let known = known.map_err(said)?.into_inner();
+    let members = &known.members;
     match arguments.command {
-        Some(MembersCommand::Remove { id }) => {
-            let request = admin::with_deadline(RemoveMemberRequest { id });
-            master.remove_member(request).await.map_err(|s| anyhow::anyhow!("{}", s.message()))?;
-            println!("member {id} removed");
-        }
-        Some(MembersCommand::TransferLeader { id }) => {
-            let request = admin::with_deadline(TransferLeaderRequest { id });
-            master.transfer_leader(request).await.map_err(|s| anyhow::anyhow!("{}", s.message()))?;
-            println!("member {id} leads");
-        }
-        Some(MembersCommand::List) | None => {
-            let answer = master.members(admin::with_deadline(MembersRequest {})).await?.into_inner();
-            println!("{:<4} {:<16} {:<22} {:<22} ROLE", "ID", "NAME", "PEER", "API");
-            for member in &answer.members {
-                let (id, role) = (member.id, role_of(member));
-                println!(
-                    "{id:<4} {:<16} {:<22} {:<22} {role}",
-                    member.name, member.peer_address, member.api_address
-                );
+        Some(MembersCommand::List) | None => list(&known),
+        Some(MembersCommand::Add { name, replace, ttl }) => {
+            let old = replace.map(|old| called(members, &old)).transpose()?;
+            if let Some(name) = &name
+                && let Some(other) = members.iter().find(|m| m.name == *name && m.voter && m.health == "ok")
+            {
+                bail!("master {} is called {name} and is running: choose another name", other.id);
             }
+            print!("{}", join_command(&kubeconfig, members, name.as_deref(), old, ttl).await?);
+        }
+        Some(MembersCommand::Promote { masters }) => {
+            let chosen = all_called(members, &masters)?;
+            let ids = chosen.iter().map(|m| m.id).collect();
+            let request = admin::with_change_deadline(PromoteMembersRequest { ids });
+            master.promote_members(request).await.map_err(said)?;
+            println!("{}: {}", votes(&mut master).await?, names(&chosen));
+        }
+        Some(MembersCommand::Remove { masters }) => {
+            let chosen = all_called(members, &masters)?;
+            let ids: Vec<u64> = chosen.iter().map(|m| m.id).collect();
+            let (id, others) = ids.split_first().context("name a master")?;
+            let request = RemoveMemberRequest { id: *id, others: others.to_vec() };
+            master.remove_member(admin::with_change_deadline(request)).await.map_err(said)?;
+            println!("removed: {}", names(&chosen));
+        }
+        Some(MembersCommand::Replace { old, new }) => {
+            let old = called(members, &old)?;
+            let new = new.map(|new| called(members, &new)).transpose()?;
+            if new.is_none() && !members.iter().any(|m| !m.voter && m.health == "ok") {
+                eprintln!("No master waits to take the place of {}. Start one on a new host:", old.name);
+                print!(
+                    "{}",
+                    join_command(&kubeconfig, members, None, Some(old), Duration::from_secs(3600)).await?
+                );
+                eprintln!("It takes the place by itself once it has caught up.");
+                return Ok(());
+            }
+            let request = ReplaceMemberRequest { old: old.id, new: new.map_or(0, |m| m.id) };
+            let answer = master.replace_member(admin::with_change_deadline(request)).await;
+            let new = answer.map_err(said)?.into_inner().new;
+            let name = members.iter().find(|m| m.id == new).map(|m| m.name.as_str()).unwrap_or("?");
+            println!("{} (id {}) was replaced by {name} (id {new})", old.name, old.id);
+        }
+        Some(MembersCommand::TransferLeader { master: to }) => {
+            let to = called(members, &to)?;
+            let request = admin::with_change_deadline(TransferLeaderRequest { id: to.id });
+            master.transfer_leader(request).await.map_err(said)?;
+            println!("{} (id {}) leads", to.name, to.id);
         }
     }
     Ok(())
 }
 
+fn said(status: tonic::Status) -> anyhow::Error {
+    anyhow::anyhow!("{}", status.message())
+}
+
+fn list(known: &MembersResponse) {
+    println!(
+        "{:<6} {:<12} {:<21} {:<21} {:<28} {:>6} {:>8}  ROLE",
+        "ID", "NAME", "PEER", "API", "HEALTH", "LAG", "HEARD"
+    );
+    for member in &known.members {
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        let lag = or_dash(member.lag.map(|lag| lag.to_string()));
+        let heard = or_dash(member.heard_ms.map(|ms| format!("{ms} ms")));
+        let health = if member.health.is_empty() { "?" } else { &member.health };
+        println!(
+            "{:<6} {:<12} {:<21} {:<21} {health:<28} {lag:>6} {heard:>8}  {}",
+            member.id,
+            member.name,
+            member.peer_address,
+            member.api_address,
+            role_of(member)
+        );
+    }
+    if !known.from_leader {
+        eprintln!(
+            "No leader answers: this is what master {} last knew. Without a majority nothing can be changed.",
+            known.node_id
+        );
+    }
+    if !known.autopilot.is_empty() {
+        eprintln!("autopilot: {}", known.autopilot);
+    }
+}
+
+/// The member that `text` is the id or the name of.
+fn called<'a>(members: &'a [Member], text: &str) -> Result<&'a Member> {
+    if let Some(member) = text.parse().ok().and_then(|id: u64| members.iter().find(|m| m.id == id)) {
+        return Ok(member);
+    }
+    let named: Vec<&Member> = members.iter().filter(|m| m.name == text).collect();
+    match named[..] {
+        [member] => Ok(member),
+        [] => bail!("there is no master {text}; `ephor members list` shows them"),
+        _ => bail!("several masters are called {text}: give the id, as `ephor members list` shows it"),
+    }
+}
+
+fn all_called<'a>(members: &'a [Member], texts: &[String]) -> Result<Vec<&'a Member>> {
+    texts.iter().map(|text| called(members, text)).collect()
+}
+
+fn names(members: &[&Member]) -> String {
+    members.iter().map(|m| format!("{} (id {})", m.name, m.id)).collect::<Vec<_>>().join(", ")
+}
+
+async fn votes(master: &mut Admin) -> Result<String> {
+    let now = master.members(admin::with_deadline(MembersRequest::default())).await.map_err(said)?;
+    let voters = now.into_inner().members.iter().filter(|m| m.voter).count();
+    Ok(format!("{voters} masters vote now"))
+}
+
+/// The command that lets a master in, with a new token.
+async fn join_command(
+    kubeconfig: &std::path::Path,
+    members: &[Member],
+    name: Option<&str>,
+    replaces: Option<&Member>,
+    ttl: Duration,
+) -> Result<String> {
+    let client = crate::kubeconfig::client(kubeconfig, None).await?;
+    let ca = crate::kubeconfig::ca_of(kubeconfig)?;
+    let purpose = match (name, replaces) {
+        (_, Some(old)) => format!("a master in place of {}", old.name),
+        (Some(name), None) => format!("master {name}"),
+        (None, None) => "a master".to_owned(),
+    };
+    let token = token::create(&client, &ca, TokenRole::Master, ttl, &purpose).await?;
+    let running = |m: &&Member| m.voter && matches!(&m.health[..], "ok" | "");
+    let there: Vec<&str> =
+        members.iter().filter(running).take(JOIN_ADDRESSES).map(|m| &m.peer_address[..]).collect();
+    let mut command = format!("ephor master --join {} --token {token}", there.join(","));
+    for (flag, value) in [("--name", name.map(str::to_owned)), ("--replace", replaces.map(reference))] {
+        if let Some(value) = value {
+            command.push_str(&format!(" {flag} {value}"));
+        }
+    }
+    Ok(format!("{command} --advertise-address ADDRESS_OF_THE_NEW_HOST\n"))
+}
+
+/// An id is never given twice, a name may be.
+fn reference(member: &Member) -> String {
+    member.id.to_string()
+}
+
 /// What a member is, in words.
 pub fn role_of(member: &Member) -> &'static str {
-    match (member.leader, member.voter, member.waiting) {
+    match (member.leader, member.voter, member.replaces != 0, member.waiting) {
         (true, ..) => "leader",
-        (_, true, _) => "voter",
-        (_, _, true) => "learner (waiting for one more master)",
+        (_, true, ..) => "voter",
+        (_, _, true, _) => "learner (takes another's place once caught up)",
+        (_, _, _, true) => "learner (waiting for one more master)",
         _ => "learner",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(id: u64, name: &str) -> Member {
+        Member { id, name: name.to_owned(), ..Member::default() }
+    }
+
+    #[test]
+    fn a_master_is_called_by_its_id_or_by_a_name_that_is_its_own() {
+        let members = [member(1, "a"), member(7, "b"), member(9, "b"), member(12, "7")];
+        assert_eq!(called(&members, "a").unwrap().id, 1);
+        // An id before a name that looks like one.
+        assert_eq!(called(&members, "7").unwrap().id, 7);
+        assert!(called(&members, "b").unwrap_err().to_string().contains("several"));
+        assert!(called(&members, "c").unwrap_err().to_string().contains("no master c"));
+        assert!(all_called(&members, &["a".into(), "c".into()]).is_err());
     }
 }

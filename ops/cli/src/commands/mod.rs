@@ -5,6 +5,7 @@ pub mod image;
 pub mod kubeconfig;
 pub mod master;
 pub mod members;
+pub mod recover;
 pub mod reset;
 pub mod status;
 pub mod token;

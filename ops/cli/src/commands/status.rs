@@ -37,6 +37,10 @@ pub async fn run(arguments: StatusArgs) -> Result<()> {
     for status in &masters {
         println!("{}", line(status));
     }
+    for status in masters.iter().filter(|status| !status.autopilot.is_empty()) {
+        let name = status.member.as_ref().map(|m| m.name.as_str()).unwrap_or_default();
+        println!("autopilot ({name}): {}", status.autopilot);
+    }
     if arguments.digest {
         compare(&masters)?;
     }

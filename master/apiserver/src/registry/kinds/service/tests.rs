@@ -146,7 +146,7 @@ impl World {
         id[..8].copy_from_slice(&self.index.to_le_bytes());
         let txn = Txn { preconditions: allocations.preconditions, mutations: allocations.mutations };
         let command = Command { id, born: self.index - 1, fence: None, txn };
-        let entry = Entry { index: self.index, term: 1, commands: vec![command] };
+        let entry = Entry { index: self.index, term: 1, commands: vec![command], raise: 0 };
         self.store.apply(vec![entry], Vec::new()).expect("it applies");
     }
 

@@ -1,0 +1,279 @@
+//! What a leader does by itself to keep its cluster whole: a voter that has been
+//! silent for long makes place for a learner that has caught up, or two of five
+//! or seven go; a learner that never came up is forgotten. The rules are in
+//! `plan.rs`; here is what they are applied to: who has been silent, and since
+//! when, as this leader saw it in this term without a pause of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::{ChangeMembers, Instant as _};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::consensus::Consensus;
+use crate::membership::{CHANGE_TIMEOUT, ChangeReply};
+use crate::plan::{self, View};
+use crate::types::NodeId;
+
+/// How often everyone is looked at.
+const INTERVAL: Duration = Duration::from_millis(250);
+/// After a pause this long between two looks nobody's silence is known any more:
+/// it was this master that slept.
+const BLIND: Duration = Duration::from_secs(2);
+
+/// How patient the leader is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AutopilotConfig {
+    /// A voter that has been silent for this long is replaced; `None`: never.
+    pub dead_after: Option<Duration>,
+    /// A learner that has not come up for this long is removed; `None`: never.
+    pub learner_expiry: Option<Duration>,
+}
+
+impl Default for AutopilotConfig {
+    fn default() -> Self {
+        let ten_minutes = Some(Duration::from_secs(600));
+        Self { dead_after: ten_minutes, learner_expiry: ten_minutes }
+    }
+}
+
+/// Something the leader did by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AutopilotAction {
+    /// Counts them; 0: nothing was done yet.
+    pub number: u64,
+    /// What, as a sentence.
+    pub text: String,
+}
+
+/// How a leader sees a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemberHealth {
+    /// Which.
+    pub id: NodeId,
+    /// It has answered lately.
+    pub running: bool,
+    /// Entries of the log that it is not known to have; `None`: it has never said.
+    pub lag: Option<u64>,
+    /// Since it answered; `None`: not yet in this term.
+    pub heard: Option<Duration>,
+    /// How long the leader has waited for it in vain.
+    pub silent: Option<Duration>,
+}
+
+/// Who has been silent since when, as seen in one term.
+#[derive(Debug)]
+pub(crate) struct Lookout {
+    term: u64,
+    since: Instant,
+    looked: Instant,
+    silent: BTreeMap<NodeId, Instant>,
+}
+
+// === impl Lookout ===
+
+impl Lookout {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { term: 0, since: now, looked: now, silent: BTreeMap::new() }
+    }
+
+    fn look(&mut self, now: Instant, term: u64, view: &View) {
+        if self.term != term || now.saturating_duration_since(self.looked) > BLIND {
+            *self = Self { term, ..Self::new(now) };
+        }
+        self.looked = now;
+        self.silent.retain(|id, _| view.nodes.contains_key(id) && !view.running.contains(id));
+        for id in view.nodes.keys().filter(|id| !view.running.contains(id)) {
+            self.silent.entry(*id).or_insert(now);
+        }
+    }
+
+    fn silence(&self, id: NodeId, now: Instant) -> Option<Duration> {
+        self.silent.get(&id).map(|since| now.saturating_duration_since(*since))
+    }
+
+    fn silent_for(&self, limit: Option<Duration>, now: Instant) -> BTreeSet<NodeId> {
+        let Some(limit) = limit else { return BTreeSet::new() };
+        let long = |since: &Instant| now.saturating_duration_since(*since) >= limit;
+        self.silent.iter().filter(|(_, since)| long(since)).map(|(id, _)| *id).collect()
+    }
+}
+
+// === impl Consensus ===
+
+impl Consensus {
+    fn lookout(&self) -> std::sync::MutexGuard<'_, Lookout> {
+        self.lookout.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this master has led its term for this long.
+    pub(crate) fn has_led_for(&self, time: Duration) -> bool {
+        let term = self.leadership.borrow().term;
+        let lookout = self.lookout();
+        lookout.term == term && lookout.since.elapsed() >= time
+    }
+
+    /// How every member is, for a leader; empty on other masters.
+    pub fn health(&self) -> Vec<MemberHealth> {
+        let leadership = *self.leadership.borrow();
+        if !leadership.leading {
+            return Vec::new();
+        }
+        let view = self.view();
+        let now = Instant::now();
+        let lookout = self.lookout();
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let last = metrics.last_log_index.unwrap_or(0);
+        let health = |id: &NodeId| {
+            let me = *id == self.node_id;
+            let matched = metrics.replication.as_ref().and_then(|all| all.get(id)).and_then(Option::as_ref);
+            let heard = metrics.heartbeat.as_ref().and_then(|all| all.get(id)).and_then(Option::as_ref);
+            MemberHealth {
+                id: *id,
+                running: view.running.contains(id),
+                lag: if me { Some(0) } else { matched.map(|matched| last.saturating_sub(matched.index)) },
+                heard: if me { Some(Duration::ZERO) } else { heard.map(|at| at.elapsed()) },
+                silent: lookout.silence(*id, now),
+            }
+        };
+        view.nodes.keys().map(health).collect()
+    }
+
+    /// How patient this master is as a leader.
+    pub fn autopilot(&self) -> AutopilotConfig {
+        self.autopilot
+    }
+
+    /// What this master last did by itself as a leader, now and from now on.
+    pub fn autopilot_actions(&self) -> watch::Receiver<AutopilotAction> {
+        self.actions.subscribe()
+    }
+
+    fn acted(&self, text: String) {
+        tracing::warn!(action = text, "autopilot");
+        self.actions.send_modify(|action| *action = AutopilotAction { number: action.number + 1, text });
+    }
+
+    async fn watch_over(&self) {
+        let leadership = *self.leadership.borrow();
+        if !leadership.leading {
+            return;
+        }
+        let (view, now) = (self.view(), Instant::now());
+        let (dead, absent) = {
+            let mut lookout = self.lookout();
+            lookout.look(now, leadership.term, &view);
+            let config = self.autopilot;
+            (lookout.silent_for(config.dead_after, now), lookout.silent_for(config.learner_expiry, now))
+        };
+        let absent: BTreeSet<NodeId> =
+            absent.into_iter().filter(|id| !view.voters.contains(id) && self.never_came_up(*id)).collect();
+        if absent.is_empty() && view.voters.is_disjoint(&dead) {
+            return;
+        }
+        let _one_at_a_time = self.changing.lock().await;
+        // It may have changed while another change was waited for.
+        let view = self.view();
+        let dead = dead.difference(&view.running).copied().collect();
+        let absent: BTreeSet<NodeId> = absent
+            .into_iter()
+            .filter(|id| view.nodes.contains_key(id) && !view.running.contains(id))
+            .collect();
+        match tokio::time::timeout(CHANGE_TIMEOUT, self.mend(&view, &dead, absent)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(reply)) => tracing::warn!(?reply, "autopilot: a change failed; it is tried again"),
+            Err(_) => tracing::warn!("autopilot: a change took too long; it is tried again"),
+        }
+        // What was waited for here was no sleep.
+        self.lookout().looked = Instant::now();
+    }
+
+    async fn mend(
+        &self,
+        view: &View,
+        dead: &BTreeSet<NodeId>,
+        absent: BTreeSet<NodeId>,
+    ) -> Result<(), ChangeReply> {
+        if !self.is_joint()
+            && let Some(next) = plan::repair(view, dead)
+        {
+            let names = |ids: BTreeSet<NodeId>| {
+                ids.into_iter().map(|id| view.called(id)).collect::<Vec<_>>().join(" and ")
+            };
+            let gone = names(view.voters.difference(&next).copied().collect());
+            let new = names(next.difference(&view.voters).copied().collect());
+            let votes = next.len();
+            self.apply_change(ChangeMembers::ReplaceAllVoters(next)).await?;
+            self.acted(match new.is_empty() {
+                true => {
+                    format!("{gone} did not answer for too long and were taken out: {votes} masters vote")
+                }
+                false => format!("{gone} did not answer for too long and was replaced by {new}"),
+            });
+        }
+        let absent: BTreeSet<NodeId> = absent.into_iter().filter(|id| !view.voters.contains(id)).collect();
+        for id in &absent {
+            self.apply_change(ChangeMembers::RemoveNodes(BTreeSet::from([*id]))).await?;
+            self.acted(format!("{} never came up and was forgotten: it has to join again", view.called(*id)));
+        }
+        Ok(())
+    }
+
+    /// Whether a member has sent this leader no answer to any entry.
+    fn never_came_up(&self, id: NodeId) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.replication.as_ref().is_some_and(|all| all.get(&id).is_none_or(Option::is_none))
+    }
+}
+
+/// Looks after the members until the node stops.
+pub(crate) async fn run(consensus: Arc<Consensus>) {
+    loop {
+        tokio::select! {
+            biased;
+            () = consensus.stop.cancelled() => return,
+            () = tokio::time::sleep(INTERVAL) => consensus.watch_over().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft_types::MasterAddress;
+
+    fn view(running: &[NodeId]) -> View {
+        let nodes = [1, 2, 3].map(|id| (id, MasterAddress::default())).into();
+        View { nodes, running: running.iter().copied().collect(), ..View::default() }
+    }
+
+    #[test]
+    fn silence_is_counted_within_a_term_and_without_a_sleep_of_the_leader() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let limit = Some(Duration::from_millis(1500));
+        let mut lookout = Lookout::new(start);
+        for ms in [0, 1000, 1500] {
+            lookout.look(at(ms), 7, &view(&[1, 2]));
+        }
+        assert_eq!(lookout.silent_for(limit, at(1500)), BTreeSet::from([3]));
+        assert_eq!(lookout.silent_for(None, at(1500)), BTreeSet::new());
+        // Once it answers, its silence begins anew.
+        lookout.look(at(1600), 7, &view(&[1, 2, 3]));
+        lookout.look(at(1700), 7, &view(&[1, 2]));
+        assert_eq!(lookout.silence(3, at(1900)), Some(Duration::from_millis(200)));
+        // The leader slept: everybody only seems to have been silent.
+        lookout.look(at(60_000), 7, &view(&[1]));
+        assert_eq!(lookout.silent_for(limit, at(60_000)), BTreeSet::new());
+        // A new term begins anew too.
+        lookout.look(at(61_600), 7, &view(&[1]));
+        assert_eq!(lookout.silent_for(limit, at(61_600)), BTreeSet::from([2, 3]));
+        lookout.look(at(61_700), 8, &view(&[1]));
+        assert_eq!(lookout.silent_for(limit, at(61_700)), BTreeSet::new());
+    }
+}

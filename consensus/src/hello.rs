@@ -1,0 +1,168 @@
+//! Finding one another without a leader. A master that hears from none asks every
+//! address it knows who is there: those of the membership, those that others
+//! called from, and the hints it was started with. So masters that all came back
+//! at other addresses meet again as soon as one of them is told where one other
+//! is; and a master that was removed, or whose cluster was recovered without it,
+//! is told so. A recovered master tells the members of the lost cluster itself.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use proto_env::grpc::{ChannelOptions, channel};
+use proto_env::{MASTERS_ORGANIZATION, Purpose};
+use proto_wire::raft::raft_client::RaftClient;
+use proto_wire::raft::{HelloRequest, HelloResponse, PeerAddress};
+use tonic::Status;
+
+use crate::consensus::Consensus;
+use crate::fence::SUPERSEDED_KEY;
+use crate::types::NodeId;
+
+/// How often a master that hears from no leader asks.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// Bound on one question, connecting included.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// Rounds between two tellings of a lost cluster's members.
+const TELL_ROUNDS: u32 = 4;
+/// The most addresses asked at once: two each of seven voters and as many learners.
+const ADDRESSES_MAX: usize = 32;
+
+/// Asks and tells until the node stops.
+pub(crate) async fn run(consensus: Arc<Consensus>) {
+    let mut round = 0;
+    let mut strangers = BTreeSet::new();
+    let mut superseded = consensus.peers.superseded();
+    loop {
+        tokio::select! {
+            biased;
+            () = consensus.stop.cancelled() => return,
+            Ok(()) = superseded.changed() => {
+                let by = superseded.borrow_and_update().clone();
+                consensus.superseded(&by);
+            }
+            () = tokio::time::sleep(INTERVAL) => {
+                let mut addresses = BTreeSet::new();
+                if !consensus.leadership.borrow().quorum {
+                    addresses = consensus.addresses();
+                }
+                if round % TELL_ROUNDS == 0 {
+                    addresses.extend(consensus.fences.tell.iter().cloned());
+                }
+                round = round.wrapping_add(1);
+                let asked = addresses.iter().take(ADDRESSES_MAX).map(|address| consensus.hello(address));
+                for (address, answer) in addresses.iter().zip(join_all(asked).await) {
+                    match answer {
+                        Ok(answer) => consensus.met(address, answer),
+                        Err(status) if status.code() == tonic::Code::PermissionDenied => {
+                            // Once each, or it would fill the log.
+                            if strangers.insert(address.clone()) {
+                                tracing::warn!(address, why = status.message(), "a stranger is at this address");
+                            }
+                        }
+                        Err(_) => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Consensus {
+    /// Where others may be.
+    fn addresses(&self) -> BTreeSet<String> {
+        let (_, nodes) = self.membership();
+        let known = nodes.values().map(|info| info.peer_address.clone());
+        let learned = self.peers.learned().into_values();
+        let mut all: BTreeSet<String> = known.chain(learned).chain(self.hints.iter().cloned()).collect();
+        all.remove(&self.info.peer_address);
+        all
+    }
+
+    async fn hello(&self, address: &str) -> Result<HelloResponse, Status> {
+        let options = ChannelOptions {
+            purpose: Purpose::Peer,
+            organization: Some(MASTERS_ORGANIZATION),
+            connect_timeout: TIMEOUT,
+        };
+        let channel = channel(self.env.network.clone(), address, options)
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut request = tonic::Request::new(HelloRequest {
+            cluster_id: self.cluster_id.clone(),
+            node_id: self.node_id,
+            peer_address: self.info.peer_address.clone(),
+            supersedes: self.fences.supersedes.clone(),
+        });
+        request.set_timeout(TIMEOUT);
+        let mut client = RaftClient::new(channel);
+        let call = self.peers.noting(client.hello(request));
+        match tokio::time::timeout(TIMEOUT, call).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner),
+            Err(_) => Err(Status::deadline_exceeded("no answer")),
+        }
+    }
+
+    /// Takes in what somebody answered who is at `address`.
+    fn met(&self, address: &str, answer: HelloResponse) {
+        if answer.cluster_id != self.cluster_id {
+            // A member of a lost cluster that was told.
+            return;
+        }
+        if answer.removed {
+            let (id, by) = (self.node_id, answer.node_id);
+            self.leave(&format!("this master (id {id}) is no member any more, says master {by} that leads"));
+            return;
+        }
+        // What it says of itself is surest, and it was reached there.
+        for peer in answer.peers {
+            self.peers.learn(peer.node_id, &peer.address);
+        }
+        self.peers.learn(answer.node_id, address);
+    }
+
+    /// Answers a master that asks who is here.
+    pub(crate) fn answer_hello(&self, request: &HelloRequest) -> Result<HelloResponse, Box<Status>> {
+        let mut answer = HelloResponse {
+            cluster_id: self.cluster_id.clone(),
+            node_id: self.node_id,
+            ..Default::default()
+        };
+        if request.supersedes.contains(&self.cluster_id) {
+            self.superseded(&request.cluster_id);
+            return Ok(answer);
+        }
+        self.same_cluster(&request.cluster_id)?;
+        answer.removed = self.has_removed(request.node_id);
+        if !answer.removed {
+            self.peers.learn(request.node_id, &request.peer_address);
+        }
+        let address = |(node_id, address)| PeerAddress { node_id, address };
+        answer.peers = self.peers.learned().into_iter().map(address).collect();
+        Ok(answer)
+    }
+
+    /// Refuses what comes from another cluster, and says so to members of one that
+    /// this one goes on for.
+    pub(crate) fn same_cluster(&self, cluster_id: &str) -> Result<(), Box<Status>> {
+        if cluster_id == self.cluster_id {
+            return Ok(());
+        }
+        let mine = &self.cluster_id;
+        let mut status = Status::permission_denied(format!("this is cluster {mine}, not {cluster_id}"));
+        if self.fences.supersedes.iter().any(|lost| lost == cluster_id)
+            && let Ok(mine) = mine.parse()
+        {
+            status.metadata_mut().insert(SUPERSEDED_KEY, mine);
+        }
+        Err(Box::new(status))
+    }
+
+    /// Whether this master leads and a master that says it is a member is none. An
+    /// id is a member before its owner learns of it, and never comes back.
+    fn has_removed(&self, id: NodeId) -> bool {
+        // In the middle of a change nothing is certain.
+        let Ok(_unchanging) = self.changing.try_lock() else { return false };
+        self.leadership.borrow().leading && !self.is_joint() && !self.membership().1.contains_key(&id)
+    }
+}

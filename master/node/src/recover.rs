@@ -1,0 +1,242 @@
+//! Recovery after a majority of masters was lost for good: looks at the data
+//! directory of one that is left, asks the others whether they are really gone,
+//! and makes a cluster of one out of it. `ops/cli` shows and asks;
+//! `consensus/src/recovery.rs` rewrites.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use consensus::recovery::{Found, Recovery};
+use consensus::{Identity, Member, NodeId};
+use futures::future::join_all;
+use proto_env::grpc::{ChannelOptions, channel};
+use proto_env::{Env, MASTERS_ORGANIZATION, Purpose, TlsMaterial};
+use proto_wire::cluster::MembersRequest;
+use proto_wire::cluster::admin_client::AdminClient;
+
+use crate::identity::{self, keys_of};
+use crate::pki::{self, Subject};
+
+/// How long another master may take to answer.
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Why nothing was recovered; each text is one line.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The data directory is no master's, or its master runs.
+    #[error(transparent)]
+    Consensus(#[from] consensus::Error),
+    /// Keys or identity cannot be read or written.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    /// Certificates cannot be made.
+    #[error(transparent)]
+    Pki(#[from] pki::Error),
+    /// The others cannot be asked.
+    #[error("certificates: {0}")]
+    Tls(#[from] proto_env::TlsError),
+    /// Enough masters are there.
+    #[error(
+        "refused: {answered} of the {voters} voting masters answer{names}, and with this one they are a \
+         majority: nothing is lost; start this master again"
+    )]
+    QuorumReachable {
+        /// How many.
+        answered: usize,
+        /// Of how many voters.
+        voters: usize,
+        /// Who, in brackets.
+        names: String,
+    },
+}
+
+/// What became of another master that was asked.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// Who.
+    pub member: Member,
+    /// Whether it answered as the member it was.
+    pub answered: bool,
+    /// How it did not.
+    pub error: String,
+}
+
+/// The data directory of the master that is left.
+pub struct Survivor {
+    data_dir: PathBuf,
+    recovery: Recovery,
+    env: Env,
+}
+
+impl Survivor {
+    /// Opens the data directory of a master that does not run. `env`'s network need not prove anything yet.
+    ///
+    /// # Errors
+    /// Where it is not a whole master's, or that master runs.
+    pub fn open(data_dir: &Path, env: Env) -> Result<Self, Error> {
+        let keys = keys_of(data_dir, env.disk.clone())?;
+        let now = env.clock.now().into();
+        let issued = keys.authority.issue(&Subject::new("ephor-recover", MASTERS_ORGANIZATION), &[], now)?;
+        env.network.set_material(&TlsMaterial {
+            ca_pem: keys.authority.certificate_pem().to_owned(),
+            certificate_pem: issued.chain_pem,
+            key_pem: issued.key_pem,
+        })?;
+        let recovery = Recovery::open(data_dir, *keys.data_key, &env)?;
+        Ok(Self { data_dir: data_dir.to_owned(), recovery, env })
+    }
+
+    /// What is there.
+    pub fn found(&self) -> &Found {
+        self.recovery.found()
+    }
+
+    /// Whether an earlier attempt did not end.
+    pub fn begun(&self) -> bool {
+        self.recovery.begun().is_some()
+    }
+
+    /// Asks all other members, each at its known address and at those of `elsewhere`, and refuses when those
+    /// that answer are a majority together with this one.
+    ///
+    /// # Errors
+    /// [`Error::QuorumReachable`].
+    pub async fn ask(&self, elsewhere: &[String]) -> Result<Vec<Asked>, Error> {
+        let found = self.recovery.found();
+        if self.begun() {
+            // The log is rewritten already: there is no way back.
+            return Ok(Vec::new());
+        }
+        let me = found.identity.node_id;
+        let others: Vec<&Member> = found.members.iter().filter(|member| member.id != me).collect();
+        let known = others.iter().map(|member| member.peer_address.clone());
+        let addresses: BTreeSet<String> = known.chain(elsewhere.iter().cloned()).collect();
+        let answers = join_all(addresses.iter().map(|address| self.who(address))).await;
+        let answers: Vec<(&String, Result<(NodeId, String), String>)> =
+            addresses.iter().zip(answers).collect();
+        let is = |member: &Member| {
+            let mine = |(_, answer): &(_, Result<(NodeId, String), String>)| {
+                answer
+                    .as_ref()
+                    .is_ok_and(|(id, cluster)| *id == member.id && *cluster == found.identity.cluster_id)
+            };
+            answers.iter().any(mine)
+        };
+        let asked: Vec<Asked> = others
+            .into_iter()
+            .map(|member| {
+                let at = answers.iter().find(|(address, _)| **address == member.peer_address);
+                let error = match at {
+                    Some((_, Ok((id, cluster)))) => format!("master {id} of cluster {cluster} is there"),
+                    Some((_, Err(error))) => error.clone(),
+                    None => "not asked".to_owned(),
+                };
+                Asked { answered: is(member), member: member.clone(), error }
+            })
+            .collect();
+        refuse_quorum(&found.voters, me, &asked)?;
+        Ok(asked)
+    }
+
+    /// Who is at an address, and of which cluster.
+    async fn who(&self, address: &str) -> Result<(NodeId, String), String> {
+        let options = ChannelOptions {
+            purpose: Purpose::Peer,
+            organization: Some(MASTERS_ORGANIZATION),
+            connect_timeout: ASK_TIMEOUT,
+        };
+        let channel =
+            channel(self.env.network.clone(), address, options).map_err(|error| error.to_string())?;
+        let mut request = tonic::Request::new(MembersRequest { local: true });
+        request.set_timeout(ASK_TIMEOUT);
+        let mut client = AdminClient::new(channel);
+        match tokio::time::timeout(ASK_TIMEOUT, client.members(request)).await {
+            Ok(Ok(answer)) => {
+                let answer = answer.into_inner();
+                Ok((answer.node_id, answer.cluster_id))
+            }
+            Ok(Err(status)) => Err(status.message().to_owned()),
+            Err(_) => Err("no answer".to_owned()),
+        }
+    }
+
+    /// Makes a cluster of one, and gives who this master is now. Interrupted at any moment, it can be done again.
+    ///
+    /// # Errors
+    /// Where a file cannot be written.
+    pub async fn recover(&self) -> Result<Identity, Error> {
+        let plan = match self.recovery.begun() {
+            Some(plan) => plan.clone(),
+            None => {
+                let mut id = [0; 16];
+                self.env.random.fill(&mut id);
+                self.recovery.plan(uuid::Builder::from_random_bytes(id).into_uuid().to_string())?
+            }
+        };
+        self.recovery.rewrite(&plan).await?;
+        identity::rename(&self.data_dir, self.env.disk.as_ref(), &plan.new)?;
+        self.recovery.finish()?;
+        Ok(plan.new)
+    }
+}
+
+/// Refuses when those that answer decide together with `me`, in every set of voters.
+fn refuse_quorum(voters: &[BTreeSet<NodeId>], me: NodeId, asked: &[Asked]) -> Result<(), Error> {
+    let answered: BTreeSet<NodeId> = asked.iter().filter(|a| a.answered).map(|a| a.member.id).collect();
+    let majority = |set: &BTreeSet<NodeId>| {
+        let there = set.iter().filter(|id| **id == me || answered.contains(id)).count();
+        there * 2 > set.len()
+    };
+    if !voters.iter().all(majority) {
+        return Ok(());
+    }
+    let all: BTreeSet<NodeId> = voters.iter().flatten().copied().collect();
+    let voting: Vec<&Asked> = asked.iter().filter(|a| a.answered && all.contains(&a.member.id)).collect();
+    let names: Vec<&str> = voting.iter().map(|a| a.member.name.as_str()).collect();
+    Err(Error::QuorumReachable {
+        answered: voting.len(),
+        voters: all.len(),
+        names: if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(id: NodeId, answered: bool) -> Asked {
+        let member = Member {
+            id,
+            name: format!("m{id}"),
+            peer_address: String::new(),
+            api_address: String::new(),
+            voter: true,
+            leader: false,
+            replaces: 0,
+        };
+        Asked { member, answered, error: String::new() }
+    }
+
+    fn refused(voters: &[&[NodeId]], answered: &[NodeId]) -> bool {
+        let voters: Vec<BTreeSet<NodeId>> = voters.iter().map(|set| set.iter().copied().collect()).collect();
+        let others: BTreeSet<NodeId> = voters.iter().flatten().copied().filter(|id| *id != 1).collect();
+        let asked: Vec<Asked> = others.iter().map(|id| asked(*id, answered.contains(id))).collect();
+        refuse_quorum(&voters, 1, &asked).is_err()
+    }
+
+    #[test]
+    fn a_majority_that_is_there_is_never_overruled() {
+        assert!(!refused(&[&[1, 2, 3]], &[]));
+        assert!(refused(&[&[1, 2, 3]], &[2]));
+        assert!(!refused(&[&[1, 2, 3, 4, 5]], &[2]));
+        assert!(refused(&[&[1, 2, 3, 4, 5]], &[2, 5]));
+        // A majority without this one.
+        assert!(refused(&[&[2, 3, 4]], &[2, 3]));
+        // In the middle of a change both sets decide.
+        assert!(!refused(&[&[1, 2, 3], &[1, 4, 5]], &[2]));
+        assert!(refused(&[&[1, 2, 3], &[1, 4, 5]], &[2, 4]));
+        // A cluster of one has lost nothing.
+        assert!(refused(&[&[1]], &[]));
+    }
+}
