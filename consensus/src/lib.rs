@@ -12,6 +12,7 @@ mod propose;
 mod proposer;
 mod raft_types;
 mod read;
+mod restore;
 mod service;
 mod state_machine;
 mod status;
@@ -26,6 +27,7 @@ pub use config::{
 };
 pub use consensus::{Consensus, FIRST_NODE_ID};
 pub use raft_types::MasterAddress;
+pub use restore::{BackupView, Restore, RestoreTarget, Restored};
 pub use service::{MastersOnly, RaftService};
 pub use status::{DigestError, Status};
 pub use types::{ChangeError, Leadership, Member, NodeId, ProposeError, ProposeOptions, ReadError};

@@ -20,7 +20,7 @@ use crate::{Error, Object, Result, Revision, codec};
 const FRAME_BYTES: usize = 512 * 1024;
 /// Proposals in a frame.
 const FRAME_OUTCOMES: usize = 8_192;
-const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 
 /// The replicated state at one applied log entry.
 pub struct SnapshotView {
@@ -32,7 +32,7 @@ pub struct SnapshotView {
 }
 
 #[derive(Serialize, Deserialize)]
-enum Frame {
+pub(crate) enum Frame {
     Head { format: u32, revision: Revision, forgotten: u64, applied: Vec<u8> },
     Objects(Vec<Record>),
     Recent(Vec<(u64, Outcomes)>),
@@ -40,11 +40,11 @@ enum Frame {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Record {
-    key: String,
-    create_revision: Revision,
-    mod_revision: Revision,
-    value: Bytes,
+pub(crate) struct Record {
+    pub(crate) key: String,
+    pub(crate) create_revision: Revision,
+    pub(crate) mod_revision: Revision,
+    pub(crate) value: Bytes,
 }
 
 /// A state that a snapshot is received into.

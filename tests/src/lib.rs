@@ -8,7 +8,9 @@
 
 pub mod cluster;
 pub mod figures;
+pub mod hosts;
 pub mod load;
+pub mod s3;
 pub mod wait;
 
 pub use cluster::{Cluster, How};

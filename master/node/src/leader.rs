@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::backup::{self, Source};
 use crate::config::Timers;
 use crate::health;
 use crate::liveness::{self, Liveness};
@@ -30,6 +31,8 @@ pub struct Leader {
     pub controllers: master_controllers::Config,
     /// Published to the controllers: the masters that answer.
     pub healthy: watch::Sender<Vec<std::net::SocketAddr>>,
+    /// What scheduled backups are made from.
+    pub backups: Arc<Source>,
     /// How fast silence is noticed.
     pub timers: Timers,
     /// Clock and shutdown.
@@ -98,6 +101,11 @@ impl Leader {
             self.consensus.clone(),
             self.env.network.clone(),
             self.healthy.clone(),
+            cancel.clone(),
+        ));
+        tasks.spawn(backup::schedule::run(
+            self.backups.clone(),
+            client("system:ephor:backup", &["system:masters"]),
             cancel.clone(),
         ));
         Term { number, cancel, tasks }

@@ -10,9 +10,11 @@
 //! | `leader.rs` | starts and stops what leads |
 //! | `liveness.rs`, `health.rs` | which nodes beat, which masters answer |
 //! | `peer.rs`, `join.rs`, `admin.rs` | the services of the peer port |
+//! | `backup/` | backup, restore and scheduled backups |
 //! | `pki/`, `tokens.rs` | certificates and join tokens |
 
 pub mod admin;
+pub mod backup;
 mod build;
 pub mod config;
 mod health;
@@ -26,5 +28,5 @@ pub mod pki;
 pub mod tokens;
 
 pub use build::{Error, Master, build};
-pub use consensus::Objects;
+pub use consensus::{Objects, Restored};
 pub use identity::prepare;

@@ -37,6 +37,7 @@ enum Command {
     Status(commands::status::StatusArgs),
     Kubeconfig(commands::kubeconfig::KubeconfigArgs),
     Image(commands::image::ImageArgs),
+    Backup(commands::backup::BackupArgs),
     Reset(commands::reset::ResetArgs),
     /// Print the version
     Version,
@@ -84,6 +85,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Status(arguments) => in_runtime(commands::status::run(arguments))?,
         Command::Kubeconfig(arguments) => commands::kubeconfig::run(&arguments)?,
         Command::Image(arguments) => in_runtime(commands::image::run(arguments))?,
+        Command::Backup(arguments) => in_runtime(commands::backup::run(arguments))?,
         Command::Reset(arguments) => in_runtime(commands::reset::run(arguments))?,
         Command::Version => println!("ephor {}", env!("CARGO_PKG_VERSION")),
         Command::Completions { shell } => {
