@@ -198,6 +198,9 @@ async fn old_cluster(place: &Place, bridge: &Bridge) -> Result<Old> {
         running.push(host.start(&log(name), &[&master(host, name, &data)[..], &join].concat())?);
     }
     voters(&hosts[0], &kubeconfig, 3).await?;
+    // The leader publishes the masters; from then on they are found without an address.
+    let found = ["members", "--kubeconfig", &kubeconfig];
+    eventually("the masters to be found", async || Ok(Some(hosts[2].ephor(&found)?))).await?;
     let client = client(&kubeconfig, &hosts[0], None).await?;
     Ok(Old { hosts, running, kubeconfig, client })
 }

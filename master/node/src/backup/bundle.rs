@@ -94,18 +94,30 @@ impl<W: Write> BundleWriter<W> {
 /// # Errors
 /// Where either side fails; then the sink holds nothing.
 pub fn write(
-    mut entries: mpsc::Receiver<Result<Entry, Error>>,
+    entries: mpsc::Receiver<Result<Entry, Error>>,
     mut sink: Box<dyn Sink>,
     passphrase: &Passphrase,
 ) -> Result<Manifest, Error> {
+    match write_all(entries, &mut sink, passphrase) {
+        Ok(manifest) => sink.commit().map(|()| manifest),
+        Err(error) => {
+            sink.abandon();
+            Err(error)
+        }
+    }
+}
+
+fn write_all(
+    mut entries: mpsc::Receiver<Result<Entry, Error>>,
+    sink: &mut Box<dyn Sink>,
+    passphrase: &Passphrase,
+) -> Result<Manifest, Error> {
     let failed = |error| place_error("writing the bundle", error);
-    let mut writer = BundleWriter::new(&mut sink, passphrase).map_err(failed)?;
+    let mut writer = BundleWriter::new(sink, passphrase).map_err(failed)?;
     while let Some(entry) = entries.blocking_recv() {
         writer.push(&entry?)?;
     }
-    let (_, manifest) = writer.finish()?;
-    sink.commit()?;
-    Ok(manifest)
+    Ok(writer.finish()?.1)
 }
 
 fn check_sum(sum: &Sum, manifest: &[u8]) -> Result<Manifest, Error> {

@@ -42,6 +42,8 @@ pub trait Sink: Write + Send {
     /// # Errors
     /// Where that cannot be done; then there is nothing.
     fn commit(self: Box<Self>) -> Result<(), Error>;
+    /// Waits until nothing of it is left, as far as that can be done.
+    fn abandon(self: Box<Self>) {}
 }
 
 impl Place {

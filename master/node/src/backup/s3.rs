@@ -199,6 +199,15 @@ impl Sink for Upload {
             _ => Err(place_error(&bucket, "the upload has ended")),
         }
     }
+
+    fn abandon(self: Box<Self>) {
+        let Self { bucket, chunks, result, .. } = *self;
+        // What is cut off is given up: the parts that are there already go.
+        drop(chunks);
+        if let Ok(Err(error)) = result.blocking_recv() {
+            tracing::warn!(%bucket, %error, "an unfinished upload may have left parts");
+        }
+    }
 }
 
 /// The side that blocks of an object on its way down.
