@@ -20,7 +20,7 @@ use crate::{Error, Fingerprint, Object, Result, Revision, codec};
 const FRAME_BYTES: usize = 512 * 1024;
 /// Proposals in a frame.
 const FRAME_OUTCOMES: usize = 8_192;
-const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 2;
 
 /// The replicated state at one applied log entry.
 pub struct SnapshotView {
@@ -34,7 +34,7 @@ pub struct SnapshotView {
 }
 
 #[derive(Serialize, Deserialize)]
-enum Frame {
+pub(crate) enum Frame {
     Head { format: u32, state: State },
     Objects(Vec<Record>),
     Recent(Vec<(u64, Outcomes)>),
@@ -42,11 +42,11 @@ enum Frame {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Record {
-    key: String,
-    create_revision: Revision,
-    mod_revision: Revision,
-    value: Bytes,
+pub(crate) struct Record {
+    pub(crate) key: String,
+    pub(crate) create_revision: Revision,
+    pub(crate) mod_revision: Revision,
+    pub(crate) value: Bytes,
 }
 
 /// A state that a snapshot is received into.

@@ -10,10 +10,12 @@ pub mod cluster;
 pub mod figures;
 pub mod hosts;
 pub mod load;
+pub mod masters;
+pub mod s3;
 pub mod wait;
 
 pub use cluster::{Cluster, How};
-pub use hosts::Hosts;
+pub use masters::Hosts;
 pub use wait::{eventually, eventually_within};
 
 /// Checks that an output contains every one of some texts.

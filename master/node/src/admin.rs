@@ -4,19 +4,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consensus::{Alarm, Consensus};
+use futures::StreamExt;
 use futures::future::join_all;
+use futures::stream::BoxStream;
 use proto_env::grpc::{ChannelOptions, channel};
 use proto_env::{MASTERS_ORGANIZATION, Network, Purpose};
 use proto_wire::cluster::admin_client::AdminClient;
 use proto_wire::cluster::admin_server::Admin;
 use proto_wire::cluster::{
-    Alarm as WireAlarm, MasterStatus, Member, MembersRequest, MembersResponse, PromoteMembersRequest,
-    PromoteMembersResponse, RemoveMemberRequest, RemoveMemberResponse, ReplaceMemberRequest,
-    ReplaceMemberResponse, StatusRequest, StatusResponse, TransferLeaderRequest, TransferLeaderResponse,
+    Alarm as WireAlarm, BackupEntry, BackupRequest, MasterStatus, Member, MembersRequest, MembersResponse,
+    PromoteMembersRequest, PromoteMembersResponse, RemoveMemberRequest, RemoveMemberResponse,
+    ReplaceMemberRequest, ReplaceMemberResponse, StatusRequest, StatusResponse, TransferLeaderRequest,
+    TransferLeaderResponse,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
+use crate::backup::Source;
 use crate::members::{members_with_health, wire_members};
 use crate::peer::require_operator;
 
@@ -31,10 +36,27 @@ pub struct AdminService {
     pub consensus: Arc<Consensus>,
     /// The way to the others.
     pub network: Arc<dyn Network>,
+    /// What backups are made from.
+    pub backups: Arc<Source>,
 }
 
 #[tonic::async_trait]
 impl Admin for AdminService {
+    type BackupStream = BoxStream<'static, Result<BackupEntry, Status>>;
+
+    async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        require_operator(&request)?;
+        let failed = |error: crate::backup::Error| Status::unavailable(error.to_string());
+        let opened = self.backups.open().await.map_err(failed)?;
+        let head = opened.head();
+        tracing::info!(revision = head.revision, stale = head.stale, "an operator takes a backup");
+        let entries = ReceiverStream::new(opened.stream());
+        let entries = entries.map(move |entry| {
+            entry.map(|entry| BackupEntry { name: entry.name, data: entry.data.into() }).map_err(failed)
+        });
+        Ok(Response::new(entries.boxed()))
+    }
+
     async fn members(&self, request: Request<MembersRequest>) -> Result<Response<MembersResponse>, Status> {
         require_operator(&request)?;
         let leadership = *self.consensus.leadership().borrow();

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tonic::transport::Server;
 
 use crate::admin::AdminService;
+use crate::backup;
 use crate::config::{self, MasterConfig};
 use crate::identity::{self, Identity};
 use crate::join::JoinService;
@@ -311,7 +312,9 @@ impl Master {
         let liveness = Liveness::new(self.env.clock.clone());
         let (healthy, masters) = watch::channel(vec![self.config.api_address()]);
         let informers = Informers::start(self.client(), &self.env.shutdown);
+        let backups = self.backups();
         let leader = Leader {
+            backups: backups.clone(),
             consensus: self.consensus.clone(),
             api: self.api.clone(),
             informers,
@@ -321,7 +324,7 @@ impl Master {
             timers: self.config.timers,
             env: self.env.clone(),
         };
-        let serve_peers = self.serve_peers(liveness, peers);
+        let serve_peers = self.serve_peers(liveness, backups, peers);
         let serve_api = self.api.serve(listener);
         let result = tokio::select! {
             biased;
@@ -354,9 +357,17 @@ impl Master {
         }
     }
 
+    /// What backups are made from, by operators and by the leader.
+    fn backups(&self) -> Arc<backup::Source> {
+        let (consensus, keys) = (self.consensus.clone(), self.keys.clone());
+        let (settings, name) = (self.settings.clone(), self.config.name.clone());
+        backup::Source::new(consensus, keys, settings, name, self.env.clone())
+    }
+
     async fn serve_peers(
         &self,
         liveness: Arc<Liveness>,
+        backups: Arc<backup::Source>,
         listener: Box<dyn proto_env::Listener>,
     ) -> Result<(), Error> {
         let join = JoinService {
@@ -371,7 +382,8 @@ impl Master {
             keys: self.keys.clone(),
             env: self.env.clone(),
         };
-        let admin = AdminService { consensus: self.consensus.clone(), network: self.env.network.clone() };
+        let (consensus, network) = (self.consensus.clone(), self.env.network.clone());
+        let admin = AdminService { consensus, network, backups };
         Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
@@ -379,7 +391,7 @@ impl Master {
             .add_service(self.consensus.raft_service())
             .add_service(JoinServer::new(join).max_decoding_message_size(JOIN_LIMIT_BYTES))
             .add_service(LivenessServer::new(nodes))
-            .add_service(AdminServer::new(admin))
+            .add_service(AdminServer::new(admin).max_encoding_message_size(proto_wire::MESSAGE_LIMIT_BYTES))
             .serve_with_incoming_shutdown(incoming(listener), self.env.shutdown.clone().cancelled_owned())
             .await?;
         Ok(())

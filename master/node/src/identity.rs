@@ -81,6 +81,9 @@ pub enum Error {
         "{0} is empty: give --init to create a new cluster, or --join HOST:PORT --token TOKEN to enter one"
     )]
     Empty(PathBuf),
+    /// A restore was begun here and not ended.
+    #[error("{0} is half restored: run `ephor backup restore` again (or remove the directory)")]
+    Restoring(PathBuf),
     /// Keys cannot be made or read.
     #[error(transparent)]
     Pki(#[from] pki::Error),
@@ -138,6 +141,9 @@ impl Identity {
     /// Reads, makes or joins. `random` and `clock` come from the machine: nothing
     /// replicated depends on them.
     pub async fn obtain(config: &MasterConfig, env: &Env) -> Result<Self, Error> {
+        if crate::backup::unfinished(&config.data_dir, env.disk.as_ref()) {
+            return Err(Error::Restoring(config.data_dir.clone()));
+        }
         let path = config.data_dir.join("node.json");
         match env.disk.read(&path) {
             Ok(bytes) => {

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::autopilot;
+use crate::backup::{self, Source};
 use crate::config::Timers;
 use crate::health;
 use crate::liveness::{self, Liveness};
@@ -31,6 +32,8 @@ pub struct Leader {
     pub controllers: master_controllers::Config,
     /// Published to the controllers: the masters that answer.
     pub healthy: watch::Sender<Vec<std::net::SocketAddr>>,
+    /// What scheduled backups are made from.
+    pub backups: Arc<Source>,
     /// How fast silence is noticed.
     pub timers: Timers,
     /// Clock and shutdown.
@@ -105,6 +108,10 @@ impl Leader {
             self.consensus.clone(),
             client("system:kube-controller-manager", &[]),
             self.env.clock.clone(),
+        ));
+        tasks.spawn(backup::schedule::run(
+            self.backups.clone(),
+            client("system:ephor:backup", &["system:masters"]),
             cancel.clone(),
         ));
         Term { number, cancel, tasks }

@@ -11,11 +11,13 @@
 //! | `liveness.rs`, `health.rs` | which nodes beat, which masters answer |
 //! | `peer.rs`, `join.rs`, `admin.rs` | the services of the peer port |
 //! | `autopilot.rs` | events about what the leader did to the group of masters |
+//! | `backup/` | backup, restore and scheduled backups |
 //! | `recover.rs` | a cluster of one out of the master that is left |
 //! | `pki/`, `tokens.rs` | certificates and join tokens |
 
 pub mod admin;
 mod autopilot;
+pub mod backup;
 mod build;
 pub mod config;
 mod health;
@@ -30,5 +32,5 @@ pub mod recover;
 pub mod tokens;
 
 pub use build::{Error, Master, build};
-pub use consensus::Objects;
+pub use consensus::{Objects, Restored};
 pub use identity::prepare;

@@ -95,6 +95,8 @@ async fn start(
         election_max: DEFAULT_ELECTION_MAX * timers,
         log_bytes: DEFAULT_LOG_BYTES,
         room: consensus::Room::default(),
+        autopilot: consensus::AutopilotConfig { dead_after: None, learner_expiry: None },
+        peers: Vec::new(),
         objects: Objects::Sled,
     };
     Ok(Consensus::start(config, env).await?)

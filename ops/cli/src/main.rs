@@ -39,6 +39,7 @@ enum Command {
     Recover(commands::recover::RecoverArgs),
     Kubeconfig(commands::kubeconfig::KubeconfigArgs),
     Image(commands::image::ImageArgs),
+    Backup(commands::backup::BackupArgs),
     Reset(commands::reset::ResetArgs),
     Chaos(commands::chaos::ChaosArgs),
     /// Print the version
@@ -88,6 +89,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Recover(arguments) => in_runtime(commands::recover::run(arguments))?,
         Command::Kubeconfig(arguments) => commands::kubeconfig::run(&arguments)?,
         Command::Image(arguments) => in_runtime(commands::image::run(arguments))?,
+        Command::Backup(arguments) => in_runtime(commands::backup::run(arguments))?,
         Command::Reset(arguments) => in_runtime(commands::reset::run(arguments))?,
         Command::Chaos(arguments) => in_runtime(commands::chaos::run(arguments))?,
         Command::Version => println!("ephor {}", env!("CARGO_PKG_VERSION")),

@@ -105,7 +105,8 @@ const FILES: [&str; 5] = ["ca.crt", "client.crt", "client.key", "serving.crt", "
 impl Identity {
     /// Reads the identity, or joins and writes it.
     pub async fn obtain(config: &WorkerConfig) -> Result<Self, Error> {
-        if let Some(identity) = Self::load(&config.data_dir)? {
+        if let Some(mut identity) = Self::load(&config.data_dir)? {
+            identity.try_also(&config.join);
             return Ok(identity);
         }
         let Some(token) = config.token.as_deref().filter(|_| !config.join.is_empty()) else {
@@ -114,6 +115,16 @@ impl Identity {
         let identity = join(config, &token.parse()?).await?;
         identity.store(&config.data_dir)?;
         Ok(identity)
+    }
+
+    /// Masters to ask besides those known last: after a restore all may be at new
+    /// addresses. The first that answers says where the API is.
+    fn try_also(&mut self, peers: &[String]) {
+        for peer in peers {
+            if !self.masters.iter().any(|known| known.peer == *peer) {
+                self.masters.push(Master { peer: peer.clone(), api: String::new() });
+            }
+        }
     }
 
     fn load(data_dir: &Path) -> Result<Option<Self>, Error> {

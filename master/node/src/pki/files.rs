@@ -1,5 +1,6 @@
 //! `DATA/pki`: how the cluster's keys lie on a master's disk.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -111,6 +112,30 @@ impl KeyFiles {
         let sums: String = contents.iter().map(|(name, bytes)| sum_line(name, bytes)).collect();
         self.write(SUMS, sums.as_bytes())?;
         self.write(CA_CERTIFICATE, keys.authority.certificate_pem().as_bytes())
+    }
+
+    /// The files that [`Self::store`] writes, by name: what a backup holds.
+    pub fn contents(keys: &ClusterKeys) -> [(&'static str, Vec<u8>); 4] {
+        [
+            (CA_CERTIFICATE, keys.authority.certificate_pem().as_bytes().to_vec()),
+            (CA_KEY, keys.authority.key_pem().as_bytes().to_vec()),
+            (SERVICE_ACCOUNT_KEY, keys.service_account_key_pem.as_bytes().to_vec()),
+            (DATA_KEY, keys.data_key.to_vec()),
+        ]
+    }
+
+    /// Reads what [`Self::contents`] gave.
+    pub fn from_contents(files: Vec<(String, Vec<u8>)>) -> Result<ClusterKeys, Error> {
+        let mut files: BTreeMap<String, Vec<u8>> = files.into_iter().collect();
+        let mut take = |name: &'static str| files.remove(name).ok_or(Error::Pem(name));
+        let text = |name: &'static str, bytes| String::from_utf8(bytes).map_err(|_| Error::Pem(name));
+        let certificate = text(CA_CERTIFICATE, take(CA_CERTIFICATE)?)?;
+        let data_key = Zeroizing::new(take(DATA_KEY)?);
+        Ok(ClusterKeys {
+            authority: Authority::load(certificate, text(CA_KEY, take(CA_KEY)?)?)?,
+            service_account_key_pem: text(SERVICE_ACCOUNT_KEY, take(SERVICE_ACCOUNT_KEY)?)?,
+            data_key: Zeroizing::new(data_key[..].try_into().map_err(|_| Error::Pem(DATA_KEY))?),
+        })
     }
 
     /// Writes a certificate with its key as `NAME.crt` and `NAME.key`, for operators and tools.

@@ -1,0 +1,305 @@
+//! Bundles: writes entries into one, and reads one entry after the other while
+//! everything about them is checked. All of it blocks, and holds one entry and a
+//! few buffers at a time.
+
+use std::io::{self, Read, Write};
+use std::sync::{Arc, OnceLock};
+
+use proto_wire::settings::ClusterSettings;
+use storage::FrameReader;
+use tokio::sync::mpsc;
+
+use super::manifest::{HEAD, Head, MANIFEST, Manifest, SETTINGS, SNAPSHOT, Sum};
+use super::place::Sink;
+use super::{Entry, Error, Passphrase, place_error};
+use crate::pki::{ClusterKeys, KeyFiles};
+
+/// scrypt's N is 2 to this: 128 MiB and under half a second for each guess.
+const WORK_FACTOR: u8 = 17;
+/// What a bundle may ask of whoever opens it: 1 GiB.
+const WORK_FACTOR_MAX: u8 = 20;
+/// zstd's own default is 3; this one keeps up with a disk.
+const COMPRESSION: i32 = 1;
+/// The most bytes of an entry.
+const ENTRY_MAX: u64 = storage::codec::LIMIT_BYTES as u64;
+
+type Plain<R> = zstd::Decoder<'static, io::BufReader<age::stream::StreamReader<io::BufReader<Tracked<R>>>>>;
+
+/// Writes a bundle.
+pub(super) struct BundleWriter<W: Write> {
+    tar: tar::Builder<zstd::Encoder<'static, age::stream::StreamWriter<W>>>,
+    sum: Sum,
+    manifest: Option<Manifest>,
+}
+
+/// What a bundle holds besides objects.
+pub(super) struct Contents {
+    pub(super) head: Head,
+    pub(super) settings: ClusterSettings,
+    pub(super) keys: ClusterKeys,
+}
+
+/// Takes what a bundle holds while it is read. Nothing of it is certain before
+/// the whole of it was read.
+pub(super) trait Visitor {
+    /// First.
+    fn contents(&mut self, contents: Contents) -> Result<(), Error>;
+    /// Then every frame of the snapshot.
+    fn frame(&mut self, frame: &[u8]) -> Result<(), Error>;
+}
+
+// === impl BundleWriter ===
+
+impl<W: Write> BundleWriter<W> {
+    pub(super) fn new(out: W, passphrase: &Passphrase) -> io::Result<Self> {
+        Self::with_work_factor(out, passphrase, WORK_FACTOR)
+    }
+
+    pub(super) fn with_work_factor(out: W, passphrase: &Passphrase, work_factor: u8) -> io::Result<Self> {
+        let mut recipient = age::scrypt::Recipient::new(passphrase.secret());
+        recipient.set_work_factor(work_factor);
+        let recipients: [&dyn age::Recipient; 1] = [&recipient];
+        let encryptor = age::Encryptor::with_recipients(recipients.into_iter()).map_err(io::Error::other)?;
+        let compressed = zstd::Encoder::new(encryptor.wrap_output(out)?, COMPRESSION)?;
+        Ok(Self { tar: tar::Builder::new(compressed), sum: Sum::default(), manifest: None })
+    }
+
+    /// Adds an entry; the manifest is the last, and must sum up the others.
+    pub(super) fn push(&mut self, entry: &Entry) -> Result<(), Error> {
+        if entry.name == MANIFEST {
+            self.manifest = Some(check_sum(&self.sum, &entry.data)?);
+        } else {
+            self.sum.add(&entry.name, &entry.data);
+        }
+        let mut header = tar::Header::new_gnu();
+        header.set_size(entry.data.len() as u64);
+        header.set_mode(0o600);
+        header.set_cksum();
+        let written = self.tar.append_data(&mut header, &entry.name, &entry.data[..]);
+        written.map_err(|error| place_error("writing the bundle", error))
+    }
+
+    /// Ends it; what it was written to has everything but a sync.
+    pub(super) fn finish(self) -> Result<(W, Manifest), Error> {
+        let cut_off = || Error::Source("the master stopped before the backup was complete".to_owned());
+        let manifest = self.manifest.ok_or_else(cut_off)?;
+        let ended = self.tar.into_inner().and_then(zstd::Encoder::finish).and_then(|out| out.finish());
+        Ok((ended.map_err(|error| place_error("writing the bundle", error))?, manifest))
+    }
+}
+
+/// Writes a stream of entries into a sink, and makes it a bundle there once it
+/// is complete and durable. Blocks.
+///
+/// # Errors
+/// Where either side fails; then the sink holds nothing.
+pub fn write(
+    entries: mpsc::Receiver<Result<Entry, Error>>,
+    mut sink: Box<dyn Sink>,
+    passphrase: &Passphrase,
+) -> Result<Manifest, Error> {
+    match write_all(entries, &mut sink, passphrase) {
+        Ok(manifest) => sink.commit().map(|()| manifest),
+        Err(error) => {
+            sink.abandon();
+            Err(error)
+        }
+    }
+}
+
+fn write_all(
+    mut entries: mpsc::Receiver<Result<Entry, Error>>,
+    sink: &mut Box<dyn Sink>,
+    passphrase: &Passphrase,
+) -> Result<Manifest, Error> {
+    let failed = |error| place_error("writing the bundle", error);
+    let mut writer = BundleWriter::new(sink, passphrase).map_err(failed)?;
+    while let Some(entry) = entries.blocking_recv() {
+        writer.push(&entry?)?;
+    }
+    Ok(writer.finish()?.1)
+}
+
+fn check_sum(sum: &Sum, manifest: &[u8]) -> Result<Manifest, Error> {
+    let said: Manifest =
+        serde_json::from_slice(manifest).map_err(|error| Error::Damaged(format!("{MANIFEST}: {error}")))?;
+    if sum.manifest(said.head.clone()) != said {
+        return Err(Error::Damaged(format!("its entries are not those that {MANIFEST} sums up")));
+    }
+    Ok(said)
+}
+
+/// Reads a whole bundle and checks it. Blocks.
+pub(super) fn read(
+    source: impl Read,
+    passphrase: &Passphrase,
+    visitor: &mut dyn Visitor,
+) -> Result<Manifest, Error> {
+    let failure = Arc::new(OnceLock::new());
+    let tracked = Tracked { inner: source, failure: failure.clone() };
+    let read = open(tracked, passphrase).and_then(|plain| read_entries(plain, visitor));
+    // What the disk or the network said is the cause of whatever else was seen.
+    match (failure.get(), read) {
+        (Some(reason), Err(_)) => Err(place_error("reading the bundle", reason)),
+        (_, read) => read,
+    }
+}
+
+fn open<R: Read>(source: Tracked<R>, passphrase: &Passphrase) -> Result<Plain<R>, Error> {
+    use age::DecryptError;
+    let decryptor = age::Decryptor::new_buffered(io::BufReader::with_capacity(128 * 1024, source));
+    let decryptor = decryptor.map_err(|error| match error {
+        DecryptError::InvalidHeader => Error::NotABundle("it does not begin as an age file does".to_owned()),
+        other => Error::NotABundle(other.to_string()),
+    })?;
+    if !decryptor.is_scrypt() {
+        return Err(Error::NotABundle("it is not encrypted with a passphrase".to_owned()));
+    }
+    let mut identity = age::scrypt::Identity::new(passphrase.secret());
+    identity.set_max_work_factor(WORK_FACTOR_MAX);
+    let identities: [&dyn age::Identity; 1] = [&identity];
+    let plain = decryptor.decrypt(identities.into_iter()).map_err(|error| match error {
+        DecryptError::ExcessiveWork { required, .. } => {
+            Error::NotABundle(format!("opening it would take 2^{required} steps of scrypt"))
+        }
+        DecryptError::Io(error) => damaged("its header", &error),
+        _ => Error::Passphrase,
+    })?;
+    zstd::Decoder::new(plain).map_err(|error| damaged("its compression", &error))
+}
+
+fn damaged(what: &str, error: &io::Error) -> Error {
+    Error::Damaged(format!("{what}: {error}"))
+}
+
+fn read_entries<R: Read>(plain: Plain<R>, visitor: &mut dyn Visitor) -> Result<Manifest, Error> {
+    let mut archive = tar::Archive::new(plain);
+    let mut before = Before::default();
+    let mut sum = Sum::default();
+    let mut frames = 0_u64;
+    let mut manifest = None;
+    let failed = |error: io::Error| damaged("its content", &error);
+    for entry in archive.entries().map_err(failed)? {
+        let mut entry = entry.map_err(failed)?;
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        if manifest.is_some() {
+            return Err(Error::Damaged(format!("{name} follows {MANIFEST}")));
+        }
+        let mut data = Vec::new();
+        if entry.size() > ENTRY_MAX {
+            return Err(Error::Damaged(format!("{name} has {} bytes", entry.size())));
+        }
+        entry.read_to_end(&mut data).map_err(failed)?;
+        if name == MANIFEST {
+            manifest = Some(check_sum(&sum, &data)?);
+            continue;
+        }
+        sum.add(&name, &data);
+        if name == format!("{SNAPSHOT}{frames:08}") {
+            if let Some(contents) = before.complete()? {
+                visitor.contents(contents)?;
+            }
+            visitor.frame(&data)?;
+            frames += 1;
+        } else {
+            before.take(&name, data)?;
+        }
+    }
+    // To the end of the encryption, which alone says that nothing is cut off.
+    let rest = io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(failed)?;
+    let manifest = manifest.ok_or_else(|| Error::Damaged(format!("it ends before {MANIFEST}")))?;
+    if rest != 0 || before.head.as_ref() != Some(&manifest.head) {
+        return Err(Error::Damaged(format!("{MANIFEST} and {HEAD} contradict each other, or bytes follow")));
+    }
+    Ok(manifest)
+}
+
+/// The entries before the snapshot.
+#[derive(Default)]
+struct Before {
+    head: Option<Head>,
+    settings: Option<ClusterSettings>,
+    keys: Vec<(String, Vec<u8>)>,
+    given: bool,
+}
+
+impl Before {
+    fn take(&mut self, name: &str, data: Vec<u8>) -> Result<(), Error> {
+        match (name, name.strip_prefix("pki/")) {
+            (HEAD, _) if self.head.is_none() => self.head = Some(Head::from_json(&data)?),
+            _ if self.head.is_none() || self.given => {
+                return Err(Error::Damaged(format!("{name} is not where it belongs")));
+            }
+            (SETTINGS, _) if self.settings.is_none() => {
+                let settings = ClusterSettings::from_json(&String::from_utf8_lossy(&data));
+                let wrong = |error| Error::Damaged(format!("{SETTINGS}: {error}"));
+                self.settings = Some(settings.map_err(wrong)?);
+            }
+            (_, Some(key)) => self.keys.push((key.to_owned(), data)),
+            _ => return Err(Error::Damaged(format!("{name} does not belong into it"))),
+        }
+        Ok(())
+    }
+
+    /// Everything, the first time it is asked for.
+    fn complete(&mut self) -> Result<Option<Contents>, Error> {
+        if std::mem::replace(&mut self.given, true) {
+            return Ok(None);
+        }
+        let missing = |what: &str| Error::Damaged(format!("it holds no {what}"));
+        let head = self.head.clone().ok_or_else(|| missing(HEAD))?;
+        let settings = self.settings.take().ok_or_else(|| missing(SETTINGS))?;
+        let keys = KeyFiles::from_contents(std::mem::take(&mut self.keys))
+            .map_err(|error| Error::Damaged(format!("its keys: {error}")))?;
+        Ok(Some(Contents { head, settings, keys }))
+    }
+}
+
+/// Reads a bundle through and checks everything it holds. Blocks.
+///
+/// # Errors
+/// Where any bit is not what was written, or the passphrase is another one.
+pub fn verify(source: impl Read, passphrase: &Passphrase) -> Result<Manifest, Error> {
+    #[derive(Default)]
+    struct Check(FrameReader);
+    impl Visitor for Check {
+        fn contents(&mut self, _: Contents) -> Result<(), Error> {
+            Ok(())
+        }
+        fn frame(&mut self, frame: &[u8]) -> Result<(), Error> {
+            self.0.push(frame).map(drop).map_err(|error| Error::Damaged(error.to_string()))
+        }
+    }
+    let mut check = Check::default();
+    let manifest = read(source, passphrase, &mut check)?;
+    let state = check.0.finish().map_err(|error| Error::Damaged(error.to_string()))?;
+    matches(&manifest, state.revision, state.objects)?;
+    Ok(manifest)
+}
+
+/// Whether the snapshot is of the state that the manifest says.
+pub(super) fn matches(manifest: &Manifest, revision: u64, objects: u64) -> Result<(), Error> {
+    if (manifest.head.revision, manifest.head.objects) == (revision, objects) {
+        return Ok(());
+    }
+    Err(Error::Damaged(format!(
+        "its snapshot holds {objects} objects at revision {revision}, not what it says"
+    )))
+}
+
+/// Remembers why a source could not be read: what reads through it says only
+/// that it could not.
+struct Tracked<R> {
+    inner: R,
+    failure: Arc<OnceLock<String>>,
+}
+
+impl<R: Read> Read for Tracked<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.inner.read(buffer).inspect_err(|error| {
+            if error.kind() != io::ErrorKind::Interrupted {
+                self.failure.get_or_init(|| error.to_string());
+            }
+        })
+    }
+}

@@ -1,0 +1,144 @@
+//! Makes the entries of a bundle on a master: a view of the state, taken in an
+//! instant, and frames made as fast as they are taken, so that neither writes
+//! nor memory suffer from a slow receiver. `admin.rs` hands them to an operator,
+//! `schedule.rs` writes them itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use consensus::{BackupView, Consensus};
+use proto_env::Env;
+use proto_wire::settings::ClusterSettings;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::manifest::{self, FORMAT, Head, SETTINGS, SNAPSHOT, Sum, json_entry};
+use super::{Entry, Error};
+use crate::pki::{ClusterKeys, KeyFiles};
+
+/// How long a quorum may take to say that this master has everything.
+const BARRIER_DEADLINE: Duration = Duration::from_secs(5);
+/// Entries on their way, of half a megabyte or one larger object each.
+const ENTRIES_AHEAD: usize = 4;
+/// Bound on the pause between two entries that a receiver takes.
+const ENTRY_TIMEOUT: Duration = Duration::from_secs(300);
+/// Backups at a time: each keeps objects alive that were replaced meanwhile.
+const AT_A_TIME: usize = 2;
+
+/// What backups of this master are made from.
+pub struct Source {
+    consensus: Arc<Consensus>,
+    keys: Arc<ClusterKeys>,
+    settings: ClusterSettings,
+    master: String,
+    env: Env,
+    places: Arc<Semaphore>,
+}
+
+/// A state that waits to be taken.
+pub struct Opened {
+    head: Head,
+    view: BackupView,
+    files: Vec<Entry>,
+    env: Env,
+    place: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Source {
+    /// Backups of the member that runs here.
+    pub fn new(
+        consensus: Arc<Consensus>,
+        keys: Arc<ClusterKeys>,
+        settings: ClusterSettings,
+        master: String,
+        env: Env,
+    ) -> Arc<Self> {
+        let places = Arc::new(Semaphore::new(AT_A_TIME));
+        Arc::new(Self { consensus, keys, settings, master, env, places })
+    }
+
+    pub(super) fn consensus(&self) -> &Consensus {
+        &self.consensus
+    }
+
+    pub(super) fn env(&self) -> &Env {
+        &self.env
+    }
+
+    /// Takes a view of the state. Without a quorum it is that of this master
+    /// alone, and says so.
+    ///
+    /// # Errors
+    /// Where too many backups run, or there is no state yet.
+    pub async fn open(&self) -> Result<Opened, Error> {
+        let place = self.places.clone().try_acquire_owned().map_err(|_| {
+            Error::Refused(format!("{AT_A_TIME} backups of this master are running: try again later"))
+        })?;
+        let view = self.consensus.backup_view(BARRIER_DEADLINE).await?;
+        let now = jiff::Timestamp::try_from(self.env.clock.now()).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+        let head = Head {
+            format: FORMAT,
+            cluster_id: self.consensus.cluster_id().to_owned(),
+            revision: view.view.revision(),
+            applied_index: view.applied_index,
+            term: view.term,
+            objects: view.view.objects() as u64,
+            time: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            master: self.master.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            stale: view.stale.clone(),
+        };
+        let mut files = vec![
+            json_entry(manifest::HEAD, &head)?,
+            Entry { name: SETTINGS.to_owned(), data: self.settings.to_json().into() },
+        ];
+        for (name, data) in KeyFiles::contents(&self.keys) {
+            files.push(Entry { name: format!("pki/{name}"), data: data.into() });
+        }
+        Ok(Opened { head, view, files, env: self.env.clone(), place })
+    }
+}
+
+impl Opened {
+    /// Of which state it is.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// The entries, made as they are taken. A stream that does not end with the
+    /// manifest is no bundle.
+    pub fn stream(self) -> mpsc::Receiver<Result<Entry, Error>> {
+        let (sender, receiver) = mpsc::channel(ENTRIES_AHEAD);
+        tokio::spawn(async move {
+            let shutdown = self.env.shutdown.clone();
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => {}
+                () = self.send(sender) => {}
+            }
+        });
+        receiver
+    }
+
+    async fn send(self, sender: mpsc::Sender<Result<Entry, Error>>) {
+        let Self { head, view, files, env: _, place: _place } = self;
+        let mut sum = Sum::default();
+        let frames = (0_u64..).zip(view.view.frames()).map(|(number, frame)| {
+            let data = frame.map_err(|error| Error::Source(error.to_string()))?;
+            Ok(Entry { name: format!("{SNAPSHOT}{number:08}"), data })
+        });
+        for entry in files.into_iter().map(Ok).chain(frames) {
+            if let Ok(Entry { name, data }) = &entry {
+                sum.add(name, data);
+            }
+            let failed = entry.is_err();
+            match tokio::time::timeout(ENTRY_TIMEOUT, sender.send(entry)).await {
+                Ok(Ok(())) if !failed => {}
+                _ => return,
+            }
+        }
+        let end = json_entry(manifest::MANIFEST, &sum.manifest(head));
+        if tokio::time::timeout(ENTRY_TIMEOUT, sender.send(end)).await.is_err() {
+            tracing::warn!("nobody took the end of a backup");
+        }
+    }
+}
