@@ -108,6 +108,9 @@ impl Injector {
         while let Some(due) = self.schedule.pop_front_if(|(_, entry)| entry.at <= now) {
             self.waiting.push(due);
         }
+        if self.waiting.is_empty() {
+            self.votes.clear();
+        }
         for (index, entry) in std::mem::take(&mut self.waiting) {
             // What is down already cannot be struck, but it can be replaced.
             let mut order = world.members();

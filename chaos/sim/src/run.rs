@@ -124,9 +124,7 @@ impl Run<'_> {
         let limit = self.options.experiment.spec.recover_within;
         let before = self.world.observer.acknowledged();
         let healed = self.until(limit, |world| {
-            world.is_whole()
-                && world.observer.acknowledged() >= before + HEALED_WRITES
-                && world.pods_wanted() <= world.pods_beside(&BTreeSet::new())
+            world.is_whole() && world.observer.acknowledged() >= before + HEALED_WRITES && world.serves()
         })?;
         if healed {
             return Ok(());

@@ -179,6 +179,11 @@ impl<'a> World<'a> {
         u32::try_from(run.count()).unwrap_or(u32::MAX)
     }
 
+    /// Whether all pods run that should.
+    pub fn serves(&self) -> bool {
+        self.workers.is_empty() || self.pods_beside(&BTreeSet::new()) >= self.pods_wanted()
+    }
+
     /// How many pods there should be.
     pub fn pods_wanted(&self) -> u32 {
         worker::replicas(u32::try_from(self.workers.len()).unwrap_or(u32::MAX))
@@ -213,7 +218,9 @@ impl<'a> World<'a> {
 
     /// How many masters are a majority, however the group changes meanwhile: its size stays.
     pub fn quorum(&self) -> usize {
-        (self.workload.masters().len().min(self.founders)) / 2 + 1
+        // Of an even number one does not vote.
+        let voters = (self.workload.masters().len().min(self.founders).max(1) - 1) / 2 * 2 + 1;
+        voters / 2 + 1
     }
 
     /// The machine of a node.
