@@ -6,7 +6,7 @@ use openraft::entry::RaftEntry as _;
 use storage::codec::decode;
 
 use crate::consensus::Consensus;
-use crate::raft_types::RaftEntry;
+use crate::raft_types::{RaftEntry, Vote};
 use crate::types::NodeId;
 
 /// For whom a member voted last, or whom it follows.
@@ -30,7 +30,17 @@ pub struct LogRecord {
 }
 
 impl Consensus {
-    /// The vote that this member has saved.
+    /// The vote that lies in its log; none before the first.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn vote_kept(&self) -> storage::Result<Option<VoteSeen>> {
+        let Some(bytes) = self.log.state().vote else { return Ok(None) };
+        let vote: Vote = decode("vote", &bytes)?;
+        Ok(Some(VoteSeen { term: vote.leader_id.term, candidate: vote.leader_id.voted_for }))
+    }
+
+    /// The vote by which this member acts, once it has saved it.
     pub fn vote_seen(&self) -> VoteSeen {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();

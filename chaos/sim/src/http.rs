@@ -1,5 +1,5 @@
 //! A Kubernetes client of the simulation: plain HTTP/1.1 over the simulated
-//! network, as the administrator. What matters here is what a failure means: the
+//! network, as the administrator unless told otherwise. What matters here is what a failure means: the
 //! request never left, or nobody knows. `workload.rs` and `watcher.rs` use it.
 
 use std::net::IpAddr;
@@ -43,13 +43,23 @@ pub struct Answer {
 pub struct Client {
     master: IpAddr,
     links: Links,
+    identity: PeerIdentity,
     connection: Option<SendRequest<Full<Bytes>>>,
 }
 
 impl Client {
     /// A client of the master at `master`.
     pub fn new(master: IpAddr, links: Links) -> Self {
-        Self { master, links, connection: None }
+        let identity = PeerIdentity {
+            common_name: "simulation".to_owned(),
+            organizations: vec!["system:masters".to_owned()],
+        };
+        Self::with_identity(master, links, identity)
+    }
+
+    /// The same as somebody else.
+    pub fn with_identity(master: IpAddr, links: Links, identity: PeerIdentity) -> Self {
+        Self { master, links, identity, connection: None }
     }
 
     /// Asks, within [`TIMEOUT`].
@@ -100,12 +110,8 @@ impl Client {
     }
 
     async fn connect(&self) -> Option<SendRequest<Full<Bytes>>> {
-        let admin = PeerIdentity {
-            common_name: "simulation".to_owned(),
-            organizations: vec!["system:masters".to_owned()],
-        };
         let address = format!("{}:{API_PORT}", self.master);
-        let connecting = connect_as(&address, Some(&admin), &self.links);
+        let connecting = connect_as(&address, Some(&self.identity), &self.links);
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await;
         let stream = connected.ok()?.ok()?.stream;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chaos_spec::experiment::Entry;
-use chaos_spec::fault::{ClockChange, DiskKind, Fault, Member};
+use chaos_spec::fault::{ClockChange, DiskKind, Fault, Member, WorkerKind};
 use chaos_spec::report::FaultRecord;
 use chaos_spec::resolve::Link;
 use chaos_spec::units::Offset;
@@ -28,6 +28,8 @@ use crate::world::World;
 
 /// A fault of the disk that nothing has felt when it should end goes on for so long.
 const UNFELT: Duration = Duration::from_millis(100);
+/// Four seconds of silence, five that pods tolerate, and as many again for what follows.
+const MOVED: Duration = Duration::from_secs(15);
 /// How long a power loss waits for somebody who has just voted.
 const AIM: Duration = Duration::from_secs(4);
 /// Where on a machine files are damaged.
@@ -43,6 +45,8 @@ enum Undo {
     /// With how many calls had failed before.
     Disk(NodeName, u64),
     Clock(NodeName),
+    /// With when it began.
+    Worker(NodeName, WorkerKind, Duration),
 }
 
 /// The hand that does it.
@@ -103,6 +107,9 @@ impl Injector {
         self.end_due(world, now);
         while let Some(due) = self.schedule.pop_front_if(|(_, entry)| entry.at <= now) {
             self.waiting.push(due);
+        }
+        if self.waiting.is_empty() {
+            self.votes.clear();
         }
         for (index, entry) in std::mem::take(&mut self.waiting) {
             // What is down already cannot be struck, but it can be replaced.
@@ -227,6 +234,16 @@ impl Injector {
                     machine.clock.set_skew_ms(0);
                 }
             }
+            Undo::Worker(node, kind, began) => {
+                Self::judge_pods(world, node, self.origin + began);
+                match kind {
+                    WorkerKind::Kill => world.on_worker(node, |sim, worker, _| sim.bounce(worker)),
+                    WorkerKind::Cut => world.on_worker(node, |sim, worker, masters| {
+                        masters.iter().for_each(|master| sim.repair(worker, *master));
+                    }),
+                    WorkerKind::Pause => world.workers().get(&node).iter().for_each(|w| w.pause(false)),
+                }
+            }
         }
     }
 
@@ -290,8 +307,29 @@ impl Injector {
                 Some(machines.len() as u64)
             }
             Fault::Member(member) => Self::member(world, group, member),
-            // Not in this world: standing still without dying.
-            Fault::Pause(_) | Fault::Worker(_) => Some(0),
+            Fault::Worker(fault) => {
+                let mut order: Vec<NodeName> = world.workers().keys().copied().collect();
+                order.shuffle(&mut self.random);
+                let nodes = match &fault.target {
+                    Target::Any => order.into_iter().take(1).collect(),
+                    Target::Nodes(names) => order.into_iter().filter(|node| names.contains(node)).collect(),
+                    _ => order,
+                };
+                let nodes = some(nodes)?;
+                for node in &nodes {
+                    match fault.kind {
+                        WorkerKind::Kill => world.on_worker(*node, |sim, worker, _| sim.crash(worker)),
+                        WorkerKind::Cut => world.on_worker(*node, |sim, worker, masters| {
+                            masters.iter().for_each(|master| sim.partition(worker, *master));
+                        }),
+                        WorkerKind::Pause => world.workers().get(node).iter().for_each(|w| w.pause(true)),
+                    }
+                    self.active.push((end, index, Undo::Worker(*node, fault.kind, entry.at)));
+                }
+                Some(nodes.len() as u64)
+            }
+            // Not in this world: a master that stands still without dying.
+            Fault::Pause(_) => Some(0),
         }
     }
 
@@ -375,6 +413,20 @@ impl Injector {
         }
         world.start(machine.node);
         damaged.is_some()
+    }
+
+    /// A worker that was away for long enough has lost its pods to the others, if somebody led all the while.
+    fn judge_pods(world: &World<'_>, node: NodeName, began: Duration) {
+        let now = world.elapsed();
+        let elected = world.observer.leaders().last().map(|(since, ..)| *since).unwrap_or_default();
+        let long = now.saturating_sub(began.max(elected)) > MOVED;
+        let (there, wanted) = (world.pods_beside(&BTreeSet::from([node])), world.pods_wanted());
+        tracing::info!(target: "chaos", %node, there, wanted, long, "pods beside a worker that was away");
+        if long && world.leader().is_some() && world.workers().len() > 1 && there < wanted {
+            let what =
+                format!("{node} was away for {:?}: {there} of {wanted} pods run elsewhere", now - began);
+            world.observer.violation("pods-move", what);
+        }
     }
 
     fn member(world: &mut World<'_>, group: &Group, member: &Member) -> Option<u64> {

@@ -25,9 +25,10 @@ use crate::seams::network::SimNetwork;
 use crate::seams::random::SimRandom;
 use crate::workload::Workload;
 
-/// Port of the API, and of everything between masters.
+/// Port of the API.
 pub const API_PORT: u16 = 6443;
-const PEER_PORT: u16 = 6444;
+/// Port of everything between masters, and of workers' beats.
+pub const PEER_PORT: u16 = 6444;
 /// How long a master that ended stays down, as under a supervisor.
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
 const ORDERS_MAX: usize = 8;

@@ -7,6 +7,7 @@
 //! | `seams/` | clock, random, network and disk as a master sees them |
 //! | `plan.rs` | an experiment drawn from the seed, where no file gives one |
 //! | `world.rs`, `machine.rs` | the machines, each with its master built as in production |
+//! | `worker.rs` | simulated workers |
 //! | `workload.rs`, `watcher.rs`, `http.rs` | the clients |
 //! | `inject.rs` | what goes wrong, when it is time |
 //! | `observer.rs`, `checks/` | what is seen, and what must hold of the masters meanwhile |
@@ -24,6 +25,7 @@ mod run;
 mod seams;
 mod trace;
 mod watcher;
+mod worker;
 mod workload;
 mod world;
 

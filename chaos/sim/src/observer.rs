@@ -108,8 +108,13 @@ impl Observer {
 
     /// Looks into the master that starts on a node, until it ends.
     pub fn attach(&self, node: NodeName, consensus: &Arc<Consensus>) {
-        let forgotten = self.lock().votes.started(node, consensus.node_id(), consensus.vote_seen());
-        forgotten.into_iter().for_each(|what| self.violation(votes::CHECK, what));
+        match consensus.vote_kept() {
+            Ok(vote) => {
+                let forgotten = self.lock().votes.started(node, consensus.node_id(), vote);
+                forgotten.into_iter().for_each(|what| self.violation(votes::CHECK, what));
+            }
+            Err(error) => self.violation("observer", format!("{node}: {error}")),
+        }
         match consensus.store().watch(fence::KEY, consensus.store().revision()) {
             Ok(watch) => drop(tokio::spawn(follow_journal(self.clone(), watch))),
             Err(error) => self.violation("observer", format!("{node}: {error}")),

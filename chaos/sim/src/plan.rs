@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use chaos_spec::experiment::{Cluster, Entry, Metadata, Mix, Spec, Workload};
 use chaos_spec::fault::{
-    Clock, ClockChange, Cut, Disk, DiskKind, Fault, Hold, Lose, Member, Replace, Shape, Slow, Strike,
+    Clock, ClockChange, Cut, Disk, DiskKind, Fault, Hold, Lose, Member, Replace, Shape, Slow, Strike, Worker,
+    WorkerKind,
 };
 use chaos_spec::units::{Offset, Percent};
 use chaos_spec::{Experiment, Invariant, NodeName, Target};
@@ -33,7 +34,7 @@ pub fn random(seed: u64, masters: u32, duration: Duration) -> Result<Experiment>
     let mut random = generator(seed, 1);
     let rate = random.random_range(20..120);
     let spec = Spec {
-        cluster: Cluster { masters, workers: 0 },
+        cluster: Cluster { masters, workers: if random.random_bool(0.25) { 2 } else { 0 } },
         steady_state: Vec::new(),
         workload: Workload {
             clients: random.random_range(2..6),
@@ -68,8 +69,16 @@ fn schedule(random: &mut StdRng, experiment: &mut Experiment) {
     let mut replaced = BTreeSet::new();
     let mut damaged = false;
     while at + MARGIN < duration {
-        let lasts = Duration::from_millis(random.random_range(200..6000)).min(duration - at);
-        if let Some(fault) = fault(random, masters, &mut replaced, &mut damaged) {
+        let mut lasts = Duration::from_millis(random.random_range(200..6000)).min(duration - at);
+        let fault = match random.random_range(0..12) {
+            0 if experiment.spec.cluster.workers > 0 => {
+                // Pods leave after nine seconds at the earliest.
+                lasts = Duration::from_millis(random.random_range(1000..25_000)).min(duration - at);
+                Some(worker(random))
+            }
+            _ => fault(random, masters, &mut replaced, &mut damaged),
+        };
+        if let Some(fault) = fault {
             let lasts = (!fault.is_instant()).then_some(lasts);
             experiment.spec.schedule.push(Entry { at, lasts, fault });
             if experiment.check().is_err() {
@@ -127,6 +136,12 @@ fn fault(
         94..98 if several => replacement(random, masters, replaced)?,
         _ => return None,
     })
+}
+
+fn worker(random: &mut StdRng) -> Fault {
+    let kinds = [WorkerKind::Kill, WorkerKind::Cut, WorkerKind::Pause];
+    let kind = kinds[random.random_range(0..kinds.len())];
+    Fault::Worker(Worker { target: Target::Any, kind })
 }
 
 fn cut(random: &mut StdRng, masters: u32) -> Cut {
@@ -199,6 +214,7 @@ mod tests {
             "disk-eio",
             "disk-slow-fsync",
             "disk-bitflip",
+            "worker-kill",
         ] {
             assert!(kinds.contains(kind), "{kind} is not in {kinds:?}");
         }

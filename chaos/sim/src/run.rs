@@ -3,6 +3,7 @@
 //!
 //! boot -> chaos -> heal (the cluster must come back by itself) -> drain -> judge
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -123,7 +124,7 @@ impl Run<'_> {
         let limit = self.options.experiment.spec.recover_within;
         let before = self.world.observer.acknowledged();
         let healed = self.until(limit, |world| {
-            world.is_whole() && world.observer.acknowledged() >= before + HEALED_WRITES
+            world.is_whole() && world.observer.acknowledged() >= before + HEALED_WRITES && world.serves()
         })?;
         if healed {
             return Ok(());
@@ -133,8 +134,10 @@ impl Run<'_> {
             format!("{node} {:?} {:?}", *master.leadership().borrow(), master.status())
         });
         let what = format!(
-            "{limit:?} after the last fault: {} writes acknowledged; members {:?}; {}",
+            "{limit:?} after the last fault: {} writes acknowledged; {} of {} pods run; members {:?}; {}",
             self.world.observer.acknowledged() - before,
+            self.world.pods_beside(&BTreeSet::new()),
+            self.world.pods_wanted(),
             self.world.members().iter().map(ToString::to_string).collect::<Vec<_>>(),
             states.collect::<Vec<_>>().join("; ")
         );

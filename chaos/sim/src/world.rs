@@ -18,6 +18,7 @@ use crate::machine::{Machine, Order};
 use crate::observer::Observer;
 use crate::seams::clock::EPOCH_SECONDS;
 use crate::seams::links::{Links, Shape};
+use crate::worker::{self, Worker};
 use crate::workload::{Workload, store_token};
 
 /// Longest latency of a link that nothing is wrong with.
@@ -40,6 +41,7 @@ pub struct World<'a> {
     sim: Sim<'a>,
     ticks: u64,
     machines: BTreeMap<NodeName, Arc<Machine>>,
+    workers: BTreeMap<NodeName, Arc<Worker>>,
     /// Who should be a member in the end.
     expected: BTreeSet<NodeName>,
     /// Who is to leave, and has not yet.
@@ -71,7 +73,7 @@ impl<'a> World<'a> {
         let observer = Observer::default();
         let links = Links::new(seed);
         let workload = Workload::new(&experiment.spec.workload, observer.clone(), seed, links.clone());
-        let (machines, expected, retiring, suspects) = Default::default();
+        let (machines, workers, expected, retiring, suspects) = Default::default();
         let named = experiment.spec.schedule.iter().filter_map(|entry| match &entry.fault {
             Fault::Member(Member::Add(new) | Member::Replace(Replace { new, .. })) => Some(new.number()),
             _ => None,
@@ -85,6 +87,7 @@ impl<'a> World<'a> {
             sim,
             ticks: 0,
             machines,
+            workers,
             expected,
             retiring,
             suspects,
@@ -96,6 +99,7 @@ impl<'a> World<'a> {
             world.place(node)?;
         }
         world.place_clients();
+        world.place_workers(experiment.spec.cluster.workers);
         Ok(world)
     }
 
@@ -133,6 +137,53 @@ impl<'a> World<'a> {
         self.host("clients", move || workload.clone().everyone());
     }
 
+    fn place_workers(&mut self, count: u32) {
+        for node in (1..=count).filter_map(NodeName::worker) {
+            let worker = Worker::new(node, &self.workload);
+            let software = worker.clone();
+            self.host(worker.ip, move || software.clone().run());
+            self.workers.insert(node, worker);
+        }
+        if count > 0 {
+            let workload = self.workload.clone();
+            self.host("deployer", move || worker::deploy(workload.clone(), count));
+        }
+    }
+
+    /// The workers.
+    pub fn workers(&self) -> &BTreeMap<NodeName, Arc<Worker>> {
+        &self.workers
+    }
+
+    /// Does something to the machine of a worker: takes it away, brings it back, or parts it from all masters.
+    pub fn on_worker(&mut self, node: NodeName, change: impl Fn(&mut Sim<'_>, IpAddr, &[IpAddr])) {
+        let masters: Vec<IpAddr> = self.machines.values().map(|machine| machine.ip).collect();
+        if let Some(worker) = self.workers.get(&node) {
+            change(&mut self.sim, worker.ip, &masters);
+        }
+    }
+
+    /// How many pods run on workers other than these, as whoever leads knows.
+    pub fn pods_beside(&self, nodes: &BTreeSet<NodeName>) -> u32 {
+        let leader = self.leader();
+        let masters = self.observer.masters();
+        let master = masters.iter().find(|(node, _)| Some(*node) == leader);
+        let page = master.and_then(|(_, master)| master.store().range(worker::PODS, None, 0, None).ok());
+        let pods = page.iter().flat_map(|page| &page.objects);
+        let run = pods.filter_map(|pod| worker::runs_on(&pod.value)).filter(|node| !nodes.contains(node));
+        u32::try_from(run.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether all pods run that should.
+    pub fn serves(&self) -> bool {
+        self.workers.is_empty() || self.pods_beside(&BTreeSet::new()) >= self.pods_wanted()
+    }
+
+    /// How many pods there should be.
+    pub fn pods_wanted(&self) -> u32 {
+        worker::replicas(u32::try_from(self.workers.len()).unwrap_or(u32::MAX))
+    }
+
     fn addresses(&self) -> Vec<IpAddr> {
         self.expected.iter().filter_map(|node| self.machines.get(node)).map(|machine| machine.ip).collect()
     }
@@ -162,7 +213,9 @@ impl<'a> World<'a> {
 
     /// How many masters are a majority, however the group changes meanwhile: its size stays.
     pub fn quorum(&self) -> usize {
-        (self.workload.masters().len().min(self.founders)) / 2 + 1
+        // Of an even number one does not vote.
+        let voters = (self.workload.masters().len().min(self.founders).max(1) - 1) / 2 * 2 + 1;
+        voters / 2 + 1
     }
 
     /// The machine of a node.

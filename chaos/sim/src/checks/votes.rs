@@ -23,8 +23,9 @@ impl Votes {
     }
 
     /// It has started again and knows this vote; says what it has forgotten.
-    pub fn started(&self, node: NodeName, id: u64, vote: VoteSeen) -> Option<String> {
+    pub fn started(&self, node: NodeName, id: u64, vote: Option<VoteSeen>) -> Option<String> {
         let (known, last) = self.last.get(&node)?;
+        let vote = vote.unwrap_or(VoteSeen { term: 0, candidate: 0 });
         let kept = vote.term > last.term || (vote.term == last.term && vote.candidate == last.candidate);
         (*known == id && !kept).then(|| {
             format!(
@@ -42,14 +43,15 @@ mod tests {
     #[test]
     fn a_vote_that_goes_back_or_turns_is_found() {
         let m1 = NodeName::master(1).unwrap();
-        let vote = |term, candidate| VoteSeen { term, candidate };
+        let vote = |term, candidate| Some(VoteSeen { term, candidate });
         let mut votes = Votes::default();
         assert_eq!(votes.started(m1, 1, vote(1, 1)), None);
-        votes.seen(m1, 1, vote(3, 2));
+        votes.seen(m1, 1, VoteSeen { term: 3, candidate: 2 });
         assert_eq!(votes.started(m1, 1, vote(3, 2)), None);
         assert_eq!(votes.started(m1, 1, vote(4, 1)), None);
         assert!(votes.started(m1, 1, vote(2, 2)).is_some());
         assert!(votes.started(m1, 1, vote(3, 1)).is_some());
+        assert!(votes.started(m1, 1, None).is_some());
         // Another member on the same machine never voted.
         assert_eq!(votes.started(m1, 9, vote(0, 0)), None);
     }
