@@ -5,7 +5,7 @@
 //! is; and a master that was removed, or whose cluster was recovered without it,
 //! is told so. A recovered master tells the members of the lost cluster itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,24 +15,54 @@ use proto_env::{MASTERS_ORGANIZATION, Purpose};
 use proto_wire::raft::raft_client::RaftClient;
 use proto_wire::raft::{HelloRequest, HelloResponse, PeerAddress};
 use tonic::Status;
+use tonic::transport::Channel;
 
 use crate::consensus::Consensus;
 use crate::fence::SUPERSEDED_KEY;
 use crate::types::NodeId;
 
-/// How often a master that hears from no leader asks.
+/// Between looks, and between the first questions of a master that hears from no leader.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// Questions become rarer up to every so many looks: connections cost those most
+/// who are busy already.
+const SELDOM: u32 = 8;
 /// Bound on one question, connecting included.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// Rounds between two tellings of a lost cluster's members.
+/// Looks between two tellings of a lost cluster's members.
 const TELL_ROUNDS: u32 = 4;
 /// The most addresses asked at once: two each of seven voters and as many learners.
 const ADDRESSES_MAX: usize = 32;
 
+/// When to ask, and over what.
+#[derive(Default)]
+struct Rounds {
+    /// Looks so far.
+    number: u32,
+    /// Looks until the next question, and between that one and the one after.
+    wait: u32,
+    pause: u32,
+    /// Connections that have not failed yet.
+    channels: BTreeMap<String, Channel>,
+    /// Who was found to be of another cluster: said once each, or it would fill the log.
+    strangers: BTreeSet<String>,
+}
+
+impl Rounds {
+    /// Whether to ask now, while no leader is heard from.
+    fn due(&mut self) -> bool {
+        if self.wait > 0 {
+            self.wait -= 1;
+            return false;
+        }
+        self.pause = (self.pause * 2).clamp(1, SELDOM);
+        self.wait = self.pause - 1;
+        true
+    }
+}
+
 /// Asks and tells until the node stops.
 pub(crate) async fn run(consensus: Arc<Consensus>) {
-    let mut round = 0;
-    let mut strangers = BTreeSet::new();
+    let mut rounds = Rounds::default();
     let mut superseded = consensus.peers.superseded();
     loop {
         tokio::select! {
@@ -42,34 +72,48 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
                 let by = superseded.borrow_and_update().clone();
                 consensus.superseded(&by);
             }
-            () = tokio::time::sleep(INTERVAL) => {
-                let mut addresses = BTreeSet::new();
-                if !consensus.leadership.borrow().quorum {
-                    addresses = consensus.addresses();
-                }
-                if round % TELL_ROUNDS == 0 {
-                    addresses.extend(consensus.fences.tell.iter().cloned());
-                }
-                round = round.wrapping_add(1);
-                let asked = addresses.iter().take(ADDRESSES_MAX).map(|address| consensus.hello(address));
-                for (address, answer) in addresses.iter().zip(join_all(asked).await) {
-                    match answer {
-                        Ok(answer) => consensus.met(address, answer),
-                        Err(status) if status.code() == tonic::Code::PermissionDenied => {
-                            // Once each, or it would fill the log.
-                            if strangers.insert(address.clone()) {
-                                tracing::warn!(address, why = status.message(), "a stranger is at this address");
-                            }
-                        }
-                        Err(_) => {}
-                    }
-                }
-            }
+            () = tokio::time::sleep(INTERVAL) => consensus.look_around(&mut rounds).await,
         }
     }
 }
 
 impl Consensus {
+    async fn look_around(&self, rounds: &mut Rounds) {
+        let mut addresses = BTreeSet::new();
+        if self.leadership.borrow().quorum {
+            (rounds.wait, rounds.pause) = (0, 0);
+            rounds.channels.clear();
+        } else if rounds.due() {
+            addresses = self.addresses();
+        }
+        if rounds.number.is_multiple_of(TELL_ROUNDS) {
+            addresses.extend(self.fences.tell.iter().cloned());
+        }
+        rounds.number = rounds.number.wrapping_add(1);
+        let asked = addresses.into_iter().take(ADDRESSES_MAX).map(|address| {
+            let channel = rounds.channels.get(&address).cloned();
+            async move { (self.hello(&address, channel).await, address) }
+        });
+        for (answer, address) in join_all(asked).await {
+            match answer {
+                Ok((answer, channel)) => {
+                    self.met(&address, answer);
+                    rounds.channels.insert(address, channel);
+                }
+                Err(status) => {
+                    rounds.channels.remove(&address);
+                    let stranger = status.code() == tonic::Code::PermissionDenied;
+                    if stranger
+                        && rounds.strangers.len() < ADDRESSES_MAX
+                        && rounds.strangers.insert(address.clone())
+                    {
+                        tracing::warn!(address, why = status.message(), "a stranger is at this address");
+                    }
+                }
+            }
+        }
+    }
+
     /// Where others may be.
     fn addresses(&self) -> BTreeSet<String> {
         let (_, nodes) = self.membership();
@@ -80,14 +124,17 @@ impl Consensus {
         all
     }
 
-    async fn hello(&self, address: &str) -> Result<HelloResponse, Status> {
+    async fn hello(&self, address: &str, known: Option<Channel>) -> Result<(HelloResponse, Channel), Status> {
         let options = ChannelOptions {
             purpose: Purpose::Peer,
             organization: Some(MASTERS_ORGANIZATION),
             connect_timeout: TIMEOUT,
         };
-        let channel = channel(self.env.network.clone(), address, options)
-            .map_err(|error| Status::unavailable(error.to_string()))?;
+        let channel = match known {
+            Some(channel) => channel,
+            None => channel(self.env.network.clone(), address, options)
+                .map_err(|error| Status::unavailable(error.to_string()))?,
+        };
         let mut request = tonic::Request::new(HelloRequest {
             cluster_id: self.cluster_id.clone(),
             node_id: self.node_id,
@@ -95,10 +142,10 @@ impl Consensus {
             supersedes: self.fences.supersedes.clone(),
         });
         request.set_timeout(TIMEOUT);
-        let mut client = RaftClient::new(channel);
+        let mut client = RaftClient::new(channel.clone());
         let call = self.peers.noting(client.hello(request));
         match tokio::time::timeout(TIMEOUT, call).await {
-            Ok(answer) => answer.map(tonic::Response::into_inner),
+            Ok(answer) => answer.map(|answer| (answer.into_inner(), channel)),
             Err(_) => Err(Status::deadline_exceeded("no answer")),
         }
     }
@@ -164,5 +211,17 @@ impl Consensus {
         // In the middle of a change nothing is certain.
         let Ok(_unchanging) = self.changing.try_lock() else { return false };
         self.leadership.borrow().leading && !self.is_joint() && !self.membership().1.contains_key(&id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_become_rarer() {
+        let mut rounds = Rounds::default();
+        let asked: Vec<usize> = (0..40).filter(|_| rounds.due()).collect();
+        assert_eq!(asked, [0, 1, 3, 7, 15, 23, 31, 39]);
     }
 }
