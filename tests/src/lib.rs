@@ -9,6 +9,7 @@
 pub mod cluster;
 pub mod figures;
 pub mod load;
+pub mod strace;
 pub mod wait;
 
 pub use cluster::{Cluster, How};
