@@ -79,6 +79,11 @@ impl Cluster {
         client_for(&self.kubeconfig(), Some(&format!("https://{address}:6443"))).await
     }
 
+    /// Where the nodes' files lie.
+    pub fn root(&self) -> &std::path::Path {
+        &self.root
+    }
+
     /// The operator's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.root.join("kubeconfig")

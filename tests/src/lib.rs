@@ -12,6 +12,7 @@ pub mod hosts;
 pub mod load;
 pub mod masters;
 pub mod s3;
+pub mod strace;
 pub mod wait;
 
 pub use cluster::{Cluster, How};

@@ -67,6 +67,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // A file system that knows of nobody: it lies under a master's or a test's files.
     ("chaos-disk", &[]),
     ("chaos-oracle", &[]),
+    ("chaos-power", &["chaos-disk", "proto-env", "storage", "consensus"]),
     (
         "chaos-sim",
         &["chaos-oracle", "chaos-spec", "proto-env", "proto-wire", "storage", "consensus", "master-node"],

@@ -1,0 +1,233 @@
+//! What masters ask of the kernel, under strace: every acknowledged write follows
+//! a sync of the log on a quorum, every removed log segment and every adopted
+//! snapshot a sync of every file of the object store. That the test can fail it
+//! shows itself, by having strace leave syncs out.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::json;
+use tests::strace::{Event, Strace, now};
+use tests::{Cluster, How, eventually, eventually_within};
+
+const MASTERS: [&str; 3] = ["m1", "m2", "m3"];
+const WRITES: usize = 60;
+/// Large writes that fill the log until segments are removed: it is purged above 256 MiB.
+const LARGE_BYTES: usize = 900_000;
+const LARGE_KEYS: usize = 4;
+const LARGE_AT_ONCE: usize = 4;
+const PURGE_WITHIN: std::time::Duration = std::time::Duration::from_secs(240);
+
+/// When a write was sent and when it was acknowledged.
+type Window = (u64, u64);
+
+fn pid_of(cluster: &Cluster, node: &str) -> Result<u32> {
+    let output = cluster.ephor(&["dev", "ps"])?;
+    let line = output.lines().find(|line| line.split_whitespace().next() == Some(node));
+    let pid = line.and_then(|line| line.split_whitespace().nth(3)).context("not running")?;
+    Ok(pid.parse()?)
+}
+
+async fn attach(cluster: &Cluster, node: &str, inject: Option<&str>) -> Result<Strace> {
+    let output = std::env::temp_dir().join(format!("ephor-strace-{}-{node}", std::process::id()));
+    let pid = eventually("the process", async || pid_of(cluster, node).map(Some)).await?;
+    Strace::attach(pid, &output, inject).await
+}
+
+/// Writes one after the other, so that each needs syncs of its own.
+async fn write(cluster: &Cluster, name: &str) -> Result<Vec<Window>> {
+    let api: Api<ConfigMap> = Api::default_namespaced(cluster.client());
+    let mut windows = Vec::new();
+    for number in 0..WRITES {
+        let object = serde_json::from_value(json!({ "metadata": { "name": format!("{name}-{number}") } }))?;
+        let sent = now();
+        // One that was refused, as during an election, proves nothing.
+        if api.create(&PostParams::default(), &object).await.is_ok() {
+            windows.push((sent, now()));
+        }
+    }
+    ensure!(windows.len() > WRITES / 2, "only {} of {WRITES} writes were acknowledged", windows.len());
+    Ok(windows)
+}
+
+/// On how many masters a log was written and then synced within a window.
+fn synced_masters(traces: &[Vec<Event>], (sent, acknowledged): Window) -> usize {
+    let synced = |trace: &&Vec<Event>| {
+        let within = |event: &&Event| event.start >= sent && event.end <= acknowledged;
+        let mut of_log = trace.iter().filter(within).filter(|event| event.path.contains("/log/log-"));
+        let Some(written) = of_log.clone().find(|event| event.is_write()) else { return false };
+        of_log.any(|sync| sync.is_sync() && sync.path == written.path && sync.start >= written.end)
+    };
+    traces.iter().filter(synced).count()
+}
+
+fn check_acknowledged(traces: &[Vec<Event>], windows: &[Window]) -> Result<()> {
+    for window in windows {
+        let masters = synced_masters(traces, *window);
+        ensure!(
+            masters * 2 > MASTERS.len(),
+            "a write sent at {} was acknowledged at {} with its log synced on {masters} of {} masters",
+            window.0,
+            window.1,
+            MASTERS.len()
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_is_acknowledged_after_a_quorum_has_synced_its_log() -> Result<()> {
+    let cluster = Cluster::up(3, 0).await?;
+    for unsynced in [0, 2] {
+        let mut straces = Vec::new();
+        for (number, node) in MASTERS.into_iter().enumerate() {
+            let inject = (number < unsynced).then_some("fdatasync,fsync:retval=0");
+            straces.push(attach(&cluster, node, inject).await?);
+        }
+        let windows = write(&cluster, &format!("write-{unsynced}")).await?;
+        let traces = straces.into_iter().map(Strace::finish).collect::<Result<Vec<_>>>()?;
+        let checked = check_acknowledged(&traces, &windows);
+        match unsynced {
+            0 => {
+                checked?;
+                let all = windows.iter().filter(|window| synced_masters(&traces, **window) == 3).count();
+                println!(
+                    "{} writes, each synced by a quorum before its answer, {all} by all three",
+                    windows.len()
+                );
+            }
+            _ => println!(
+                "with {unsynced} masters that do not sync: {:#}",
+                checked.err().context("unnoticed")?
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// Overwrites a few large objects again and again until `done`.
+async fn fill(cluster: &Cluster, what: &str, done: impl Fn() -> Result<bool>) -> Result<()> {
+    let api: Api<ConfigMap> = Api::default_namespaced(cluster.client());
+    let mut number = 0;
+    eventually_within(PURGE_WITHIN, what, async || {
+        let writes = (0..LARGE_AT_ONCE).map(|offset| {
+            let name = format!("large-{}", (number + offset) % LARGE_KEYS);
+            let fill = char::from(b'a' + u8::try_from(number % 26).unwrap_or(0)).to_string();
+            let object = json!({ "data": { "fill": fill.repeat(LARGE_BYTES), "n": number.to_string() } });
+            let api = api.clone();
+            async move {
+                let patch = Patch::Merge(&object);
+                if api.patch(&name, &PatchParams::default(), &patch).await.is_err() {
+                    let mut object = object.clone();
+                    object["metadata"] = json!({ "name": name });
+                    let _may_be_there =
+                        api.create(&PostParams::default(), &serde_json::from_value(object)?).await;
+                }
+                anyhow::Ok(())
+            }
+        });
+        futures::future::try_join_all(writes).await?;
+        number += LARGE_AT_ONCE;
+        Ok(done()?.then_some(()))
+    })
+    .await
+}
+
+/// The first segment of a master's log.
+fn first_segment(root: &std::path::Path, node: &str) -> Result<PathBuf> {
+    let mut names = std::fs::read_dir(root.join("nodes").join(node).join("log"))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    names.sort();
+    names.into_iter().next().context("a master without a log")
+}
+
+/// Every write to the object store from before `since` is synced before `until`.
+fn check_objects(trace: &[Event], since: u64, until: u64, what: &str) -> Result<()> {
+    let mut files = 0;
+    for (position, written) in trace.iter().enumerate() {
+        if !written.is_write() || !written.path.contains("/objects/state-") || written.end > since {
+            continue;
+        }
+        let later = &trace[position..];
+        let synced = later.iter().any(|event| {
+            event.is_sync() && event.path == written.path && event.start >= written.end && event.end <= until
+        });
+        // A file that sled has replaced by then needs no sync.
+        let gone = later.iter().any(|event| {
+            event.end <= until && event.call.starts_with("unlink") && written.path.starts_with(&event.path)
+        });
+        ensure!(synced || gone, "{what}: {} was written at {} and not synced", written.path, written.end);
+        files += 1;
+    }
+    let database = |event: &&Event| event.path.ends_with("/db") && event.is_sync() && event.end <= until;
+    ensure!(trace.iter().any(|event| database(&event)), "{what}: no sync of the database before it");
+    ensure!(files > 0, "{what}: nothing was written before it");
+    Ok(())
+}
+
+/// Every segment that was removed; how many there were.
+fn check_purges(trace: &[Event]) -> Result<usize> {
+    let mut removed = 0;
+    for event in trace.iter().filter(|it| it.call.starts_with("unlink") && it.path.contains("/log/log-")) {
+        let last_write = trace.iter().rfind(|it| it.is_write() && it.path == event.path);
+        // Written before strace came, or written to no more: what is in it is older than its removal.
+        let since = last_write.map_or(trace.first().map_or(0, |first| first.start), |last| last.end);
+        check_objects(trace, since, event.start, &format!("removing {}", event.path))?;
+        removed += 1;
+    }
+    Ok(removed)
+}
+
+/// Every snapshot that became the current state; how many there were.
+fn check_snapshots(trace: &[Event]) -> Result<usize> {
+    let mut adopted = 0;
+    for event in
+        trace.iter().filter(|it| it.call.starts_with("rename") && it.path.ends_with("/objects/CURRENT"))
+    {
+        check_objects(trace, event.start, event.start, "adopting a snapshot")?;
+        adopted += 1;
+    }
+    Ok(adopted)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_purged_and_a_snapshot_adopted_after_every_file_of_the_objects_is_synced() -> Result<()> {
+    let cluster = Cluster::up(3, 0).await?;
+    let root = cluster.root().to_owned();
+    cluster.stop("m3", How::Kill)?;
+    let straces = (attach(&cluster, "m1", None).await?, attach(&cluster, "m2", None).await?);
+    let before = [first_segment(&root, "m1")?, first_segment(&root, "m2")?];
+    fill(&cluster, "both logs to be purged", || {
+        Ok(first_segment(&root, "m1")? != before[0] && first_segment(&root, "m2")? != before[1])
+    })
+    .await?;
+    let traces = [straces.0.finish()?, straces.1.finish()?];
+    for (node, trace) in ["m1", "m2"].into_iter().zip(&traces) {
+        let removed = check_purges(trace).with_context(|| node.to_owned())?;
+        ensure!(removed > 0, "{node} removed no segment under strace");
+        println!("{node}: {removed} segments removed, each after every file of the objects was synced");
+        let unsynced: Vec<Event> =
+            trace.iter().filter(|it| !(it.is_sync() && it.path.contains("/objects/"))).cloned().collect();
+        match check_purges(&unsynced) {
+            Err(error) => println!("{node} without these syncs: {error:#}"),
+            Ok(_) => bail!("{node}: that nothing is synced goes unnoticed"),
+        }
+    }
+    // What the others have purged, the third must be sent as a snapshot.
+    let current = root.join("nodes/m3/objects/CURRENT");
+    let old = std::fs::read_to_string(&current)?;
+    cluster.start("m3")?;
+    let strace = attach(&cluster, "m3", None).await?;
+    eventually_within(PURGE_WITHIN, "a snapshot to be adopted", async || {
+        Ok((std::fs::read_to_string(&current)? != old).then_some(()))
+    })
+    .await?;
+    let adopted = check_snapshots(&strace.finish()?)?;
+    ensure!(adopted > 0, "no snapshot was adopted under strace");
+    println!("m3: {adopted} snapshots adopted, each after every file of its state was synced");
+    cluster.masters_agree().await
+}

@@ -1,0 +1,86 @@
+//! Random masters, and now and then all at once, die by SIGKILL under load and
+//! come back on the same files: nothing acknowledged is lost, every start succeeds.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tests::load::{Writer, check_writes};
+use tests::{Cluster, How, eventually};
+
+const WRITE_INTERVAL: Duration = Duration::from_millis(10);
+const MASTERS: [&str; 3] = ["m1", "m2", "m3"];
+
+/// How many kills; the acceptance asks for 300 (`EPHOR_RANDOM_KILLS=300`), a run of all tests for fewer.
+fn kills() -> Result<u32> {
+    Ok(std::env::var("EPHOR_RANDOM_KILLS").ok().map(|v| v.parse()).transpose()?.unwrap_or(6))
+}
+
+/// Whom to kill and when; printed, and taken from `EPHOR_SEED` to repeat it.
+fn seed() -> Result<u64> {
+    Ok(std::env::var("EPHOR_SEED").ok().map(|v| v.parse()).transpose()?.unwrap_or_else(rand::random))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn masters_killed_at_random_lose_nothing_and_always_start_again() -> Result<()> {
+    let (wanted, seed) = (kills()?, seed()?);
+    println!("{wanted} kills from EPHOR_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let cluster = Cluster::up(3, 0).await?;
+    let writer = Writer::start(cluster.client(), WRITE_INTERVAL);
+    let (mut killed, mut all_at_once, mut while_starting) = (0, 0, 0);
+    while killed < wanted {
+        let victims: Vec<&str> = if random.random_bool(0.1) {
+            all_at_once += 1;
+            MASTERS.to_vec()
+        } else {
+            vec![MASTERS[random.random_range(0..MASTERS.len())]]
+        };
+        for victim in &victims {
+            cluster.stop(victim, How::Kill)?;
+            killed += 1;
+        }
+        for victim in &victims {
+            cluster.start(victim)?;
+        }
+        // Again while it opens its files.
+        if random.random_bool(0.2) {
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..150))).await;
+            cluster.stop(victims[0], How::Kill)?;
+            cluster.start(victims[0])?;
+            (killed, while_starting) = (killed + 1, while_starting + 1);
+        }
+        all_back(&cluster).await.with_context(|| format!("after {killed} kills, the last of {victims:?}"))?;
+        // The moment of the next one is part of the experiment.
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..400))).await;
+        if killed % 20 == 0 {
+            println!("{killed} kills");
+        }
+    }
+    let (writes, rate) = writer.finish().await?;
+    println!(
+        "{killed} kills ({all_at_once} times all three, {while_starting} while starting): {} writes sent at \
+         {rate:.0}/s, {} acknowledged, {} failed",
+        writes.sent,
+        writes.acknowledged.len(),
+        writes.failed
+    );
+    check_writes(cluster.client(), &writes).await?;
+    cluster.masters_agree().await?;
+    println!("0 acknowledged writes lost, 0 starts failed");
+    Ok(())
+}
+
+/// Waits until every master votes again, which needs its files to have opened.
+async fn all_back(cluster: &Cluster) -> Result<()> {
+    eventually("every master to be back", async || {
+        let status = cluster.ephor(&["status"])?;
+        let back = |master: &&str| {
+            let line = status.lines().find(|line| line.starts_with(*master)).unwrap_or_default();
+            line.contains("voter") || line.contains("leader")
+        };
+        Ok(MASTERS.iter().all(back).then_some(()))
+    })
+    .await
+}
