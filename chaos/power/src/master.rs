@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use consensus::{
-    Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT, FIRST_NODE_ID,
-    MasterAddress, Objects, ProposeOptions,
+    AutopilotConfig, Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN,
+    DEFAULT_HEARTBEAT, FIRST_NODE_ID, MasterAddress, Objects, ProposeOptions, Room,
 };
 use proto_env::{CancellationToken, Env, TlsNetwork};
 use rand::rngs::StdRng;
@@ -69,6 +69,7 @@ async fn start(life: &Life, env: Env) -> Result<Arc<Consensus>> {
         name: "lone".to_owned(),
         peer_address: "127.0.0.1:6444".to_owned(),
         api_address: "127.0.0.1:6443".to_owned(),
+        replaces: 0,
     };
     let config = ConsensusConfig {
         node_id: FIRST_NODE_ID,
@@ -82,6 +83,9 @@ async fn start(life: &Life, env: Env) -> Result<Arc<Consensus>> {
         log_bytes: LOG_BYTES,
         objects: Objects::Sled,
         started_before: false,
+        room: Room::default(),
+        autopilot: AutopilotConfig::default(),
+        peers: Vec::new(),
     };
     let consensus = Consensus::start(config, env).await?;
     consensus.initialize().await?;

@@ -90,7 +90,7 @@ impl Machine {
     }
 
     fn apply(&mut self, index: u64, commands: Vec<Command>) -> Result<()> {
-        let entry = Entry { index, term: 1, commands };
+        let entry = Entry { index, term: 1, commands, raise: 0 };
         self.store.apply(vec![entry], encode("applied", &index)?)?;
         self.index = index;
         Ok(())

@@ -146,11 +146,17 @@ pub async fn run(arguments: MasterArgs) -> Result<()> {
     // A token of its own: a master that stops for want of space waits on the other one.
     let result = run_once(config, shutdown.child_token()).await;
     match result {
-        Err(error) if room::is_short(&data_dir, reserve) => {
+        Err(error) if is_of_store(&error) && room::is_short(&data_dir, reserve) => {
             room::start_again_with_room(&data_dir, reserve, &error, &shutdown).await
         }
         other => other,
     }
+}
+
+/// Whether an error may come from a full disk.
+fn is_of_store(error: &anyhow::Error) -> bool {
+    use master_node::Error::{Consensus, Failed, NoSpace};
+    matches!(error.downcast_ref(), Some(NoSpace { .. } | Failed(_) | Consensus(_)))
 }
 
 async fn run_once(config: MasterConfig, shutdown: CancellationToken) -> Result<()> {
