@@ -44,7 +44,7 @@ pub struct Identity {
     /// The store has been started before: its files must be there.
     pub started_before: bool,
     /// Lost clusters that this one goes on for, as a joiner is told.
-    supersedes: Vec<String>,
+    pub(crate) supersedes: Vec<String>,
 }
 
 /// `DATA/node.json`: written last, so that its presence means the rest is there.

@@ -108,6 +108,7 @@ impl Leader {
             self.consensus.clone(),
             client("system:kube-controller-manager", &[]),
             self.env.clock.clone(),
+            cancel.clone(),
         ));
         tasks.spawn(backup::schedule::run(
             self.backups.clone(),

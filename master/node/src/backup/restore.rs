@@ -133,6 +133,8 @@ impl Work<'_> {
             keys: contents.keys,
             founding: false,
             started_before: true,
+            // The cluster that was backed up may live on: a copy of it must not stop it.
+            supersedes: Vec::new(),
         };
         identity.started(data_dir, disk.as_ref())?;
         disk.sync_tree(data_dir).map_err(|error| place_error(data_dir.display(), error))?;
@@ -163,6 +165,7 @@ impl Visitor for Work<'_> {
                 name: self.options.name.clone(),
                 peer_address: self.options.peer_address.clone(),
                 api_address: self.options.api_address.clone(),
+                replaces: 0,
             },
         };
         self.made = Some((Restore::begin(target, self.env.clone())?, contents));

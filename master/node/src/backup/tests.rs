@@ -190,6 +190,7 @@ async fn started(data_dir: &Path) -> (Arc<Consensus>, Identity) {
                 name: "x".to_owned(),
                 peer_address: "127.0.0.1:6444".to_owned(),
                 api_address: "127.0.0.1:6443".to_owned(),
+                replaces: 0,
             },
             data_dir: data_dir.to_owned(),
             data_key: *identity.keys.data_key,
@@ -199,6 +200,9 @@ async fn started(data_dir: &Path) -> (Arc<Consensus>, Identity) {
             log_bytes: consensus::DEFAULT_LOG_BYTES,
             objects: Objects::Sled,
             started_before: identity.started_before,
+            room: consensus::Room::default(),
+            autopilot: consensus::AutopilotConfig::default(),
+            peers: Vec::new(),
         },
         env,
     );

@@ -13,7 +13,7 @@ use proto_env::{Random, SystemRandom};
 
 use super::Setup;
 use super::group::Group;
-use super::table::{Figure, Line, Target, Unit};
+use super::table::{Figure, Line, RATE, Target, Unit};
 use crate::etcd::Client;
 use crate::timing::{Figures, Operation, drive};
 use crate::usage;
@@ -103,15 +103,17 @@ pub async fn line(
     let after = group.leader().await?;
     let what = format!("{what}, {}", placement.name);
     println!("{:<5} {what:<44} {figures}   {spent}", group.side.name());
+    let mut figures = rates(figures, spent.members);
     if after.term != before.term {
+        figures.push(Figure::new("elections", (after.term - before.term) as f64, Unit::Count));
         println!("{:<5} {what:<44} {} elections meanwhile", group.side.name(), after.term - before.term);
     }
-    Ok(Line { what, figures: rates(figures, spent.members), targets })
+    Ok(Line { what, figures, targets })
 }
 
 fn rates(figures: Figures, members: Duration) -> Vec<Figure> {
     let mut all = vec![
-        Figure::new("/s", figures.rate, Unit::PerSecond),
+        Figure::new(RATE, figures.rate, Unit::PerSecond),
         Figure::time("p50", figures.p50),
         Figure::time("p99", figures.p99),
         Figure::new("CPU", members.as_secs_f64() / figures.count.max(1) as f64, Unit::Seconds),

@@ -32,7 +32,7 @@ pub async fn measure(group: &Group, setup: &Setup) -> Result<Vec<Line>> {
     });
     let mut lines = Vec::new();
     for placement in &placements(group, leader) {
-        let targets = vec![Target::Times("/s", RATE_TIMES)];
+        let targets = vec![Target::Rate(RATE_TIMES)];
         lines.push(load::line(group, setup, placement, "linearizable get", targets, &deed).await?);
     }
     Ok(lines)

@@ -31,11 +31,14 @@ pub struct Figure {
     pub unit: Unit,
 }
 
+/// The name of a rate.
+pub const RATE: &str = "/s";
+
 /// What a line should reach.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Target {
-    /// The figure at least so many times the other side's.
-    Times(&'static str, f64),
+    /// The rate at least so many times the other side's.
+    Rate(f64),
     /// The figure at most this, in its unit.
     AtMost(&'static str, f64, Unit),
 }
@@ -165,7 +168,7 @@ fn cell_text(cell: Option<&Result<Vec<Figure>, String>>) -> String {
 
 fn ratio_text(figure: &Figure, ratio: f64) -> String {
     match figure.unit {
-        Unit::PerSecond => format!("{ratio:.2}x {}", figure.name.trim_start_matches('/')),
+        Unit::PerSecond => format!("rate {ratio:.2}x"),
         _ => format!("{} {ratio:.2}x", figure.name),
     }
 }
@@ -192,8 +195,8 @@ impl Row {
     fn verdicts(&self) -> String {
         let verdict = |target: &Target| {
             let (met, what) = match target {
-                Target::Times(name, times) => {
-                    (self.ratio(name).map(|ratio| ratio >= *times), format!("{name} >= {times}x"))
+                Target::Rate(times) => {
+                    (self.ratio(RATE).map(|ratio| ratio >= *times), format!("rate at least {times}x"))
                 }
                 Target::AtMost(name, limit, unit) => {
                     let value = Self::figure(self.ephor.as_ref(), name);
@@ -215,11 +218,11 @@ mod tests {
 
     fn line(rate: f64, p50: f64) -> Line {
         let figures = vec![
-            Figure::new("/s", rate, Unit::PerSecond),
+            Figure::new(RATE, rate, Unit::PerSecond),
             Figure::new("p50", p50, Unit::Seconds),
             Figure::new("failed", 3.0, Unit::Count),
         ];
-        let targets = vec![Target::Times("/s", 1.5), Target::AtMost("p50", 0.002, Unit::Seconds)];
+        let targets = vec![Target::Rate(1.5), Target::AtMost("p50", 0.002, Unit::Seconds)];
         Line { what: "put".to_owned(), figures, targets }
     }
 
@@ -234,7 +237,7 @@ mod tests {
             rows,
             [
                 "| put | 12,345/s, p50 2.1 ms, failed 3 | 6,173/s, p50 700 us, failed 3 \
-                 | /s 2.00x, p50 3.00x | /s >= 1.5x: met; p50 2.0 ms at most: missed |",
+                 | rate 2.00x, p50 3.00x | rate at least 1.5x: met; p50 2.0 ms at most: missed |",
                 "| watch | - | failed: lost/all | - |  |",
             ]
         );
@@ -245,7 +248,7 @@ mod tests {
         let mut table = Table::default();
         table.enter(Side::Ephor, "writes", Ok(vec![line(1.0, 12.5)]));
         let text = table.markdown();
-        assert!(text.contains("/s >= 1.5x: unknown; p50 2.0 ms at most: missed"), "{text}");
+        assert!(text.contains("rate at least 1.5x: unknown; p50 2.0 ms at most: missed"), "{text}");
         assert!(text.contains("p50 12.50 s"), "{text}");
     }
 }

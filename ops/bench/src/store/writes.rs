@@ -32,7 +32,7 @@ pub async fn measure(group: &Group, setup: &Setup) -> Result<Vec<Line>> {
             let value = values.numbered(number);
             async move { client.put(key, value).await.map(drop) }.boxed()
         });
-        let mut targets = vec![Target::Times("/s", RATE_TIMES)];
+        let mut targets = vec![Target::Rate(RATE_TIMES)];
         if placement.members != [leader] {
             lines.push(load::line(group, setup, placement, "put", targets, &deed).await?);
             continue;
