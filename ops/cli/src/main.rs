@@ -38,6 +38,7 @@ enum Command {
     Kubeconfig(commands::kubeconfig::KubeconfigArgs),
     Image(commands::image::ImageArgs),
     Reset(commands::reset::ResetArgs),
+    Chaos(commands::chaos::ChaosArgs),
     /// Print the version
     Version,
     /// Print a completion script for a shell
@@ -76,6 +77,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Shim { arguments } => return Ok(worker_runtime::shim_main(arguments)),
         Command::Cni => return Ok(ExitCode::from(u8::try_from(worker_network::cni_main()).unwrap_or(1))),
+        Command::Chaos(arguments) => return commands::chaos::run(arguments),
         Command::Dev(arguments) => dev::run(arguments)?,
         Command::Master(arguments) => in_runtime(commands::master::run(*arguments))?,
         Command::Worker(arguments) => in_runtime(commands::worker::run(*arguments))?,

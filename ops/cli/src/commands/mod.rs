@@ -1,5 +1,6 @@
 //! One file a command.
 
+pub mod chaos;
 pub mod image;
 pub mod kubeconfig;
 pub mod master;

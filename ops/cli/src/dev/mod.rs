@@ -7,6 +7,7 @@
 
 pub mod balancer;
 pub mod bridge;
+pub mod chaos;
 pub mod down;
 pub mod layout;
 pub mod namespace;
@@ -19,7 +20,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use nix::sys::signal::Signal;
 
-use layout::{DevNode, Layout, MAX_WORKERS};
+use layout::{DevNode, Layout, MAX_SPARES, MAX_WORKERS};
 
 /// A whole cluster on this machine
 #[derive(Debug, Args)]
@@ -47,6 +48,12 @@ struct Size {
     /// Images to load on every worker (OCI or docker archives)
     #[arg(long = "image", value_name = "FILE")]
     images: Vec<PathBuf>,
+    /// For `ephor chaos run --live`: a chaos agent on every node, and below every master a disk that can fail
+    #[arg(long)]
+    chaos: bool,
+    /// Spare machines for masters that join during an experiment: they have an agent and nothing else
+    #[arg(long, default_value_t = 0, requires = "chaos")]
+    spare_masters: u8,
 }
 
 #[derive(Debug, Subcommand)]
@@ -173,11 +180,14 @@ fn layout_for(root: &std::path::Path, size: &Size) -> Result<Layout> {
         size.masters
     );
     ensure!(size.workers <= MAX_WORKERS, "at most {MAX_WORKERS} workers fit the address plan");
+    ensure!(size.spare_masters <= MAX_SPARES, "at most {MAX_SPARES} spare machines fit the address plan");
     Ok(Layout {
         root: root.to_owned(),
         masters: size.masters,
         workers: size.workers,
         api_port: size.api_port,
+        chaos: size.chaos,
+        spares: size.spare_masters,
     })
 }
 

@@ -55,6 +55,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "proto-api",
             "proto-env",
             "proto-wire",
+            "chaos-live",
+            "chaos-spec",
             "master-node",
             "worker-node",
             "worker-network",
@@ -64,6 +66,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // The simulation looks into every replica: it compares what they hold.
     ("chaos-spec", &[]),
     ("chaos-oracle", &[]),
+    ("chaos-live", &["chaos-oracle", "chaos-spec", "proto-env", "proto-wire"]),
     (
         "chaos-sim",
         &["chaos-oracle", "chaos-spec", "proto-env", "proto-wire", "storage", "consensus", "master-node"],
