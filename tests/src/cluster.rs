@@ -33,6 +33,11 @@ pub struct Cluster {
 impl Cluster {
     /// Starts it with the test images on every worker.
     pub async fn up(masters: u8, workers: u8) -> Result<Self> {
+        Self::up_with(masters, workers, &[]).await
+    }
+
+    /// The same with more arguments for `ephor dev up`.
+    pub async fn up_with(masters: u8, workers: u8, more: &[&str]) -> Result<Self> {
         let binary =
             PathBuf::from(std::env::var_os("EPHOR_BIN").context("EPHOR_BIN is not set: run ops/test")?);
         let images =
@@ -41,7 +46,7 @@ impl Cluster {
         run(Command::new(&binary).args(["dev", "down", "--root"]).arg(&root))?;
         let mut up = Command::new(&binary);
         up.args(["dev", "--root"]).arg(&root).arg("up");
-        up.args(["--masters", &masters.to_string(), "--workers", &workers.to_string()]);
+        up.args(["--masters", &masters.to_string(), "--workers", &workers.to_string()]).args(more);
         for entry in std::fs::read_dir(images)? {
             let path = entry?.path();
             if path.extension().is_some_and(|e| e == "tar") {

@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use proto_wire::cluster::admin_client::AdminClient;
 use proto_wire::cluster::{Member, MembersRequest, StatusRequest};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 
 use crate::access::{Access, Error, within};
 use crate::observer::Observer;
@@ -40,16 +42,18 @@ pub async fn run(access: Access, observer: Observer, members: Vec<Member>, stop:
 async fn ask_on(access: Access, observer: Observer, id: u64, address: String) {
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
+    // An address that is none never becomes one.
+    while let Ok(mut admin) = access.admin(&address) {
         ticks.tick().await;
-        if let Ok(view) = ask(&access, &observer, id, &address).await {
+        // As long as it answers; over a new connection then.
+        while let Ok(view) = ask(&mut admin, &observer, id).await {
             observer.views(|views| views.add(id, view));
+            ticks.tick().await;
         }
     }
 }
 
-async fn ask(access: &Access, observer: &Observer, id: u64, address: &str) -> Result<View, Error> {
-    let mut admin = access.admin(address)?;
+async fn ask(admin: &mut AdminClient<Channel>, observer: &Observer, id: u64) -> Result<View, Error> {
     let members = within(PATIENCE, admin.members(MembersRequest {})).await?;
     let question = StatusRequest { revision: 0, digest: false, local: true };
     let status = within(PATIENCE, admin.status(question)).await?;

@@ -117,7 +117,7 @@ impl Faults {
         }
         let counted = {
             let effect = effect.clone();
-            self.off_thread(move |node| node.counted(&effect)).await?
+            self.off_thread(move |node| node.ready(&effect)).await?
         };
         let held = Held::begin(id.to_owned(), effect, limit, counted);
         state.journal.write(&held)?;
@@ -334,8 +334,7 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         assert!(faults.list().await.is_empty());
-        // The power loss was tried, and undone: undoing starts the node.
-        faults.node().process.clone().unwrap().kill().unwrap();
+        assert!(faults.node().process.as_ref().unwrap().running().is_none());
     }
 
     #[test]

@@ -28,14 +28,17 @@ pub struct Node {
 }
 
 impl Node {
-    /// What the counter of this kind of effect stands at before it is applied.
+    /// Whether an effect can be applied here, and undone; and what the counter of
+    /// its kind stands at before.
     ///
     /// # Errors
-    /// What this node cannot do.
-    pub fn counted(&self, effect: &Effect) -> io::Result<u64> {
+    /// Why it cannot.
+    pub fn ready(&self, effect: &Effect) -> io::Result<u64> {
         match effect {
+            Effect::Drop(_) => Ok(0),
+            Effect::Kill | Effect::Pause => self.process().map(|_| 0),
+            Effect::PowerLoss { .. } => self.process().and_then(|_| self.disk()).map(|_| 0),
             Effect::Disk(kind) => disk::counted(self.disk()?, *kind),
-            _ => Ok(0),
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod agent;
 pub mod certificate;
+mod disk;
 mod recover;
 mod run;
 
@@ -25,6 +26,7 @@ enum ChaosCommand {
     Recover(recover::RecoverArgs),
     Agent(agent::AgentArgs),
     Certificate(certificate::CertificateArgs),
+    Disk(disk::DiskArgs),
 }
 
 /// Where agents are that cannot be found through the cluster.
@@ -68,6 +70,7 @@ pub fn run(arguments: ChaosArgs) -> Result<ExitCode> {
         ChaosCommand::Run(arguments) => run::run(arguments),
         ChaosCommand::Recover(arguments) => done(crate::in_runtime(recover::run(arguments))),
         ChaosCommand::Agent(arguments) => done(crate::in_runtime(agent::run(arguments))),
+        ChaosCommand::Disk(arguments) => done(crate::in_runtime(disk::run(arguments))),
         ChaosCommand::Certificate(arguments) => done(certificate::run(&arguments)),
     }
 }

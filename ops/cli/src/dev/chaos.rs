@@ -17,9 +17,12 @@ use crate::commands::chaos::{AGENTS_FILE, certificate};
 /// How long mounting one disk may take.
 const MOUNT_WITHIN: Duration = Duration::from_secs(20);
 
+/// What the names of agents' processes end with.
+pub const AGENT_SUFFIX: &str = "-chaos";
+
 /// What the process of a node's agent is called.
 pub fn agent_name(node: &DevNode) -> String {
-    format!("{}-chaos", node.name)
+    format!("{}{AGENT_SUFFIX}", node.name)
 }
 
 fn disk_name(node: &DevNode) -> String {

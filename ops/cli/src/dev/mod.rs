@@ -64,14 +64,14 @@ enum DevCommand {
     Down,
     /// Print the nodes, their addresses and whether they run
     Ps,
-    /// Start a node's process again
+    /// Start a node's process again, or its chaos agent
     Start {
-        /// m1, w1, ...
+        /// m1, w1, m1-chaos, ...
         node: String,
     },
-    /// Stop a node's process: politely, killed, or only paused
+    /// Stop a node's process or its chaos agent: politely, killed, or only paused
     Stop {
-        /// m1, w1, ...
+        /// m1, w1, m1-chaos, ...
         node: String,
         /// kill: SIGKILL; pause: SIGSTOP; term: SIGTERM
         #[arg(long, value_enum, default_value_t = How::Term)]
@@ -132,9 +132,15 @@ pub fn run(arguments: DevArgs) -> Result<()> {
         Some(DevCommand::Ps) => ps(&existing(root)?),
         Some(DevCommand::Start { node }) => {
             let layout = existing(root)?;
-            in_runtime(async move { up::start_node(&layout, &node_in(&layout, &node)?).await })
+            match node.strip_suffix(chaos::AGENT_SUFFIX) {
+                Some(node) => chaos::start_agent(&layout, &node_in(&layout, node)?),
+                None => in_runtime(async move { up::start_node(&layout, &node_in(&layout, &node)?).await }),
+            }
         }
-        Some(DevCommand::Stop { node, how }) => stop(&node_of(root, &node)?, how),
+        Some(DevCommand::Stop { node, how }) => {
+            node_of(root, node.strip_suffix(chaos::AGENT_SUFFIX).unwrap_or(&node))?;
+            stop(&node, how)
+        }
         Some(DevCommand::Resume { node }) => {
             let node = node_of(root, &node)?;
             ensure!(process::signal(&node.name, Signal::SIGCONT)?, "{} does not run", node.name);
@@ -214,12 +220,12 @@ async fn foreground(root: PathBuf, size: Size) -> Result<()> {
     outcome
 }
 
-fn stop(node: &DevNode, how: How) -> Result<()> {
+fn stop(name: &str, how: How) -> Result<()> {
     match how {
-        How::Term => process::stop(&node.name, std::time::Duration::from_secs(10)),
-        How::Kill => process::kill_now(&node.name),
+        How::Term => process::stop(name, std::time::Duration::from_secs(10)),
+        How::Kill => process::kill_now(name),
         How::Pause => {
-            ensure!(process::signal(&node.name, Signal::SIGSTOP)?, "{} does not run", node.name);
+            ensure!(process::signal(name, Signal::SIGSTOP)?, "{name} does not run");
             Ok(())
         }
     }

@@ -55,6 +55,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "proto-api",
             "proto-env",
             "proto-wire",
+            "chaos-disk",
             "chaos-live",
             "chaos-spec",
             "master-node",
@@ -65,8 +66,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // The simulation looks into every replica: it compares what they hold.
     ("chaos-spec", &[]),
+    // A file system that knows of nobody: it lies under a master's or a test's files.
+    ("chaos-disk", &[]),
     ("chaos-oracle", &[]),
-    ("chaos-live", &["chaos-oracle", "chaos-spec", "proto-env", "proto-wire"]),
+    ("chaos-live", &["chaos-disk", "chaos-oracle", "chaos-spec", "proto-env", "proto-wire"]),
     (
         "chaos-sim",
         &["chaos-oracle", "chaos-spec", "proto-env", "proto-wire", "storage", "consensus", "master-node"],
