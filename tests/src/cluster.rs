@@ -33,7 +33,12 @@ pub struct Cluster {
 impl Cluster {
     /// Starts it with the test images on every worker.
     pub async fn up(masters: u8, workers: u8) -> Result<Self> {
-        Self::up_prepared(masters, workers, |_| Ok(())).await
+        Self::up_prepared(masters, workers, &[], |_| Ok(())).await
+    }
+
+    /// The same with more arguments for `ephor dev up`.
+    pub async fn up_with(masters: u8, workers: u8, more: &[&str]) -> Result<Self> {
+        Self::up_prepared(masters, workers, more, |_| Ok(())).await
     }
 
     /// The same; `prepare` is given the directory of the nodes' data before anything
@@ -41,6 +46,7 @@ impl Cluster {
     pub async fn up_prepared(
         masters: u8,
         workers: u8,
+        more: &[&str],
         prepare: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<Self> {
         let binary =
@@ -52,7 +58,7 @@ impl Cluster {
         prepare(&root.join("nodes"))?;
         let mut up = Command::new(&binary);
         up.args(["dev", "--root"]).arg(&root).arg("up");
-        up.args(["--masters", &masters.to_string(), "--workers", &workers.to_string()]);
+        up.args(["--masters", &masters.to_string(), "--workers", &workers.to_string()]).args(more);
         for entry in std::fs::read_dir(images)? {
             let path = entry?.path();
             if path.extension().is_some_and(|e| e == "tar") {

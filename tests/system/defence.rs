@@ -146,7 +146,7 @@ struct Place {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_ends_one_master_cleanly_and_room_brings_it_back() -> Result<()> {
     let mut disk = None;
-    let cluster = Cluster::up_prepared(3, 0, |nodes| {
+    let cluster = Cluster::up_prepared(3, 0, &[], |nodes| {
         disk = Some(SmallDisk::mount(nodes.join("m3"))?);
         Ok(())
     });

@@ -80,6 +80,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Shim { arguments } => return Ok(worker_runtime::shim_main(arguments)),
         Command::Cni => return Ok(ExitCode::from(u8::try_from(worker_network::cni_main()).unwrap_or(1))),
+        Command::Chaos(arguments) => return commands::chaos::run(arguments),
         Command::Dev(arguments) => dev::run(arguments)?,
         Command::Master(arguments) => in_runtime(commands::master::run(*arguments))?,
         Command::Worker(arguments) => in_runtime(commands::worker::run(*arguments))?,
@@ -91,7 +92,6 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Image(arguments) => in_runtime(commands::image::run(arguments))?,
         Command::Backup(arguments) => in_runtime(commands::backup::run(arguments))?,
         Command::Reset(arguments) => in_runtime(commands::reset::run(arguments))?,
-        Command::Chaos(arguments) => in_runtime(commands::chaos::run(arguments))?,
         Command::Version => println!("ephor {}", env!("CARGO_PKG_VERSION")),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "ephor", &mut std::io::stdout());

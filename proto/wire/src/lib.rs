@@ -32,3 +32,9 @@ pub mod cluster {
 pub mod image {
     tonic::include_proto!("ephor.image.v1");
 }
+
+/// The chaos agent of a node.
+#[allow(missing_docs, reason = "generated from chaos.proto, which carries the comments")]
+pub mod chaos {
+    tonic::include_proto!("ephor.chaos.v1");
+}

@@ -1,62 +1,76 @@
-//! `ephor chaos`: faults on purpose.
+//! `ephor chaos`: experiments, and the agents that carry them out on a live cluster.
 
-use std::path::PathBuf;
-use std::time::Duration;
+mod agent;
+pub mod certificate;
+mod disk;
+mod recover;
+mod run;
 
-use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use tokio_util::sync::CancellationToken;
 
-use crate::signals;
-
-/// Injures a cluster on purpose, to see it heal
+/// Break a cluster on purpose, see it heal, and judge what it did meanwhile
 #[derive(Debug, Args)]
 pub struct ChaosArgs {
     #[command(subcommand)]
-    command: Command,
+    command: ChaosCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Mount a disk that can fail, slow down and lose power; ends on SIGTERM
-    Disk(DiskArgs),
+enum ChaosCommand {
+    Run(run::RunArgs),
+    Recover(recover::RecoverArgs),
+    Agent(agent::AgentArgs),
+    Certificate(certificate::CertificateArgs),
+    Disk(disk::DiskArgs),
 }
 
+/// Where agents are that cannot be found through the cluster.
 #[derive(Debug, Args)]
-struct DiskArgs {
-    /// Where the files really lie
-    #[arg(long, value_name = "DIR")]
-    backing: PathBuf,
-    /// Where they are to be seen
-    #[arg(long, value_name = "MOUNTPOINT")]
-    at: PathBuf,
-    /// Where the faults are asked for
-    #[arg(long, value_name = "SOCKET")]
-    control: PathBuf,
+struct AgentPlaces {
+    /// An agent at HOST or HOST:PORT, such as that of a spare machine; may be repeated
+    #[arg(long = "agent", value_name = "NAME=HOST")]
+    agents: Vec<String>,
+    /// The port of agents
+    #[arg(long, default_value_t = chaos_live::agent::AGENT_PORT)]
+    agent_port: u16,
+}
+
+impl AgentPlaces {
+    /// The ones given, and those of a dev cluster, which lie beside its kubeconfig.
+    fn all(&self, kubeconfig: &Path) -> Result<BTreeMap<String, String>> {
+        let beside = kubeconfig.parent().map(|directory| directory.join(AGENTS_FILE));
+        let listed = beside.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+        let lines = listed.lines().map(str::to_owned).filter(|line| !line.trim().is_empty());
+        let place = |line: String| {
+            let split =
+                line.split_once('=').map(|(name, host)| (name.trim().to_owned(), host.trim().to_owned()));
+            split.with_context(|| format!("`{line}` names no agent; hint: NAME=HOST, like m6=10.0.0.6"))
+        };
+        lines.chain(self.agents.iter().cloned()).map(place).collect()
+    }
+}
+
+/// Where a dev cluster lists its agents, beside the kubeconfig: NAME=HOST:PORT lines.
+pub const AGENTS_FILE: &str = "chaos/agents";
+
+/// The kubeconfig to use.
+fn kubeconfig(given: Option<PathBuf>) -> PathBuf {
+    given.unwrap_or_else(crate::kubeconfig::default_path)
 }
 
 /// Runs `ephor chaos`.
-pub async fn run(arguments: ChaosArgs) -> Result<()> {
+pub fn run(arguments: ChaosArgs) -> Result<ExitCode> {
+    let done = |result: Result<()>| result.map(|()| ExitCode::SUCCESS);
     match arguments.command {
-        Command::Disk(arguments) => disk(arguments).await,
+        ChaosCommand::Run(arguments) => run::run(arguments),
+        ChaosCommand::Recover(arguments) => done(crate::in_runtime(recover::run(arguments))),
+        ChaosCommand::Agent(arguments) => done(crate::in_runtime(agent::run(arguments))),
+        ChaosCommand::Disk(arguments) => done(crate::in_runtime(disk::run(arguments))),
+        ChaosCommand::Certificate(arguments) => done(certificate::run(&arguments)),
     }
-}
-
-async fn disk(arguments: DiskArgs) -> Result<()> {
-    ensure!(nix::unistd::geteuid().is_root(), "`ephor chaos disk` needs root (try sudo)");
-    let DiskArgs { backing, at, control } = arguments;
-    let end = CancellationToken::new();
-    signals::cancel_on_termination(end.clone())?;
-    let mounted = chaos_disk::Mounted::mount(&backing, &at, &control)
-        .with_context(|| format!("mounting {} at {}", backing.display(), at.display()))?;
-    println!("mounted at {}, control at {}", at.display(), control.display());
-    let mut look = tokio::time::interval(Duration::from_secs(1));
-    while mounted.is_mounted() {
-        tokio::select! {
-            biased;
-            () = end.cancelled() => break,
-            _ = look.tick() => {}
-        }
-    }
-    mounted.unmount().context("unmounting the disk")
 }

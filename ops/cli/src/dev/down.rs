@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::layout::{DevNode, Layout, MAX_WORKERS, Role, run_root};
-use super::{bridge, namespace, process};
+use super::layout::{DevNode, Layout, MAX_SPARES, MAX_WORKERS, Role, run_root};
+use super::{bridge, chaos, namespace, process};
 
 /// How long processes may take to end politely.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -28,10 +28,16 @@ pub async fn down(root: &Path) -> Result<()> {
         masters: 7,
         workers: MAX_WORKERS,
         api_port: 0,
+        chaos: true,
+        spares: MAX_SPARES,
     });
     let nodes = layout.nodes();
     process::stop(process::BALANCER, PATIENCE)?;
-    for role in [Role::Worker, Role::Master] {
+    // First, for they would start again what is killed here.
+    for node in &nodes {
+        process::kill_now(&chaos::agent_name(node))?;
+    }
+    for role in [Role::Worker, Role::Master, Role::Spare] {
         for node in nodes.iter().filter(|n| n.role == role) {
             process::kill_now(&node.name)?;
         }
@@ -41,6 +47,9 @@ pub async fn down(root: &Path) -> Result<()> {
         bridge::detach(node)?;
         namespace::delete(node)?;
         remove_cgroups(&node.cgroup_root())?;
+    }
+    for node in &nodes {
+        chaos::remove_disk(&layout, node)?;
     }
     remove_cgroups("/ephor-dev")?;
     bridge::delete_bridge()?;

@@ -26,6 +26,8 @@ pub enum Role {
     Master,
     /// Runs containers.
     Worker,
+    /// A machine for a master that joins later: there is nothing on it but a chaos agent.
+    Spare,
 }
 
 /// One node.
@@ -67,10 +69,18 @@ pub struct Layout {
     pub workers: u8,
     /// The host's port of the balancer in front of the masters.
     pub api_port: u16,
+    /// Whether every node has a chaos agent, and every master a disk that can fail.
+    #[serde(default)]
+    pub chaos: bool,
+    /// How many spare machines there are.
+    #[serde(default)]
+    pub spares: u8,
 }
 
 /// The largest number of workers that fits the address plan.
 pub const MAX_WORKERS: u8 = 100;
+/// The largest number of spare machines.
+pub const MAX_SPARES: u8 = 4;
 
 impl Layout {
     /// The address of the host on the bridge.
@@ -78,7 +88,7 @@ impl Layout {
         octet(1)
     }
 
-    /// Every node, masters first.
+    /// Every node: masters, workers, spare machines, which are numbered on from the masters.
     pub fn nodes(&self) -> Vec<DevNode> {
         let masters = (0..self.masters).map(|i| DevNode {
             name: format!("m{}", i + 1),
@@ -90,7 +100,12 @@ impl Layout {
             role: Role::Worker,
             address: octet(FIRST_WORKER + i),
         });
-        masters.chain(workers).collect()
+        let spares = (self.masters..self.masters.saturating_add(self.spares)).map(|i| DevNode {
+            name: format!("m{}", i + 1),
+            role: Role::Spare,
+            address: octet(FIRST_MASTER + i),
+        });
+        masters.chain(workers).chain(spares).collect()
     }
 
     /// The node of that name.
@@ -122,6 +137,12 @@ impl Layout {
     /// The log of a node's process.
     pub fn log_file(&self, name: &str) -> PathBuf {
         self.root.join("logs").join(format!("{name}.log"))
+    }
+
+    /// Where the chaos agent of a node keeps its certificate, its journal and the
+    /// socket of the node's disk.
+    pub fn chaos_dir(&self, node: &DevNode) -> PathBuf {
+        self.root.join("chaos").join(&node.name)
     }
 
     /// The operator's kubeconfig.
@@ -162,11 +183,19 @@ mod tests {
 
     #[test]
     fn no_two_nodes_share_a_name_or_an_address() {
-        let layout = Layout { root: "/x".into(), masters: 7, workers: MAX_WORKERS, api_port: 6443 };
+        let root = PathBuf::from("/x");
+        let layout = Layout {
+            root,
+            masters: 7,
+            workers: MAX_WORKERS,
+            api_port: 6443,
+            chaos: true,
+            spares: MAX_SPARES,
+        };
         let nodes = layout.nodes();
         let names: std::collections::BTreeSet<_> = nodes.iter().map(|n| n.name.clone()).collect();
         let addresses: std::collections::BTreeSet<_> = nodes.iter().map(|n| n.address).collect();
-        assert_eq!((names.len(), addresses.len()), (107, 107));
+        assert_eq!((names.len(), addresses.len()), (111, 111));
         assert!(nodes.iter().all(|n| n.host_link().len() <= 15));
     }
 }

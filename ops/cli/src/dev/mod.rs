@@ -7,6 +7,7 @@
 
 pub mod balancer;
 pub mod bridge;
+pub mod chaos;
 pub mod down;
 pub mod layout;
 pub mod namespace;
@@ -19,7 +20,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use nix::sys::signal::Signal;
 
-use layout::{DevNode, Layout, MAX_WORKERS};
+use layout::{DevNode, Layout, MAX_SPARES, MAX_WORKERS};
 
 /// A whole cluster on this machine
 #[derive(Debug, Args)]
@@ -47,6 +48,12 @@ struct Size {
     /// Images to load on every worker (OCI or docker archives)
     #[arg(long = "image", value_name = "FILE")]
     images: Vec<PathBuf>,
+    /// For `ephor chaos run --live`: a chaos agent on every node, and below every master a disk that can fail
+    #[arg(long)]
+    chaos: bool,
+    /// Spare machines for masters that join during an experiment: they have an agent and nothing else
+    #[arg(long, default_value_t = 0, requires = "chaos")]
+    spare_masters: u8,
 }
 
 #[derive(Debug, Subcommand)]
@@ -57,14 +64,14 @@ enum DevCommand {
     Down,
     /// Print the nodes, their addresses and whether they run
     Ps,
-    /// Start a node's process again
+    /// Start a node's process again, or its chaos agent
     Start {
-        /// m1, w1, ...
+        /// m1, w1, m1-chaos, ...
         node: String,
     },
-    /// Stop a node's process: politely, killed, or only paused
+    /// Stop a node's process or its chaos agent: politely, killed, or only paused
     Stop {
-        /// m1, w1, ...
+        /// m1, w1, m1-chaos, ...
         node: String,
         /// kill: SIGKILL; pause: SIGSTOP; term: SIGTERM
         #[arg(long, value_enum, default_value_t = How::Term)]
@@ -125,9 +132,15 @@ pub fn run(arguments: DevArgs) -> Result<()> {
         Some(DevCommand::Ps) => ps(&existing(root)?),
         Some(DevCommand::Start { node }) => {
             let layout = existing(root)?;
-            in_runtime(async move { up::start_node(&layout, &node_in(&layout, &node)?).await })
+            match node.strip_suffix(chaos::AGENT_SUFFIX) {
+                Some(node) => chaos::start_agent(&layout, &node_in(&layout, node)?),
+                None => in_runtime(async move { up::start_node(&layout, &node_in(&layout, &node)?).await }),
+            }
         }
-        Some(DevCommand::Stop { node, how }) => stop(&node_of(root, &node)?, how),
+        Some(DevCommand::Stop { node, how }) => {
+            node_of(root, node.strip_suffix(chaos::AGENT_SUFFIX).unwrap_or(&node))?;
+            stop(&node, how)
+        }
         Some(DevCommand::Resume { node }) => {
             let node = node_of(root, &node)?;
             ensure!(process::signal(&node.name, Signal::SIGCONT)?, "{} does not run", node.name);
@@ -173,11 +186,14 @@ fn layout_for(root: &std::path::Path, size: &Size) -> Result<Layout> {
         size.masters
     );
     ensure!(size.workers <= MAX_WORKERS, "at most {MAX_WORKERS} workers fit the address plan");
+    ensure!(size.spare_masters <= MAX_SPARES, "at most {MAX_SPARES} spare machines fit the address plan");
     Ok(Layout {
         root: root.to_owned(),
         masters: size.masters,
         workers: size.workers,
         api_port: size.api_port,
+        chaos: size.chaos,
+        spares: size.spare_masters,
     })
 }
 
@@ -204,12 +220,12 @@ async fn foreground(root: PathBuf, size: Size) -> Result<()> {
     outcome
 }
 
-fn stop(node: &DevNode, how: How) -> Result<()> {
+fn stop(name: &str, how: How) -> Result<()> {
     match how {
-        How::Term => process::stop(&node.name, std::time::Duration::from_secs(10)),
-        How::Kill => process::kill_now(&node.name),
+        How::Term => process::stop(name, std::time::Duration::from_secs(10)),
+        How::Kill => process::kill_now(name),
         How::Pause => {
-            ensure!(process::signal(&node.name, Signal::SIGSTOP)?, "{} does not run", node.name);
+            ensure!(process::signal(name, Signal::SIGSTOP)?, "{name} does not run");
             Ok(())
         }
     }

@@ -102,7 +102,8 @@ fn private_directory(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn is_mount(path: &Path) -> bool {
+/// Whether something is mounted there.
+pub(super) fn is_mount(path: &Path) -> bool {
     let Ok(table) = fs::read_to_string("/proc/self/mountinfo") else { return false };
     let wanted = path.to_string_lossy();
     table.lines().any(|line| line.split(' ').nth(4) == Some(&wanted))

@@ -17,7 +17,8 @@ use super::layout::{DevNode, Layout, run_root};
 /// What the balancer's process is called.
 pub const BALANCER: &str = "balancer";
 
-fn pid_file(name: &str) -> PathBuf {
+/// Where the pid of a process lies.
+pub(super) fn pid_file(name: &str) -> PathBuf {
     run_root().join(format!("{name}.pid"))
 }
 

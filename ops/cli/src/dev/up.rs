@@ -10,7 +10,7 @@ use kube::{Api, Client};
 use proto_env::SystemDisk;
 
 use super::layout::{DevNode, Layout, Role};
-use super::{bridge, namespace, process};
+use super::{bridge, chaos, namespace, process};
 use crate::commands::image;
 use crate::commands::token::{self, TokenRole};
 use crate::kubeconfig;
@@ -25,14 +25,22 @@ const TOKEN_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 pub async fn up(layout: &Layout, images: &[PathBuf]) -> Result<()> {
     let mut steps = Steps::new();
     layout.store()?;
+    if layout.chaos {
+        // Before the namespaces, which see only what is mounted already.
+        steps.run("disks that can fail", chaos::mount_disks(layout)).await?;
+    }
     steps.run("namespaces and links", async { wire(layout) }).await?;
     let nodes = layout.nodes();
-    let (masters, workers): (Vec<_>, Vec<_>) = nodes.iter().partition(|n| n.role == Role::Master);
+    let of = |role: Role| nodes.iter().filter(move |n| n.role == role).collect::<Vec<_>>();
+    let (masters, workers) = (of(Role::Master), of(Role::Worker));
     let first = masters.first().context("a cluster needs a master")?;
     let client = steps.run("first master", first_master(layout, first)).await?;
     steps.run("join tokens", tokens(layout, &client)).await?;
     let label = format!("{} more masters", masters.len() - 1);
     steps.run(&label, more_masters(layout, &client, &masters)).await?;
+    if layout.chaos {
+        steps.run("chaos agents", async { chaos::start_agents(layout, first) }).await?;
+    }
     steps.run("balancer", async { start_balancer(layout) }).await?;
     let label = format!("{} workers", workers.len());
     steps.run(&label, start_workers(layout, &client, &workers)).await?;
@@ -55,13 +63,17 @@ fn wire(layout: &Layout) -> Result<()> {
 
 /// Starts one node's process again with the arguments it had.
 pub async fn start_node(layout: &Layout, node: &DevNode) -> Result<()> {
-    process::spawn_node(layout, node, &arguments(layout, node)?)
+    process::spawn_node(layout, node, &arguments(layout, node)?)?;
+    if chaos::has_certificate(layout, node) { chaos::start_agent(layout, node) } else { Ok(()) }
 }
 
-fn arguments(layout: &Layout, node: &DevNode) -> Result<Vec<String>> {
+/// The arguments of a node that has joined.
+pub fn steady_arguments(layout: &Layout, node: &DevNode) -> Vec<String> {
     let data = layout.data_dir(node);
     let mut arguments: Vec<String> = match node.role {
-        Role::Master => vec!["master".into(), "--advertise-address".into(), node.address.to_string()],
+        Role::Master | Role::Spare => {
+            vec!["master".into(), "--advertise-address".into(), node.address.to_string()]
+        }
         Role::Worker => vec!["worker".into(), "--address".into(), node.address.to_string()],
     };
     arguments.extend(["--name".into(), node.name.clone()]);
@@ -74,7 +86,12 @@ fn arguments(layout: &Layout, node: &DevNode) -> Result<Vec<String>> {
     } else {
         arguments.extend(["--masters".into(), layout.masters.to_string()]);
     }
-    if data.join("pki").exists() {
+    arguments
+}
+
+fn arguments(layout: &Layout, node: &DevNode) -> Result<Vec<String>> {
+    let mut arguments = steady_arguments(layout, node);
+    if layout.data_dir(node).join("pki").exists() {
         return Ok(arguments);
     }
     if node.role == Role::Master && node.name == "m1" {
@@ -107,7 +124,7 @@ async fn first_master(layout: &Layout, node: &DevNode) -> Result<Client> {
 
 fn token_file(layout: &Layout, role: Role) -> PathBuf {
     layout.root.join(match role {
-        Role::Master => "master.token",
+        Role::Master | Role::Spare => "master.token",
         Role::Worker => "worker.token",
     })
 }

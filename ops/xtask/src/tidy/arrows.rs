@@ -56,6 +56,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "proto-env",
             "proto-wire",
             "chaos-disk",
+            "chaos-live",
+            "chaos-spec",
             "master-node",
             "worker-node",
             "worker-network",
@@ -68,6 +70,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("chaos-disk", &[]),
     ("chaos-oracle", &[]),
     ("chaos-power", &["chaos-disk", "proto-env", "storage", "consensus"]),
+    ("chaos-live", &["chaos-disk", "chaos-oracle", "chaos-spec", "proto-env", "proto-wire"]),
     (
         "chaos-sim",
         &["chaos-oracle", "chaos-spec", "proto-env", "proto-wire", "storage", "consensus", "master-node"],

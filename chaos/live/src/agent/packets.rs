@@ -1,0 +1,150 @@
+//! Packets that are dropped: nftables in the network namespace that the agent is
+//! in. Every fault has a table of its own, `inet ephor_chaos_ID`, so that faults
+//! overlap freely, undoing one is one transaction, and its counters say how
+//! often it took effect. Called by `node`.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::effect::{ALL_PACKETS, Drop};
+
+/// What the names of all tables begin with.
+const PREFIX: &str = "ephor_chaos_";
+/// What the kernel has no table for.
+const ABSENT: &str = "No such file or directory";
+
+/// Drops packets, but none of the agent's own port.
+///
+/// # Errors
+/// What `nft` says.
+pub fn apply(id: &str, drop: &Drop, agent_port: u16) -> io::Result<()> {
+    nft(&["-f", "-"], &script(id, drop, agent_port)).map(|_| ())
+}
+
+/// Lets them through again, and says how many were dropped. Nothing happens
+/// where nothing was dropped.
+///
+/// # Errors
+/// What `nft` says.
+pub fn undo(id: &str) -> io::Result<u64> {
+    let table = format!("{PREFIX}{id}");
+    let fired = match nft(&["-j", "list", "table", "inet", &table], "") {
+        Ok(listed) => counted(&listed),
+        Err(error) if error.to_string().contains(ABSENT) => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    nft(&["delete", "table", "inet", &table], "")?;
+    Ok(fired)
+}
+
+/// Removes every table of any agent in this namespace.
+///
+/// # Errors
+/// What `nft` says.
+pub fn undo_all() -> io::Result<()> {
+    let tables = nft(&["list", "tables", "inet"], "")?;
+    let ours = tables.lines().filter_map(|line| line.strip_prefix("table inet "));
+    for table in ours.filter(|name| name.starts_with(PREFIX)) {
+        nft(&["delete", "table", "inet", table], "")?;
+    }
+    Ok(())
+}
+
+/// The whole table as one transaction.
+fn script(id: &str, drop: &Drop, agent_port: u16) -> String {
+    let table = format!("inet {PREFIX}{id}");
+    let mut script = format!("add table {table}\ndelete table {table}\nadd table {table}\n");
+    let sides = [("arrive", "input", "saddr", &drop.from), ("leave", "output", "daddr", &drop.to)];
+    for (chain, hook, field, peers) in sides {
+        if peers.is_empty() {
+            continue;
+        }
+        // Before every chain of others: a packet that is lost was never seen.
+        let _ = write!(
+            script,
+            "add chain {table} {chain} {{ type filter hook {hook} priority -400; policy accept; }}\n\
+             add rule {table} {chain} tcp dport {agent_port} accept\n\
+             add rule {table} {chain} tcp sport {agent_port} accept\n"
+        );
+        let chance = match drop.of_ten_thousand {
+            ALL_PACKETS.. => String::new(),
+            some => format!(" numgen random mod {ALL_PACKETS} < {some}"),
+        };
+        for peer in peers {
+            let family = if matches!(peer, IpAddr::V4(_)) { "ip" } else { "ip6" };
+            let _ = writeln!(script, "add rule {table} {chain} {family} {field} {peer}{chance} counter drop");
+        }
+    }
+    script
+}
+
+/// The sum of all counters of a table.
+fn counted(listed: &str) -> u64 {
+    let listed: Value = serde_json::from_str(listed).unwrap_or_default();
+    let parts = listed["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let statements = parts.iter().filter_map(|part| part["rule"]["expr"].as_array()).flatten();
+    statements.filter_map(|statement| statement["counter"]["packets"].as_u64()).sum()
+}
+
+fn nft(arguments: &[&str], input: &str) -> io::Result<String> {
+    let child = Command::new("nft")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = child.map_err(|error| io::Error::new(error.kind(), format!("running nft: {error}")))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        match stdin.write_all(input.as_bytes()) {
+            // A script refused early closes the pipe; its exit status tells more.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
+            _ => {}
+        }
+    }
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let message = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("nft: {}", message.lines().next().unwrap_or("refused without a word"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agent_stays_reachable_and_every_drop_is_counted() {
+        let peers = vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()];
+        let drop = Drop { from: peers, to: Vec::new(), of_ten_thousand: ALL_PACKETS };
+        let script = script("x", &drop, 6446);
+        assert!(script.contains("tcp sport 6446 accept"), "{script}");
+        assert!(script.contains("arrive ip saddr 10.0.0.2 counter drop"), "{script}");
+        assert!(script.contains("arrive ip6 saddr fd00::2 counter drop"), "{script}");
+        assert!(!script.contains("leave"), "{script}");
+    }
+
+    #[test]
+    fn some_packets_are_lost_by_chance() {
+        let to = vec!["10.0.0.2".parse().unwrap()];
+        let drop = Drop { from: Vec::new(), to, of_ten_thousand: 250 };
+        let script = script("x", &drop, 6446);
+        assert!(
+            script.contains("leave ip daddr 10.0.0.2 numgen random mod 10000 < 250 counter drop"),
+            "{script}"
+        );
+    }
+
+    #[test]
+    fn counters_are_summed() {
+        let listed = r#"{"nftables": [{"metainfo": {}}, {"rule": {"expr": [{"match": {}},
+            {"counter": {"packets": 3, "bytes": 100}}, {"drop": null}]}},
+            {"rule": {"expr": [{"counter": {"packets": 4, "bytes": 9}}]}}]}"#;
+        assert_eq!(counted(listed), 7);
+        assert_eq!(counted("nonsense"), 0);
+    }
+}

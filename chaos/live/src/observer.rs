@@ -1,0 +1,212 @@
+//! Sees everything that can be seen from outside: what clients did, what each
+//! master's watch told, who led when, when the cluster was whole. Clients,
+//! watchers and pollers report here; the run takes the history in the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use chaos_oracle::Violation;
+use chaos_oracle::history::{Event, History, Operation, Outcome, Stamps, Truth, Watched};
+
+use crate::view::{Leader, Views};
+
+/// What the names of the clients' objects begin with; others in the namespace are the cluster's own.
+pub const KEY_PREFIX: &str = "reg-";
+
+/// Revisions that a watch has gone through without a gap: those after `from`, up to `to`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Covered {
+    /// Not itself covered.
+    pub from: u64,
+    /// Covered.
+    pub to: u64,
+}
+
+struct Seen {
+    stamps: Stamps,
+    operations: Vec<Operation>,
+    /// Revisions of acknowledged writes.
+    promised: BTreeSet<u64>,
+    acknowledged: usize,
+    last_acknowledged: Duration,
+    watches: BTreeMap<usize, Watched>,
+    truth: BTreeMap<u64, Event>,
+    violations: Vec<Violation>,
+    views: Views,
+    /// When the cluster became whole, or no longer was.
+    wholeness: Vec<(Duration, bool)>,
+}
+
+/// What is seen of the run; clones share it.
+#[derive(Clone)]
+pub struct Observer {
+    begun: Instant,
+    seen: Arc<Mutex<Seen>>,
+}
+
+impl Default for Observer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Observer {
+    /// Nothing seen yet; its clock begins.
+    pub fn new() -> Self {
+        let seen = Seen {
+            stamps: Stamps::default(),
+            operations: Vec::new(),
+            promised: BTreeSet::new(),
+            acknowledged: 0,
+            last_acknowledged: Duration::ZERO,
+            watches: BTreeMap::new(),
+            truth: BTreeMap::new(),
+            violations: Vec::new(),
+            views: Views::default(),
+            wholeness: Vec::new(),
+        };
+        Self { begun: Instant::now(), seen: Arc::new(Mutex::new(seen)) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since the observer began to look.
+    pub fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// The number of this moment in the history, in nanoseconds.
+    pub fn stamp(&self) -> u64 {
+        let now = u64::try_from(self.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.lock().stamps.next(now)
+    }
+
+    /// A client's operation has ended.
+    pub fn operation(&self, operation: Operation) {
+        let now = self.elapsed();
+        let mut seen = self.lock();
+        if let Outcome::Written { .. } | Outcome::Deleted { .. } = operation.outcome {
+            seen.acknowledged += 1;
+            seen.last_acknowledged = now;
+        }
+        if let Outcome::Written { revision } = operation.outcome {
+            seen.promised.insert(revision);
+        }
+        seen.operations.push(operation);
+    }
+
+    /// What a watching client has seen so far.
+    pub fn watched(&self, watched: Watched) {
+        self.lock().watches.insert(watched.client, watched);
+    }
+
+    /// A master's own watch told of a change.
+    pub fn applied(&self, master: u64, event: Event) {
+        let mut seen = self.lock();
+        let known = seen.truth.entry(event.revision).or_insert_with(|| event.clone()).clone();
+        if known != event {
+            let what = format!("master {master} applied {event}, another {known}");
+            seen.violations.push(Violation { check: "replicas-identical", what });
+        }
+    }
+
+    /// Something that must never happen has happened.
+    pub fn violation(&self, check: &'static str, what: String) {
+        tracing::error!(check, what, "violation");
+        self.lock().violations.push(Violation { check, what });
+    }
+
+    /// Lets a poller, or whoever asks, look at what the masters say.
+    pub fn views<T>(&self, look: impl FnOnce(&mut Views) -> T) -> T {
+        look(&mut self.lock().views)
+    }
+
+    /// The cluster is whole, or is not, as of now.
+    pub fn whole(&self, whole: bool) {
+        let now = self.elapsed();
+        let mut seen = self.lock();
+        if seen.wholeness.last().is_none_or(|(_, before)| *before != whole) {
+            seen.wholeness.push((now, whole));
+        }
+    }
+
+    /// How many writes were acknowledged, and when the last was.
+    pub fn acknowledged(&self) -> (usize, Duration) {
+        let seen = self.lock();
+        (seen.acknowledged, seen.last_acknowledged)
+    }
+
+    /// Acknowledged writes at or below revision `covered` that no master's watch told of.
+    pub fn lost(&self, covered: u64) -> u64 {
+        let seen = self.lock();
+        seen.promised.range(..=covered).filter(|revision| !seen.truth.contains_key(revision)).count() as u64
+    }
+
+    /// Who led each term, and since when.
+    pub fn leaders(&self) -> Vec<Leader> {
+        self.lock().views.leaders()
+    }
+
+    /// When the cluster became whole, or no longer was.
+    pub fn wholeness(&self) -> Vec<(Duration, bool)> {
+        self.lock().wholeness.clone()
+    }
+
+    /// Everything seen, and the violations noticed on the way.
+    pub fn take(&self) -> (History, Vec<Violation>) {
+        let mut seen = self.lock();
+        let mut violations = std::mem::take(&mut seen.violations);
+        violations.extend(seen.views.violations());
+        let history = History {
+            operations: std::mem::take(&mut seen.operations),
+            watches: std::mem::take(&mut seen.watches).into_values().collect(),
+            truth: Truth { events: std::mem::take(&mut seen.truth).into_values().collect() },
+        };
+        (history, violations)
+    }
+}
+
+/// How far the truth is known without a gap, where it is known from `origin` on.
+pub fn reached(origin: u64, covered: &[Covered]) -> u64 {
+    let sorted: BTreeSet<(u64, u64)> = covered.iter().map(|part| (part.from, part.to)).collect();
+    sorted
+        .into_iter()
+        .fold(origin, |reached, (from, to)| if from <= reached { reached.max(to) } else { reached })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chaos_oracle::history::{Call, Change};
+
+    fn covered(parts: &[(u64, u64)]) -> Vec<Covered> {
+        parts.iter().map(|(from, to)| Covered { from: *from, to: *to }).collect()
+    }
+
+    #[test]
+    fn the_truth_reaches_as_far_as_somebody_saw_without_a_gap() {
+        assert_eq!(reached(5, &[]), 5);
+        assert_eq!(reached(5, &covered(&[(5, 9), (20, 30)])), 9);
+        assert_eq!(reached(5, &covered(&[(20, 30), (5, 9), (8, 20)])), 30);
+        assert_eq!(reached(5, &covered(&[(6, 9)])), 5);
+    }
+
+    #[test]
+    fn a_promise_that_no_watch_tells_of_is_lost_once_the_truth_has_passed_it() {
+        let observer = Observer::new();
+        let write = |revision: u64| Operation {
+            client: 0,
+            call: Call::Create { key: "reg-1".into(), value: format!("v{revision}") },
+            called: revision * 10,
+            returned: revision * 10 + 5,
+            outcome: Outcome::Written { revision },
+        };
+        [7, 8].into_iter().for_each(|revision| observer.operation(write(revision)));
+        let change = Change::Put { value: "v7".into() };
+        observer.applied(1, Event { revision: 7, key: "reg-1".into(), change });
+        assert_eq!((observer.lost(7), observer.lost(8)), (0, 1));
+    }
+}

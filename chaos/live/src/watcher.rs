@@ -1,0 +1,236 @@
+//! Clients that watch: list, watch from there, and when a watch ends go on from
+//! what was seen last (Kubernetes API concepts, "Efficient detection of changes").
+//! Most roam from master to master. One stays with each master and tells the
+//! observer all that this master applied: together they are the truth that the
+//! oracle judges by, and it counts as known only as far as it has no gap.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chaos_oracle::history::{Change, Event, Stream, Watched};
+use http::{Method, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use rand::Rng;
+use rand::rngs::StdRng;
+use serde_json::Value;
+
+use crate::calls::{objects, versioned};
+use crate::http::Client;
+use crate::observer::{Covered, KEY_PREFIX};
+use crate::workload::{Workload, generator};
+
+/// A watch with bookmarks is never silent for longer, unless something is wrong.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Longest time the server is asked to keep a watch of a roaming client, in seconds.
+const WATCH_SECONDS: u64 = 20;
+/// The same for a witness.
+const WITNESS_SECONDS: u64 = 300;
+/// After a watch ended.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Numbers of witnesses begin here; the others are those of their clients.
+const WITNESS: usize = 10_000;
+
+/// What all witnesses have seen without a gap; clones share it.
+#[derive(Clone, Default)]
+pub struct Truth(Arc<Mutex<Vec<Covered>>>);
+
+impl Truth {
+    /// All parts.
+    pub fn covered(&self) -> Vec<Covered> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn begin(&self, from: u64) -> usize {
+        let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.push(Covered { from, to: from });
+        parts.len() - 1
+    }
+
+    fn extend(&self, part: usize, to: u64) {
+        let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(part) = parts.get_mut(part) {
+            part.to = part.to.max(to);
+        }
+    }
+}
+
+/// How a watch ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It can be resumed from what was seen last.
+    Resume,
+    /// What was seen last is no longer known: list again.
+    Expired,
+}
+
+/// Whom a watcher asks.
+enum Place {
+    /// Any master, another one every time.
+    Roams(StdRng),
+    /// One alone.
+    Stays { at: SocketAddr, master: u64, truth: Truth, part: usize },
+}
+
+struct Watcher {
+    workload: Workload,
+    place: Place,
+    watched: Watched,
+    /// The last bookmark of the stream.
+    promised: u64,
+}
+
+impl Workload {
+    /// Roaming watcher number `number`, until the load ends and a while longer:
+    /// until `stop`, so that it sees the last changes.
+    pub async fn roam(self, number: usize, stop: tokio_util::sync::CancellationToken) {
+        let place = Place::Roams(generator(self.seed, 2000 + number as u64));
+        let watched = Watched { client: number, streams: Vec::new() };
+        let watcher = Watcher { workload: self, place, watched, promised: 0 };
+        watcher.run(stop).await;
+    }
+
+    /// The witness of master `master` at `at`, from revision `origin` on, at which
+    /// nothing was there.
+    pub async fn witness(
+        self,
+        master: u64,
+        at: SocketAddr,
+        origin: u64,
+        truth: Truth,
+        stop: tokio_util::sync::CancellationToken,
+    ) {
+        let client = WITNESS + usize::try_from(master).unwrap_or(0);
+        let listed = Some(Default::default());
+        let stream = Stream { from: origin, listed, events: Vec::new(), reached: origin };
+        let watched = Watched { client, streams: vec![stream] };
+        let part = truth.begin(origin);
+        let place = Place::Stays { at, master, truth, part };
+        Watcher { workload: self, place, watched, promised: 0 }.run(stop).await;
+    }
+}
+
+impl Watcher {
+    async fn run(mut self, stop: tokio_util::sync::CancellationToken) {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = self.work() => {}
+        }
+        self.workload.observer.watched(self.watched);
+    }
+
+    async fn work(&mut self) {
+        loop {
+            if self.watched.streams.is_empty() && self.list().await.is_none() {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+            while self.watch().await == End::Resume {
+                tokio::time::sleep(PAUSE).await;
+            }
+            while self.list().await.is_none() {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
+    fn client(&mut self) -> Client {
+        let at = match &mut self.place {
+            Place::Roams(random) => self.workload.any_master(random),
+            Place::Stays { at, .. } => *at,
+        };
+        Client::new(&self.workload.access, at)
+    }
+
+    /// Begins a stream with a list.
+    async fn list(&mut self) -> Option<()> {
+        let collection = self.workload.collection.clone();
+        let answer = self.client().ask(Method::GET, &collection, None).await.ok()?;
+        if answer.status != StatusCode::OK {
+            return None;
+        }
+        let from = answer.body["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
+        let listed = Some(objects(&answer.body));
+        self.watched.streams.push(Stream { from, listed, events: Vec::new(), reached: from });
+        if let Place::Stays { truth, part, .. } = &mut self.place {
+            *part = truth.begin(from);
+        }
+        Some(())
+    }
+
+    /// One watch, from what was seen last.
+    async fn watch(&mut self) -> End {
+        let from = self.watched.streams.last().map_or(0, |stream| stream.reached);
+        let seconds = match &mut self.place {
+            Place::Roams(random) => random.random_range(1..=WATCH_SECONDS),
+            Place::Stays { .. } => WITNESS_SECONDS,
+        };
+        let path = format!(
+            "{}?watch=true&allowWatchBookmarks=true&resourceVersion={from}&timeoutSeconds={seconds}",
+            self.workload.collection
+        );
+        let Ok(response) = self.client().send(Method::GET, &path, None).await else { return End::Resume };
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::GONE => return End::Expired,
+            _ => return End::Resume,
+        }
+        self.watched.streams.push(Stream { from, listed: None, events: Vec::new(), reached: from });
+        self.promised = 0;
+        self.follow(response.into_body()).await
+    }
+
+    async fn follow(&mut self, mut body: Incoming) -> End {
+        let mut pending = Vec::new();
+        let mut end = End::Resume;
+        while let Ok(Some(Ok(frame))) = tokio::time::timeout(SILENCE, body.frame()).await {
+            pending.extend_from_slice(frame.data_ref().map_or(&[], |data| &data[..]));
+            while let Some(line) = pending.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = pending.drain(..=line).collect();
+                if let Some(ended) = self.event(&line) {
+                    end = ended;
+                }
+            }
+        }
+        end
+    }
+
+    fn event(&mut self, line: &[u8]) -> Option<End> {
+        let event: Value = serde_json::from_slice(line).ok()?;
+        let object = &event["object"];
+        if event["type"] == "ERROR" {
+            return Some(if object["code"] == 410 { End::Expired } else { End::Resume });
+        }
+        let stream = self.watched.streams.last_mut()?;
+        let revision: u64 = object["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
+        if event["type"] == "BOOKMARK" {
+            stream.reached = stream.reached.max(revision);
+            self.promised = stream.reached;
+        } else {
+            // A bookmark says that nothing up to it is still to come ("Bookmarkable" in etcd's API guarantees).
+            if revision <= self.promised {
+                let client = self.watched.client;
+                let what = format!("client {client}: {revision} after a bookmark at {}", self.promised);
+                self.workload.observer.violation("watches", what);
+            }
+            stream.reached = revision;
+            let key = object["metadata"]["name"].as_str()?.to_owned();
+            if key.starts_with(KEY_PREFIX) {
+                let value = versioned(object)?.value;
+                let deleted = event["type"] == "DELETED";
+                let change = if deleted { Change::Deleted { value } } else { Change::Put { value } };
+                let event = Event { revision, key, change };
+                stream.events.push(event.clone());
+                if let Place::Stays { master, .. } = &self.place {
+                    self.workload.observer.applied(*master, event);
+                }
+            }
+        }
+        if let (Place::Stays { truth, part, .. }, Some(stream)) = (&self.place, self.watched.streams.last()) {
+            truth.extend(*part, stream.reached);
+        }
+        None
+    }
+}

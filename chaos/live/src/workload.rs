@@ -1,0 +1,226 @@
+//! The clients of a live run: each works on a few ConfigMaps through the API of
+//! whichever master it likes, and reports every call with what it knows of its
+//! outcome. An outcome that is not known stays so. The load is open: calls begin
+//! when it is time, answered or not.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chaos_oracle::history::{Call, Operation, Outcome};
+use chaos_spec::experiment as spec;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::access::Access;
+use crate::calls::{Memory, outcome, request};
+use crate::http::{Client, Failure};
+use crate::observer::Observer;
+
+/// Calls of one client that overlap; more are not begun.
+const CALLS_MAX: u32 = 16;
+/// Connections of one client to one master that wait to be used again.
+const IDLE_MAX: usize = 4;
+
+/// What all clients share.
+#[derive(Clone)]
+pub struct Workload {
+    /// The way to the masters.
+    pub access: Access,
+    /// Where calls are reported.
+    pub observer: Observer,
+    /// Path of the ConfigMaps they work on.
+    pub collection: Arc<str>,
+    /// Decides what the clients do.
+    pub seed: u64,
+    /// Cancelled when no more calls may begin.
+    pub ended: CancellationToken,
+    spec: spec::Workload,
+    masters: Arc<Mutex<Vec<SocketAddr>>>,
+}
+
+/// A client; calls that overlap share it.
+struct Worker {
+    workload: Workload,
+    number: usize,
+    state: Mutex<State>,
+}
+
+struct State {
+    memory: Memory,
+    /// Connections that are free, by master.
+    idle: BTreeMap<SocketAddr, Vec<Client>>,
+    /// The master this client prefers for a while.
+    at: SocketAddr,
+}
+
+/// Randomness of its own for part `part` of a run.
+pub fn generator(seed: u64, part: u64) -> StdRng {
+    StdRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(part))
+}
+
+impl Workload {
+    /// The load of an experiment on the ConfigMaps of `collection`; `masters` must not be empty.
+    pub fn new(
+        access: Access,
+        observer: Observer,
+        spec: &spec::Workload,
+        collection: &str,
+        seed: u64,
+        masters: Vec<SocketAddr>,
+    ) -> Self {
+        Self {
+            access,
+            observer,
+            collection: collection.into(),
+            seed,
+            ended: CancellationToken::new(),
+            spec: *spec,
+            masters: Arc::new(Mutex::new(masters)),
+        }
+    }
+
+    /// Which masters the clients may ask from now on; an empty list changes nothing.
+    pub fn set_masters(&self, masters: Vec<SocketAddr>) {
+        if !masters.is_empty() {
+            *self.masters.lock().unwrap_or_else(PoisonError::into_inner) = masters;
+        }
+    }
+
+    /// One of them.
+    pub fn any_master(&self, random: &mut StdRng) -> SocketAddr {
+        let masters = self.masters.lock().unwrap_or_else(PoisonError::into_inner);
+        masters[random.random_range(0..masters.len())]
+    }
+
+    /// Starts all clients; the set is empty once they ended and their last calls are answered.
+    pub fn start(&self) -> JoinSet<()> {
+        let mut clients = JoinSet::new();
+        for number in 0..self.spec.clients as usize {
+            clients.spawn(self.clone().client(number));
+        }
+        clients
+    }
+
+    /// How many clients watch: one for each of the others, if the experiment watches at all.
+    pub fn watchers(&self) -> usize {
+        if self.spec.mix.watch > 0 { self.spec.clients as usize } else { 0 }
+    }
+
+    async fn client(self, number: usize) {
+        let mut random = generator(self.seed, 1000 + number as u64);
+        let at = self.any_master(&mut random);
+        let state = State { memory: Memory::new(number, random), idle: BTreeMap::new(), at };
+        let ended = self.ended.clone();
+        let worker = Arc::new(Worker { workload: self, number, state: Mutex::new(state) });
+        let in_flight = Arc::new(Semaphore::new(CALLS_MAX as usize));
+        let mut next = tokio::time::Instant::now();
+        loop {
+            next += worker.pause();
+            tokio::select! {
+                biased;
+                () = ended.cancelled() => break,
+                () = tokio::time::sleep_until(next) => {}
+            }
+            if let Ok(permit) = in_flight.clone().try_acquire_owned() {
+                let worker = worker.clone();
+                tokio::spawn(async move {
+                    worker.step().await;
+                    drop(permit);
+                });
+            }
+        }
+        // Every call has a deadline, so this ends.
+        drop(in_flight.acquire_many(CALLS_MAX).await);
+    }
+}
+
+impl Worker {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Until the next call: between nothing and twice the mean.
+    fn pause(&self) -> Duration {
+        let mean_us = 1_000_000 * u64::from(self.workload.spec.clients) / u64::from(self.workload.spec.rate);
+        Duration::from_micros(self.lock().memory.random.random_range(0..=2 * mean_us))
+    }
+
+    async fn step(&self) {
+        let (call, at, idle) = {
+            let state = &mut *self.lock();
+            if state.memory.random.random_ratio(1, 8) {
+                state.at = self.workload.any_master(&mut state.memory.random);
+            }
+            let call = state.memory.next_call(&self.workload.spec);
+            let idle = state.idle.get_mut(&state.at).and_then(Vec::pop);
+            (call, state.at, idle)
+        };
+        let mut client = idle.unwrap_or_else(|| Client::new(&self.workload.access, at));
+        let Some((called, returned, outcome)) = ask(&self.workload, &mut client, &call, self.number).await
+        else {
+            return;
+        };
+        {
+            let state = &mut *self.lock();
+            if matches!(outcome, Outcome::NotEntered | Outcome::Unknown) {
+                // Elsewhere it may go better.
+                state.at = self.workload.any_master(&mut state.memory.random);
+            } else {
+                let idle = state.idle.entry(at).or_default();
+                if idle.len() < IDLE_MAX {
+                    idle.push(client);
+                }
+            }
+            state.memory.learn(&call, &outcome);
+        }
+        let client = self.number;
+        self.workload.observer.operation(Operation { client, call, called, returned, outcome });
+    }
+}
+
+/// Asks and says when, and what came of it; none, and a violation, for an answer that makes no sense.
+async fn ask(
+    workload: &Workload,
+    client: &mut Client,
+    call: &Call,
+    number: usize,
+) -> Option<(u64, u64, Outcome)> {
+    let (method, path, body) = request(&workload.collection, call);
+    let called = workload.observer.stamp();
+    let answer = client.ask(method, &path, body.as_ref()).await;
+    let returned = workload.observer.stamp();
+    let outcome = match &answer {
+        Ok(answer) => outcome(call, answer),
+        Err(Failure::NotSent) => Some(Outcome::NotEntered),
+        Err(Failure::Unknown) => Some(Outcome::Unknown),
+    };
+    if outcome.is_none() {
+        let what = format!("client {number}: an answer that nothing explains to {call}: {answer:?}");
+        workload.observer.violation("answers", what);
+    }
+    outcome.map(|outcome| (called, returned, outcome))
+}
+
+/// Lists everything at one master, as client `number`, until that is answered or
+/// `limit` is over; says at which revision.
+pub async fn list_at(workload: &Workload, master: SocketAddr, number: usize, limit: Duration) -> Option<u64> {
+    let end = tokio::time::Instant::now() + limit;
+    while tokio::time::Instant::now() < end {
+        let mut client = Client::new(&workload.access, master);
+        let asked = ask(workload, &mut client, &Call::List, number).await;
+        if let Some((called, returned, outcome)) = asked
+            && let Outcome::Listed { revision, .. } = outcome
+        {
+            let call = Call::List;
+            workload.observer.operation(Operation { client: number, call, called, returned, outcome });
+            return Some(revision);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    None
+}

@@ -1,0 +1,76 @@
+//! `ephor chaos agent`: the agent of this node. It runs only where somebody starts
+//! it: an operator's unit, or `ephor dev up --chaos`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use chaos_live::agent::{AGENT_PORT, Node, Supervised};
+use clap::Args;
+use proto_env::TlsMaterial;
+use tokio_util::sync::CancellationToken;
+
+use super::certificate;
+
+/// Run the agent that breaks this node for operators, and mends it in time
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// The name of the node [default: the hostname]
+    #[arg(long)]
+    name: Option<String>,
+    /// Where operators reach the agent
+    #[arg(long, value_name = "HOST:PORT", default_value_t = format!("0.0.0.0:{AGENT_PORT}"))]
+    listen: String,
+    /// Where the agent remembers what it did
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/ephor/chaos")]
+    state_dir: PathBuf,
+    /// Where its certificate lies (`ephor chaos certificate`)
+    #[arg(long, value_name = "DIR", conflicts_with = "data_dir")]
+    pki: Option<PathBuf>,
+    /// On a master: its data directory, from whose CA the agent gives itself a certificate
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/ephor/master")]
+    data_dir: PathBuf,
+    /// Holds the pid of the node's process
+    #[arg(long, value_name = "FILE", requires = "command")]
+    pid_file: Option<PathBuf>,
+    /// Where the output of the node's process goes when the agent starts it
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+    /// The control socket of the disk below the node's data (`ephor chaos disk`)
+    #[arg(long, value_name = "SOCKET")]
+    disk_control: Option<PathBuf>,
+    /// Undo everything that is written in the state directory, and end: needs no network and no running agent
+    #[arg(long)]
+    recover: bool,
+    /// What starts the node's process, as it is started when it has joined
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// Runs `ephor chaos agent`.
+pub async fn run(arguments: AgentArgs) -> Result<()> {
+    let agent_port =
+        arguments.listen.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(AGENT_PORT);
+    let (command, log_file) = (arguments.command, arguments.log_file);
+    let process = arguments.pid_file.map(|pid_file| Supervised { pid_file, command, log_file });
+    let name = arguments.name.unwrap_or_else(crate::config_file::hostname);
+    let node = Node { name, process, disk: arguments.disk_control, agent_port };
+    if arguments.recover {
+        let undone = chaos_live::agent::recover(&node, &arguments.state_dir).context("not all is undone")?;
+        let words = if undone.is_empty() { "nothing".to_owned() } else { undone.join(", ") };
+        println!("undone: {words}");
+        return Ok(());
+    }
+    crate::logging::init(crate::logging::Format::Text);
+    let material = match &arguments.pki {
+        Some(directory) => certificate::read(directory)?,
+        None => {
+            let issued = certificate::issue(&arguments.data_dir, &node.name)?;
+            TlsMaterial { ca_pem: issued.0, certificate_pem: issued.1, key_pem: issued.2 }
+        }
+    };
+    let shutdown = CancellationToken::new();
+    crate::signals::cancel_on_termination(shutdown.clone())?;
+    chaos_live::agent::run(node, &arguments.state_dir, &arguments.listen, &material, shutdown)
+        .await
+        .with_context(|| format!("the agent on {}", arguments.listen))
+}

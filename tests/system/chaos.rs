@@ -1,0 +1,152 @@
+//! Experiments on a live cluster, end to end: one that kills the leader and cuts
+//! the next one off passes; a fault is undone by the node's agent though its runner
+//! was killed and every master is dead, and again though the agent died too;
+//! `ephor chaos recover` undoes everything at once.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tests::{Cluster, How, eventually};
+
+/// A leader that is killed and another that is alone, in a few seconds.
+const QUICK: &str = "
+apiVersion: ephor.dev/v1alpha1
+kind: Experiment
+metadata: {name: quick}
+spec:
+  cluster: {masters: 3}
+  workload: {clients: 4, rate: 40, keys: 20, mix: {create: 4, update: 4, delete: 1, get: 4, list: 1, watch: 1}}
+  schedule:
+  - {at: 1s, for: 4s, fault: {kill: {target: leader}}}
+  - {at: 8s, for: 4s, fault: {cut: {shape: leader-alone}}}
+  invariants: [acknowledged-writes-kept, no-phantoms, linearizable, watches-exact, one-leader-per-term,
+               replicas-identical, minority-silent, heals]
+  recoverWithin: 20s
+  abortIf: {unavailableFor: 30s, lostWrites: 1}
+  duration: 14s
+";
+
+/// One node is down for longer than its runner lives.
+const LONG: &str = "
+apiVersion: ephor.dev/v1alpha1
+kind: Experiment
+metadata: {name: long}
+spec:
+  cluster: {masters: 3}
+  workload: {clients: 1, rate: 5, keys: 5, mix: {create: 1, get: 1}}
+  schedule:
+  - {at: 0s, for: FOR, fault: {kill: {target: m3}}}
+  - {at: 0s, for: FOR, fault: {cut: {from: m1, to: m2}}}
+  invariants: [acknowledged-writes-kept]
+  duration: 300s
+";
+
+struct Chaos {
+    cluster: Cluster,
+    directory: tempfile::TempDir,
+}
+
+impl Chaos {
+    fn file(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, text)?;
+        Ok(path)
+    }
+
+    /// A runner in the background.
+    fn run(&self, file: &Path) -> Result<Child> {
+        let binary = std::env::var_os("EPHOR_BIN").context("EPHOR_BIN is not set: run ops/test")?;
+        let mut run = Command::new(binary);
+        run.args(["chaos", "run", "--live"]).arg(file);
+        run.env("KUBECONFIG", self.cluster.kubeconfig()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(run.spawn()?)
+    }
+
+    fn runs(&self, node: &str) -> Result<bool> {
+        let nodes = self.cluster.ephor(&["dev", "ps"])?;
+        let line = nodes.lines().find(|line| line.split_whitespace().next() == Some(node));
+        Ok(!line.with_context(|| format!("no {node} in:\n{nodes}"))?.trim_end().ends_with('-'))
+    }
+
+    async fn until_runs(&self, node: &str, runs: bool) -> Result<()> {
+        let what = format!("{node} {}", if runs { "to run" } else { "to be dead" });
+        eventually(&what, async || Ok((self.runs(node)? == runs).then_some(()))).await
+    }
+
+    /// Whether packets are dropped on a node.
+    fn is_cut(&self, node: &str) -> Result<bool> {
+        let tables = self.cluster.ephor(&["dev", "exec", node, "--", "nft", "list", "tables", "inet"])?;
+        Ok(tables.contains("ephor_chaos_"))
+    }
+
+    async fn until_cut(&self, node: &str, cut: bool) -> Result<()> {
+        let what = format!("{node} {}", if cut { "to be cut off" } else { "to be heard again" });
+        eventually(&what, async || Ok((self.is_cut(node)? == cut).then_some(()))).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn experiments_run_on_a_live_cluster_and_every_fault_ends() -> Result<()> {
+    let cluster = Cluster::up_with(3, 0, &["--chaos"]).await?;
+    let chaos = Chaos { cluster, directory: tempfile::tempdir()? };
+    a_quick_experiment_passes(&chaos)?;
+    an_orphaned_fault_ends_at_its_limit(&chaos).await?;
+    recover_undoes_everything(&chaos).await
+}
+
+fn a_quick_experiment_passes(chaos: &Chaos) -> Result<()> {
+    let file = chaos.file("quick.yaml", QUICK)?;
+    let file = file.to_string_lossy();
+    let report =
+        chaos.cluster.ephor(&["chaos", "run", "--live", "--output", "json", "--seed", "7", &file])?;
+    let journal: serde_json::Value = serde_json::from_str(report.trim())?;
+    let faults = journal["ephor"]["faults"].as_array().context("a journal without faults")?;
+    ensure!(faults.len() == 2, "two faults: {faults:?}");
+    for fault in faults {
+        ensure!(fault["fired"].as_u64().is_some_and(|fired| fired > 0), "it fired: {fault}");
+        for time in ["electUs", "firstWriteUs", "fullHealUs"] {
+            ensure!(fault[time].as_u64().is_some_and(|us| us > 0), "{time} of {fault}");
+        }
+    }
+    println!("quick: {}", journal["ephor"]["operations"]);
+    Ok(())
+}
+
+/// The runner is killed, all masters are dead, and an agent dies and comes back.
+async fn an_orphaned_fault_ends_at_its_limit(chaos: &Chaos) -> Result<()> {
+    let begun = Instant::now();
+    let mut runner = chaos.run(&chaos.file("orphan.yaml", &LONG.replace("FOR", "20s"))?)?;
+    chaos.until_runs("m3", false).await?;
+    chaos.until_cut("m2", true).await?;
+    runner.kill()?;
+    runner.wait()?;
+    for master in ["m1", "m2"] {
+        chaos.cluster.stop(master, How::Kill)?;
+    }
+    chaos.cluster.stop("m3-chaos", How::Kill)?;
+    ensure!(!chaos.runs("m3")? && chaos.is_cut("m2")?, "both faults are there when nobody is left");
+    ensure!(begun.elapsed() < Duration::from_secs(19), "that took too long to show anything");
+    chaos.cluster.ephor(&["dev", "start", "m3-chaos"])?;
+    chaos.until_runs("m3", true).await?;
+    chaos.until_cut("m2", false).await?;
+    ensure!(!chaos.runs("m1")? && !chaos.runs("m2")?, "no other master lived meanwhile");
+    println!("orphaned faults ended after {:?}", begun.elapsed());
+    for master in ["m1", "m2"] {
+        chaos.cluster.start(master)?;
+    }
+    chaos.cluster.masters_agree().await
+}
+
+async fn recover_undoes_everything(chaos: &Chaos) -> Result<()> {
+    let mut runner = chaos.run(&chaos.file("recover.yaml", &LONG.replace("FOR", "200s"))?)?;
+    chaos.until_runs("m3", false).await?;
+    chaos.until_cut("m2", true).await?;
+    runner.kill()?;
+    runner.wait()?;
+    let undone = chaos.cluster.ephor(&["chaos", "recover"])?;
+    ensure!(undone.matches("undone").count() == 3, "m3's kill and two halves of a cut:\n{undone}");
+    ensure!(chaos.runs("m3")? && !chaos.is_cut("m2")?, "nothing is left after:\n{undone}");
+    chaos.cluster.masters_agree().await
+}
