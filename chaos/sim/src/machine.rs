@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use chaos_spec::NodeName;
 use consensus::{Consensus, NodeId};
 use master_node::Objects;
-use master_node::config::MasterConfig;
+use master_node::config::{MasterConfig, Timers};
 use master_node::pki::{Authority, ClusterKeys};
 use proto_env::{Blocking, CancellationToken, Env};
 use proto_wire::token::JoinToken;
@@ -51,6 +51,7 @@ pub struct Machine {
     pub clock: Arc<SimClock>,
     /// Seed, ways and whom to ask: shared by everything in the world.
     workload: Workload,
+    timers: Timers,
     starts: AtomicU64,
     /// How often in a row the master did not come up.
     failures: AtomicU64,
@@ -72,7 +73,7 @@ impl Machine {
     ///
     /// # Errors
     /// Where the fixed keys do not parse.
-    pub fn new(node: NodeName, workload: &Workload) -> Result<Arc<Self>> {
+    pub fn new(node: NodeName, workload: &Workload, timers: Timers) -> Result<Arc<Self>> {
         let machine = Self {
             node,
             name: node.to_string(),
@@ -81,6 +82,7 @@ impl Machine {
             home: MemoryHome::default(),
             clock: Arc::default(),
             workload: workload.clone(),
+            timers,
             starts: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             orders: Mutex::default(),
@@ -154,6 +156,7 @@ impl Machine {
             init: !joins,
             join: joins.then(|| peers.collect()),
             token: joins.then(|| token().to_string()),
+            timers: self.timers,
             ..MasterConfig::default()
         }
     }

@@ -37,6 +37,7 @@ use anyhow::{Context, Result};
 use chaos_spec::{Experiment, Report, Verdict, report as forms};
 use clap::{Parser, ValueEnum};
 
+use crate::plan::Pace;
 use crate::run::Options;
 use crate::trace::Trace;
 
@@ -57,6 +58,9 @@ struct Arguments {
     /// How long things go wrong in a drawn experiment, in simulated time
     #[arg(long = "for", default_value = "60s", value_parser = humantime::parse_duration)]
     duration: Duration,
+    /// Draw a quiet experiment, for a long `--for`: masters far apart, few calls, faults half a minute apart
+    #[arg(long, conflicts_with = "experiment")]
+    calm: bool,
     /// Write the experiment to this file before it is run
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
@@ -129,7 +133,8 @@ fn exit_code(report: &Report) -> ExitCode {
 
 fn experiment(arguments: &Arguments) -> Result<Experiment> {
     let Some(path) = &arguments.experiment else {
-        return plan::random(arguments.seed, arguments.masters, arguments.duration);
+        let pace = if arguments.calm { Pace::Calm } else { Pace::Busy };
+        return plan::random(arguments.seed, arguments.masters, arguments.duration, pace);
     };
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     Experiment::parse(&text).with_context(|| path.display().to_string())

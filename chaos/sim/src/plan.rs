@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use chaos_spec::experiment::{Cluster, Entry, Metadata, Mix, Spec, Workload};
+use chaos_spec::experiment::{Cluster, Distance, Entry, Metadata, Mix, Spec, Workload};
 use chaos_spec::fault::{
     Clock, ClockChange, Cut, Disk, DiskKind, Fault, Hold, Lose, Member, Replace, Shape, Slow, Strike, Worker,
     WorkerKind,
@@ -26,15 +26,53 @@ const OPERATIONS_PER_KEY: u64 = 150;
 /// The last fault begins so long before the end that it finds somebody to strike.
 const MARGIN: Duration = Duration::from_secs(5);
 
+/// How much happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// Masters side by side, many calls, faults on each other's heels.
+    Busy,
+    /// Masters far apart, a few calls a second, faults some half a minute apart: for long runs, in which history is
+    /// compacted, events expire and watches grow old.
+    Calm,
+}
+
+impl Pace {
+    fn rate(self, random: &mut StdRng) -> u32 {
+        match self {
+            Self::Busy => random.random_range(20..120),
+            Self::Calm => random.random_range(2..6),
+        }
+    }
+
+    fn distance(self) -> Distance {
+        match self {
+            Self::Busy => Distance::Near,
+            Self::Calm => Distance::Far,
+        }
+    }
+
+    /// How many times longer than in a busy run faults and what lies between them last.
+    fn stretch(self) -> u32 {
+        match self {
+            Self::Busy => 1,
+            Self::Calm => 10,
+        }
+    }
+}
+
 /// Draws what happens to a cluster of `masters` within `duration`.
 ///
 /// # Errors
 /// Where what was drawn is no valid experiment, which is a bug here.
-pub fn random(seed: u64, masters: u32, duration: Duration) -> Result<Experiment> {
+pub fn random(seed: u64, masters: u32, duration: Duration, pace: Pace) -> Result<Experiment> {
     let mut random = generator(seed, 1);
-    let rate = random.random_range(20..120);
+    let rate = pace.rate(&mut random);
     let spec = Spec {
-        cluster: Cluster { masters, workers: if random.random_bool(0.25) { 2 } else { 0 } },
+        cluster: Cluster {
+            masters,
+            workers: if random.random_bool(0.25) { 2 } else { 0 },
+            distance: pace.distance(),
+        },
         steady_state: Vec::new(),
         workload: Workload {
             clients: random.random_range(2..6),
@@ -51,7 +89,7 @@ pub fn random(seed: u64, masters: u32, duration: Duration) -> Result<Experiment>
     let (api_version, kind) = Default::default();
     let metadata = Metadata { name: format!("seed-{seed}") };
     let mut experiment = Experiment { api_version, kind, metadata, spec };
-    schedule(&mut random, &mut experiment);
+    schedule(&mut random, &mut experiment, pace.stretch());
     experiment.check().map_err(anyhow::Error::new).context("a drawn experiment")?;
     Ok(experiment)
 }
@@ -63,13 +101,13 @@ fn keys(rate: u32, duration: Duration) -> u32 {
 }
 
 /// Faults one after the other, often overlapping. Those the rules of experiments forbid together are left out.
-fn schedule(random: &mut StdRng, experiment: &mut Experiment) {
+fn schedule(random: &mut StdRng, experiment: &mut Experiment, stretch: u32) {
     let (masters, duration) = (experiment.spec.cluster.masters, experiment.spec.duration);
     let mut at = Duration::from_secs(1);
     let mut replaced = BTreeSet::new();
     let mut damaged = false;
     while at + MARGIN < duration {
-        let mut lasts = Duration::from_millis(random.random_range(200..6000)).min(duration - at);
+        let mut lasts = (Duration::from_millis(random.random_range(200..6000)) * stretch).min(duration - at);
         let fault = match random.random_range(0..12) {
             0 if experiment.spec.cluster.workers > 0 => {
                 // Pods leave after nine seconds at the earliest.
@@ -85,7 +123,7 @@ fn schedule(random: &mut StdRng, experiment: &mut Experiment) {
                 experiment.spec.schedule.pop();
             }
         }
-        at += Duration::from_millis(random.random_range(100..5000));
+        at += Duration::from_millis(random.random_range(100..5000)) * stretch;
     }
 }
 
@@ -193,7 +231,7 @@ mod tests {
     fn what_is_drawn_is_valid_and_reads_back_from_its_file() {
         for seed in 0..300 {
             let masters = [1, 3, 5, 7][usize::try_from(seed % 4).unwrap()];
-            let drawn = random(seed, masters, Duration::from_secs(60)).unwrap();
+            let drawn = random(seed, masters, Duration::from_secs(60), Pace::Busy).unwrap();
             assert_eq!(Experiment::parse(&drawn.to_yaml().unwrap()).unwrap(), drawn, "seed {seed}");
         }
     }
@@ -201,7 +239,7 @@ mod tests {
     #[test]
     fn every_kind_of_fault_that_is_drawn_comes_up() {
         let kinds: BTreeSet<_> = (0..300)
-            .flat_map(|seed| random(seed, 5, Duration::from_secs(60)).unwrap().spec.schedule)
+            .flat_map(|seed| random(seed, 5, Duration::from_secs(60), Pace::Busy).unwrap().spec.schedule)
             .map(|entry| entry.fault.kind().name())
             .collect();
         for kind in [

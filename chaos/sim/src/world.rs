@@ -8,10 +8,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, anyhow};
+use chaos_spec::experiment::Distance;
 use chaos_spec::fault::{Fault, Member, Replace};
 use chaos_spec::resolve::Link;
 use chaos_spec::{Experiment, NodeName};
 use consensus::NodeId;
+use master_node::config::Timers;
 use turmoil::{Sim, ToIpAddr};
 
 use crate::machine::{Machine, Order};
@@ -21,11 +23,6 @@ use crate::seams::links::{Links, Shape};
 use crate::worker::{self, Worker};
 use crate::workload::{Workload, store_token};
 
-/// Longest latency of a link that nothing is wrong with.
-pub const LATENCY: Duration = Duration::from_millis(2);
-const LATENCY_MIN: Duration = Duration::from_micros(200);
-/// Nothing happens between two ticks: the unit of simulated time.
-const TICK: Duration = Duration::from_millis(1);
 /// How often whoever leads is asked again to let a master go.
 const RETIRE_TICKS: u64 = 500;
 /// A master that has refused its files so often in a row does not come up by itself.
@@ -39,6 +36,7 @@ pub struct World<'a> {
     pub workload: Workload,
     links: Links,
     sim: Sim<'a>,
+    timers: Timers,
     ticks: u64,
     machines: BTreeMap<NodeName, Arc<Machine>>,
     workers: BTreeMap<NodeName, Arc<Worker>>,
@@ -54,19 +52,44 @@ pub struct World<'a> {
     named: u32,
 }
 
+/// The unit of simulated time, between two of which nothing happens, and the longest
+/// latency of a link that nothing is wrong with.
+fn pace(distance: Distance) -> (Duration, Duration) {
+    match distance {
+        Distance::Near => (Duration::from_millis(1), Duration::from_millis(2)),
+        Distance::Far => (Duration::from_millis(10), Duration::from_millis(20)),
+    }
+}
+
+fn timers(distance: Distance) -> Timers {
+    let near = Timers::default();
+    let times = match distance {
+        Distance::Near => 1,
+        Distance::Far => 5,
+    };
+    Timers {
+        heartbeat_ms: near.heartbeat_ms * times,
+        election_min_ms: near.election_min_ms * times,
+        election_max_ms: near.election_max_ms * times,
+        ..near
+    }
+}
+
 impl<'a> World<'a> {
     /// The world of an experiment, before anything has happened.
     ///
     /// # Errors
     /// Where the machines cannot be laid out.
     pub fn new(experiment: &Experiment, seed: u64) -> Result<Self> {
+        let distance = experiment.spec.cluster.distance;
+        let (tick, latency) = pace(distance);
         let sim = turmoil::Builder::new()
             .rng_seed(seed)
             .epoch(SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH_SECONDS))
             .simulation_duration(Duration::MAX)
-            .tick_duration(TICK)
-            .min_message_latency(LATENCY_MIN)
-            .max_message_latency(LATENCY)
+            .tick_duration(tick)
+            .min_message_latency(latency / 10)
+            .max_message_latency(latency)
             .tcp_capacity(4096)
             .enable_random_order()
             .build();
@@ -85,6 +108,7 @@ impl<'a> World<'a> {
             workload,
             links,
             sim,
+            timers: timers(distance),
             ticks: 0,
             machines,
             workers,
@@ -115,7 +139,7 @@ impl<'a> World<'a> {
     }
 
     fn place(&mut self, node: NodeName) -> Result<()> {
-        let machine = Machine::new(node, &self.workload)?;
+        let machine = Machine::new(node, &self.workload, self.timers)?;
         let software = machine.clone();
         self.host(machine.ip, move || software.clone().run());
         self.machines.insert(node, machine);

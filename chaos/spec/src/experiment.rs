@@ -95,6 +95,27 @@ pub struct Cluster {
     /// Default none.
     #[serde(default)]
     pub workers: u32,
+    /// How far the masters are from one another.
+    #[serde(default, skip_serializing_if = "Distance::is_near")]
+    pub distance: Distance,
+}
+
+/// How far the masters of a cluster are from one another.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Distance {
+    /// In one place, with the timers that masters have by default.
+    #[default]
+    Near,
+    /// In places up to 20 ms apart, with timers five times as long.
+    Far,
+}
+
+impl Distance {
+    /// Whether it is the default.
+    pub fn is_near(&self) -> bool {
+        *self == Self::Near
+    }
 }
 
 /// A probe of the steady state and its tolerance.

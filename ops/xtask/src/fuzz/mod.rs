@@ -19,6 +19,8 @@ use self::tally::Tally;
 
 /// Masters of the drawn clusters, in turn.
 const SIZES: [u32; 6] = [3, 5, 3, 7, 3, 1];
+/// A calm run is so many times longer than a busy one: an hour for a minute.
+const CALM_LENGTHS: u64 = 60;
 /// How often progress is printed.
 const PROGRESS: Duration = Duration::from_secs(15);
 
@@ -40,9 +42,12 @@ pub struct Args {
     /// Masters in each cluster; without, 1, 3, 5 and 7 in turn
     #[arg(long)]
     masters: Option<u32>,
-    /// Simulated time in which things go wrong, in seconds
+    /// Simulated time in which things go wrong in a busy run, in seconds; a calm one is sixty times as long
     #[arg(long, default_value_t = 60)]
     length: u64,
+    /// Only runs of this pace; without, busy and calm ones in turn
+    #[arg(long, value_enum)]
+    pace: Option<Pace>,
     /// Simulations side by side
     #[arg(long, default_value_t = 1)]
     jobs: usize,
@@ -55,6 +60,15 @@ pub struct Args {
     /// Where failed seeds are kept
     #[arg(long, value_name = "DIR", default_value = "target/fuzz")]
     keep: PathBuf,
+}
+
+/// How much happens in a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Pace {
+    /// Masters side by side, many calls, faults on each other's heels
+    Busy,
+    /// Masters far apart, few calls, faults half a minute apart
+    Calm,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -149,10 +163,20 @@ impl Fuzz {
         Some(queue.next - 1)
     }
 
+    /// What a seed stands for.
+    fn simulation(&self, seed: u64) -> Simulation {
+        let args = &self.args;
+        let masters = args.masters.unwrap_or(SIZES[(seed / 2 % SIZES.len() as u64) as usize]);
+        let in_turn = if seed.is_multiple_of(2) { Pace::Calm } else { Pace::Busy };
+        match args.pace.unwrap_or(in_turn) {
+            Pace::Busy => Simulation::drawn(&self.program, seed, masters, args.length),
+            Pace::Calm => Simulation::drawn(&self.program, seed, masters, args.length * CALM_LENGTHS).calm(),
+        }
+    }
+
     fn work(&self) -> Result<()> {
         while let Some(seed) = self.next() {
-            let masters = self.args.masters.unwrap_or(SIZES[(seed % SIZES.len() as u64) as usize]);
-            let simulation = Simulation::drawn(&self.program, seed, masters, self.args.length);
+            let simulation = self.simulation(seed);
             let mut outcome = simulation.run()?;
             if self.args.double {
                 let again = simulation.run()?;
@@ -161,7 +185,8 @@ impl Fuzz {
             let mut queue = self.lock();
             queue.tally.add(&outcome);
             if outcome.failed() {
-                println!("seed {seed} with {masters} masters FAILS: {}", outcome.reasons.join("; "));
+                let reasons = outcome.reasons.join("; ");
+                println!("seed {seed} with {} masters FAILS: {reasons}", outcome.masters);
                 queue.failed.push_back(outcome);
             }
             if queue.printed.elapsed() >= PROGRESS {
@@ -177,7 +202,7 @@ impl Fuzz {
         let queue = self.queue.into_inner().unwrap_or_else(PoisonError::into_inner);
         println!("{}", queue.tally.summary(elapsed));
         let Some(worst) = queue.failed.front() else { return Ok(()) };
-        let file = shrink::shrink(&self.program, worst, &self.args.keep, self.args.length)?;
+        let file = shrink::shrink(self.simulation(worst.seed), worst, &self.args.keep)?;
         bail!(
             "seed {} failed; what is left of it: {} (run `ephor-sim --seed {} --experiment {}`)",
             worst.seed,

@@ -9,15 +9,15 @@ use serde_norway::Value;
 
 use super::simulation::{Outcome, Simulation};
 
-/// Shrinks what `worst` ran; gives the file of the smallest experiment that fails as it did.
+/// Shrinks what `drawn` ran, which came to `worst`; gives the file of the smallest experiment that fails as it did.
 ///
 /// # Errors
 /// Where a file cannot be written, or `ephor-sim` cannot be started.
-pub fn shrink(program: &Path, worst: &Outcome, keep: &Path, length: u64) -> Result<PathBuf> {
+pub fn shrink(drawn: Simulation, worst: &Outcome, keep: &Path) -> Result<PathBuf> {
     let file = keep.join(format!("seed-{}.yaml", worst.seed));
-    let drawn = Simulation::drawn(program, worst.seed, worst.masters, length).with_plan(&file);
-    let again = drawn.run()?;
-    if !fails_alike(&again, worst) {
+    let again = drawn.with_file(&file);
+    let first = drawn.with_plan(&file).run()?;
+    if !fails_alike(&first, worst) {
         println!("the seed did not fail like this again; its experiment is kept whole");
         return Ok(file);
     }
@@ -30,7 +30,7 @@ pub fn shrink(program: &Path, worst: &Outcome, keep: &Path, length: u64) -> Resu
             entries.remove(at);
         }
         write(&trial, &smaller)?;
-        let outcome = Simulation::of_file(program, worst.seed, worst.masters, &trial).run()?;
+        let outcome = again.with_file(&trial).run()?;
         if fails_alike(&outcome, worst) {
             smallest = smaller;
         } else {

@@ -51,8 +51,19 @@ impl Simulation {
         Self { program: program.to_owned(), seed, masters, arguments: arguments.to_vec() }
     }
 
+    /// Far apart and quiet.
+    pub fn calm(mut self) -> Self {
+        self.arguments.push("--calm".into());
+        self
+    }
+
+    /// The same seed with an experiment file in place of what it draws.
+    pub fn with_file(&self, file: &Path) -> Self {
+        Self::of_file(&self.program, self.seed, self.masters, file)
+    }
+
     /// An experiment file.
-    pub fn of_file(program: &Path, seed: u64, masters: u32, file: &Path) -> Self {
+    fn of_file(program: &Path, seed: u64, masters: u32, file: &Path) -> Self {
         let arguments = vec!["--experiment".into(), file.as_os_str().to_owned()];
         Self { program: program.to_owned(), seed, masters, arguments }
     }
