@@ -165,7 +165,8 @@ impl Injector {
     fn isolate(&self, world: &World<'_>) {
         let masters: BTreeSet<NodeName> = world.members().into_iter().collect();
         let cuts: BTreeSet<Link> = self.cuts.keys().copied().collect();
-        world.observer.isolated(&minority::isolated(&masters, &cuts, world.quorum()));
+        let alone = minority::isolated(&masters, &cuts, world.quorum());
+        world.observer.isolated(&alone, world.elapsed());
     }
 
     /// Ends everything that is wrong, and starts every node that is down.

@@ -87,9 +87,9 @@ impl Observer {
         self.lock().violations.push(violation);
     }
 
-    /// From now on these masters reach no majority.
-    pub fn isolated(&self, alone: &BTreeSet<NodeName>) {
-        let now = u64::try_from(clock::elapsed().as_nanos()).unwrap_or(u64::MAX);
+    /// From `now` on, which no machine tells between two ticks, these masters reach no majority.
+    pub fn isolated(&self, alone: &BTreeSet<NodeName>, now: Duration) {
+        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         self.lock().minority.now(alone, now);
     }
 
