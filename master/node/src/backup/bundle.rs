@@ -22,6 +22,8 @@ const WORK_FACTOR_MAX: u8 = 20;
 const COMPRESSION: i32 = 1;
 /// The most bytes of an entry.
 const ENTRY_MAX: u64 = storage::codec::LIMIT_BYTES as u64;
+/// The most zeros at the end of an archive.
+const ARCHIVE_END_MAX: u64 = 1024;
 
 type Plain<R> = zstd::Decoder<'static, io::BufReader<age::stream::StreamReader<io::BufReader<Tracked<R>>>>>;
 
@@ -205,11 +207,16 @@ fn read_entries<R: Read>(plain: Plain<R>, visitor: &mut dyn Visitor) -> Result<M
             before.take(&name, data)?;
         }
     }
-    // To the end of the encryption, which alone says that nothing is cut off.
-    let rest = io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(failed)?;
+    // To the end of the encryption, which alone says that nothing is cut off. An
+    // archive ends with zeros.
+    let mut rest = Vec::new();
+    archive.into_inner().take(ARCHIVE_END_MAX + 1).read_to_end(&mut rest).map_err(failed)?;
+    if rest.len() as u64 > ARCHIVE_END_MAX || rest.iter().any(|byte| *byte != 0) {
+        return Err(Error::Damaged("bytes follow its end".to_owned()));
+    }
     let manifest = manifest.ok_or_else(|| Error::Damaged(format!("it ends before {MANIFEST}")))?;
-    if rest != 0 || before.head.as_ref() != Some(&manifest.head) {
-        return Err(Error::Damaged(format!("{MANIFEST} and {HEAD} contradict each other, or bytes follow")));
+    if before.head.as_ref() != Some(&manifest.head) {
+        return Err(Error::Damaged(format!("{MANIFEST} and {HEAD} contradict each other")));
     }
     Ok(manifest)
 }

@@ -164,6 +164,10 @@ impl Partial {
             return Err(place_error(path.display(), reason));
         }
         let name = path.file_name().ok_or_else(|| place_error(path.display(), "it is no name of a file"))?;
+        if !name.to_string_lossy().ends_with(SUFFIX) {
+            let reason = format!("it is no directory, and no name of a bundle, which ends with {SUFFIX}");
+            return Err(place_error(path.display(), reason));
+        }
         let mut name = name.to_os_string();
         name.push(PARTIAL);
         let temporary = path.with_file_name(name);
@@ -244,6 +248,9 @@ mod tests {
         assert!(place.list("b-").await.unwrap().is_empty());
         let again = bundle.create().await.err().unwrap().to_string();
         assert!(again.contains("it exists"), "{again}");
+        let elsewhere = directory.path().join("missing").to_str().unwrap().to_owned();
+        let elsewhere = Place::parse(&elsewhere, &PlaceOptions::default()).unwrap().of("a-1.ephor");
+        assert!(elsewhere.create().await.err().unwrap().to_string().contains("no directory"));
         let mut text = String::new();
         bundle.open().await.unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "whole");

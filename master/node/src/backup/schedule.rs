@@ -334,6 +334,8 @@ mod tests {
     use super::*;
 
     fn schedule() -> Schedule {
+        // As the binary does; without one, a client of a bucket cannot be made.
+        drop(rustls::crypto::ring::default_provider().install_default());
         Schedule {
             id: "one".to_owned(),
             every: Duration::from_secs(600),
