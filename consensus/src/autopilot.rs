@@ -208,12 +208,12 @@ impl Consensus {
             let new = names(next.difference(&view.voters).copied().collect());
             let votes = next.len();
             self.apply_change(ChangeMembers::ReplaceAllVoters(next)).await?;
-            self.acted(match new.is_empty() {
-                true => {
-                    format!("{gone} did not answer for too long and were taken out: {votes} masters vote")
-                }
-                false => format!("{gone} did not answer for too long and was replaced by {new}"),
-            });
+            let did = if new.is_empty() {
+                format!("{gone} did not answer for too long and were taken out: {votes} masters vote")
+            } else {
+                format!("{gone} did not answer for too long and was replaced by {new}")
+            };
+            self.acted(did);
         }
         let absent: BTreeSet<NodeId> = absent.into_iter().filter(|id| !view.voters.contains(id)).collect();
         for id in &absent {

@@ -29,7 +29,7 @@ use crate::raft_types::{MasterAddress, Raft};
 use crate::read::{self, ReadQueue};
 use crate::rebuild::Defence;
 use crate::slow::Slow;
-use crate::state_machine::StateMachine;
+use crate::state_machine::{StateMachine, decode_applied};
 use crate::types::{Leadership, NodeId};
 use crate::{Error, compare, hello, membership, recovery, room};
 
@@ -86,6 +86,7 @@ impl Consensus {
         let fences = Fences::load(&config.data_dir, env.disk.as_ref())?;
         let (store, log) = open(&config, &env).await?;
         check_order(&config, &store, &log)?;
+        check_members(&store, &config.data_dir)?;
         // Once log and objects are there: from now on they must be.
         identity.claim(&config.data_dir, env.disk.as_ref())?;
         let durable = Arc::new(AtomicU64::new(0));
@@ -101,7 +102,6 @@ impl Consensus {
         let raft = Raft::new(config.node_id, config.raft()?, factory, log_store, state_machine)
             .await
             .map_err(|error| Error::Raft(error.to_string()))?;
-        check_members(&raft, &config.data_dir)?;
         let (proposer, proposing) = Proposer::new(Way::Log(raft.clone()));
         let (readers, reading) = read::queue();
         let this = Arc::new(Self {
@@ -226,13 +226,14 @@ impl Consensus {
 
 /// A master with entries but without members would follow for ever and never vote:
 /// what it has is not all it had.
-fn check_members(raft: &Raft, data_dir: &Path) -> Result<(), Error> {
-    let metrics = raft.metrics();
-    let metrics = metrics.borrow_watched();
-    match metrics.last_log_index.or(metrics.last_applied.map(|last| last.index)) {
-        Some(last) if metrics.membership_config.nodes().next().is_none() => Err(Error::Config(format!(
-            "{} has log entries up to {last} and knows no masters: it is not whole; remove it and join again",
-            data_dir.display()
+fn check_members(store: &Store, data_dir: &Path) -> Result<(), Error> {
+    // The first entry of every log says who the members are.
+    let (last, members) = decode_applied(&store.applied())?;
+    match last {
+        Some(last) if members.membership().nodes().next().is_none() => Err(Error::Config(format!(
+            "{} has applied {} log entries and knows no masters: it is not whole; remove it and join again",
+            data_dir.display(),
+            last.index
         ))),
         _ => Ok(()),
     }

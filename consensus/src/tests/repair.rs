@@ -43,8 +43,11 @@ async fn a_dead_voter_makes_place_for_a_waiting_learner_by_itself() {
     .await;
     assert_eq!(voters(cluster.any()).len(), 3);
     let leader = cluster.leader().await;
-    let action = cluster.consensus(leader).autopilot_actions().borrow().clone();
-    assert!(action.text.contains("was replaced by"), "{action:?}");
+    wait_for("the leader says what it did", async || {
+        let action = cluster.consensus(leader).autopilot_actions().borrow().clone();
+        action.text.contains("was replaced by").then_some(())
+    })
+    .await;
     // It comes back, is told, and does not start again.
     cluster.restart(victim).await;
     let why = end_of(cluster.consensus(victim)).await;
