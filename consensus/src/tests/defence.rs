@@ -16,6 +16,7 @@ use crate::*;
 async fn spoil(cluster: &Cluster, position: usize) {
     let mut quarantine = cluster.consensus(position).defence.quarantine.subscribe();
     let consensus = cluster.consensus(position).clone();
+    wait_for("the object", async || consensus.store().get("/planted").is_some().then_some(())).await;
     assert!(consensus.store().diverge("/planted", "original", "tampered").unwrap().is_some());
     assert!(tokio::time::timeout(LONG, quarantine.wait_for(Option::is_some)).await.is_ok(), "nobody noticed");
     // What it holds is served to nobody.
@@ -154,7 +155,7 @@ async fn a_disk_short_of_room_takes_only_what_does_not_grow_and_one_without_ends
     disk.1.store(1, Ordering::Relaxed);
     let reason = master.failed().await;
     assert!(reason.starts_with("1 MiB of "), "{reason}");
-    assert!(shutdown.is_cancelled());
+    assert!(tokio::time::timeout(LONG, shutdown.cancelled()).await.is_ok());
     master.shutdown().await;
     drop(master);
     disk.1.store(10_000, Ordering::Relaxed);

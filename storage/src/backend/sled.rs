@@ -60,13 +60,26 @@ impl SledHome {
 
     fn current(&self) -> Result<Option<String>> {
         match self.disk.read(&self.directory.join(CURRENT)) {
-            Ok(bytes) => Ok(Some(
-                String::from_utf8(bytes)
-                    .map_err(|error| Error::Damaged { what: "CURRENT", reason: error.to_string() })?,
-            )),
+            Ok(bytes) => self.checked_current(&bytes).map(Some),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(io("reading CURRENT")(error)),
         }
+    }
+
+    /// The state that `CURRENT` names. A wrong one would be opened, empty, and the
+    /// right one removed.
+    fn checked_current(&self, bytes: &[u8]) -> Result<String> {
+        let damaged = |reason: &str| Error::Damaged { what: "CURRENT", reason: reason.to_owned() };
+        let text = std::str::from_utf8(bytes).map_err(|_| damaged("it is no text"))?;
+        // Files of earlier versions hold the name alone.
+        let (name, sum) = text.split_once('\n').map_or((text, None), |(name, sum)| (name, Some(sum)));
+        if sum.is_some_and(|sum| sum != checksum(name)) {
+            return Err(damaged("its checksum does not match"));
+        }
+        if !self.states()?.iter().any(|state| state == name) {
+            return Err(damaged("it names a state that does not exist"));
+        }
+        Ok(name.to_owned())
     }
 
     fn states(&self) -> Result<Vec<String>> {
@@ -115,8 +128,14 @@ impl Home for SledHome {
 
     fn adopt(&self, name: &str) -> Result<()> {
         let path = self.directory.join(CURRENT);
-        self.disk.replace(&path, name.as_bytes()).map_err(io("replacing CURRENT"))
+        let content = format!("{name}\n{}", checksum(name));
+        self.disk.replace(&path, content.as_bytes()).map_err(io("replacing CURRENT"))
     }
+}
+
+/// Of a state's name, for `CURRENT`.
+fn checksum(name: &str) -> String {
+    blake3::hash(name.as_bytes()).to_hex()[..16].to_owned()
 }
 
 /// Opens a database, waiting while its lock is held: sled's own threads let go of a

@@ -119,8 +119,11 @@ impl Store {
 
     /// Opens the current state of a home.
     pub fn open_home(home: Arc<dyn Home>, limits: Limits) -> Result<Arc<Self>> {
-        let backend = home.open()?;
-        let live = load(backend.as_ref())?;
+        let (backend, live) = unless_it_panics(|| {
+            let backend = home.open()?;
+            let live = load(backend.as_ref())?;
+            Ok((backend, live))
+        })?;
         let history = History::new(live.revision, limits.history_events, limits.history_bytes);
         Ok(Arc::new(Self {
             reached: signal::Sender::new(live.revision),
@@ -263,6 +266,16 @@ impl Drop for Store {
     fn drop(&mut self) {
         self.history.write().unwrap_or_else(PoisonError::into_inner).stop();
     }
+}
+
+/// sled panics on some damage instead of reporting it.
+fn unless_it_panics<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+        let first = text.lines().next().unwrap_or_default();
+        Err(Error::Damaged { what: "object store", reason: format!("its database cannot be read: {first}") })
+    })
 }
 
 fn load(backend: &dyn Backend) -> Result<Live> {
