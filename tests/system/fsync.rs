@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::PostParams;
 use serde_json::json;
 use tests::strace::{Event, Strace, now};
 use tests::{Cluster, How, eventually, eventually_within};
@@ -17,9 +17,10 @@ const MASTERS: [&str; 3] = ["m1", "m2", "m3"];
 const WRITES: usize = 60;
 /// Large writes that fill the log until segments are removed: it is purged above 256 MiB.
 const LARGE_BYTES: usize = 900_000;
-const LARGE_KEYS: usize = 4;
-const LARGE_AT_ONCE: usize = 4;
-const PURGE_WITHIN: std::time::Duration = std::time::Duration::from_secs(240);
+const LARGE_AT_ONCE: usize = 8;
+/// strace comes when the log has this many bytes: it slows the masters down.
+const TRACED_FROM_BYTES: u64 = 180 * 1024 * 1024;
+const PURGE_WITHIN: std::time::Duration = std::time::Duration::from_secs(300);
 
 /// When a write was sent and when it was acknowledged.
 type Window = (u64, u64);
@@ -111,29 +112,40 @@ async fn a_write_is_acknowledged_after_a_quorum_has_synced_its_log() -> Result<(
 /// Overwrites a few large objects again and again until `done`.
 async fn fill(cluster: &Cluster, what: &str, done: impl Fn() -> Result<bool>) -> Result<()> {
     let api: Api<ConfigMap> = Api::default_namespaced(cluster.client());
-    let mut number = 0;
-    eventually_within(PURGE_WITHIN, what, async || {
-        let writes = (0..LARGE_AT_ONCE).map(|offset| {
-            let name = format!("large-{}", (number + offset) % LARGE_KEYS);
-            let fill = char::from(b'a' + u8::try_from(number % 26).unwrap_or(0)).to_string();
-            let object = json!({ "data": { "fill": fill.repeat(LARGE_BYTES), "n": number.to_string() } });
+    let mut round = 0;
+    let mut failed = String::new();
+    let filled = eventually_within(PURGE_WITHIN, what, async || {
+        let fill = ["a", "b", "c", "d"][round % 4].repeat(LARGE_BYTES);
+        let writes = (0..LARGE_AT_ONCE).map(|number| {
+            let name = format!("large-{number}");
+            let object =
+                json!({ "metadata": { "name": name }, "data": { "fill": fill, "round": round.to_string() } });
             let api = api.clone();
             async move {
-                let patch = Patch::Merge(&object);
-                if api.patch(&name, &PatchParams::default(), &patch).await.is_err() {
-                    let mut object = object.clone();
-                    object["metadata"] = json!({ "name": name });
-                    let _may_be_there =
-                        api.create(&PostParams::default(), &serde_json::from_value(object)?).await;
+                let object: ConfigMap = serde_json::from_value(object)?;
+                match api.replace(&name, &PostParams::default(), &object).await {
+                    Ok(_) => Ok(()),
+                    Err(_) => api.create(&PostParams::default(), &object).await.map(drop).context("writing"),
                 }
-                anyhow::Ok(())
             }
         });
-        futures::future::try_join_all(writes).await?;
-        number += LARGE_AT_ONCE;
+        for result in futures::future::join_all(writes).await {
+            // During an election; the next round is another one.
+            failed = result.err().map_or_else(String::new, |error| format!("{error:#}"));
+        }
+        round += 1;
         Ok(done()?.then_some(()))
     })
-    .await
+    .await;
+    filled.with_context(|| {
+        format!("after {round} rounds of {LARGE_AT_ONCE} large writes; last failure: {failed}")
+    })
+}
+
+/// Bytes of a master's log on disk.
+fn log_bytes(root: &std::path::Path, node: &str) -> Result<u64> {
+    let entries = std::fs::read_dir(root.join("nodes").join(node).join("log"))?;
+    entries.map(|entry| Ok(entry?.metadata()?.len())).sum()
 }
 
 /// The first segment of a master's log.
@@ -145,27 +157,30 @@ fn first_segment(root: &std::path::Path, node: &str) -> Result<PathBuf> {
     names.into_iter().next().context("a master without a log")
 }
 
-/// Every write to the object store from before `since` is synced before `until`.
+/// Before `until`, and after `since`, the database was synced, and with it every
+/// file of its directory that had been written, and the directory.
 fn check_objects(trace: &[Event], since: u64, until: u64, what: &str) -> Result<()> {
+    let of_objects = |event: &&Event| event.path.contains("/objects/state-");
+    let syncs = || trace.iter().filter(|it| it.is_sync() && it.end <= until).filter(of_objects);
+    let database = syncs().rfind(|it| it.path.ends_with("/db") && it.start >= since);
+    let database = database.with_context(|| format!("{what}: the database was not synced before it"))?;
+    let directory = database.path.trim_end_matches("/db");
+    let swept = syncs().any(|it| it.path == directory && it.start >= database.end);
+    ensure!(swept, "{what}: the directory of the database was not synced before it");
     let mut files = 0;
-    for (position, written) in trace.iter().enumerate() {
-        if !written.is_write() || !written.path.contains("/objects/state-") || written.end > since {
-            continue;
-        }
-        let later = &trace[position..];
-        let synced = later.iter().any(|event| {
-            event.is_sync() && event.path == written.path && event.start >= written.end && event.end <= until
-        });
+    for written in trace.iter().filter(|it| it.is_write() && it.end <= database.start).filter(of_objects) {
+        let synced = syncs().any(|it| it.path == written.path && it.start >= written.end);
         // A file that sled has replaced by then needs no sync.
-        let gone = later.iter().any(|event| {
-            event.end <= until && event.call.starts_with("unlink") && written.path.starts_with(&event.path)
+        let gone = trace.iter().any(|it| {
+            it.call.starts_with("unlink")
+                && it.path == written.path
+                && it.start >= written.end
+                && it.end <= until
         });
         ensure!(synced || gone, "{what}: {} was written at {} and not synced", written.path, written.end);
         files += 1;
     }
-    let database = |event: &&Event| event.path.ends_with("/db") && event.is_sync() && event.end <= until;
-    ensure!(trace.iter().any(|event| database(&event)), "{what}: no sync of the database before it");
-    ensure!(files > 0, "{what}: nothing was written before it");
+    ensure!(files > 0, "{what}: nothing was written to the objects before it");
     Ok(())
 }
 
@@ -173,9 +188,9 @@ fn check_objects(trace: &[Event], since: u64, until: u64, what: &str) -> Result<
 fn check_purges(trace: &[Event]) -> Result<usize> {
     let mut removed = 0;
     for event in trace.iter().filter(|it| it.call.starts_with("unlink") && it.path.contains("/log/log-")) {
-        let last_write = trace.iter().rfind(|it| it.is_write() && it.path == event.path);
-        // Written before strace came, or written to no more: what is in it is older than its removal.
-        let since = last_write.map_or(trace.first().map_or(0, |first| first.start), |last| last.end);
+        // What is in the segment was applied, at the latest, when the objects were synced.
+        let since =
+            trace.iter().rfind(|it| it.is_write() && it.path == event.path).map_or(0, |last| last.end);
         check_objects(trace, since, event.start, &format!("removing {}", event.path))?;
         removed += 1;
     }
@@ -188,7 +203,7 @@ fn check_snapshots(trace: &[Event]) -> Result<usize> {
     for event in
         trace.iter().filter(|it| it.call.starts_with("rename") && it.path.ends_with("/objects/CURRENT"))
     {
-        check_objects(trace, event.start, event.start, "adopting a snapshot")?;
+        check_objects(trace, 0, event.start, "adopting a snapshot")?;
         adopted += 1;
     }
     Ok(adopted)
@@ -199,6 +214,7 @@ async fn the_log_is_purged_and_a_snapshot_adopted_after_every_file_of_the_object
     let cluster = Cluster::up(3, 0).await?;
     let root = cluster.root().to_owned();
     cluster.stop("m3", How::Kill)?;
+    fill(&cluster, "the log to be filled", || Ok(log_bytes(&root, "m1")? > TRACED_FROM_BYTES)).await?;
     let straces = (attach(&cluster, "m1", None).await?, attach(&cluster, "m2", None).await?);
     let before = [first_segment(&root, "m1")?, first_segment(&root, "m2")?];
     fill(&cluster, "both logs to be purged", || {

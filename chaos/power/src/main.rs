@@ -32,7 +32,7 @@ use crate::lazy::Without;
 /// Cuts the power below a master's log and object store and checks what survives.
 #[derive(Debug, Parser)]
 #[command(name = "power-cuts", version)]
-struct Arguments {
+struct CommandLine {
     #[command(flatten)]
     run: run::Arguments,
     #[command(subcommand)]
@@ -76,7 +76,7 @@ enum Kind {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = CommandLine::parse();
     let result = match arguments.child {
         Some(Child::Life(life)) => live(&life).map(|()| ExitCode::SUCCESS),
         None => run::run(&arguments.run),
@@ -91,5 +91,17 @@ fn live(life: &Life) -> Result<()> {
     match life.kind {
         Kind::Store => store::live(life),
         Kind::Master => master::live(life),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        CommandLine::command().debug_assert();
     }
 }

@@ -91,6 +91,8 @@ impl SledHome {
     fn database(&self, name: &str) -> Result<Arc<dyn Backend>> {
         let directory = self.directory.join(name);
         self.disk.create_dir_all(&directory).map_err(io("making a state"))?;
+        // What a killed process wrote is in the page cache alone, and sled builds on what it reads.
+        self.disk.sync_tree(&directory).map_err(io("syncing a state"))?;
         let database = open_database(&directory)?;
         let (sealer, disk) = (self.sealer.clone(), self.disk.clone());
         let (database, retired) = (Some(database), AtomicBool::new(false));
