@@ -197,9 +197,9 @@ impl Fuzz {
         Ok(())
     }
 
-    fn finish(self) -> Result<()> {
+    fn finish(&self) -> Result<()> {
         let elapsed = self.begun.elapsed();
-        let queue = self.queue.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let queue = self.lock();
         println!("{}", queue.tally.summary(elapsed));
         let Some(worst) = queue.failed.front() else { return Ok(()) };
         let file = shrink::shrink(self.simulation(worst.seed), worst, &self.args.keep)?;
