@@ -77,7 +77,7 @@ impl Client {
         path: &str,
         body: Option<&Value>,
     ) -> Result<http::Response<Incoming>, Failure> {
-        let mut connection = match self.connection.take().filter(|connection| !connection.is_closed()) {
+        let mut connection = match self.reuse().await {
             Some(connection) => connection,
             None => self.connect().await.ok_or(Failure::NotSent)?,
         };
@@ -97,6 +97,14 @@ impl Client {
             }
             _ => Err(Failure::Unknown),
         }
+    }
+
+    /// The connection there is, once it takes another request: until its task has
+    /// seen the end of the last answer, hyper refuses to send.
+    async fn reuse(&mut self) -> Option<SendRequest<Full<Bytes>>> {
+        let mut connection = self.connection.take()?;
+        let ready = tokio::time::timeout(CONNECT_TIMEOUT, connection.ready()).await;
+        matches!(ready, Ok(Ok(()))).then_some(connection)
     }
 
     async fn connect(&self) -> Option<SendRequest<Full<Bytes>>> {

@@ -429,10 +429,25 @@ async fn whole(observer: &Observer, cluster: &Cluster) -> Result<(), Error> {
 async fn create_namespace(client: &mut Client, name: &str) -> Result<u64, Error> {
     let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
     let failed = |what: String| Error::Node(format!("namespace {name}: {what}"));
-    let made = client.ask(Method::POST, "/api/v1/namespaces", Some(&object)).await;
-    let made = made.map_err(|failure| failed(format!("{failure:?}")))?;
-    if !made.status.is_success() {
-        return Err(failed(made.body["message"].as_str().unwrap_or("refused").to_owned()));
+    let end = tokio::time::Instant::now() + WHOLE_WITHIN;
+    let mut tries = 0_u32;
+    loop {
+        let made = client.ask(Method::POST, "/api/v1/namespaces", Some(&object)).await;
+        // A first try without an answer may have made it.
+        let exists = |status: StatusCode| status == StatusCode::CONFLICT && tries > 0;
+        let why = match made {
+            Ok(answer) if answer.status.is_success() || exists(answer.status) => break,
+            Ok(answer) if answer.status.is_client_error() => {
+                return Err(failed(answer.body["message"].as_str().unwrap_or("refused").to_owned()));
+            }
+            Ok(answer) => answer.status.to_string(),
+            Err(failure) => format!("{failure:?}"),
+        };
+        if tokio::time::Instant::now() >= end {
+            return Err(failed(why));
+        }
+        tries += 1;
+        tokio::time::sleep(TICK).await;
     }
     let path = format!("/api/v1/namespaces/{name}/configmaps");
     let list =

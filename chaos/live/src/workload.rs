@@ -19,10 +19,14 @@ use tokio_util::sync::CancellationToken;
 use crate::access::Access;
 use crate::calls::{Memory, outcome, request};
 use crate::http::{Client, Failure};
-use crate::observer::Observer;
+use crate::observer::{KEY_PREFIX, Observer};
 
 /// Calls of one client that overlap; more are not begun.
 const CALLS_MAX: u32 = 16;
+/// How often the steady client writes.
+const STEADY: Duration = Duration::from_millis(100);
+/// Calls of the steady client that overlap: those of a few seconds without an answer.
+const STEADY_MAX: u32 = 64;
 /// Connections of one client to one master that wait to be used again.
 const IDLE_MAX: usize = 4;
 
@@ -103,7 +107,46 @@ impl Workload {
         for number in 0..self.spec.clients as usize {
             clients.spawn(self.clone().client(number));
         }
+        clients.spawn(self.clone().steady(self.spec.clients as usize));
         clients
+    }
+
+    /// A client whose writes nobody's forbid, so that each is acknowledged when
+    /// writes are at all: it makes an object of its own ten times a second and
+    /// deletes it again. The others may be refused for half a second by chance.
+    async fn steady(self, number: usize) {
+        let mut random = generator(self.seed, 1000 + number as u64);
+        let in_flight = Arc::new(Semaphore::new(STEADY_MAX as usize));
+        let mut ticks = tokio::time::interval(STEADY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        for object in 0_u64.. {
+            tokio::select! {
+                biased;
+                () = self.ended.cancelled() => break,
+                _ = ticks.tick() => {}
+            }
+            let at = self.any_master(&mut random);
+            if let Ok(permit) = in_flight.clone().try_acquire_owned() {
+                let workload = self.clone();
+                tokio::spawn(async move {
+                    workload.come_and_go(number, object, at).await;
+                    drop(permit);
+                });
+            }
+        }
+        drop(in_flight.acquire_many(STEADY_MAX).await);
+    }
+
+    async fn come_and_go(&self, number: usize, object: u64, at: SocketAddr) {
+        let key = format!("{KEY_PREFIX}steady-{object}");
+        let create = Call::Create { key: key.clone(), value: format!("{number}-{object}") };
+        let mut client = Client::new(&self.access, at);
+        for call in [create, Call::Delete { key, expected: None }] {
+            let Some((called, returned, outcome)) = ask(self, &mut client, &call, number).await else {
+                return;
+            };
+            self.observer.operation(Operation { client: number, call, called, returned, outcome });
+        }
     }
 
     /// How many clients watch: one for each of the others, if the experiment watches at all.
