@@ -204,7 +204,7 @@ mod tests {
             returned: revision * 10 + 5,
             outcome: Outcome::Written { revision },
         };
-        [7, 8].map(|revision| observer.operation(write(revision)));
+        [7, 8].into_iter().for_each(|revision| observer.operation(write(revision)));
         let change = Change::Put { value: "v7".into() };
         observer.applied(1, Event { revision: 7, key: "reg-1".into(), change });
         assert_eq!((observer.lost(7), observer.lost(8)), (0, 1));

@@ -189,8 +189,8 @@ mod tests {
     #[test]
     fn two_leaders_of_one_term_are_seen_and_of_two_terms_are_not() {
         let mut views = Views::default();
-        [10, 20].map(|at| views.add(1, view(at, 3, 1, true)));
-        [10, 20].map(|at| views.add(2, view(at, 4, 2, true)));
+        [10, 20].into_iter().for_each(|at| views.add(1, view(at, 3, 1, true)));
+        [10, 20].into_iter().for_each(|at| views.add(2, view(at, 4, 2, true)));
         assert_eq!(views.violations(), []);
         assert_eq!(views.leader(ms(20)), Some(2));
         let led: Vec<_> = views.leaders().iter().map(|l| (l.since, l.term, l.master)).collect();
