@@ -68,7 +68,7 @@ enum End {
 /// Whom a watcher asks.
 enum Place {
     /// Any master, another one every time.
-    Roams(StdRng),
+    Roams(Box<StdRng>),
     /// One alone.
     Stays { at: SocketAddr, master: u64, truth: Truth, part: usize },
 }
@@ -85,7 +85,7 @@ impl Workload {
     /// Roaming watcher number `number`, until the load ends and a while longer:
     /// until `stop`, so that it sees the last changes.
     pub async fn roam(self, number: usize, stop: tokio_util::sync::CancellationToken) {
-        let place = Place::Roams(generator(self.seed, 2000 + number as u64));
+        let place = Place::Roams(Box::new(generator(self.seed, 2000 + number as u64)));
         let watched = Watched { client: number, streams: Vec::new() };
         let watcher = Watcher { workload: self, place, watched, promised: 0 };
         watcher.run(stop).await;

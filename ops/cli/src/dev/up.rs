@@ -41,7 +41,7 @@ pub async fn up(layout: &Layout, images: &[PathBuf]) -> Result<()> {
     if layout.chaos {
         steps.run("chaos agents", async { chaos::start_agents(layout, first) }).await?;
     }
-    steps.run("balancer", async { start_balancer(layout) }).await?;
+    steps.run("balancer", balancer(layout)).await?;
     let label = format!("{} workers", workers.len());
     steps.run(&label, start_workers(layout, &client, &workers)).await?;
     for file in images {
@@ -153,9 +153,12 @@ async fn more_masters(layout: &Layout, client: &Client, masters: &[&DevNode]) ->
     .await
 }
 
-fn start_balancer(layout: &Layout) -> Result<()> {
+/// Starts it, and waits until the printed kubeconfig works.
+async fn balancer(layout: &Layout) -> Result<()> {
     let root = layout.root.to_string_lossy().into_owned();
-    process::spawn(layout, process::BALANCER, &["dev".into(), "--root".into(), root, "balancer".into()])
+    process::spawn(layout, process::BALANCER, &["dev".into(), "--root".into(), root, "balancer".into()])?;
+    let client = kubeconfig::client(&layout.kubeconfig(), None).await?;
+    until("the balancer", layout, async || Ok(client.apiserver_version().await.is_ok())).await
 }
 
 async fn start_workers(layout: &Layout, client: &Client, workers: &[&DevNode]) -> Result<()> {
