@@ -219,6 +219,12 @@ fn clear(prefix: &str) {
     let namespaces = ip("netns list").unwrap_or_default();
     let names = namespaces.lines().filter_map(|line| line.split_whitespace().next());
     for name in names.filter(|name| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-'))) {
+        // The namespace takes its end of the link away some time after it is gone; this is at once.
+        if Path::new("/sys/class/net").join(name).exists()
+            && let Err(error) = ip(&format!("link del {name}"))
+        {
+            eprintln!("removing {name}: {error:#}");
+        }
         if let Err(error) = ip(&format!("netns del {name}")) {
             eprintln!("removing {name}: {error:#}");
         }

@@ -30,8 +30,7 @@ pub struct PowerCut {
 /// Cuts the power: the backing directory then holds what survived.
 pub(crate) fn cut(names: &mut Names, seed: u64) -> io::Result<PowerCut> {
     let mut random = StdRng::seed_from_u64(seed);
-    let mut report = PowerCut::default();
-    report.names_pending = names.changes.len() as u64;
+    let mut report = PowerCut { names_pending: names.changes.len() as u64, ..PowerCut::default() };
     let limits = limits(names, &mut random);
     for change in std::mem::take(&mut names.changes).into_iter().rev() {
         if change.directories().any(|directory| limits[&directory] < change.sequence) {

@@ -247,8 +247,12 @@ pub(crate) fn rename(data_dir: &Path, disk: &dyn Disk, new: &consensus::Identity
     let path = data_dir.join("node.json");
     let bytes = disk.read(&path).map_err(|source| Error::File { path: path.clone(), source })?;
     let mut record: Record = serde_json::from_slice(&bytes).map_err(|_| Error::Damaged(path.clone()))?;
+    if !record.is_whole() {
+        return Err(Error::Damaged(path));
+    }
     record.node_id = new.node_id;
     record.cluster_id.clone_from(&new.cluster_id);
+    record.checksum = Some(record.sum().map_err(|_| Error::Damaged(path.clone()))?);
     let bytes = serde_json::to_vec_pretty(&record).map_err(|_| Error::Damaged(path.clone()))?;
     write_private(disk, &path, &bytes).map_err(|source| Error::File { path, source })
 }

@@ -20,8 +20,12 @@ use crate::{Error, Result, io as io_error};
 const LINGER: Duration = Duration::from_millis(20);
 /// Bytes that are written without waiting for more.
 const EAGER_BYTES: usize = 1024 * 1024;
-/// Bytes that may wait; whoever writes more waits for the database.
+/// Bytes and changes that may wait; whoever writes more waits for the database. Changes are counted too, because
+/// small ones take the database as long as larger ones, and a sync has to write them all first.
 const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
+const WAITING_CHANGES_MAX: usize = 4096;
+/// Changes that are written without waiting for more.
+const EAGER_CHANGES: usize = 512;
 /// What a change takes besides its key and value.
 const CHANGE_BYTES: usize = 64;
 
@@ -54,6 +58,15 @@ struct Waiting {
 }
 
 impl Waiting {
+    fn is_full(&self) -> bool {
+        self.bytes >= WAITING_BYTES_MAX || self.changes.len() >= WAITING_CHANGES_MAX
+    }
+
+    /// Whether nobody should wait for more.
+    fn is_enough(&self) -> bool {
+        self.bytes >= EAGER_BYTES || self.changes.len() >= EAGER_CHANGES
+    }
+
     fn check(&self) -> Result<()> {
         match &self.failed {
             None => Ok(()),
@@ -100,7 +113,7 @@ impl Shared {
                 waiting = self.work.wait(waiting).unwrap_or_else(PoisonError::into_inner);
             }
             let until = Instant::now() + LINGER;
-            while !waiting.ended && waiting.bytes < EAGER_BYTES {
+            while !waiting.ended && !waiting.is_enough() {
                 let Some(left) = until.checked_duration_since(Instant::now()) else { break };
                 waiting = self.work.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
             }
@@ -145,11 +158,11 @@ impl Backend for Behind {
 
     fn write(&self, batch: Batch) -> Result<()> {
         let mut waiting = lock(&self.shared.waiting);
-        while waiting.bytes >= WAITING_BYTES_MAX && waiting.failed.is_none() {
+        while waiting.is_full() && waiting.failed.is_none() {
             waiting = self.shared.room.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
         waiting.check()?;
-        let (was_empty, was_eager) = (waiting.changes.is_empty(), waiting.bytes >= EAGER_BYTES);
+        let (was_empty, was_enough) = (waiting.changes.is_empty(), waiting.is_enough());
         for change in batch.changes {
             let size = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len) + CHANGE_BYTES;
             waiting.bytes += change.key.len() + size(&change.value);
@@ -158,7 +171,7 @@ impl Backend for Behind {
                 waiting.bytes -= key_bytes + size(&replaced);
             }
         }
-        if was_empty || !was_eager && waiting.bytes >= EAGER_BYTES {
+        if was_empty || !was_enough && waiting.is_enough() {
             self.shared.work.notify_one();
         }
         Ok(())
@@ -300,6 +313,12 @@ mod tests {
             batch.put(Table::Objects, number.to_le_bytes().to_vec(), vec![1; 1024 * 1024]);
             behind.write(batch).unwrap();
             assert!(lock(&behind.shared.waiting).bytes <= WAITING_BYTES_MAX + 2 * 1024 * 1024);
+        }
+        for number in 0..20_000_u32 {
+            let mut batch = Batch::default();
+            batch.put(Table::Objects, number.to_le_bytes().to_vec(), Vec::new());
+            behind.write(batch).unwrap();
+            assert!(lock(&behind.shared.waiting).changes.len() <= WAITING_CHANGES_MAX);
         }
     }
 }
