@@ -210,6 +210,7 @@ fn check_snapshots(trace: &[Event]) -> Result<usize> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "a log is purged above 256 MiB, which takes a debug build many minutes: the size is no setting yet"]
 async fn the_log_is_purged_and_a_snapshot_adopted_after_every_file_of_the_objects_is_synced() -> Result<()> {
     let cluster = Cluster::up(3, 0).await?;
     let root = cluster.root().to_owned();

@@ -21,6 +21,9 @@ use crate::pki::{self, Subject};
 /// How long another master may take to answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Who is at an address, and of which cluster; or why nobody knows.
+type Answer = Result<(NodeId, String), String>;
+
 /// Why nothing was recovered; each text is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -113,10 +116,9 @@ impl Survivor {
         let known = others.iter().map(|member| member.peer_address.clone());
         let addresses: BTreeSet<String> = known.chain(elsewhere.iter().cloned()).collect();
         let answers = join_all(addresses.iter().map(|address| self.who(address))).await;
-        let answers: Vec<(&String, Result<(NodeId, String), String>)> =
-            addresses.iter().zip(answers).collect();
+        let answers: Vec<(&String, Answer)> = addresses.iter().zip(answers).collect();
         let is = |member: &Member| {
-            let mine = |(_, answer): &(_, Result<(NodeId, String), String>)| {
+            let mine = |(_, answer): &(_, Answer)| {
                 answer
                     .as_ref()
                     .is_ok_and(|(id, cluster)| *id == member.id && *cluster == found.identity.cluster_id)
@@ -140,7 +142,7 @@ impl Survivor {
     }
 
     /// Who is at an address, and of which cluster.
-    async fn who(&self, address: &str) -> Result<(NodeId, String), String> {
+    async fn who(&self, address: &str) -> Answer {
         let options = ChannelOptions {
             purpose: Purpose::Peer,
             organization: Some(MASTERS_ORGANIZATION),

@@ -145,7 +145,10 @@ mod tests {
         entries.iter().enumerate().map(record).collect()
     }
 
-    fn checks(logs: &[(u32, &[(u64, &'static str)], u64, Option<u64>)]) -> Vec<&'static str> {
+    /// A node, its log as terms and contents, how far it has applied, and the term it leads.
+    type Member<'a> = (u32, &'a [(u64, &'static str)], u64, Option<u64>);
+
+    fn checks(logs: &[Member<'_>]) -> Vec<&'static str> {
         let mut all = Logs::default();
         let found = logs.iter().flat_map(|(node, entries, applied, leads)| {
             let records = records(entries);
@@ -167,8 +170,7 @@ mod tests {
     fn one_place_says_one_thing() {
         assert_eq!(checks(&[(1, &[(1, "a")], 0, None), (2, &[(1, "x")], 0, None)]), [MATCHING]);
         // The same entry after different ones.
-        let logs: &[(u32, &[(u64, &'static str)], u64, Option<u64>)] =
-            &[(1, &[(1, "a"), (3, "c")], 0, None), (2, &[(2, "b"), (3, "c")], 0, None)];
+        let logs: &[Member<'_>] = &[(1, &[(1, "a"), (3, "c")], 0, None), (2, &[(2, "b"), (3, "c")], 0, None)];
         assert_eq!(checks(logs), [MATCHING]);
     }
 
