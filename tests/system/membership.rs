@@ -58,13 +58,20 @@ fn refused(result: Result<String>, wanted: &[&str]) -> Result<()> {
     }
 }
 
-/// Whether a master is in the table that `members list` begins with.
+/// The line of a master in the table that `members list` begins with.
+fn line_of<'a>(list: &'a str, name: &str) -> Option<&'a str> {
+    list.lines().find(|line| {
+        let mut columns = line.split_whitespace();
+        columns.next().is_some_and(|id| id.parse::<u64>().is_ok()) && columns.next() == Some(name)
+    })
+}
+
 fn lists(list: &str, name: &str) -> bool {
-    list.lines().any(|line| line.split_whitespace().nth(1) == Some(name))
+    line_of(list, name).is_some()
 }
 
 fn votes(list: &str, name: &str) -> bool {
-    list.lines().any(|line| line.split_whitespace().nth(1) == Some(name) && line.ends_with(" voter"))
+    line_of(list, name).is_some_and(|line| line.ends_with(" voter"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -126,7 +133,8 @@ async fn a_dead_master_is_replaced_in_one_command_or_by_the_leader_itself() -> R
         join_as(hosts, 4, &format!("{join} --replace-dead-after 3s"))?;
         eventually("m4 in the place of m3", async || {
             let list = hosts.ephor("members list")?;
-            Ok((votes(&list, "m4") && !lists(&list, "m3")).then_some(()))
+            ensure!(votes(&list, "m4") && !lists(&list, "m3"), "{list}");
+            Ok(Some(()))
         })
         .await?;
         println!("from the command to m4 voting in place of m3: {} ms", started.elapsed().as_millis());
@@ -145,7 +153,8 @@ async fn a_dead_master_is_replaced_in_one_command_or_by_the_leader_itself() -> R
         let killed = Instant::now();
         eventually_within(Duration::from_secs(60), "m5 in the place of m2", async || {
             let list = hosts.ephor("members list")?;
-            Ok((votes(&list, "m5") && !lists(&list, "m2")).then_some(()))
+            ensure!(votes(&list, "m5") && !lists(&list, "m2"), "{list}");
+            Ok(Some(()))
         })
         .await?;
         println!("from the kill to m5 voting by itself: {} ms", killed.elapsed().as_millis());
