@@ -422,15 +422,18 @@ async fn follow(mut clients: tokio::sync::watch::Receiver<Client>, config: watch
     };
     ensure!(expired, "a watch from {revision} went on in another cluster");
     let mut events = watcher(maps(&second), config).boxed();
+    let mut whole = false;
     while let Some(event) = events.next().await {
         match event? {
             watcher::Event::InitApply(map) | watcher::Event::Apply(map) => {
                 known.insert(map.name_any(), map.resource_version());
             }
             watcher::Event::Delete(map) => drop(known.remove(&map.name_any())),
-            watcher::Event::Init | watcher::Event::InitDone => {}
+            watcher::Event::Init => whole = false,
+            // Before, the list comes object by object.
+            watcher::Event::InitDone => whole = true,
         }
-        if known.contains_key("new") && known.contains_key("kube-root-ca.crt") {
+        if whole && known.contains_key("new") && known.contains_key("kube-root-ca.crt") {
             ensure!(!known.keys().any(|name| name.starts_with("lost")), "what was lost is there");
             return Ok(known.len() - 1);
         }
