@@ -60,7 +60,7 @@ impl Chaos {
         let binary = std::env::var_os("EPHOR_BIN").context("EPHOR_BIN is not set: run ops/test")?;
         let mut run = Command::new(binary);
         run.args(["chaos", "run", "--live"]).arg(file);
-        run.env("KUBECONFIG", self.cluster.kubeconfig()).stdout(Stdio::null()).stderr(Stdio::null());
+        run.env("KUBECONFIG", self.cluster.kubeconfig()).stdout(Stdio::null());
         Ok(run.spawn()?)
     }
 

@@ -204,7 +204,7 @@ async fn a_full_disk_ends_one_master_cleanly_and_room_brings_it_back() -> Result
     disk.clear()?;
     cluster.masters_agree().await?;
     let (writes, _) = writer.finish().await?;
-    ensure!(writes.acknowledged.len() > 50, "{} writes were acknowledged", writes.acknowledged.len());
+    ensure!(writes.acknowledged.len() > 20, "{} writes were acknowledged", writes.acknowledged.len());
     check_writes(cluster.client(), &writes).await?;
     cluster.masters_agree().await?;
     println!("{} of {} writes acknowledged, none lost", writes.acknowledged.len(), writes.sent);
