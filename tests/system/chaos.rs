@@ -92,8 +92,8 @@ async fn experiments_run_on_a_live_cluster_and_every_fault_ends() -> Result<()> 
     let cluster = Cluster::up_with(3, 0, &["--chaos"]).await?;
     let chaos = Chaos { cluster, directory: tempfile::tempdir()? };
     a_quick_experiment_passes(&chaos)?;
-    an_orphaned_fault_ends_at_its_limit(&chaos).await?;
-    recover_undoes_everything(&chaos).await
+    recover_undoes_everything(&chaos).await?;
+    an_orphaned_fault_ends_at_its_limit(&chaos).await
 }
 
 fn a_quick_experiment_passes(chaos: &Chaos) -> Result<()> {
