@@ -11,9 +11,6 @@ use chaos_oracle::history::{Event, History, Operation, Outcome, Stamps, Truth, W
 
 use crate::view::{Leader, Views};
 
-/// What the names of the clients' objects begin with; others in the namespace are the cluster's own.
-pub const KEY_PREFIX: &str = "reg-";
-
 /// Revisions that a watch has gone through without a gap: those after `from`, up to `to`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Covered {

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use chaos_oracle::calls::{KEY_PREFIX, objects, versioned};
 use chaos_oracle::history::{Change, Event, Stream, Watched};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
@@ -16,9 +17,8 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use serde_json::Value;
 
-use crate::calls::{objects, versioned};
 use crate::http::Client;
-use crate::observer::{Covered, KEY_PREFIX};
+use crate::observer::Covered;
 use crate::workload::{Workload, generator};
 
 /// A watch with bookmarks is never silent for longer, unless something is wrong.

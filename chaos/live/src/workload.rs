@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use chaos_oracle::calls::{KEY_PREFIX, outcome, request};
 use chaos_oracle::history::{Call, Operation, Outcome};
 use chaos_spec::experiment as spec;
 use rand::rngs::StdRng;
@@ -17,9 +18,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
-use crate::calls::{Memory, outcome, request};
+use crate::calls::Memory;
 use crate::http::{Client, Failure};
-use crate::observer::{KEY_PREFIX, Observer};
+use crate::observer::Observer;
 
 /// Calls of one client that overlap; more are not begun.
 const CALLS_MAX: u32 = 16;
@@ -238,7 +239,7 @@ async fn ask(
     let answer = client.ask(method, &path, body.as_ref()).await;
     let returned = workload.observer.stamp();
     let outcome = match &answer {
-        Ok(answer) => outcome(call, answer),
+        Ok(answer) => outcome(call, answer.status, &answer.body),
         Err(Failure::NotSent) => Some(Outcome::NotEntered),
         Err(Failure::Unknown) => Some(Outcome::Unknown),
     };

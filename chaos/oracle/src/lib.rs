@@ -11,6 +11,7 @@ mod matching;
 mod search;
 mod semantics;
 
+pub mod calls;
 pub mod history;
 pub mod linearizable;
 pub mod lists;

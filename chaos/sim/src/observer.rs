@@ -17,12 +17,11 @@ use crate::checks::{fence, minority, votes};
 use crate::machine;
 use crate::seams::clock;
 use chaos_oracle::Violation;
+use chaos_oracle::calls::KEY_PREFIX;
 use chaos_oracle::history::{Change, Event, History, Operation, Outcome, Stamps, Truth, Watched};
 
 /// Where the clients' objects lie in the store.
 const PREFIX: &str = "/registry/core/configmaps/default/";
-/// What their names begin with; others in the namespace are the cluster's own.
-pub const KEY_PREFIX: &str = "reg-";
 
 #[derive(Default)]
 struct Seen {

@@ -13,9 +13,9 @@ use rand::rngs::StdRng;
 use serde_json::Value;
 
 use crate::http::Client;
-use crate::observer::KEY_PREFIX;
 use crate::seams::random::generator;
-use crate::workload::{COLLECTION, Workload, objects, versioned};
+use crate::workload::{COLLECTION, Workload};
+use chaos_oracle::calls::{KEY_PREFIX, objects, versioned};
 use chaos_oracle::history::{Change, Event, Stream, Watched};
 
 /// A watch with bookmarks is never silent for longer, unless something is wrong.

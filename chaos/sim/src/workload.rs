@@ -11,15 +11,16 @@ use chaos_spec::experiment as spec;
 use http::{Method, StatusCode};
 use rand::Rng;
 use rand::rngs::StdRng;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::Semaphore;
 
-use crate::http::{Answer, Client, Failure};
+use crate::http::{Client, Failure};
 use crate::machine;
-use crate::observer::{KEY_PREFIX, Observer};
+use crate::observer::Observer;
 use crate::seams::links::Links;
 use crate::seams::random::generator;
-use chaos_oracle::history::{Call, Operation, Outcome, Refusal, Versioned};
+use chaos_oracle::calls::{KEY_PREFIX, outcome, request};
+use chaos_oracle::history::{Call, Operation, Outcome, Versioned};
 
 /// Where the clients' objects are.
 pub const COLLECTION: &str = "/api/v1/namespaces/default/configmaps";
@@ -176,11 +177,11 @@ impl Worker {
         };
         let mut client = idle.unwrap_or_else(|| Client::new(at, self.workload.links.clone()));
         let called = self.workload.observer.stamp();
-        let (method, path, body) = request(&call);
+        let (method, path, body) = request(COLLECTION, &call);
         let answer = client.ask(method, &path, body.as_ref()).await;
         let returned = self.workload.observer.stamp();
         let outcome = match answer {
-            Ok(answer) => outcome(&call, &answer),
+            Ok(answer) => outcome(&call, answer.status, &answer.body),
             Err(Failure::NotSent) => Some(Outcome::NotEntered),
             Err(Failure::Unknown) => Some(Outcome::Unknown),
         };
@@ -256,110 +257,5 @@ impl State {
             }
             _ => {}
         }
-    }
-}
-
-fn object(key: &str, value: &str, revision: Option<u64>) -> Value {
-    let mut object = json!({
-        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": key, "namespace": "default"},
-        "data": {"v": value},
-    });
-    if let Some(revision) = revision {
-        object["metadata"]["resourceVersion"] = json!(revision.to_string());
-    }
-    object
-}
-
-fn request(call: &Call) -> (Method, String, Option<Value>) {
-    let path = |key: &str| format!("{COLLECTION}/{key}");
-    match call {
-        Call::Create { key, value } => (Method::POST, COLLECTION.to_owned(), Some(object(key, value, None))),
-        Call::Update { key, expected, value } => {
-            (Method::PUT, path(key), Some(object(key, value, Some(expected.revision))))
-        }
-        Call::Delete { key, expected } => {
-            let options = expected.as_ref().map(|expected| {
-                let revision = expected.revision.to_string();
-                json!({"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"resourceVersion": revision}})
-            });
-            (Method::DELETE, path(key), options)
-        }
-        Call::Get { key } => (Method::GET, path(key), None),
-        Call::List => (Method::GET, COLLECTION.to_owned(), None),
-    }
-}
-
-/// The object in an answer, as clients remember it.
-pub fn versioned(object: &Value) -> Option<Versioned> {
-    let revision = object["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
-    Some(Versioned { revision, value: object["data"]["v"].as_str()?.to_owned() })
-}
-
-/// The clients' objects of a list, by key.
-pub fn objects(list: &Value) -> BTreeMap<String, Versioned> {
-    let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let named = items.iter().filter_map(|item| Some((item["metadata"]["name"].as_str()?, item)));
-    let ours = named.filter(|(name, _)| name.starts_with(KEY_PREFIX));
-    ours.filter_map(|(name, item)| Some((name.to_owned(), versioned(item)?))).collect()
-}
-
-/// How the API server says that it gave a write up because others always came first.
-const STARVING: &str = "the object changed too often";
-
-fn message(answer: &Answer) -> &str {
-    answer.body["message"].as_str().unwrap_or_default()
-}
-
-/// What an answer says of its call; none where it makes no sense.
-fn outcome(call: &Call, answer: &Answer) -> Option<Outcome> {
-    let write = matches!(call, Call::Create { .. } | Call::Update { .. } | Call::Delete { .. });
-    match answer.status {
-        status if status.is_success() => match call {
-            Call::Create { .. } | Call::Update { .. } => {
-                Some(Outcome::Written { revision: versioned(&answer.body)?.revision })
-            }
-            Call::Delete { .. } => Some(Outcome::Deleted { revision: None }),
-            Call::Get { .. } => Some(Outcome::Read(Some(versioned(&answer.body)?))),
-            Call::List => {
-                let revision = answer.body["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
-                Some(Outcome::Listed { revision, objects: objects(&answer.body) })
-            }
-        },
-        StatusCode::NOT_FOUND if write => Some(Outcome::Refused(Refusal::NotFound)),
-        StatusCode::NOT_FOUND => Some(Outcome::Read(None)),
-        StatusCode::CONFLICT if answer.body["reason"] == "AlreadyExists" => {
-            Some(Outcome::Refused(Refusal::AlreadyExists))
-        }
-        // It gave up before it proposed the last time.
-        StatusCode::CONFLICT if message(answer).starts_with(STARVING) => Some(Outcome::NotEntered),
-        StatusCode::CONFLICT if write => Some(Outcome::Refused(Refusal::Conflict)),
-        // Sent only where the write certainly never entered a log.
-        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Some(Outcome::NotEntered),
-        StatusCode::GATEWAY_TIMEOUT => Some(Outcome::Unknown),
-        status if status.is_server_error() => Some(Outcome::Unknown),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn answer(status: u16, body: Value) -> Answer {
-        Answer { status: StatusCode::from_u16(status).unwrap(), body }
-    }
-
-    #[test]
-    fn an_answer_is_read_for_what_it_proves() {
-        let create = Call::Create { key: "reg-1".into(), value: "v".into() };
-        let written = answer(201, object("reg-1", "v", Some(7)));
-        assert_eq!(outcome(&create, &written), Some(Outcome::Written { revision: 7 }));
-        let exists = answer(409, json!({"reason": "AlreadyExists"}));
-        assert_eq!(outcome(&create, &exists), Some(Outcome::Refused(Refusal::AlreadyExists)));
-        assert_eq!(outcome(&create, &answer(503, Value::Null)), Some(Outcome::NotEntered));
-        assert_eq!(outcome(&create, &answer(504, Value::Null)), Some(Outcome::Unknown));
-        assert_eq!(outcome(&create, &answer(422, Value::Null)), None);
-        let get = Call::Get { key: "reg-1".into() };
-        assert_eq!(outcome(&get, &answer(404, Value::Null)), Some(Outcome::Read(None)));
     }
 }

@@ -1,0 +1,121 @@
+//! A client's call as a request of the Kubernetes API, and what an answer proves
+//! about it. Pure: simulated and live clients ask and read alike.
+
+use std::collections::BTreeMap;
+
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::history::{Call, Outcome, Refusal, Versioned};
+
+/// What the names of the clients' objects begin with; others in the namespace are the cluster's own.
+pub const KEY_PREFIX: &str = "reg-";
+
+/// How the API server says that it gave a write up because others always came first.
+const STARVING: &str = "the object changed too often";
+
+fn object(key: &str, value: &str, revision: Option<u64>) -> Value {
+    let mut object = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": key}, "data": {"v": value},
+    });
+    if let Some(revision) = revision {
+        object["metadata"]["resourceVersion"] = json!(revision.to_string());
+    }
+    object
+}
+
+/// The request of a call on a collection of ConfigMaps.
+pub fn request(collection: &str, call: &Call) -> (Method, String, Option<Value>) {
+    let path = |key: &str| format!("{collection}/{key}");
+    match call {
+        Call::Create { key, value } => (Method::POST, collection.to_owned(), Some(object(key, value, None))),
+        Call::Update { key, expected, value } => {
+            (Method::PUT, path(key), Some(object(key, value, Some(expected.revision))))
+        }
+        Call::Delete { key, expected } => {
+            let options = expected.as_ref().map(|expected| {
+                let revision = expected.revision.to_string();
+                json!({
+                    "kind": "DeleteOptions", "apiVersion": "v1",
+                    "preconditions": {"resourceVersion": revision},
+                })
+            });
+            (Method::DELETE, path(key), options)
+        }
+        Call::Get { key } => (Method::GET, path(key), None),
+        Call::List => (Method::GET, collection.to_owned(), None),
+    }
+}
+
+/// The object in an answer, as clients remember it.
+pub fn versioned(object: &Value) -> Option<Versioned> {
+    let revision = object["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
+    Some(Versioned { revision, value: object["data"]["v"].as_str()?.to_owned() })
+}
+
+/// The clients' objects of a list, by key.
+pub fn objects(list: &Value) -> BTreeMap<String, Versioned> {
+    let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let named = items.iter().filter_map(|item| Some((item["metadata"]["name"].as_str()?, item)));
+    let ours = named.filter(|(name, _)| name.starts_with(KEY_PREFIX));
+    ours.filter_map(|(name, item)| Some((name.to_owned(), versioned(item)?))).collect()
+}
+
+/// What an answer says of its call; none where it makes no sense.
+pub fn outcome(call: &Call, status: StatusCode, body: &Value) -> Option<Outcome> {
+    let write = matches!(call, Call::Create { .. } | Call::Update { .. } | Call::Delete { .. });
+    let message = body["message"].as_str().unwrap_or_default();
+    match status {
+        status if status.is_success() => match call {
+            Call::Create { .. } | Call::Update { .. } => {
+                Some(Outcome::Written { revision: versioned(body)?.revision })
+            }
+            Call::Delete { .. } => Some(Outcome::Deleted { revision: None }),
+            Call::Get { .. } => Some(Outcome::Read(Some(versioned(body)?))),
+            Call::List => {
+                let revision = body["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
+                Some(Outcome::Listed { revision, objects: objects(body) })
+            }
+        },
+        StatusCode::NOT_FOUND if write => Some(Outcome::Refused(Refusal::NotFound)),
+        StatusCode::NOT_FOUND => Some(Outcome::Read(None)),
+        StatusCode::CONFLICT if body["reason"] == "AlreadyExists" => {
+            Some(Outcome::Refused(Refusal::AlreadyExists))
+        }
+        // It gave up before it proposed the last time.
+        StatusCode::CONFLICT if message.starts_with(STARVING) => Some(Outcome::NotEntered),
+        StatusCode::CONFLICT if write => Some(Outcome::Refused(Refusal::Conflict)),
+        // Sent only where the write certainly never entered a log.
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Some(Outcome::NotEntered),
+        StatusCode::GATEWAY_TIMEOUT => Some(Outcome::Unknown),
+        status if status.is_server_error() => Some(Outcome::Unknown),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(call: &Call, (status, body): &(StatusCode, Value)) -> Option<Outcome> {
+        super::outcome(call, *status, body)
+    }
+
+    fn answer(status: u16, body: Value) -> (StatusCode, Value) {
+        (StatusCode::from_u16(status).unwrap(), body)
+    }
+
+    #[test]
+    fn an_answer_is_read_for_what_it_proves() {
+        let create = Call::Create { key: "reg-1".into(), value: "v".into() };
+        let written = answer(201, object("reg-1", "v", Some(7)));
+        assert_eq!(outcome(&create, &written), Some(Outcome::Written { revision: 7 }));
+        let exists = answer(409, json!({"reason": "AlreadyExists"}));
+        assert_eq!(outcome(&create, &exists), Some(Outcome::Refused(Refusal::AlreadyExists)));
+        assert_eq!(outcome(&create, &answer(503, Value::Null)), Some(Outcome::NotEntered));
+        assert_eq!(outcome(&create, &answer(504, Value::Null)), Some(Outcome::Unknown));
+        assert_eq!(outcome(&create, &answer(422, Value::Null)), None);
+        let get = Call::Get { key: "reg-1".into() };
+        assert_eq!(outcome(&get, &answer(404, Value::Null)), Some(Outcome::Read(None)));
+    }
+}
