@@ -36,6 +36,8 @@ use crate::{Error, compare, hello, membership, recovery, room};
 /// The id of the master that initializes a cluster. Others get theirs from the
 /// log, whose indexes for that begin later.
 pub const FIRST_NODE_ID: NodeId = 1;
+/// The log is purged by whole segments: its size on disk is bounded to a quarter.
+const LOG_SEGMENTS: u64 = 4;
 
 /// A member of the cluster.
 pub struct Consensus {
@@ -256,7 +258,10 @@ async fn open(config: &ConsensusConfig, env: &Env) -> Result<(Arc<Store>, Arc<Lo
             Objects::In(home) => Store::open_home(home.clone(), Limits::default())?,
         };
         let sealer = Sealer::new(&key, "log", env.random.clone());
-        let options = log::Options { inline: env.blocking == Blocking::Inline, ..log::Options::default() };
+        let options = log::Options {
+            inline: env.blocking == Blocking::Inline,
+            segment_bytes: config.log_bytes / LOG_SEGMENTS,
+        };
         let log = Log::open(&config.data_dir.join(LOG_DIRECTORY), sealer, env.disk.clone(), options)?;
         Ok::<_, storage::Error>((store, log))
     });

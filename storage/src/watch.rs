@@ -64,6 +64,8 @@ pub(crate) struct History {
     size_bytes: usize,
     events_max: usize,
     bytes_max: usize,
+    /// Asks all watches how far they are.
+    ask: signal::Sender<()>,
 }
 
 struct Bucket {
@@ -83,6 +85,7 @@ pub struct Watch {
     epoch: u64,
     buffer: VecDeque<WatchEvent>,
     wake: signal::Receiver<Revision>,
+    asked: signal::Receiver<()>,
     progress_interval: Duration,
 }
 
@@ -138,6 +141,7 @@ impl History {
             size_bytes: 0,
             events_max,
             bytes_max,
+            ask: signal::Sender::new(()),
         }
     }
 
@@ -217,6 +221,11 @@ impl History {
         }
     }
 
+    /// Has every watch that has moved on since its last report say so at once.
+    pub(crate) fn ask_progress(&self) {
+        self.ask.send_replace(());
+    }
+
     /// Ends all watches: the store goes away.
     pub(crate) fn stop(&mut self) {
         self.stopped = true;
@@ -274,7 +283,7 @@ impl Watch {
             return None;
         }
         let wake = bucket.wake.subscribe();
-        let epoch = known.epoch;
+        let (epoch, asked) = (known.epoch, known.ask.subscribe());
         drop(known);
         Some(Self {
             history: history.clone(),
@@ -284,6 +293,7 @@ impl Watch {
             epoch,
             buffer: VecDeque::new(),
             wake,
+            asked,
             progress_interval: PROGRESS_INTERVAL,
         })
     }
@@ -293,7 +303,7 @@ impl Watch {
         self.progress_interval = interval;
     }
 
-    /// The next event, or the revision reached when there is none for a while.
+    /// The next event, or the revision reached when there is none for a while or it was asked for.
     /// Cancel-safe: an event not returned is returned by the next call.
     pub async fn next(&mut self) -> Result<WatchItem, WatchClosed> {
         let mut idle_until = tokio::time::Instant::now() + self.progress_interval;
@@ -310,17 +320,20 @@ impl Watch {
             }
             tokio::select! {
                 biased;
-                changed = self.wake.changed() => changed.map_err(|_| WatchClosed::Stopped)?,
-                () = tokio::time::sleep_until(idle_until) => {
-                    self.fill()?;
-                    if self.buffer.is_empty() && self.cursor > self.reported {
-                        self.reported = self.cursor;
-                        return Ok(WatchItem::Progress(self.cursor));
-                    }
-                    // Nothing moved at all: look again after another interval.
-                    idle_until = tokio::time::Instant::now() + self.progress_interval;
+                changed = self.wake.changed() => {
+                    changed.map_err(|_| WatchClosed::Stopped)?;
+                    continue;
                 }
+                changed = self.asked.changed() => changed.map_err(|_| WatchClosed::Stopped)?,
+                () = tokio::time::sleep_until(idle_until) => {}
             }
+            self.fill()?;
+            if self.buffer.is_empty() && self.cursor > self.reported {
+                self.reported = self.cursor;
+                return Ok(WatchItem::Progress(self.cursor));
+            }
+            // Nothing moved at all: look again after another interval.
+            idle_until = tokio::time::Instant::now() + self.progress_interval;
         }
     }
 

@@ -119,6 +119,12 @@ impl Hosts {
         command
     }
 
+    /// The process of a master.
+    pub fn pid(&self, name: &str) -> Result<u32> {
+        // nsenter has become the program it was given.
+        Ok(self.masters.get(name).with_context(|| format!("{name} does not run"))?.id())
+    }
+
     /// Kills a master with SIGKILL and waits until it is gone.
     pub fn kill(&mut self, name: &str) -> Result<()> {
         let mut child = self.masters.remove(name).with_context(|| format!("{name} does not run"))?;

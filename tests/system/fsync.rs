@@ -3,24 +3,25 @@
 //! snapshot a sync of every file of the object store. That the test can fail it
 //! shows itself, by having strace leave syncs out.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::Api;
 use kube::api::PostParams;
+use kube::{Api, Client};
 use serde_json::json;
 use tests::strace::{Event, Strace, now};
-use tests::{Cluster, How, eventually, eventually_within};
+use tests::{Cluster, Hosts, eventually, eventually_within};
 
 const MASTERS: [&str; 3] = ["m1", "m2", "m3"];
 const WRITES: usize = 60;
-/// Large writes that fill the log until segments are removed: it is purged above 256 MiB.
-const LARGE_BYTES: usize = 900_000;
-const LARGE_AT_ONCE: usize = 8;
-/// strace comes when the log has this many bytes: it slows the masters down.
-const TRACED_FROM_BYTES: u64 = 180 * 1024 * 1024;
+/// A small log, so that it is purged soon; strace slows the masters down.
+const SMALL_LOG: &str = "--log-mib 8";
+const LARGE_BYTES: usize = 200_000;
+const LARGE_AT_ONCE: usize = 4;
 const PURGE_WITHIN: std::time::Duration = std::time::Duration::from_secs(300);
+const PREFIX: &str = "ephfsy";
+const SUBNET: &str = "10.99.11";
 
 /// When a write was sent and when it was acknowledged.
 type Window = (u64, u64);
@@ -32,9 +33,8 @@ fn pid_of(cluster: &Cluster, node: &str) -> Result<u32> {
     Ok(pid.parse()?)
 }
 
-async fn attach(cluster: &Cluster, node: &str, inject: Option<&str>) -> Result<Strace> {
-    let output = std::env::temp_dir().join(format!("ephor-strace-{}-{node}", std::process::id()));
-    let pid = eventually("the process", async || pid_of(cluster, node).map(Some)).await?;
+async fn attach(pid: u32, inject: Option<&str>) -> Result<Strace> {
+    let output = std::env::temp_dir().join(format!("ephor-strace-{}-{pid}", std::process::id()));
     Strace::attach(pid, &output, inject).await
 }
 
@@ -86,7 +86,8 @@ async fn a_write_is_acknowledged_after_a_quorum_has_synced_its_log() -> Result<(
         let mut straces = Vec::new();
         for (number, node) in MASTERS.into_iter().enumerate() {
             let inject = (number < unsynced).then_some("fdatasync,fsync:retval=0");
-            straces.push(attach(&cluster, node, inject).await?);
+            let pid = eventually("the process", async || pid_of(&cluster, node).map(Some)).await?;
+            straces.push(attach(pid, inject).await?);
         }
         let windows = write(&cluster, &format!("write-{unsynced}")).await?;
         let traces = straces.into_iter().map(Strace::finish).collect::<Result<Vec<_>>>()?;
@@ -110,8 +111,8 @@ async fn a_write_is_acknowledged_after_a_quorum_has_synced_its_log() -> Result<(
 }
 
 /// Overwrites a few large objects again and again until `done`.
-async fn fill(cluster: &Cluster, what: &str, done: impl Fn() -> Result<bool>) -> Result<()> {
-    let api: Api<ConfigMap> = Api::default_namespaced(cluster.client());
+async fn fill(client: &Client, what: &str, done: impl Fn() -> Result<bool>) -> Result<()> {
+    let api: Api<ConfigMap> = Api::default_namespaced(client.clone());
     let mut round = 0;
     let mut failed = String::new();
     let filled = eventually_within(PURGE_WITHIN, what, async || {
@@ -142,15 +143,9 @@ async fn fill(cluster: &Cluster, what: &str, done: impl Fn() -> Result<bool>) ->
     })
 }
 
-/// Bytes of a master's log on disk.
-fn log_bytes(root: &std::path::Path, node: &str) -> Result<u64> {
-    let entries = std::fs::read_dir(root.join("nodes").join(node).join("log"))?;
-    entries.map(|entry| Ok(entry?.metadata()?.len())).sum()
-}
-
 /// The first segment of a master's log.
-fn first_segment(root: &std::path::Path, node: &str) -> Result<PathBuf> {
-    let mut names = std::fs::read_dir(root.join("nodes").join(node).join("log"))?
+fn first_segment(hosts: &Hosts, master: &str) -> Result<PathBuf> {
+    let mut names = std::fs::read_dir(Path::new(&hosts.data_dir(master)).join("log"))?
         .map(|entry| Ok(entry?.path()))
         .collect::<Result<Vec<_>>>()?;
     names.sort();
@@ -209,17 +204,12 @@ fn check_snapshots(trace: &[Event]) -> Result<usize> {
     Ok(adopted)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a log is purged above 256 MiB, which takes a debug build many minutes: the size is no setting yet"]
-async fn the_log_is_purged_and_a_snapshot_adopted_after_every_file_of_the_objects_is_synced() -> Result<()> {
-    let cluster = Cluster::up(3, 0).await?;
-    let root = cluster.root().to_owned();
-    cluster.stop("m3", How::Kill)?;
-    fill(&cluster, "the log to be filled", || Ok(log_bytes(&root, "m1")? > TRACED_FROM_BYTES)).await?;
-    let straces = (attach(&cluster, "m1", None).await?, attach(&cluster, "m2", None).await?);
-    let before = [first_segment(&root, "m1")?, first_segment(&root, "m2")?];
-    fill(&cluster, "both logs to be purged", || {
-        Ok(first_segment(&root, "m1")? != before[0] && first_segment(&root, "m2")? != before[1])
+/// What is removed from the logs of `m1` and `m2` while they are traced.
+async fn purges(hosts: &Hosts, client: &Client) -> Result<()> {
+    let straces = (attach(hosts.pid("m1")?, None).await?, attach(hosts.pid("m2")?, None).await?);
+    let before = [first_segment(hosts, "m1")?, first_segment(hosts, "m2")?];
+    fill(client, "both logs to be purged", || {
+        Ok(first_segment(hosts, "m1")? != before[0] && first_segment(hosts, "m2")? != before[1])
     })
     .await?;
     let traces = [straces.0.finish()?, straces.1.finish()?];
@@ -234,11 +224,15 @@ async fn the_log_is_purged_and_a_snapshot_adopted_after_every_file_of_the_object
             Ok(_) => bail!("{node}: that nothing is synced goes unnoticed"),
         }
     }
-    // What the others have purged, the third must be sent as a snapshot.
-    let current = root.join("nodes/m3/objects/CURRENT");
+    Ok(())
+}
+
+/// What the others have purged, the third must be sent as a snapshot.
+async fn adoption(hosts: &mut Hosts) -> Result<()> {
+    let current = Path::new(&hosts.data_dir("m3")).join("objects/CURRENT");
     let old = std::fs::read_to_string(&current)?;
-    cluster.start("m3")?;
-    let strace = attach(&cluster, "m3", None).await?;
+    hosts.start("m3", 13, SMALL_LOG)?;
+    let strace = attach(hosts.pid("m3")?, None).await?;
     eventually_within(PURGE_WITHIN, "a snapshot to be adopted", async || {
         Ok((std::fs::read_to_string(&current)? != old).then_some(()))
     })
@@ -246,5 +240,30 @@ async fn the_log_is_purged_and_a_snapshot_adopted_after_every_file_of_the_object
     let adopted = check_snapshots(&strace.finish()?)?;
     ensure!(adopted > 0, "no snapshot was adopted under strace");
     println!("m3: {adopted} snapshots adopted, each after every file of its state was synced");
-    cluster.masters_agree().await
+    Ok(())
+}
+
+async fn purges_and_adoption(hosts: &mut Hosts) -> Result<()> {
+    hosts.found("m1", 11, SMALL_LOG).await?;
+    let join = Hosts::join_line(&hosts.ephor("members add")?)?;
+    for (name, octet) in [("m2", 12), ("m3", 13)] {
+        hosts.add(name, octet)?;
+        hosts.start(name, octet, &format!("{join} {SMALL_LOG}"))?;
+    }
+    hosts.voters(3).await?;
+    hosts.ephor("members transfer-leader m1")?;
+    hosts.kill("m3")?;
+    let client = hosts.client(11).await?;
+    purges(hosts, &client).await?;
+    adoption(hosts).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_purged_and_a_snapshot_adopted_after_every_file_of_the_objects_is_synced() -> Result<()> {
+    let mut hosts = Hosts::new(PREFIX, SUBNET)?;
+    let result = purges_and_adoption(&mut hosts).await;
+    if result.is_err() {
+        hosts.print_logs();
+    }
+    result
 }

@@ -28,9 +28,9 @@ use crate::registry::selection::Selection;
 use crate::registry::{Target, key, object};
 use crate::respond::{Format, IncludeObject};
 
-/// How soon a watch that allows bookmarks learns that it has moved on. A new leader acts only when its
-/// informers have reached the revision it started at, so this is part of every failover.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+/// How soon a watch that allows bookmarks learns that it has moved on, unless the store is asked
+/// (`Store::ask_progress`), as it is by a new leader.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 /// How often any other watch looks up.
 const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 /// Bytes gathered into one frame before it is sent.
@@ -104,6 +104,7 @@ pub async fn start(api: &Arc<Api>, ctx: &Context, request: Request) -> Result<Re
         watch,
         reached: after,
         bookmarked: after,
+        bookmark_due: false,
         deadline: Instant::now() + limit,
         headers_sent: false,
         api: Arc::clone(api),
@@ -133,6 +134,8 @@ struct WatchStream {
     watch: Option<Watch>,
     reached: Revision,
     bookmarked: Revision,
+    /// A bookmark is to be sent where the stream has moved on since the last.
+    bookmark_due: bool,
     deadline: Instant,
     headers_sent: bool,
     api: Arc<Api>,
@@ -154,6 +157,11 @@ impl WatchStream {
                 return Some(out.into());
             }
             self.watch.as_ref()?;
+            if std::mem::take(&mut self.bookmark_due)
+                && let Some(bytes) = self.bookmark_if_moved()
+            {
+                return Some(bytes);
+            }
             if let Some(bytes) = self.wait().await {
                 return Some(bytes);
             }
@@ -177,8 +185,8 @@ impl WatchStream {
                     if out.is_empty() { None } else { Some(out.into()) }
                 }
                 Ok(WatchItem::Progress(revision)) => {
-                    self.reached = self.reached.max(revision);
-                    self.bookmark_if_moved()
+                    self.progress(revision);
+                    None
                 }
                 // The client resumes from its last revision; if that is gone it gets 410 then.
                 Err(_) => {
@@ -211,11 +219,16 @@ impl WatchStream {
             let Some(watch) = self.watch.as_mut() else { return };
             match watch.next().now_or_never() {
                 Some(Ok(WatchItem::Event(event))) => self.write_event(out, &event),
-                Some(Ok(WatchItem::Progress(revision))) => self.reached = self.reached.max(revision),
+                Some(Ok(WatchItem::Progress(revision))) => self.progress(revision),
                 Some(Err(_)) => self.watch = None,
                 None => return,
             }
         }
+    }
+
+    fn progress(&mut self, revision: Revision) {
+        self.reached = self.reached.max(revision);
+        self.bookmark_due = true;
     }
 
     fn matches(&self, object: &Object) -> bool {

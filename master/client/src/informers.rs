@@ -44,7 +44,11 @@ pub struct Informers {
     pub service_accounts: Arc<Informer<ServiceAccount>>,
     /// The ConfigMaps named `kube-root-ca.crt`, one a namespace.
     pub root_ca_config_maps: Arc<Informer<ConfigMap>>,
+    ask: AskProgress,
 }
+
+/// Has the server send bookmarks to all watches at once.
+pub type AskProgress = Arc<dyn Fn() + Send + Sync>;
 
 impl Informers {
     /// Index of pods by `spec.nodeName`.
@@ -54,8 +58,8 @@ impl Informers {
     /// Index of EndpointSlices by `namespace/service`.
     pub const BY_SERVICE: &'static str = "service";
 
-    /// Starts all caches; they run until `shutdown`.
-    pub fn start(client: Client, shutdown: &CancellationToken) -> Self {
+    /// Starts all caches; they run until `shutdown`. `ask` makes catching up as fast as the server is.
+    pub fn start(client: Client, ask: AskProgress, shutdown: &CancellationToken) -> Self {
         let informers = Self {
             pods: Informer::new(
                 "pods",
@@ -83,6 +87,7 @@ impl Informers {
                 objects(&client).fields(&format!("metadata.name={ROOT_CA_CONFIG_MAP}")),
                 vec![],
             ),
+            ask,
         };
         spawn(&informers.pods, shutdown);
         spawn(&informers.nodes, shutdown);
@@ -106,6 +111,7 @@ impl Informers {
         let namespaces: Api<Namespace> = Api::all(client.clone());
         let newest = namespaces.list(&ListParams::default().limit(1)).await?;
         let revision = parse_revision("list", newest.metadata.resource_version.as_deref())?;
+        (self.ask)();
         let caches: Vec<BoxFuture<'_, Result<(), Error>>> = vec![
             Box::pin(self.pods.catch_up(revision, CATCH_UP_GRACE)),
             Box::pin(self.nodes.catch_up(revision, CATCH_UP_GRACE)),

@@ -23,7 +23,7 @@ mod work_queue;
 
 pub use cache::Cache;
 pub use informer::{Delta, HandlerGuard, Informer};
-pub use informers::Informers;
+pub use informers::{AskProgress, Informers};
 pub use key::ObjectKey;
 pub use list_watch::{ListWatch, Object};
 pub use recorder::{EventType, Recorder, reference};

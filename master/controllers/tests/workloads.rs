@@ -30,7 +30,7 @@ impl Cluster {
                 "status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
             );
         }
-        let informers = Informers::start(api.client(), &shutdown);
+        let informers = Informers::start(api.client(), Arc::new(|| {}), &shutdown);
         tokio::spawn(agent(api.clone()));
         Self { api, informers, _shutdown: shutdown.drop_guard() }
     }

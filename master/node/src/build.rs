@@ -175,7 +175,7 @@ async fn start_consensus(
             heartbeat: Duration::from_millis(config.timers.heartbeat_ms),
             election_min: Duration::from_millis(config.timers.election_min_ms),
             election_max: Duration::from_millis(config.timers.election_max_ms),
-            log_bytes: consensus::DEFAULT_LOG_BYTES,
+            log_bytes: config.log_mib << 20,
             room: Room { reserve: config.disk_reserve_mib << 20 },
             objects,
             started_before: identity.started_before,
@@ -311,7 +311,9 @@ impl Master {
             self.env.network.listen(&peer).await.map_err(|source| Error::Listen { address: peer, source })?;
         let liveness = Liveness::new(self.env.clock.clone());
         let (healthy, masters) = watch::channel(vec![self.config.api_address()]);
-        let informers = Informers::start(self.client(), &self.env.shutdown);
+        let store = self.consensus.store().clone();
+        let ask = Arc::new(move || store.ask_progress());
+        let informers = Informers::start(self.client(), ask, &self.env.shutdown);
         let backups = self.backups();
         let leader = Leader {
             backups: backups.clone(),

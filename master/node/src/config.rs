@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 /// The most that can be asked to be kept free, in MiB: a tebibyte.
 const RESERVE_MAX_MIB: u64 = 1 << 20;
+const LOG_MIN_MIB: u64 = 8;
+const LOG_MAX_MIB: u64 = 64 << 10;
 
 /// Everything a master is started with.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -47,6 +49,8 @@ pub struct MasterConfig {
     pub timers: Timers,
     /// MiB to be kept free where the data lies; 0: the lesser of 256 and 5 % of the disk.
     pub disk_reserve_mib: u64,
+    /// MiB of the log above which a snapshot is taken and the log purged, however few entries they are.
+    pub log_mib: u64,
     /// What a leader does by itself; the same on every master, since any may lead.
     pub autopilot: Autopilot,
 }
@@ -124,6 +128,7 @@ impl Default for MasterConfig {
             cluster: ClusterSettings::default(),
             timers: Timers::default(),
             disk_reserve_mib: 0,
+            log_mib: consensus::DEFAULT_LOG_BYTES >> 20,
             autopilot: Autopilot::default(),
         }
     }
@@ -159,6 +164,9 @@ pub enum Error {
     /// Nothing would be left to write to.
     #[error("{0} MiB to be kept free are asked for: at most {RESERVE_MAX_MIB} make sense")]
     LargeReserve(u64),
+    /// Too small for a few of the largest objects, or too large to be read again at a start.
+    #[error("{0} MiB of log are asked for: give --log-mib {LOG_MIN_MIB} to {LOG_MAX_MIB}")]
+    LogSize(u64),
     /// The shared settings contradict each other.
     #[error(transparent)]
     Settings(#[from] proto_wire::settings::Error),
@@ -190,6 +198,9 @@ impl MasterConfig {
         }
         if self.disk_reserve_mib > RESERVE_MAX_MIB {
             return Err(Error::LargeReserve(self.disk_reserve_mib));
+        }
+        if !(LOG_MIN_MIB..=LOG_MAX_MIB).contains(&self.log_mib) {
+            return Err(Error::LogSize(self.log_mib));
         }
         Ok(self.cluster.validate()?)
     }
@@ -229,6 +240,13 @@ mod tests {
             MasterConfig { masters, ..valid() }.validate().unwrap();
         }
         assert!(matches!(MasterConfig { masters: 9, ..valid() }.validate(), Err(Error::TooManyMasters(9))));
+    }
+
+    #[test]
+    fn a_log_too_small_for_its_entries_is_refused() {
+        for (log_mib, accepted) in [(0, false), (7, false), (8, true), (256, true), (1 << 20, false)] {
+            assert_eq!(MasterConfig { log_mib, ..valid() }.validate().is_ok(), accepted, "{log_mib}");
+        }
     }
 
     #[test]

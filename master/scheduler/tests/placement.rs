@@ -15,7 +15,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 fn start() -> (Arc<FakeApi>, DropGuard) {
     let api = FakeApi::new();
     let shutdown = CancellationToken::new();
-    let informers = Informers::start(api.client(), &shutdown);
+    let informers = Informers::start(api.client(), Arc::new(|| {}), &shutdown);
     let config = master_scheduler::Config { clock: Arc::new(SystemClock::new()) };
     tokio::spawn(master_scheduler::run(api.client(), informers, config, shutdown.clone()));
     (api, shutdown.drop_guard())

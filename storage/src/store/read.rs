@@ -171,6 +171,11 @@ impl Store {
             .ok_or_else(|| Compacted { asked: after, oldest: self.compacted() })
     }
 
+    /// Has every watch that has moved on since its last report say so at once, without waiting for its interval.
+    pub fn ask_progress(&self) {
+        read(&self.history).ask_progress();
+    }
+
     /// Waits until this replica has reached `revision`.
     pub async fn wait_for(&self, revision: Revision, deadline: Duration) -> Result<(), NotReached> {
         let mut reached = self.reached.subscribe();

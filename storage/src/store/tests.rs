@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proto_env::{CancellationToken, Env, TlsNetwork};
+use tokio::time::timeout;
 
 use super::*;
 use crate::txn::{Command, Mutation, Precondition, Txn, TxnOutcome};
@@ -225,6 +226,20 @@ async fn an_idle_watch_reports_what_it_has_reached() {
     let mut watch = applier.store.watch("/registry/core/pods/", 0).unwrap();
     applier.put("/registry/core/nodes/n", "1");
     assert!(matches!(watch.next().await, Ok(WatchItem::Progress(1))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_asked_reports_at_once() {
+    let mut applier = Applier::memory();
+    let mut watch = applier.store.watch("/registry/core/pods/", 0).unwrap();
+    applier.put("/registry/core/nodes/n", "1");
+    let at_once = Duration::ZERO;
+    assert!(timeout(at_once, watch.next()).await.is_err());
+    applier.store.ask_progress();
+    assert!(matches!(timeout(at_once, watch.next()).await, Ok(Ok(WatchItem::Progress(1)))));
+    // It has said so: asked again, it has nothing to add.
+    applier.store.ask_progress();
+    assert!(timeout(at_once, watch.next()).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]

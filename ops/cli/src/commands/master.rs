@@ -78,6 +78,9 @@ pub struct MasterArgs {
     /// MiB to be kept free where the data lies [default: the lesser of 256 and 5 % of the disk]
     #[arg(long, value_name = "MIB")]
     disk_reserve_mib: Option<u64>,
+    /// MiB of log above which it is purged, however few entries they are [default: 256]
+    #[arg(long, value_name = "MIB")]
+    log_mib: Option<u64>,
     /// Another name or address for the serving certificate; may be repeated
     #[arg(long = "tls-san", value_name = "NAME")]
     tls_san: Vec<String>,
@@ -117,6 +120,7 @@ impl MasterArgs {
         set(&mut config.api_port, self.api_port);
         set(&mut config.peer_port, self.peer_port);
         set(&mut config.disk_reserve_mib, self.disk_reserve_mib);
+        set(&mut config.log_mib, self.log_mib);
         config.tls_san.extend(self.tls_san);
         set(&mut config.cluster.pod_cidr, self.pod_cidr);
         set(&mut config.cluster.service_cidr, self.service_cidr);
