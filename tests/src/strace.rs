@@ -14,6 +14,7 @@ use crate::eventually_within;
 const CALLS: &str =
     "write,writev,pwrite64,pwritev,pwritev2,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat";
 const ATTACH_WITHIN: Duration = Duration::from_secs(20);
+const DETACH_WITHIN: Duration = Duration::from_secs(20);
 
 /// A system call that succeeded. Times are microseconds since the epoch, as of [`now`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,11 +80,11 @@ impl Strace {
     }
 
     /// Lets go of the process and gives what it did.
-    pub fn finish(mut self) -> Result<Vec<Event>> {
-        // strace detaches on SIGINT and writes what it has left.
+    pub async fn finish(mut self) -> Result<Vec<Event>> {
+        // strace detaches on SIGINT and writes what it has left; it may hang where threads come and go meanwhile.
         let pid = self.child.id().to_string();
         ensure!(Command::new("kill").args(["-INT", &pid]).status()?.success(), "strace {pid} is gone");
-        self.child.wait()?;
+        eventually_within(DETACH_WITHIN, "strace to let go", async || Ok(self.child.try_wait()?)).await?;
         parse(&std::fs::read_to_string(&self.output)?)
     }
 }

@@ -90,7 +90,10 @@ async fn a_write_is_acknowledged_after_a_quorum_has_synced_its_log() -> Result<(
             straces.push(attach(pid, inject).await?);
         }
         let windows = write(&cluster, &format!("write-{unsynced}")).await?;
-        let traces = straces.into_iter().map(Strace::finish).collect::<Result<Vec<_>>>()?;
+        let mut traces = Vec::new();
+        for strace in straces {
+            traces.push(strace.finish().await?);
+        }
         let checked = check_acknowledged(&traces, &windows);
         match unsynced {
             0 => {
@@ -157,11 +160,14 @@ fn first_segment(hosts: &Hosts, master: &str) -> Result<PathBuf> {
 fn check_objects(trace: &[Event], since: u64, until: u64, what: &str) -> Result<()> {
     let of_objects = |event: &&Event| event.path.contains("/objects/state-");
     let syncs = || trace.iter().filter(|it| it.is_sync() && it.end <= until).filter(of_objects);
-    let database = syncs().rfind(|it| it.path.ends_with("/db") && it.start >= since);
+    let of_state = |path: &str| path.rsplit_once('/').is_some_and(|(_, name)| name.starts_with("state-"));
+    let swept = syncs().rfind(|it| of_state(&it.path) && it.start >= since);
+    let swept =
+        swept.with_context(|| format!("{what}: the directory of the database was not synced before it"))?;
+    // sled syncs the file by itself too: what counts is the sync that the directory's followed.
+    let database = format!("{}/db", swept.path);
+    let database = syncs().rfind(|it| it.path == database && it.start >= since && it.end <= swept.start);
     let database = database.with_context(|| format!("{what}: the database was not synced before it"))?;
-    let directory = database.path.trim_end_matches("/db");
-    let swept = syncs().any(|it| it.path == directory && it.start >= database.end);
-    ensure!(swept, "{what}: the directory of the database was not synced before it");
     let mut files = 0;
     for written in trace.iter().filter(|it| it.is_write() && it.end <= database.start).filter(of_objects) {
         let synced = syncs().any(|it| it.path == written.path && it.start >= written.end);
@@ -212,7 +218,7 @@ async fn purges(hosts: &Hosts, client: &Client) -> Result<()> {
         Ok(first_segment(hosts, "m1")? != before[0] && first_segment(hosts, "m2")? != before[1])
     })
     .await?;
-    let traces = [straces.0.finish()?, straces.1.finish()?];
+    let traces = [straces.0.finish().await?, straces.1.finish().await?];
     for (node, trace) in ["m1", "m2"].into_iter().zip(&traces) {
         let removed = check_purges(trace).with_context(|| node.to_owned())?;
         ensure!(removed > 0, "{node} removed no segment under strace");
@@ -237,7 +243,9 @@ async fn adoption(hosts: &mut Hosts) -> Result<()> {
         Ok((std::fs::read_to_string(&current)? != old).then_some(()))
     })
     .await?;
-    let adopted = check_snapshots(&strace.finish()?)?;
+    // Alive, it would make threads while strace lets go of it.
+    hosts.kill("m3")?;
+    let adopted = check_snapshots(&strace.finish().await?)?;
     ensure!(adopted > 0, "no snapshot was adopted under strace");
     println!("m3: {adopted} snapshots adopted, each after every file of its state was synced");
     Ok(())

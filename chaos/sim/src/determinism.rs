@@ -14,6 +14,13 @@ use rand_tamed::rngs::StdRng;
 /// As much as a main thread has.
 const STACK_BYTES: usize = 8 * 1024 * 1024;
 
+/// For glibc: memory of a run is kept until it ends.
+const MEMORY: (&str, &str) = (
+    "GLIBC_TUNABLES",
+    "glibc.malloc.tcache_count=1000:glibc.malloc.trim_threshold=268435456:glibc.malloc.mmap_threshold=268435456:\
+     glibc.malloc.top_pad=16777216",
+);
+
 /// Runs this program again without address randomization, unless it is off.
 ///
 /// # Errors
@@ -25,7 +32,8 @@ pub fn fix_addresses() -> Result<()> {
     }
     personality::set(now | Persona::ADDR_NO_RANDOMIZE).context("turning address randomization off")?;
     let program = std::env::current_exe().context("finding this program")?;
-    let error = std::process::Command::new(program).args(std::env::args_os().skip(1)).exec();
+    let error =
+        std::process::Command::new(program).args(std::env::args_os().skip(1)).env(MEMORY.0, MEMORY.1).exec();
     Err(error).context("starting this program again")
 }
 

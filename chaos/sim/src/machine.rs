@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use chaos_spec::NodeName;
-use consensus::{Consensus, NodeId};
+use consensus::{ChangeError, Consensus, NodeId};
 use master_node::Objects;
 use master_node::config::{MasterConfig, Timers};
 use master_node::pki::{Authority, ClusterKeys};
@@ -60,12 +60,12 @@ pub struct Machine {
 }
 
 /// What an operator asks of a master.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Order {
     /// Hand leadership to this master.
     TransferLeader(NodeId),
-    /// Let this master go.
-    Remove(NodeId),
+    /// Let these masters go.
+    Remove(Vec<NodeId>),
 }
 
 impl Machine {
@@ -166,10 +166,21 @@ async fn obey(consensus: Arc<Consensus>, mut orders: mpsc::Receiver<Order>) {
     while let Some(order) = orders.recv().await {
         let obeyed = match order {
             Order::TransferLeader(to) => consensus.transfer_leader(to, ORDER_TIMEOUT).await,
-            Order::Remove(id) => consensus.remove_master(id, ORDER_TIMEOUT).await,
+            Order::Remove(ref ids) => remove(&consensus, ids).await,
         };
         tracing::info!(?order, ?obeyed, "an order");
     }
+}
+
+/// All at once, for two voters may go where one may not; or, where that is refused, one after the other.
+async fn remove(consensus: &Consensus, ids: &[NodeId]) -> Result<(), ChangeError> {
+    let mut result = consensus.remove_masters(ids, ORDER_TIMEOUT).await;
+    if result.is_err() && ids.len() > 1 {
+        for id in ids {
+            result = consensus.remove_master(*id, ORDER_TIMEOUT).await;
+        }
+    }
+    result
 }
 
 /// The address of master number `number`.

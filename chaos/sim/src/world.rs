@@ -57,7 +57,7 @@ pub struct World<'a> {
 fn pace(distance: Distance) -> (Duration, Duration) {
     match distance {
         Distance::Near => (Duration::from_millis(1), Duration::from_millis(2)),
-        Distance::Far => (Duration::from_millis(10), Duration::from_millis(20)),
+        Distance::Far => (Duration::from_millis(20), Duration::from_millis(40)),
     }
 }
 
@@ -65,7 +65,7 @@ fn timers(distance: Distance) -> Timers {
     let near = Timers::default();
     let times = match distance {
         Distance::Near => 1,
-        Distance::Far => 5,
+        Distance::Far => 10,
     };
     Timers {
         heartbeat_ms: near.heartbeat_ms * times,
@@ -337,12 +337,11 @@ impl<'a> World<'a> {
     fn retire_on(&mut self) {
         let Some(leader) = self.leader() else { return };
         let members = self.observer.members_of(leader);
+        let mut staying = Vec::new();
         for node in self.retiring.clone() {
             let Some(id) = self.node_id(node) else { continue };
             if members.iter().any(|member| member.id == id) {
-                if let Some(machine) = self.machine(leader) {
-                    machine.order(Order::Remove(id));
-                }
+                staying.push(id);
                 continue;
             }
             tracing::info!(target: "chaos", %node, "a master has left");
@@ -350,6 +349,9 @@ impl<'a> World<'a> {
             self.expected.remove(&node);
             self.stop(node, true);
             self.workload.set_masters(self.addresses());
+        }
+        if let Some(machine) = self.machine(leader).filter(|_| !staying.is_empty()) {
+            machine.order(Order::Remove(staying));
         }
     }
 

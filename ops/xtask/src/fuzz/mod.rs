@@ -132,7 +132,7 @@ fn build(root: &Path) -> Result<PathBuf> {
     println!("building ephor-sim");
     let built = Command::new(env!("CARGO"))
         .current_dir(root)
-        .args(["build", "--locked", "--profile", "simulation", "--package", "chaos-sim"])
+        .args(["build", "--locked", "--profile", "simulation", "--workspace", "--bin", "ephor-sim"])
         .status()
         .context("starting cargo")?;
     ensure!(built.success(), "ephor-sim does not build");
