@@ -18,8 +18,8 @@ use crate::consensus::Consensus;
 use crate::network::Lane;
 use crate::types::{Member, NodeId};
 
-/// Between comparisons.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// Between comparisons, in leases: a second with the usual timers.
+const LEASES: u32 = 4;
 /// Between them until one has told something: after a start, and once made anew.
 const FIRST: Duration = Duration::from_millis(100);
 /// How long another master may take to answer.
@@ -46,7 +46,7 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
     let mut settled = false;
     loop {
         // What a master holds when it starts is looked at soon.
-        let pause = if settled { INTERVAL } else { FIRST };
+        let pause = if settled { consensus.lease * LEASES } else { FIRST };
         tokio::select! {
             biased;
             () = consensus.stop.cancelled() => return,

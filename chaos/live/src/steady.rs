@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use chaos_oracle::history::{Call, History, Operation, Outcome};
+use chaos_oracle::history::{History, Operation, Outcome};
 use chaos_spec::experiment::Probe;
 use chaos_spec::report::{FaultRecord, Violation, Window};
 use chaos_spec::units::Percent;
@@ -75,7 +75,7 @@ impl Quiet {
 }
 
 fn is_write(operation: &Operation) -> bool {
-    matches!(operation.call, Call::Create { .. } | Call::Update { .. } | Call::Delete { .. })
+    operation.call.is_write()
 }
 
 fn is_read(operation: &Operation) -> bool {
@@ -121,6 +121,7 @@ fn unavailable(availability: &[Window], quiet: &Quiet, at_least: Percent) -> Opt
 
 #[cfg(test)]
 mod tests {
+    use chaos_oracle::history::Call;
     use chaos_spec::FaultKind;
     use chaos_spec::experiment::{AtLeast, Within};
 

@@ -70,6 +70,11 @@ impl Call {
         }
     }
 
+    /// Whether it is meant to change something.
+    pub fn is_write(&self) -> bool {
+        matches!(self, Self::Create { .. } | Self::Update { .. } | Self::Delete { .. })
+    }
+
     /// The value it would write: that of a create or an update.
     pub fn value(&self) -> Option<&str> {
         match self {
@@ -139,8 +144,7 @@ pub struct Operation {
 impl Operation {
     /// Whether it may have changed the store.
     pub fn may_write(&self) -> bool {
-        let write = matches!(self.call, Call::Create { .. } | Call::Update { .. } | Call::Delete { .. });
-        write && !matches!(self.outcome, Outcome::Refused(_) | Outcome::NotEntered)
+        self.call.is_write() && !matches!(self.outcome, Outcome::Refused(_) | Outcome::NotEntered)
     }
 }
 

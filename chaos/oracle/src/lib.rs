@@ -12,6 +12,7 @@ mod search;
 mod semantics;
 
 pub mod calls;
+pub mod figures;
 pub mod history;
 pub mod linearizable;
 pub mod lists;

@@ -12,13 +12,15 @@ use anyhow::{Context, Result};
 use chaos_spec::NodeName;
 use consensus::{ChangeError, Consensus, NodeId};
 use master_node::Objects;
-use master_node::config::{MasterConfig, Timers};
+use master_node::config::MasterConfig;
 use master_node::pki::{Authority, ClusterKeys};
 use proto_env::{Blocking, CancellationToken, Env};
 use proto_wire::token::JoinToken;
 use storage::backend::memory::MemoryHome;
 use tokio::sync::mpsc;
 
+use crate::checks::fence;
+use crate::scale::Scale;
 use crate::seams::clock::SimClock;
 use crate::seams::disk::SimDisk;
 use crate::seams::network::SimNetwork;
@@ -51,7 +53,7 @@ pub struct Machine {
     pub clock: Arc<SimClock>,
     /// Seed, ways and whom to ask: shared by everything in the world.
     workload: Workload,
-    timers: Timers,
+    scale: Scale,
     starts: AtomicU64,
     /// How often in a row the master did not come up.
     failures: AtomicU64,
@@ -73,7 +75,7 @@ impl Machine {
     ///
     /// # Errors
     /// Where the fixed keys do not parse.
-    pub fn new(node: NodeName, workload: &Workload, timers: Timers) -> Result<Arc<Self>> {
+    pub fn new(node: NodeName, workload: &Workload, scale: Scale) -> Result<Arc<Self>> {
         let machine = Self {
             node,
             name: node.to_string(),
@@ -82,7 +84,7 @@ impl Machine {
             home: MemoryHome::default(),
             clock: Arc::default(),
             workload: workload.clone(),
-            timers,
+            scale,
             starts: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             orders: Mutex::default(),
@@ -104,7 +106,7 @@ impl Machine {
                     tracing::warn!(machine = self.name, %error, "the master failed");
                 }
             }
-            tokio::time::sleep(RESTART_PAUSE).await;
+            tokio::time::sleep(self.scale.stretch(RESTART_PAUSE)).await;
         }
     }
 
@@ -136,7 +138,7 @@ impl Machine {
         let master = master_node::build(self.config(), env, objects).await?;
         let consensus: Arc<Consensus> = master.consensus().clone();
         self.failures.store(0, Ordering::Relaxed);
-        self.workload.observer.attach(self.node, &consensus);
+        self.workload.observer.attach(self.node, &consensus, self.scale.stretch(fence::EVERY));
         let (sender, receiver) = mpsc::channel(ORDERS_MAX);
         *self.orders.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
         tokio::spawn(obey(consensus, receiver));
@@ -156,7 +158,7 @@ impl Machine {
             init: !joins,
             join: joins.then(|| peers.collect()),
             token: joins.then(|| token().to_string()),
-            timers: self.timers,
+            timers: self.scale.timers(),
             ..MasterConfig::default()
         }
     }

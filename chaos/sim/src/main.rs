@@ -6,6 +6,7 @@
 //! | `determinism.rs`, `trace.rs` | the same seed, the same run, and the proof of it |
 //! | `seams/` | clock, random, network and disk as a master sees them |
 //! | `plan.rs` | an experiment drawn from the seed, where no file gives one |
+//! | `scale.rs` | how far apart the masters are, and what follows |
 //! | `world.rs`, `machine.rs` | the machines, each with its master built as in production |
 //! | `worker.rs` | simulated workers |
 //! | `workload.rs`, `watcher.rs`, `http.rs` | the clients |
@@ -22,6 +23,7 @@ mod observer;
 mod plan;
 mod report;
 mod run;
+mod scale;
 mod seams;
 mod trace;
 mod watcher;

@@ -105,8 +105,8 @@ impl Observer {
         }
     }
 
-    /// Looks into the master that starts on a node, until it ends.
-    pub fn attach(&self, node: NodeName, consensus: &Arc<Consensus>) {
+    /// Looks into the master that starts on a node, until it ends. `journal` is the pause between two entries.
+    pub fn attach(&self, node: NodeName, consensus: &Arc<Consensus>, journal: Duration) {
         match consensus.vote_kept() {
             Ok(vote) => {
                 let forgotten = self.lock().votes.started(node, consensus.node_id(), vote);
@@ -118,7 +118,7 @@ impl Observer {
             Ok(watch) => drop(tokio::spawn(follow_journal(self.clone(), watch))),
             Err(error) => self.violation("observer", format!("{node}: {error}")),
         }
-        tokio::spawn(fence::keep_journal(node, consensus.clone()));
+        tokio::spawn(fence::keep_journal(node, consensus.clone(), journal));
         self.lock().masters.insert(node, Arc::downgrade(consensus));
         self.lock().ids.insert(node, consensus.node_id());
         tokio::spawn(follow_leadership(self.clone(), node, consensus.leadership()));

@@ -111,7 +111,8 @@ fn schedule(random: &mut StdRng, experiment: &mut Experiment, stretch: u32) {
         let fault = match random.random_range(0..12) {
             0 if experiment.spec.cluster.workers > 0 => {
                 // Pods leave after nine seconds at the earliest.
-                lasts = Duration::from_millis(random.random_range(1000..25_000)).min(duration - at);
+                let longest = if stretch > 1 { 75_000 } else { 25_000 };
+                lasts = Duration::from_millis(random.random_range(1000..longest)).min(duration - at);
                 Some(worker(random))
             }
             _ => fault(random, masters, &mut replaced, &mut damaged),

@@ -23,10 +23,10 @@ const BOOT_LIMIT: Duration = Duration::from_secs(120);
 const HEALED_WRITES: usize = 20;
 /// Longer than any call of a client.
 const DRAIN: Duration = Duration::from_secs(8);
-/// How often it is looked whether the cluster is whole, in ticks.
-const SAMPLE_TICKS: u64 = 50;
+/// How often it is looked whether the cluster is whole, with masters side by side.
+const SAMPLE: Duration = Duration::from_millis(50);
 /// How often it is looked into all masters.
-const CHECK_TICKS: u64 = 500;
+const CHECK: Duration = Duration::from_millis(500);
 
 /// What is run.
 pub struct Options {
@@ -94,10 +94,10 @@ impl Run<'_> {
     fn step(&mut self) -> Result<()> {
         self.world.step()?;
         self.ticks += 1;
-        if self.ticks.is_multiple_of(CHECK_TICKS) {
+        if self.ticks.is_multiple_of(self.world.scale.ticks(CHECK)) {
             self.sampler.sample(&self.world.observer);
         }
-        if self.ticks.is_multiple_of(SAMPLE_TICKS) {
+        if self.ticks.is_multiple_of(self.world.scale.ticks(SAMPLE)) {
             let whole = self.world.is_whole();
             if self.wholeness.last().is_none_or(|(_, before)| *before != whole) {
                 self.wholeness.push((self.world.elapsed(), whole));

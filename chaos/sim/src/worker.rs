@@ -13,13 +13,13 @@ use proto_env::grpc::{ChannelOptions, channel};
 use proto_env::{MASTERS_ORGANIZATION, PeerIdentity, Purpose};
 use proto_wire::cluster::NodeBeat;
 use proto_wire::cluster::liveness_client::LivenessClient;
-use rand::rngs::StdRng;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::http::Client;
 use crate::machine::PEER_PORT;
+use crate::scale::Scale;
 use crate::seams::network::SimNetwork;
 use crate::seams::random::generator;
 use crate::workload::Workload;
@@ -29,6 +29,8 @@ const BEAT: Duration = Duration::from_millis(1000);
 const ANSWER: Duration = Duration::from_millis(1500);
 /// How often pods are looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// The same with masters far apart.
+const LOOK_FAR: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_millis(200);
 
 /// A machine that runs pods.
@@ -39,16 +41,19 @@ pub struct Worker {
     pub ip: IpAddr,
     name: String,
     workload: Workload,
+    /// How often it looks at pods.
+    interval: Duration,
     /// It stands still: nothing of it goes on, and nothing breaks.
     paused: AtomicBool,
 }
 
 impl Worker {
     /// A worker of this world.
-    pub fn new(node: NodeName, workload: &Workload) -> Arc<Self> {
+    pub fn new(node: NodeName, workload: &Workload, scale: Scale) -> Arc<Self> {
         let ip = IpAddr::from([10, 0, 1, u8::try_from(node.number()).unwrap_or(u8::MAX)]);
         let (name, workload, paused) = (node.to_string(), workload.clone(), AtomicBool::new(false));
-        Arc::new(Self { node, ip, name, workload, paused })
+        let interval = if scale.is_far() { LOOK_FAR } else { LOOK };
+        Arc::new(Self { node, ip, name, workload, interval, paused })
     }
 
     /// Stands still, or goes on.
@@ -61,11 +66,16 @@ impl Worker {
         self.pause(false);
         let mut random = generator(self.workload.seed, 3000 + u64::from(self.node.number()));
         tokio::spawn(self.clone().beat());
+        let mut at = self.workload.any_master(&mut random);
+        let mut client = self.client(at);
         loop {
-            if self.look(&mut random).await.is_none() {
+            // Like a real one it stays with a master that serves it, and leaves one that does not.
+            if self.look(&mut client).await.is_none() {
                 tokio::time::sleep(RETRY).await;
+                at = self.workload.another_master(at, &mut random);
+                client = self.client(at);
             }
-            self.rest(LOOK).await;
+            self.rest(self.interval).await;
         }
     }
 
@@ -75,6 +85,10 @@ impl Worker {
         while self.paused.load(Ordering::Relaxed) {
             tokio::time::sleep(RETRY).await;
         }
+    }
+
+    fn client(&self, at: IpAddr) -> Client {
+        Client::with_identity(at, self.workload.links.clone(), self.identity())
     }
 
     fn identity(&self) -> PeerIdentity {
@@ -125,14 +139,14 @@ impl Worker {
     }
 
     /// Registers, and does with every pod what it is there for.
-    async fn look(&self, random: &mut StdRng) -> Option<()> {
-        let at = self.workload.any_master(random);
-        let mut client = Client::with_identity(at, self.workload.links.clone(), self.identity());
+    async fn look(&self, client: &mut Client) -> Option<()> {
         let node = format!("/api/v1/nodes/{}", self.name);
         let known = client.ask(Method::GET, &node, None).await.ok()?;
         if known.status == StatusCode::NOT_FOUND {
             let made = client.ask(Method::POST, "/api/v1/nodes", Some(&self.object())).await.ok()?;
             tracing::info!(target: "chaos", worker = self.name, status = %made.status, "a worker registers");
+        } else if !known.status.is_success() {
+            return None;
         }
         let path = format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{}", self.name);
         let pods = client.ask(Method::GET, &path, None).await.ok()?;
@@ -141,7 +155,7 @@ impl Worker {
             return None;
         }
         for pod in pods.body["items"].as_array().into_iter().flatten() {
-            self.serve(&mut client, pod).await?;
+            self.serve(client, pod).await?;
         }
         Some(())
     }

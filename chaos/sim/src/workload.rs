@@ -86,6 +86,13 @@ impl Workload {
         masters[random.random_range(0..masters.len())]
     }
 
+    /// A master other than this one, where there is another.
+    pub fn another_master(&self, than: IpAddr, random: &mut StdRng) -> IpAddr {
+        let masters = self.masters();
+        let others: Vec<_> = masters.iter().filter(|ip| **ip != than).collect();
+        others.get(random.random_range(0..others.len().max(1))).map_or(than, |ip| **ip)
+    }
+
     /// How many clients read and write.
     pub fn clients(&self) -> usize {
         self.spec.clients as usize

@@ -8,23 +8,22 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, anyhow};
-use chaos_spec::experiment::Distance;
 use chaos_spec::fault::{Fault, Member, Replace};
 use chaos_spec::resolve::Link;
 use chaos_spec::{Experiment, NodeName};
 use consensus::NodeId;
-use master_node::config::Timers;
 use turmoil::{Sim, ToIpAddr};
 
 use crate::machine::{Machine, Order};
 use crate::observer::Observer;
+use crate::scale::Scale;
 use crate::seams::clock::EPOCH_SECONDS;
 use crate::seams::links::{Links, Shape};
 use crate::worker::{self, Worker};
 use crate::workload::{Workload, store_token};
 
-/// How often whoever leads is asked again to let a master go.
-const RETIRE_TICKS: u64 = 500;
+/// How often whoever leads is asked again to let a master go, with masters side by side.
+const RETIRE: Duration = Duration::from_millis(500);
 /// A master that has refused its files so often in a row does not come up by itself.
 const REFUSALS: u64 = 3;
 
@@ -36,7 +35,8 @@ pub struct World<'a> {
     pub workload: Workload,
     links: Links,
     sim: Sim<'a>,
-    timers: Timers,
+    /// What follows from how far apart the masters are.
+    pub scale: Scale,
     ticks: u64,
     machines: BTreeMap<NodeName, Arc<Machine>>,
     workers: BTreeMap<NodeName, Arc<Worker>>,
@@ -52,44 +52,20 @@ pub struct World<'a> {
     named: u32,
 }
 
-/// The unit of simulated time, between two of which nothing happens, and the longest
-/// latency of a link that nothing is wrong with.
-fn pace(distance: Distance) -> (Duration, Duration) {
-    match distance {
-        Distance::Near => (Duration::from_millis(1), Duration::from_millis(2)),
-        Distance::Far => (Duration::from_millis(20), Duration::from_millis(40)),
-    }
-}
-
-fn timers(distance: Distance) -> Timers {
-    let near = Timers::default();
-    let times = match distance {
-        Distance::Near => 1,
-        Distance::Far => 10,
-    };
-    Timers {
-        heartbeat_ms: near.heartbeat_ms * times,
-        election_min_ms: near.election_min_ms * times,
-        election_max_ms: near.election_max_ms * times,
-        ..near
-    }
-}
-
 impl<'a> World<'a> {
     /// The world of an experiment, before anything has happened.
     ///
     /// # Errors
     /// Where the machines cannot be laid out.
     pub fn new(experiment: &Experiment, seed: u64) -> Result<Self> {
-        let distance = experiment.spec.cluster.distance;
-        let (tick, latency) = pace(distance);
+        let scale = Scale::of(experiment.spec.cluster.distance);
         let sim = turmoil::Builder::new()
             .rng_seed(seed)
             .epoch(SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH_SECONDS))
             .simulation_duration(Duration::MAX)
-            .tick_duration(tick)
-            .min_message_latency(latency / 10)
-            .max_message_latency(latency)
+            .tick_duration(scale.tick)
+            .min_message_latency(scale.latency / 10)
+            .max_message_latency(scale.latency)
             .tcp_capacity(4096)
             .enable_random_order()
             .build();
@@ -108,7 +84,7 @@ impl<'a> World<'a> {
             workload,
             links,
             sim,
-            timers: timers(distance),
+            scale,
             ticks: 0,
             machines,
             workers,
@@ -139,7 +115,7 @@ impl<'a> World<'a> {
     }
 
     fn place(&mut self, node: NodeName) -> Result<()> {
-        let machine = Machine::new(node, &self.workload, self.timers)?;
+        let machine = Machine::new(node, &self.workload, self.scale)?;
         let software = machine.clone();
         self.host(machine.ip, move || software.clone().run());
         self.machines.insert(node, machine);
@@ -163,7 +139,7 @@ impl<'a> World<'a> {
 
     fn place_workers(&mut self, count: u32) {
         for node in (1..=count).filter_map(NodeName::worker) {
-            let worker = Worker::new(node, &self.workload);
+            let worker = Worker::new(node, &self.workload, self.scale);
             let software = worker.clone();
             self.host(worker.ip, move || software.clone().run());
             self.workers.insert(node, worker);
@@ -223,7 +199,7 @@ impl<'a> World<'a> {
     /// Where the simulation itself cannot go on.
     pub fn step(&mut self) -> Result<()> {
         self.ticks += 1;
-        if self.ticks.is_multiple_of(RETIRE_TICKS) {
+        if self.ticks.is_multiple_of(self.scale.ticks(RETIRE)) {
             self.replace_damaged();
             self.retire_on();
         }

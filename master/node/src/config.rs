@@ -103,6 +103,12 @@ impl Default for Timers {
 }
 
 impl Timers {
+    /// How often a leader asks whether the other masters serve: twice the longest election timeout, half a
+    /// second with the usual timers.
+    pub fn health_interval(&self) -> Duration {
+        Duration::from_millis(self.election_max_ms) * 2
+    }
+
     /// The detection window of node liveness.
     pub fn node_grace(&self) -> Duration {
         Duration::from_millis(self.node_grace_ms)

@@ -12,19 +12,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// How often every master is asked.
-const INTERVAL: Duration = Duration::from_millis(500);
 /// A master that takes longer than this is left out.
 const TIMEOUT: Duration = Duration::from_millis(1000);
 
-/// Publishes the API addresses of the masters that answer until `shutdown`.
+/// Publishes the API addresses of the masters that answer, asked at every `interval`, until `shutdown`.
 pub async fn watch_masters(
     consensus: Arc<Consensus>,
     network: Arc<dyn Network>,
     healthy: watch::Sender<Vec<SocketAddr>>,
+    interval: Duration,
     shutdown: CancellationToken,
 ) {
-    let mut interval = tokio::time::interval(INTERVAL);
+    let mut interval = tokio::time::interval(interval);
     loop {
         tokio::select! {
             biased;

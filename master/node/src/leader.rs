@@ -102,6 +102,7 @@ impl Leader {
             self.consensus.clone(),
             self.env.network.clone(),
             self.healthy.clone(),
+            self.timers.health_interval(),
             cancel.clone(),
         ));
         tasks.spawn(autopilot::report(

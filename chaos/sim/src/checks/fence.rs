@@ -15,7 +15,8 @@ use storage::{Mutation, Txn};
 pub const CHECK: &str = "deposed-writes-refused";
 /// Where the journal lies: beside everything that the API shows.
 pub const KEY: &str = "/chaos/journal";
-const EVERY: Duration = Duration::from_millis(250);
+/// The pause between two entries, with masters side by side.
+pub const EVERY: Duration = Duration::from_millis(250);
 const DEADLINE: Duration = Duration::from_secs(3);
 
 /// A write that was applied.
@@ -56,8 +57,8 @@ pub fn decode(revision: u64, bytes: &[u8]) -> Option<Written> {
     Some(Written { revision, term: term.parse().ok()?, node: node.parse().ok()? })
 }
 
-/// Writes the journal of one master, until it ends.
-pub async fn keep_journal(node: NodeName, consensus: Arc<Consensus>) {
+/// Writes the journal of one master, with this pause between two entries, until it ends.
+pub async fn keep_journal(node: NodeName, consensus: Arc<Consensus>, pause: Duration) {
     let mut leadership = consensus.leadership();
     loop {
         let Ok(term) = leadership.wait_for(|now| now.leading).await.map(|now| now.term) else { return };
@@ -71,7 +72,7 @@ pub async fn keep_journal(node: NodeName, consensus: Arc<Consensus>) {
             if !now.leading || now.term != term {
                 break;
             }
-            tokio::time::sleep(EVERY).await;
+            tokio::time::sleep(pause).await;
         }
     }
 }

@@ -68,7 +68,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("chaos-spec", &[]),
     // A file system that knows of nobody: it lies under a master's or a test's files.
     ("chaos-disk", &[]),
-    ("chaos-oracle", &[]),
+    ("chaos-oracle", &["chaos-spec"]),
     ("chaos-power", &["chaos-disk", "proto-env", "storage", "consensus"]),
     ("chaos-live", &["chaos-disk", "chaos-oracle", "chaos-spec", "proto-env", "proto-wire"]),
     (
