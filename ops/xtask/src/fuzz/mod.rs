@@ -130,7 +130,15 @@ pub fn run(root: &Path, args: Args) -> Result<()> {
 /// Optimized, with assertions: what a planted or real bug trips over.
 fn build(root: &Path) -> Result<PathBuf> {
     println!("building ephor-sim");
-    let built = Command::new(env!("CARGO"))
+    let mut cargo = Command::new(env!("CARGO"));
+    // What cargo tells xtask of itself; ring's build script would take it for a change, and half of all be built anew.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&name);
+        }
+    }
+    let built = cargo
         .current_dir(root)
         .args(["build", "--locked", "--profile", "simulation", "--workspace", "--bin", "ephor-sim"])
         .status()
