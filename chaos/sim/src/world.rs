@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
@@ -24,6 +25,9 @@ use crate::workload::{Workload, store_token};
 
 /// How often whoever leads is asked again to let a master go, with masters side by side.
 const RETIRE: Duration = Duration::from_millis(500);
+/// Where connections come from. Turmoil never takes back the port of one that a cut has swallowed, and an hour has
+/// many.
+const PORTS: RangeInclusive<u16> = 10_000..=65_535;
 /// A master that has refused its files so often in a row does not come up by itself.
 const REFUSALS: u64 = 3;
 
@@ -67,6 +71,7 @@ impl<'a> World<'a> {
             .min_message_latency(scale.latency / 10)
             .max_message_latency(scale.latency)
             .tcp_capacity(4096)
+            .ephemeral_ports(PORTS)
             .enable_random_order()
             .build();
         let observer = Observer::default();
