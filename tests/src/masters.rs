@@ -49,6 +49,20 @@ impl Hosts {
         Ok(hosts)
     }
 
+    /// Runs a test on new hosts, and prints the logs when it fails.
+    pub async fn run(
+        prefix: &'static str,
+        subnet: &'static str,
+        test: impl AsyncFnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let mut hosts = Self::new(prefix, subnet)?;
+        let result = test(&mut hosts).await;
+        if result.is_err() {
+            hosts.print_logs();
+        }
+        result
+    }
+
     fn config(&self) -> PathBuf {
         self.root.path().join("config.yaml")
     }
@@ -205,8 +219,8 @@ impl Hosts {
         Ok(line.split(" --advertise-address").next().unwrap_or(line).to_owned())
     }
 
-    /// Prints the ends of all logs: for a test that failed.
-    pub fn print_logs(&self) {
+    /// Prints the ends of all logs.
+    fn print_logs(&self) {
         let Ok(entries) = fs::read_dir(self.root.path()) else { return };
         for path in entries.flatten().map(|entry| entry.path()) {
             if path.extension().is_none_or(|extension| extension != "log") {

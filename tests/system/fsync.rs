@@ -268,10 +268,5 @@ async fn purges_and_adoption(hosts: &mut Hosts) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_is_purged_and_a_snapshot_adopted_after_every_file_of_the_objects_is_synced() -> Result<()> {
-    let mut hosts = Hosts::new(PREFIX, SUBNET)?;
-    let result = purges_and_adoption(&mut hosts).await;
-    if result.is_err() {
-        hosts.print_logs();
-    }
-    result
+    Hosts::run(PREFIX, SUBNET, purges_and_adoption).await
 }

@@ -14,16 +14,6 @@ const WRITE_INTERVAL: Duration = Duration::from_millis(25);
 /// Twice an election by the timers of these tests (`tests/src/hosts.rs`).
 const ELECTION_BOUND: Duration = Duration::from_secs(6);
 
-/// Runs a test, and prints the logs when it fails.
-async fn on_hosts(test: impl AsyncFnOnce(&mut Hosts) -> Result<()>) -> Result<()> {
-    let mut hosts = Hosts::new(PREFIX, SUBNET)?;
-    let result = test(&mut hosts).await;
-    if result.is_err() {
-        hosts.print_logs();
-    }
-    result
-}
-
 fn octet(number: u8) -> u8 {
     10 + number
 }
@@ -76,7 +66,7 @@ fn votes(list: &str, name: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_three_five_seven_and_back_without_a_failed_write() -> Result<()> {
-    on_hosts(async |hosts| {
+    Hosts::run(PREFIX, SUBNET, async |hosts| {
         hosts.found("m1", octet(1), "").await?;
         let client = hosts.client(octet(1)).await?;
         let writer = Writer::start(client.clone(), WRITE_INTERVAL);
@@ -120,7 +110,7 @@ async fn one_three_five_seven_and_back_without_a_failed_write() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_master_is_replaced_in_one_command_or_by_the_leader_itself() -> Result<()> {
-    on_hosts(async |hosts| {
+    Hosts::run(PREFIX, SUBNET, async |hosts| {
         cluster_of(hosts, 3, "--replace-dead-after 3s").await?;
         hosts.ephor("members transfer-leader m1")?;
         hosts.kill("m3")?;
@@ -170,7 +160,7 @@ async fn a_dead_master_is_replaced_in_one_command_or_by_the_leader_itself() -> R
 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_masters_come_back_at_other_addresses() -> Result<()> {
-    on_hosts(async |hosts| {
+    Hosts::run(PREFIX, SUBNET, async |hosts| {
         cluster_of(hosts, 3, "").await?;
         let before = hosts.ephor("members list")?;
         for number in 1..=3 {

@@ -33,12 +33,7 @@ fn refused(result: (bool, String), wanted: &[&str]) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_is_recovered_from_one_master_of_three() -> Result<()> {
-    let mut hosts = Hosts::new(PREFIX, SUBNET)?;
-    let result = lose_and_recover(&mut hosts).await;
-    if result.is_err() {
-        hosts.print_logs();
-    }
-    result
+    Hosts::run(PREFIX, SUBNET, lose_and_recover).await
 }
 
 async fn lose_and_recover(hosts: &mut Hosts) -> Result<()> {

@@ -28,10 +28,6 @@ use crate::world::World;
 
 /// A fault of the disk that nothing has felt when it should end goes on for so long.
 const UNFELT: Duration = Duration::from_millis(100);
-/// Four seconds of silence, five that pods tolerate, and as many again for what follows.
-const MOVED: Duration = Duration::from_secs(15);
-/// What follows takes longer where masters are far apart.
-const MOVED_FAR: Duration = Duration::from_secs(40);
 /// How long a power loss waits for somebody who has just voted.
 const AIM: Duration = Duration::from_secs(4);
 /// Where on a machine files are damaged.
@@ -422,8 +418,7 @@ impl Injector {
     fn judge_pods(world: &World<'_>, node: NodeName, began: Duration) {
         let now = world.elapsed();
         let elected = world.observer.leaders().last().map(|(since, ..)| *since).unwrap_or_default();
-        let bound = if world.scale.is_far() { MOVED_FAR } else { MOVED };
-        let long = now.saturating_sub(began.max(elected)) > bound;
+        let long = now.saturating_sub(began.max(elected)) > world.scale.moved;
         let (there, wanted) = (world.pods_beside(&BTreeSet::from([node])), world.pods_wanted());
         tracing::info!(target: "chaos", %node, there, wanted, long, "pods beside a worker that was away");
         if long && world.leader().is_some() && world.workers().len() > 1 && there < wanted {

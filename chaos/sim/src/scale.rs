@@ -14,6 +14,11 @@ pub struct Scale {
     pub tick: Duration,
     /// The longest latency of a link that nothing is wrong with.
     pub latency: Duration,
+    /// How often a worker looks at its pods.
+    pub look: Duration,
+    /// How long the pods of a worker that is away may take to run elsewhere: four seconds of silence, five that
+    /// pods tolerate, and what follows.
+    pub moved: Duration,
     /// How many times slower than side by side.
     times: u32,
 }
@@ -22,18 +27,21 @@ impl Scale {
     /// That of a distance.
     pub fn of(distance: Distance) -> Self {
         match distance {
-            Distance::Near => {
-                Self { tick: Duration::from_millis(1), latency: Duration::from_millis(2), times: 1 }
-            }
-            Distance::Far => {
-                Self { tick: Duration::from_millis(40), latency: Duration::from_millis(80), times: 10 }
-            }
+            Distance::Near => Self {
+                tick: Duration::from_millis(1),
+                latency: Duration::from_millis(2),
+                look: Duration::from_millis(500),
+                moved: Duration::from_secs(15),
+                times: 1,
+            },
+            Distance::Far => Self {
+                tick: Duration::from_millis(40),
+                latency: Duration::from_millis(80),
+                look: Duration::from_secs(3),
+                moved: Duration::from_secs(40),
+                times: 10,
+            },
         }
-    }
-
-    /// Whether things take longer than they do side by side.
-    pub fn is_far(self) -> bool {
-        self.times > 1
     }
 
     /// What takes this long with masters side by side.

@@ -27,10 +27,6 @@ use crate::workload::Workload;
 /// Beats go out this often, as a real worker's do.
 const BEAT: Duration = Duration::from_millis(1000);
 const ANSWER: Duration = Duration::from_millis(1500);
-/// How often pods are looked at.
-const LOOK: Duration = Duration::from_millis(500);
-/// The same with masters far apart.
-const LOOK_FAR: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_millis(200);
 
 /// A machine that runs pods.
@@ -52,8 +48,7 @@ impl Worker {
     pub fn new(node: NodeName, workload: &Workload, scale: Scale) -> Arc<Self> {
         let ip = IpAddr::from([10, 0, 1, u8::try_from(node.number()).unwrap_or(u8::MAX)]);
         let (name, workload, paused) = (node.to_string(), workload.clone(), AtomicBool::new(false));
-        let interval = if scale.is_far() { LOOK_FAR } else { LOOK };
-        Arc::new(Self { node, ip, name, workload, interval, paused })
+        Arc::new(Self { node, ip, name, workload, interval: scale.look, paused })
     }
 
     /// Stands still, or goes on.
