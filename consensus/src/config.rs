@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use openraft::{Config, SnapshotPolicy};
 use proto_env::Disk;
-use proto_env::planted::{self, Bug};
 use serde::{Deserialize, Serialize};
 use storage::backend::Home;
 
@@ -50,6 +49,9 @@ pub struct ConsensusConfig {
     /// Bytes of the log above which a snapshot is taken and the log purged,
     /// however few entries they are.
     pub log_bytes: u64,
+    /// Entries between two snapshots, from [`MIN_SNAPSHOT_COUNT`]. A follower that is further behind is sent a
+    /// snapshot; half as many stay in the log for those that are not.
+    pub snapshot_count: u64,
     /// Room to be kept free on the disk.
     pub room: Room,
     /// Where the objects are kept.
@@ -83,6 +85,11 @@ pub const DEFAULT_ELECTION_MAX: Duration = Duration::from_millis(250);
 
 /// Bytes of the log above which it is purged early.
 pub const DEFAULT_LOG_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Entries between two snapshots.
+pub const DEFAULT_SNAPSHOT_COUNT: u64 = 20_000;
+/// The least number of them.
+pub const MIN_SNAPSHOT_COUNT: u64 = 10;
 
 /// Who a master is: kept in its data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,8 +163,6 @@ impl ConsensusConfig {
     /// openraft's own configuration.
     pub(crate) fn raft(&self) -> Result<Arc<Config>, Error> {
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        // Planted: with these bugs a log is short enough for a simulation to purge it.
-        let short = planted::any().is_some_and(Bug::needs_snapshots);
         let config = Config {
             cluster_name: self.cluster_id.clone(),
             heartbeat_interval: ms(self.heartbeat),
@@ -167,10 +172,10 @@ impl ConsensusConfig {
             // A restarted leader stands again like everyone else.
             enable_leader_restore: Some(false),
             max_payload_entries: 512,
-            replication_lag_threshold: if short { 50 } else { 20_000 },
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(if short { 50 } else { 20_000 }),
-            max_in_snapshot_log_to_keep: if short { 10 } else { 10_000 },
-            purge_batch_size: if short { 1 } else { 2_000 },
+            replication_lag_threshold: self.snapshot_count,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_count),
+            max_in_snapshot_log_to_keep: self.snapshot_count / 2,
+            purge_batch_size: self.snapshot_count / MIN_SNAPSHOT_COUNT,
             install_snapshot_timeout: 15 * 60 * 1000,
             backoff: "50ms 100ms 200ms ..400ms".to_owned(),
             ..Config::default()

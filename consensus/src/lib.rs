@@ -37,7 +37,7 @@ pub use alarms::{Alarm, AlarmKind};
 pub use autopilot::{AutopilotAction, AutopilotConfig, MemberHealth};
 pub use config::{
     ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT, DEFAULT_LOG_BYTES,
-    Identity, Objects,
+    DEFAULT_SNAPSHOT_COUNT, Identity, MIN_SNAPSHOT_COUNT, Objects,
 };
 pub use consensus::{Consensus, FIRST_NODE_ID};
 pub use fence::Fences;

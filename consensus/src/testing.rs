@@ -9,7 +9,7 @@ use proto_env::Env;
 
 use crate::{
     AutopilotConfig, Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN,
-    DEFAULT_HEARTBEAT, DEFAULT_LOG_BYTES, Error, FIRST_NODE_ID, MasterAddress, Objects, Room,
+    DEFAULT_HEARTBEAT, DEFAULT_LOG_BYTES, DEFAULT_SNAPSHOT_COUNT, Error, FIRST_NODE_ID, MasterAddress, Objects, Room,
 };
 
 /// Starts a master in `data_dir` that is its own cluster, and waits until it
@@ -30,6 +30,7 @@ pub async fn lone_master(data_dir: &Path, env: &Env) -> Result<Arc<Consensus>, E
         election_min: DEFAULT_ELECTION_MIN,
         election_max: DEFAULT_ELECTION_MAX,
         log_bytes: DEFAULT_LOG_BYTES,
+        snapshot_count: DEFAULT_SNAPSHOT_COUNT,
         room: Room::default(),
         objects: Objects::Sled,
         started_before: false,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use consensus::{
     AutopilotConfig, Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN,
-    DEFAULT_HEARTBEAT, FIRST_NODE_ID, MasterAddress, Objects, ProposeOptions, Room,
+    DEFAULT_HEARTBEAT, DEFAULT_SNAPSHOT_COUNT, FIRST_NODE_ID, MasterAddress, Objects, ProposeOptions, Room,
 };
 use proto_env::{CancellationToken, Env, TlsNetwork};
 use rand::rngs::StdRng;
@@ -81,6 +81,7 @@ async fn start(life: &Life, env: Env) -> Result<Arc<Consensus>> {
         election_min: DEFAULT_ELECTION_MIN,
         election_max: DEFAULT_ELECTION_MAX,
         log_bytes: LOG_BYTES,
+        snapshot_count: DEFAULT_SNAPSHOT_COUNT,
         objects: Objects::Sled,
         started_before: false,
         room: Room::default(),

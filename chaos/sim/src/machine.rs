@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use chaos_spec::NodeName;
+use chaos_spec::experiment::Cluster;
 use consensus::{ChangeError, Consensus, NodeId};
 use master_node::Objects;
 use master_node::config::MasterConfig;
@@ -54,6 +55,8 @@ pub struct Machine {
     /// Seed, ways and whom to ask: shared by everything in the world.
     workload: Workload,
     scale: Scale,
+    /// Entries between two snapshots.
+    snapshot_count: u64,
     starts: AtomicU64,
     /// How often in a row the master did not come up.
     failures: AtomicU64,
@@ -75,7 +78,7 @@ impl Machine {
     ///
     /// # Errors
     /// Where the fixed keys do not parse.
-    pub fn new(node: NodeName, workload: &Workload, scale: Scale) -> Result<Arc<Self>> {
+    pub fn new(node: NodeName, workload: &Workload, cluster: &Cluster) -> Result<Arc<Self>> {
         let machine = Self {
             node,
             name: node.to_string(),
@@ -84,7 +87,8 @@ impl Machine {
             home: MemoryHome::default(),
             clock: Arc::default(),
             workload: workload.clone(),
-            scale,
+            scale: Scale::of(cluster.distance),
+            snapshot_count: cluster.snapshot_count.unwrap_or(consensus::DEFAULT_SNAPSHOT_COUNT),
             starts: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             orders: Mutex::default(),
@@ -159,6 +163,7 @@ impl Machine {
             join: joins.then(|| peers.collect()),
             token: joins.then(|| token().to_string()),
             timers: self.scale.timers(),
+            snapshot_count: self.snapshot_count,
             ..MasterConfig::default()
         }
     }

@@ -51,6 +51,15 @@ impl Pace {
         }
     }
 
+    /// A run makes some ten thousand entries, and masters as they are by default would never purge them.
+    fn snapshot_count(self, random: &mut StdRng) -> Option<u64> {
+        let drawn = match self {
+            Self::Busy => [None, Some(50), Some(200), Some(1_000)],
+            Self::Calm => [None, Some(50), Some(500), Some(2_000)],
+        };
+        drawn[random.random_range(0..drawn.len())]
+    }
+
     /// How many times longer than in a busy run faults and what lies between them last.
     fn stretch(self) -> u32 {
         match self {
@@ -72,6 +81,7 @@ pub fn random(seed: u64, masters: u32, duration: Duration, pace: Pace) -> Result
             masters,
             workers: if random.random_bool(0.25) { 2 } else { 0 },
             distance: pace.distance(),
+            snapshot_count: pace.snapshot_count(&mut random),
         },
         steady_state: Vec::new(),
         workload: Workload {

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, anyhow};
+use chaos_spec::experiment::Cluster;
 use chaos_spec::fault::{Fault, Member, Replace};
 use chaos_spec::resolve::Link;
 use chaos_spec::{Experiment, NodeName};
@@ -41,6 +42,7 @@ pub struct World<'a> {
     sim: Sim<'a>,
     /// What follows from how far apart the masters are.
     pub scale: Scale,
+    cluster: Cluster,
     ticks: u64,
     machines: BTreeMap<NodeName, Arc<Machine>>,
     workers: BTreeMap<NodeName, Arc<Worker>>,
@@ -62,7 +64,8 @@ impl<'a> World<'a> {
     /// # Errors
     /// Where the machines cannot be laid out.
     pub fn new(experiment: &Experiment, seed: u64) -> Result<Self> {
-        let scale = Scale::of(experiment.spec.cluster.distance);
+        let cluster = experiment.spec.cluster;
+        let scale = Scale::of(cluster.distance);
         let sim = turmoil::Builder::new()
             .rng_seed(seed)
             .epoch(SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH_SECONDS))
@@ -83,13 +86,14 @@ impl<'a> World<'a> {
             _ => None,
         });
         let named = named.max().unwrap_or_default();
-        let founders = experiment.spec.cluster.masters as usize;
+        let founders = cluster.masters as usize;
         let mut world = Self {
             observer,
             workload,
             links,
             sim,
             scale,
+            cluster,
             ticks: 0,
             machines,
             workers,
@@ -99,12 +103,12 @@ impl<'a> World<'a> {
             founders,
             named,
         };
-        for number in 1..=experiment.spec.cluster.masters {
+        for number in 1..=cluster.masters {
             let node = NodeName::master(number).ok_or_else(|| anyhow!("masters are counted from 1"))?;
             world.place(node)?;
         }
         world.place_clients();
-        world.place_workers(experiment.spec.cluster.workers);
+        world.place_workers(cluster.workers);
         Ok(world)
     }
 
@@ -120,7 +124,7 @@ impl<'a> World<'a> {
     }
 
     fn place(&mut self, node: NodeName) -> Result<()> {
-        let machine = Machine::new(node, &self.workload, self.scale)?;
+        let machine = Machine::new(node, &self.workload, &self.cluster)?;
         let software = machine.clone();
         self.host(machine.ip, move || software.clone().run());
         self.machines.insert(node, machine);

@@ -88,7 +88,7 @@ fn recover_within() -> Duration {
 
 /// How many nodes: masters `m1`, `m2`, ... and workers `w1`, `w2`, ...
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Cluster {
     /// 1, 3, 5 or 7.
     pub masters: u32,
@@ -98,6 +98,9 @@ pub struct Cluster {
     /// How far the masters are from one another.
     #[serde(default, skip_serializing_if = "Distance::is_near")]
     pub distance: Distance,
+    /// Entries of the log between two snapshots, in a simulation; default as masters have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_count: Option<u64>,
 }
 
 /// How far the masters of a cluster are from one another.
@@ -107,7 +110,7 @@ pub enum Distance {
     /// In one place, with the timers that masters have by default.
     #[default]
     Near,
-    /// In places up to 20 ms apart, with timers five times as long.
+    /// In places up to 80 ms apart, with timers ten times as long.
     Far,
 }
 

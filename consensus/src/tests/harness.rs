@@ -99,6 +99,7 @@ impl Master {
             election_min: timers[1],
             election_max: timers[2],
             log_bytes: LOG_BYTES,
+            snapshot_count: DEFAULT_SNAPSHOT_COUNT,
             room: Room::default(),
             objects: Objects::Sled,
             started_before: false,

@@ -176,6 +176,7 @@ async fn start_consensus(
             election_min: Duration::from_millis(config.timers.election_min_ms),
             election_max: Duration::from_millis(config.timers.election_max_ms),
             log_bytes: config.log_mib << 20,
+            snapshot_count: config.snapshot_count,
             room: Room { reserve: config.disk_reserve_mib << 20 },
             objects,
             started_before: identity.started_before,

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 const RESERVE_MAX_MIB: u64 = 1 << 20;
 const LOG_MIN_MIB: u64 = 8;
 const LOG_MAX_MIB: u64 = 64 << 10;
+const SNAPSHOT_COUNT_MAX: u64 = 10_000_000;
 
 /// Everything a master is started with.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -51,6 +52,8 @@ pub struct MasterConfig {
     pub disk_reserve_mib: u64,
     /// MiB of the log above which a snapshot is taken and the log purged, however few entries they are.
     pub log_mib: u64,
+    /// Entries of the log between two snapshots; half as many stay for followers that are behind.
+    pub snapshot_count: u64,
     /// What a leader does by itself; the same on every master, since any may lead.
     pub autopilot: Autopilot,
 }
@@ -135,6 +138,7 @@ impl Default for MasterConfig {
             timers: Timers::default(),
             disk_reserve_mib: 0,
             log_mib: consensus::DEFAULT_LOG_BYTES >> 20,
+            snapshot_count: consensus::DEFAULT_SNAPSHOT_COUNT,
             autopilot: Autopilot::default(),
         }
     }
@@ -173,6 +177,12 @@ pub enum Error {
     /// Too small for a few of the largest objects, or too large to be read again at a start.
     #[error("{0} MiB of log are asked for: give --log-mib {LOG_MIN_MIB} to {LOG_MAX_MIB}")]
     LogSize(u64),
+    /// Nothing but snapshots would be taken, or the log would never be purged.
+    #[error(
+        "{0} entries between snapshots are asked for: give --snapshot-count {} to {SNAPSHOT_COUNT_MAX}",
+        consensus::MIN_SNAPSHOT_COUNT
+    )]
+    SnapshotCount(u64),
     /// The shared settings contradict each other.
     #[error(transparent)]
     Settings(#[from] proto_wire::settings::Error),
@@ -207,6 +217,9 @@ impl MasterConfig {
         }
         if !(LOG_MIN_MIB..=LOG_MAX_MIB).contains(&self.log_mib) {
             return Err(Error::LogSize(self.log_mib));
+        }
+        if !(consensus::MIN_SNAPSHOT_COUNT..=SNAPSHOT_COUNT_MAX).contains(&self.snapshot_count) {
+            return Err(Error::SnapshotCount(self.snapshot_count));
         }
         Ok(self.cluster.validate()?)
     }
@@ -252,6 +265,14 @@ mod tests {
     fn a_log_too_small_for_its_entries_is_refused() {
         for (log_mib, accepted) in [(0, false), (7, false), (8, true), (256, true), (1 << 20, false)] {
             assert_eq!(MasterConfig { log_mib, ..valid() }.validate().is_ok(), accepted, "{log_mib}");
+        }
+    }
+
+    #[test]
+    fn snapshots_neither_without_end_nor_never() {
+        for (snapshot_count, accepted) in [(0, false), (9, false), (10, true), (10_000_000, true), (10_000_001, false)] {
+            let config = MasterConfig { snapshot_count, ..valid() };
+            assert_eq!(config.validate().is_ok(), accepted, "{snapshot_count}");
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use consensus::{
     Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT,
-    DEFAULT_LOG_BYTES, Identity, MasterAddress, NodeId, Objects,
+    DEFAULT_LOG_BYTES, DEFAULT_SNAPSHOT_COUNT, Identity, MasterAddress, NodeId, Objects,
 };
 use proto_env::grpc::incoming;
 use proto_env::{CancellationToken, Env, Listener, Network, TlsNetwork};
@@ -94,6 +94,7 @@ async fn start(
         election_min: DEFAULT_ELECTION_MIN * timers,
         election_max: DEFAULT_ELECTION_MAX * timers,
         log_bytes: DEFAULT_LOG_BYTES,
+        snapshot_count: DEFAULT_SNAPSHOT_COUNT,
         room: consensus::Room::default(),
         autopilot: consensus::AutopilotConfig { dead_after: None, learner_expiry: None },
         peers: Vec::new(),

@@ -92,20 +92,6 @@ bugs! {
     NodeIdReused = "node-id-reused",
 }
 
-impl Bug {
-    /// Whether it shows only where logs are purged and snapshots sent, which takes
-    /// more entries than a simulation makes: with it they are few.
-    pub const fn needs_snapshots(self) -> bool {
-        matches!(
-            self,
-            Self::WatchLagsSilently
-                | Self::OutcomesForgotten
-                | Self::PurgeBeforeDurable
-                | Self::SnapshotWithoutMembers
-        )
-    }
-}
-
 /// No bug has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("no planted bug is called {0}; there are {names}", names = names())]

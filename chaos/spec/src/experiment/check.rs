@@ -13,6 +13,8 @@ use crate::units::words;
 
 /// Sizes of a group of masters, as `ephor` takes them.
 const GROUPS: [u32; 4] = [1, 3, 5, 7];
+/// The least of `--snapshot-count` of `ephor master`.
+const SNAPSHOT_COUNT_MIN: u64 = 10;
 
 type Checked = Result<(), Error>;
 
@@ -61,6 +63,10 @@ fn name(name: &str) -> Checked {
 }
 
 fn cluster(spec: &Spec) -> Checked {
+    if spec.cluster.snapshot_count.is_some_and(|count| count < SNAPSHOT_COUNT_MIN) {
+        let cause = "there would be nothing but snapshots";
+        return fail("spec.cluster.snapshotCount", cause, format!("write {SNAPSHOT_COUNT_MIN} or more"));
+    }
     let masters = spec.cluster.masters;
     if GROUPS.contains(&masters) {
         return Ok(());
@@ -305,6 +311,11 @@ mod tests {
                 "masters: 3",
                 "masters: 9",
                 "spec.cluster.masters: 9 masters are more than a group has; hint: write 1, 3, 5 or 7",
+            ),
+            (
+                "masters: 3",
+                "masters: 3, snapshotCount: 9",
+                "spec.cluster.snapshotCount: there would be nothing but snapshots; hint: write 10 or more",
             ),
             (
                 "name: test",

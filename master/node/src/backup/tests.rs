@@ -198,6 +198,7 @@ async fn started(data_dir: &Path) -> (Arc<Consensus>, Identity) {
             election_min: consensus::DEFAULT_ELECTION_MIN,
             election_max: consensus::DEFAULT_ELECTION_MAX,
             log_bytes: consensus::DEFAULT_LOG_BYTES,
+            snapshot_count: consensus::DEFAULT_SNAPSHOT_COUNT,
             objects: Objects::Sled,
             started_before: identity.started_before,
             room: consensus::Room::default(),

@@ -81,6 +81,9 @@ pub struct MasterArgs {
     /// MiB of log above which it is purged, however few entries they are [default: 256]
     #[arg(long, value_name = "MIB")]
     log_mib: Option<u64>,
+    /// Entries of the log between two snapshots [default: 20000]
+    #[arg(long, value_name = "ENTRIES")]
+    snapshot_count: Option<u64>,
     /// Another name or address for the serving certificate; may be repeated
     #[arg(long = "tls-san", value_name = "NAME")]
     tls_san: Vec<String>,
@@ -121,6 +124,7 @@ impl MasterArgs {
         set(&mut config.peer_port, self.peer_port);
         set(&mut config.disk_reserve_mib, self.disk_reserve_mib);
         set(&mut config.log_mib, self.log_mib);
+        set(&mut config.snapshot_count, self.snapshot_count);
         config.tls_san.extend(self.tls_san);
         set(&mut config.cluster.pod_cidr, self.pod_cidr);
         set(&mut config.cluster.service_cidr, self.service_cidr);
