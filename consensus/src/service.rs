@@ -2,7 +2,9 @@
 //! proven to be a master of this cluster; then messages go to openraft, to the
 //! proposer or to the membership.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -21,6 +23,7 @@ use serde::Serialize;
 use storage::Command;
 use storage::codec::{decode, encode};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -36,6 +39,9 @@ const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// in time.
 const ANSWER_MARGIN: Duration = Duration::from_millis(50);
 
+/// How long a call may be open before its first message is there.
+const FIRST_MESSAGE: Duration = Duration::from_secs(5);
+
 /// The service of one master.
 #[derive(Clone)]
 pub struct RaftService(Arc<Consensus>);
@@ -45,6 +51,8 @@ pub type MastersOnly =
     InterceptedService<RaftServer<RaftService>, fn(Request<()>) -> Result<Request<()>, Status>>;
 
 type Answer<T> = Result<Response<T>, Status>;
+/// Answers of a call that stays open.
+type Messages = Pin<Box<dyn Stream<Item = Result<RaftMessage, Status>> + Send>>;
 
 impl Consensus {
     /// The service for the peer port, beside whatever else is served there. The
@@ -119,10 +127,36 @@ impl RaftService {
         decode("raft request", &message.payload).map_err(damaged)
     }
 
+    /// Answers AppendEntries requests in order. A message that cannot be read, or a call that breaks, ends them.
+    fn append_all(&self, first: RaftMessage, rest: Streaming<RaftMessage>) -> Messages {
+        let newest = Arc::new(AtomicU64::new(0));
+        let term = newest.clone();
+        let requests = tokio_stream::once(Ok(first)).chain(rest).map_while(move |message| {
+            let request = decode("raft request", &message.ok()?.payload);
+            let request: AppendEntriesRequest<TypeConfig> =
+                request.inspect_err(|error| tracing::warn!(%error, "an append cannot be read")).ok()?;
+            newest.fetch_max(request.vote.leader_id.term, Ordering::Relaxed);
+            Some(request)
+        });
+        let service = self.clone();
+        Box::pin(self.0.raft.stream_append(requests).map(move |answer| {
+            let answer = answer.map_err(fatal)?;
+            if term.load(Ordering::Relaxed) >= service.0.leadership.borrow().term {
+                service.0.contact.heard(service.0.env.clock.as_ref());
+            }
+            service.message(&answer)
+        }))
+    }
+
+    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
+    fn message<T: Serialize>(&self, answer: &T) -> Result<RaftMessage, Status> {
+        let payload = encode("raft response", answer).map_err(damaged)?;
+        Ok(RaftMessage { cluster_id: self.0.cluster_id.clone(), payload })
+    }
+
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
     fn answer<T: Serialize>(&self, answer: &T) -> Answer<RaftMessage> {
-        let payload = encode("raft response", answer).map_err(damaged)?;
-        Ok(Response::new(RaftMessage { cluster_id: self.0.cluster_id.clone(), payload }))
+        self.message(answer).map(Response::new)
     }
 }
 
@@ -136,6 +170,21 @@ impl RaftRpc for RaftService {
             self.0.contact.heard(self.0.env.clock.as_ref());
         }
         self.answer(&answer)
+    }
+
+    type StreamAppendStream = Messages;
+
+    async fn stream_append(
+        &self,
+        request: Request<Streaming<RaftMessage>>,
+    ) -> Answer<Self::StreamAppendStream> {
+        self.admit(&request)?;
+        let mut messages = request.into_inner();
+        let first = tokio::time::timeout(FIRST_MESSAGE, messages.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("no message came"))??;
+        let first = first.ok_or_else(|| Status::invalid_argument("no message"))?;
+        self.same_cluster(&first.cluster_id)?;
+        Ok(Response::new(self.append_all(first, messages)))
     }
 
     async fn vote(&self, request: Request<RaftMessage>) -> Answer<RaftMessage> {

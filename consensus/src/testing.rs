@@ -9,7 +9,8 @@ use proto_env::Env;
 
 use crate::{
     AutopilotConfig, Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN,
-    DEFAULT_HEARTBEAT, DEFAULT_LOG_BYTES, DEFAULT_SNAPSHOT_COUNT, Error, FIRST_NODE_ID, MasterAddress, Objects, Room,
+    DEFAULT_HEARTBEAT, DEFAULT_LOG_BYTES, DEFAULT_SNAPSHOT_COUNT, Error, FIRST_NODE_ID, MasterAddress,
+    Objects, Room,
 };
 
 /// Starts a master in `data_dir` that is its own cluster, and waits until it

@@ -4,8 +4,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::Stream;
+use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
-use openraft::network::RPCOption;
+use openraft::network::{RPCOption, stream_append_sequential};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
@@ -17,14 +19,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use storage::codec::{decode, encode};
 
-use super::{CallError, Lane, Peers, snapshot};
+use super::{CallError, Lane, Peers, append, snapshot};
 use crate::raft_types::{MasterAddress, SnapshotData, TypeConfig, Vote};
 use crate::state_machine::RaftSnapshot;
 use crate::types::NodeId;
 
 /// Bound on an append with entries: a slow disk at the other end. Liveness is the
 /// heartbeats' business.
-const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// A link at least this fast, in bytes a second, brings any append through: it may
 /// take longer the larger it is, or it would be sent again and again for ever.
 const SLOWEST_LINK: u64 = 256 * 1024;
@@ -71,7 +73,12 @@ impl RaftNetworkFactory<TypeConfig> for Factory {
     }
 }
 
-fn unreachable(error: impl std::fmt::Display) -> RPCError<TypeConfig> {
+/// How much longer a message may take for its size.
+pub(super) fn transfer(payload: &[u8]) -> Duration {
+    Duration::from_millis(payload.len() as u64 * 1000 / SLOWEST_LINK)
+}
+
+pub(super) fn unreachable(error: impl std::fmt::Display) -> RPCError<TypeConfig> {
     RPCError::Unreachable(Unreachable::from_string(error))
 }
 
@@ -85,10 +92,7 @@ impl PeerClient {
     ) -> Result<A, RPCError<TypeConfig>> {
         let payload = encode("raft request", request).map_err(unreachable)?;
         // A heartbeat must be answered at once, and is small.
-        let on_its_way = match lane {
-            Lane::Control => Duration::ZERO,
-            _ => Duration::from_millis(payload.len() as u64 * 1000 / SLOWEST_LINK),
-        };
+        let on_its_way = if lane == Lane::Control { Duration::ZERO } else { transfer(&payload) };
         let deadline = deadline + on_its_way;
         let message = RaftMessage { cluster_id: self.peers.cluster_id.clone(), payload };
         let answer = self.send(method, lane, message, deadline).await.map_err(unreachable)?;
@@ -135,6 +139,26 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
             return Ok(AppendEntriesResponse::Success);
         }
         answer
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, append::Answer>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        // Planted: see `append_entries`, which this leads to.
+        if planted::is(Bug::CommitWithoutQuorum) {
+            return stream_append_sequential(self, input, option);
+        }
+        Box::pin(async move {
+            let client = self.peers.client(self.target, &self.node.peer_address, self.lane);
+            let client = client.map_err(unreachable)?;
+            let answers = append::open(self.peers.clone(), self.target, client, input).await?;
+            Ok::<BoxStream<'s, _>, _>(Box::pin(answers))
+        })
     }
 
     async fn vote(

@@ -1,7 +1,8 @@
 //! Connections to other masters: one channel per peer and lane, so that a large
 //! append or a snapshot holds up neither heartbeats nor votes. [`client`] is
-//! openraft's side of it, [`snapshot`] carries snapshots.
+//! openraft's side of it, [`append`] carries log entries, [`snapshot`] snapshots.
 
+mod append;
 pub(crate) mod client;
 pub(crate) mod snapshot;
 
@@ -151,13 +152,23 @@ impl Peers {
         &self,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) -> Result<tonic::Response<T>, tonic::Status> {
-        let result = call.await;
-        if let Err(status) = &result
-            && let Some(Ok(by)) = status.metadata().get(SUPERSEDED_KEY).map(|by| by.to_str())
-        {
+        call.await.inspect_err(|status| self.note(status))
+    }
+
+    fn note(&self, status: &tonic::Status) {
+        if let Some(Ok(by)) = status.metadata().get(SUPERSEDED_KEY).map(|by| by.to_str()) {
             self.superseded.send_replace(by.to_owned());
         }
-        result
+    }
+
+    /// What came of a call that this status ended.
+    pub(crate) fn refused(&self, node: NodeId, status: tonic::Status) -> CallError {
+        self.note(&status);
+        // Nobody, or somebody else, is at the address it called from.
+        if matches!(status.code(), tonic::Code::Unavailable | tonic::Code::FailedPrecondition) {
+            lock(&self.learned).remove(&node);
+        }
+        Box::new(status).into()
     }
 
     /// Connects anew when a lane is used next.
@@ -212,19 +223,13 @@ impl Peers {
         deadline: Duration,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) -> Result<T, CallError> {
-        let result = tokio::time::timeout(deadline, self.noting(call)).await;
+        let result = tokio::time::timeout(deadline, call).await;
         if result.is_ok() {
             lock(&self.silent).remove(&(node, lane));
         }
         match result {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => {
-                // Nobody, or somebody else, is at the address it called from.
-                if matches!(status.code(), tonic::Code::Unavailable | tonic::Code::FailedPrecondition) {
-                    lock(&self.learned).remove(&node);
-                }
-                Err(Box::new(status).into())
-            }
+            Ok(Err(status)) => Err(self.refused(node, status)),
             Err(_) => {
                 let mut silent = lock(&self.silent);
                 let count = silent.entry((node, lane)).or_insert(0);

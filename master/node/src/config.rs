@@ -270,7 +270,9 @@ mod tests {
 
     #[test]
     fn snapshots_neither_without_end_nor_never() {
-        for (snapshot_count, accepted) in [(0, false), (9, false), (10, true), (10_000_000, true), (10_000_001, false)] {
+        for (snapshot_count, accepted) in
+            [(0, false), (9, false), (10, true), (10_000_000, true), (10_000_001, false)]
+        {
             let config = MasterConfig { snapshot_count, ..valid() };
             assert_eq!(config.validate().is_ok(), accepted, "{snapshot_count}");
         }
