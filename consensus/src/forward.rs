@@ -1,14 +1,15 @@
 //! A follower's way to the leader: proposals that wait go in one call, in order,
 //! and one answer says what came of each. `proposer.rs` makes the batches.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use proto_wire::raft::ProposeRequest;
+use proto_wire::raft::{ProposeRequest, ProposeResponse};
 use storage::Command;
 use storage::codec::{decode, encode};
 use tokio::time::Instant;
 
-use crate::network::{Lane, Peers};
+use crate::network::standing::Standing;
+use crate::network::{Lane, Peers, lock};
 use crate::proposer::Verdict;
 use crate::types::NodeId;
 
@@ -19,9 +20,17 @@ pub(crate) struct Forward {
     pub(crate) leader: NodeId,
     /// Its address, as the membership says.
     pub(crate) address: String,
+    /// Calls that are open and idle: at most as many as there are batches under way.
+    open: Arc<Mutex<Vec<Calls>>>,
 }
 
+type Calls = Standing<ProposeRequest, ProposeResponse>;
+
 impl Forward {
+    pub(crate) fn new(peers: Arc<Peers>, leader: NodeId, address: String) -> Self {
+        Self { peers, leader, address, open: Arc::default() }
+    }
+
     /// What the leader says of each, in order.
     pub(crate) async fn propose(&self, commands: Vec<Command>, until: Instant) -> Vec<Verdict> {
         let count = commands.len();
@@ -39,19 +48,24 @@ impl Forward {
     }
 
     async fn ask(&self, commands: Vec<Vec<u8>>, until: Instant) -> Result<Vec<Verdict>, Verdict> {
-        let Self { peers, leader, address } = self;
+        let Self { peers, leader, address, .. } = self;
         let deadline = until.saturating_duration_since(Instant::now());
         let mut client = peers
             .client(*leader, address, Lane::Forward)
             .map_err(|error| Verdict::NotEntered(error.to_string()))?;
-        let message = ProposeRequest { cluster_id: peers.cluster_id.clone(), commands };
-        let mut request = peers.request(*leader, message);
         // The leader gives its answer a little before this side stops waiting.
-        request.set_timeout(deadline);
-        let call = client.propose(request);
+        let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        let message = ProposeRequest { cluster_id: peers.cluster_id.clone(), commands, deadline_ms };
+        let open = lock(&self.open).pop();
+        let call = Standing::ask(open, message, async |messages| {
+            client.propose(peers.request(*leader, messages)).await
+        });
         match peers.call(*leader, Lane::Forward, deadline, call).await {
-            Ok(response) => decode("verdicts", &response.verdicts)
-                .map_err(|error: storage::Error| Verdict::Unknown(error.to_string())),
+            Ok((response, open)) => {
+                lock(&self.open).push(open);
+                decode("verdicts", &response.verdicts)
+                    .map_err(|error: storage::Error| Verdict::Unknown(error.to_string()))
+            }
             Err(error) if error.never_sent() => {
                 Err(Verdict::NotEntered(format!("no way to the leader: {error}")))
             }

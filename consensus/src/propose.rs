@@ -119,7 +119,7 @@ impl Consensus {
         {
             return Some(proposer.clone());
         }
-        let way = Forward { peers: self.peers.clone(), leader, address };
+        let way = Forward::new(self.peers.clone(), leader, address);
         let (proposer, forwarding) = Proposer::new(Way::Leader(way.clone()));
         tokio::spawn(until(self.stop.clone(), forwarding));
         *forwarder = Some((way, proposer.clone()));

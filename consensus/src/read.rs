@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use openraft::{LinearizerOption, ReadPolicy};
 use proto_env::planted::{self, Bug};
-use proto_wire::raft::ReadIndexRequest;
+use proto_wire::raft::{ReadIndexRequest, ReadIndexResponse};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::consensus::Consensus;
 use crate::network::Lane;
-use crate::types::ReadError;
+use crate::network::standing::Standing;
+use crate::types::{NodeId, ReadError};
 
 /// Readers that wait for a round.
 const QUEUE: usize = 8192;
@@ -25,6 +26,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// What a round gives: the index to wait for, or why there is none.
 type Round = Result<u64, String>;
 
+/// The call to a leader that is asked for read indexes.
+type Asked = (NodeId, Standing<ReadIndexRequest, ReadIndexResponse>);
+
 /// Where readers queue for the next round.
 pub(crate) type ReadQueue = mpsc::Sender<oneshot::Sender<Round>>;
 
@@ -34,6 +38,7 @@ pub(crate) fn queue() -> (ReadQueue, mpsc::Receiver<oneshot::Sender<Round>>) {
 
 /// Runs rounds for as long as there are readers.
 pub(crate) async fn run(consensus: Arc<Consensus>, mut readers: mpsc::Receiver<oneshot::Sender<Round>>) {
+    let mut asked = None;
     loop {
         let first = tokio::select! {
             biased;
@@ -47,7 +52,7 @@ pub(crate) async fn run(consensus: Arc<Consensus>, mut readers: mpsc::Receiver<o
         while let Ok(reader) = readers.try_recv() {
             waiting.push(reader);
         }
-        let round = match tokio::time::timeout(ROUND_TIMEOUT, consensus.read_index()).await {
+        let round = match tokio::time::timeout(ROUND_TIMEOUT, consensus.read_index(&mut asked)).await {
             Ok(round) => round,
             Err(_) => Err("no quorum answered in time".to_owned()),
         };
@@ -110,7 +115,8 @@ impl Consensus {
         }
     }
 
-    async fn read_index(&self) -> Round {
+    /// From this master or the leader, asked over the call that `asked` keeps open.
+    async fn read_index(&self, asked: &mut Option<Asked>) -> Round {
         let leader = self.leadership.borrow().leader.ok_or("no leader is known")?;
         if leader == self.node_id {
             return self.local_read_index().await;
@@ -118,13 +124,17 @@ impl Consensus {
         let address = self.address_of(leader).ok_or("the leader's address is not known")?;
         let mut client =
             self.peers.client(leader, &address, Lane::Control).map_err(|error| error.to_string())?;
-        let request = self.peers.request(leader, ReadIndexRequest { cluster_id: self.cluster_id.clone() });
-        let call = client.read_index(request);
-        let response = self
+        let open = asked.take().filter(|(whom, _)| *whom == leader).map(|(_, open)| open);
+        let request = ReadIndexRequest { cluster_id: self.cluster_id.clone() };
+        let call = Standing::ask(open, request, async |messages| {
+            client.read_index(self.peers.request(leader, messages)).await
+        });
+        let (response, open) = self
             .peers
             .call(leader, Lane::Control, ROUND_TIMEOUT, call)
             .await
             .map_err(|error| format!("asking the leader failed: {error}"))?;
+        *asked = Some((leader, open));
         if response.is_leader && response.error.is_empty() {
             Ok(response.log_index)
         } else {

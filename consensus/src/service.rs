@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::future::{BoxFuture, join_all};
 use openraft::Snapshot;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
 use proto_env::MASTERS_ORGANIZATION;
@@ -33,8 +33,8 @@ use crate::network::{ADDRESS_KEY, NODE_ID_KEY, TARGET_KEY, snapshot};
 use crate::proposer::BATCH_COMMANDS;
 use crate::raft_types::{SnapshotData, TypeConfig};
 
-/// How long the leader tries for a follower that named no limit.
-const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest that the leader tries for a follower.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(60);
 /// What a follower's limit is shortened by, so that the leader's verdict is back
 /// in time.
 const ANSWER_MARGIN: Duration = Duration::from_millis(50);
@@ -52,7 +52,7 @@ pub type MastersOnly =
 
 type Answer<T> = Result<Response<T>, Status>;
 /// Answers of a call that stays open.
-type Messages = Pin<Box<dyn Stream<Item = Result<RaftMessage, Status>> + Send>>;
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Consensus {
     /// The service for the peer port, beside whatever else is served there. The
@@ -83,18 +83,18 @@ fn fatal(error: impl std::fmt::Display) -> Status {
     Status::unavailable(error.to_string())
 }
 
-/// The caller's time limit (`grpc-timeout`), as tonic writes it.
-fn limit<T>(request: &Request<T>) -> Option<Duration> {
-    let text = request.metadata().get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: u64 = digits.parse().ok()?;
-    match unit {
-        "n" => Some(Duration::from_nanos(number)),
-        "u" => Some(Duration::from_micros(number)),
-        "m" => Some(Duration::from_millis(number)),
-        "S" => Some(Duration::from_secs(number)),
-        _ => None,
-    }
+/// Answers each message of a call before the next is read.
+fn one_by_one<Q: 'static, A: Send + 'static>(
+    service: &RaftService,
+    messages: Streaming<Q>,
+    answer: fn(RaftService, Q) -> BoxFuture<'static, Result<A, Status>>,
+) -> Response<Answers<A>> {
+    let service = service.clone();
+    let answers = messages.then(move |message| match message {
+        Ok(message) => answer(service.clone(), message),
+        Err(status) => Box::pin(std::future::ready(Err(status))),
+    });
+    Response::new(Box::pin(answers))
 }
 
 impl RaftService {
@@ -128,7 +128,7 @@ impl RaftService {
     }
 
     /// Answers AppendEntries requests in order. A message that cannot be read, or a call that breaks, ends them.
-    fn append_all(&self, first: RaftMessage, rest: Streaming<RaftMessage>) -> Messages {
+    fn append_all(&self, first: RaftMessage, rest: Streaming<RaftMessage>) -> Answers<RaftMessage> {
         let newest = Arc::new(AtomicU64::new(0));
         let term = newest.clone();
         let requests = tokio_stream::once(Ok(first)).chain(rest).map_while(move |message| {
@@ -148,6 +148,34 @@ impl RaftService {
         }))
     }
 
+    async fn propose_all(&self, message: ProposeRequest) -> Result<ProposeResponse, Status> {
+        self.same_cluster(&message.cluster_id)?;
+        if message.commands.len() > BATCH_COMMANDS {
+            return Err(Status::invalid_argument(format!("more than {BATCH_COMMANDS} commands")));
+        }
+        let deadline = Duration::from_millis(message.deadline_ms).min(PROPOSE_TIMEOUT);
+        let deadline = deadline.saturating_sub(ANSWER_MARGIN);
+        let commands: Vec<Command> = message
+            .commands
+            .iter()
+            .map(|command| decode("command", command))
+            .collect::<storage::Result<_>>()
+            .map_err(damaged)?;
+        let proposals = commands.into_iter().map(|command| self.0.propose_here(command, deadline));
+        let verdicts = join_all(proposals).await;
+        Ok(ProposeResponse { verdicts: encode("verdicts", &verdicts).map_err(damaged)? })
+    }
+
+    async fn read_index_of(&self, message: ReadIndexRequest) -> Result<ReadIndexResponse, Status> {
+        self.same_cluster(&message.cluster_id)?;
+        let (log_index, error) = match self.0.local_read_index().await {
+            Ok(index) => (index, String::new()),
+            Err(error) => (0, error),
+        };
+        let leader_hint = self.0.leadership.borrow().leader.unwrap_or(0);
+        Ok(ReadIndexResponse { is_leader: error.is_empty(), leader_hint, log_index, error })
+    }
+
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
     fn message<T: Serialize>(&self, answer: &T) -> Result<RaftMessage, Status> {
         let payload = encode("raft response", answer).map_err(damaged)?;
@@ -162,22 +190,12 @@ impl RaftService {
 
 #[tonic::async_trait]
 impl RaftRpc for RaftService {
-    async fn append_entries(&self, request: Request<RaftMessage>) -> Answer<RaftMessage> {
-        let append: AppendEntriesRequest<TypeConfig> = self.open(request)?;
-        let from = append.vote.leader_id;
-        let answer = self.0.raft.append_entries(append).await.map_err(fatal)?;
-        if from.term >= self.0.leadership.borrow().term {
-            self.0.contact.heard(self.0.env.clock.as_ref());
-        }
-        self.answer(&answer)
-    }
+    type AppendEntriesStream = Answers<RaftMessage>;
 
-    type StreamAppendStream = Messages;
-
-    async fn stream_append(
+    async fn append_entries(
         &self,
         request: Request<Streaming<RaftMessage>>,
-    ) -> Answer<Self::StreamAppendStream> {
+    ) -> Answer<Self::AppendEntriesStream> {
         self.admit(&request)?;
         let mut messages = request.into_inner();
         let first = tokio::time::timeout(FIRST_MESSAGE, messages.message()).await;
@@ -212,36 +230,25 @@ impl RaftRpc for RaftService {
         self.answer(&self.0.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?)
     }
 
-    async fn propose(&self, request: Request<ProposeRequest>) -> Answer<ProposeResponse> {
-        self.same_cluster(&request.get_ref().cluster_id)?;
+    type ProposeStream = Answers<ProposeResponse>;
+
+    async fn propose(&self, request: Request<Streaming<ProposeRequest>>) -> Answer<Self::ProposeStream> {
         self.admit(&request)?;
-        let deadline = limit(&request).unwrap_or(PROPOSE_TIMEOUT).saturating_sub(ANSWER_MARGIN);
-        let message = request.into_inner();
-        self.same_cluster(&message.cluster_id)?;
-        if message.commands.len() > BATCH_COMMANDS {
-            return Err(Status::invalid_argument(format!("more than {BATCH_COMMANDS} commands")));
-        }
-        let commands: Vec<Command> = message
-            .commands
-            .iter()
-            .map(|command| decode("command", command))
-            .collect::<storage::Result<_>>()
-            .map_err(damaged)?;
-        let proposals = commands.into_iter().map(|command| self.0.propose_here(command, deadline));
-        let verdicts = join_all(proposals).await;
-        Ok(Response::new(ProposeResponse { verdicts: encode("verdicts", &verdicts).map_err(damaged)? }))
+        Ok(one_by_one(self, request.into_inner(), |service, message| {
+            Box::pin(async move { service.propose_all(message).await })
+        }))
     }
 
-    async fn read_index(&self, request: Request<ReadIndexRequest>) -> Answer<ReadIndexResponse> {
-        self.same_cluster(&request.get_ref().cluster_id)?;
+    type ReadIndexStream = Answers<ReadIndexResponse>;
+
+    async fn read_index(
+        &self,
+        request: Request<Streaming<ReadIndexRequest>>,
+    ) -> Answer<Self::ReadIndexStream> {
         self.admit(&request)?;
-        let (log_index, error) = match self.0.local_read_index().await {
-            Ok(index) => (index, String::new()),
-            Err(error) => (0, error),
-        };
-        let leader_hint = self.0.leadership.borrow().leader.unwrap_or(0);
-        let is_leader = error.is_empty();
-        Ok(Response::new(ReadIndexResponse { is_leader, leader_hint, log_index, error }))
+        Ok(one_by_one(self, request.into_inner(), |service, message| {
+            Box::pin(async move { service.read_index_of(message).await })
+        }))
     }
 
     async fn change_membership(

@@ -13,8 +13,8 @@ use storage::codec::{decode, encode};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
 use tonic::transport::Channel;
+use tonic::{Status, Streaming};
 
 use super::client::{APPEND_TIMEOUT, transfer, unreachable};
 use super::{CallError, Lane, Peers};
@@ -54,12 +54,12 @@ where
     let Some(first) = requests.next().await else {
         return Ok(futures::stream::empty().left_stream());
     };
-    let first = message(&first, peers.cluster_id.clone())?;
+    let first = message(&peers, &first).map_err(unreachable)?;
     let patience = APPEND_TIMEOUT + transfer(&first.payload);
     let (sender, receiver) = mpsc::channel(IN_FLIGHT);
     // There is room for all that may be under way.
     sender.try_send(first).map_err(unreachable)?;
-    let call = client.stream_append(peers.request(target, ReceiverStream::new(receiver)));
+    let call = client.append_entries(peers.request(target, ReceiverStream::new(receiver)));
     let answers = peers.call(target, Lane::Append, patience, call).await.map_err(unreachable)?;
     let due = Instant::now() + patience;
     let session = Session { peers, target, requests: Some((requests, sender)), answers, waiting: 1, due };
@@ -73,12 +73,12 @@ where
     Ok(answers.right_stream())
 }
 
-fn message(
+pub(super) fn message(
+    peers: &Peers,
     request: &AppendEntriesRequest<TypeConfig>,
-    cluster_id: String,
-) -> Result<RaftMessage, RPCError<TypeConfig>> {
-    let payload = encode("raft request", request).map_err(unreachable)?;
-    Ok(RaftMessage { cluster_id, payload })
+) -> storage::Result<RaftMessage> {
+    let payload = encode("raft request", request)?;
+    Ok(RaftMessage { cluster_id: peers.cluster_id.clone(), payload })
 }
 
 impl<S> Session<S>
@@ -119,8 +119,7 @@ where
             self.requests = None;
             return Ok(());
         };
-        // The first message has said which cluster.
-        let message = message(&request, String::new())?;
+        let message = message(&self.peers, &request).map_err(unreachable)?;
         let from = if self.waiting == 0 { Instant::now() + APPEND_TIMEOUT } else { self.due };
         self.due = from + transfer(&message.payload);
         self.waiting += 1;
@@ -135,7 +134,7 @@ where
         }
     }
 
-    fn answered(&mut self, answer: Result<Option<RaftMessage>, tonic::Status>) -> Answer {
+    fn answered(&mut self, answer: Result<Option<RaftMessage>, Status>) -> Answer {
         match answer {
             Ok(Some(message)) => {
                 self.waiting = self.waiting.saturating_sub(1);

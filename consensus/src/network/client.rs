@@ -4,21 +4,24 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, stream_append_sequential};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use proto_env::planted::{self, Bug};
 use proto_wire::raft::RaftMessage;
+use proto_wire::raft::raft_client::RaftClient;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use storage::codec::{decode, encode};
+use tonic::transport::Channel;
 
+use super::standing::Standing;
 use super::{CallError, Lane, Peers, append, snapshot};
 use crate::raft_types::{MasterAddress, SnapshotData, TypeConfig, Vote};
 use crate::state_machine::RaftSnapshot;
@@ -42,12 +45,13 @@ pub(crate) struct PeerClient {
     target: NodeId,
     node: MasterAddress,
     lane: Lane,
+    /// The call that carries heartbeats, as long as they are answered.
+    beats: Option<Standing<RaftMessage, RaftMessage>>,
 }
 
 /// Which call.
 #[derive(Clone, Copy)]
 enum Method {
-    Append,
     Vote,
     PreVote,
     TransferLeader,
@@ -61,15 +65,21 @@ impl RaftNetworkFactory<TypeConfig> for Factory {
     /// append of a new leader would find that out after [`APPEND_TIMEOUT`].
     async fn new_client(&mut self, target: NodeId, node: &MasterAddress) -> PeerClient {
         self.peers.forget(target, Lane::Append);
-        PeerClient { peers: self.peers.clone(), target, node: node.clone(), lane: Lane::Append }
+        PeerClient { peers: self.peers.clone(), target, node: node.clone(), lane: Lane::Append, beats: None }
     }
 
     async fn new_heartbeat_client(&mut self, target: NodeId, node: &MasterAddress) -> PeerClient {
-        PeerClient { peers: self.peers.clone(), target, node: node.clone(), lane: Lane::Control }
+        PeerClient { peers: self.peers.clone(), target, node: node.clone(), lane: Lane::Control, beats: None }
     }
 
     async fn new_snapshot_client(&mut self, target: NodeId, node: &MasterAddress) -> PeerClient {
-        PeerClient { peers: self.peers.clone(), target, node: node.clone(), lane: Lane::Snapshot }
+        PeerClient {
+            peers: self.peers.clone(),
+            target,
+            node: node.clone(),
+            lane: Lane::Snapshot,
+            beats: None,
+        }
     }
 }
 
@@ -83,62 +93,110 @@ pub(super) fn unreachable(error: impl std::fmt::Display) -> RPCError<TypeConfig>
 }
 
 impl PeerClient {
+    fn client(&self, lane: Lane) -> Result<RaftClient<Channel>, CallError> {
+        self.peers.client(self.target, &self.node.peer_address, lane)
+    }
+
+    /// Entries and heartbeats, each over a call that stays open.
+    async fn append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> Result<BoxStream<'s, append::Answer>, RPCError<TypeConfig>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        if self.lane == Lane::Control {
+            let answer = self.beat(input, option.soft_ttl()).await;
+            return Ok(Box::pin(futures::stream::iter(answer)));
+        }
+        let client = self.client(self.lane).map_err(unreachable)?;
+        let answers = append::open(self.peers.clone(), self.target, client, input).await?;
+        Ok(Box::pin(answers))
+    }
+
+    /// Sends the one request of `input`, a heartbeat.
+    async fn beat<S>(&mut self, mut input: S, deadline: Duration) -> Option<append::Answer>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+    {
+        let request = input.next().await?;
+        Some(self.exchange_beat(&request, deadline).await.map_err(unreachable))
+    }
+
+    async fn exchange_beat(
+        &mut self,
+        request: &AppendEntriesRequest<TypeConfig>,
+        deadline: Duration,
+    ) -> Result<StreamAppendResult<TypeConfig>, CallError> {
+        let local = |error: storage::Error| CallError::Local(error.to_string());
+        let message = append::message(&self.peers, request).map_err(local)?;
+        let mut client = self.client(Lane::Control)?;
+        // Taken: a call on which no answer came in time is not used again.
+        let call = Standing::ask(self.beats.take(), message, async |messages| {
+            client.append_entries(self.peers.request(self.target, messages)).await
+        });
+        let (answer, open) = self.peers.call(self.target, Lane::Control, deadline, call).await?;
+        let answer: StreamAppendResult<TypeConfig> =
+            decode("raft response", &answer.payload).map_err(local)?;
+        // One that is an error is the call's last.
+        self.beats = answer.is_ok().then_some(open);
+        Ok(answer)
+    }
+
     async fn exchange<Q: Serialize, A: DeserializeOwned>(
         &self,
         method: Method,
-        lane: Lane,
         request: &Q,
         deadline: Duration,
     ) -> Result<A, RPCError<TypeConfig>> {
         let payload = encode("raft request", request).map_err(unreachable)?;
-        // A heartbeat must be answered at once, and is small.
-        let on_its_way = if lane == Lane::Control { Duration::ZERO } else { transfer(&payload) };
-        let deadline = deadline + on_its_way;
         let message = RaftMessage { cluster_id: self.peers.cluster_id.clone(), payload };
-        let answer = self.send(method, lane, message, deadline).await.map_err(unreachable)?;
+        let answer = self.send(method, message, deadline).await.map_err(unreachable)?;
         decode("raft response", &answer.payload).map_err(unreachable)
     }
 
     async fn send(
         &self,
         method: Method,
-        lane: Lane,
         message: RaftMessage,
         deadline: Duration,
     ) -> Result<RaftMessage, CallError> {
-        let mut client = self.peers.client(self.target, &self.node.peer_address, lane)?;
+        let mut client = self.client(Lane::Control)?;
         let request = self.peers.request(self.target, message);
         let call = async {
             match method {
-                Method::Append => client.append_entries(request).await,
                 Method::Vote => client.vote(request).await,
                 Method::PreVote => client.pre_vote(request).await,
                 Method::TransferLeader => client.transfer_leader(request).await,
             }
         };
-        self.peers.call(self.target, lane, deadline, call).await
+        self.peers.call(self.target, Lane::Control, deadline, call).await
     }
 }
 
 impl RaftNetworkV2<TypeConfig> for PeerClient {
     type SnapshotData = SnapshotData;
 
+    /// openraft itself asks for [`Self::stream_append`] alone.
     async fn append_entries(
         &mut self,
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let deadline = match self.lane {
-            // Below openraft's own limit, so that the lane sees what is late.
-            Lane::Control => option.soft_ttl(),
-            _ => APPEND_TIMEOUT,
+        let one = Box::pin(futures::stream::once(std::future::ready(rpc)));
+        let answer = match self.append(one, option).await {
+            Ok(mut answers) => answers.next().await.unwrap_or_else(|| Err(unreachable("no answer"))),
+            Err(error) => Err(error),
         };
-        let answer = self.exchange(Method::Append, self.lane, &rpc, deadline).await;
-        // Planted: no answer counts as one that says the entries are stored.
-        if planted::is(Bug::CommitWithoutQuorum) && answer.is_err() {
-            return Ok(AppendEntriesResponse::Success);
+        match answer {
+            // Planted: no answer counts as one that says the entries are stored.
+            Err(_) if planted::is(Bug::CommitWithoutQuorum) => Ok(AppendEntriesResponse::Success),
+            Err(error) => Err(error),
+            Ok(Ok(_)) => Ok(AppendEntriesResponse::Success),
+            Ok(Err(StreamAppendError::Conflict(_))) => Ok(AppendEntriesResponse::Conflict),
+            Ok(Err(StreamAppendError::HigherVote(vote))) => Ok(AppendEntriesResponse::HigherVote(vote)),
         }
-        answer
     }
 
     fn stream_append<'s, S>(
@@ -149,16 +207,11 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
-        // Planted: see `append_entries`, which this leads to.
+        // Planted: one after the other, as the bug wants them.
         if planted::is(Bug::CommitWithoutQuorum) {
             return stream_append_sequential(self, input, option);
         }
-        Box::pin(async move {
-            let client = self.peers.client(self.target, &self.node.peer_address, self.lane);
-            let client = client.map_err(unreachable)?;
-            let answers = append::open(self.peers.clone(), self.target, client, input).await?;
-            Ok::<BoxStream<'s, _>, _>(Box::pin(answers))
-        })
+        Box::pin(self.append(input, option))
     }
 
     async fn vote(
@@ -166,7 +219,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        self.exchange(Method::Vote, Lane::Control, &rpc, option.hard_ttl()).await
+        self.exchange(Method::Vote, &rpc, option.hard_ttl()).await
     }
 
     async fn pre_vote(
@@ -174,7 +227,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        self.exchange(Method::PreVote, Lane::Control, &rpc, option.hard_ttl()).await
+        self.exchange(Method::PreVote, &rpc, option.hard_ttl()).await
     }
 
     async fn full_snapshot(
@@ -203,6 +256,6 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         req: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
-        self.exchange(Method::TransferLeader, Lane::Control, &req, option.hard_ttl()).await
+        self.exchange(Method::TransferLeader, &req, option.hard_ttl()).await
     }
 }

@@ -5,6 +5,7 @@
 mod append;
 pub(crate) mod client;
 pub(crate) mod snapshot;
+pub(crate) mod standing;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -98,7 +99,7 @@ pub(crate) struct Peers {
     superseded: watch::Sender<String>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
