@@ -141,6 +141,26 @@ fn sled_conforms() {
 }
 
 #[test]
+fn sled_leaves_no_piece_of_what_an_earlier_process_wrote() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = DataKey::generate(&SystemRandom);
+    let open = || {
+        let sealer = Sealer::new(&key, "objects", Arc::new(SystemRandom));
+        SledHome::new(dir.path(), sealer, Arc::new(SystemDisk)).unwrap().open().unwrap()
+    };
+    for loaded_first in [true, false] {
+        put(open().as_ref(), Table::Objects, b"/a", &[1; 50_000]);
+        let backend = open();
+        if loaded_first {
+            assert_eq!(records(backend.as_ref()).len(), 1);
+        }
+        put(backend.as_ref(), Table::Objects, b"/a", b"small");
+        let small = Records::from([((Table::Objects, b"/a".to_vec()), b"small".to_vec())]);
+        assert_eq!(records(backend.as_ref()), small, "loaded first: {loaded_first}");
+    }
+}
+
+#[test]
 fn sled_shows_neither_keys_nor_values_on_disk() {
     let dir = tempfile::tempdir().unwrap();
     let sealer = Sealer::new(&DataKey::generate(&SystemRandom), "objects", Arc::new(SystemRandom));

@@ -9,8 +9,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use super::behind::Behind;
 use super::{Backend, Batch, Home, Table, Visitor};
 use crate::crypto::Sealer;
 use crate::durable::durable;
+use crate::store::lock;
 use crate::{Error, Result, codec, io};
 
 /// Page cache of sled, in bytes. Live objects are in memory already.
@@ -44,10 +45,15 @@ pub struct SledBackend {
     /// There until this is dropped.
     database: Option<sled::Db>,
     retired: AtomicBool,
+    /// How many pieces the records have that have several, by their key on disk: what replaces one need not ask the
+    /// database. Not known before the database was loaded.
+    several: Mutex<Option<Counts>>,
     directory: PathBuf,
     sealer: Arc<Sealer>,
     disk: Arc<dyn Disk>,
 }
+
+type Counts = BTreeMap<Vec<u8>, u32>;
 
 // === impl SledHome ===
 
@@ -95,8 +101,10 @@ impl SledHome {
         self.disk.sync_tree(&directory).map_err(io("syncing a state"))?;
         let database = open_database(&directory)?;
         let (sealer, disk) = (self.sealer.clone(), self.disk.clone());
+        // An empty one is known at once.
+        let several = Mutex::new(database.is_empty().then(Counts::default));
         let (database, retired) = (Some(database), AtomicBool::new(false));
-        let backend = SledBackend { database, retired, directory, sealer, disk };
+        let backend = SledBackend { database, retired, several, directory, sealer, disk };
         Ok(Arc::new(Behind::new(Arc::new(backend))?))
     }
 }
@@ -180,6 +188,25 @@ impl SledBackend {
         self.database.as_ref().ok_or_else(|| damaged("its database is closed"))
     }
 
+    fn write_pieces(&self, batch: Batch, several: Option<&mut Counts>) -> Result<()> {
+        let database = self.database()?;
+        let (pieces, written) = Default::default();
+        let mut pieces = Pieces { database, batch: pieces, several, written };
+        for change in batch.changes {
+            let disk_key = self.disk_key(change.table, &change.key);
+            let sealed = match change.value {
+                Some(value) => {
+                    let record = (Bytes::from(change.key), Bytes::from(value));
+                    let plain = codec::encode("an object store record", &record)?;
+                    Some(self.sealer.seal(&disk_key, &plain)?)
+                }
+                None => None,
+            };
+            pieces.replace(disk_key, sealed.as_deref())?;
+        }
+        Ok(database.apply_batch(pieces.batch)?)
+    }
+
     /// The table's letter, then a keyed hash of table and key.
     fn disk_key(&self, table: Table, key: &[u8]) -> Vec<u8> {
         let letter = table_byte(table);
@@ -212,20 +239,16 @@ fn first_piece(piece: &[u8]) -> Result<(u32, &[u8])> {
 struct Pieces<'a> {
     database: &'a sled::Db,
     batch: sled::Batch,
-    /// How many pieces the records written so far have.
-    counts: BTreeMap<Vec<u8>, u32>,
+    /// How many pieces the records have that have several; none: the database says it.
+    several: Option<&'a mut Counts>,
+    /// Those written so far, until all are known.
+    written: Counts,
 }
 
 impl Pieces<'_> {
     /// Replaces a record by `sealed`, or by nothing.
     fn replace(&mut self, disk_key: Vec<u8>, sealed: Option<&[u8]>) -> Result<()> {
-        let before = match self.counts.get(&disk_key) {
-            Some(count) => *count,
-            None => match self.database.get(piece_key(&disk_key, 0))? {
-                Some(first) => first_piece(&first)?.0,
-                None => 0,
-            },
-        };
+        let before = self.count(&disk_key)?;
         let chunks: Vec<&[u8]> = sealed.map_or(Vec::new(), |sealed| sealed.chunks(PIECE_BYTES).collect());
         let count = u32::try_from(chunks.len()).map_err(|_| Error::TooLarge { what: "a record" })?;
         for (number, chunk) in (0..).zip(chunks) {
@@ -235,14 +258,35 @@ impl Pieces<'_> {
         for number in count..before {
             self.batch.remove(piece_key(&disk_key, number));
         }
-        self.counts.insert(disk_key, count);
+        match &mut self.several {
+            None => drop(self.written.insert(disk_key, count)),
+            Some(several) if count > 1 => drop(several.insert(disk_key, count)),
+            Some(several) => drop(several.remove(&disk_key)),
+        }
         Ok(())
+    }
+
+    /// How many pieces the record has; 1 also where there may be none.
+    fn count(&self, disk_key: &[u8]) -> Result<u32> {
+        if let Some(several) = &self.several {
+            return Ok(several.get(disk_key).copied().unwrap_or(1));
+        }
+        if let Some(count) = self.written.get(disk_key) {
+            return Ok(*count);
+        }
+        match self.database.get(piece_key(disk_key, 0))? {
+            Some(first) => Ok(first_piece(&first)?.0),
+            None => Ok(0),
+        }
     }
 }
 
 impl Backend for SledBackend {
     fn load(&self, visit: Visitor<'_>) -> Result<()> {
+        // Held: what is written meanwhile would not be counted.
+        let mut known = lock(&self.several);
         let mut pieces = self.database()?.iter();
+        let mut several = Counts::default();
         while let Some(piece) = pieces.next() {
             let (key, first) = piece?;
             let (disk_key, number) =
@@ -253,6 +297,9 @@ impl Backend for SledBackend {
             let table = disk_key.first().copied().and_then(table_of);
             let table = table.ok_or_else(|| damaged("it is in no known table"))?;
             let (count, bytes) = first_piece(&first)?;
+            if count > 1 {
+                several.insert(disk_key.to_vec(), count);
+            }
             let mut sealed = bytes.to_vec();
             for number in 1..count {
                 let (key, bytes) = pieces.next().ok_or_else(|| damaged("its end is missing"))??;
@@ -265,25 +312,18 @@ impl Backend for SledBackend {
             let (key, value): (Bytes, Bytes) = codec::decode("an object store record", &plain)?;
             visit(table, &key, value.into())?;
         }
+        *known = Some(several);
         Ok(())
     }
 
     fn write(&self, batch: Batch) -> Result<()> {
-        let database = self.database()?;
-        let mut pieces = Pieces { database, batch: sled::Batch::default(), counts: BTreeMap::new() };
-        for change in batch.changes {
-            let disk_key = self.disk_key(change.table, &change.key);
-            let sealed = match change.value {
-                Some(value) => {
-                    let record = (Bytes::from(change.key), Bytes::from(value));
-                    let plain = codec::encode("an object store record", &record)?;
-                    Some(self.sealer.seal(&disk_key, &plain)?)
-                }
-                None => None,
-            };
-            pieces.replace(disk_key, sealed.as_deref())?;
+        let mut several = lock(&self.several);
+        let written = self.write_pieces(batch, several.as_mut());
+        if written.is_err() {
+            // What is on disk now is for the disk to say.
+            *several = None;
         }
-        Ok(database.apply_batch(pieces.batch)?)
+        written
     }
 
     fn sync(&self) -> Result<()> {
