@@ -193,7 +193,7 @@ impl Consensus {
     async fn ask(&self, member: &Member, index: u64) -> Option<(NodeId, CompareResponse)> {
         let mut client = self.peers.client(member.id, &member.peer_address, Lane::Forward).ok()?;
         let alarms = self.defence.alarms.to_wire();
-        let request = CompareRequest { cluster_id: self.cluster_id.clone(), index, alarms };
+        let request = CompareRequest { index, alarms };
         let call = client.compare(self.peers.request(member.id, request));
         // Silence says nothing of the connection that others share.
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, call).await.ok()?.ok()?.into_inner();

@@ -55,7 +55,7 @@ impl Forward {
             .map_err(|error| Verdict::NotEntered(error.to_string()))?;
         // The leader gives its answer a little before this side stops waiting.
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        let message = ProposeRequest { cluster_id: peers.cluster_id.clone(), commands, deadline_ms };
+        let message = ProposeRequest { commands, deadline_ms };
         let open = lock(&self.open).pop();
         let call = Standing::ask(open, message, async |messages| {
             client.propose(peers.request(*leader, messages)).await

@@ -164,7 +164,7 @@ impl Consensus {
         let mut client =
             self.peers.client(leader, &address, Lane::Forward).map_err(|error| failed(&error))?;
         let change = encode("membership change", change).map_err(|error| failed(&error))?;
-        let request = ChangeMembershipRequest { cluster_id: self.cluster_id.clone(), change };
+        let request = ChangeMembershipRequest { change };
         let call = client.change_membership(self.peers.request(leader, request));
         let reply = self.peers.call(leader, Lane::Forward, deadline, call).await;
         decode("membership reply", &reply.map_err(|error| failed(&error))?.reply)

@@ -125,8 +125,7 @@ impl Consensus {
         let mut client =
             self.peers.client(leader, &address, Lane::Control).map_err(|error| error.to_string())?;
         let open = asked.take().filter(|(whom, _)| *whom == leader).map(|(_, open)| open);
-        let request = ReadIndexRequest { cluster_id: self.cluster_id.clone() };
-        let call = Standing::ask(open, request, async |messages| {
+        let call = Standing::ask(open, ReadIndexRequest {}, async |messages| {
             client.read_index(self.peers.request(leader, messages)).await
         });
         let (response, open) = self

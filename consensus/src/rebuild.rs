@@ -123,7 +123,7 @@ impl Consensus {
         let leader = self.leadership.borrow().leader.ok_or("no leader is known")?;
         let address = self.address_of(leader).ok_or("the leader's address is not known")?;
         let mut client = self.peers.client(leader, &address, Lane::Snapshot).map_err(|error| text(&error))?;
-        let request = FetchSnapshotRequest { cluster_id: self.cluster_id.clone(), index };
+        let request = FetchSnapshotRequest { index };
         let call = client.fetch_snapshot(self.peers.request(leader, request));
         let chunks = self.peers.call(leader, Lane::Snapshot, FRAME_TIMEOUT, call).await;
         let mut chunks = chunks.map_err(|error| text(&error))?;
@@ -159,16 +159,12 @@ impl Consensus {
             return Err(Status::unavailable(format!("log entry {index} is not applied here yet")));
         }
         let (sender, receiver) = mpsc::channel(FRAMES_AHEAD);
-        let (store, cluster_id): (Arc<Store>, _) = (self.store.clone(), self.cluster_id.clone());
+        let store = self.store.clone();
         tokio::spawn(async move {
             let view = store.view();
             for frame in view.frames() {
                 let chunk = frame
-                    .map(|data| SnapshotChunk {
-                        cluster_id: cluster_id.clone(),
-                        header: Vec::new(),
-                        data: data.into(),
-                    })
+                    .map(|data| SnapshotChunk { header: Vec::new(), data: data.into() })
                     .map_err(|error| Status::internal(error.to_string()));
                 match tokio::time::timeout(FRAME_TIMEOUT, sender.send(chunk)).await {
                     Ok(Ok(())) => {}

@@ -29,7 +29,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::consensus::Consensus;
 use crate::membership::Change;
-use crate::network::{ADDRESS_KEY, NODE_ID_KEY, TARGET_KEY, snapshot};
+use crate::network::{ADDRESS_KEY, CLUSTER_KEY, NODE_ID_KEY, TARGET_KEY, snapshot};
 use crate::proposer::BATCH_COMMANDS;
 use crate::raft_types::{SnapshotData, TypeConfig};
 
@@ -38,9 +38,6 @@ const PROPOSE_TIMEOUT: Duration = Duration::from_secs(60);
 /// What a follower's limit is shortened by, so that the leader's verdict is back
 /// in time.
 const ANSWER_MARGIN: Duration = Duration::from_millis(50);
-
-/// How long a call may be open before its first message is there.
-const FIRST_MESSAGE: Duration = Duration::from_secs(5);
 
 /// The service of one master.
 #[derive(Clone)]
@@ -90,7 +87,7 @@ fn one_by_one<Q: 'static, A: Send + 'static>(
     answer: fn(RaftService, Q) -> BoxFuture<'static, Result<A, Status>>,
 ) -> Response<Answers<A>> {
     let service = service.clone();
-    let answers = messages.then(move |message| match message {
+    let answers = service.until_stopped(messages).then(move |message| match message {
         Ok(message) => answer(service.clone(), message),
         Err(status) => Box::pin(std::future::ready(Err(status))),
     });
@@ -98,17 +95,13 @@ fn one_by_one<Q: 'static, A: Send + 'static>(
 }
 
 impl RaftService {
-    /// Refuses what comes from another cluster.
-    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
-    fn same_cluster(&self, cluster_id: &str) -> Result<(), Status> {
-        self.0.same_cluster(cluster_id).map_err(|status| *status)
-    }
-
-    /// Refuses what is meant for another master, and remembers where the others
-    /// listen.
+    /// Refuses what comes from another cluster or is meant for another master, and
+    /// remembers where the others listen.
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
     fn admit<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let text = |key| request.metadata().get(key).and_then(|value| value.to_str().ok());
+        // First: whoever calls from a lost cluster must learn that it is.
+        self.0.same_cluster(text(CLUSTER_KEY).unwrap_or_default()).map_err(|status| *status)?;
         if text(TARGET_KEY).and_then(|target| target.parse().ok()) != Some(self.0.node_id) {
             return Err(Status::failed_precondition(format!("this is master {}", self.0.node_id)));
         }
@@ -120,18 +113,21 @@ impl RaftService {
 
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
     fn open<T: serde::de::DeserializeOwned>(&self, request: Request<RaftMessage>) -> Result<T, Status> {
-        // First: whoever calls from a lost cluster must learn that it is.
-        self.same_cluster(&request.get_ref().cluster_id)?;
         self.admit(&request)?;
         let message = request.into_inner();
         decode("raft request", &message.payload).map_err(damaged)
     }
 
+    /// The messages of a call that its caller leaves open: it must not hold up a server that shuts down.
+    fn until_stopped<Q>(&self, messages: Streaming<Q>) -> impl Stream<Item = Result<Q, Status>> + use<Q> {
+        futures::StreamExt::take_until(messages, self.0.stop.clone().cancelled_owned())
+    }
+
     /// Answers AppendEntries requests in order. A message that cannot be read, or a call that breaks, ends them.
-    fn append_all(&self, first: RaftMessage, rest: Streaming<RaftMessage>) -> Answers<RaftMessage> {
+    fn append_all(&self, messages: Streaming<RaftMessage>) -> Answers<RaftMessage> {
         let newest = Arc::new(AtomicU64::new(0));
         let term = newest.clone();
-        let requests = tokio_stream::once(Ok(first)).chain(rest).map_while(move |message| {
+        let requests = self.until_stopped(messages).map_while(move |message| {
             let request = decode("raft request", &message.ok()?.payload);
             let request: AppendEntriesRequest<TypeConfig> =
                 request.inspect_err(|error| tracing::warn!(%error, "an append cannot be read")).ok()?;
@@ -149,7 +145,6 @@ impl RaftService {
     }
 
     async fn propose_all(&self, message: ProposeRequest) -> Result<ProposeResponse, Status> {
-        self.same_cluster(&message.cluster_id)?;
         if message.commands.len() > BATCH_COMMANDS {
             return Err(Status::invalid_argument(format!("more than {BATCH_COMMANDS} commands")));
         }
@@ -166,8 +161,7 @@ impl RaftService {
         Ok(ProposeResponse { verdicts: encode("verdicts", &verdicts).map_err(damaged)? })
     }
 
-    async fn read_index_of(&self, message: ReadIndexRequest) -> Result<ReadIndexResponse, Status> {
-        self.same_cluster(&message.cluster_id)?;
+    async fn read_index_now(&self) -> Result<ReadIndexResponse, Status> {
         let (log_index, error) = match self.0.local_read_index().await {
             Ok(index) => (index, String::new()),
             Err(error) => (0, error),
@@ -179,7 +173,7 @@ impl RaftService {
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
     fn message<T: Serialize>(&self, answer: &T) -> Result<RaftMessage, Status> {
         let payload = encode("raft response", answer).map_err(damaged)?;
-        Ok(RaftMessage { cluster_id: self.0.cluster_id.clone(), payload })
+        Ok(RaftMessage { payload })
     }
 
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
@@ -197,12 +191,7 @@ impl RaftRpc for RaftService {
         request: Request<Streaming<RaftMessage>>,
     ) -> Answer<Self::AppendEntriesStream> {
         self.admit(&request)?;
-        let mut messages = request.into_inner();
-        let first = tokio::time::timeout(FIRST_MESSAGE, messages.message()).await;
-        let first = first.map_err(|_| Status::deadline_exceeded("no message came"))??;
-        let first = first.ok_or_else(|| Status::invalid_argument("no message"))?;
-        self.same_cluster(&first.cluster_id)?;
-        Ok(Response::new(self.append_all(first, messages)))
+        Ok(Response::new(self.append_all(request.into_inner())))
     }
 
     async fn vote(&self, request: Request<RaftMessage>) -> Answer<RaftMessage> {
@@ -223,8 +212,7 @@ impl RaftRpc for RaftService {
     async fn install_snapshot(&self, request: Request<Streaming<SnapshotChunk>>) -> Answer<RaftMessage> {
         self.admit(&request)?;
         let chunks = request.into_inner();
-        let (vote, meta, staged) =
-            snapshot::receive(&self.0.store, &self.0.cluster_id, self.0.env.blocking, chunks).await?;
+        let (vote, meta, staged) = snapshot::receive(&self.0.store, self.0.env.blocking, chunks).await?;
         tracing::info!(revision = staged.revision(), "installing a snapshot");
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Staged(Box::new(staged)) };
         self.answer(&self.0.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?)
@@ -246,8 +234,8 @@ impl RaftRpc for RaftService {
         request: Request<Streaming<ReadIndexRequest>>,
     ) -> Answer<Self::ReadIndexStream> {
         self.admit(&request)?;
-        Ok(one_by_one(self, request.into_inner(), |service, message| {
-            Box::pin(async move { service.read_index_of(message).await })
+        Ok(one_by_one(self, request.into_inner(), |service, _| {
+            Box::pin(async move { service.read_index_now().await })
         }))
     }
 
@@ -255,7 +243,6 @@ impl RaftRpc for RaftService {
         &self,
         request: Request<ChangeMembershipRequest>,
     ) -> Answer<ChangeMembershipResponse> {
-        self.same_cluster(&request.get_ref().cluster_id)?;
         self.admit(&request)?;
         let message = request.into_inner();
         let change: Change = decode("membership change", &message.change).map_err(damaged)?;
@@ -270,7 +257,6 @@ impl RaftRpc for RaftService {
         let from = request.metadata().get(NODE_ID_KEY).and_then(|value| value.to_str().ok());
         let from = from.and_then(|id| id.parse().ok());
         let message = request.into_inner();
-        self.same_cluster(&message.cluster_id)?;
         Ok(Response::new(self.0.compare_here(from, message)))
     }
 
@@ -282,7 +268,6 @@ impl RaftRpc for RaftService {
     ) -> Answer<Self::FetchSnapshotStream> {
         self.admit(&request)?;
         let message = request.into_inner();
-        self.same_cluster(&message.cluster_id)?;
         tracing::info!(index = message.index, "a replica takes this master's state");
         self.0.give_snapshot(message.index).await.map(Response::new)
     }

@@ -54,7 +54,7 @@ where
     let Some(first) = requests.next().await else {
         return Ok(futures::stream::empty().left_stream());
     };
-    let first = message(&peers, &first).map_err(unreachable)?;
+    let first = message(&first).map_err(unreachable)?;
     let patience = APPEND_TIMEOUT + transfer(&first.payload);
     let (sender, receiver) = mpsc::channel(IN_FLIGHT);
     // There is room for all that may be under way.
@@ -73,12 +73,9 @@ where
     Ok(answers.right_stream())
 }
 
-pub(super) fn message(
-    peers: &Peers,
-    request: &AppendEntriesRequest<TypeConfig>,
-) -> storage::Result<RaftMessage> {
+pub(super) fn message(request: &AppendEntriesRequest<TypeConfig>) -> storage::Result<RaftMessage> {
     let payload = encode("raft request", request)?;
-    Ok(RaftMessage { cluster_id: peers.cluster_id.clone(), payload })
+    Ok(RaftMessage { payload })
 }
 
 impl<S> Session<S>
@@ -119,7 +116,7 @@ where
             self.requests = None;
             return Ok(());
         };
-        let message = message(&self.peers, &request).map_err(unreachable)?;
+        let message = message(&request).map_err(unreachable)?;
         let from = if self.waiting == 0 { Instant::now() + APPEND_TIMEOUT } else { self.due };
         self.due = from + transfer(&message.payload);
         self.waiting += 1;

@@ -130,7 +130,7 @@ impl PeerClient {
         deadline: Duration,
     ) -> Result<StreamAppendResult<TypeConfig>, CallError> {
         let local = |error: storage::Error| CallError::Local(error.to_string());
-        let message = append::message(&self.peers, request).map_err(local)?;
+        let message = append::message(request).map_err(local)?;
         let mut client = self.client(Lane::Control)?;
         // Taken: a call on which no answer came in time is not used again.
         let call = Standing::ask(self.beats.take(), message, async |messages| {
@@ -151,7 +151,7 @@ impl PeerClient {
         deadline: Duration,
     ) -> Result<A, RPCError<TypeConfig>> {
         let payload = encode("raft request", request).map_err(unreachable)?;
-        let message = RaftMessage { cluster_id: self.peers.cluster_id.clone(), payload };
+        let message = RaftMessage { payload };
         let answer = self.send(method, message, deadline).await.map_err(unreachable)?;
         decode("raft response", &answer.payload).map_err(unreachable)
     }

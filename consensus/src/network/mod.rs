@@ -25,6 +25,8 @@ use tonic::transport::Channel;
 use crate::fence::SUPERSEDED_KEY;
 use crate::types::NodeId;
 
+/// Metadata of every call: of which cluster the caller is.
+pub(crate) const CLUSTER_KEY: &str = "ephor-cluster-id";
 /// Metadata of every call: who calls, and where it listens.
 pub(crate) const NODE_ID_KEY: &str = "ephor-node-id";
 /// Metadata of every call: who is meant. An address may have gone over to
@@ -85,9 +87,9 @@ impl CallError {
 /// The other masters, as they can be reached.
 pub(crate) struct Peers {
     network: Arc<dyn Network>,
-    pub(crate) cluster_id: String,
     me: NodeId,
-    identity: (MetadataValue<Ascii>, MetadataValue<Ascii>),
+    /// Id, address, cluster.
+    identity: (MetadataValue<Ascii>, MetadataValue<Ascii>, MetadataValue<Ascii>),
     channels: Mutex<BTreeMap<(NodeId, Lane), (String, Channel)>>,
     /// Calls in a row without an answer.
     silent: Mutex<BTreeMap<(NodeId, Lane), u32>>,
@@ -111,20 +113,10 @@ impl Peers {
         address: &str,
     ) -> Result<Arc<Self>, String> {
         let address = address.parse().map_err(|_| format!("{address:?} is not a peer address"))?;
-        let identity = (MetadataValue::from(me), address);
+        let cluster = cluster_id.parse().map_err(|_| format!("{cluster_id:?} is not a cluster's id"))?;
+        let identity = (MetadataValue::from(me), address, cluster);
         let (channels, silent, learned, quarantined, superseded) = Default::default();
-        let cluster_id = cluster_id.to_owned();
-        Ok(Arc::new(Self {
-            network,
-            cluster_id,
-            me,
-            identity,
-            channels,
-            silent,
-            quarantined,
-            learned,
-            superseded,
-        }))
+        Ok(Arc::new(Self { network, me, identity, channels, silent, quarantined, learned, superseded }))
     }
 
     /// Remembers where a peer says it listens.
@@ -209,6 +201,7 @@ impl Peers {
     pub(crate) fn request<T>(&self, target: NodeId, message: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);
         request.metadata_mut().insert(TARGET_KEY, MetadataValue::from(target));
+        request.metadata_mut().insert(CLUSTER_KEY, self.identity.2.clone());
         request.metadata_mut().insert(NODE_ID_KEY, self.identity.0.clone());
         request.metadata_mut().insert(ADDRESS_KEY, self.identity.1.clone());
         request

@@ -50,12 +50,11 @@ pub(super) async fn send(
     };
     let header: Header = (vote, snapshot.meta.last_log_id, snapshot.meta.last_membership);
     let header = encode("snapshot header", &header).map_err(local)?;
-    let cluster_id = peers.cluster_id.clone();
     let (sender, receiver) = mpsc::channel(FRAMES_AHEAD);
     let (objects, revision) = (view.objects(), view.revision());
     tracing::info!(target, objects, revision, "sending a snapshot");
     let producer = tokio::spawn(async move {
-        let mut chunk = SnapshotChunk { cluster_id, header, data: Vec::new() };
+        let mut chunk = SnapshotChunk { header, data: Vec::new() };
         for frame in view.frames() {
             chunk.data = match frame {
                 Ok(frame) => frame.into(),
@@ -76,7 +75,6 @@ pub(super) async fn send(
 /// Receives a snapshot into a staged state.
 pub(crate) async fn receive(
     store: &Arc<Store>,
-    cluster_id: &str,
     blocking: Blocking,
     mut chunks: Streaming<SnapshotChunk>,
 ) -> Result<(Vote, SnapshotMeta, Staged), Status> {
@@ -90,9 +88,6 @@ pub(crate) async fn receive(
         let Some(chunk) = next.map_err(|_| Status::deadline_exceeded("the snapshot stopped"))? else { break };
         let chunk = chunk?;
         if header.is_none() {
-            if chunk.cluster_id != cluster_id {
-                return Err(Status::permission_denied("a snapshot of another cluster"));
-            }
             header = Some(decode("snapshot header", &chunk.header).map_err(damaged)?);
         }
         staging.push(&chunk.data).map_err(damaged)?;

@@ -131,12 +131,15 @@ async fn strangers_are_refused() {
         };
         let network = authority.network("stranger", organization);
         let channel = channel(network, &master.address.to_string(), options).unwrap();
-        let mut request = tonic::Request::new(ReadIndexRequest { cluster_id: cluster_id.to_owned() });
+        let mut request = tonic::Request::new(tokio_stream::once(ReadIndexRequest {}));
+        request.metadata_mut().insert(crate::network::CLUSTER_KEY, cluster_id.parse().unwrap());
         request.metadata_mut().insert(crate::network::TARGET_KEY, target.into());
-        RaftClient::new(channel).read_index(request).await.map_err(|status| status.code())
+        let mut client = RaftClient::new(channel);
+        let answers = client.read_index(request).await.map_err(|status| status.code())?;
+        Ok::<_, tonic::Code>(answers.into_inner().message().await.unwrap().unwrap())
     };
     let member = call(&cluster.authority, MASTERS_ORGANIZATION, "test", master.id).await;
-    assert!(member.unwrap().into_inner().is_leader);
+    assert!(member.unwrap().is_leader);
     let node = call(&cluster.authority, "system:nodes", "test", master.id).await;
     assert_eq!(node.unwrap_err(), tonic::Code::PermissionDenied);
     let other_cluster = call(&cluster.authority, MASTERS_ORGANIZATION, "other", master.id).await;
