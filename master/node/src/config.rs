@@ -179,8 +179,8 @@ pub enum Error {
     LogSize(u64),
     /// Nothing but snapshots would be taken, or the log would never be purged.
     #[error(
-        "{0} entries between snapshots are asked for: give --snapshot-count {} to {SNAPSHOT_COUNT_MAX}",
-        consensus::MIN_SNAPSHOT_COUNT
+        "{0} entries between snapshots are asked for: give --snapshot-count {min} to {SNAPSHOT_COUNT_MAX}",
+        min = consensus::MIN_SNAPSHOT_COUNT
     )]
     SnapshotCount(u64),
     /// The shared settings contradict each other.
