@@ -12,7 +12,7 @@ use anyhow::{Result, anyhow};
 use chaos_spec::experiment::Cluster;
 use chaos_spec::fault::{Fault, Member, Replace};
 use chaos_spec::resolve::Link;
-use chaos_spec::{Experiment, NodeName};
+use chaos_spec::{Experiment, NodeName, Target};
 use consensus::NodeId;
 use turmoil::{Sim, ToIpAddr};
 
@@ -56,6 +56,8 @@ pub struct World<'a> {
     founders: usize,
     /// The highest number of a master that the experiment names.
     named: u32,
+    /// The masters that the experiment itself replaces. Whoever is replaced twice leaves an even number of masters.
+    replaced: BTreeSet<NodeName>,
 }
 
 impl<'a> World<'a> {
@@ -86,6 +88,11 @@ impl<'a> World<'a> {
             _ => None,
         });
         let named = named.max().unwrap_or_default();
+        let replaced = experiment.spec.schedule.iter().filter_map(|entry| match &entry.fault {
+            Fault::Member(Member::Replace(Replace { old: Target::Nodes(old), .. })) => Some(old.clone()),
+            _ => None,
+        });
+        let replaced = replaced.flatten().collect();
         let founders = cluster.masters as usize;
         let mut world = Self {
             observer,
@@ -102,6 +109,7 @@ impl<'a> World<'a> {
             suspects,
             founders,
             named,
+            replaced,
         };
         for number in 1..=cluster.masters {
             let node = NodeName::master(number).ok_or_else(|| anyhow!("masters are counted from 1"))?;
@@ -306,7 +314,8 @@ impl<'a> World<'a> {
     fn replace_damaged(&mut self) {
         for node in self.suspects.clone() {
             let refuses = self.machines.get(&node).is_some_and(|machine| machine.failures() >= REFUSALS);
-            if !refuses || self.leader().is_none_or(|leader| leader == node) {
+            if !refuses || self.replaced.contains(&node) || self.leader().is_none_or(|leader| leader == node)
+            {
                 continue;
             }
             self.suspects.remove(&node);
