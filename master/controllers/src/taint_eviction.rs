@@ -1,6 +1,7 @@
 //! Evicts pods from nodes with NoExecute taints they do not tolerate: at once, or when the time they tolerate them
 //! for is over. Keys are pods. Times count from when the taint was added, so that they do not start anew with a new
-//! leader.
+//! leader; but a master whose clock was ahead may have added it, so a time that is still to come counts from when the
+//! pod was first seen.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +13,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use master_client::{EventType, HandlerGuard, Informers, ObjectKey, Recorder, WorkQueue, reference};
 use serde_json::json;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use crate::context::Context;
 use crate::controller::{Controller, Outcome};
@@ -23,9 +24,12 @@ use crate::pods::node_name;
 pub(crate) struct TaintEvictionController {
     context: Context,
     recorder: Recorder,
-    /// Pods that are to go later, to say so when they may stay after all.
-    scheduled: Mutex<BTreeSet<ObjectKey>>,
+    scheduled: Scheduled,
 }
+
+/// Pods that are to go later, to say so when they may stay after all, and since when that is known.
+#[derive(Default)]
+struct Scheduled(Mutex<BTreeMap<ObjectKey, Timestamp>>);
 
 /// When a pod has to leave its node.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,18 +38,28 @@ enum Eviction {
     At(Timestamp),
 }
 
+impl Scheduled {
+    /// Since when it is known that the pod is to go.
+    fn add(&self, key: &ObjectKey, now: Timestamp) -> Timestamp {
+        let mut scheduled = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *scheduled.entry(key.clone()).or_insert(now)
+    }
+
+    fn remove(&self, key: &ObjectKey) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key).is_some()
+    }
+
+    /// From when the time counts that the pod tolerates a taint with this stamp: whoever stamps what is still to come
+    /// has a clock that is ahead, and pods would stay for as long as it is.
+    fn start(&self, key: &ObjectKey, stamp: Timestamp, now: Timestamp) -> Timestamp {
+        if stamp > now { self.add(key, now) } else { stamp }
+    }
+}
+
 impl TaintEvictionController {
     pub fn new(context: Context) -> Self {
         let recorder = context.recorder("taint-eviction-controller");
-        Self { context, recorder, scheduled: Mutex::default() }
-    }
-
-    fn schedule(&self, key: &ObjectKey) {
-        self.scheduled.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
-    }
-
-    fn unschedule(&self, key: &ObjectKey) -> bool {
-        self.scheduled.lock().unwrap_or_else(PoisonError::into_inner).remove(key)
+        Self { context, recorder, scheduled: Scheduled::default() }
     }
 
     async fn evict(&self, key: &ObjectKey, pod: &Pod) -> Result<(), Error> {
@@ -72,10 +86,11 @@ impl TaintEvictionController {
     }
 }
 
-/// When `pod` has to leave `node`: the earliest end of what it tolerates, at once if there is a taint it does not.
-fn eviction(pod: &Pod, node: &Node) -> Eviction {
+/// When `pod` has to leave `node`: the earliest end of what it tolerates, counted in seconds from `start`, at once if
+/// there is a taint it does not.
+fn eviction(pod: &Pod, node: &Node, start: impl FnOnce(Timestamp) -> Timestamp) -> Eviction {
     let no_execute: Vec<&Taint> = taints(node).iter().filter(|taint| taint.effect == "NoExecute").collect();
-    let Some(start) = no_execute.iter().map(|taint| since(taint, pod)).max() else { return Eviction::Never };
+    let Some(stamp) = no_execute.iter().map(|taint| since(taint, pod)).max() else { return Eviction::Never };
     let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
     let mut shortest: Option<i64> = None;
     for taint in no_execute {
@@ -94,7 +109,7 @@ fn eviction(pod: &Pod, node: &Node) -> Eviction {
         None => Eviction::Never,
         Some(0) => Eviction::At(Timestamp::UNIX_EPOCH),
         Some(seconds) => {
-            let end = start.as_second().saturating_add(seconds);
+            let end = start(stamp).as_second().saturating_add(seconds);
             Timestamp::from_second(end).map_or(Eviction::Never, Eviction::At)
         }
     }
@@ -153,7 +168,7 @@ impl Controller for TaintEvictionController {
                 let Some(pod) = delta.object() else { return };
                 let key = ObjectKey::of(&**pod);
                 let Some(new) = delta.new else {
-                    this.unschedule(&key);
+                    this.scheduled.remove(&key);
                     return;
                 };
                 let bound = delta.old.is_none_or(|old| {
@@ -179,24 +194,25 @@ impl Controller for TaintEvictionController {
         }
         let node = node_name(&pod).and_then(|name| informers.nodes.cache().find("", name));
         let Some(node) = node else { return Ok(Outcome::Done) };
-        match eviction(&pod, &node) {
+        let now = self.context.now();
+        match eviction(&pod, &node, |stamp| self.scheduled.start(key, stamp, now)) {
             Eviction::Never => {
-                if self.unschedule(key) {
+                if self.scheduled.remove(key) {
                     let message = format!("Cancelling deletion of Pod {key}");
                     self.recorder.event(reference(&*pod), EventType::Normal, "TaintManagerEviction", message);
                 }
                 Ok(Outcome::Done)
             }
             Eviction::At(time) => {
-                let left = time.as_millisecond() - self.context.now().as_millisecond();
+                let left = time.as_millisecond() - now.as_millisecond();
                 match u64::try_from(left) {
                     Ok(left) if left > 0 => {
-                        self.schedule(key);
+                        self.scheduled.add(key, now);
                         Ok(Outcome::After(Duration::from_millis(left)))
                     }
                     _ => {
-                        self.unschedule(key);
                         self.evict(key, &pod).await?;
+                        self.scheduled.remove(key);
                         Ok(Outcome::Done)
                     }
                 }
@@ -232,15 +248,35 @@ mod tests {
         let five = json!([{"key": "node.kubernetes.io/unreachable", "operator": "Exists",
             "effect": "NoExecute", "tolerationSeconds": 5}]);
         let at = Timestamp::from_second(105).unwrap();
-        assert_eq!(eviction(&pod(five), &node(unreachable())), Eviction::At(at));
+        assert_eq!(eviction(&pod(five), &node(unreachable()), |stamp| stamp), Eviction::At(at));
+    }
+
+    #[test]
+    fn a_taint_of_a_clock_that_is_ahead_counts_from_when_it_was_seen() {
+        let five = pod(json!([{"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}]));
+        let (scheduled, key) = (Scheduled::default(), ObjectKey { namespace: "a".into(), name: "b".into() });
+        let second = |second| Timestamp::from_second(second).unwrap();
+        // Added at 100, says the other clock.
+        for (now, leaves) in [(60, 65), (63, 65), (65, 65), (99, 65), (101, 105)] {
+            let start = |stamp| scheduled.start(&key, stamp, second(now));
+            let expected = Eviction::At(second(leaves));
+            assert_eq!(eviction(&five, &node(unreachable()), start), expected, "at {now}");
+        }
+        // Once it is over, the next time counts anew.
+        assert!(scheduled.remove(&key));
+        let start = |stamp| scheduled.start(&key, stamp, second(80));
+        assert_eq!(eviction(&five, &node(unreachable()), start), Eviction::At(second(85)));
     }
 
     #[test]
     fn a_pod_that_does_not_tolerate_leaves_at_once_and_one_that_does_stays() {
         let at_once = Eviction::At(Timestamp::UNIX_EPOCH);
-        assert_eq!(eviction(&pod(json!([])), &node(unreachable())), at_once);
-        assert_eq!(eviction(&pod(json!([{"operator": "Exists"}])), &node(unreachable())), Eviction::Never);
+        assert_eq!(eviction(&pod(json!([])), &node(unreachable()), |stamp| stamp), at_once);
+        assert_eq!(
+            eviction(&pod(json!([{"operator": "Exists"}])), &node(unreachable()), |stamp| stamp),
+            Eviction::Never
+        );
         let other = node(json!([{"key": "x", "effect": "NoSchedule"}]));
-        assert_eq!(eviction(&pod(json!([])), &other), Eviction::Never);
+        assert_eq!(eviction(&pod(json!([])), &other, |stamp| stamp), Eviction::Never);
     }
 }
