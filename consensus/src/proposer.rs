@@ -24,7 +24,7 @@ pub(crate) const BATCH_COMMANDS: usize = 512;
 /// Bytes of a batch, or one larger proposal.
 const BATCH_BYTES: usize = 1024 * 1024;
 /// Batches under way: while one is written the next is gathered. More of them are smaller, and what a batch costs is
-/// most of what a write costs (four: 4 to 27 % fewer writes a second with 64 and 1,000 clients).
+/// most of what a write costs (with four: 1 to 21 % fewer writes a second of 64 and 1,000 clients).
 const IN_FLIGHT: usize = 2;
 
 /// What the leader says of a proposal.
