@@ -66,15 +66,8 @@ enum Command {
     Member(member::Arguments),
 }
 
-fn main() -> anyhow::Result<()> {
-    let mut b = if std::env::var("EPHOR_RT").is_ok() && std::env::args().nth(1).as_deref() == Some("member") {
-        tokio::runtime::Builder::new_current_thread()
-    } else {
-        tokio::runtime::Builder::new_multi_thread()
-    };
-    b.enable_all().build()?.block_on(main2())
-}
-async fn main2() -> anyhow::Result<()> {
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
     let span = Duration::from_secs;
     match Arguments::parse().command {
         Command::Store(arguments) => store::run(arguments).await,
