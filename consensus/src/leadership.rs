@@ -46,8 +46,14 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
     let mut metrics = consensus.raft.metrics();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut membership = None;
     loop {
         let now = metrics.borrow_watched().clone();
+        if *now.membership_config.log_id() != membership {
+            membership = *now.membership_config.log_id();
+            let nodes = now.membership_config.nodes();
+            consensus.peers.members(nodes.map(|(id, info)| (*id, info.peer_address.clone())));
+        }
         if let Err(error) = &now.running_state {
             if !consensus.stop.is_cancelled() {
                 tracing::error!(%error, "the consensus has failed; this master stops");

@@ -45,7 +45,7 @@ struct Session<S> {
 pub(super) async fn open<S>(
     peers: Arc<Peers>,
     target: NodeId,
-    mut client: RaftClient<Channel>,
+    client: impl FnOnce() -> Result<RaftClient<Channel>, CallError>,
     mut requests: S,
 ) -> Result<impl Stream<Item = Answer> + Send, RPCError<TypeConfig>>
 where
@@ -59,6 +59,8 @@ where
     let (sender, receiver) = mpsc::channel(IN_FLIGHT);
     // There is room for all that may be under way.
     sender.try_send(first).map_err(unreachable)?;
+    // Not before there is something to send: the follower may have moved while openraft held it back.
+    let mut client = client().map_err(unreachable)?;
     let call = client.append_entries(peers.request(target, ReceiverStream::new(receiver)));
     let answers = peers.call(target, Lane::Append, patience, call).await.map_err(unreachable)?;
     let due = Instant::now() + patience;
@@ -140,7 +142,7 @@ where
                 decode("raft response", &message.payload).map_err(unreachable)
             }
             Ok(None) => Err(unreachable("the follower has ended the call")),
-            Err(status) => Err(unreachable(self.peers.refused(self.target, status))),
+            Err(status) => Err(unreachable(self.peers.refused(self.target, Lane::Append, status))),
         }
     }
 }

@@ -110,7 +110,7 @@ impl PeerClient {
             let answer = self.beat(input, option.soft_ttl()).await;
             return Ok(Box::pin(futures::stream::iter(answer)));
         }
-        let client = self.client(self.lane).map_err(unreachable)?;
+        let client = || self.client(self.lane);
         let answers = append::open(self.peers.clone(), self.target, client, input).await?;
         Ok(Box::pin(answers))
     }

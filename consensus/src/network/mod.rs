@@ -97,6 +97,8 @@ pub(crate) struct Peers {
     pub(crate) quarantined: AtomicBool,
     /// Addresses that peers called from, newer than the membership's.
     learned: Mutex<BTreeMap<NodeId, String>>,
+    /// The membership's, where it has changed: openraft keeps telling a client the one with which it was made.
+    members: Mutex<BTreeMap<NodeId, String>>,
     /// The cluster that goes on in place of this one, once somebody said so.
     superseded: watch::Sender<String>,
 }
@@ -115,8 +117,8 @@ impl Peers {
         let address = address.parse().map_err(|_| format!("{address:?} is not a peer address"))?;
         let cluster = cluster_id.parse().map_err(|_| format!("{cluster_id:?} is not a cluster's id"))?;
         let identity = (MetadataValue::from(me), address, cluster);
-        let (channels, silent, learned, quarantined, superseded) = Default::default();
-        Ok(Arc::new(Self { network, me, identity, channels, silent, quarantined, learned, superseded }))
+        let (channels, silent, learned, members, quarantined, superseded) = Default::default();
+        Ok(Arc::new(Self { network, me, identity, channels, silent, quarantined, learned, members, superseded }))
     }
 
     /// Remembers where a peer says it listens.
@@ -133,6 +135,11 @@ impl Peers {
     /// Where peers say they listen.
     pub(crate) fn learned(&self) -> BTreeMap<NodeId, String> {
         lock(&self.learned).clone()
+    }
+
+    /// Takes in the membership's addresses.
+    pub(crate) fn members(&self, addresses: impl Iterator<Item = (NodeId, String)>) {
+        *lock(&self.members) = addresses.collect();
     }
 
     /// The cluster that goes on in place of this one, once somebody says so.
@@ -154,12 +161,18 @@ impl Peers {
         }
     }
 
-    /// What came of a call that this status ended.
-    pub(crate) fn refused(&self, node: NodeId, status: tonic::Status) -> CallError {
+    /// What came of a call over `lane` that this status ended.
+    pub(crate) fn refused(&self, node: NodeId, lane: Lane, status: tonic::Status) -> CallError {
         self.note(&status);
-        // Nobody, or somebody else, is at the address it called from.
         if matches!(status.code(), tonic::Code::Unavailable | tonic::Code::FailedPrecondition) {
-            lock(&self.learned).remove(&node);
+            let channels = lock(&self.channels);
+            let called = channels.get(&(node, lane)).map(|(address, _)| address);
+            let mut learned = lock(&self.learned);
+            // Nobody, or somebody else, is at the address it called from. That nobody is at an earlier one says
+            // nothing.
+            if learned.get(&node) == called {
+                learned.remove(&node);
+            }
         }
         Box::new(status).into()
     }
@@ -169,14 +182,16 @@ impl Peers {
         lock(&self.channels).remove(&(node, lane));
     }
 
-    /// A client for `node`, whose membership entry says `address`.
+    /// A client for `node`, whose membership entry says `address` or said so once.
     pub(crate) fn client(
         &self,
         node: NodeId,
         address: &str,
         lane: Lane,
     ) -> Result<RaftClient<Channel>, CallError> {
-        let address = lock(&self.learned).get(&node).cloned().unwrap_or_else(|| address.to_owned());
+        let learned = lock(&self.learned).get(&node).cloned();
+        let known = learned.or_else(|| lock(&self.members).get(&node).cloned());
+        let address = known.unwrap_or_else(|| address.to_owned());
         let mut channels = lock(&self.channels);
         let channel = match channels.get(&(node, lane)) {
             Some((known, channel)) if *known == address => channel.clone(),
@@ -223,7 +238,7 @@ impl Peers {
         }
         match result {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(self.refused(node, status)),
+            Ok(Err(status)) => Err(self.refused(node, lane, status)),
             Err(_) => {
                 let mut silent = lock(&self.silent);
                 let count = silent.entry((node, lane)).or_insert(0);
