@@ -61,6 +61,10 @@ pub struct Injector {
     /// How many faults hold each direction cut.
     cuts: BTreeMap<Link, u32>,
     down: BTreeSet<NodeName>,
+    /// How many faults keep each worker away.
+    away: BTreeMap<NodeName, u32>,
+    /// When a worker last came back.
+    back: Duration,
     records: Vec<FaultRecord>,
     /// The votes at the last step, while a power loss waits for one.
     votes: BTreeMap<NodeName, VoteSeen>,
@@ -90,6 +94,8 @@ impl Injector {
             active: Vec::new(),
             cuts: BTreeMap::new(),
             down: BTreeSet::new(),
+            away: BTreeMap::new(),
+            back: Duration::ZERO,
             votes: BTreeMap::new(),
         }
     }
@@ -234,7 +240,13 @@ impl Injector {
                 }
             }
             Undo::Worker(node, kind, began) => {
-                Self::judge_pods(world, node, self.origin + began);
+                self.judge_pods(world, node, self.origin + began);
+                let held = self.away.entry(node).or_insert(1);
+                *held -= 1;
+                if *held == 0 {
+                    self.away.remove(&node);
+                }
+                self.back = world.elapsed();
                 match kind {
                     WorkerKind::Kill => world.on_worker(node, |sim, worker, _| sim.bounce(worker)),
                     WorkerKind::Cut => world.on_worker(node, |sim, worker, masters| {
@@ -316,6 +328,7 @@ impl Injector {
                 };
                 let nodes = some(nodes)?;
                 for node in &nodes {
+                    *self.away.entry(*node).or_default() += 1;
                     match fault.kind {
                         WorkerKind::Kill => world.on_worker(*node, |sim, worker, _| sim.crash(worker)),
                         WorkerKind::Cut => world.on_worker(*node, |sim, worker, masters| {
@@ -414,11 +427,13 @@ impl Injector {
         damaged.is_some()
     }
 
-    /// A worker that was away for long enough has lost its pods to the others, if somebody led all the while.
-    fn judge_pods(world: &World<'_>, node: NodeName, began: Duration) {
+    /// A worker that was away for long enough has lost its pods to the others, if somebody led and they were there
+    /// all the while.
+    fn judge_pods(&self, world: &World<'_>, node: NodeName, began: Duration) {
         let now = world.elapsed();
         let elected = world.observer.leaders().last().map(|(since, ..)| *since).unwrap_or_default();
-        let long = now.saturating_sub(began.max(elected)) > world.scale.moved;
+        let alone = self.away.keys().all(|other| *other == node);
+        let long = alone && now.saturating_sub(began.max(elected).max(self.back)) > world.scale.moved;
         let (there, wanted) = (world.pods_beside(&BTreeSet::from([node])), world.pods_wanted());
         tracing::info!(target: "chaos", %node, there, wanted, long, "pods beside a worker that was away");
         if long && world.leader().is_some() && world.workers().len() > 1 && there < wanted {

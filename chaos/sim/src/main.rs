@@ -76,6 +76,10 @@ struct Arguments {
     #[cfg(feature = "planted")]
     #[arg(long, value_name = "NAME")]
     bug: Option<proto_env::planted::Bug>,
+    /// Print the names of all planted bugs, and do nothing else
+    #[cfg(feature = "planted")]
+    #[arg(long)]
+    bugs: bool,
     /// How the report looks
     #[arg(long, value_enum, default_value_t = Form::Text)]
     output: Form,
@@ -97,6 +101,11 @@ enum Form {
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     determinism::fix_addresses()?;
+    #[cfg(feature = "planted")]
+    if arguments.bugs {
+        proto_env::planted::Bug::ALL.iter().for_each(|bug| println!("{bug}"));
+        return Ok(ExitCode::SUCCESS);
+    }
     #[cfg(feature = "planted")]
     arguments.bug.into_iter().for_each(proto_env::planted::set);
     let seed = arguments.seed;

@@ -118,7 +118,17 @@ impl Peers {
         let cluster = cluster_id.parse().map_err(|_| format!("{cluster_id:?} is not a cluster's id"))?;
         let identity = (MetadataValue::from(me), address, cluster);
         let (channels, silent, learned, members, quarantined, superseded) = Default::default();
-        Ok(Arc::new(Self { network, me, identity, channels, silent, quarantined, learned, members, superseded }))
+        Ok(Arc::new(Self {
+            network,
+            me,
+            identity,
+            channels,
+            silent,
+            quarantined,
+            learned,
+            members,
+            superseded,
+        }))
     }
 
     /// Remembers where a peer says it listens.

@@ -28,6 +28,8 @@ enum Task {
     Tidy,
     /// Run the simulation for many seeds; a seed that fails is made smaller and kept.
     Fuzz(fuzz::Args),
+    /// Switch on each planted bug in turn and see that the simulation fails.
+    Planted(fuzz::planted::Args),
     /// Make the schema table from Kubernetes' Go types.
     Schema(schema::Args),
 }
@@ -39,6 +41,7 @@ fn main() -> Result<()> {
         Task::Fix => verify::fix(&root),
         Task::Tidy => tidy::run(&root),
         Task::Fuzz(args) => fuzz::run(&root, args),
+        Task::Planted(args) => fuzz::planted::run(&root, &args),
         Task::Schema(args) => schema::run(&args),
     }
 }

@@ -2,6 +2,7 @@
 //! process of its own, and sums up what it saw. A seed that fails is made
 //! smaller (`shrink.rs`) and kept as an experiment file.
 
+pub mod planted;
 mod shrink;
 mod simulation;
 mod tally;
@@ -106,7 +107,7 @@ struct Fuzz {
 pub fn run(root: &Path, args: Args) -> Result<()> {
     let program = match &args.sim {
         Some(program) => program.clone(),
-        None => build(root)?,
+        None => build(root, &[])?,
     };
     ensure!(program.is_file(), "{} is not there: build it, or leave --sim out", program.display());
     let first = args.seed.unwrap_or_else(seed_of_the_clock);
@@ -128,7 +129,7 @@ pub fn run(root: &Path, args: Args) -> Result<()> {
 }
 
 /// Optimized, with assertions: what a planted or real bug trips over.
-fn build(root: &Path) -> Result<PathBuf> {
+fn build(root: &Path, features: &[&str]) -> Result<PathBuf> {
     println!("building ephor-sim");
     let mut cargo = Command::new(env!("CARGO"));
     // What cargo tells xtask of itself; ring's build script would take it for a change, and half of all be built anew.
@@ -141,6 +142,7 @@ fn build(root: &Path) -> Result<PathBuf> {
     let built = cargo
         .current_dir(root)
         .args(["build", "--locked", "--profile", "simulation", "--workspace", "--bin", "ephor-sim"])
+        .args(features)
         .status()
         .context("starting cargo")?;
     ensure!(built.success(), "ephor-sim does not build");

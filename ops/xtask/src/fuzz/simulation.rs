@@ -74,6 +74,12 @@ impl Simulation {
         self
     }
 
+    /// With a planted bug.
+    pub fn with_bug(mut self, bug: &str) -> Self {
+        self.arguments.extend(["--bug".into(), bug.into()]);
+        self
+    }
+
     /// Runs it to its end.
     ///
     /// # Errors
