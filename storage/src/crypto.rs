@@ -20,7 +20,6 @@ pub struct DataKey(Zeroizing<[u8; 32]>);
 /// Seals and opens records of one use.
 pub struct Sealer {
     cipher: XChaCha20Poly1305,
-    names: [u8; 32],
     random: Arc<dyn Random>,
 }
 
@@ -56,12 +55,9 @@ impl std::fmt::Debug for DataKey {
 impl Sealer {
     /// A sealer for the use that `context` names, with a key of its own.
     pub fn new(key: &DataKey, context: &str, random: Arc<dyn Random>) -> Self {
-        let derive = |part: &str| {
-            let context = format!("ephor 2025 {context} {part}");
-            Zeroizing::new(blake3::derive_key(&context, key.as_bytes()))
-        };
-        let cipher = XChaCha20Poly1305::new((&*derive("seal")).into());
-        Self { cipher, names: *derive("names"), random }
+        let context = format!("ephor 2025 {context} seal");
+        let derived = Zeroizing::new(blake3::derive_key(&context, key.as_bytes()));
+        Self { cipher: XChaCha20Poly1305::new((&*derived).into()), random }
     }
 
     /// Encrypts; `bound` must be the same when it is opened.
@@ -86,11 +82,6 @@ impl Sealer {
         self.cipher
             .decrypt(XNonce::from_slice(nonce), Payload { msg: sealed, aad: bound })
             .map_err(|_| damaged("it does not open with the cluster's data key"))
-    }
-
-    /// A name on disk that tells nothing about `name`.
-    pub fn hide(&self, name: &[u8]) -> [u8; 32] {
-        *blake3::keyed_hash(&self.names, name).as_bytes()
     }
 }
 

@@ -14,7 +14,7 @@ use crate::Result;
 /// Which kind of record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Table {
-    /// Objects by their key.
+    /// Objects by the revision that created them.
     Objects,
     /// Outcomes of recent proposals by log index.
     Recent,
@@ -22,7 +22,8 @@ pub enum Table {
     Meta,
 }
 
-/// Changes that reach the disk together or not at all.
+/// Changes that reach the disk together or not at all. Keys have up to 255 bytes and may be seen on disk; values
+/// are sealed there.
 #[derive(Debug, Default, Clone)]
 pub struct Batch {
     pub(crate) changes: Vec<Change>,

@@ -1,6 +1,7 @@
-//! States in sled, encrypted: a record's key on disk is a keyed hash, its value
-//! seals the real key and value together. A home is a directory with one
-//! database directory per state and a file `CURRENT` that names the one in use.
+//! States in sled, values encrypted. Records lie in the order of their keys, so
+//! that those written together are neighbours: `store/records.rs` gives keys that
+//! may be seen. A home is a directory with one database directory per state and a
+//! file `CURRENT` that names the one in use.
 //!
 //! Values are cut into pieces, so that no page grows to where sled 0.34.7 puts
 //! it into a file of its own (a blob): such files are never synced by it, and
@@ -13,7 +14,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use proto_env::Disk;
 
 use super::behind::Behind;
@@ -21,7 +21,7 @@ use super::{Backend, Batch, Home, Table, Visitor};
 use crate::crypto::Sealer;
 use crate::durable::durable;
 use crate::store::lock;
-use crate::{Error, Result, codec, io};
+use crate::{Error, Result, io};
 
 /// Page cache of sled, in bytes. Live objects are in memory already.
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
@@ -193,29 +193,28 @@ impl SledBackend {
         let (pieces, written) = Default::default();
         let mut pieces = Pieces { database, batch: pieces, several, written };
         for change in batch.changes {
-            let disk_key = self.disk_key(change.table, &change.key);
-            let sealed = match change.value {
-                Some(value) => {
-                    let record = (Bytes::from(change.key), Bytes::from(value));
-                    let plain = codec::encode("an object store record", &record)?;
-                    Some(self.sealer.seal(&disk_key, &plain)?)
-                }
-                None => None,
-            };
+            let disk_key = disk_key(change.table, &change.key)?;
+            let sealed = change.value.map(|value| self.sealer.seal(&disk_key, &value)).transpose()?;
             pieces.replace(disk_key, sealed.as_deref())?;
         }
         Ok(database.apply_batch(pieces.batch)?)
     }
+}
 
-    /// The table's letter, then a keyed hash of table and key.
-    fn disk_key(&self, table: Table, key: &[u8]) -> Vec<u8> {
-        let letter = table_byte(table);
-        let mut name = vec![letter];
-        name.extend_from_slice(key);
-        let mut out = vec![letter];
-        out.extend_from_slice(&self.sealer.hide(&name));
-        out
+/// The table's letter, the length of the key, and the key: no key then lies between the pieces of another.
+fn disk_key(table: Table, key: &[u8]) -> Result<Vec<u8>> {
+    let length = u8::try_from(key.len()).map_err(|_| Error::TooLarge { what: "a record's key" })?;
+    Ok([&[table_byte(table), length], key].concat())
+}
+
+/// What [`disk_key`] was made of.
+fn table_and_key(disk_key: &[u8]) -> Result<(Table, &[u8])> {
+    let [letter, length, key @ ..] = disk_key else { return Err(damaged("its key is too short")) };
+    let table = table_of(*letter).ok_or_else(|| damaged("it is in no known table"))?;
+    if key.len() != usize::from(*length) {
+        return Err(damaged("its key has another length than it says; was it written by another version?"));
     }
+    Ok((table, key))
 }
 
 fn damaged(reason: &str) -> Error {
@@ -294,8 +293,7 @@ impl Backend for SledBackend {
             if *number != [0; 4] {
                 return Err(damaged("its first piece is missing"));
             }
-            let table = disk_key.first().copied().and_then(table_of);
-            let table = table.ok_or_else(|| damaged("it is in no known table"))?;
+            let (table, record) = table_and_key(disk_key)?;
             let (count, bytes) = first_piece(&first)?;
             if count > 1 {
                 several.insert(disk_key.to_vec(), count);
@@ -308,9 +306,7 @@ impl Backend for SledBackend {
                 }
                 sealed.extend_from_slice(&bytes);
             }
-            let plain = self.sealer.open("an object store record", disk_key, &sealed)?;
-            let (key, value): (Bytes, Bytes) = codec::decode("an object store record", &plain)?;
-            visit(table, &key, value.into())?;
+            visit(table, record, self.sealer.open("an object store record", disk_key, &sealed)?)?;
         }
         *known = Some(several);
         Ok(())

@@ -1,7 +1,7 @@
 //! Applying committed entries: synchronous, and free of clock, randomness and
 //! any I/O but the backend's, so that every replica comes to the same state.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, PoisonError};
 
@@ -9,7 +9,7 @@ use super::{CHECKPOINTS, Live, Store, lock, records};
 use proto_env::planted::{self, Bug};
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Batch, Table};
+use crate::backend::Batch;
 use crate::recent::Outcomes;
 use crate::txn::{Command, Mutation, Precondition, Txn, TxnOutcome};
 use crate::watch::WatchEvent;
@@ -39,11 +39,12 @@ pub enum Applied {
     Forgotten,
 }
 
-/// What a few entries change: the events, and the keys the backend has to write.
+/// What a few entries change: the events, and what the backend has to write.
 #[derive(Default)]
 struct Changes {
     events: Vec<WatchEvent>,
-    keys: BTreeSet<Arc<str>>,
+    /// The keys of objects that were changed or removed, by the revisions that created them.
+    objects: BTreeMap<Revision, Arc<str>>,
     recorded: Vec<(u64, Outcomes)>,
     forgotten: Vec<(u64, Outcomes)>,
     raised: bool,
@@ -170,13 +171,13 @@ impl Live {
                 self.fingerprint.add_object(&object);
                 self.object_bytes += object.size_bytes() as u64;
                 self.objects.insert(key.clone(), object.clone());
-                changes.keys.insert(key);
+                changes.objects.insert(create_revision, key);
                 changes.events.push(WatchEvent { revision, object: Some(object), previous });
             }
             Mutation::Delete { key } => {
                 if let Some((key, previous)) = self.objects.remove_entry(key.as_str()) {
                     self.forget(&previous);
-                    changes.keys.insert(key);
+                    changes.objects.insert(previous.create_revision, key);
                     // Planted: nobody is told of a deletion.
                     if !planted::is(Bug::DeleteWithoutEvent) {
                         changes.events.push(WatchEvent { revision, object: None, previous: Some(previous) });
@@ -194,10 +195,11 @@ impl Live {
 
     /// The records that differ after `changes`.
     fn write_changes(&self, changes: &Changes, batch: &mut Batch) -> Result<()> {
-        for key in &changes.keys {
-            match self.objects.get(key) {
+        for (created, key) in &changes.objects {
+            // Another one may have its key by now.
+            match self.objects.get(key).filter(|object| object.create_revision == *created) {
                 Some(object) => records::put_object(batch, object)?,
-                None => batch.delete(Table::Objects, key.as_bytes().to_vec()),
+                None => records::delete_object(batch, *created),
             }
         }
         for (index, outcomes) in &changes.recorded {

@@ -76,6 +76,55 @@ fn the_fingerprint_is_kept_with_every_change_and_found_again() {
 }
 
 #[test]
+fn neither_names_nor_values_are_to_be_seen_on_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut applier = fill(open(directory.path()).unwrap());
+    applier.put("/registry/core/secrets/ns/topsecret-name", "topsecret-value");
+    applier.store.sync().unwrap();
+    let found = files(directory.path());
+    let shows = |path: &&PathBuf| {
+        let bytes = std::fs::read(path).unwrap();
+        [&b"topsecret"[..], b"configmaps"].iter().any(|text| bytes.windows(text.len()).any(|at| at == *text))
+    };
+    assert_eq!(found.iter().find(shows), None);
+    assert!(found.iter().any(|path| std::fs::metadata(path).unwrap().len() > 100_000), "{found:?}");
+}
+
+#[test]
+fn what_is_removed_and_made_again_under_one_name_is_found_as_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut applier = Applier { store: open(directory.path()).unwrap(), index: 0, term: 1 };
+    let names = ["/again", "/again-and-gone", "/gone", "/kept"];
+    for name in names {
+        applier.put(name, "old");
+    }
+    // Each in one batch, so that the disk sees only what is left.
+    applier.txn(txn(vec![
+        delete(names[0]),
+        put(names[0], "new"),
+        put(names[0], "newer"),
+        delete(names[1]),
+        put(names[1], "new"),
+        delete(names[1]),
+        delete(names[2]),
+        put("/short-lived", "new"),
+        delete("/short-lived"),
+        put(names[3], "changed"),
+    ]));
+    let all = |store: &Store| {
+        let objects = store.range("", None, 0, None).unwrap().objects;
+        let parts = |object: &Arc<Object>| {
+            (object.key.to_string(), object.value.clone(), object.create_revision, object.mod_revision)
+        };
+        objects.iter().map(parts).collect::<Vec<_>>()
+    };
+    let before = all(&applier.store);
+    assert_eq!(before.len(), 2);
+    drop(applier);
+    assert_eq!(all(&open(directory.path()).unwrap()), before);
+}
+
+#[test]
 fn a_record_that_is_missing_or_old_is_noticed() {
     let directory = tempfile::tempdir().unwrap();
     let home = |path: &Path| {
@@ -92,7 +141,7 @@ fn a_record_that_is_missing_or_old_is_noticed() {
     let mut replayed = Batch::default();
     records::put_object(&mut replayed, &old).unwrap();
     let mut removed = Batch::default();
-    removed.delete(Table::Objects, name.as_bytes().to_vec());
+    records::delete_object(&mut removed, old.create_revision);
     for batch in [replayed, removed] {
         let spoilt = tempfile::tempdir().unwrap();
         copy(directory.path(), spoilt.path());

@@ -286,7 +286,7 @@ fn load(backend: &dyn Backend) -> Result<Live> {
     backend.load(&mut |table, key, value| {
         match table {
             Table::Objects => {
-                let object = records::object(key, value)?;
+                let object = records::object(key, &value)?;
                 found.add_object(&object);
                 objects.insert(object.key.clone(), Arc::new(object));
             }

@@ -9,8 +9,8 @@ use crate::recent::Outcomes;
 use crate::{Error, Fingerprint, Object, Result, Revision, codec};
 
 const STATE_KEY: &[u8] = b"state";
-/// Bytes before the value in an object's record: its two revisions.
-const REVISIONS_BYTES: usize = 16;
+/// Bytes before key and value in an object's record: its revision, and the length of its key.
+const HEAD_BYTES: usize = 12;
 
 /// The single record of the state machine.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -33,26 +33,38 @@ pub(crate) fn state(value: &[u8]) -> Result<State> {
     codec::decode("state", value)
 }
 
+/// An object lies under the revision that created it, which no other has and no update changes: what is created
+/// together lies together, and nothing on disk shows its name.
 pub(crate) fn put_object(batch: &mut Batch, object: &Object) -> Result<()> {
-    let mut value = Vec::with_capacity(REVISIONS_BYTES + object.value.len());
-    value.extend_from_slice(&object.create_revision.to_le_bytes());
-    value.extend_from_slice(&object.mod_revision.to_le_bytes());
-    value.extend_from_slice(&object.value);
-    batch.put(Table::Objects, object.key.as_bytes().to_vec(), value);
+    let key = object.key.as_bytes();
+    let length = u32::try_from(key.len()).map_err(|_| Error::TooLarge { what: "a key" })?;
+    let mut record = Vec::with_capacity(HEAD_BYTES + key.len() + object.value.len());
+    record.extend_from_slice(&object.mod_revision.to_le_bytes());
+    record.extend_from_slice(&length.to_le_bytes());
+    record.extend_from_slice(key);
+    record.extend_from_slice(&object.value);
+    batch.put(Table::Objects, object.create_revision.to_be_bytes().to_vec(), record);
     Ok(())
 }
 
-pub(crate) fn object(key: &[u8], value: Vec<u8>) -> Result<Object> {
-    let damaged = |reason: String| Error::Damaged { what: "object", reason };
-    let key = std::str::from_utf8(key).map_err(|error| damaged(error.to_string()))?;
-    let revision = |at: usize| {
-        let bytes = value.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
-        bytes.map(u64::from_le_bytes).ok_or_else(|| damaged("shorter than its revisions".to_owned()))
-    };
-    let (create_revision, mod_revision) = (revision(0)?, revision(8)?);
+/// Removes the object that this revision created.
+pub(crate) fn delete_object(batch: &mut Batch, created: Revision) {
+    batch.delete(Table::Objects, created.to_be_bytes().to_vec());
+}
+
+pub(crate) fn object(created: &[u8], record: &[u8]) -> Result<Object> {
+    let damaged = |reason: &str| Error::Damaged { what: "object", reason: reason.to_owned() };
+    let created = created.try_into().map_err(|_| damaged("what it lies under is no revision"))?;
+    let short = || damaged("shorter than it says");
+    let (changed, rest) = record.split_first_chunk::<8>().ok_or_else(short)?;
+    let (length, rest) = rest.split_first_chunk::<4>().ok_or_else(short)?;
+    let length = usize::try_from(u32::from_le_bytes(*length)).map_err(|_| short())?;
+    let (key, value) = rest.split_at_checked(length).ok_or_else(short)?;
+    let key = std::str::from_utf8(key).map_err(|_| damaged("its key is no text"))?;
     // Copied, so that no object keeps a larger allocation alive.
-    let value = Bytes::copy_from_slice(&value[REVISIONS_BYTES..]);
-    Ok(Object::new(key.into(), value, create_revision, mod_revision))
+    let value = Bytes::copy_from_slice(value);
+    let (created, changed) = (u64::from_be_bytes(created), u64::from_le_bytes(*changed));
+    Ok(Object::new(key.into(), value, created, changed))
 }
 
 pub(crate) fn put_recent(batch: &mut Batch, index: u64, outcomes: &Outcomes) -> Result<()> {
