@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 pub enum Effect {
     /// Packets are dropped.
     Drop(Drop),
+    /// Packets arrive late.
+    Delay(Delay),
     /// The process of the node is killed, and started again when this is undone.
     Kill,
     /// The process of the node stands still, and goes on when this is undone.
@@ -40,6 +42,19 @@ pub struct Drop {
     pub to: Vec<IpAddr>,
     /// How many of 10 000 packets, at random; 10 000 are all.
     pub of_ten_thousand: u32,
+}
+
+/// Packets that the node's network namespace gets later than they arrived; never those of the agent itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Delay {
+    /// Peers whose packets are late.
+    pub from: Vec<IpAddr>,
+    /// By how much, in milliseconds; without, until this is undone.
+    pub latency_ms: Option<u64>,
+    /// By how much that varies, up and down, evenly, in milliseconds; at most `latency_ms`.
+    #[serde(default)]
+    pub jitter_ms: u64,
 }
 
 /// All packets.

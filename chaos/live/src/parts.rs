@@ -4,12 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use chaos_spec::fault::{DiskKind, Fault, Worker, WorkerKind};
 use chaos_spec::resolve::Link;
 use chaos_spec::{Group, NodeName, Target};
 
-use crate::effect::{ALL_PACKETS, DiskEffect, Drop, Effect};
+use crate::effect::{ALL_PACKETS, Delay, DiskEffect, Drop, Effect};
 
 /// Which node gets which effect.
 pub type Parts = Vec<(NodeName, Effect)>;
@@ -40,8 +41,11 @@ pub fn of(
         Fault::Powerloss(strike) => on(&strike.target, Effect::PowerLoss { seed }),
         Fault::Disk(disk) => on(&disk.target, Effect::Disk(disk_effect(disk.kind)?)),
         Fault::Worker(worker) => on_workers(worker, group, workers, address),
-        Fault::Slow(_) => return Err("packets can be delayed by netem alone, which no agent uses yet".into()),
-        Fault::Hold(_) => return Err("no agent can keep packets back and deliver them later".into()),
+        Fault::Slow(slow) => {
+            let (latency, jitter) = (millis(slow.latency), millis(slow.jitter.unwrap_or_default()));
+            delays(&group.links(&slow.from, &slow.to, slow.one_way), Some(latency), jitter, address)
+        }
+        Fault::Hold(hold) => delays(&group.links(&hold.from, &hold.to, hold.one_way), None, 0, address),
         Fault::Clock(_) => {
             return Err("the wall clock is the machine's: a process cannot have one of its own".into());
         }
@@ -54,21 +58,42 @@ fn disk_effect(kind: DiskKind) -> Result<DiskEffect, String> {
     match kind {
         DiskKind::Eio => Ok(DiskEffect::Eio),
         DiskKind::Enospc => Ok(DiskEffect::Enospc),
-        DiskKind::SlowFsync { delay } => {
-            Ok(DiskEffect::SlowFsync { delay_ms: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX) })
-        }
+        DiskKind::SlowFsync { delay } => Ok(DiskEffect::SlowFsync { delay_ms: millis(delay) }),
         DiskKind::Bitflip | DiskKind::Truncate => Err("what is damaged for good no agent can undo".into()),
     }
 }
 
-/// The receiver of every direction drops what arrives.
-fn drops(links: &[Link], of_ten_thousand: u32, address: impl Fn(NodeName) -> Option<IpAddr>) -> Parts {
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Receivers, and where those are who send to them.
+fn senders(
+    links: &[Link],
+    address: impl Fn(NodeName) -> Option<IpAddr>,
+) -> BTreeMap<NodeName, Vec<IpAddr>> {
     let mut from: BTreeMap<NodeName, Vec<IpAddr>> = BTreeMap::new();
     for (sender, receiver) in links {
         from.entry(*receiver).or_default().extend(address(*sender));
     }
+    from
+}
+
+/// The receiver of every direction drops what arrives.
+fn drops(links: &[Link], of_ten_thousand: u32, address: impl Fn(NodeName) -> Option<IpAddr>) -> Parts {
     let drop = |from| Effect::Drop(Drop { from, to: Vec::new(), of_ten_thousand });
-    from.into_iter().map(|(node, from)| (node, drop(from))).collect()
+    senders(links, address).into_iter().map(|(node, from)| (node, drop(from))).collect()
+}
+
+/// The receiver of every direction takes late what arrives.
+fn delays(
+    links: &[Link],
+    latency_ms: Option<u64>,
+    jitter_ms: u64,
+    address: impl Fn(NodeName) -> Option<IpAddr>,
+) -> Parts {
+    let delay = |from| Effect::Delay(Delay { from, latency_ms, jitter_ms });
+    senders(links, address).into_iter().map(|(node, from)| (node, delay(from))).collect()
 }
 
 fn on_workers(
@@ -142,6 +167,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_slow_or_held_is_late_where_it_arrives() {
+        assert_eq!(
+            parts(json!({"slow": {"from": "m1", "to": "m3", "latency": "80ms", "jitter": "20ms"}})).unwrap(),
+            [
+                ("m1".into(), json!({"delay": {"from": ["10.0.0.3"], "latencyMs": 80, "jitterMs": 20}})),
+                ("m3".into(), json!({"delay": {"from": ["10.0.0.1"], "latencyMs": 80, "jitterMs": 20}})),
+            ]
+        );
+        assert_eq!(
+            parts(json!({"hold": {"from": "leader", "to": "m1", "oneWay": true}})).unwrap(),
+            [("m1".into(), json!({"delay": {"from": ["10.0.0.2"], "latencyMs": null, "jitterMs": 0}}))]
+        );
+    }
+
+    #[test]
     fn strikes_go_to_who_is_meant() {
         assert_eq!(parts(json!({"kill": {"target": "leader"}})).unwrap(), [("m2".into(), json!("kill"))]);
         assert_eq!(
@@ -164,7 +204,6 @@ mod tests {
         for (fault, why) in [
             (json!({"clock": {"target": "m1", "skew": "+5s"}}), "wall clock"),
             (json!({"disk": {"target": "m1", "kind": "bitflip"}}), "no agent can undo"),
-            (json!({"hold": {"from": "m1", "to": "m2"}}), "keep packets back"),
             (json!({"kill": {"target": "m9"}}), "nobody was there"),
         ] {
             let said = parts(fault).unwrap_err();

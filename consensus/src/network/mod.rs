@@ -263,3 +263,32 @@ impl Peers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proto_env::TlsNetwork;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refusal_says_nothing_of_an_address_that_was_not_called() {
+        let peers = Peers::new(Arc::new(TlsNetwork::joining()), "c", 1, "127.0.0.1:1").unwrap();
+        let called = || {
+            peers.client(2, "first", Lane::Append).unwrap();
+            lock(&peers.channels)[&(2, Lane::Append)].0.clone()
+        };
+        let refused = || drop(peers.refused(2, Lane::Append, tonic::Status::unavailable("gone")));
+        assert_eq!(called(), "first");
+        // It calls from elsewhere while a call to where it was is under way.
+        peers.learn(2, "second");
+        refused();
+        assert_eq!(called(), "second");
+        refused();
+        assert_eq!(called(), "first");
+        // The membership has moved on since openraft made its client.
+        peers.members(std::iter::once((2, "third".to_owned())));
+        assert_eq!(called(), "third");
+        peers.learn(2, "fourth");
+        assert_eq!(called(), "fourth");
+    }
+}

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::journal::{Held, Journal, is_id};
 use super::node::Node;
-use super::packets;
+use super::{delay, packets};
 use crate::effect::Effect;
 
 /// A fault that is forgotten by everybody ends after this.
@@ -253,6 +253,7 @@ pub fn recover(node: &Node, directory: &Path) -> io::Result<Vec<String>> {
         }
     }
     packets::undo_all()?;
+    delay::undo_all()?;
     failed.map_or(Ok(undone), Err)
 }
 
@@ -260,13 +261,14 @@ pub fn recover(node: &Node, directory: &Path) -> io::Result<Vec<String>> {
 mod tests {
     use std::time::SystemTime;
 
+    use super::super::delay::Delays;
     use super::super::process::Supervised;
     use super::*;
 
     fn node(directory: &Path) -> Node {
         let command = ["sleep", "600"].map(str::to_owned).to_vec();
         let process = Supervised { pid_file: directory.join("pid"), command, log_file: None };
-        Node { name: "m1".to_owned(), process: Some(process), disk: None, agent_port: 6446 }
+        Node { name: "m1".to_owned(), process: Some(process), disk: None, agent_port: 6446, delays: Delays::default() }
     }
 
     async fn eventually(mut holds: impl FnMut() -> bool) {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 
+use super::delay::Delays;
 use super::disk;
 use super::journal::Held;
 use super::packets;
@@ -25,6 +26,8 @@ pub struct Node {
     pub disk: Option<PathBuf>,
     /// The port of the agent, which no fault cuts off.
     pub agent_port: u16,
+    /// The packets that are late.
+    pub delays: Delays,
 }
 
 impl Node {
@@ -35,7 +38,7 @@ impl Node {
     /// Why it cannot.
     pub fn ready(&self, effect: &Effect) -> io::Result<u64> {
         match effect {
-            Effect::Drop(_) => Ok(0),
+            Effect::Drop(_) | Effect::Delay(_) => Ok(0),
             Effect::Kill | Effect::Pause => self.process().map(|_| 0),
             Effect::PowerLoss { .. } => self.process().and_then(|_| self.disk()).map(|_| 0),
             Effect::Disk(kind) => disk::counted(self.disk()?, *kind),
@@ -49,6 +52,7 @@ impl Node {
     pub fn apply(&self, held: &Held) -> io::Result<u64> {
         match &held.effect {
             Effect::Drop(drop) => packets::apply(&held.id, drop, self.agent_port).map(|()| 0),
+            Effect::Delay(delay) => self.delays.apply(&held.id, delay, self.agent_port).map(|()| 0),
             Effect::Kill => self.process()?.kill().map(u64::from),
             Effect::Pause => self.process()?.signal(Signal::SIGSTOP).map(u64::from),
             Effect::PowerLoss { seed } => {
@@ -71,6 +75,7 @@ impl Node {
         let start = |process: &Supervised| if stay_down { Ok(()) } else { process.start(&[]) };
         match &held.effect {
             Effect::Drop(_) => packets::undo(&held.id),
+            Effect::Delay(_) => self.delays.undo(&held.id),
             Effect::Kill | Effect::PowerLoss { .. } => start(self.process()?).map(|()| 0),
             Effect::Pause => self.process()?.signal(Signal::SIGCONT).map(|_| 0),
             Effect::Disk(kind) => {

@@ -56,28 +56,58 @@ pub fn undo_all() -> io::Result<()> {
 
 /// The whole table as one transaction.
 fn script(id: &str, drop: &Drop, agent_port: u16) -> String {
-    let table = format!("inet {PREFIX}{id}");
-    let mut script = format!("add table {table}\ndelete table {table}\nadd table {table}\n");
+    let chance = match drop.of_ten_thousand {
+        ALL_PACKETS.. => String::new(),
+        some => format!(" numgen random mod {ALL_PACKETS} < {some}"),
+    };
     let sides = [("arrive", "input", "saddr", &drop.from), ("leave", "output", "daddr", &drop.to)];
+    let mut script = String::new();
     for (chain, hook, field, peers) in sides {
         if peers.is_empty() {
             continue;
         }
-        // Before every chain of others: a packet that is lost was never seen.
-        let _ = write!(
-            script,
-            "add chain {table} {chain} {{ type filter hook {hook} priority -400; policy accept; }}\n\
-             add rule {table} {chain} tcp dport {agent_port} accept\n\
-             add rule {table} {chain} tcp sport {agent_port} accept\n"
-        );
-        let chance = match drop.of_ten_thousand {
-            ALL_PACKETS.. => String::new(),
-            some => format!(" numgen random mod {ALL_PACKETS} < {some}"),
-        };
-        for peer in peers {
+        let rules = peers.iter().map(|peer| {
             let family = if matches!(peer, IpAddr::V4(_)) { "ip" } else { "ip6" };
-            let _ = writeln!(script, "add rule {table} {chain} {family} {field} {peer}{chance} counter drop");
-        }
+            format!("{family} {field} {peer}{chance} counter drop")
+        });
+        script.push_str(&filling(id, chain, hook, agent_port, rules));
+    }
+    emptying(id) + &script
+}
+
+/// A table with one chain, as one transaction.
+pub(super) fn table(
+    id: &str,
+    chain: &str,
+    hook: &str,
+    agent_port: u16,
+    rules: impl Iterator<Item = String>,
+) -> String {
+    emptying(id) + &filling(id, chain, hook, agent_port, rules)
+}
+
+/// The table of a fault, new and empty.
+fn emptying(id: &str) -> String {
+    let table = format!("inet {PREFIX}{id}");
+    format!("add table {table}\ndelete table {table}\nadd table {table}\n")
+}
+
+fn filling(
+    id: &str,
+    chain: &str,
+    hook: &str,
+    agent_port: u16,
+    rules: impl Iterator<Item = String>,
+) -> String {
+    let table = format!("inet {PREFIX}{id}");
+    // Before every chain of others: a packet that is lost was never seen.
+    let mut script = format!(
+        "add chain {table} {chain} {{ type filter hook {hook} priority -400; policy accept; }}\n\
+         add rule {table} {chain} tcp dport {agent_port} accept\n\
+         add rule {table} {chain} tcp sport {agent_port} accept\n"
+    );
+    for rule in rules {
+        let _ = writeln!(script, "add rule {table} {chain} {rule}");
     }
     script
 }
@@ -90,7 +120,7 @@ fn counted(listed: &str) -> u64 {
     statements.filter_map(|statement| statement["counter"]["packets"].as_u64()).sum()
 }
 
-fn nft(arguments: &[&str], input: &str) -> io::Result<String> {
+pub(super) fn nft(arguments: &[&str], input: &str) -> io::Result<String> {
     let child = Command::new("nft")
         .args(arguments)
         .stdin(Stdio::piped())

@@ -1,0 +1,348 @@
+//! Packets that arrive late, or not before the fault ends: the kernel hands what
+//! some peers send to this process (NFQUEUE) and waits for its word, which comes
+//! when it is time, in the order in which the packets came. netem would do the
+//! same in the kernel, but many kernels lack it. Called by `node`.
+//!
+//! The rule that hands packets over lets them pass where nobody takes them: with
+//! the agent its delays end, and what it held then is lost as on any network.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::IpAddr;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nfq::{Message, Queue, Verdict};
+use rand::Rng;
+use sha2::{Digest, Sha256};
+
+use super::packets::{self, nft};
+use crate::effect::Delay;
+
+/// How often the queue is looked at: its library does not let one wait for it until a moment.
+const LOOK: Duration = Duration::from_millis(1);
+/// Packets of one fault that wait at most; more are lost.
+const WAITING_MAX: u32 = 8192;
+/// The first queue that is used, and how many there are.
+const QUEUES: (u16, u16) = (0x8000, 0x7000);
+/// What the names of all chains of `iptables` begin with.
+const CHAIN: &str = "ephor_delay_";
+const TABLES: [&str; 2] = ["iptables", "ip6tables"];
+
+/// The delays of a node that are at work.
+#[derive(Debug, Clone, Default)]
+pub struct Delays(Arc<Mutex<BTreeMap<String, Running>>>);
+
+#[derive(Debug)]
+struct Running {
+    stop: Arc<AtomicBool>,
+    /// Packets that were late.
+    late: Arc<AtomicU64>,
+    thread: JoinHandle<()>,
+}
+
+impl Delays {
+    fn running(&self) -> MutexGuard<'_, BTreeMap<String, Running>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Delays packets, but none of the agent's own port.
+    ///
+    /// # Errors
+    /// What the kernel, `nft` or `iptables` say; then nothing is delayed.
+    pub fn apply(&self, id: &str, delay: &Delay, agent_port: u16) -> io::Result<()> {
+        let number = queue_of(id);
+        // Who takes the packets is there before they are handed over.
+        let queue = open(number).map_err(|error| {
+            io::Error::new(error.kind(), format!("packet queue {number} of the kernel: {error}"))
+        })?;
+        let (stop, late) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let thread = std::thread::Builder::new().name("delay".to_owned()).spawn({
+            let (delay, stop, late) = (delay.clone(), stop.clone(), late.clone());
+            move || hold(queue, &delay, &stop, &late)
+        })?;
+        self.running().insert(id.to_owned(), Running { stop, late, thread });
+        hand_over(id, number, delay, agent_port).inspect_err(|_| {
+            if let Err(error) = self.undo(id) {
+                tracing::warn!(id, %error, "the rules of a delay that failed");
+            }
+        })
+    }
+
+    /// Lets packets pass, those that wait too, and says how many were late.
+    ///
+    /// # Errors
+    /// What `nft` and `iptables` say.
+    pub fn undo(&self, id: &str) -> io::Result<u64> {
+        packets::undo(id)?;
+        remove_chains(&chain(queue_of(id)))?;
+        let Some(running) = self.running().remove(id) else { return Ok(0) };
+        running.stop.store(true, Ordering::Release);
+        if running.thread.join().is_err() {
+            tracing::error!(id, "what delays packets has panicked");
+        }
+        Ok(running.late.load(Ordering::Relaxed))
+    }
+}
+
+/// Removes the chains of any agent in this namespace.
+///
+/// # Errors
+/// What `iptables` says.
+pub fn undo_all() -> io::Result<()> {
+    remove_chains(CHAIN)
+}
+
+/// The same for an agent that comes after the one that applied the fault.
+fn queue_of(id: &str) -> u16 {
+    let hash = Sha256::digest(id.as_bytes());
+    QUEUES.0 + u16::from_be_bytes([hash[0], hash[1]]) % QUEUES.1
+}
+
+fn chain(number: u16) -> String {
+    format!("{CHAIN}{number}")
+}
+
+fn open(number: u16) -> io::Result<Queue> {
+    let mut queue = Queue::open()?;
+    queue.bind(number)?;
+    // What is in the packets is nobody's business.
+    queue.set_copy_range(number, 0)?;
+    queue.set_queue_max_len(number, WAITING_MAX)?;
+    // Large ones stay in one piece; not every kernel knows of it.
+    if let Err(error) = queue.set_recv_gso(number, true) {
+        tracing::debug!(%error, "large packets are cut up");
+    }
+    queue.set_nonblocking(true);
+    Ok(queue)
+}
+
+/// Takes packets and lets each go when it is time, until it is told to stop: then all at once.
+fn hold(mut queue: Queue, delay: &Delay, stop: &AtomicBool, late: &AtomicU64) {
+    let mut waiting: VecDeque<(Option<Instant>, Message)> = VecDeque::new();
+    loop {
+        // Before the queue is looked at for the last time.
+        let stopping = stop.load(Ordering::Acquire);
+        loop {
+            match queue.recv() {
+                Ok(packet) => {
+                    late.fetch_add(1, Ordering::Relaxed);
+                    waiting.push_back((due(delay), packet));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    tracing::warn!(%error, "the packet queue of the kernel");
+                    break;
+                }
+            }
+        }
+        let now = Instant::now();
+        let over = |(due, _): &mut (Option<Instant>, Message)| stopping || due.is_some_and(|due| due <= now);
+        while let Some((_, mut packet)) = waiting.pop_front_if(over) {
+            packet.set_verdict(Verdict::Accept);
+            if let Err(error) = queue.verdict(packet) {
+                tracing::warn!(%error, "a packet is lost");
+            }
+        }
+        if stopping {
+            return;
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// When a packet that has just come goes on; none: when the fault ends.
+fn due(delay: &Delay) -> Option<Instant> {
+    let latency = delay.latency_ms?;
+    let jitter = delay.jitter_ms.min(latency);
+    let by = rand::rng().random_range(latency - jitter..=latency.saturating_add(jitter));
+    Instant::now().checked_add(Duration::from_millis(by))
+}
+
+/// Makes the kernel hand over what arrives: with nftables, or with what came before it where nftables has no queues.
+fn hand_over(id: &str, number: u16, delay: &Delay, agent_port: u16) -> io::Result<()> {
+    let Err(error) = nft(&["-f", "-"], &script(id, number, delay, agent_port)) else { return Ok(()) };
+    let (number, chain, port) = (number.to_string(), chain(number), agent_port.to_string());
+    for (tables, peers) in TABLES.iter().zip(by_family(&delay.from)) {
+        if peers.is_empty() {
+            continue;
+        }
+        let rules = |arguments: &[&str]| {
+            iptables(tables, arguments)
+                .map_err(|other| io::Error::other(format!("{error}; and with {tables}: {other}")))
+        };
+        rules(&["-N", &chain])?;
+        for side in ["--dport", "--sport"] {
+            rules(&["-A", &chain, "-p", "tcp", side, &port, "-j", "RETURN"])?;
+        }
+        rules(&["-A", &chain, "-j", "NFQUEUE", "--queue-num", &number, "--queue-bypass"])?;
+        for peer in peers {
+            rules(&["-I", "INPUT", "-s", &peer.to_string(), "-j", &chain])?;
+        }
+    }
+    Ok(())
+}
+
+fn script(id: &str, number: u16, delay: &Delay, agent_port: u16) -> String {
+    let rules = delay.from.iter().map(|peer| {
+        let family = if peer.is_ipv4() { "ip" } else { "ip6" };
+        format!("{family} saddr {peer} queue num {number} bypass")
+    });
+    packets::table(id, "arrive", "input", agent_port, rules)
+}
+
+fn by_family(peers: &[IpAddr]) -> [Vec<&IpAddr>; 2] {
+    let (four, six) = peers.iter().partition(|peer| peer.is_ipv4());
+    [four, six]
+}
+
+/// Removes all chains whose name begins so, and what leads there.
+fn remove_chains(prefix: &str) -> io::Result<()> {
+    for tables in TABLES {
+        let listed = match iptables(tables, &["-S"]) {
+            Ok(listed) => listed,
+            Err(error) if has_none(&error) => continue,
+            Err(error) => return Err(error),
+        };
+        for line in listed.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            if let ["-A", rest @ .., target] = &words[..]
+                && rest.first() == Some(&"INPUT")
+                && target.starts_with(prefix)
+            {
+                iptables(tables, &[&["-D"], rest, &[*target]].concat())?;
+            }
+        }
+        let chains = listed.lines().filter_map(|line| line.strip_prefix("-N "));
+        for chain in chains.filter(|chain| chain.starts_with(prefix)) {
+            iptables(tables, &["-F", chain])?;
+            iptables(tables, &["-X", chain])?;
+        }
+    }
+    Ok(())
+}
+
+/// Whoever has no such program or table has no chain in it.
+fn has_none(error: &io::Error) -> bool {
+    let text = error.to_string();
+    error.kind() == io::ErrorKind::NotFound
+        || text.contains("can't initialize")
+        || text.contains("does not exist")
+}
+
+/// In the table for what changes packets: the filters of others still see them.
+fn iptables(tables: &str, arguments: &[&str]) -> io::Result<String> {
+    let output = Command::new(tables).args(["-w", "5", "-t", "mangle"]).args(arguments).output();
+    let output = output.map_err(|error| io::Error::new(error.kind(), format!("running {tables}: {error}")))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let message = String::from_utf8_lossy(&output.stderr);
+    let first = message.lines().next().unwrap_or("refused without a word");
+    Err(io::Error::other(format!("{tables}: {first}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    /// In a network of its own, where only what the test sends is under way. Threads and programs started here are in
+    /// it too.
+    fn alone(test: impl FnOnce() + Send + 'static) {
+        let thread = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
+            assert!(up.success());
+            test();
+        });
+        assert!(thread.join().is_ok());
+    }
+
+    fn sockets() -> (UdpSocket, UdpSocket) {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender.connect(receiver.local_addr().unwrap()).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        (sender, receiver)
+    }
+
+    fn received(receiver: &UdpSocket) -> u8 {
+        let mut byte = [0];
+        assert_eq!(receiver.recv(&mut byte).unwrap(), 1);
+        byte[0]
+    }
+
+    fn delay(latency_ms: Option<u64>) -> Delay {
+        Delay { from: vec!["127.0.0.1".parse().unwrap()], latency_ms, jitter_ms: 0 }
+    }
+
+    #[test]
+    fn packets_are_late_in_order_until_it_is_undone() {
+        alone(|| {
+            let delays = Delays::default();
+            delays.apply("a_1", &delay(Some(200)), 6446).unwrap();
+            let (sender, receiver) = sockets();
+            let begun = Instant::now();
+            (0..10).for_each(|number| assert_eq!(sender.send(&[number]).unwrap(), 1));
+            (0..10).for_each(|number| assert_eq!(received(&receiver), number));
+            assert!(begun.elapsed() >= Duration::from_millis(200));
+            assert_eq!(delays.undo("a_1").unwrap(), 10);
+            assert_eq!(delays.undo("a_1").unwrap(), 0);
+            sender.send(&[99]).unwrap();
+            assert_eq!(received(&receiver), 99);
+        });
+    }
+
+    #[test]
+    fn what_is_held_arrives_when_it_is_undone() {
+        alone(|| {
+            let delays = Delays::default();
+            delays.apply("h", &delay(None), 6446).unwrap();
+            let (sender, receiver) = sockets();
+            sender.send(&[1]).unwrap();
+            sender.send(&[2]).unwrap();
+            receiver.set_nonblocking(true).unwrap();
+            assert_eq!(receiver.recv(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            receiver.set_nonblocking(false).unwrap();
+            assert_eq!(delays.undo("h").unwrap(), 2);
+            assert_eq!([received(&receiver), received(&receiver)], [1, 2]);
+        });
+    }
+
+    #[test]
+    fn an_agent_that_crashed_holds_nothing_up_and_the_next_one_cleans_up() {
+        alone(|| {
+            let delays = Delays::default();
+            delays.apply("c", &delay(None), 6446).unwrap();
+            let running = delays.running().remove("c").unwrap();
+            running.stop.store(true, Ordering::Release);
+            running.thread.join().unwrap();
+            let (sender, receiver) = sockets();
+            sender.send(&[1]).unwrap();
+            assert_eq!(received(&receiver), 1);
+            let next = Delays::default();
+            assert_eq!(next.undo("c").unwrap(), 0);
+            assert!(!iptables("iptables", &["-S"]).unwrap_or_default().contains(CHAIN));
+            assert!(!nft(&["list", "ruleset"], "").unwrap().contains("ephor_chaos_c"));
+            // The queue and the rules are free again.
+            next.apply("c", &delay(Some(0)), 6446).unwrap();
+            undo_all().unwrap();
+            packets::undo_all().unwrap();
+            next.undo("c").unwrap();
+        });
+    }
+
+    #[test]
+    fn the_agent_stays_reachable() {
+        let script = script("x", 40_000, &delay(None), 6446);
+        assert!(script.contains("tcp sport 6446 accept"), "{script}");
+        assert!(script.contains("arrive ip saddr 127.0.0.1 queue num 40000 bypass"), "{script}");
+    }
+}
