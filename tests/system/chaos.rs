@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tests::{Cluster, How, eventually};
 
-/// A leader that is killed and another that is alone, in a few seconds.
+/// A leader that is killed, another that is alone, then slow, and a follower whose words are held back.
 const QUICK: &str = "
 apiVersion: ephor.dev/v1alpha1
 kind: Experiment
@@ -21,11 +21,13 @@ spec:
   schedule:
   - {at: 1s, for: 4s, fault: {kill: {target: leader}}}
   - {at: 8s, for: 4s, fault: {cut: {shape: leader-alone}}}
+  - {at: 14s, for: 3s, fault: {slow: {from: leader, to: all, latency: 40ms, jitter: 20ms}}}
+  - {at: 18s, for: 1s, fault: {hold: {from: follower, to: all, oneWay: true}}}
   invariants: [acknowledged-writes-kept, no-phantoms, linearizable, watches-exact, one-leader-per-term,
                replicas-identical, minority-silent, heals]
   recoverWithin: 20s
   abortIf: {unavailableFor: 30s, lostWrites: 1}
-  duration: 14s
+  duration: 20s
 ";
 
 /// One node is down for longer than its runner lives.
@@ -38,6 +40,7 @@ spec:
   workload: {clients: 1, rate: 5, keys: 5, mix: {create: 1, get: 1}}
   schedule:
   - {at: 0s, for: FOR, fault: {kill: {target: m3}}}
+  - {at: 0s, for: FOR, fault: {slow: {from: m2, to: m1, oneWay: true, latency: 50ms}}}
   - {at: 0s, for: FOR, fault: {cut: {from: m1, to: m2}}}
   invariants: [acknowledged-writes-kept]
   duration: 300s
@@ -103,9 +106,11 @@ fn a_quick_experiment_passes(chaos: &Chaos) -> Result<()> {
         chaos.cluster.ephor(&["chaos", "run", "--live", "--output", "json", "--seed", "7", &file])?;
     let journal: serde_json::Value = serde_json::from_str(report.trim())?;
     let faults = journal["ephor"]["faults"].as_array().context("a journal without faults")?;
-    ensure!(faults.len() == 2, "two faults: {faults:?}");
+    ensure!(faults.len() == 4, "four faults: {faults:?}");
     for fault in faults {
         ensure!(fault["fired"].as_u64().is_some_and(|fired| fired > 0), "it fired: {fault}");
+    }
+    for fault in &faults[..2] {
         for time in ["electUs", "firstWriteUs", "fullHealUs"] {
             ensure!(fault[time].as_u64().is_some_and(|us| us > 0), "{time} of {fault}");
         }
@@ -146,7 +151,10 @@ async fn recover_undoes_everything(chaos: &Chaos) -> Result<()> {
     runner.kill()?;
     runner.wait()?;
     let undone = chaos.cluster.ephor(&["chaos", "recover"])?;
-    ensure!(undone.matches("undone").count() == 3, "m3's kill and two halves of a cut:\n{undone}");
+    ensure!(
+        undone.matches("undone").count() == 4,
+        "m3's kill, m1's delay and two halves of a cut:\n{undone}"
+    );
     ensure!(chaos.runs("m3")? && !chaos.is_cut("m2")?, "nothing is left after:\n{undone}");
     chaos.cluster.masters_agree().await
 }

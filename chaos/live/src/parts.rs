@@ -68,10 +68,7 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// Receivers, and where those are who send to them.
-fn senders(
-    links: &[Link],
-    address: impl Fn(NodeName) -> Option<IpAddr>,
-) -> BTreeMap<NodeName, Vec<IpAddr>> {
+fn senders(links: &[Link], address: impl Fn(NodeName) -> Option<IpAddr>) -> BTreeMap<NodeName, Vec<IpAddr>> {
     let mut from: BTreeMap<NodeName, Vec<IpAddr>> = BTreeMap::new();
     for (sender, receiver) in links {
         from.entry(*receiver).or_default().extend(address(*sender));

@@ -236,7 +236,8 @@ fn has_none(error: &io::Error) -> bool {
 /// In the table for what changes packets: the filters of others still see them.
 fn iptables(tables: &str, arguments: &[&str]) -> io::Result<String> {
     let output = Command::new(tables).args(["-w", "5", "-t", "mangle"]).args(arguments).output();
-    let output = output.map_err(|error| io::Error::new(error.kind(), format!("running {tables}: {error}")))?;
+    let output =
+        output.map_err(|error| io::Error::new(error.kind(), format!("running {tables}: {error}")))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }

@@ -268,7 +268,13 @@ mod tests {
     fn node(directory: &Path) -> Node {
         let command = ["sleep", "600"].map(str::to_owned).to_vec();
         let process = Supervised { pid_file: directory.join("pid"), command, log_file: None };
-        Node { name: "m1".to_owned(), process: Some(process), disk: None, agent_port: 6446, delays: Delays::default() }
+        Node {
+            name: "m1".to_owned(),
+            process: Some(process),
+            disk: None,
+            agent_port: 6446,
+            delays: Delays::default(),
+        }
     }
 
     async fn eventually(mut holds: impl FnMut() -> bool) {

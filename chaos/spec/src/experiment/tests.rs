@@ -265,6 +265,7 @@ fn every_experiment_of_the_house_is_fine() {
             "node-loss",
             "rolling-restart",
             "slow-disk",
+            "slow-links",
             "split-brain"
         ]
     );
