@@ -311,10 +311,15 @@ impl Consensus {
         &self,
         change: ChangeMembers<NodeId, MasterAddress>,
     ) -> Result<ChangeReply, ChangeReply> {
-        match self.raft.change_membership(change, false).await {
-            Ok(_) => Ok(ChangeReply::Done),
-            Err(error) => Err(ChangeReply::NotLeader(error.to_string())),
+        let not_leader = |error: &dyn std::fmt::Display| ChangeReply::NotLeader(error.to_string());
+        let changed = self.raft.change_membership(change, false).await.map_err(|error| not_leader(&error))?;
+        // openraft answers a little before its metrics say so, and the next change goes by those: a master that had
+        // just joined would be unknown to its removal.
+        let mut metrics = self.raft.metrics();
+        while *metrics.borrow_watched().membership_config.log_id() < Some(changed.log_id) {
+            metrics.changed().await.map_err(|error| not_leader(&error))?;
         }
+        Ok(ChangeReply::Done)
     }
 
     /// Voters and all members of the effective membership.

@@ -104,6 +104,18 @@ async fn leadership_is_transferred_on_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_has_just_joined_can_be_removed() {
+    let cluster = Cluster::of(1).await;
+    let alone = cluster.any();
+    for number in 0..100 {
+        let joiner = MasterAddress { name: format!("j{number}"), ..MasterAddress::default() };
+        let id = alone.add_master(joiner, LONG).await.unwrap();
+        alone.remove_master(id, LONG).await.unwrap();
+        assert!(alone.members().iter().all(|member| member.id != id), "{:?}", alone.members());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_master_that_comes_back_at_another_address_is_a_member_still() {
     let mut cluster = Cluster::of(3).await;
     let follower = cluster.follower().await;
