@@ -103,10 +103,9 @@ pub fn parse(text: &str) -> Result<Vec<Event>> {
     let mut unfinished: BTreeMap<&str, (u64, String)> = BTreeMap::new();
     let mut events = Vec::new();
     for line in text.lines() {
-        let mut words = line.trim_start().splitn(3, ' ').filter(|word| !word.is_empty());
-        let (Some(thread), Some(time), Some(what)) = (words.next(), words.next(), words.next()) else {
-            continue;
-        };
+        // Short thread ids are filled up with spaces.
+        let Some((thread, rest)) = line.trim_start().split_once(' ') else { continue };
+        let Some((time, what)) = rest.trim_start().split_once(' ') else { continue };
         let what = what.trim_start();
         let Some(time) = micros(time) else { continue };
         if let Some(begun) = what.strip_suffix("<unfinished ...>") {
@@ -162,7 +161,7 @@ mod tests {
 11 100.000003 pwrite64(9</d/objects/state-1/db>, \"\"..., 524288, 0 <unfinished ...>
 10 100.000004 write(25</d/log-1>, \"\"..., 300) = -1 ENOSPC (No space left on device) <0.000010>
 11 100.000009 <... pwrite64 resumed>) = 524288 <0.000006>
-10 100.000020 unlink(\"/d/log-1\") = 0 <0.000001>
+7     100.000020 unlink(\"/d/log-1\") = 0 <0.000001>
 10 100.000030 renameat(AT_FDCWD</>, \"/d/CURRENT.new\", AT_FDCWD</>, \"/d/CURRENT\") = 0 <0.000001>
 10 100.000040 +++ exited with 0 +++
 ";
