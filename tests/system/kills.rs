@@ -29,7 +29,7 @@ async fn masters_killed_at_random_lose_nothing_and_always_start_again() -> Resul
     let mut random = StdRng::seed_from_u64(seed);
     let cluster = Cluster::up(3, 0).await?;
     let writer = Writer::start(cluster.client(), WRITE_INTERVAL);
-    let (mut killed, mut all_at_once, mut while_starting) = (0, 0, 0);
+    let (mut killed, mut told, mut all_at_once, mut while_starting) = (0, 0, 0, 0);
     while killed < wanted {
         let victims: Vec<&str> = if random.random_bool(0.1) {
             all_at_once += 1;
@@ -54,8 +54,9 @@ async fn masters_killed_at_random_lose_nothing_and_always_start_again() -> Resul
         all_back(&cluster).await.with_context(|| format!("after {killed} kills, the last of {victims:?}"))?;
         // The moment of the next one is part of the experiment.
         tokio::time::sleep(Duration::from_millis(random.random_range(0..400))).await;
-        if killed % 20 == 0 {
+        if killed >= told + 20 {
             println!("{killed} kills");
+            told = killed;
         }
     }
     let (writes, rate) = writer.finish().await?;

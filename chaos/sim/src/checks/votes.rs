@@ -26,7 +26,10 @@ impl Votes {
     pub fn started(&self, node: NodeName, id: u64, vote: Option<VoteSeen>) -> Option<String> {
         let (known, last) = self.last.get(&node)?;
         let vote = vote.unwrap_or(VoteSeen { term: 0, candidate: 0 });
-        let kept = vote.term > last.term || (vote.term == last.term && vote.candidate == last.candidate);
+        // In term 0 nobody votes: openraft begins with itself there, and saves nothing.
+        let kept = last.term == 0
+            || vote.term > last.term
+            || (vote.term == last.term && vote.candidate == last.candidate);
         (*known == id && !kept).then(|| {
             format!(
                 "{node} had voted for {} in term {}, and knows {} in term {} after its restart",
@@ -52,6 +55,8 @@ mod tests {
         assert!(votes.started(m1, 1, vote(2, 2)).is_some());
         assert!(votes.started(m1, 1, vote(3, 1)).is_some());
         assert!(votes.started(m1, 1, None).is_some());
+        votes.seen(m1, 1, VoteSeen { term: 0, candidate: 1 });
+        assert_eq!(votes.started(m1, 1, None), None);
         // Another member on the same machine never voted.
         assert_eq!(votes.started(m1, 9, vote(0, 0)), None);
     }
