@@ -191,7 +191,7 @@ fn script(id: &str, number: u16, delay: &Delay, agent_port: u16) -> String {
         let family = if peer.is_ipv4() { "ip" } else { "ip6" };
         format!("{family} saddr {peer} queue num {number} bypass")
     });
-    packets::table(id, "arrive", "input", agent_port, rules)
+    packets::emptying(id) + &packets::filling(id, "arrive", "input", agent_port, rules)
 }
 
 fn by_family(peers: &[IpAddr]) -> [Vec<&IpAddr>; 2] {

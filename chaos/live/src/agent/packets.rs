@@ -75,24 +75,14 @@ fn script(id: &str, drop: &Drop, agent_port: u16) -> String {
     emptying(id) + &script
 }
 
-/// A table with one chain, as one transaction.
-pub(super) fn table(
-    id: &str,
-    chain: &str,
-    hook: &str,
-    agent_port: u16,
-    rules: impl Iterator<Item = String>,
-) -> String {
-    emptying(id) + &filling(id, chain, hook, agent_port, rules)
-}
-
 /// The table of a fault, new and empty.
-fn emptying(id: &str) -> String {
+pub(super) fn emptying(id: &str) -> String {
     let table = format!("inet {PREFIX}{id}");
     format!("add table {table}\ndelete table {table}\nadd table {table}\n")
 }
 
-fn filling(
+/// One chain of it.
+pub(super) fn filling(
     id: &str,
     chain: &str,
     hook: &str,
