@@ -97,7 +97,7 @@ pub(crate) struct Peers {
     pub(crate) quarantined: AtomicBool,
     /// Addresses that peers called from, newer than the membership's.
     learned: Mutex<BTreeMap<NodeId, String>>,
-    /// The membership's, where it has changed: openraft keeps telling a client the one with which it was made.
+    /// The membership's of now: openraft keeps telling a client the one with which it was made.
     members: Mutex<BTreeMap<NodeId, String>>,
     /// The cluster that goes on in place of this one, once somebody said so.
     superseded: watch::Sender<String>,
