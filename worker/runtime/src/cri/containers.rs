@@ -30,6 +30,8 @@ impl Service {
     ) -> Result<String, Status> {
         let config = request.config.ok_or_else(|| Status::invalid_argument("container config is missing"))?;
         let sandbox = self.sandbox(&request.pod_sandbox_id)?;
+        // Either before the sandbox is stopped, which then takes the container too, or refused.
+        let _gate = sandbox.gate.lock().await;
         let pod = sandbox.record();
         if !pod.ready {
             return Err(Status::unknown(format!("sandbox container \"{}\" is not running", pod.id)));

@@ -43,9 +43,12 @@ impl Service {
             cgroup,
         };
         let sandbox = Arc::new(Sandbox::new(record, ShimClient::new(self.paths.sandbox_state(&id))));
-        // Known from the start, so that an interrupted start is cleaned up after a restart.
+        let gate = sandbox.gate.lock().await;
+        // Known from the start, so that an interrupted start is cleaned up after a restart. Who
+        // wants to stop it meanwhile waits at the gate: half a sandbox cannot be taken down.
         self.tables().sandboxes.insert(id.clone(), sandbox.clone());
         let started = self.start_sandbox(&sandbox).await;
+        drop(gate);
         if let Err(error) = started {
             tracing::warn!(sandbox = id, %error, "the sandbox could not be made");
             if let Err(error) = self.remove_sandbox(&id).await {

@@ -190,19 +190,25 @@ impl Containers {
         }
     }
 
-    /// Kills every container and waits for their ends to be recorded.
-    pub async fn kill_all(&self) {
+    /// Kills every container and waits for their ends to be recorded. One that is being started
+    /// is waited for, so that its program does not outlive the daemon unseen. Nothing starts
+    /// while the returned guard is held.
+    pub async fn kill_all(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        let none_starts = self.starts.lock().await;
         let mut ended = self.ended.subscribe();
-        for container in self.lock().keys().cloned().collect::<Vec<_>>() {
+        // The table is let go of before the loop, whose body takes it again.
+        let all: Vec<String> = self.lock().keys().cloned().collect();
+        for container in all {
             if let Err(error) = self.signal(&container, libc::SIGKILL, true) {
                 eprintln!("shim: {error}");
             }
         }
         while !self.lock().is_empty() {
             if let Err(broadcast::error::RecvError::Closed) = ended.recv().await {
-                return;
+                break;
             }
         }
+        none_starts
     }
 }
 

@@ -90,7 +90,7 @@ async fn serve(directory: &Path, plan: &ShimPlan, socket: StdListener) -> Result
         tokio::select! {
             biased;
             Some(mut client) = stopped.recv() => {
-                containers.kill_all().await;
+                let _none_starts = containers.kill_all().await;
                 if let Some(holder) = holder {
                     holder.end().await;
                 }

@@ -165,6 +165,33 @@ async fn stop_gives_the_grace_period_and_then_kills() -> Result<()> {
     node.finish(&[&pod]).await
 }
 
+/// A pod may be deleted at any moment of its start.
+#[tokio::test]
+async fn a_pod_that_is_stopped_while_a_container_starts_leaves_nothing() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let node = Node::start().await?;
+    node.load_sleeper().await?;
+    let mut pods = Vec::new();
+    for step in 0..16 {
+        let pod = node.run_pod(&format!("hasty-{step}")).await?;
+        let id = pod.create(&node, pod.script("main", "trap '' TERM; while :; do sleep 1; done")).await?;
+        let (mut starter, mut stopper) = (node.runtime().await?, node.runtime().await?);
+        let start = starter.start_container(v1::StartContainerRequest { container_id: id });
+        let stop = async {
+            // Into all parts of a start, which takes some 50 ms.
+            tokio::time::sleep(Duration::from_millis(5 * step)).await;
+            stopper.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() }).await
+        };
+        // The start may have been in time or not.
+        let (_, stopped) = tokio::join!(start, stop);
+        stopped.with_context(|| format!("stopped {} ms into the start", 5 * step))?;
+        pods.push(pod);
+    }
+    node.finish(&pods.iter().collect::<Vec<_>>()).await
+}
+
 #[tokio::test]
 async fn a_container_over_its_memory_limit_is_oom_killed() -> Result<()> {
     if !is_root() {
