@@ -78,6 +78,9 @@ impl Survivor {
     /// # Errors
     /// Where it is not a whole master's, or that master runs.
     pub fn open(data_dir: &Path, env: Env) -> Result<Self, Error> {
+        if crate::backup::unfinished(data_dir, env.disk.as_ref()) {
+            return Err(identity::Error::Restoring(data_dir.to_owned()).into());
+        }
         let keys = keys_of(data_dir, env.disk.clone())?;
         let now = env.clock.now().into();
         let issued = keys.authority.issue(&Subject::new("ephor-recover", MASTERS_ORGANIZATION), &[], now)?;

@@ -135,8 +135,10 @@ impl Hunt {
     fn row(&self, bug: &str) -> String {
         let check = match &self.caught {
             None => "**none**".to_owned(),
+            // The message, without its place on this machine.
             Some(outcome) if outcome.verdict == "crash" => {
-                format!("panic: {}", outcome.reasons.join(" ").replace('|', "/"))
+                let said = outcome.reasons.join(" ");
+                said.split_once(" (/").map_or(said.as_str(), |(message, _)| message).replace('|', "/")
             }
             Some(outcome) => {
                 let mut checks = outcome.checks.clone();

@@ -96,11 +96,9 @@ impl Simulation {
             Some(journal) => self.outcome(&journal["ephor"]),
             None => {
                 let said = String::from_utf8_lossy(&output.stderr);
-                let last: Vec<&str> = said.lines().rev().take(4).collect();
-                let reason = last.into_iter().rev().collect::<Vec<_>>().join(" | ");
                 Outcome {
                     verdict: "crash".to_owned(),
-                    reasons: vec![reason],
+                    reasons: vec![last_words(&said)],
                     checks: vec!["crash".to_owned()],
                     ..self.outcome(&Value::Null)
                 }
@@ -156,6 +154,20 @@ impl Outcome {
     }
 }
 
+/// Why a program died: what its first panic said and where, or its last lines.
+fn last_words(said: &str) -> String {
+    let mut lines = said.lines();
+    // As the standard library's hook writes it: "thread 'main' panicked at FILE:LINE:COLUMN:", then the message.
+    let place = lines.find_map(|line| line.split_once(" panicked at ").map(|(_, place)| place));
+    match (place, lines.next()) {
+        (Some(place), Some(message)) => format!("panic: {message} ({})", place.trim_end_matches(':')),
+        _ => {
+            let last: Vec<&str> = said.lines().rev().take(4).collect();
+            last.into_iter().rev().collect::<Vec<_>>().join(" | ")
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -185,6 +197,13 @@ mod tests {
         assert!(!outcome.failed());
         outcome.compare(&of("b"));
         assert!(outcome.failed());
+    }
+
+    #[test]
+    fn a_crash_is_told_by_its_first_panic() {
+        let said = "starting\nthread 'main' (7) panicked at src/a.rs:1:2:\nlog went back\nnote: run with\n";
+        assert_eq!(last_words(said), "panic: log went back (src/a.rs:1:2)");
+        assert_eq!(last_words("a\nb\nc\nd\nkilled\n"), "b | c | d | killed");
     }
 
     #[test]
