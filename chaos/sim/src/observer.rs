@@ -13,7 +13,7 @@ use chaos_spec::NodeName;
 use consensus::{Consensus, Member, NodeId, VoteSeen};
 use storage::{Object, Store, WatchClosed, WatchEvent, WatchItem};
 
-use crate::checks::{fence, minority, votes};
+use crate::checks::{fence, ids, minority, votes};
 use crate::machine;
 use crate::seams::clock;
 use chaos_oracle::Violation;
@@ -35,6 +35,7 @@ struct Seen {
     violations: Vec<Violation>,
     masters: BTreeMap<NodeName, Weak<Consensus>>,
     ids: BTreeMap<NodeName, NodeId>,
+    given: ids::Ids,
     votes: votes::Votes,
     /// What leaders wrote into their journal, by revision.
     journal: BTreeMap<u64, fence::Written>,
@@ -107,6 +108,8 @@ impl Observer {
 
     /// Looks into the master that starts on a node, until it ends. `journal` is the pause between two entries.
     pub fn attach(&self, node: NodeName, consensus: &Arc<Consensus>, journal: Duration) {
+        let given_before = self.lock().given.seen(node, consensus.node_id());
+        given_before.into_iter().for_each(|what| self.violation(ids::CHECK, what));
         match consensus.vote_kept() {
             Ok(vote) => {
                 let forgotten = self.lock().votes.started(node, consensus.node_id(), vote);

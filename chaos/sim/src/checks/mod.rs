@@ -4,6 +4,7 @@
 //! `observer.rs` and `inject.rs` tell what they see.
 
 pub mod fence;
+pub mod ids;
 pub mod logs;
 pub mod minority;
 pub mod replicas;
