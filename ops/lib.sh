@@ -21,6 +21,11 @@ debian() {
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
+# What reports name as the commit they were built from.
+commit() {
+  git describe --always --dirty --exclude '*' --abbrev=12 2>/dev/null || echo unknown
+}
+
 toolchain() {
   command -v cargo >/dev/null || die "no Rust toolchain: install rustup, then run this again"
   # protoc: the gRPC code; nft, ip: the network; busybox, curl: the example.

@@ -139,6 +139,9 @@ fn build(root: &Path, features: &[&str]) -> Result<PathBuf> {
             cargo.env_remove(&name);
         }
     }
+    if let Some(commit) = commit(root) {
+        cargo.env("EPHOR_COMMIT", commit);
+    }
     let built = cargo
         .current_dir(root)
         .args(["build", "--locked", "--profile", "simulation", "--workspace", "--bin", "ephor-sim"])
@@ -146,7 +149,19 @@ fn build(root: &Path, features: &[&str]) -> Result<PathBuf> {
         .status()
         .context("starting cargo")?;
     ensure!(built.success(), "ephor-sim does not build");
-    Ok(root.join("target/simulation/ephor-sim"))
+    Ok(target(root).join("simulation/ephor-sim"))
+}
+
+/// Where cargo builds.
+fn target(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |target| root.join(target))
+}
+
+/// What reports name as the commit they were built from, as `commit` of `ops/lib.sh` does.
+fn commit(root: &Path) -> Option<String> {
+    let git = ["describe", "--always", "--dirty", "--exclude", "*", "--abbrev=12"];
+    let output = Command::new("git").current_dir(root).args(git).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 fn seed_of_the_clock() -> u64 {

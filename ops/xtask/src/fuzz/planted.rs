@@ -87,7 +87,7 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
 /// Builds the simulation with the bugs, next to the one without.
 fn build(root: &Path) -> Result<PathBuf> {
     let built = super::build(root, &["--features", "chaos-sim/planted"])?;
-    let kept = root.join("target/planted/ephor-sim");
+    let kept = super::target(root).join("planted/ephor-sim");
     let directory = kept.parent().context("a file has a directory")?;
     std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
     std::fs::copy(&built, &kept).with_context(|| kept.display().to_string())?;
