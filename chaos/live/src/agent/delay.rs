@@ -62,7 +62,11 @@ impl Delays {
         let (stop, late) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let thread = std::thread::Builder::new().name("delay".to_owned()).spawn({
             let (delay, stop, late) = (delay.clone(), stop.clone(), late.clone());
-            move || hold(queue, &delay, &stop, &late)
+            move || {
+                let mut queue = queue;
+                hold(&mut queue, &delay, &stop, &late);
+                close(queue, number);
+            }
         })?;
         self.running().insert(id.to_owned(), Running { stop, late, thread });
         hand_over(id, number, delay, agent_port).inspect_err(|_| {
@@ -108,6 +112,9 @@ fn chain(number: u16) -> String {
 
 fn open(number: u16) -> io::Result<Queue> {
     let mut queue = Queue::open()?;
+    if let Err(error) = keep_from_children() {
+        tracing::warn!(%error, "programs started from here keep the packet queue open");
+    }
     queue.bind(number)?;
     // What is in the packets is nobody's business.
     queue.set_copy_range(number, 0)?;
@@ -120,8 +127,28 @@ fn open(number: u16) -> io::Result<Queue> {
     Ok(queue)
 }
 
+/// Its library lets programs that are started from here inherit the queue. Such a program would
+/// hold up what nobody takes any more after the agent's end, as long as it runs.
+#[allow(unsafe_code, reason = "the call touches no memory and closes nothing that this process uses")]
+fn keep_from_children() -> io::Result<()> {
+    // All others are kept from them already: the standard library opens nothing else.
+    match unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Gives the queue back to the kernel by name: a program that is being started at this moment may
+/// still have it open, and packets would go on to wait in it.
+fn close(mut queue: Queue, number: u16) {
+    queue.set_nonblocking(false);
+    if let Err(error) = queue.unbind(number) {
+        tracing::warn!(%error, number, "the packet queue of the kernel");
+    }
+}
+
 /// Takes packets and lets each go when it is time, until it is told to stop: then all at once.
-fn hold(mut queue: Queue, delay: &Delay, stop: &AtomicBool, late: &AtomicU64) {
+fn hold(queue: &mut Queue, delay: &Delay, stop: &AtomicBool, late: &AtomicU64) {
     let mut waiting: VecDeque<(Option<Instant>, Message)> = VecDeque::new();
     loop {
         // Before the queue is looked at for the last time.
@@ -249,6 +276,7 @@ fn iptables(tables: &str, arguments: &[&str]) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
+    use std::os::fd::{BorrowedFd, OwnedFd};
 
     use nix::sched::{CloneFlags, unshare};
 
@@ -337,6 +365,48 @@ mod tests {
             undo_all().unwrap();
             packets::undo_all().unwrap();
             next.undo("c").unwrap();
+        });
+    }
+
+    #[test]
+    fn a_program_that_is_started_does_not_keep_the_queue() {
+        alone(|| {
+            let _queue = open(QUEUES.0).unwrap();
+            let listed = Command::new("ls").args(["-l", "/proc/self/fd"]).output().unwrap();
+            let listed = String::from_utf8(listed.stdout).unwrap();
+            let sockets: Vec<&str> = listed.lines().filter(|line| line.contains("socket:")).collect();
+            // Its standard input and error may be sockets of whoever runs the tests.
+            let beyond = |line: &&str| !["0", "1", "2"].iter().any(|fd| line.contains(&format!(" {fd} -> ")));
+            assert_eq!(sockets.into_iter().find(beyond), None, "{listed}");
+        });
+    }
+
+    /// What a program that is being started has open for a moment: all that this process has.
+    #[allow(
+        unsafe_code,
+        reason = "a descriptor is borrowed for one call; where it is closed meanwhile the call fails"
+    )]
+    fn everything_open() -> Vec<OwnedFd> {
+        let names = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let numbers = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        numbers.filter_map(|fd| unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().ok()).collect()
+    }
+
+    #[test]
+    fn a_queue_that_somebody_still_has_open_holds_nothing_up() {
+        alone(|| {
+            let delays = Delays::default();
+            delays.apply("o", &delay(None), 6446).unwrap();
+            let kept = everything_open();
+            assert!(!kept.is_empty());
+            let running = delays.running().remove("o").unwrap();
+            running.stop.store(true, Ordering::Release);
+            running.thread.join().unwrap();
+            let (sender, receiver) = sockets();
+            sender.send(&[1]).unwrap();
+            assert_eq!(received(&receiver), 1);
+            drop(kept);
+            delays.undo("o").unwrap();
         });
     }
 
