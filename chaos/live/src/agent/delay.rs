@@ -285,6 +285,9 @@ mod tests {
     /// In a network of its own, where only what the test sends is under way. Threads and programs started here are in
     /// it too.
     fn alone(test: impl FnOnce() + Send + 'static) {
+        // One after the other: what one opens the other's programs would inherit.
+        static ONE: Mutex<()> = Mutex::new(());
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let thread = std::thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
