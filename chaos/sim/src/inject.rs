@@ -109,6 +109,10 @@ impl Injector {
     pub fn step(&mut self, world: &mut World<'_>) {
         let now = world.elapsed().saturating_sub(self.origin);
         self.end_due(world, now);
+        // A master that has come meanwhile may link two sides.
+        if !self.cuts.is_empty() {
+            self.isolate(world);
+        }
         while let Some(due) = self.schedule.pop_front_if(|(_, entry)| entry.at <= now) {
             self.waiting.push(due);
         }
