@@ -1,5 +1,5 @@
 //! A dev cluster for one test: brought up with `ephor dev up`, taken down when
-//! the value is dropped, also when the test panics.
+//! the value is dropped, also when the test fails: then the nodes' logs are shown.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -28,6 +28,7 @@ pub struct Cluster {
     binary: PathBuf,
     root: PathBuf,
     client: Client,
+    passed: bool,
 }
 
 impl Cluster {
@@ -71,7 +72,13 @@ impl Cluster {
             return Err(error);
         }
         let client = client_for(&root.join("kubeconfig"), None).await?;
-        Ok(Self { binary, root, client })
+        Ok(Self { binary, root, client, passed: false })
+    }
+
+    /// For the end of a test: without it the logs are shown.
+    pub fn passed(mut self) -> Result<()> {
+        self.passed = true;
+        Ok(())
     }
 
     /// A client through the balancer.
@@ -208,7 +215,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if !self.passed {
             keep_logs(&self.root);
         }
         let mut down = Command::new(&self.binary);

@@ -78,7 +78,7 @@ async fn a_replica_that_differs_is_taken_out_and_made_anew() -> Result<()> {
     cluster.masters_agree().await?;
     says(&cluster.log(victim)?, &["the leader's state has taken the place of this one"])?;
     ensure!(!status(&cluster).contains("ALARM"), "the alarm stays:\n{}", status(&cluster));
-    Ok(())
+    cluster.passed()
 }
 
 /// A file system of its own for one master's data, and what fills it. Unmounted
@@ -203,5 +203,5 @@ async fn a_full_disk_ends_one_master_cleanly_and_room_brings_it_back() -> Result
     check_writes(cluster.client(), &writes).await?;
     cluster.masters_agree().await?;
     println!("{} of {} writes acknowledged, none lost", writes.acknowledged.len(), writes.sent);
-    Ok(())
+    cluster.passed()
 }

@@ -63,7 +63,8 @@ async fn kubectl_works_as_against_a_stock_cluster() -> Result<()> {
     containers(&bench).await?;
     port_forward(&bench)?;
     waiting_and_events(&bench)?;
-    dry_runs(&bench)
+    dry_runs(&bench)?;
+    bench.cluster.passed()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,7 +72,8 @@ async fn kubectl_deletes_and_drains() -> Result<()> {
     let bench = Bench::new().await?;
     bench.kubectl("create configmap c --from-literal=edited=2")?;
     deleting(&bench)?;
-    drain(&bench)
+    drain(&bench)?;
+    bench.cluster.passed()
 }
 
 fn reading(bench: &Bench) -> Result<()> {

@@ -75,7 +75,7 @@ async fn killing_the_leader_loses_nothing_and_stops_nothing() -> Result<()> {
     check_writes(cluster.client(), &writes).await?;
     cluster.masters_agree().await?;
     ensure!(service.failures.is_empty(), "reads through the Service failed: {:?}", service.failures);
-    Ok(())
+    cluster.passed()
 }
 
 async fn first_write(writer: &Writer, killed: Instant) -> Result<Duration> {
@@ -130,7 +130,7 @@ async fn a_leader_that_was_paused_changes_nothing_when_it_wakes_up() -> Result<(
     ensure!(pods.lines().count() == 3, "three pods, neither more nor fewer:\n{pods}");
     let service = service.finish().await?;
     ensure!(service.failures.is_empty(), "reads through the Service failed: {:?}", service.failures);
-    Ok(())
+    cluster.passed()
 }
 
 async fn leader_other_than(cluster: &Cluster, paused: &str) -> Result<String> {
