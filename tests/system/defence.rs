@@ -203,5 +203,7 @@ async fn a_full_disk_ends_one_master_cleanly_and_room_brings_it_back() -> Result
     check_writes(cluster.client(), &writes).await?;
     cluster.masters_agree().await?;
     println!("{} of {} writes acknowledged, none lost", writes.acknowledged.len(), writes.sent);
+    let Place { disk, cluster } = place;
+    drop(disk);
     cluster.passed()
 }
