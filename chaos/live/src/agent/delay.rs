@@ -62,11 +62,7 @@ impl Delays {
         let (stop, late) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let thread = std::thread::Builder::new().name("delay".to_owned()).spawn({
             let (delay, stop, late) = (delay.clone(), stop.clone(), late.clone());
-            move || {
-                let mut queue = queue;
-                hold(&mut queue, &delay, &stop, &late);
-                close(queue, number);
-            }
+            move || close(hold(queue, &delay, &stop, &late), number)
         })?;
         self.running().insert(id.to_owned(), Running { stop, late, thread });
         hand_over(id, number, delay, agent_port).inspect_err(|_| {
@@ -147,8 +143,9 @@ fn close(mut queue: Queue, number: u16) {
     }
 }
 
-/// Takes packets and lets each go when it is time, until it is told to stop: then all at once.
-fn hold(queue: &mut Queue, delay: &Delay, stop: &AtomicBool, late: &AtomicU64) {
+/// Takes packets and lets each go when it is time, until it is told to stop: then all at once,
+/// and the queue is given back.
+fn hold(mut queue: Queue, delay: &Delay, stop: &AtomicBool, late: &AtomicU64) -> Queue {
     let mut waiting: VecDeque<(Option<Instant>, Message)> = VecDeque::new();
     loop {
         // Before the queue is looked at for the last time.
@@ -175,7 +172,7 @@ fn hold(queue: &mut Queue, delay: &Delay, stop: &AtomicBool, late: &AtomicU64) {
             }
         }
         if stopping {
-            return;
+            return queue;
         }
         std::thread::sleep(LOOK);
     }
@@ -311,6 +308,16 @@ mod tests {
         byte[0]
     }
 
+    /// Nobody takes the packets any more, and the rules are still there: what comes must get through.
+    fn end_without_undoing(delays: &Delays, id: &str) {
+        let running = delays.running().remove(id).unwrap();
+        running.stop.store(true, Ordering::Release);
+        running.thread.join().unwrap();
+        let (sender, receiver) = sockets();
+        sender.send(&[1]).unwrap();
+        assert_eq!(received(&receiver), 1);
+    }
+
     fn delay(latency_ms: Option<u64>) -> Delay {
         Delay { from: vec!["127.0.0.1".parse().unwrap()], latency_ms, jitter_ms: 0 }
     }
@@ -353,12 +360,7 @@ mod tests {
         alone(|| {
             let delays = Delays::default();
             delays.apply("c", &delay(None), 6446).unwrap();
-            let running = delays.running().remove("c").unwrap();
-            running.stop.store(true, Ordering::Release);
-            running.thread.join().unwrap();
-            let (sender, receiver) = sockets();
-            sender.send(&[1]).unwrap();
-            assert_eq!(received(&receiver), 1);
+            end_without_undoing(&delays, "c");
             let next = Delays::default();
             assert_eq!(next.undo("c").unwrap(), 0);
             assert!(!iptables("iptables", &["-S"]).unwrap_or_default().contains(CHAIN));
@@ -402,12 +404,7 @@ mod tests {
             delays.apply("o", &delay(None), 6446).unwrap();
             let kept = everything_open();
             assert!(!kept.is_empty());
-            let running = delays.running().remove("o").unwrap();
-            running.stop.store(true, Ordering::Release);
-            running.thread.join().unwrap();
-            let (sender, receiver) = sockets();
-            sender.send(&[1]).unwrap();
-            assert_eq!(received(&receiver), 1);
+            end_without_undoing(&delays, "o");
             drop(kept);
             delays.undo("o").unwrap();
         });
