@@ -36,7 +36,8 @@ impl Volume {
     }
 
     fn synchronize(&self, handle: FileHandle, reply: ReplyEmpty) {
-        let delay = match lock(&self.state).admit_sync(handle.0) {
+        let answer = lock(&self.state).admit_sync(handle.0);
+        let delay = match answer {
             Ok(delay) => delay,
             Err(error) => return reply.error(error),
         };
@@ -121,7 +122,8 @@ impl Filesystem for Volume {
     }
 
     fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
-        match lock(&self.state).read_link(node.0) {
+        let answer = lock(&self.state).read_link(node.0);
+        match answer {
             Ok(target) => reply.data(target.as_os_str().as_bytes()),
             Err(error) => reply.error(error),
         }
@@ -171,7 +173,8 @@ impl Filesystem for Volume {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        match lock(&self.state).create(parent.0, name, mode, flags) {
+        let answer = lock(&self.state).create(parent.0, name, mode, flags);
+        match answer {
             Ok((attributes, handle)) => reply.created(
                 &TTL,
                 &attributes,
@@ -184,7 +187,8 @@ impl Filesystem for Volume {
     }
 
     fn open(&self, _: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match lock(&self.state).open(node.0, flags.0) {
+        let answer = lock(&self.state).open(node.0, flags.0);
+        match answer {
             Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO),
             Err(error) => reply.error(error),
         }
@@ -201,7 +205,8 @@ impl Filesystem for Volume {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let file = match lock(&self.state).reading(handle.0) {
+        let answer = lock(&self.state).reading(handle.0);
+        let file = match answer {
             Ok(file) => file,
             Err(error) => return reply.error(error),
         };
@@ -276,14 +281,16 @@ impl Filesystem for Volume {
     }
 
     fn opendir(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match lock(&self.state).open_directory(node.0) {
+        let answer = lock(&self.state).open_directory(node.0);
+        match answer {
             Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
             Err(error) => reply.error(error),
         }
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let entries = match lock(&self.state).entries(handle.0) {
+        let answer = lock(&self.state).entries(handle.0);
+        let entries = match answer {
             Ok(entries) => entries,
             Err(error) => return reply.error(error),
         };

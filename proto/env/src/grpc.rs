@@ -125,7 +125,8 @@ pub fn channel(
         let (network, address, options) = (network.clone(), address.clone(), options.clone());
         let attempts = attempts.clone();
         async move {
-            if let Some(refusal) = attempts.lock().unwrap_or_else(PoisonError::into_inner).refusal() {
+            let refusal = attempts.lock().unwrap_or_else(PoisonError::into_inner).refusal();
+            if let Some(refusal) = refusal {
                 return Err(refusal);
             }
             let connected = connect(network.as_ref(), &address, &options).await;

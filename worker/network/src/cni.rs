@@ -131,10 +131,10 @@ pub fn run(environment: &BTreeMap<String, String>, input: &str) -> Result<String
             }
             "DEL" => network.detach(sandbox).await.map(|()| String::new()).map_err(Error::from),
             "CHECK" => network.address_of(sandbox)?.map(|_| String::new()).ok_or(Error::NotAttached),
-            "STATUS" | "GC" => match network.ready().borrow().is_some() {
-                true => Ok(String::new()),
-                false => Err(pod::Error::NotReady.into()),
-            },
+            "STATUS" | "GC" => {
+                let ready = network.ready().borrow().is_some();
+                if ready { Ok(String::new()) } else { Err(pod::Error::NotReady.into()) }
+            }
             other => Err(Error::Command(other.into())),
         }
     })
