@@ -177,6 +177,8 @@ impl ConsensusConfig {
             max_in_snapshot_log_to_keep: self.snapshot_count / 2,
             purge_batch_size: self.snapshot_count / MIN_SNAPSHOT_COUNT,
             install_snapshot_timeout: 15 * 60 * 1000,
+            // `network/append.rs` counts on it.
+            broadcast_submitted_on_append: Some(true),
             backoff: "50ms 100ms 200ms ..400ms".to_owned(),
             ..Config::default()
         };

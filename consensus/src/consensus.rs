@@ -100,7 +100,7 @@ impl Consensus {
         let peers =
             Peers::new(env.network.clone(), &config.cluster_id, config.node_id, &config.address.peer_address)
                 .map_err(Error::Config)?;
-        let factory = Factory { peers: peers.clone() };
+        let factory = Factory { peers: peers.clone(), given_out: log_store.given_out() };
         let raft = Raft::new(config.node_id, config.raft()?, factory, log_store, state_machine)
             .await
             .map_err(|error| Error::Raft(error.to_string()))?;

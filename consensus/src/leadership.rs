@@ -44,11 +44,13 @@ impl Contact {
 /// Keeps the watch up to date until the node stops.
 pub(crate) async fn run(consensus: Arc<Consensus>) {
     let mut metrics = consensus.raft.metrics();
+    let mut server = consensus.raft.server_metrics();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut membership = None;
     loop {
-        let now = metrics.borrow_watched().clone();
+        let known = server.borrow_and_update().clone();
+        let now = metrics.borrow_and_update().clone();
         if *now.membership_config.log_id() != membership {
             membership = *now.membership_config.log_id();
             let nodes = now.membership_config.nodes();
@@ -62,6 +64,11 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
             return;
         }
         let next = consensus.judge(&now);
+        // Every entry changes the metrics several times; they matter only while something is on its way.
+        let settled = next.quorum
+            && next.leading == (now.state == ServerState::Leader)
+            && (now.state, now.current_leader, now.vote) == (known.state, known.current_leader, known.vote)
+            && now.membership_config == known.membership_config;
         consensus.leadership.send_if_modified(|current| {
             let changed = *current != next;
             if changed && (current.leader, current.leading) != (next.leader, next.leading) {
@@ -73,9 +80,12 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
         tokio::select! {
             biased;
             () = consensus.stop.cancelled() => return,
-            // First: metrics change with every tick of openraft, far more often.
-            _ = ticks.tick() => consensus.bound_log(&now).await,
-            changed = metrics.changed() => if changed.is_err() {
+            // First: metrics may change far more often.
+            _ = ticks.tick() => {
+                let now = metrics.borrow_watched().clone();
+                consensus.bound_log(&now).await;
+            }
+            changed = server.changed() => if changed.is_err() && metrics.borrow_watched().running_state.is_ok() {
                 // Nobody is left to say what happened: its task panicked.
                 if !consensus.stop.is_cancelled() {
                     tracing::error!("the consensus has ended by itself; this master stops");
@@ -84,6 +94,8 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
                 }
                 return;
             },
+            // That there is nobody any more says `server` too.
+            _ = metrics.changed(), if !settled => {}
         }
     }
 }

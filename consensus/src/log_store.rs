@@ -16,7 +16,7 @@ use proto_env::planted::{self, Bug};
 use storage::Store;
 use storage::codec::{decode, encode};
 use storage::log::{Done, Log};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::raft_types::{LogId, RaftEntry, TypeConfig, Vote};
 use crate::slow::Slow;
@@ -34,6 +34,10 @@ pub(crate) struct LogStore {
     durable: Arc<AtomicU64>,
     blocking: Blocking,
     slow: Slow,
+    /// The last entry appended.
+    appended: Option<u64>,
+    /// Up to where openraft surely gives entries out to be sent.
+    given_out: watch::Sender<Option<u64>>,
 }
 
 fn other(error: storage::Error) -> io::Error {
@@ -56,7 +60,14 @@ impl LogStore {
         blocking: Blocking,
         slow: Slow,
     ) -> Self {
-        Self { log, store, durable, blocking, slow }
+        let appended = log.state().last;
+        Self { log, store, durable, blocking, slow, appended, given_out: watch::Sender::new(appended) }
+    }
+
+    /// The last entry that openraft surely gives to whoever asks it what to send. It does right after the append
+    /// (`broadcast_submitted_on_append`), which is seen at the next one: a little less than there is.
+    pub(crate) fn given_out(&self) -> watch::Receiver<Option<u64>> {
+        self.given_out.subscribe()
     }
 
     fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<RaftEntry>> {
@@ -140,6 +151,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             .map(|entry| Ok((entry.index(), Bytes::from(encode("log entry", &entry)?))))
             .collect::<storage::Result<Vec<_>>>()
             .map_err(other)?;
+        self.given_out.send_replace(self.appended);
+        self.appended = records.last().map(|(index, _)| *index);
         let slow = self.slow.clone();
         let done: Done = Box::new(move |result| slow.after(move || callback.io_completed(result)));
         self.log.append(records, done);
@@ -147,7 +160,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
-        written(&self.slow, |done| self.log.truncate_after(last_log_id.map(|id| id.index), done)).await
+        let last = last_log_id.map(|id| id.index);
+        self.appended = last;
+        self.given_out.send_replace(last);
+        written(&self.slow, |done| self.log.truncate_after(last, done)).await
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {

@@ -32,6 +32,7 @@ use crate::membership::Change;
 use crate::network::{ADDRESS_KEY, CLUSTER_KEY, NODE_ID_KEY, TARGET_KEY, snapshot};
 use crate::proposer::BATCH_COMMANDS;
 use crate::raft_types::{SnapshotData, TypeConfig};
+use crate::types::NodeId;
 
 /// The longest that the leader tries for a follower.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -80,16 +81,28 @@ fn fatal(error: impl std::fmt::Display) -> Status {
     Status::unavailable(error.to_string())
 }
 
-/// Answers each message of a call before the next is read.
-fn one_by_one<Q: 'static, A: Send + 'static>(
+fn caller<T>(request: &Request<T>) -> Option<NodeId> {
+    request.metadata().get(NODE_ID_KEY)?.to_str().ok()?.parse().ok()
+}
+
+/// Answers each message of a call before the next is read. The caller waits for what is committed to arrive by
+/// the log, too, and gets it at once.
+fn one_by_one<Q: Send + 'static, A: Send + 'static>(
     service: &RaftService,
-    messages: Streaming<Q>,
+    request: Request<Streaming<Q>>,
     answer: fn(RaftService, Q) -> BoxFuture<'static, Result<A, Status>>,
 ) -> Response<Answers<A>> {
     let service = service.clone();
-    let answers = service.until_stopped(messages).then(move |message| match message {
-        Ok(message) => answer(service.clone(), message),
-        Err(status) => Box::pin(std::future::ready(Err(status))),
+    let urge = caller(&request).map(|node| service.0.peers.urges(node));
+    let answers = service.until_stopped(request.into_inner()).then(move |message| {
+        let (service, urge) = (service.clone(), urge.clone());
+        async move {
+            let answered = answer(service, message?).await;
+            if let Some(urge) = urge {
+                urge.notify_one();
+            }
+            answered
+        }
     });
     Response::new(Box::pin(answers))
 }
@@ -105,7 +118,7 @@ impl RaftService {
         if text(TARGET_KEY).and_then(|target| target.parse().ok()) != Some(self.0.node_id) {
             return Err(Status::failed_precondition(format!("this is master {}", self.0.node_id)));
         }
-        if let (Some(Ok(node)), Some(address)) = (text(NODE_ID_KEY).map(str::parse), text(ADDRESS_KEY)) {
+        if let (Some(node), Some(address)) = (caller(request), text(ADDRESS_KEY)) {
             self.0.peers.learn(node, address);
         }
         Ok(())
@@ -222,7 +235,7 @@ impl RaftRpc for RaftService {
 
     async fn propose(&self, request: Request<Streaming<ProposeRequest>>) -> Answer<Self::ProposeStream> {
         self.admit(&request)?;
-        Ok(one_by_one(self, request.into_inner(), |service, message| {
+        Ok(one_by_one(self, request, |service, message| {
             Box::pin(async move { service.propose_all(message).await })
         }))
     }
@@ -234,7 +247,7 @@ impl RaftRpc for RaftService {
         request: Request<Streaming<ReadIndexRequest>>,
     ) -> Answer<Self::ReadIndexStream> {
         self.admit(&request)?;
-        Ok(one_by_one(self, request.into_inner(), |service, _| {
+        Ok(one_by_one(self, request, |service, _| {
             Box::pin(async move { service.read_index_now().await })
         }))
     }
@@ -254,8 +267,7 @@ impl RaftRpc for RaftService {
 
     async fn compare(&self, request: Request<CompareRequest>) -> Answer<CompareResponse> {
         self.admit(&request)?;
-        let from = request.metadata().get(NODE_ID_KEY).and_then(|value| value.to_str().ok());
-        let from = from.and_then(|id| id.parse().ok());
+        let from = caller(&request);
         let message = request.into_inner();
         Ok(Response::new(self.0.compare_here(from, message)))
     }

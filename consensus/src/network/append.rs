@@ -1,8 +1,22 @@
 //! AppendEntries to one follower as one call that stays open: several requests are
 //! under way at once, and each costs a message instead of a call. openraft makes the
 //! requests and takes the answers (`NetStreamAppend`); `service.rs` is the other end.
+//!
+//! openraft makes a request without entries whenever more is committed. Two things
+//! are done about those:
+//!
+//! - **None follows a request that was not answered.** openraft takes an answer that
+//!   names a log index for the answer to every request up to that index, and the time
+//!   at which it made the last of them for a proof that this master led then. With one
+//!   that adds nothing behind one that is unanswered, an answer given before a read
+//!   came would prove that this master led after it: a stale read, if another leads by
+//!   now (`a_commit_does_not_follow_what_is_unanswered`).
+//! - **While entries come in quick succession it waits for the next**, which tell what
+//!   is committed as well: half the messages of a client that writes one thing after
+//!   the other.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use openraft::errors::RPCError;
@@ -10,11 +24,11 @@ use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
 use proto_wire::raft::RaftMessage;
 use proto_wire::raft::raft_client::RaftClient;
 use storage::codec::{decode, encode};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
 
 use super::client::{APPEND_TIMEOUT, transfer, unreachable};
 use super::{CallError, Lane, Peers};
@@ -23,19 +37,33 @@ use crate::types::NodeId;
 
 /// Requests sent and not answered. Each has at most what `log_store.rs` reads at once.
 const IN_FLIGHT: usize = 8;
+/// Entries that come sooner after others come in quick succession.
+const SUCCESSION: Duration = Duration::from_millis(3);
 
 pub(super) type Answer = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
 
+type Request = AppendEntriesRequest<TypeConfig>;
+
 /// An open call.
-struct Session<S> {
+struct Session<S, A> {
     peers: Arc<Peers>,
     target: NodeId,
     /// None once it has ended, and the sender with it.
     requests: Option<(S, mpsc::Sender<RaftMessage>)>,
-    answers: Streaming<RaftMessage>,
+    answers: A,
     waiting: usize,
     /// When nothing has come back for too long.
     due: Instant,
+    /// The last entry that the follower has once it has answered.
+    sent: Option<u64>,
+    given_out: watch::Receiver<Option<u64>>,
+    /// When entries were last sent, and how long after those before.
+    succession: Option<(Instant, Duration)>,
+    /// A request without entries, and until when it waits for some.
+    held: Option<(Request, Instant)>,
+    /// The follower waits to hear what is committed.
+    urges: Arc<Notify>,
+    urged: bool,
 }
 
 /// Opens the call with the first request; gives no answers if there is none.
@@ -46,25 +74,23 @@ pub(super) async fn open<S>(
     peers: Arc<Peers>,
     target: NodeId,
     client: impl FnOnce() -> Result<RaftClient<Channel>, CallError>,
+    given_out: watch::Receiver<Option<u64>>,
     mut requests: S,
 ) -> Result<impl Stream<Item = Answer> + Send, RPCError<TypeConfig>>
 where
-    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin,
+    S: Stream<Item = Request> + Send + Unpin,
 {
     let Some(first) = requests.next().await else {
         return Ok(futures::stream::empty().left_stream());
     };
-    let first = message(&first).map_err(unreachable)?;
-    let patience = APPEND_TIMEOUT + transfer(&first.payload);
     let (sender, receiver) = mpsc::channel(IN_FLIGHT);
-    // There is room for all that may be under way.
-    sender.try_send(first).map_err(unreachable)?;
+    let patience = APPEND_TIMEOUT + post(&sender, &first)?;
     // Not before there is something to send: the follower may have moved while openraft held it back.
     let mut client = client().map_err(unreachable)?;
     let call = client.append_entries(peers.request(target, ReceiverStream::new(receiver)));
     let answers = peers.call(target, Lane::Append, patience, call).await.map_err(unreachable)?;
     let due = Instant::now() + patience;
-    let session = Session { peers, target, requests: Some((requests, sender)), answers, waiting: 1, due };
+    let session = Session::new(peers, target, (requests, sender), answers, given_out, (&first, due));
     let answers = futures::stream::unfold(Some(session), async |session| {
         let mut session = session?;
         let answer = session.next().await?;
@@ -75,74 +101,314 @@ where
     Ok(answers.right_stream())
 }
 
-pub(super) fn message(request: &AppendEntriesRequest<TypeConfig>) -> storage::Result<RaftMessage> {
+pub(super) fn message(request: &Request) -> storage::Result<RaftMessage> {
     let payload = encode("raft request", request)?;
     Ok(RaftMessage { payload })
 }
 
-impl<S> Session<S>
+/// Gives a request to the call; says how much longer it may take for its size.
+fn post(sender: &mpsc::Sender<RaftMessage>, request: &Request) -> Result<Duration, RPCError<TypeConfig>> {
+    let message = message(request).map_err(unreachable)?;
+    let longer = transfer(&message.payload);
+    match sender.try_send(message) {
+        // Where the other side has ended the call, it says why next.
+        Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(longer),
+        // There is room for all that may be under way.
+        Err(full) => Err(unreachable(full)),
+    }
+}
+
+/// The last entry that whoever accepts the request has.
+fn last(request: &Request) -> Option<u64> {
+    let added = request.entries.last().map(|entry| entry.log_id.index);
+    added.or(request.prev_log_id.map(|previous| previous.index))
+}
+
+impl<S, A> Session<S, A>
 where
-    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin,
+    S: Stream<Item = Request> + Send + Unpin,
+    A: Stream<Item = Result<RaftMessage, Status>> + Send + Unpin,
 {
+    /// A call over which `first` was sent and is to be answered at the time given.
+    fn new(
+        peers: Arc<Peers>,
+        target: NodeId,
+        requests: (S, mpsc::Sender<RaftMessage>),
+        answers: A,
+        given_out: watch::Receiver<Option<u64>>,
+        (first, due): (&Request, Instant),
+    ) -> Self {
+        Self {
+            urges: peers.urges(target),
+            peers,
+            target,
+            requests: Some(requests),
+            answers,
+            waiting: 1,
+            due,
+            sent: last(first),
+            given_out,
+            succession: None,
+            held: None,
+            urged: false,
+        }
+    }
+
     /// The next answer; sends what there is to send meanwhile.
     async fn next(&mut self) -> Option<Answer> {
         loop {
             if self.waiting == 0 && self.requests.is_none() {
                 return None;
             }
+            let held_until = self.held.as_ref().map(|(_, until)| *until);
             let request = async {
-                match &mut self.requests {
-                    Some((requests, _)) if self.waiting < IN_FLIGHT => requests.next().await,
-                    _ => std::future::pending().await,
+                let Some((requests, _)) = &mut self.requests else { return std::future::pending().await };
+                if self.waiting == IN_FLIGHT {
+                    return std::future::pending().await;
                 }
+                // With these the next request has entries.
+                let more = |given_out: &Option<u64>| *given_out > self.sent;
+                if self.waiting > 0 && self.given_out.wait_for(more).await.is_err() {
+                    return std::future::pending().await;
+                }
+                requests.next().await
             };
-            tokio::select! {
+            let sent = tokio::select! {
                 biased;
-                answer = self.answers.message() => return Some(self.answered(answer)),
-                request = request => if let Err(error) = self.send(request) {
-                    return Some(Err(error));
-                },
+                answer = self.answers.next() => return Some(self.answered(answer)),
+                request = request => self.take(request),
+                () = self.urges.notified() => self.urge(),
+                () = tokio::time::sleep_until(held_until.unwrap_or(self.due)), if held_until.is_some() => self.release(),
                 () = tokio::time::sleep_until(self.due), if self.waiting > 0 => {
                     self.peers.forget(self.target, Lane::Append);
                     return Some(Err(unreachable(CallError::Timeout(APPEND_TIMEOUT))));
                 }
+            };
+            if let Err(error) = sent {
+                return Some(Err(error));
             }
         }
     }
 
-    fn send(
-        &mut self,
-        request: Option<AppendEntriesRequest<TypeConfig>>,
-    ) -> Result<(), RPCError<TypeConfig>> {
-        let (Some(request), Some((_, sender))) = (request, &self.requests) else {
+    /// Sends what openraft made, or holds it back.
+    fn take(&mut self, request: Option<Request>) -> Result<(), RPCError<TypeConfig>> {
+        let Some(request) = request else {
+            let released = self.release();
             self.requests = None;
-            return Ok(());
+            return released;
         };
-        let message = message(&request).map_err(unreachable)?;
-        let from = if self.waiting == 0 { Instant::now() + APPEND_TIMEOUT } else { self.due };
-        self.due = from + transfer(&message.payload);
-        self.waiting += 1;
-        match sender.try_send(message) {
-            Ok(()) => Ok(()),
-            // The other side has ended the call and says why next.
-            Err(mpsc::error::TrySendError::Closed(_)) => {
-                self.requests = None;
-                Ok(())
+        let now = Instant::now();
+        if request.entries.is_empty() {
+            if let Some((at, after)) = self.succession
+                && after < SUCCESSION
+                && self.waiting == 0
+                && !self.urged
+            {
+                self.held = Some((request, at + SUCCESSION));
+                return Ok(());
             }
-            Err(full) => Err(unreachable(full)),
+        } else {
+            let after = self.succession.map_or(Duration::MAX, |(at, _)| now - at);
+            self.succession = Some((now, after));
+        }
+        self.send(&request)
+    }
+
+    fn urge(&mut self) -> Result<(), RPCError<TypeConfig>> {
+        self.urged = true;
+        self.release()
+    }
+
+    /// Sends what is held back.
+    fn release(&mut self) -> Result<(), RPCError<TypeConfig>> {
+        match self.held.take() {
+            Some((request, _)) => self.send(&request),
+            None => Ok(()),
         }
     }
 
-    fn answered(&mut self, answer: Result<Option<RaftMessage>, Status>) -> Answer {
+    fn send(&mut self, request: &Request) -> Result<(), RPCError<TypeConfig>> {
+        // It says all that one held back does.
+        self.held = None;
+        self.urged = false;
+        let Some((_, sender)) = &self.requests else { return Ok(()) };
+        let longer = post(sender, request)?;
+        if sender.is_closed() {
+            self.requests = None;
+        }
+        let from = if self.waiting == 0 { Instant::now() + APPEND_TIMEOUT } else { self.due };
+        self.due = from + longer;
+        self.waiting += 1;
+        self.sent = last(request);
+        Ok(())
+    }
+
+    fn answered(&mut self, answer: Option<Result<RaftMessage, Status>>) -> Answer {
         match answer {
-            Ok(Some(message)) => {
+            Some(Ok(message)) => {
                 self.waiting = self.waiting.saturating_sub(1);
                 // Never sooner than before: what is still under way has its time.
                 self.due = self.due.max(Instant::now() + APPEND_TIMEOUT);
                 decode("raft response", &message.payload).map_err(unreachable)
             }
-            Ok(None) => Err(unreachable("the follower has ended the call")),
-            Err(status) => Err(unreachable(self.peers.refused(self.target, Lane::Append, status))),
+            None => Err(unreachable("the follower has ended the call")),
+            Some(Err(status)) => Err(unreachable(self.peers.refused(self.target, Lane::Append, status))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::entry::RaftEntry as _;
+    use openraft::type_config::alias::CommittedLeaderIdOf;
+    use proto_env::TlsNetwork;
+
+    use super::*;
+    use crate::raft_types::{LogId, RaftEntry, Vote};
+
+    /// Both ends of a session over which the entry 1 was sent.
+    struct Fixture {
+        requests: mpsc::Sender<Request>,
+        given_out: watch::Sender<Option<u64>>,
+        urges: Arc<Notify>,
+        sent: mpsc::Receiver<RaftMessage>,
+        answers: mpsc::Sender<Result<RaftMessage, Status>>,
+    }
+
+    fn id(index: u64) -> LogId {
+        LogId { leader_id: CommittedLeaderIdOf::<TypeConfig>::from(1), index }
+    }
+
+    fn entry(index: u64) -> Request {
+        Request { entries: vec![RaftEntry::new_blank(id(index))], ..commit(index - 1) }
+    }
+
+    /// Says that all is committed up to an entry that was sent before.
+    fn commit(index: u64) -> Request {
+        let vote = Vote::new_committed(1, 1);
+        Request { vote, prev_log_id: Some(id(index)), entries: vec![], leader_commit: Some(id(index)) }
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let peers = Peers::new(Arc::new(TlsNetwork::joining()), "c", 1, "127.0.0.1:1").unwrap();
+            let (requests, made) = mpsc::channel(16);
+            let (sender, sent) = mpsc::channel(IN_FLIGHT);
+            let (answers, answered) = mpsc::channel(16);
+            let given_out = watch::Sender::new(Some(1));
+            let urges = peers.urges(2);
+            let mut session = Session::new(
+                peers,
+                2,
+                (ReceiverStream::new(made), sender),
+                ReceiverStream::new(answered),
+                given_out.subscribe(),
+                (&entry(1), Instant::now() + APPEND_TIMEOUT),
+            );
+            tokio::spawn(async move { while session.next().await.is_some() {} });
+            Self { requests, given_out, urges, sent, answers }
+        }
+
+        async fn make(&self, request: Request) {
+            self.requests.send(request).await.unwrap();
+        }
+
+        async fn answer(&self, index: u64) {
+            let answer: StreamAppendResult<TypeConfig> = Ok(Some(id(index)));
+            let payload = encode("raft response", &answer).unwrap();
+            self.answers.send(Ok(RaftMessage { payload })).await.unwrap();
+        }
+
+        /// The next request sent: when, what it follows, and how many entries it has.
+        async fn sent(&mut self) -> (Duration, u64, usize) {
+            let begun = Instant::now();
+            let message = self.sent.recv().await.unwrap();
+            let request: Request = decode("raft request", &message.payload).unwrap();
+            (begun.elapsed(), request.prev_log_id.unwrap().index, request.entries.len())
+        }
+
+        async fn nothing_is_sent(&mut self) {
+            let waited = tokio::time::timeout(Duration::from_secs(1), self.sent.recv()).await;
+            assert!(waited.is_err(), "{waited:?}");
+        }
+
+        /// Brings the entries up to `last` to the follower, one after the other.
+        async fn succession(&mut self, last: u64) {
+            for index in 2..=last {
+                self.answer(index - 1).await;
+                self.make(entry(index)).await;
+                assert_eq!(self.sent().await, (Duration::ZERO, index - 1, 1));
+            }
+            self.answer(last).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_commit_does_not_follow_what_is_unanswered() {
+        let mut fixture = Fixture::new();
+        fixture.make(commit(1)).await;
+        fixture.nothing_is_sent().await;
+        fixture.answer(1).await;
+        assert_eq!(fixture.sent().await, (Duration::ZERO, 1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn entries_do() {
+        let mut fixture = Fixture::new();
+        fixture.make(entry(2)).await;
+        // Not known to be entries yet.
+        fixture.nothing_is_sent().await;
+        fixture.given_out.send_replace(Some(2));
+        assert_eq!(fixture.sent().await, (Duration::ZERO, 1, 1));
+        fixture.make(commit(2)).await;
+        fixture.answer(1).await;
+        fixture.nothing_is_sent().await;
+        fixture.answer(2).await;
+        assert_eq!(fixture.sent().await, (Duration::ZERO, 2, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_committed_goes_with_entries_that_follow_soon() {
+        let mut fixture = Fixture::new();
+        fixture.succession(3).await;
+        fixture.make(commit(3)).await;
+        tokio::time::sleep(SUCCESSION / 3).await;
+        fixture.make(entry(4)).await;
+        assert_eq!(fixture.sent().await, (Duration::ZERO, 3, 1));
+        fixture.answer(4).await;
+        fixture.nothing_is_sent().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_committed_does_not_wait_longer_than_that() {
+        let mut fixture = Fixture::new();
+        fixture.succession(3).await;
+        fixture.make(commit(3)).await;
+        assert_eq!(fixture.sent().await, (SUCCESSION, 3, 0));
+        // Nor for entries that come slowly.
+        fixture.answer(3).await;
+        fixture.make(entry(4)).await;
+        assert_eq!(fixture.sent().await, (Duration::ZERO, 3, 1));
+        fixture.answer(4).await;
+        fixture.make(commit(4)).await;
+        assert_eq!(fixture.sent().await, (Duration::ZERO, 4, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_committed_goes_at_once_to_whoever_waits_for_it() {
+        for urged_first in [true, false] {
+            let mut fixture = Fixture::new();
+            fixture.succession(3).await;
+            if urged_first {
+                fixture.urges.notify_one();
+                tokio::time::sleep(SUCCESSION / 3).await;
+                fixture.make(commit(3)).await;
+            } else {
+                fixture.make(commit(3)).await;
+                tokio::time::sleep(SUCCESSION / 3).await;
+                fixture.urges.notify_one();
+            }
+            assert_eq!(fixture.sent().await, (Duration::ZERO, 3, 0));
         }
     }
 }

@@ -19,6 +19,7 @@ use proto_wire::raft::raft_client::RaftClient;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use storage::codec::{decode, encode};
+use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use super::standing::Standing;
@@ -37,6 +38,8 @@ const SLOWEST_LINK: u64 = 256 * 1024;
 /// Makes the clients.
 pub(crate) struct Factory {
     pub(crate) peers: Arc<Peers>,
+    /// See [`LogStore::given_out`](crate::log_store::LogStore::given_out).
+    pub(crate) given_out: watch::Receiver<Option<u64>>,
 }
 
 /// A client of one target.
@@ -45,6 +48,7 @@ pub(crate) struct PeerClient {
     target: NodeId,
     node: MasterAddress,
     lane: Lane,
+    given_out: watch::Receiver<Option<u64>>,
     /// The call that carries heartbeats, as long as they are answered.
     beats: Option<Standing<RaftMessage, RaftMessage>>,
 }
@@ -65,21 +69,22 @@ impl RaftNetworkFactory<TypeConfig> for Factory {
     /// append of a new leader would find that out after [`APPEND_TIMEOUT`].
     async fn new_client(&mut self, target: NodeId, node: &MasterAddress) -> PeerClient {
         self.peers.forget(target, Lane::Append);
-        PeerClient { peers: self.peers.clone(), target, node: node.clone(), lane: Lane::Append, beats: None }
+        self.client(target, node, Lane::Append)
     }
 
     async fn new_heartbeat_client(&mut self, target: NodeId, node: &MasterAddress) -> PeerClient {
-        PeerClient { peers: self.peers.clone(), target, node: node.clone(), lane: Lane::Control, beats: None }
+        self.client(target, node, Lane::Control)
     }
 
     async fn new_snapshot_client(&mut self, target: NodeId, node: &MasterAddress) -> PeerClient {
-        PeerClient {
-            peers: self.peers.clone(),
-            target,
-            node: node.clone(),
-            lane: Lane::Snapshot,
-            beats: None,
-        }
+        self.client(target, node, Lane::Snapshot)
+    }
+}
+
+impl Factory {
+    fn client(&self, target: NodeId, node: &MasterAddress, lane: Lane) -> PeerClient {
+        let (peers, given_out) = (self.peers.clone(), self.given_out.clone());
+        PeerClient { peers, target, node: node.clone(), lane, given_out, beats: None }
     }
 }
 
@@ -111,7 +116,8 @@ impl PeerClient {
             return Ok(Box::pin(futures::stream::iter(answer)));
         }
         let client = || self.client(self.lane);
-        let answers = append::open(self.peers.clone(), self.target, client, input).await?;
+        let given_out = self.given_out.clone();
+        let answers = append::open(self.peers.clone(), self.target, client, given_out, input).await?;
         Ok(Box::pin(answers))
     }
 

@@ -18,7 +18,7 @@ use proto_env::grpc::{self, ChannelOptions};
 use proto_env::{MASTERS_ORGANIZATION, Network, Purpose};
 use proto_wire::MESSAGE_LIMIT_BYTES;
 use proto_wire::raft::raft_client::RaftClient;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 
@@ -93,6 +93,8 @@ pub(crate) struct Peers {
     channels: Mutex<BTreeMap<(NodeId, Lane), (String, Channel)>>,
     /// Calls in a row without an answer.
     silent: Mutex<BTreeMap<(NodeId, Lane), u32>>,
+    /// Told when a peer should hear at once what is committed.
+    urges: Mutex<BTreeMap<NodeId, Arc<Notify>>>,
     /// This replica differs from the others: nobody gets its state.
     pub(crate) quarantined: AtomicBool,
     /// Addresses that peers called from, newer than the membership's.
@@ -117,13 +119,14 @@ impl Peers {
         let address = address.parse().map_err(|_| format!("{address:?} is not a peer address"))?;
         let cluster = cluster_id.parse().map_err(|_| format!("{cluster_id:?} is not a cluster's id"))?;
         let identity = (MetadataValue::from(me), address, cluster);
-        let (channels, silent, learned, members, quarantined, superseded) = Default::default();
+        let (channels, silent, urges, learned, members, quarantined, superseded) = Default::default();
         Ok(Arc::new(Self {
             network,
             me,
             identity,
             channels,
             silent,
+            urges,
             quarantined,
             learned,
             members,
@@ -185,6 +188,11 @@ impl Peers {
             }
         }
         Box::new(status).into()
+    }
+
+    /// Where to hear that `node` should be told at once what is committed.
+    pub(crate) fn urges(&self, node: NodeId) -> Arc<Notify> {
+        lock(&self.urges).entry(node).or_default().clone()
     }
 
     /// Connects anew when a lane is used next.

@@ -93,6 +93,8 @@ struct Index {
     /// Bytes of all segments.
     disk_bytes: u64,
     stamp: u64,
+    /// What is committed goes with the next write.
+    committed_waits: bool,
 }
 
 #[derive(Default, Clone)]
@@ -117,6 +119,11 @@ impl Index {
     fn next_stamp(&mut self) -> u64 {
         self.stamp += 1;
         self.stamp
+    }
+
+    /// What is committed, once for each time that it was saved.
+    fn take_committed(&mut self) -> Option<Vec<u8>> {
+        std::mem::take(&mut self.committed_waits).then(|| self.state.committed.clone()).flatten()
     }
 
     fn truncate_after(&mut self, index: Option<u64>) {
@@ -239,11 +246,11 @@ impl Log {
         self.submit(Job::one(Record::Vote(vote), !planted::is(Bug::VoteNotSynced), done));
     }
 
-    /// Saves what is committed. It needs no sync of its own: it becomes durable
-    /// with the next write that does.
+    /// Saves what is committed. It needs no write of its own: it goes with the next one.
     pub fn save_committed(&self, committed: Vec<u8>) {
-        lock(&self.index).state.committed = Some(committed.clone());
-        self.submit(Job::one(Record::Committed(committed), false, Box::new(|_| ())));
+        let mut known = lock(&self.index);
+        known.state.committed = Some(committed);
+        known.committed_waits = true;
     }
 
     /// Removes the entries after `index` (`None`: all).
@@ -293,7 +300,12 @@ impl Log {
         }
     }
 
-    fn submit(&self, job: Job) {
+    fn submit(&self, mut job: Job) {
+        // After the entries that it is about, which were submitted before it was saved.
+        let committed = lock(&self.index).take_committed();
+        if let Some(committed) = committed {
+            job.records.insert(0, (Record::Committed(committed), 0));
+        }
         match &self.writer {
             Inner::Inline(writer) => lock(writer).write(vec![job]),
             Inner::Thread { jobs, .. } => {

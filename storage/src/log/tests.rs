@@ -71,6 +71,39 @@ fn entries_vote_and_state_survive_reopening() {
 }
 
 #[test]
+fn what_is_committed_is_kept_though_nothing_follows() {
+    let fixture = Fixture::new();
+    let log = fixture.open().unwrap();
+    append(&log, 1..=3);
+    log.save_committed(b"committed".to_vec());
+    drop(log);
+    assert_eq!(fixture.open().unwrap().state().committed.as_deref(), Some(&b"committed"[..]));
+}
+
+/// After a power cut it must not speak of entries that are not there.
+#[test]
+fn what_is_committed_comes_after_the_entries_it_is_about() {
+    let mut fixture = Fixture::new();
+    fixture.options.segment_bytes = 1 << 20;
+    let log = fixture.open().unwrap();
+    append(&log, 1..=1);
+    log.save_committed(b"1".to_vec());
+    append(&log, 2..=2);
+    let path = fixture.segments().pop().unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    drop(log);
+    let mut committed = None;
+    for length in 1..=whole.len() {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        let log = fixture.open().unwrap();
+        let state = log.state();
+        assert!(state.committed.is_none() || state.last >= Some(1), "{length}: {state:?}");
+        committed = committed.max(state.committed);
+    }
+    assert_eq!(committed.as_deref(), Some(&b"1"[..]));
+}
+
+#[test]
 fn purged_segments_are_removed_and_stay_so() {
     let fixture = Fixture::new();
     let log = fixture.open().unwrap();

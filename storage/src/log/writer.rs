@@ -138,6 +138,10 @@ impl Writer {
     /// The last words of a log that is closed: everything before them was synced, so
     /// damage to the newest records is told apart from a tail that never was.
     pub(super) fn end(&mut self) {
+        let committed = lock(&self.index).take_committed();
+        if committed.is_some() {
+            self.head.committed = committed;
+        }
         if self.failed.is_none()
             && let Err(error) = self.sync().and_then(|()| self.write_head()).and_then(|()| self.sync())
         {
