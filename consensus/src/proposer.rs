@@ -1,5 +1,6 @@
 //! Group commit: proposals wait in one bounded queue; as many as there are go on
-//! together, and a few such batches are under way at once. On the leader a batch
+//! together, and a few such batches are under way at once. Who finds nobody waiting
+//! and one batch less than that goes on alone. On the leader a batch
 //! is a log entry with its fsync, on a follower one call of the leader
 //! (`forward.rs`). What came of each proposal is told exactly: not entered,
 //! unknown, or its outcome. `propose.rs` feeds it, and `service.rs` with what
@@ -66,6 +67,8 @@ pub(crate) enum Way {
 #[derive(Clone)]
 pub(crate) struct Proposer {
     queue: mpsc::Sender<Pending>,
+    way: Way,
+    in_flight: Arc<Semaphore>,
 }
 
 impl Proposer {
@@ -73,7 +76,15 @@ impl Proposer {
     /// the proposer is gone.
     pub(crate) fn new(way: Way) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, receiver) = mpsc::channel(QUEUE);
-        (Self { queue }, run(way, receiver))
+        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
+        let running = run(way.clone(), in_flight.clone(), receiver);
+        (Self { queue, way, in_flight }, running)
+    }
+
+    /// The right to go on alone.
+    fn alone(&self) -> Option<OwnedSemaphorePermit> {
+        let nobody_waits = self.queue.capacity() == self.queue.max_capacity() && !self.queue.is_closed();
+        if nobody_waits { self.in_flight.clone().try_acquire_owned().ok() } else { None }
     }
 
     /// Proposes. After `deadline` the answer is what is certain then.
@@ -85,6 +96,11 @@ impl Proposer {
         let pending = Pending { command, size_bytes, until, state: state.clone(), verdict };
         let withdrawal = Withdrawal(state.clone());
         let answer = tokio::time::timeout(deadline, async {
+            if let Some(permit) = self.alone() {
+                state.store(TAKEN, Ordering::Release);
+                tokio::spawn(write(self.way.clone(), vec![pending], permit));
+                return receiver.await.ok();
+            }
             match self.queue.send(pending).await {
                 Ok(()) => receiver.await.ok(),
                 Err(_) => Some(Verdict::NotEntered("this master is stopping".to_owned())),
@@ -120,8 +136,7 @@ impl Drop for Withdrawal {
     }
 }
 
-async fn run(way: Way, mut queue: mpsc::Receiver<Pending>) {
-    let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
+async fn run(way: Way, in_flight: Arc<Semaphore>, mut queue: mpsc::Receiver<Pending>) {
     let mut next = None;
     loop {
         let first = match next.take() {

@@ -247,9 +247,7 @@ impl RaftRpc for RaftService {
         request: Request<Streaming<ReadIndexRequest>>,
     ) -> Answer<Self::ReadIndexStream> {
         self.admit(&request)?;
-        Ok(one_by_one(self, request, |service, _| {
-            Box::pin(async move { service.read_index_now().await })
-        }))
+        Ok(one_by_one(self, request, |service, _| Box::pin(async move { service.read_index_now().await })))
     }
 
     async fn change_membership(
