@@ -160,7 +160,7 @@ where
             if self.waiting == 0 && self.requests.is_none() {
                 return None;
             }
-            let held_until = self.held.as_ref().map(|(_, until)| *until);
+            let held_until = self.held.as_ref().map_or(self.due, |(_, until)| *until);
             let request = async {
                 let Some((requests, _)) = &mut self.requests else { return std::future::pending().await };
                 if self.waiting == IN_FLIGHT {
@@ -178,7 +178,7 @@ where
                 answer = self.answers.next() => return Some(self.answered(answer)),
                 request = request => self.take(request),
                 () = self.urges.notified() => self.urge(),
-                () = tokio::time::sleep_until(held_until.unwrap_or(self.due)), if held_until.is_some() => self.release(),
+                () = tokio::time::sleep_until(held_until), if self.held.is_some() => self.release(),
                 () = tokio::time::sleep_until(self.due), if self.waiting > 0 => {
                     self.peers.forget(self.target, Lane::Append);
                     return Some(Err(unreachable(CallError::Timeout(APPEND_TIMEOUT))));
