@@ -16,7 +16,7 @@ pub mod strace;
 pub mod wait;
 
 pub use cluster::{Cluster, How};
-pub use masters::Hosts;
+pub use masters::{Hosts, octet};
 pub use wait::{eventually, eventually_within};
 
 /// Checks that an output contains every one of some texts.

@@ -30,6 +30,11 @@ pub struct Hosts {
     masters: BTreeMap<String, Child>,
 }
 
+/// The last octet of the address of `m<number>`.
+pub fn octet(number: u8) -> u8 {
+    10 + number
+}
+
 fn ip(line: &str) -> Result<String> {
     run(Command::new("ip").args(line.split_whitespace()))
 }
@@ -188,6 +193,23 @@ impl Hosts {
         self.start(name, octet, &format!("--init {line}"))?;
         eventually("the first master's keys", async || Ok(self.use_master(name, octet).ok())).await?;
         self.voters(1).await
+    }
+
+    /// `m1`, up and leading, with `m2` to `m<size>` voting beside it; `line` is what is special about all.
+    pub async fn cluster(&mut self, size: u8, line: &str) -> Result<()> {
+        self.found("m1", octet(1), line).await?;
+        let join = Self::join_line(&self.ephor("members add")?)?;
+        for number in 2..=size {
+            self.join(number, &format!("{join} {line}"))?;
+        }
+        self.voters(usize::from(size)).await
+    }
+
+    /// Starts `m<number>` on a host of its own.
+    pub fn join(&mut self, number: u8, line: &str) -> Result<()> {
+        let name = format!("m{number}");
+        self.add(&name, octet(number))?;
+        self.start(&name, octet(number), line)
     }
 
     /// Waits until this many masters vote and one of them leads.

@@ -11,7 +11,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use serde_json::json;
 use tests::strace::{Event, Strace, now};
-use tests::{Cluster, Hosts, eventually, eventually_within};
+use tests::{Cluster, Hosts, eventually, eventually_within, octet};
 
 const MASTERS: [&str; 3] = ["m1", "m2", "m3"];
 const WRITES: usize = 60;
@@ -237,7 +237,7 @@ async fn purges(hosts: &Hosts, client: &Client) -> Result<()> {
 async fn adoption(hosts: &mut Hosts) -> Result<()> {
     let current = Path::new(&hosts.data_dir("m3")).join("objects/CURRENT");
     let old = std::fs::read_to_string(&current)?;
-    hosts.start("m3", 13, SMALL_LOG)?;
+    hosts.start("m3", octet(3), SMALL_LOG)?;
     let strace = attach(hosts.pid("m3")?, None).await?;
     eventually_within(PURGE_WITHIN, "a snapshot to be adopted", async || {
         Ok((std::fs::read_to_string(&current)? != old).then_some(()))
@@ -252,16 +252,10 @@ async fn adoption(hosts: &mut Hosts) -> Result<()> {
 }
 
 async fn purges_and_adoption(hosts: &mut Hosts) -> Result<()> {
-    hosts.found("m1", 11, SMALL_LOG).await?;
-    let join = Hosts::join_line(&hosts.ephor("members add")?)?;
-    for (name, octet) in [("m2", 12), ("m3", 13)] {
-        hosts.add(name, octet)?;
-        hosts.start(name, octet, &format!("{join} {SMALL_LOG}"))?;
-    }
-    hosts.voters(3).await?;
+    hosts.cluster(3, SMALL_LOG).await?;
     hosts.ephor("members transfer-leader m1")?;
     hosts.kill("m3")?;
-    let client = hosts.client(11).await?;
+    let client = hosts.client(octet(1)).await?;
     purges(hosts, &client).await?;
     adoption(hosts).await
 }

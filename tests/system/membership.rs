@@ -6,33 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use tests::load::{Writer, Writes, check_writes};
-use tests::{Hosts, eventually, eventually_within, says};
+use tests::{Hosts, eventually, eventually_within, octet, says};
 
 const PREFIX: &str = "ephmem";
 const SUBNET: &str = "10.99.8";
 const WRITE_INTERVAL: Duration = Duration::from_millis(25);
 /// Twice an election by the timers of these tests (`tests/src/hosts.rs`).
 const ELECTION_BOUND: Duration = Duration::from_secs(6);
-
-fn octet(number: u8) -> u8 {
-    10 + number
-}
-
-/// Starts `m1` and joins `m2` to `mN`.
-async fn cluster_of(hosts: &mut Hosts, size: u8, line: &str) -> Result<()> {
-    hosts.found("m1", octet(1), line).await?;
-    let join = Hosts::join_line(&hosts.ephor("members add")?)?;
-    for number in 2..=size {
-        join_as(hosts, number, &format!("{join} {line}"))?;
-    }
-    hosts.voters(usize::from(size)).await
-}
-
-fn join_as(hosts: &mut Hosts, number: u8, line: &str) -> Result<()> {
-    let name = format!("m{number}");
-    hosts.add(&name, octet(number))?;
-    hosts.start(&name, octet(number), line)
-}
 
 /// The longest time in which nothing was acknowledged.
 fn longest_gap(writes: &Writes) -> Duration {
@@ -73,7 +53,7 @@ async fn one_three_five_seven_and_back_without_a_failed_write() -> Result<()> {
         let join = Hosts::join_line(&hosts.ephor("members add")?)?;
         for size in [3, 5, 7] {
             for number in [size - 1, size] {
-                join_as(hosts, number, &join)?;
+                hosts.join(number, &join)?;
             }
             hosts.voters(usize::from(size)).await?;
         }
@@ -111,7 +91,7 @@ async fn one_three_five_seven_and_back_without_a_failed_write() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_master_is_replaced_in_one_command_or_by_the_leader_itself() -> Result<()> {
     Hosts::run(PREFIX, SUBNET, async |hosts| {
-        cluster_of(hosts, 3, "--replace-dead-after 3s").await?;
+        hosts.cluster(3, "--replace-dead-after 3s").await?;
         hosts.ephor("members transfer-leader m1")?;
         hosts.kill("m3")?;
         refused(hosts.ephor("members remove m2"), &["2 of 3 voters would be left"])?;
@@ -120,7 +100,7 @@ async fn a_dead_master_is_replaced_in_one_command_or_by_the_leader_itself() -> R
         let join = Hosts::join_line(&hosts.ephor("members replace m3")?)?;
         ensure!(join.contains("--replace"), "{join}");
         let started = Instant::now();
-        join_as(hosts, 4, &format!("{join} --replace-dead-after 3s"))?;
+        hosts.join(4, &format!("{join} --replace-dead-after 3s"))?;
         eventually("m4 in the place of m3", async || {
             let list = hosts.ephor("members list")?;
             ensure!(votes(&list, "m4") && !lists(&list, "m3"), "{list}");
@@ -130,7 +110,7 @@ async fn a_dead_master_is_replaced_in_one_command_or_by_the_leader_itself() -> R
         println!("from the command to m4 voting in place of m3: {} ms", started.elapsed().as_millis());
         // A learner waits; the next one that dies is replaced by it without a command.
         let join = Hosts::join_line(&hosts.ephor("members add --name m5")?)?;
-        join_as(hosts, 5, &format!("{join} --replace-dead-after 3s"))?;
+        hosts.join(5, &format!("{join} --replace-dead-after 3s"))?;
         eventually("m5 to wait", async || {
             let list = hosts.ephor("members list")?;
             let waits = |line: &str| line.contains(" m5 ") && line.contains(" ok ");
@@ -161,7 +141,7 @@ async fn a_dead_master_is_replaced_in_one_command_or_by_the_leader_itself() -> R
 #[tokio::test(flavor = "multi_thread")]
 async fn all_masters_come_back_at_other_addresses() -> Result<()> {
     Hosts::run(PREFIX, SUBNET, async |hosts| {
-        cluster_of(hosts, 3, "").await?;
+        hosts.cluster(3, "").await?;
         let before = hosts.ephor("members list")?;
         for number in 1..=3 {
             hosts.kill(&format!("m{number}"))?;

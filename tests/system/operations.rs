@@ -2,114 +2,21 @@
 //! a host of its own; an image from a registry; and `ephor reset` after a
 //! crash, which leaves nothing behind.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use tests::hosts::{Bridge, Host, run};
 use tests::{eventually, says};
 
-const PREFIX: &str = "ephor-ops";
+const PREFIX: &str = "ephops";
+const SUBNET: &str = "10.99.7";
 const MASTER: &str = "10.99.7.1";
 const WORKER: &str = "10.99.7.2";
 const CGROUP: &str = "/ephor-ops";
 /// The registry listens on the worker's own loopback address.
 const REGISTRY_PORT: &str = "5555";
-
-/// A host: a network and a mount namespace that a sleeping process holds.
-struct Host {
-    namespace: String,
-    holder: Child,
-}
-
-fn run(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("running {command:?}"))?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    ensure!(output.status.success(), "{command:?} failed: {}{}", text(&output.stderr), text(&output.stdout));
-    Ok(text(&output.stdout))
-}
-
-fn ip(line: &str) -> Result<String> {
-    run(Command::new("ip").args(line.split_whitespace()))
-}
-
-impl Host {
-    fn new(name: &str) -> Result<Self> {
-        let namespace = format!("{PREFIX}-{name}");
-        ip(&format!("netns add {namespace}"))?;
-        ip(&format!("-n {namespace} link set lo up"))?;
-        // `ip netns exec` would hide the cgroups.
-        let net = format!("--net=/run/netns/{namespace}");
-        let holder =
-            Command::new("nsenter").args([&net, "unshare", "--mount", "sleep", "infinity"]).spawn()?;
-        Ok(Self { namespace, holder })
-    }
-
-    /// A command inside.
-    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args(["-t", &self.holder.id().to_string(), "-n", "-m", "--"]).arg(program.as_ref());
-        command
-    }
-
-    fn ephor(&self, arguments: &[&str]) -> Result<String> {
-        run(self.command(binary()?).args(arguments))
-    }
-
-    /// Starts `ephor` in the background with its log in a file.
-    fn start(&self, log: &Path, arguments: &[&str]) -> Result<Running> {
-        let log = File::create(log)?;
-        let mut command = self.command(binary()?);
-        command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        Ok(Running(command.spawn()?))
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let ended = self.holder.kill().and_then(|()| self.holder.wait());
-        if let Err(error) =
-            ended.map_err(anyhow::Error::from).and(ip(&format!("netns del {}", self.namespace)))
-        {
-            eprintln!("removing {}: {error:#}", self.namespace);
-        }
-    }
-}
-
-/// A process that is killed with SIGKILL, at the latest when this is dropped.
-struct Running(Child);
-
-impl Running {
-    fn kill(mut self) -> Result<()> {
-        self.0.kill()?;
-        self.0.wait()?;
-        Ok(())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if self.0.kill().and_then(|()| self.0.wait()).is_err() {
-            eprintln!("a process could not be ended");
-        }
-    }
-}
-
-fn binary() -> Result<PathBuf> {
-    Ok(PathBuf::from(std::env::var_os("EPHOR_BIN").context("EPHOR_BIN is not set: run ops/test")?))
-}
-
-/// Two hosts with a cable between them.
-fn hosts() -> Result<(Host, Host)> {
-    let (master, worker) = (Host::new("m")?, Host::new("w")?);
-    let (m, w) = (&master.namespace, &worker.namespace);
-    ip(&format!("link add {PREFIX}-c1 netns {m} type veth peer name {PREFIX}-c2 netns {w}"))?;
-    for (namespace, device, address) in [(m, "c1", MASTER), (w, "c2", WORKER)] {
-        ip(&format!("-n {namespace} addr add {address}/24 dev {PREFIX}-{device}"))?;
-        ip(&format!("-n {namespace} link set {PREFIX}-{device} up"))?;
-    }
-    Ok((master, worker))
-}
 
 /// Everything of the cluster that is kept in files.
 struct Place {
@@ -135,16 +42,14 @@ async fn a_cluster_made_by_hand_pulls_runs_and_is_taken_off_again() -> Result<()
 }
 
 async fn from_init_to_reset(place: &Place) -> Result<()> {
-    let (m, w) = hosts()?;
+    let bridge = Bridge::new(PREFIX, SUBNET)?;
+    let (m, w) = (bridge.host("m", 1)?, bridge.host("w", 2)?);
     let kubeconfig = place.path("kubeconfig");
     let data = place.path("master");
-    let refused = m.ephor(&["master", "--init", "--masters", "4", "--advertise-address", MASTER]);
-    says(
-        &format!("{:#}", refused.err().context("an even size was accepted")?),
-        &["no more failures than 3"],
-    )?;
-    let lost = m.ephor(&["master", "--data-dir", &data, "--advertise-address", MASTER]);
-    says(&format!("{:#}", lost.err().context("it made a cluster unasked")?), &["--init", "--join"])?;
+    let even = m.refused(&["master", "--init", "--masters", "4", "--advertise-address", MASTER])?;
+    says(&even, &["no more failures than 3"])?;
+    let unasked = m.refused(&["master", "--data-dir", &data, "--advertise-address", MASTER])?;
+    says(&unasked, &["--init", "--join"])?;
 
     let init = ["master", "--init", "--masters", "1", "--advertise-address", MASTER, "--name", "a"];
     let master =
@@ -154,7 +59,7 @@ async fn from_init_to_reset(place: &Place) -> Result<()> {
         Ok(m.ephor(&["kubeconfig", "--data-dir", &data, "--server", &server, "-o", &kubeconfig]).ok())
     })
     .await?;
-    eventually("the API", async || Ok(m.kubectl(&kubeconfig, "get --raw /readyz").ok())).await?;
+    eventually("the API", async || Ok(kubectl(&m, &kubeconfig, "get --raw /readyz").ok())).await?;
     says(&m.ephor(&["members", "--kubeconfig", &kubeconfig])?, &[" a ", "leader"])?;
 
     let token = tokens(&m, &kubeconfig)?;
@@ -181,10 +86,11 @@ async fn from_init_to_reset(place: &Place) -> Result<()> {
     // The right CA, a secret nobody gave out.
     let forged = format!("{}.0000000000000000", token.rsplit_once('.').context("a token has parts")?.0);
     let mut turned_away = start(&forged)?;
-    ensure!(!turned_away.0.wait()?.success(), "a forged token was accepted");
+    let end = eventually("the end of the worker", async || turned_away.ended()).await?;
+    ensure!(!end.success(), "a forged token was accepted");
     let running = start(&token)?;
     eventually("the worker to be Ready", async || {
-        let node = m.kubectl(&kubeconfig, "get node w --no-headers")?;
+        let node = kubectl(&m, &kubeconfig, "get node w --no-headers")?;
         Ok(node.split_whitespace().any(|word| word == "Ready").then_some(()))
     })
     .await?;
@@ -193,8 +99,8 @@ async fn from_init_to_reset(place: &Place) -> Result<()> {
     running.kill()?;
     master.kill()?;
     ensure!(!processes(&run_dir)?.is_empty(), "containers outlive the worker that was killed");
-    let unsure = w.ephor(&["reset", "--worker-data-dir", &data, "--run-dir", &run_dir]);
-    says(&format!("{:#}", unsure.err().context("it did not ask")?), &["--yes"])?;
+    let unsure = w.refused(&["reset", "--worker-data-dir", &data, "--run-dir", &run_dir])?;
+    says(&unsure, &["--yes"])?;
     for host in [&m, &w] {
         let master_data = place.path("master");
         let places = ["--master-data-dir", &master_data, "--worker-data-dir", &data, "--run-dir", &run_dir];
@@ -203,11 +109,9 @@ async fn from_init_to_reset(place: &Place) -> Result<()> {
     nothing_is_left(&[&m, &w], &[&place.path("master"), &data, &run_dir])
 }
 
-impl Host {
-    fn kubectl(&self, kubeconfig: &str, line: &str) -> Result<String> {
-        let program = std::env::var_os("EPHOR_KUBECTL").context("EPHOR_KUBECTL is not set: run ops/test")?;
-        run(self.command(program).args(line.split_whitespace()).env("KUBECONFIG", kubeconfig))
-    }
+fn kubectl(host: &Host, kubeconfig: &str, line: &str) -> Result<String> {
+    let program = std::env::var_os("EPHOR_KUBECTL").context("EPHOR_KUBECTL is not set: run ops/test")?;
+    run(host.command(program).args(line.split_whitespace()).env("KUBECONFIG", kubeconfig))
 }
 
 /// Creates, lists and deletes tokens; returns one for a worker.
@@ -240,10 +144,10 @@ async fn pull(worker: &Host, run_dir: &str, master: &Host, kubeconfig: &str) -> 
     })
     .await?;
     says(&worker.ephor(&["image", "ls", "--socket", &socket])?, &[&image])?;
-    let missing = worker.ephor(&["image", "pull", &format!("{image}23"), "--socket", &socket]);
-    says(&format!("{:#}", missing.err().context("a missing tag was pulled")?), &["web:123"])?;
-    master.kubectl(kubeconfig, &format!("run web --image={image} --image-pull-policy=Always"))?;
-    master.kubectl(kubeconfig, "wait --for=condition=Ready pod/web --timeout=60s").map(drop)
+    let missing = worker.refused(&["image", "pull", &format!("{image}23"), "--socket", &socket])?;
+    says(&missing, &["web:123"])?;
+    kubectl(master, kubeconfig, &format!("run web --image={image} --image-pull-policy=Always"))?;
+    kubectl(master, kubeconfig, "wait --for=condition=Ready pod/web --timeout=60s").map(drop)
 }
 
 /// The script ends its registry when it is asked politely.
@@ -284,9 +188,9 @@ fn nothing_is_left(hosts: &[&Host], directories: &[&str]) -> Result<()> {
     for host in hosts {
         let tables = run(host.command("nft").args(["list", "tables"]))?;
         ensure!(tables.trim().is_empty(), "nftables rules are left: {tables}");
-        let links = ip(&format!("-n {} -o link", host.namespace))?;
-        let ours = |line: &&str| !line.contains(": lo:") && !line.contains(PREFIX);
-        ensure!(links.lines().filter(ours).count() == 0, "devices are left:\n{links}");
+        let links = run(host.command("ip").args(["-o", "link"]))?;
+        let left = |line: &&str| !line.contains(": lo:") && !line.contains(": eth0@");
+        ensure!(links.lines().filter(left).count() == 0, "devices are left:\n{links}");
     }
     for hierarchy in fs::read_dir("/sys/fs/cgroup")? {
         let cgroup = hierarchy?.path().join(CGROUP.trim_start_matches('/'));

@@ -6,15 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::load::{Writer, check_writes};
-use tests::{Hosts, eventually, says};
+use tests::{Hosts, eventually, octet, says};
 
 const PREFIX: &str = "ephquo";
 const SUBNET: &str = "10.99.9";
 const WRITE_INTERVAL: Duration = Duration::from_millis(10);
-
-fn octet(number: u8) -> u8 {
-    10 + number
-}
 
 /// `ephor recover` on a host; what it said and whether it succeeded.
 fn recover(hosts: &Hosts, name: &str, more: &[&str]) -> Result<(bool, String)> {
@@ -37,14 +33,7 @@ async fn a_cluster_is_recovered_from_one_master_of_three() -> Result<()> {
 }
 
 async fn lose_and_recover(hosts: &mut Hosts) -> Result<()> {
-    hosts.found("m1", octet(1), "").await?;
-    let join = Hosts::join_line(&hosts.ephor("members add")?)?;
-    for number in 2..=3 {
-        let name = format!("m{number}");
-        hosts.add(&name, octet(number))?;
-        hosts.start(&name, octet(number), &join)?;
-    }
-    hosts.voters(3).await?;
+    hosts.cluster(3, "").await?;
     hosts.ephor("members transfer-leader m1")?;
     // A follower's own replica is what is left; it holds what was acknowledged once it has applied it.
     let client = hosts.client(octet(1)).await?;
