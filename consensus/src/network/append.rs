@@ -305,7 +305,7 @@ mod tests {
                 given_out.subscribe(),
                 (&entry(1), Instant::now() + APPEND_TIMEOUT),
             );
-            tokio::spawn(async move { while session.next().await.is_some() {} });
+            tokio::spawn(async move { while matches!(session.next().await, Some(Ok(_))) {} });
             Self { requests, given_out, urges, sent, answers }
         }
 
