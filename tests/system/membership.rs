@@ -11,7 +11,7 @@ use tests::{Hosts, eventually, eventually_within, octet, says};
 const PREFIX: &str = "ephmem";
 const SUBNET: &str = "10.99.8";
 const WRITE_INTERVAL: Duration = Duration::from_millis(25);
-/// Twice an election by the timers of these tests (`tests/src/hosts.rs`).
+/// Twice an election by the timers of these tests (`tests/src/masters.rs`).
 const ELECTION_BOUND: Duration = Duration::from_secs(6);
 
 /// The longest time in which nothing was acknowledged.

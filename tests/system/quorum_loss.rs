@@ -1,10 +1,10 @@
 //! Two of three masters are destroyed; `ephor recover` makes a writable cluster
 //! out of the one that is left, and the others, when they do come back, stop.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use tests::hosts::binary;
 use tests::load::{Writer, check_writes};
 use tests::{Hosts, eventually, octet, says};
 
@@ -14,8 +14,7 @@ const WRITE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// `ephor recover` on a host; what it said and whether it succeeded.
 fn recover(hosts: &Hosts, name: &str, more: &[&str]) -> Result<(bool, String)> {
-    let binary = std::env::var_os("EPHOR_BIN").context("EPHOR_BIN is not set: run ops/test")?;
-    let mut command: Command = hosts.command(name, binary.as_ref());
+    let mut command = hosts.command(name, &binary()?);
     command.args(["recover", "--from-this-node", "--data-dir", &hosts.data_dir(name)]).args(more);
     let output = command.stdin(std::process::Stdio::null()).output()?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
