@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    balancer::Balancer,
+    balancer::{Balancer, ListenerLimits},
     config::NetworkConfig,
     dns, netlink,
     netlink::Netlink,
@@ -274,7 +274,7 @@ impl Keeper {
         match TcpListener::bind(address).await {
             Ok(listener) => {
                 let stop = self.shutdown.child_token();
-                self.tasks.spawn(balancer.clone().serve(listener, stop.clone()));
+                self.tasks.spawn(balancer.clone().serve(listener, ListenerLimits::PODS, stop.clone()));
                 self.serving = Some((address, stop));
                 let service = ObjectKey::new(KUBERNETES.0, KUBERNETES.1);
                 let backend = Backend { ip: gateway, port: self.config.api_port };

@@ -3,8 +3,8 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -21,7 +21,9 @@ use tokio_rustls::{
     rustls::{ClientConfig, RootCertStore, ServerConfig, pki_types::PrivateKeyDer},
 };
 use tokio_util::sync::CancellationToken;
-use worker_network::{Balancer, BalancerConfig, Probe, ReadyzProbe, TcpProbe};
+use worker_network::{
+    Balancer, BalancerConfig, ListenerLimits, Probe, ReadyzProbe, SILENT_MASTERS_HEADER, TcpProbe,
+};
 
 const READY: u8 = 0;
 const UNREADY: u8 = 1;
@@ -29,9 +31,14 @@ const UNREADY: u8 = 1;
 const STOPPED: u8 = 2;
 
 /// A pretended API server: answers `/readyz` over TLS.
+#[derive(Clone)]
 struct Master {
     address: SocketAddr,
     mode: Arc<AtomicU8>,
+    /// What it says in [`SILENT_MASTERS_HEADER`].
+    silent: Arc<Mutex<String>>,
+    /// Answers it has given.
+    answers: Arc<AtomicUsize>,
     stop: CancellationToken,
 }
 
@@ -67,16 +74,23 @@ impl Master {
         let master = Self {
             address: listener.local_addr().unwrap(),
             mode: Arc::default(),
+            silent: Arc::default(),
+            answers: Arc::default(),
             stop: CancellationToken::new(),
         };
-        let (acceptor, mode, stop) = (authority.acceptor.clone(), master.mode.clone(), master.stop.clone());
+        let (acceptor, stop, served) = (authority.acceptor.clone(), master.stop.clone(), master.clone());
         tokio::spawn(async move {
             while let Some(Ok((stream, _))) = stop.run_until_cancelled(listener.accept()).await {
-                let (acceptor, mode, stop) = (acceptor.clone(), mode.clone(), stop.clone());
-                tokio::spawn(async move { stop.run_until_cancelled(serve(acceptor, stream, mode)).await });
+                let (acceptor, master, stop) = (acceptor.clone(), served.clone(), stop.clone());
+                tokio::spawn(async move { stop.run_until_cancelled(serve(acceptor, stream, master)).await });
             }
         });
         master
+    }
+
+    /// Says from now on that `master` is silent.
+    fn calls_silent(&self, master: &Self) {
+        *self.silent.lock().unwrap() = master.address.to_string();
     }
 
     fn set(&self, mode: u8) {
@@ -84,22 +98,26 @@ impl Master {
     }
 }
 
-async fn serve(acceptor: TlsAcceptor, stream: TcpStream, mode: Arc<AtomicU8>) -> Option<()> {
-    while mode.load(Ordering::SeqCst) == STOPPED {
+async fn serve(acceptor: TlsAcceptor, stream: TcpStream, master: Master) -> Option<()> {
+    let stopped = || master.mode.load(Ordering::SeqCst) == STOPPED;
+    while stopped() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let mut stream = acceptor.accept(stream).await.ok()?;
     let mut buffer = [0; 1024];
     loop {
         let length = stream.read(&mut buffer).await.ok().filter(|length| *length > 0)?;
-        while mode.load(Ordering::SeqCst) == STOPPED {
+        while stopped() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         assert!(buffer[..length].starts_with(b"GET /"));
-        let status =
-            if mode.load(Ordering::SeqCst) == READY { "200 OK" } else { "500 Internal Server Error" };
-        let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 2\r\n\r\nok");
+        let ready = master.mode.load(Ordering::SeqCst) == READY;
+        let status = if ready { "200 OK" } else { "500 Internal Server Error" };
+        let silent = master.silent.lock().unwrap().clone();
+        let answer =
+            format!("HTTP/1.1 {status}\r\n{SILENT_MASTERS_HEADER}: {silent}\r\ncontent-length: 2\r\n\r\nok");
         stream.write_all(answer.as_bytes()).await.ok()?;
+        master.answers.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -111,16 +129,23 @@ struct Stage {
     authority: Authority,
 }
 
+/// Patient, so that a busy machine does not make a master look late.
+fn patient() -> BalancerConfig {
+    BalancerConfig { probe_timeout: Duration::from_secs(1), ..BalancerConfig::default() }
+}
+
 async fn stage(authority: Authority, addresses: Vec<SocketAddr>) -> Stage {
+    stage_with(patient(), authority, addresses).await
+}
+
+async fn stage_with(config: BalancerConfig, authority: Authority, addresses: Vec<SocketAddr>) -> Stage {
     let (masters, following) = watch::channel(addresses);
     let stop = CancellationToken::new();
     let probe = ReadyzProbe::new(authority.client.clone(), "kubernetes".try_into().unwrap());
-    // Patient, so that a busy machine does not make a master look dead.
-    let config = BalancerConfig { probe_timeout: Duration::from_secs(1), ..BalancerConfig::default() };
     let balancer = Balancer::start(config, following, Arc::new(probe), stop.clone());
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let front = listener.local_addr().unwrap();
-    tokio::spawn(balancer.clone().serve(listener, stop.clone()));
+    tokio::spawn(balancer.clone().serve(listener, ListenerLimits::HOST, stop.clone()));
     Stage { masters, balancer, front, stop, authority }
 }
 
@@ -128,8 +153,8 @@ impl Stage {
     /// One request over a new connection through the balancer.
     async fn ask(&self) -> Result<(), String> {
         let probe = ReadyzProbe::new(self.authority.client.clone(), "kubernetes".try_into().unwrap());
-        let asked = timeout(Duration::from_secs(3), probe.probe(self.front)).await;
-        asked.map_err(|_| "no answer".to_string())?.map_err(|error| error.to_string())
+        let asked = timeout(Duration::from_secs(3), probe.probe(self.front, Duration::from_secs(1))).await;
+        asked.map_err(|_| "no answer".to_string())?.map(drop).map_err(|error| error.to_string())
     }
 
     async fn until_health(&self, address: SocketAddr, healthy: bool) -> Duration {
@@ -140,6 +165,32 @@ impl Stage {
         }
         started.elapsed()
     }
+
+    /// Six connections, three to each of two masters: they take turns.
+    async fn open_six(&self) -> Vec<TcpStream> {
+        let mut open = Vec::new();
+        for _ in 0..6 {
+            open.push(TcpStream::connect(self.front).await.unwrap());
+        }
+        open
+    }
+}
+
+/// How many of the connections are reset within the time; anything else but silence fails the test.
+async fn resets_within(open: &mut [TcpStream], limit: Duration) -> usize {
+    let outcomes = futures::future::join_all(open.iter_mut().map(async |stream| {
+        let mut byte = [0];
+        timeout(limit, stream.read(&mut byte)).await
+    }));
+    let mut resets = 0;
+    for outcome in outcomes.await {
+        match outcome {
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionReset => resets += 1,
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => {}
+        }
+    }
+    resets
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -161,35 +212,60 @@ async fn a_killed_master_costs_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_master_is_noticed_and_its_connections_are_reset() {
+async fn a_master_that_is_late_keeps_its_connections_and_gets_no_new_ones() {
     let authority = authority();
     let (one, two) = (Master::start(&authority, None).await, Master::start(&authority, None).await);
     let stage = stage(authority, vec![one.address, two.address]).await;
     stage.ask().await.unwrap();
-    // Connections take turns: three for each master.
-    let mut open = Vec::new();
-    for _ in 0..6 {
-        open.push(TcpStream::connect(stage.front).await.unwrap());
-    }
+    let mut open = stage.open_six().await;
     one.set(STOPPED);
-    let noticed = stage.until_health(one.address, false).await;
-    println!("a stopped master was noticed after {noticed:?}");
-    assert!(noticed < Duration::from_secs(4), "{noticed:?}");
-    let mut resets = 0;
-    for stream in &mut open {
-        let mut byte = [0];
-        match timeout(Duration::from_millis(500), stream.read(&mut byte)).await {
-            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionReset => resets += 1,
-            Ok(other) => panic!("{other:?}"),
-            Err(_) => {}
-        }
-    }
-    assert_eq!(resets, 3, "those to the stopped master, and no others");
+    stage.until_health(one.address, false).await;
+    // Nobody else can answer for it: each of these goes to the other.
     for _ in 0..10 {
         stage.ask().await.unwrap();
     }
+    assert_eq!(resets_within(&mut open, Duration::from_secs(2)).await, 0);
+    // It is asked once and waited for, however late it is.
+    let before = one.answers.load(Ordering::SeqCst);
     one.set(READY);
     stage.until_health(one.address, true).await;
+    assert!(one.answers.load(Ordering::SeqCst) - before <= 3, "requests had piled up");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_of_a_stopped_master_are_reset_once_the_leader_calls_it_silent() {
+    let authority = authority();
+    let (one, two) = (Master::start(&authority, None).await, Master::start(&authority, None).await);
+    let stage = stage(authority, vec![one.address, two.address]).await;
+    stage.ask().await.unwrap();
+    let mut open = stage.open_six().await;
+    one.set(STOPPED);
+    two.calls_silent(&one);
+    stage.until_health(one.address, false).await;
+    let started = Instant::now();
+    let mut resets = 0;
+    while resets < 3 && started.elapsed() < Duration::from_secs(10) {
+        resets = resets_within(&mut open, Duration::from_millis(500)).await;
+    }
+    assert_eq!(resets, 3, "those to the stopped master, and no others");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_process_and_unanswered_traffic_are_noticed_between_two_probes() {
+    let authority = authority();
+    let (one, two) = (Master::start(&authority, None).await, Master::start(&authority, None).await);
+    // Nobody is probed a second time for as long as the test lasts, without a reason.
+    let config = BalancerConfig { probe_interval: Duration::from_secs(600), ..patient() };
+    let stage = stage_with(config, authority, vec![one.address, two.address]).await;
+    while one.answers.load(Ordering::SeqCst) == 0 || two.answers.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    one.stop.cancel();
+    stage.until_health(one.address, false).await;
+    two.set(STOPPED);
+    let mut open = TcpStream::connect(stage.front).await.unwrap();
+    open.write_all(b"a request").await.unwrap();
+    stage.until_health(two.address, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -247,11 +323,12 @@ async fn with_no_master_at_all_clients_are_reset_and_shutdown_is_orderly() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn connections_are_bounded() {
+/// A master that greets each connection with a byte and keeps it, with a balancer before it.
+async fn greeting_master() -> (Arc<Balancer>, CancellationToken) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let (_masters, following) = watch::channel(vec![listener.local_addr().unwrap()]);
+    let (masters, following) = watch::channel(vec![listener.local_addr().unwrap()]);
     tokio::spawn(async move {
+        let _masters = masters;
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
                 // A probe closes at once; that is fine.
@@ -261,21 +338,63 @@ async fn connections_are_bounded() {
         }
     });
     let stop = CancellationToken::new();
-    let config = BalancerConfig { max_connections: 2, ..BalancerConfig::default() };
-    let balancer = Balancer::start(config, following, Arc::new(TcpProbe), stop.clone());
-    let front = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let address = front.local_addr().unwrap();
-    tokio::spawn(balancer.serve(front, stop));
+    (Balancer::start(BalancerConfig::default(), following, Arc::new(TcpProbe), stop.clone()), stop)
+}
+
+async fn front(balancer: &Arc<Balancer>, limits: ListenerLimits, stop: &CancellationToken) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(balancer.clone().serve(listener, limits, stop.clone()));
+    address
+}
+
+async fn greeted(stream: &mut TcpStream) {
+    let mut byte = [0];
+    timeout(Duration::from_secs(5), stream.read_exact(&mut byte)).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_bounded_for_each_listener_alone() {
+    let (balancer, stop) = greeting_master().await;
+    let pods = front(&balancer, ListenerLimits { total: 2, per_client: None }, &stop).await;
+    let agent = front(&balancer, ListenerLimits { total: 2, per_client: None }, &stop).await;
     let mut streams = Vec::new();
     for _ in 0..3 {
-        streams.push(TcpStream::connect(address).await.unwrap());
+        streams.push(TcpStream::connect(pods).await.unwrap());
+    }
+    for stream in &mut streams[..2] {
+        greeted(stream).await;
     }
     let mut byte = [0];
-    for stream in &mut streams[..2] {
-        timeout(Duration::from_secs(2), stream.read_exact(&mut byte)).await.unwrap().unwrap();
-    }
     let third = timeout(Duration::from_millis(200), streams[2].read_exact(&mut byte)).await;
     assert!(third.is_err(), "the third waits");
+    // What pods use up is not missing elsewhere.
+    greeted(&mut TcpStream::connect(agent).await.unwrap()).await;
     drop(streams.remove(0));
-    timeout(Duration::from_secs(2), streams[1].read_exact(&mut byte)).await.unwrap().unwrap();
+    greeted(&mut streams[1]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_client_address_has_a_bound_of_its_own() {
+    let (balancer, stop) = greeting_master().await;
+    let address = front(&balancer, ListenerLimits { total: 10, per_client: Some(2) }, &stop).await;
+    // Opens a connection and waits for its greeting; a reset may come before connecting is over.
+    let from = async |source: [u8; 4]| {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.bind((Ipv4Addr::from(source), 0).into())?;
+        let mut stream = socket.connect(address).await?;
+        stream.read_exact(&mut [0]).await?;
+        std::io::Result::Ok(stream)
+    };
+    let within = async |source| timeout(Duration::from_secs(5), from(source)).await.unwrap();
+    let open = [within([127, 0, 0, 2]).await.unwrap(), within([127, 0, 0, 2]).await.unwrap()];
+    let refused = within([127, 0, 0, 2]).await;
+    assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    within([127, 0, 0, 3]).await.unwrap();
+    drop(open);
+    // Its places are free again once the balancer has seen the ends.
+    let started = Instant::now();
+    while within([127, 0, 0, 2]).await.is_err() {
+        assert!(started.elapsed() < Duration::from_secs(10), "its places are never given back");
+    }
 }

@@ -12,7 +12,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use worker_agent::AgentConfig;
-use worker_network::{Balancer, BalancerConfig, DnsConfig, Network, NetworkConfig, ReadyzProbe};
+use worker_network::{
+    Balancer, BalancerConfig, DnsConfig, ListenerLimits, Network, NetworkConfig, ReadyzProbe,
+};
 use worker_runtime::RuntimeConfig;
 
 use crate::config::{self, WorkerConfig};
@@ -194,7 +196,7 @@ async fn start_balancer(
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| Error::System { what: format!("listening on {address}"), source })?;
-    tokio::spawn(balancer.clone().serve(listener, shutdown));
+    tokio::spawn(balancer.clone().serve(listener, ListenerLimits::HOST, shutdown));
     Ok(balancer)
 }
 

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use worker_network::{Balancer, BalancerConfig, ReadyzProbe};
+use worker_network::{Balancer, BalancerConfig, ListenerLimits, ReadyzProbe};
 
 use super::layout::Layout;
 
@@ -25,6 +25,6 @@ pub async fn run(layout: Layout) -> Result<()> {
     let probe = ReadyzProbe::new(worker_node::tls::trusting(&material)?, name);
     let balancer = Balancer::start(BalancerConfig::default(), masters, Arc::new(probe), shutdown.clone());
     let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
-    balancer.serve(listener, shutdown).await;
+    balancer.serve(listener, ListenerLimits::HOST, shutdown).await;
     Ok(())
 }

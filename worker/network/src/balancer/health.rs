@@ -1,20 +1,37 @@
-//! How a master's health is asked for. A stopped process still accepts connections in the kernel, so only
-//! an answer from the API server counts: [`ReadyzProbe`]. [`TcpProbe`] is for backends without one.
+//! How a master is asked whether it can serve: [`ReadyzProbe`] asks its API server, [`TcpProbe`] is for
+//! backends without one. A probe waits for as long as its master needs; `members` decides what a late
+//! answer means, and drops a probe that it no longer wants.
 
 use std::{
     collections::BTreeMap,
     fmt, io,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, body::Bytes, client::conn::http1::SendRequest};
+use hyper::{HeaderMap, Request, body::Bytes, client::conn::http1::SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+
+/// Header of a leading master's `/readyz` answer: the API addresses (`HOST:PORT`, separated by commas)
+/// of the masters that its failure detector calls silent.
+pub const SILENT_MASTERS_HEADER: &str = "ephor-silent-masters";
+/// Most bytes of a `/readyz` answer that are read.
+const ANSWER_MAX_BYTES: usize = 64 << 10;
+
+/// What a master that is ready to serve said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// API addresses of masters that this one, which leads, has not heard from for too long. Empty from
+    /// a master that does not lead.
+    pub silent: Vec<SocketAddr>,
+}
 
 /// Why a probe failed.
 #[derive(Debug, thiserror::Error)]
@@ -22,31 +39,48 @@ pub enum ProbeError {
     /// Nobody listens there: the process is gone for certain.
     #[error("refused: {0}")]
     Refused(io::Error),
-    /// Connecting, TLS or HTTP failed in another way.
+    /// The host's kernel did not answer: the host is off, or cut off.
+    #[error("unreachable: {0}")]
+    Unreachable(io::Error),
+    /// TLS or HTTP failed.
     #[error("{0}")]
     Failed(String),
     /// It answered that it is not ready.
     #[error("not ready: status {0}")]
     NotReady(u16),
-    /// It did not answer in time.
-    #[error("no answer in time")]
-    Deadline,
 }
 
 impl From<io::Error> for ProbeError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => Self::Refused(error),
+            io::ErrorKind::TimedOut
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown => Self::Unreachable(error),
             _ => Self::Failed(error.to_string()),
         }
     }
 }
 
-/// Asks whether a master is able to serve. The balancer bounds the time it takes.
+/// Asks whether a master is able to serve.
 #[async_trait]
 pub trait Probe: fmt::Debug + Send + Sync + 'static {
-    /// One probe.
-    async fn probe(&self, master: SocketAddr) -> Result<(), ProbeError>;
+    /// Asks once. Connecting takes at most `connect_timeout`; the answer may take for ever.
+    async fn probe(&self, master: SocketAddr, connect_timeout: Duration) -> Result<Readiness, ProbeError>;
+
+    /// Returns when a connection that was kept after the last probe has been closed by the other side:
+    /// a process that dies says so at once through its kernel. Never returns where none is kept.
+    async fn lost(&self, master: SocketAddr);
+}
+
+/// Opens a TCP connection: all of it happens in the other host's kernel, so a busy process is no
+/// reason for it to fail.
+pub(super) async fn connect(master: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    match timeout(limit, TcpStream::connect(master)).await {
+        Ok(connected) => connected,
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer to a TCP connection")),
+    }
 }
 
 /// Healthy is what accepts a connection.
@@ -55,18 +89,29 @@ pub struct TcpProbe;
 
 #[async_trait]
 impl Probe for TcpProbe {
-    async fn probe(&self, master: SocketAddr) -> Result<(), ProbeError> {
-        TcpStream::connect(master).await?;
-        Ok(())
+    async fn probe(&self, master: SocketAddr, connect_timeout: Duration) -> Result<Readiness, ProbeError> {
+        connect(master, connect_timeout).await?;
+        Ok(Readiness::default())
+    }
+
+    async fn lost(&self, _master: SocketAddr) {
+        std::future::pending().await
     }
 }
 
+/// A connection between two probes.
+struct Kept {
+    sender: SendRequest<Empty<Bytes>>,
+    /// Cancelled when the connection has ended.
+    ended: CancellationToken,
+}
+
 /// Healthy is what answers `GET /readyz` over TLS with 200. Keeps one connection to each master, so that
-/// a probe costs one small exchange.
+/// a probe costs one small exchange and the end of the process is noticed without one.
 pub struct ReadyzProbe {
     tls: TlsConnector,
     server_name: ServerName<'static>,
-    idle: Mutex<BTreeMap<SocketAddr, SendRequest<Empty<Bytes>>>>,
+    kept: Mutex<BTreeMap<SocketAddr, Kept>>,
 }
 
 impl fmt::Debug for ReadyzProbe {
@@ -79,61 +124,92 @@ impl ReadyzProbe {
     /// `tls` trusts the cluster's CA; `server_name` is one that all serving certificates have, such as
     /// `kubernetes`.
     pub fn new(tls: Arc<ClientConfig>, server_name: ServerName<'static>) -> Self {
-        Self { tls: tls.into(), server_name, idle: Mutex::default() }
+        Self { tls: tls.into(), server_name, kept: Mutex::default() }
     }
 
-    async fn open(&self, master: SocketAddr) -> Result<SendRequest<Empty<Bytes>>, ProbeError> {
-        let stream = TcpStream::connect(master).await?;
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn open(&self, master: SocketAddr, connect_timeout: Duration) -> Result<Kept, ProbeError> {
+        let stream = connect(master, connect_timeout).await?;
         stream.set_nodelay(true)?;
         let stream = self.tls.connect(self.server_name.clone(), stream).await?;
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ProbeError::Failed(error.to_string()))?;
+        let ended = CancellationToken::new();
+        let guard = ended.clone().drop_guard();
         // Ends when the sender is dropped or the master closes.
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::trace!(%master, %error, "probe connection ended");
             }
+            drop(guard);
         });
-        Ok(sender)
+        Ok(Kept { sender, ended })
     }
+}
 
-    async fn ask(&self, sender: &mut SendRequest<Empty<Bytes>>) -> Result<u16, hyper::Error> {
-        let mut request = Request::new(Empty::new());
-        *request.uri_mut() = hyper::Uri::from_static("/readyz");
-        request
-            .headers_mut()
-            .insert(hyper::header::HOST, hyper::header::HeaderValue::from_static("kubernetes"));
-        let response = sender.send_request(request).await?;
-        let status = response.status().as_u16();
-        // The connection is of further use only once the (short) body is read.
-        let _length = Limited::new(response.into_body(), 64 << 10).collect().await;
-        Ok(status)
-    }
+/// Sends `GET /readyz` and reads the whole answer, so that the connection can be used again.
+async fn ask(sender: &mut SendRequest<Empty<Bytes>>) -> Result<(u16, Readiness), hyper::Error> {
+    let mut request = Request::new(Empty::new());
+    *request.uri_mut() = hyper::Uri::from_static("/readyz");
+    request.headers_mut().insert(hyper::header::HOST, hyper::header::HeaderValue::from_static("kubernetes"));
+    let response = sender.send_request(request).await?;
+    let (status, readiness) = (response.status().as_u16(), readiness(response.headers()));
+    let _length = Limited::new(response.into_body(), ANSWER_MAX_BYTES).collect().await;
+    Ok((status, readiness))
+}
+
+fn readiness(headers: &HeaderMap) -> Readiness {
+    let named = headers.get(SILENT_MASTERS_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    Readiness { silent: named.split(',').filter_map(|address| address.trim().parse().ok()).collect() }
 }
 
 #[async_trait]
 impl Probe for ReadyzProbe {
-    async fn probe(&self, master: SocketAddr) -> Result<(), ProbeError> {
-        let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).remove(&master);
-        let kept = kept.filter(|sender| !sender.is_closed());
+    async fn probe(&self, master: SocketAddr, connect_timeout: Duration) -> Result<Readiness, ProbeError> {
+        let kept = self.kept().remove(&master).filter(|kept| !kept.sender.is_closed());
         let reused = kept.is_some();
-        let mut sender = match kept {
-            Some(sender) => sender,
-            None => self.open(master).await?,
+        let mut kept = match kept {
+            Some(kept) => kept,
+            None => self.open(master, connect_timeout).await?,
         };
-        let status = match self.ask(&mut sender).await {
-            Ok(status) => status,
+        let (status, readiness) = match ask(&mut kept.sender).await {
+            Ok(answer) => answer,
             // The master may have closed an idle connection just then: that alone is no bad sign.
             Err(_) if reused => {
-                sender = self.open(master).await?;
-                self.ask(&mut sender).await.map_err(|error| ProbeError::Failed(error.to_string()))?
+                kept = self.open(master, connect_timeout).await?;
+                ask(&mut kept.sender).await.map_err(|error| ProbeError::Failed(error.to_string()))?
             }
             Err(error) => return Err(ProbeError::Failed(error.to_string())),
         };
-        if !sender.is_closed() {
-            self.idle.lock().unwrap_or_else(PoisonError::into_inner).insert(master, sender);
+        // One that has been closed meanwhile too: `lost` tells of it.
+        self.kept().insert(master, kept);
+        if status == 200 { Ok(readiness) } else { Err(ProbeError::NotReady(status)) }
+    }
+
+    async fn lost(&self, master: SocketAddr) {
+        let ended = self.kept().get(&master).map(|kept| kept.ended.clone());
+        match ended {
+            Some(ended) => ended.cancelled().await,
+            None => std::future::pending().await,
         }
-        if status == 200 { Ok(()) } else { Err(ProbeError::NotReady(status)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silent_masters_are_read_from_the_header() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(readiness(&headers), Readiness::default());
+        headers.insert(SILENT_MASTERS_HEADER, "10.0.0.1:6443, 10.0.0.2:6443, nonsense".parse().unwrap());
+        let expected: Vec<SocketAddr> =
+            vec!["10.0.0.1:6443".parse().unwrap(), "10.0.0.2:6443".parse().unwrap()];
+        assert_eq!(readiness(&headers).silent, expected);
     }
 }

@@ -1,5 +1,9 @@
-//! The masters as the balancer sees them: who is alive, whose turn it is, and what to do with the
-//! connections of one that died.
+//! The masters as the balancer sees them: who can serve, whose turn it is, and whose connections are
+//! reset. `watcher` finds out; `mod.rs` asks for a master for each new connection.
+//!
+//! Late is not dead: a master that answers slowly gets no new connections while another one is ready,
+//! and keeps those it has. Its connections are reset only when it is [`MasterState::Dead`] or says itself
+//! that it is not to be used, and only while another master is ready.
 
 use std::{
     collections::BTreeMap,
@@ -10,23 +14,49 @@ use std::{
     },
 };
 
-use tokio::{
-    sync::{Notify, watch},
-    time::{sleep, timeout},
-};
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{BalancerConfig, Probe, ProbeError};
+use super::{BalancerConfig, Probe, Readiness, traffic::Traffic, watcher::Watcher};
+
+/// What is known of a master, best first: the order in which masters get new connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum MasterState {
+    /// It answered in time that it is ready; also before the first answer.
+    Ready,
+    /// It has not answered, or not in time.
+    Late,
+    /// It answered that it is not ready.
+    Unready,
+    /// Its connections are refused, its host has not answered for long, or it is late and a ready master
+    /// calls it silent.
+    Dead,
+}
 
 #[derive(Debug)]
 struct Member {
-    healthy: bool,
+    /// What its own probes say.
+    state: MasterState,
+    /// Masters that this one called silent in its last answer.
+    silent: Vec<SocketAddr>,
     /// Cancelled to reset the connections opened while it was in place.
     alive: CancellationToken,
     /// Ends the probing.
     probing: CancellationToken,
     /// Asks for a probe right now.
     suspect: Arc<Notify>,
+    traffic: Arc<Traffic>,
+}
+
+/// A master that a new connection may try.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    /// `HOST:PORT` of its API server.
+    pub(super) address: SocketAddr,
+    /// Cancelled when the connections to it are to be reset.
+    pub(super) alive: CancellationToken,
+    /// Where what the connection carries is noted.
+    pub(super) traffic: Arc<Traffic>,
 }
 
 /// Shared list of masters.
@@ -36,29 +66,53 @@ pub(super) struct Members {
     turn: Arc<AtomicUsize>,
 }
 
+/// Whether a ready master other than `address` calls it silent.
+fn is_called_silent(list: &BTreeMap<SocketAddr, Member>, address: SocketAddr) -> bool {
+    list.iter().any(|(other, member)| {
+        *other != address && member.state == MasterState::Ready && member.silent.contains(&address)
+    })
+}
+
+/// The state of a master, its own probes and the others' failure detector taken together.
+fn state_of(list: &BTreeMap<SocketAddr, Member>, address: SocketAddr, member: &Member) -> MasterState {
+    match member.state {
+        MasterState::Late if is_called_silent(list, address) => MasterState::Dead,
+        state => state,
+    }
+}
+
 impl Members {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Member>> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// All masters with whether each is ready.
     pub(super) fn health(&self) -> Vec<(SocketAddr, bool)> {
-        self.lock().iter().map(|(address, member)| (*address, member.healthy)).collect()
+        self.lock().iter().map(|(address, member)| (*address, member.state == MasterState::Ready)).collect()
     }
 
-    /// All masters in the order in which a new connection tries them.
-    pub(super) fn in_turn(&self) -> Vec<(SocketAddr, CancellationToken)> {
+    /// All masters in the order in which a new connection tries them: by state, and in turn among those
+    /// of one state.
+    pub(super) fn in_turn(&self) -> Vec<Candidate> {
         let list = self.lock();
+        let mut all: Vec<_> = list
+            .iter()
+            .map(|(address, member)| {
+                let candidate = Candidate {
+                    address: *address,
+                    alive: member.alive.clone(),
+                    traffic: member.traffic.clone(),
+                };
+                (state_of(&list, *address, member), candidate)
+            })
+            .collect();
+        all.sort_by_key(|(state, _)| *state);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let pick = |healthy: bool| {
-            let of_kind: Vec<_> = list
-                .iter()
-                .filter(|(_, member)| member.healthy == healthy)
-                .map(|(address, member)| (*address, member.alive.clone()))
-                .collect();
-            let start = if of_kind.is_empty() { 0 } else { turn % of_kind.len() };
-            of_kind.iter().cycle().skip(start).take(of_kind.len()).cloned().collect::<Vec<_>>()
-        };
-        [pick(true), pick(false)].concat()
+        for group in all.chunk_by_mut(|(one, _), (other, _)| one == other) {
+            let start = turn % group.len();
+            group.rotate_left(start);
+        }
+        all.into_iter().map(|(_, candidate)| candidate).collect()
     }
 
     /// A connection to it failed: probe it now instead of at the next interval.
@@ -68,23 +122,49 @@ impl Members {
         }
     }
 
-    fn set_health(&self, address: SocketAddr, healthy: bool) {
+    /// Has every master but `address` probed now: one of them may know that it is silent.
+    pub(super) fn ask_others_about(&self, address: SocketAddr) {
+        for (_, member) in self.lock().iter().filter(|(other, _)| **other != address) {
+            member.suspect.notify_one();
+        }
+    }
+
+    /// Takes what a ready master answered.
+    pub(super) fn set_ready(&self, address: SocketAddr, readiness: Readiness) {
+        self.set(address, MasterState::Ready, readiness.silent);
+    }
+
+    /// Takes what was found about a master that is not ready.
+    pub(super) fn set_state(&self, address: SocketAddr, state: MasterState) {
+        self.set(address, state, Vec::new());
+    }
+
+    fn set(&self, address: SocketAddr, state: MasterState, silent: Vec<SocketAddr>) {
         let mut list = self.lock();
         let Some(member) = list.get_mut(&address) else { return };
-        if member.healthy != healthy {
-            member.healthy = healthy;
-            tracing::info!(%address, healthy, "master health changed");
+        member.silent = silent;
+        if member.state != state {
+            member.state = state;
+            tracing::info!(%address, ?state, "master health changed");
         }
         // Without another master a reset only costs the clients what might still work.
-        if list.values().any(|member| member.healthy) {
-            for member in list.values_mut().filter(|member| !member.healthy) {
+        if !list.values().any(|member| member.state == MasterState::Ready) {
+            return;
+        }
+        let lost: Vec<SocketAddr> = list
+            .iter()
+            .filter(|(address, member)| state_of(&list, **address, member) >= MasterState::Unready)
+            .map(|(address, _)| *address)
+            .collect();
+        for address in lost {
+            if let Some(member) = list.get_mut(&address) {
                 std::mem::take(&mut member.alive).cancel();
             }
         }
     }
 
-    /// Makes the list `wanted`; returns the members to probe from now on.
-    fn update(&self, wanted: &[SocketAddr]) -> Vec<(SocketAddr, CancellationToken, Arc<Notify>)> {
+    /// Makes the list `wanted`; returns the watchers of the members that are new.
+    fn update(&self, wanted: &[SocketAddr], config: BalancerConfig, probe: &Arc<dyn Probe>) -> Vec<Watcher> {
         let mut list = self.lock();
         list.retain(|address, member| {
             let keep = wanted.contains(address);
@@ -101,12 +181,22 @@ impl Members {
             }
             // Good until proven otherwise: the first connections must not wait for the first probe.
             let member = Member {
-                healthy: true,
+                state: MasterState::Ready,
+                silent: Vec::new(),
                 alive: CancellationToken::new(),
                 probing: CancellationToken::new(),
                 suspect: Arc::default(),
+                traffic: Arc::default(),
             };
-            new.push((*address, member.probing.clone(), member.suspect.clone()));
+            new.push(Watcher {
+                members: self.clone(),
+                config,
+                address: *address,
+                probe: probe.clone(),
+                suspect: member.suspect.clone(),
+                traffic: member.traffic.clone(),
+                stop: member.probing.clone(),
+            });
             list.insert(*address, member);
         }
         new
@@ -124,17 +214,8 @@ pub(super) async fn follow(
     loop {
         let wanted = masters.borrow_and_update().clone();
         if !wanted.is_empty() {
-            for (address, probing, suspect) in members.update(&wanted) {
-                let watching = watch_one(members.clone(), config, address, probe.clone(), suspect);
-                let shutdown = shutdown.clone();
-                tokio::spawn(async move {
-                    tokio::select! {
-                        biased;
-                        () = shutdown.cancelled() => {}
-                        () = probing.cancelled() => {}
-                        () = watching => {}
-                    }
-                });
+            for watcher in members.update(&wanted, config, &probe) {
+                tokio::spawn(watcher.run(shutdown.clone()));
             }
         }
         tokio::select! {
@@ -148,38 +229,79 @@ pub(super) async fn follow(
     }
 }
 
-async fn watch_one(
-    members: Members,
-    config: BalancerConfig,
-    address: SocketAddr,
-    probe: Arc<dyn Probe>,
-    suspect: Arc<Notify>,
-) {
-    let mut failures: u32 = 0;
-    loop {
-        let outcome = timeout(config.probe_timeout, probe.probe(address)).await;
-        match outcome.unwrap_or(Err(ProbeError::Deadline)) {
-            Ok(()) => {
-                failures = 0;
-                members.set_health(address, true);
-            }
-            Err(error) => {
-                let weight = if matches!(error, ProbeError::Refused(_)) { config.failures } else { 1 };
-                failures = failures.saturating_add(weight);
-                tracing::trace!(%address, %error, failures, "probe of a master failed");
-                if failures >= config.failures {
-                    members.set_health(address, false);
-                }
-            }
-        }
-        if (1..config.failures).contains(&failures) {
-            // One bad answer may be chance: make sure at once, over a new connection.
-            continue;
-        }
-        tokio::select! {
-            biased;
-            () = suspect.notified() => {}
-            () = sleep(config.probe_interval) => {}
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balancer::TcpProbe;
+
+    const CALM: u16 = 1;
+    const LATE: u16 = 2;
+
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    fn two_masters() -> Members {
+        let members = Members::default();
+        let probe: Arc<dyn Probe> = Arc::new(TcpProbe);
+        members.update(&[address(CALM), address(LATE)], BalancerConfig::default(), &probe);
+        members
+    }
+
+    fn connection_to(members: &Members, port: u16) -> CancellationToken {
+        let candidate = members.in_turn().into_iter().find(|found| found.address == address(port));
+        candidate.map(|found| found.alive).expect("a known master")
+    }
+
+    fn first(members: &Members) -> Vec<SocketAddr> {
+        (0..4).filter_map(|_| members.in_turn().first().map(|found| found.address)).collect()
+    }
+
+    #[test]
+    fn a_late_master_keeps_its_connections_and_gets_no_new_ones() {
+        let members = two_masters();
+        let connection = connection_to(&members, LATE);
+        members.set_state(address(LATE), MasterState::Late);
+        members.set_ready(address(CALM), Readiness::default());
+        assert!(!connection.is_cancelled());
+        assert_eq!(first(&members), [address(CALM); 4]);
+    }
+
+    #[test]
+    fn a_late_master_that_a_ready_one_calls_silent_is_dead() {
+        let members = two_masters();
+        let connection = connection_to(&members, LATE);
+        let silent = || Readiness { silent: vec![address(LATE)] };
+        members.set_ready(address(CALM), silent());
+        assert!(!connection.is_cancelled(), "its own answers count for more");
+        members.set_state(address(LATE), MasterState::Late);
+        assert!(connection.is_cancelled());
+        // What calls it silent must be ready itself.
+        members.set_ready(address(LATE), Readiness::default());
+        let connection = connection_to(&members, LATE);
+        members.set_state(address(CALM), MasterState::Late);
+        members.set_state(address(LATE), MasterState::Late);
+        assert!(!connection.is_cancelled());
+    }
+
+    #[test]
+    fn only_the_last_answer_of_a_master_says_who_is_silent() {
+        let members = two_masters();
+        members.set_ready(address(CALM), Readiness { silent: vec![address(LATE)] });
+        members.set_ready(address(CALM), Readiness::default());
+        let connection = connection_to(&members, LATE);
+        members.set_state(address(LATE), MasterState::Late);
+        assert!(!connection.is_cancelled());
+    }
+
+    #[test]
+    fn connections_of_a_dead_master_stay_while_no_other_is_ready() {
+        let members = two_masters();
+        let connection = connection_to(&members, LATE);
+        members.set_state(address(CALM), MasterState::Late);
+        members.set_state(address(LATE), MasterState::Dead);
+        assert!(!connection.is_cancelled());
+        members.set_ready(address(CALM), Readiness::default());
+        assert!(connection.is_cancelled());
     }
 }

@@ -1,11 +1,14 @@
 //! A TCP balancer in front of the masters. Every worker runs one: its agent, its pods'
 //! `kubernetes.default` and the printed kubeconfig of `ephor dev` use it, so none of them needs to know
-//! which master is alive. TLS passes through untouched. `health` finds out who is alive; connections to
-//! a master that is not are reset, so that clients come back at once and land elsewhere.
-//! Started by `worker/node` and `ops/cli`; `network.rs` lets it serve pods too.
+//! which master is alive. TLS passes through untouched. `watcher` finds out who is alive; connections to
+//! a master that is dead (`members` says what that means) are reset, so that clients come back at once
+//! and land elsewhere. Started by `worker/node` and `ops/cli`; `network.rs` lets it serve pods too.
 
+mod clients;
 mod health;
 mod members;
+mod traffic;
+mod watcher;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -13,38 +16,42 @@ use socket2::SockRef;
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::watch,
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use health::{Probe, ProbeError, ReadyzProbe, TcpProbe};
-use members::Members;
+use clients::Clients;
+pub use clients::ListenerLimits;
+pub use health::{Probe, ProbeError, Readiness, ReadyzProbe, SILENT_MASTERS_HEADER, TcpProbe};
+use members::{Candidate, Members};
+use traffic::NotedStream;
 
 /// How the balancer probes and gives up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BalancerConfig {
-    /// Pause between two probes of a master.
+    /// Pause between two probes of a master that is ready and gives no reason for doubt.
     pub probe_interval: Duration,
-    /// How long a probe may take; a stopped process accepts connections but never answers.
+    /// A master that takes longer than this to answer a probe is late: new connections go elsewhere.
     pub probe_timeout: Duration,
-    /// Probes in a row that must time out or be answered badly before a master counts as dead; after the
-    /// first the others follow at once. One refused connection is enough.
+    /// Answers in a row that must say "not ready" before a master counts as such; after the first the
+    /// others follow at once.
     pub failures: u32,
+    /// How long a host may leave TCP connections unanswered before it counts as gone.
+    pub gone_after: Duration,
     /// How long connecting to a master may take before the next is tried.
     pub connect_timeout: Duration,
-    /// Connections at a time; further clients wait in the listener's backlog.
-    pub max_connections: usize,
 }
 
 impl Default for BalancerConfig {
     fn default() -> Self {
         Self {
-            probe_interval: Duration::from_millis(150),
+            // 5,000 workers then ask each master 1,667 times a second.
+            probe_interval: Duration::from_secs(3),
             probe_timeout: Duration::from_millis(300),
             failures: 2,
+            gone_after: Duration::from_secs(2),
             connect_timeout: Duration::from_millis(400),
-            max_connections: 4096,
         }
     }
 }
@@ -54,7 +61,6 @@ impl Default for BalancerConfig {
 pub struct Balancer {
     config: BalancerConfig,
     members: Members,
-    permits: Arc<Semaphore>,
     connections: TaskTracker,
 }
 
@@ -69,39 +75,46 @@ impl Balancer {
     ) -> Arc<Self> {
         let members = Members::default();
         tokio::spawn(members::follow(members.clone(), config, masters, probe, shutdown));
-        let permits = Arc::new(Semaphore::new(config.max_connections));
-        Arc::new(Self { config, members, permits, connections: TaskTracker::new() })
+        Arc::new(Self { config, members, connections: TaskTracker::new() })
     }
 
-    /// The masters and whether each answers, for status.
+    /// The masters and whether each is ready, for status.
     pub fn health(&self) -> Vec<(SocketAddr, bool)> {
         self.members.health()
     }
 
-    /// Accepts and serves until shutdown; then waits up to a second for open connections to end.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
+    /// Accepts and serves within `limits` until shutdown; then waits up to a second for open connections
+    /// to end. Each listener has limits of its own, so that clients of one cannot shut out those of another.
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        limits: ListenerLimits,
+        shutdown: CancellationToken,
+    ) {
+        let clients = Clients::new(limits);
         loop {
             let accepted = async {
-                // Never closed: the semaphore lives as long as the balancer.
-                let permit = self.permits.clone().acquire_owned().await.ok()?;
-                Some((permit, listener.accept().await))
+                let place = clients.place().await;
+                (place, listener.accept().await)
             };
-            let (permit, accepted) = tokio::select! {
+            let (place, accepted) = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                accepted = accepted => match accepted {
-                    Some(accepted) => accepted,
-                    None => break,
-                },
+                accepted = accepted => accepted,
             };
             match accepted {
                 Ok((client, peer)) => {
+                    let Some(admitted) = clients.admit(place, peer.ip()) else {
+                        tracing::debug!(%peer, "a client has too many connections: one more is reset");
+                        reset(&client);
+                        continue;
+                    };
                     let (balancer, shutdown) = (self.clone(), shutdown.clone());
                     self.connections.spawn(async move {
                         if let Err(error) = balancer.relay(client, &shutdown).await {
                             tracing::debug!(%peer, %error, "balanced connection ended");
                         }
-                        drop(permit);
+                        drop(admitted);
                     });
                 }
                 Err(error) => {
@@ -127,12 +140,12 @@ impl Balancer {
         };
         // Small requests must not wait for more data.
         client.set_nodelay(true)?;
-        server.set_nodelay(true)?;
+        server.stream.set_nodelay(true)?;
         tokio::select! {
             biased;
             () = alive.cancelled() => {
                 reset(&client);
-                reset(&server);
+                reset(&server.stream);
                 Err(io::Error::new(io::ErrorKind::ConnectionReset, "the master is dead"))
             }
             () = shutdown.cancelled() => Ok(()),
@@ -140,18 +153,17 @@ impl Balancer {
         }
     }
 
-    /// Connects to a master: healthy ones first, in turn, then the others. The token is cancelled when
+    /// Connects to a master: ready ones first, in turn, then the others. The token is cancelled when
     /// that master is found dead.
-    async fn connect(&self) -> io::Result<(TcpStream, CancellationToken)> {
+    async fn connect(&self) -> io::Result<(NotedStream, CancellationToken)> {
         let mut last = io::Error::new(io::ErrorKind::NotConnected, "no masters are known");
-        for (address, alive) in self.members.in_turn() {
-            match timeout(self.config.connect_timeout, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return Ok((stream, alive)),
-                Ok(Err(error)) => {
+        for Candidate { address, alive, traffic } in self.members.in_turn() {
+            match health::connect(address, self.config.connect_timeout).await {
+                Ok(stream) => return Ok((NotedStream { stream, traffic }, alive)),
+                Err(error) => {
                     self.members.suspect(address);
                     last = error;
                 }
-                Err(_) => last = io::ErrorKind::TimedOut.into(),
             }
         }
         Err(last)

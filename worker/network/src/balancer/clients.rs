@@ -1,0 +1,84 @@
+//! How many connections the clients of one listener may have, in all and for each client address. The
+//! agent's listener and the pods' have limits of their own (`mod.rs`).
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Bounds on the connections of one listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenerLimits {
+    /// Connections at a time; further clients wait in the listener's backlog.
+    pub total: usize,
+    /// Connections at a time from one address; further ones are reset. `None`: as many as `total`.
+    pub per_client: Option<usize>,
+}
+
+impl ListenerLimits {
+    /// For what runs on the host itself: the agent, operators.
+    pub const HOST: Self = Self { total: 4096, per_client: None };
+    /// For pods, of which one must not shut out the others.
+    pub const PODS: Self = Self { total: 4096, per_client: Some(256) };
+}
+
+/// Counts the connections of one listener.
+#[derive(Debug)]
+pub(super) struct Clients {
+    total: Arc<Semaphore>,
+    per_client: Option<usize>,
+    counts: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
+}
+
+/// A connection that counts until it is dropped.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    _place: OwnedSemaphorePermit,
+    client: IpAddr,
+    counts: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
+}
+
+impl Clients {
+    pub(super) fn new(limits: ListenerLimits) -> Self {
+        Self {
+            total: Arc::new(Semaphore::new(limits.total)),
+            per_client: limits.per_client,
+            counts: Arc::default(),
+        }
+    }
+
+    /// Waits for a place among all connections of the listener.
+    pub(super) async fn place(&self) -> OwnedSemaphorePermit {
+        match self.total.clone().acquire_owned().await {
+            Ok(place) => place,
+            // Only a closed semaphore refuses, and nobody closes this one.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Gives `client` the place; `None` if it has as many connections as one client may have.
+    pub(super) fn admit(&self, place: OwnedSemaphorePermit, client: IpAddr) -> Option<Admitted> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(client).or_default();
+        if self.per_client.is_some_and(|limit| *count >= limit) {
+            return None;
+        }
+        *count += 1;
+        Some(Admitted { _place: place, client, counts: self.counts.clone() })
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.client);
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Probes one master for as long as it is a member, and says in `members` what it found. While all is
+//! well a probe is rare: the end of the kept connection, a failed connection of a client and traffic that
+//! is not answered each bring the next one at once.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    BalancerConfig, Probe, ProbeError, Readiness,
+    health::connect,
+    members::{MasterState, Members},
+    traffic::Traffic,
+};
+
+/// Shortest and longest pause between two probes of a master that is not ready.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// A probe without an answer for this long is given up for one over a new connection.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// What watches one master.
+pub(super) struct Watcher {
+    pub(super) members: Members,
+    pub(super) config: BalancerConfig,
+    pub(super) address: SocketAddr,
+    pub(super) probe: Arc<dyn Probe>,
+    /// Asks for a probe right now.
+    pub(super) suspect: Arc<Notify>,
+    pub(super) traffic: Arc<Traffic>,
+    /// Cancelled when the master is no member any more.
+    pub(super) stop: CancellationToken,
+}
+
+/// What the last probes found, as far as the next one depends on it.
+#[derive(Default)]
+struct Findings {
+    /// Answers in a row that were not "ready".
+    failures: u32,
+    /// Since when the host's kernel has not answered.
+    unreachable: Option<Instant>,
+    /// Pause before the next probe of a master that is not ready.
+    pause: Duration,
+}
+
+impl Watcher {
+    /// Runs until `shutdown`, or until the master is no member any more.
+    pub(super) async fn run(self, shutdown: CancellationToken) {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => {}
+            () = self.stop.cancelled() => {}
+            () = self.watch() => {}
+        }
+    }
+
+    async fn watch(&self) {
+        let mut findings = Findings::default();
+        loop {
+            let asked = Instant::now();
+            let outcome = self.ask(&mut findings).await;
+            if self.judge(outcome, &mut findings) {
+                findings = Findings::default();
+                self.until_the_next_probe().await;
+                // However many reasons there are.
+                tokio::time::sleep_until(asked + RETRY.0).await;
+            } else if !(1..self.config.failures).contains(&findings.failures) {
+                findings.pause = (findings.pause * 3 / 2).clamp(RETRY.0, RETRY.1);
+                let waited = timeout(findings.pause, self.suspect.notified()).await;
+                tracing::trace!(address = %self.address, asked = waited.is_ok(), "probing a master again");
+            }
+            // Otherwise one bad answer may be chance: make sure at once.
+        }
+    }
+
+    /// Writes down what a probe found; says whether the master is ready.
+    fn judge(&self, outcome: Result<Readiness, ProbeError>, findings: &mut Findings) -> bool {
+        let error = match outcome {
+            Ok(readiness) => {
+                self.members.set_ready(self.address, readiness);
+                return true;
+            }
+            Err(error) => error,
+        };
+        tracing::trace!(address = %self.address, %error, "probe of a master failed");
+        let state = match error {
+            ProbeError::Refused(_) => MasterState::Dead,
+            ProbeError::Unreachable(_) => {
+                let since = *findings.unreachable.get_or_insert_with(Instant::now);
+                if since.elapsed() >= self.config.gone_after { MasterState::Dead } else { MasterState::Late }
+            }
+            ProbeError::Failed(_) => MasterState::Late,
+            ProbeError::NotReady(_) => MasterState::Unready,
+        };
+        if !matches!(error, ProbeError::Unreachable(_)) {
+            findings.unreachable = None;
+        }
+        findings.failures = match error {
+            ProbeError::NotReady(_) | ProbeError::Failed(_) => findings.failures.saturating_add(1),
+            ProbeError::Refused(_) | ProbeError::Unreachable(_) => self.config.failures,
+        };
+        if findings.failures >= self.config.failures {
+            self.members.set_state(self.address, state);
+        }
+        false
+    }
+
+    /// Asks until there is an answer. An answer that is late is waited for, not asked for again: more
+    /// requests would only make a busy master busier. Meanwhile its kernel is asked whether the process
+    /// and the host are there at all, and the other masters what they know.
+    async fn ask(&self, findings: &mut Findings) -> Result<Readiness, ProbeError> {
+        let answer = self.probe.probe(self.address, self.config.connect_timeout);
+        let mut answer = std::pin::pin!(answer);
+        if let Ok(answered) = timeout(self.config.probe_timeout, &mut answer).await {
+            return answered;
+        }
+        self.members.set_state(self.address, MasterState::Late);
+        let asked = Instant::now();
+        let mut pause = RETRY.0;
+        while asked.elapsed() < ANSWER_MAX {
+            self.members.ask_others_about(self.address);
+            let reachable = async {
+                sleep(pause).await;
+                connect(self.address, self.config.connect_timeout).await
+            };
+            tokio::select! {
+                biased;
+                answered = &mut answer => return answered,
+                connected = reachable => match connected.map_err(ProbeError::from) {
+                    Ok(_closed) => findings.unreachable = None,
+                    Err(ProbeError::Unreachable(error)) => {
+                        let since = *findings.unreachable.get_or_insert_with(Instant::now);
+                        if since.elapsed() >= self.config.gone_after {
+                            return Err(ProbeError::Unreachable(error));
+                        }
+                    }
+                    Err(error) => return Err(error),
+                },
+            }
+            pause = (pause * 3 / 2).min(RETRY.1);
+        }
+        Err(ProbeError::Failed(format!("no answer within {ANSWER_MAX:?}")))
+    }
+
+    /// Waits while there is no reason to probe a master that was ready.
+    async fn until_the_next_probe(&self) {
+        let stalled = async {
+            loop {
+                sleep(self.config.probe_timeout / 2).await;
+                if self.traffic.is_stalled(self.config.probe_timeout) {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.suspect.notified() => {}
+            () = self.probe.lost(self.address) => {}
+            () = stalled => {}
+            () = sleep(self.config.probe_interval) => {}
+        }
+    }
+}
