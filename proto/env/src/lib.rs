@@ -12,6 +12,7 @@ pub mod grpc;
 mod network;
 pub mod planted;
 mod random;
+pub mod supervise;
 mod tls;
 
 use std::sync::Arc;
