@@ -71,6 +71,15 @@ struct Configuration {
     state_dir: PathBuf,
     #[serde(default)]
     runtime_config: RuntimeConfiguration,
+    /// What is attached still, for the command GC.
+    #[serde(default, rename = "cni.dev/valid-attachments")]
+    valid_attachments: Option<Vec<Attachment>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Attachment {
+    #[serde(rename = "containerID")]
+    container_id: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -117,8 +126,12 @@ pub fn run(environment: &BTreeMap<String, String>, input: &str) -> Result<String
     if !VERSIONS.contains(&version.as_str()) {
         return Err(Error::Version(version));
     }
-    let sandbox = variable("CNI_CONTAINERID")?;
-    let interface = variable("CNI_IFNAME")?;
+    // STATUS and GC are of no sandbox.
+    let of_sandbox = |name| match command.as_str() {
+        "STATUS" | "GC" => Ok(String::new()),
+        _ => variable(name).cloned(),
+    };
+    let (sandbox, interface) = (&of_sandbox("CNI_CONTAINERID")?, &of_sandbox("CNI_IFNAME")?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let network = PodNetwork::open(&configuration.state_dir)?;
@@ -131,7 +144,12 @@ pub fn run(environment: &BTreeMap<String, String>, input: &str) -> Result<String
             }
             "DEL" => network.detach(sandbox).await.map(|()| String::new()).map_err(Error::from),
             "CHECK" => network.address_of(sandbox)?.map(|_| String::new()).ok_or(Error::NotAttached),
-            "STATUS" | "GC" => {
+            "GC" => {
+                let attached = configuration.valid_attachments.unwrap_or_default();
+                let live = attached.into_iter().map(|a| a.container_id).collect();
+                Ok(network.collect_garbage(&live).await.map(|_| String::new())?)
+            }
+            "STATUS" => {
                 let ready = network.ready().borrow().is_some();
                 if ready { Ok(String::new()) } else { Err(pod::Error::NotReady.into()) }
             }
@@ -224,6 +242,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let input = json!({ "cniVersion": "1.0.0", "stateDir": dir.path() }).to_string();
         assert_eq!(run(&environment("DEL"), &input).unwrap(), "");
+    }
+
+    #[test]
+    fn a_collection_frees_what_is_attached_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let ipam = crate::ipam::Ipam::open(dir.path().join("addresses")).unwrap();
+        let range = "10.42.3.0/24".parse().unwrap();
+        for sandbox in ["live", "leaked"] {
+            let reservation = crate::ipam::Reservation { sandbox: sandbox.into(), ports: Vec::new() };
+            ipam.reserve(range, &reservation).unwrap();
+        }
+        let valid = json!([{ "containerID": "live", "ifname": "eth0" }]);
+        let input =
+            json!({ "cniVersion": "1.1.0", "stateDir": dir.path(), "cni.dev/valid-attachments": valid });
+        let command = [("CNI_COMMAND".to_string(), "GC".to_string())].into();
+        assert_eq!(run(&command, &input.to_string()).unwrap(), "");
+        let left: Vec<String> = ipam.list().unwrap().into_iter().map(|(_, held)| held.sandbox).collect();
+        assert_eq!(left, ["live"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The runtime's seam to the pod network: the runtime knows CRI's words, the
 //! network its own.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +27,10 @@ impl SandboxNetwork for PodSandboxes {
 
     async fn detach(&self, pod: &PodRef, _netns: &Path) -> Result<(), NetworkError> {
         self.0.detach(&pod.sandbox_id).await.map_err(|e| NetworkError(e.to_string()))
+    }
+
+    async fn retain(&self, live: &BTreeSet<String>) -> Result<usize, NetworkError> {
+        self.0.collect_garbage(live).await.map_err(|e| NetworkError(e.to_string()))
     }
 
     async fn ready(&self) -> Result<(), NetworkError> {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
@@ -15,6 +16,12 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 const MOUNT: &str = "/sys/fs/cgroup";
+/// Attempts to kill everything in a cgroup, and the time between two.
+const EMPTY_STEPS: u32 = 250;
+const EMPTY_STEP: Duration = Duration::from_millis(20);
+/// How long the kernel may take to freeze a cgroup before its processes are killed all the same.
+const FREEZE_STEPS: u32 = 20;
+const FREEZE_STEP: Duration = Duration::from_millis(1);
 
 /// What a cgroup uses; figures that the kernel does not give are 0.
 #[derive(Clone, Copy, Debug, Default)]
@@ -66,7 +73,7 @@ pub enum Hierarchies {
 }
 
 impl Hierarchies {
-    /// Looks at what is mounted.
+    /// Finds the hierarchies that are mounted below `/sys/fs/cgroup`.
     pub fn detect() -> io::Result<Self> {
         if statfs(MOUNT).map_err(io::Error::from)?.filesystem_type() == CGROUP2_SUPER_MAGIC {
             return Ok(Self::V2(MOUNT.into()));
@@ -139,7 +146,7 @@ impl Cgroup {
         }
     }
 
-    /// The directory of one controller.
+    /// The directory of one controller; `None` if version 1 has no such hierarchy mounted.
     pub fn directory(&self, controller: &str) -> Option<PathBuf> {
         match &self.hierarchies {
             Hierarchies::V2(mount) => Some(mount.join(&self.path)),
@@ -162,12 +169,12 @@ impl Cgroup {
         matches!(self.hierarchies, Hierarchies::V2(_))
     }
 
-    /// Whether it is there in any hierarchy.
+    /// Whether the cgroup exists in any hierarchy.
     pub fn exists(&self) -> bool {
         self.directories().iter().any(|d| d.exists())
     }
 
-    /// Makes it, and what lies above it, in every hierarchy. In `cpuset` each new level gets
+    /// Makes the cgroup, and those above it, in every hierarchy. In `cpuset` each new level gets
     /// the CPUs and memory nodes of the one above, without which nothing may enter it.
     pub fn create(&self) -> io::Result<()> {
         for directory in self.directories() {
@@ -193,7 +200,7 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Processes in it and below.
+    /// Ids of the processes in the cgroup and in those below it.
     pub fn processes(&self) -> Vec<i32> {
         let mut all = Vec::new();
         for directory in self.directories() {
@@ -204,18 +211,64 @@ impl Cgroup {
         all
     }
 
-    /// Kills every process in it and below, but this one; returns how many there were.
+    /// Kills every process in it and below, but this one; returns how many there were. All are frozen
+    /// meanwhile where the kernel can, so that none escapes by forking.
     pub fn kill(&self) -> usize {
+        let before = self.processes();
+        if before.is_empty() {
+            return 0;
+        }
         let me = std::process::id();
+        let is_me = |pid: &i32| u32::try_from(*pid).is_ok_and(|p| p == me);
+        let frozen = !before.iter().any(is_me) && self.freeze(true);
         let all = self.processes();
-        for pid in all.iter().filter(|pid| u32::try_from(**pid).is_ok_and(|p| p != me)) {
+        for pid in all.iter().filter(|pid| !is_me(pid)) {
             // One that ended meanwhile needs no killing.
             let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        if frozen {
+            self.freeze(false);
         }
         all.len()
     }
 
-    /// Removes it and what is below from every hierarchy. Fails with `ResourceBusy` while
+    /// Kills every process in it and below until none is left. Blocks. Fails with `ResourceBusy` if some
+    /// outlive that for [`EMPTY_STEPS`] attempts: the kernel waits for a device or a file server on their behalf.
+    pub fn kill_all(&self) -> io::Result<()> {
+        for _ in 0..EMPTY_STEPS {
+            if self.kill() == 0 {
+                return Ok(());
+            }
+            std::thread::sleep(EMPTY_STEP);
+        }
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, "processes of the container cannot be killed"))
+    }
+
+    /// Stops or continues every process in it and below. Returns whether the kernel has done it.
+    fn freeze(&self, stop: bool) -> bool {
+        let Some(directory) = self.directory("freezer") else { return false };
+        let (file, word, reached) = match (self.is_unified(), stop) {
+            (true, true) => ("cgroup.freeze", "1", "frozen 1"),
+            (true, false) => ("cgroup.freeze", "0", "frozen 0"),
+            (false, true) => ("freezer.state", "FROZEN", "FROZEN"),
+            (false, false) => ("freezer.state", "THAWED", "THAWED"),
+        };
+        if fs::write(directory.join(file), word).is_err() {
+            return false;
+        }
+        let answer = directory.join(if self.is_unified() { "cgroup.events" } else { file });
+        for _ in 0..FREEZE_STEPS {
+            let state = fs::read_to_string(&answer).unwrap_or_default();
+            if state.lines().any(|line| line.trim() == reached) {
+                break;
+            }
+            std::thread::sleep(FREEZE_STEP);
+        }
+        // What is half frozen must be thawed all the same.
+        true
+    }
+
+    /// Removes the cgroup and those below it from every hierarchy. Fails with `ResourceBusy` while
     /// processes are in it, dying ones included.
     pub fn remove(&self) -> io::Result<()> {
         for directory in self.directories() {
@@ -231,7 +284,7 @@ impl Cgroup {
         keyed(&directory.join(file)).get("oom_kill").copied().unwrap_or(0)
     }
 
-    /// What it uses now.
+    /// Reads what the cgroup uses now.
     pub fn usage(&self) -> CgroupUsage {
         match &self.hierarchies {
             Hierarchies::V1(_) => self.usage_v1(),
@@ -260,7 +313,7 @@ impl Cgroup {
         }
     }
 
-    /// Sets limits on a living cgroup.
+    /// Changes the limits of an existing cgroup.
     pub fn update(&self, limits: &Limits) -> io::Result<()> {
         match &self.hierarchies {
             Hierarchies::V1(_) => self.update_v1(limits),

@@ -75,8 +75,9 @@ pub struct Registries {
     pub certificate_authorities: Vec<PathBuf>,
 }
 
-/// Bounds on what an image may hold, against archives made to fill a disk.
+/// Bounds on what an image may hold, against archives made to fill a disk or the memory.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ImageLimits {
     /// The largest manifest, index or configuration, in bytes.
     pub document_bytes: u64,
@@ -84,6 +85,11 @@ pub struct ImageLimits {
     pub layer_bytes: u64,
     /// The most entries in one layer.
     pub layer_entries: u64,
+    /// The most bytes that one image may take on disk: its layers unpacked, and beside them its blobs as they
+    /// are fetched. Whatever the bound, a part of the disk stays free.
+    pub image_bytes: u64,
+    /// The most files of one image's layers.
+    pub image_entries: u64,
     /// The most layers in one image.
     pub layers: usize,
     /// The largest archive accepted by a load, in bytes.
@@ -96,6 +102,8 @@ impl Default for ImageLimits {
             document_bytes: 8 << 20,
             layer_bytes: 64 << 30,
             layer_entries: 4_000_000,
+            image_bytes: 64 << 30,
+            image_entries: 8_000_000,
             layers: 250,
             archive_bytes: 64 << 30,
         }

@@ -1,7 +1,8 @@
 //! Small files written whole and read whole: records, plans and results, as JSON.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use serde::Serialize;
@@ -28,8 +29,21 @@ pub(crate) fn replace_json<T: Serialize>(path: &Path, value: &T) -> io::Result<(
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
-    fs::write(&name, serde_json::to_vec(value)?)?;
+    create_private(Path::new(&name))?.write_all(&serde_json::to_vec(value)?)?;
     fs::rename(&name, path)
+}
+
+/// Makes an empty file that only this user may read or write, in place of one that is there. Records and
+/// plans hold what pods keep secret: the environment of containers.
+pub(crate) fn create_private(path: &Path) -> io::Result<File> {
+    remove_file(path)?;
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Makes a directory, and what lies above it, that only this user may enter; one that is there becomes so.
+pub(crate) fn make_private_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o700))
 }
 
 /// Reads JSON from `path`; `None` where there is no such file.

@@ -1,6 +1,7 @@
 //! The seam to the pod network: `worker/node` adapts `worker/network` (or a CNI plugin) to
 //! [`SandboxNetwork`]; the runtime calls it when it makes and stops a pod's sandbox.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -53,7 +54,7 @@ pub struct NetworkError(
     pub String,
 );
 
-/// The network of pods, as the runtime sees it.
+/// What the runtime needs of the pod network.
 #[async_trait]
 pub trait SandboxNetwork: Send + Sync + 'static {
     /// Gives the network namespace at `netns` its interfaces and addresses, loopback
@@ -68,6 +69,13 @@ pub trait SandboxNetwork: Send + Sync + 'static {
     /// Takes back what `attach` gave. Must succeed when nothing is left to take back and
     /// when `netns` is gone.
     async fn detach(&self, pod: &PodRef, netns: &Path) -> Result<(), NetworkError>;
+
+    /// Takes back what `attach` gave to every sandbox whose id is not in `live`, and returns how many there
+    /// were: what a crash left, or a sandbox whose record was lost.
+    async fn retain(&self, live: &BTreeSet<String>) -> Result<usize, NetworkError> {
+        let _ = live;
+        Ok(0)
+    }
 
     /// Whether pods can be attached now, for the CRI condition NetworkReady; the error's
     /// text becomes its message.

@@ -10,12 +10,12 @@ pub(crate) struct Paths {
 }
 
 impl Paths {
-    /// Content, layers and the image table.
+    /// The image store: blobs, unpacked layers and the table of images.
     pub fn images(&self) -> PathBuf {
         self.root.join("images")
     }
 
-    /// Records of pods: survive a reboot.
+    /// A pod's record, which survives a reboot.
     pub fn sandbox_root(&self, id: &str) -> PathBuf {
         self.sandboxes_root().join(id)
     }
@@ -47,7 +47,7 @@ impl Paths {
         self.state.join("containers").join(id)
     }
 
-    /// libcontainer's own state.
+    /// The directory where libcontainer keeps its state of every container.
     pub fn libcontainer(&self) -> PathBuf {
         self.state.join("libcontainer")
     }
@@ -71,6 +71,8 @@ pub(crate) mod sandbox_file {
 /// File names below a container's directories.
 pub(crate) mod container_file {
     pub const RECORD: &str = "container.json";
+    /// There from the moment a shim was asked to start the container.
+    pub const STARTING: &str = "starting";
     pub const STARTED: &str = "started.json";
     pub const EXIT: &str = "exit.json";
     pub const PLAN: &str = "launch.json";

@@ -71,7 +71,7 @@ pub async fn reap_all(config: &RuntimeConfig) -> Result<ReapReport, ReapError> {
     let state = config.state.canonicalize().unwrap_or_else(|_| config.state.clone());
     let root = config.root.canonicalize().unwrap_or_else(|_| config.root.clone());
     // Without its shim nothing restarts; without its parents a container cannot outlive the sweep.
-    for pid in shims(&state).map_err(ReapError::Processes)? {
+    for pid in shims(|directory| directory.starts_with(&state)).map_err(ReapError::Processes)? {
         // One that ended meanwhile needs no killing.
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         report.shims += 1;
@@ -93,8 +93,8 @@ pub async fn reap_all(config: &RuntimeConfig) -> Result<ReapReport, ReapError> {
     Ok(report)
 }
 
-/// Processes that run as shims of the state directory.
-fn shims(state: &Path) -> io::Result<Vec<i32>> {
+/// Processes of the shim, daemons and launchers, whose directory is one of the wanted.
+pub(crate) fn shims(wanted: impl Fn(&Path) -> bool) -> io::Result<Vec<i32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
@@ -105,7 +105,7 @@ fn shims(state: &Path) -> io::Result<Vec<i32>> {
         let words: Vec<&[u8]> = command.split(|b| *b == 0).collect();
         let directory =
             words.get(3).map(|w| Path::new(std::ffi::OsStr::new(std::str::from_utf8(w).unwrap_or_default())));
-        if words.get(1) == Some(&b"shim".as_slice()) && directory.is_some_and(|d| d.starts_with(state)) {
+        if words.get(1) == Some(&b"shim".as_slice()) && directory.is_some_and(&wanted) {
             found.push(pid);
         }
     }

@@ -74,6 +74,10 @@ pub async fn serve(
     let socket = config.socket.clone();
     let service = Service::new(config, paths, images, network, hierarchies, streams);
     service.restore().await.map_err(io_error("restore state"))?;
+    let (tidier, until) = (service.clone(), shutdown.clone());
+    let tidying = tokio::spawn(proto_env::supervise::supervise("runtime-networks", move || {
+        tidier.clone().tidy_networks(until.clone())
+    }));
 
     let listener = listen(&socket).await?;
     tracing::info!(socket = %socket.display(), "runtime serves CRI");
@@ -97,6 +101,7 @@ pub async fn serve(
             }
         }
     }
+    tidying.abort();
     files::remove_file(&socket).map_err(io_error("remove the socket"))
 }
 
@@ -114,16 +119,12 @@ fn prepare(paths: &Paths, socket: &Path) -> Result<(), ServeError> {
         paths.state.join("containers"),
         paths.libcontainer(),
     ];
-    for directory in &directories {
-        fs::create_dir_all(directory).map_err(io_error(format!("make {}", directory.display())))?;
+    for directory in [&paths.root, &paths.state].into_iter().chain(&directories) {
+        files::make_private_directory(directory)
+            .map_err(io_error(format!("make {}", directory.display())))?;
     }
     if let Some(parent) = socket.parent() {
         fs::create_dir_all(parent).map_err(io_error(format!("make {}", parent.display())))?;
-    }
-    for directory in [&paths.root, &paths.state] {
-        let private = fs::Permissions::from_mode(0o711);
-        fs::set_permissions(directory, private)
-            .map_err(io_error(format!("protect {}", directory.display())))?;
     }
     if !is_mount_point(&paths.state).map_err(io_error("read mounts"))? {
         let none = None::<&str>;
@@ -154,7 +155,13 @@ async fn listen(socket: &Path) -> Result<UnixListener, ServeError> {
         Ok(_) => return Err(ServeError::InUse(socket.to_owned())),
         Err(_) => files::remove_file(socket).map_err(io_error("remove an old socket"))?,
     }
-    let listener = UnixListener::bind(socket).map_err(io_error(format!("listen on {}", socket.display())))?;
-    fs::set_permissions(socket, fs::Permissions::from_mode(0o600)).map_err(io_error("protect the socket"))?;
+    // Nobody finds it before it is protected.
+    let hidden = socket.with_extension("new");
+    files::remove_file(&hidden).map_err(io_error("remove an old socket"))?;
+    let listener =
+        UnixListener::bind(&hidden).map_err(io_error(format!("listen on {}", socket.display())))?;
+    fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))
+        .map_err(io_error("protect the socket"))?;
+    fs::rename(&hidden, socket).map_err(io_error("publish the socket"))?;
     Ok(listener)
 }

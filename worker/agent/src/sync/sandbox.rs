@@ -108,13 +108,13 @@ pub fn namespaces(pod: &Pod) -> NamespaceOption {
     }
 }
 
-/// A seccomp profile as CRI has it; unconfined where none is asked for, as kubelet's default is.
+/// A seccomp profile as CRI has it; the runtime's default where none is asked for, as with kubelet's `seccompDefault`.
 pub fn seccomp(profile: Option<&SeccompProfile>) -> SecurityProfile {
     use k8s_cri::v1::security_profile::ProfileType;
     let (kind, file) = match profile.map(|p| p.type_.as_str()) {
-        Some("RuntimeDefault") => (ProfileType::RuntimeDefault, None),
+        Some("Unconfined") => (ProfileType::Unconfined, None),
         Some("Localhost") => (ProfileType::Localhost, profile.and_then(|p| p.localhost_profile.clone())),
-        _ => (ProfileType::Unconfined, None),
+        _ => (ProfileType::RuntimeDefault, None),
     };
     SecurityProfile { profile_type: kind as i32, localhost_ref: file.unwrap_or_default() }
 }
@@ -149,5 +149,24 @@ fn linux(agent: &AgentConfig, pod: &Pod) -> LinuxPodSandboxConfig {
             .collect(),
         overhead: None,
         resources: Some(resources::pod_resources(pod)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_cri::v1::security_profile::ProfileType;
+
+    use super::*;
+
+    #[test]
+    fn without_a_seccomp_profile_the_runtimes_default_holds() {
+        let of = |kind: &str| {
+            let profile = SeccompProfile { type_: kind.to_owned(), localhost_profile: Some("f".to_owned()) };
+            seccomp(Some(&profile)).profile_type()
+        };
+        assert_eq!(seccomp(None).profile_type(), ProfileType::RuntimeDefault);
+        assert_eq!(of("RuntimeDefault"), ProfileType::RuntimeDefault);
+        assert_eq!(of("Unconfined"), ProfileType::Unconfined);
+        assert_eq!(of("Localhost"), ProfileType::Localhost);
     }
 }

@@ -80,18 +80,18 @@ pub(super) fn of(
         true => every().collect(),
         false => DEFAULT.iter().copied().collect(),
     };
-    if let (Some(wish), false) = (&context.capabilities, context.privileged) {
+    if let (Some(changes), false) = (&context.capabilities, context.privileged) {
         let is_all = |name: &String| name.eq_ignore_ascii_case("ALL");
-        if wish.add_capabilities.iter().any(is_all) {
+        if changes.add_capabilities.iter().any(is_all) {
             set.extend(every());
         }
-        if wish.drop_capabilities.iter().any(is_all) {
+        if changes.drop_capabilities.iter().any(is_all) {
             set.clear();
         }
-        for name in wish.add_capabilities.iter().filter(|n| !is_all(n)) {
+        for name in changes.add_capabilities.iter().filter(|n| !is_all(n)) {
             set.insert(known(name)?);
         }
-        for name in wish.drop_capabilities.iter().filter(|n| !is_all(n)) {
+        for name in changes.drop_capabilities.iter().filter(|n| !is_all(n)) {
             set.remove(known(name)?);
         }
     }
@@ -120,12 +120,12 @@ mod tests {
 
     fn set(add: &[&str], drop: &[&str]) -> Result<BTreeSet<&'static str>, SpecError> {
         let list = |names: &[&str]| names.iter().map(ToString::to_string).collect();
-        let wish = v1::Capability {
+        let changes = v1::Capability {
             add_capabilities: list(add),
             drop_capabilities: list(drop),
             ..Default::default()
         };
-        of(&v1::LinuxContainerSecurityContext { capabilities: Some(wish), ..Default::default() }, u64::MAX)
+        of(&v1::LinuxContainerSecurityContext { capabilities: Some(changes), ..Default::default() }, u64::MAX)
     }
 
     #[test]

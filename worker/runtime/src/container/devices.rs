@@ -19,7 +19,7 @@ pub(super) struct Devices {
 }
 
 /// The devices asked for; all of the host's for a privileged container.
-pub(super) fn of(wishes: &[v1::Device], privileged: bool) -> Result<Devices, SpecError> {
+pub(super) fn of(requested: &[v1::Device], privileged: bool) -> Result<Devices, SpecError> {
     let mut devices = Devices::default();
     if privileged {
         devices.rules.push(json!({ "allow": true, "access": "rwm" }));
@@ -30,14 +30,14 @@ pub(super) fn of(wishes: &[v1::Device], privileged: bool) -> Result<Devices, Spe
         return Ok(devices);
     }
     devices.rules.push(json!({ "allow": false, "access": "rwm" }));
-    for wish in wishes {
-        let failed = |source| SpecError::Device { path: wish.host_path.clone(), source };
-        let node = fs::metadata(&wish.host_path).map_err(failed)?;
+    for asked in requested {
+        let failed = |source| SpecError::Device { path: asked.host_path.clone(), source };
+        let node = fs::metadata(&asked.host_path).map_err(failed)?;
         if !is_device(&node) {
             return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a device")));
         }
-        let (value, mut rule) = describe(&wish.container_path, &node);
-        rule["access"] = json!(if wish.permissions.is_empty() { "rwm" } else { &wish.permissions });
+        let (value, mut rule) = describe(&asked.container_path, &node);
+        rule["access"] = json!(if asked.permissions.is_empty() { "rwm" } else { &asked.permissions });
         devices.nodes.push(value);
         devices.rules.push(rule);
     }

@@ -3,6 +3,7 @@
 mod capabilities;
 mod devices;
 mod mounts;
+pub(crate) mod security;
 mod spec;
 
 use std::path::PathBuf;
@@ -46,17 +47,19 @@ pub(crate) struct ContainerRecord {
     pub layers: Vec<String>,
     /// Nanoseconds since 1970.
     pub created_at: i64,
-    /// Where the log is, if anywhere.
+    /// The log file; `None` if the output is not logged.
     pub log_path: Option<PathBuf>,
-    /// What asks the process to end.
+    /// Number of the signal that asks the process to end.
     pub stop_signal: i32,
-    /// Relative to the hierarchies' roots.
+    /// The container's cgroup, relative to the root of each hierarchy.
     pub cgroup: PathBuf,
 }
 
-/// How far a container has come.
+/// What a container has been through: nothing yet, its start, its end.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Progress {
+    /// Whether the shim was asked to start the container and has not answered: it may run.
+    pub unsure: bool,
     pub started: Option<StartedRecord>,
     pub exit: Option<ExitRecord>,
 }
@@ -66,6 +69,8 @@ impl Progress {
         match (&self.started, &self.exit) {
             (_, Some(_)) => v1::ContainerState::ContainerExited,
             (Some(_), None) => v1::ContainerState::ContainerRunning,
+            // Kubernetes kills what is in this state before it starts another container in its place.
+            (None, None) if self.unsure => v1::ContainerState::ContainerUnknown,
             (None, None) => v1::ContainerState::ContainerCreated,
         }
     }
@@ -75,14 +80,14 @@ impl Progress {
     }
 }
 
-/// A container, live.
+/// A container that this runtime knows, with what became of it and its locks.
 pub(crate) struct Container {
     pub record: ContainerRecord,
     pub progress: watch::Sender<Progress>,
-    /// Resources as last set.
+    /// The resource limits as last set, at creation or by an update.
     pub resources: std::sync::Mutex<Option<v1::LinuxContainerResources>>,
     pub shim: ShimClient,
-    /// Start, stop and removal one after the other.
+    /// Held while the container is started, updated or removed.
     pub gate: Mutex<()>,
 }
 
@@ -100,6 +105,13 @@ impl Container {
 
     pub fn id(&self) -> &str {
         &self.record.id
+    }
+
+    /// Resolves once it is known whether the container was started.
+    pub async fn settled(&self) {
+        let mut progress = self.progress.subscribe();
+        // The sender is in `self`: it cannot be gone.
+        let _ = progress.wait_for(|p| !p.unsure || p.exit.is_some()).await;
     }
 
     /// Resolves once the container has ended.

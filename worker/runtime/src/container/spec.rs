@@ -48,7 +48,7 @@ pub(crate) fn build(input: &SpecInput<'_>) -> Result<Value, SpecError> {
         },
     )?;
     for (path, source) in input.image_volumes {
-        mounts.push(json!({ "destination": path, "type": "bind", "source": source, "options": ["rbind", "rprivate", "rw"] }));
+        mounts.push(json!({ "destination": path, "type": "bind", "source": source, "options": ["rbind", "rprivate", "rw", "nodev"] }));
     }
     let paths = |list: &[String]| if context.privileged { Vec::new() } else { list.to_vec() };
     let propagation = match mounts::propagation(&input.config.mounts) {
@@ -179,17 +179,17 @@ fn resource_limits(resources: &v1::LinuxContainerResources, device_rules: Vec<Va
     limits
 }
 
-fn namespace_list(input: &SpecInput<'_>, wish: &v1::NamespaceOption, privileged: bool) -> Vec<Value> {
+fn namespace_list(input: &SpecInput<'_>, options: &v1::NamespaceOption, privileged: bool) -> Vec<Value> {
     let held = |name: &str| input.sandbox_state.join(sandbox_file::NAMESPACES).join(name);
     let mut list = vec![json!({ "type": "mount" })];
-    if wish.network() != NamespaceMode::Node {
+    if options.network() != NamespaceMode::Node {
         list.push(json!({ "type": "network", "path": held("net") }));
         list.push(json!({ "type": "uts", "path": held("uts") }));
     }
-    if wish.ipc() != NamespaceMode::Node {
+    if options.ipc() != NamespaceMode::Node {
         list.push(json!({ "type": "ipc", "path": held("ipc") }));
     }
-    match (&input.pid_namespace, wish.pid()) {
+    match (&input.pid_namespace, options.pid()) {
         (_, NamespaceMode::Node) => {}
         (Some(path), _) => list.push(json!({ "type": "pid", "path": path })),
         (None, _) => list.push(json!({ "type": "pid" })),

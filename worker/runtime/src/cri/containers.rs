@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use tonic::Status;
 
 use super::plan::stop_signal;
+use super::watch::RETRY;
 use super::{Service, blocking, internal, new_id};
 use crate::cgroup::Limits;
 use crate::container::{Container, ContainerRecord, Progress};
@@ -18,6 +19,7 @@ use crate::paths::container_file;
 use crate::sandbox::Sandbox;
 use crate::shim::client::ShimClientError;
 use crate::shim::plan::{ExitRecord, now};
+use crate::shim::rootfs;
 
 /// How long a killed container's end may take to be reported: output is drained first.
 const KILL_WAIT: Duration = Duration::from_secs(30);
@@ -70,7 +72,12 @@ impl Service {
         let container = Arc::new(Container::new(record, Progress::default(), sandbox.shim.clone()));
         // In the table before the first file, so that the image's layers stay.
         self.tables().containers.insert(id.clone(), container.clone());
-        if let Err(error) = self.write_container(&sandbox, &container, &image).await {
+        let written = match self.images.find(&image.id) {
+            Some(_) => self.write_container(&sandbox, &container, &image).await,
+            // It was removed before the container held its layers.
+            None => Err(Status::not_found(format!("failed to resolve image \"{wanted}\": not found"))),
+        };
+        if let Err(error) = written {
             self.forget(&id).await?;
             return Err(error);
         }
@@ -87,10 +94,14 @@ impl Service {
         let record = &container.record;
         let (root, bundle) = (self.paths.container_root(&record.id), self.paths.container_state(&record.id));
         let plan = self.launch_plan(sandbox, record, image)?;
+        files::make_private_directory(&bundle).map_err(internal("failed to create container files"))?;
+        let (id, checked) = (record.id.clone(), plan.clone());
+        blocking(move || rootfs::check_user(&checked))
+            .await?
+            .map_err(internal(format!("failed to generate container \"{id}\" spec")))?;
         let saved = record.clone();
         let written = blocking(move || {
-            std::fs::create_dir_all(&root)?;
-            std::fs::create_dir_all(&bundle)?;
+            files::make_private_directory(&root)?;
             files::replace_json(&root.join(container_file::RECORD), &saved)?;
             files::write_json(&bundle.join(container_file::PLAN), &plan)
         });
@@ -109,19 +120,44 @@ impl Service {
                 state.as_str_name()
             )));
         }
+        // In a file, so that a restart of the runtime does not take it for one that was never started.
+        let marker = self.paths.container_root(container.id()).join(container_file::STARTING);
+        files::create_private(&marker).map_err(internal("failed to record the start"))?;
+        match self.ask_to_start(&container).await {
+            Some(outcome) => outcome,
+            None => {
+                self.await_start(container.clone());
+                let text = format!(
+                    "failed to start container \"{}\": the pod's shim did not answer in time",
+                    container.id()
+                );
+                Err(Status::deadline_exceeded(text))
+            }
+        }
+    }
+
+    /// Asks the shim to start the container, which does nothing if it runs already or has ended, and takes note
+    /// of the answer. `None` if whether it runs is not known.
+    async fn ask_to_start(&self, container: &Arc<Container>) -> Option<Result<(), Status>> {
         match container.shim.start(&self.paths.container_state(container.id())).await {
             Ok(started) => {
-                container.progress.send_modify(|progress| progress.started = Some(started));
+                container.progress.send_modify(|progress| {
+                    progress.started = Some(started);
+                    progress.unsure = false;
+                });
+                self.read_exits(&container.record.sandbox_id);
                 self.publish(
                     &container.record.sandbox_id,
                     container.id(),
                     v1::ContainerEventType::ContainerStartedEvent,
                 );
-                Ok(())
+                Some(Ok(()))
             }
-            // Whether it runs is not known: asking again will tell.
-            Err(error @ (ShimClientError::Timeout | ShimClientError::Unreachable(_))) => {
-                Err(internal(format!("failed to start container \"{}\"", container.id()))(error))
+            Err(error @ (ShimClientError::Timeout | ShimClientError::Unreachable(_)))
+                if !container.shim.has_gone(&error) =>
+            {
+                tracing::warn!(container = container.id(), %error, "whether the container runs is not known");
+                None
             }
             Err(error) => {
                 let message = format!("failed to start container \"{}\": {error}", container.id());
@@ -131,17 +167,35 @@ impl Service {
                     reason: "StartError".into(),
                     message: message.clone(),
                 };
-                let path = self.paths.container_root(container.id()).join(container_file::EXIT);
-                files::replace_json(&path, &exit).map_err(internal("failed to record the exit"))?;
-                self.ended(&container, exit);
-                Err(Status::unknown(message))
+                self.record_end(container, exit);
+                Some(Err(Status::unknown(message)))
             }
         }
+    }
+
+    /// Goes on asking for a start whose answer was lost, because the container may run: meanwhile its state is
+    /// "unknown", so that nobody starts another one in its place.
+    pub(super) fn await_start(&self, container: Arc<Container>) {
+        container.progress.send_modify(|progress| progress.unsure = true);
+        let service = self.clone();
+        tokio::spawn(proto_env::supervise::supervise("runtime-start", move || {
+            let (service, container) = (service.clone(), container.clone());
+            async move {
+                while container.progress.borrow().exit.is_none() && service.container(container.id()).is_ok()
+                {
+                    if service.ask_to_start(&container).await.is_some() {
+                        return;
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }));
     }
 
     /// Asks a container to end and kills it when `grace` has passed.
     pub(super) async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), Status> {
         let Ok(container) = self.container(id) else { return Ok(()) };
+        self.settled(&container).await?;
         if !container.progress.borrow().is_running() {
             return Ok(());
         }
@@ -161,22 +215,54 @@ impl Service {
 
     /// Kills a container and waits for its end. One that does not run is left alone.
     pub(super) async fn kill_container(&self, container: &Arc<Container>) -> Result<(), Status> {
+        self.settled(container).await?;
         if !container.progress.borrow().is_running() {
             return Ok(());
         }
         match container.shim.signal(container.id(), Signal::SIGKILL as i32, true).await {
-            Ok(()) | Err(ShimClientError::NotRunning) => {}
-            Err(error) if error.is_gone() => {
-                // Without a shim there is the cgroup; the shim's watcher records the end.
-                self.hierarchies.cgroup(&container.record.cgroup).kill();
-            }
+            Ok(()) => {}
+            // It ended by itself: the shim says so, or has written it down.
+            Err(ShimClientError::NotRunning) => self.read_exits(&container.record.sandbox_id),
             Err(error) => {
-                return Err(internal(format!("failed to kill container \"{}\"", container.id()))(error));
+                // Without a shim that does it there is the cgroup.
+                tracing::warn!(container = container.id(), %error, "the shim does not kill the container");
+                let cgroup = self.hierarchies.cgroup(&container.record.cgroup);
+                blocking(move || cgroup.kill_all())
+                    .await?
+                    .map_err(internal(format!("failed to kill container \"{}\"", container.id())))?;
+                if container.shim.is_alive() && !matches!(error, ShimClientError::Timeout) {
+                    self.read_exits(&container.record.sandbox_id);
+                } else {
+                    return self.ended_untold(container);
+                }
             }
         }
-        let waited = tokio::time::timeout(KILL_WAIT, container.ended()).await;
-        waited
-            .map_err(|_| Status::deadline_exceeded(format!("container \"{}\" does not end", container.id())))
+        if tokio::time::timeout(KILL_WAIT, container.ended()).await.is_ok() {
+            return Ok(());
+        }
+        self.ended_untold(container)
+    }
+
+    /// Takes note of the end of a container whose shim does not tell of it. Fails if a process of it is left.
+    fn ended_untold(&self, container: &Arc<Container>) -> Result<(), Status> {
+        self.read_exits(&container.record.sandbox_id);
+        if !self.hierarchies.cgroup(&container.record.cgroup).processes().is_empty() {
+            return Err(Status::deadline_exceeded(format!("container \"{}\" does not end", container.id())));
+        }
+        if container.progress.borrow().exit.is_none() {
+            let message = "the container's shim did not tell how it ended".to_owned();
+            let exit = ExitRecord { exit_code: 255, finished_at: now(), reason: "Unknown".into(), message };
+            self.record_end(container, exit);
+        }
+        Ok(())
+    }
+
+    /// Waits until it is known whether the container was started.
+    async fn settled(&self, container: &Container) -> Result<(), Status> {
+        let waited = tokio::time::timeout(KILL_WAIT, container.settled()).await;
+        waited.map_err(|_| {
+            Status::deadline_exceeded(format!("whether container \"{}\" runs is not known", container.id()))
+        })
     }
 
     /// Removes a container, killing it first if it runs. Removing what is not here succeeds.
@@ -194,11 +280,13 @@ impl Service {
     pub(super) async fn forget(&self, id: &str) -> Result<(), Status> {
         let (root, bundle) = (self.paths.container_root(id), self.paths.container_state(id));
         let cgroup = self.container(id).ok().map(|c| self.hierarchies.cgroup(&c.record.cgroup));
-        let owned = id.to_owned();
+        let (owned, state) = (id.to_owned(), self.paths.libcontainer().join(id));
         blocking(move || {
             if let Some(Err(error)) = cgroup.map(|c| c.remove()) {
                 tracing::warn!(container = owned, %error, "the container's cgroup could not be removed");
             }
+            // Its shim removes this, unless it is gone.
+            files::remove_tree(&state)?;
             files::remove_tree(&bundle)?;
             files::remove_tree(&root)
         })
@@ -274,7 +362,7 @@ impl Service {
     pub(super) async fn update_container(
         &self,
         id: &str,
-        wish: v1::LinuxContainerResources,
+        update: v1::LinuxContainerResources,
     ) -> Result<(), Status> {
         let container = self.container(id)?;
         let _gate = container.gate.lock().await;
@@ -284,38 +372,38 @@ impl Service {
         let positive = |n: i64| u64::try_from(n).ok().filter(|n| *n != 0);
         let text = |t: &String| Some(t.clone()).filter(|t| !t.is_empty());
         let limits = Limits {
-            cpu_shares: positive(wish.cpu_shares),
-            cpu_quota: Some(wish.cpu_quota).filter(|q| *q != 0),
-            cpu_period: positive(wish.cpu_period),
-            memory: Some(wish.memory_limit_in_bytes).filter(|m| *m != 0),
-            cpuset_cpus: text(&wish.cpuset_cpus),
-            cpuset_mems: text(&wish.cpuset_mems),
+            cpu_shares: positive(update.cpu_shares),
+            cpu_quota: Some(update.cpu_quota).filter(|q| *q != 0),
+            cpu_period: positive(update.cpu_period),
+            memory: Some(update.memory_limit_in_bytes).filter(|m| *m != 0),
+            cpuset_cpus: text(&update.cpuset_cpus),
+            cpuset_mems: text(&update.cpuset_mems),
         };
         let cgroup = self.hierarchies.cgroup(&container.record.cgroup);
         let updated = blocking(move || cgroup.update(&limits)).await?;
         updated.map_err(internal(format!("failed to update resources of container \"{id}\"")))?;
         let mut resources = container.resources.lock().unwrap_or_else(PoisonError::into_inner);
-        merge(resources.get_or_insert_default(), wish);
+        merge(resources.get_or_insert_default(), update);
         Ok(())
     }
 }
 
-/// Takes over what `wish` sets.
-fn merge(into: &mut v1::LinuxContainerResources, wish: v1::LinuxContainerResources) {
+/// Sets in `into` what `update` sets; its zeros and empty fields leave what is.
+fn merge(into: &mut v1::LinuxContainerResources, update: v1::LinuxContainerResources) {
     let number = |old: &mut i64, new: i64| {
         if new != 0 {
             *old = new;
         }
     };
-    number(&mut into.cpu_period, wish.cpu_period);
-    number(&mut into.cpu_quota, wish.cpu_quota);
-    number(&mut into.cpu_shares, wish.cpu_shares);
-    number(&mut into.memory_limit_in_bytes, wish.memory_limit_in_bytes);
-    number(&mut into.memory_swap_limit_in_bytes, wish.memory_swap_limit_in_bytes);
-    if !wish.cpuset_cpus.is_empty() {
-        into.cpuset_cpus = wish.cpuset_cpus;
+    number(&mut into.cpu_period, update.cpu_period);
+    number(&mut into.cpu_quota, update.cpu_quota);
+    number(&mut into.cpu_shares, update.cpu_shares);
+    number(&mut into.memory_limit_in_bytes, update.memory_limit_in_bytes);
+    number(&mut into.memory_swap_limit_in_bytes, update.memory_swap_limit_in_bytes);
+    if !update.cpuset_cpus.is_empty() {
+        into.cpuset_cpus = update.cpuset_cpus;
     }
-    if !wish.cpuset_mems.is_empty() {
-        into.cpuset_mems = wish.cpuset_mems;
+    if !update.cpuset_mems.is_empty() {
+        into.cpuset_mems = update.cpuset_mems;
     }
 }

@@ -97,7 +97,7 @@ impl ImageService for Service {
         request: Request<v1::RemoveImageRequest>,
     ) -> Result<Response<v1::RemoveImageResponse>, Status> {
         let name = request.into_inner().image.unwrap_or_default().image;
-        self.images.remove(&name, &self.layers_in_use()).await.map_err(status)?;
+        self.images.remove(&name, || self.layers_in_use()).await.map_err(status)?;
         Ok(Response::new(v1::RemoveImageResponse {}))
     }
 
@@ -117,16 +117,10 @@ impl Images for Service {
     ) -> Result<Response<wire::LoadResponse>, Status> {
         let mut chunks = request.into_inner();
         let mut spool = self.images.spool().map_err(internal("failed to store the archive"))?;
-        let mut size = 0;
+        let budget = self.images.spool_budget().map_err(internal("failed to store the archive"))?;
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk?;
-            size += chunk.data.len() as u64;
-            if size > self.images.archive_limit() {
-                return Err(Status::resource_exhausted(format!(
-                    "the archive is larger than {} bytes",
-                    self.images.archive_limit()
-                )));
-            }
+            budget.take(chunk.data.len() as u64).map_err(|e| status(e.into()))?;
             spool.write_all(&chunk.data).map_err(internal("failed to store the archive"))?;
         }
         let archive = spool.reopen().map_err(internal("failed to store the archive"))?;

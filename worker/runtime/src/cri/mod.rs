@@ -5,6 +5,7 @@ mod containers;
 mod exec;
 mod filter;
 mod images;
+mod leftovers;
 mod plan;
 mod restore;
 mod runtime;
@@ -28,7 +29,7 @@ use crate::paths::Paths;
 use crate::sandbox::Sandbox;
 use crate::streaming::Streams;
 
-/// Events kept for a subscriber that is slow.
+/// The most events that a slow subscriber may lag behind before its stream ends.
 const EVENTS: usize = 1024;
 
 /// The runtime's state. Cheap to clone.
@@ -44,6 +45,8 @@ pub(crate) struct Inner {
     pub network: Arc<dyn SandboxNetwork>,
     pub hierarchies: Hierarchies,
     pub streams: Arc<Streams>,
+    /// Held for reading while a sandbox is attached to the network.
+    attaching: tokio::sync::RwLock<()>,
     tables: Mutex<Tables>,
     events: broadcast::Sender<v1::ContainerEventResponse>,
 }
@@ -76,7 +79,17 @@ impl Service {
         let (events, _) = broadcast::channel(EVENTS);
         let tables = Mutex::default();
         Self {
-            inner: Arc::new(Inner { config, paths, images, network, hierarchies, streams, tables, events }),
+            inner: Arc::new(Inner {
+                config,
+                paths,
+                images,
+                network,
+                hierarchies,
+                streams,
+                attaching: tokio::sync::RwLock::default(),
+                tables,
+                events,
+            }),
         }
     }
 
@@ -112,7 +125,7 @@ impl Service {
         self.tables().containers.values().filter(|c| c.record.sandbox_id == sandbox).cloned().collect()
     }
 
-    /// Layers that containers stand on: not to be collected.
+    /// Names of the image layers that root file systems of containers use.
     fn layers_in_use(&self) -> BTreeSet<String> {
         self.tables().containers.values().flat_map(|c| c.record.layers.iter().cloned()).collect()
     }
@@ -169,3 +182,6 @@ fn internal<E: std::error::Error + 'static>(what: impl Into<String>) -> impl FnO
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
     tokio::task::spawn_blocking(work).await.map_err(internal("runtime task"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use tonic::Status;
 
 use super::{Service, internal};
+use crate::container::security::{self, Modules};
 use crate::container::{ContainerRecord, SpecInput, build, propagation};
 use crate::files;
 use crate::image::Image;
@@ -51,7 +52,12 @@ impl Service {
             Status::unknown(format!("failed to generate container \"{}\" spec: {e}", record.id))
         })?;
         let context = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
+        let refused =
+            |e| Status::unknown(format!("failed to generate container \"{}\" spec: {e}", record.id));
+        security::check(&context, Modules::detect()).map_err(refused)?;
+        let seccomp = security::seccomp(&context).map_err(refused)?;
         Ok(LaunchPlan {
+            seccomp,
             container_id: record.id.clone(),
             bundle: self.paths.container_state(&record.id),
             libcontainer: self.paths.libcontainer(),

@@ -35,15 +35,15 @@ impl Service {
             if !record.ready {
                 continue;
             }
-            match sandbox.shim.watch().await {
-                Ok(_) => {
-                    self.resettle_created(&record.id);
-                    self.watch_shim(sandbox);
-                }
-                Err(error) => {
-                    tracing::warn!(sandbox = record.id, %error, "the pod's shim is gone");
-                    self.shim_gone(&sandbox).await;
-                }
+            if !sandbox.shim.is_alive() {
+                tracing::warn!(sandbox = record.id, "the pod's shim is gone");
+                self.shim_gone(&sandbox).await;
+            } else if let Err(error) = sandbox.shim.check_protocol() {
+                tracing::error!(sandbox = record.id, %error, "the pod goes on, but cannot be looked after");
+            } else {
+                self.resettle_created(&record.id);
+                self.resume_starts(&record.id);
+                self.watch_shim(sandbox);
             }
         }
         let (sandboxes, containers) = (self.sandboxes().len(), self.containers().len());
@@ -54,6 +54,7 @@ impl Service {
     fn restore_container(&self, id: String, record: ContainerRecord) -> std::io::Result<()> {
         let root = self.paths.container_root(&id);
         let progress = Progress {
+            unsure: false,
             started: files::read_json(&root.join(container_file::STARTED))?,
             exit: files::read_json(&root.join(container_file::EXIT))?,
         };
@@ -68,6 +69,17 @@ impl Service {
         Ok(())
     }
 
+    /// Goes on with starts that an earlier run asked for and did not see answered.
+    fn resume_starts(&self, sandbox: &str) {
+        for container in self.containers_of(sandbox) {
+            let created =
+                container.progress.borrow().state() == k8s_cri::v1::ContainerState::ContainerCreated;
+            if created && self.was_starting(&container) {
+                self.await_start(container);
+            }
+        }
+    }
+
     /// A created container whose plan is gone (the volatile directory was emptied) can never start.
     fn resettle_created(&self, sandbox: &str) {
         for container in self.containers_of(sandbox) {
@@ -75,9 +87,10 @@ impl Service {
                 container.progress.borrow().state() == k8s_cri::v1::ContainerState::ContainerCreated;
             if created && !self.paths.container_state(container.id()).join(container_file::PLAN).exists() {
                 let message = "the container's plan is gone".to_owned();
-                let exit =
-                    ExitRecord { exit_code: 255, finished_at: now(), reason: "Unknown".into(), message };
-                self.ended(&container, exit);
+                self.ended(
+                    &container,
+                    ExitRecord { exit_code: 255, finished_at: now(), reason: "Unknown".into(), message },
+                );
             }
         }
     }

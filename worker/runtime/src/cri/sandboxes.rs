@@ -4,16 +4,18 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
+use futures::future::join_all;
 use k8s_cri::v1;
 use tonic::Status;
 
 use super::{Service, blocking, internal, new_id};
+use crate::container::security::{self, Modules};
 use crate::files;
 use crate::network::{PodRef, PortMapping, Protocol};
 use crate::paths::sandbox_file;
 use crate::sandbox::{self, Sandbox, SandboxRecord};
 use crate::shim::client::{ShimClient, ShimClientError};
-use crate::shim::plan::{ShimPlan, now};
+use crate::shim::plan::{PROTOCOL, ShimPlan, now};
 
 impl Service {
     /// Makes a pod's sandbox: namespaces, files, shim, network. Nothing is left of it on an error.
@@ -26,6 +28,10 @@ impl Service {
         if !request.runtime_handler.is_empty() {
             let text = format!("no runtime for \"{}\" is configured", request.runtime_handler);
             return Err(Status::unknown(format!("failed to get sandbox runtime: {text}")));
+        }
+        if let Some(context) = config.linux.as_ref().and_then(|l| l.security_context.as_ref()) {
+            security::check_sandbox(context, Modules::detect())
+                .map_err(|e| Status::unknown(format!("failed to create sandbox: {e}")))?;
         }
         let id = new_id();
         let v1::PodSandboxMetadata { name, uid, namespace, attempt } = metadata;
@@ -66,21 +72,24 @@ impl Service {
         let record = sandbox.record();
         let state = self.paths.sandbox_state(&record.id);
         let root = self.paths.sandbox_root(&record.id);
-        std::fs::create_dir_all(&root).map_err(internal("failed to create sandbox root directory"))?;
+        files::make_private_directory(&root).map_err(internal("failed to create sandbox root directory"))?;
         self.save(sandbox, |_| {}).await?;
         let (making, directory) = (record.clone(), state.clone());
         blocking(move || sandbox::make(&making, &directory))
             .await?
             .map_err(internal("failed to set up sandbox"))?;
         let shared_pid = record.namespaces().pid() == v1::NamespaceMode::Pod;
-        let plan = ShimPlan { sandbox_id: record.id.clone(), shared_pid };
+        let plan = ShimPlan { protocol: PROTOCOL, sandbox_id: record.id.clone(), shared_pid };
         sandbox
             .shim
             .spawn(&self.config.shim_exe, &plan)
             .await
             .map_err(internal("failed to start sandbox shim"))?;
+        // It answers once the pod's PID namespace is there, which containers look for.
+        sandbox.shim.watch().await.map_err(internal("failed to start sandbox shim"))?;
         if !record.host_network() {
             // Written before, so that whatever becomes of this process, detach will be called.
+            let _attaching = self.attaching.read().await;
             self.save(sandbox, |record| record.attached = true).await?;
             let attached =
                 self.network.attach(&pod_ref(&record), &netns(&state), &port_mappings(&record.config)).await;
@@ -99,6 +108,7 @@ impl Service {
         sandbox: &Sandbox,
         change: impl FnOnce(&mut SandboxRecord),
     ) -> Result<(), Status> {
+        let _one = sandbox.saving.lock().await;
         let record = {
             let mut record = sandbox.record.lock().unwrap_or_else(PoisonError::into_inner);
             change(&mut record);
@@ -116,11 +126,11 @@ impl Service {
             path.components().filter(|c| matches!(c, std::path::Component::Normal(_))).collect()
         };
         let root = relative(&self.config.cgroup_root);
-        let wish = config.linux.as_ref().map(|l| relative(Path::new(&l.cgroup_parent))).unwrap_or_default();
-        let below = match (wish.as_os_str().is_empty(), wish.starts_with(&root)) {
+        let parent = config.linux.as_ref().map(|l| relative(Path::new(&l.cgroup_parent))).unwrap_or_default();
+        let below = match (parent.as_os_str().is_empty(), parent.starts_with(&root)) {
             (true, _) => root.join(id),
-            (false, true) => wish,
-            (false, false) => root.join(wish),
+            (false, true) => parent,
+            (false, false) => root.join(parent),
         };
         Path::new("/").join(below)
     }
@@ -134,29 +144,46 @@ impl Service {
 
     async fn stop_locked(&self, sandbox: &Arc<Sandbox>) -> Result<(), Status> {
         let record = sandbox.record();
-        self.save(sandbox, |record| record.ready = false).await?;
-        for container in self.containers_of(&record.id) {
-            self.kill_container(&container).await?;
+        // A full disk keeps no pod from ending.
+        if let Err(error) = self.save(sandbox, |record| record.ready = false).await {
+            tracing::warn!(sandbox = record.id, %error, "the sandbox cannot be recorded as not ready");
+        }
+        let containers = self.containers_of(&record.id);
+        for ended in join_all(containers.iter().map(|container| self.kill_container(container))).await {
+            if let Err(error) = ended {
+                tracing::warn!(sandbox = record.id, %error, "a container is ended together with the shim");
+            }
         }
         match sandbox.shim.shutdown().await {
-            Ok(()) => {}
-            Err(error) if error.is_gone() => {}
-            Err(ShimClientError::Unreachable(error)) => {
-                tracing::debug!(sandbox = record.id, %error, "the shim went while it was told to");
+            Ok(()) => self.read_exits(&record.id),
+            Err(ShimClientError::Unreachable(error)) if !sandbox.shim.is_alive() => {
+                tracing::debug!(sandbox = record.id, %error, "the shim is gone already");
+                self.end_leftovers(sandbox).await;
             }
-            Err(error) => return Err(internal("failed to stop sandbox shim")(error)),
+            Err(error) => {
+                tracing::warn!(sandbox = record.id, %error, "the shim does not end and is killed");
+                sandbox.shim.kill();
+                self.end_leftovers(sandbox).await;
+            }
         }
+        self.still_running(&record.id)?;
         let state = self.paths.sandbox_state(&record.id);
-        if record.attached {
-            let detached = self.network.detach(&pod_ref(&record), &netns(&state)).await;
-            let failed =
-                |e| Status::unknown(format!("failed to destroy network for sandbox \"{}\": {e}", record.id));
-            detached.map_err(failed)?;
-            self.save(sandbox, |record| record.attached = false).await?;
-        }
+        self.release_network(sandbox).await?;
         blocking(move || sandbox::unmake(&state)).await?.map_err(internal("failed to take down sandbox"))?;
         if record.ready {
             self.publish(&record.id, &record.id, v1::ContainerEventType::ContainerStoppedEvent);
+        }
+        Ok(())
+    }
+
+    /// Fails if a process of one of the pod's containers resists being killed.
+    fn still_running(&self, sandbox: &str) -> Result<(), Status> {
+        for container in self.containers_of(sandbox) {
+            if !self.hierarchies.cgroup(&container.record.cgroup).processes().is_empty() {
+                let text =
+                    format!("failed to kill container \"{}\": its processes do not end", container.id());
+                return Err(Status::deadline_exceeded(text));
+            }
         }
         Ok(())
     }
@@ -246,7 +273,7 @@ pub(super) fn netns(state: &Path) -> PathBuf {
     state.join(sandbox_file::NAMESPACES).join("net")
 }
 
-fn pod_ref(record: &SandboxRecord) -> PodRef {
+pub(super) fn pod_ref(record: &SandboxRecord) -> PodRef {
     let v1::PodSandboxMetadata { name, uid, namespace, .. } = record.metadata();
     PodRef { namespace, name, uid, sandbox_id: record.id.clone() }
 }

@@ -14,40 +14,48 @@ use crate::sandbox::Sandbox;
 use crate::shim::plan::{ExitRecord, now};
 
 /// Between attempts to reach a shim that is there but does not answer.
-const RETRY: Duration = Duration::from_millis(500);
+pub(super) const RETRY: Duration = Duration::from_millis(500);
 
 impl Service {
-    /// Follows a pod's shim until it is gone.
+    /// Follows a pod's shim, in a task of its own, until it is gone.
     pub(super) fn watch_shim(&self, sandbox: Arc<Sandbox>) {
         let service = self.clone();
-        tokio::spawn(async move {
-            let id = sandbox.record().id;
-            loop {
-                match sandbox.shim.watch().await {
-                    Ok(mut watch) => {
-                        // What ended before the watch began is on disk.
-                        service.read_exits(&id);
-                        while let Ok(ended) = watch.next().await {
-                            if let Ok(container) = service.container(&ended.container) {
-                                service.ended(&container, ended.exit);
-                            }
-                        }
-                    }
-                    Err(error) if error.is_gone() => break,
-                    Err(error) => {
-                        tracing::warn!(sandbox = id, %error, "the pod's shim cannot be watched");
-                        tokio::time::sleep(RETRY).await;
-                    }
-                }
-                if service.sandbox(&id).is_err() {
-                    return;
-                }
-            }
-            service.shim_gone(&sandbox).await;
-        });
+        tokio::spawn(proto_env::supervise::supervise("runtime-shim-watch", move || {
+            service.clone().follow_shim(sandbox.clone())
+        }));
     }
 
-    fn read_exits(&self, sandbox: &str) {
+    async fn follow_shim(self, sandbox: Arc<Sandbox>) {
+        let id = sandbox.record().id;
+        loop {
+            match sandbox.shim.watch().await {
+                Ok(mut watch) => {
+                    // What ended before the watch began is on disk.
+                    self.read_exits(&id);
+                    while let Ok(ended) = watch.next().await {
+                        if let Ok(container) = self.container(&ended.container) {
+                            self.ended(&container, ended.exit);
+                        }
+                    }
+                }
+                Err(error) if sandbox.shim.has_gone(&error) => break,
+                // Slow is not dead.
+                Err(error) => {
+                    if sandbox.record().ready {
+                        tracing::warn!(sandbox = id, %error, "the pod's shim cannot be watched");
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+            if self.sandbox(&id).is_err() {
+                return;
+            }
+        }
+        self.shim_gone(&sandbox).await;
+    }
+
+    /// Takes note of the ends that shims wrote down.
+    pub(super) fn read_exits(&self, sandbox: &str) {
         for container in self.containers_of(sandbox) {
             let path = self.paths.container_root(container.id()).join(container_file::EXIT);
             match files::read_json::<ExitRecord>(&path) {
@@ -73,37 +81,6 @@ impl Service {
             let record = &container.record;
             tracing::debug!(container = record.id, "container ended");
             self.publish(&record.sandbox_id, &record.id, v1::ContainerEventType::ContainerStoppedEvent);
-        }
-    }
-
-    /// A pod whose shim is gone, because it was stopped or because something killed it: what
-    /// ran can no longer be looked after and is killed.
-    pub(super) async fn shim_gone(&self, sandbox: &Arc<Sandbox>) {
-        let record = sandbox.record();
-        self.read_exits(&record.id);
-        for container in self.containers_of(&record.id) {
-            if !container.progress.borrow().is_running() {
-                continue;
-            }
-            tracing::warn!(container = container.id(), "the container's shim is gone");
-            let cgroup = self.hierarchies.cgroup(&container.record.cgroup);
-            cgroup.kill();
-            let exit = ExitRecord {
-                exit_code: 255,
-                finished_at: now(),
-                reason: "Unknown".into(),
-                message: "the container's shim is gone".into(),
-            };
-            let path = self.paths.container_root(container.id()).join(container_file::EXIT);
-            if let Err(error) = files::replace_json(&path, &exit) {
-                tracing::error!(container = container.id(), %error, "the exit cannot be recorded");
-            }
-            self.ended(&container, exit);
-        }
-        if record.ready
-            && let Err(error) = self.save(sandbox, |record| record.ready = false).await
-        {
-            tracing::error!(sandbox = record.id, %error, "the sandbox cannot be recorded as not ready");
         }
     }
 

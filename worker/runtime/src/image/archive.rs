@@ -7,8 +7,10 @@ use std::io::{self, Read};
 use serde::Deserialize;
 use tar::{Archive, Entry, EntryType};
 
+use super::budget::{Budget, Gauge};
 use super::content::Blobs;
 use super::document::{Descriptor, Index, Manifest, parse};
+use super::hold::Hold;
 use super::unpack::plain;
 use super::{ImageError, Reference};
 use crate::config::ImageLimits;
@@ -21,16 +23,31 @@ pub(crate) struct Listed {
 
 /// Stores every blob of the archive, each under its verified digest, and returns the images
 /// that it lists. Blocks. What was stored before an error is rubbish for the collector.
-pub(crate) fn ingest(file: File, blobs: &Blobs, limits: &ImageLimits) -> Result<Vec<Listed>, ImageError> {
+pub(crate) fn ingest(
+    file: File,
+    blobs: &Blobs,
+    limits: &ImageLimits,
+    hold: &Hold,
+) -> Result<Vec<Listed>, ImageError> {
     let mut contents = Contents::default();
-    let mut archive = Archive::new(plain(file)?.take(limits.archive_bytes));
-    for entry in archive.entries()? {
-        contents.entry(entry.map_err(broken)?, blobs, limits)?;
+    let budget = Budget::new(blobs.ingest_directory(), limits.archive_bytes, limits.image_entries)?;
+    let store = Store { blobs, limits, hold, budget };
+    let gauge = Gauge::default();
+    let mut archive = Archive::new(gauge.watch(plain(file)?.take(limits.archive_bytes)));
+    let mut entries = archive.entries()?;
+    loop {
+        gauge.before_headers();
+        let Some(entry) = entries.next() else { break };
+        let mut entry = entry.map_err(broken)?;
+        gauge.before_content();
+        store.budget.take_entry()?;
+        contents.entry(&mut entry, &store)?;
+        io::copy(&mut entry, &mut io::sink()).map_err(broken)?;
     }
     let images = if let Some(index) = &contents.index {
         from_layout(parse(index, "index.json")?)?
     } else if let Some(manifest) = &contents.manifest {
-        from_docker(parse(manifest, "manifest.json")?, &contents, blobs)?
+        from_docker(parse(manifest, "manifest.json")?, &contents, &store)?
     } else {
         return Err(ImageError::Invalid(
             "the archive is neither an OCI image layout nor made by docker save: no index.json, no manifest.json".into(),
@@ -43,7 +60,18 @@ pub(crate) fn ingest(file: File, blobs: &Blobs, limits: &ImageLimits) -> Result<
 }
 
 fn broken(error: io::Error) -> ImageError {
-    ImageError::Invalid(format!("the archive is corrupt: {error}"))
+    match error.kind() {
+        io::ErrorKind::FileTooLarge => error.into(),
+        _ => ImageError::Invalid(format!("the archive is corrupt: {error}")),
+    }
+}
+
+/// Where the content of the archive goes.
+struct Store<'a> {
+    blobs: &'a Blobs,
+    limits: &'a ImageLimits,
+    hold: &'a Hold,
+    budget: Budget,
 }
 
 /// What was seen while reading the archive.
@@ -58,12 +86,7 @@ struct Contents {
 }
 
 impl Contents {
-    fn entry<R: Read>(
-        &mut self,
-        mut entry: Entry<'_, R>,
-        blobs: &Blobs,
-        limits: &ImageLimits,
-    ) -> Result<(), ImageError> {
+    fn entry<R: Read>(&mut self, entry: &mut Entry<'_, R>, store: &Store<'_>) -> Result<(), ImageError> {
         let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
         match entry.header().entry_type() {
             EntryType::Regular | EntryType::Continuous => {}
@@ -77,10 +100,10 @@ impl Contents {
             _ => return Ok(()),
         }
         match name.as_str() {
-            "index.json" => self.index = Some(document(&mut entry, limits)?),
-            "manifest.json" => self.manifest = Some(document(&mut entry, limits)?),
+            "index.json" => self.index = Some(document(entry, store.limits)?),
+            "manifest.json" => self.manifest = Some(document(entry, store.limits)?),
             "oci-layout" | "repositories" => {}
-            _ => self.blob(name, entry, blobs, limits)?,
+            _ => self.blob(name, entry, store)?,
         }
         Ok(())
     }
@@ -88,27 +111,26 @@ impl Contents {
     fn blob<R: Read>(
         &mut self,
         name: String,
-        mut entry: Entry<'_, R>,
-        blobs: &Blobs,
-        limits: &ImageLimits,
+        entry: &mut Entry<'_, R>,
+        store: &Store<'_>,
     ) -> Result<(), ImageError> {
-        let size = entry.size();
-        if size > limits.layer_bytes {
-            return Err(ImageError::TooLarge(format!("{name} is larger than {} bytes", limits.layer_bytes)));
+        let (size, largest) = (entry.size(), store.limits.layer_bytes);
+        if size > largest {
+            return Err(ImageError::TooLarge(format!("{name} is larger than {largest} bytes")));
         }
-        let mut writer = blobs.writer()?;
-        let copied = io::copy(&mut entry, &mut writer).map_err(broken)?;
+        let mut writer = store.blobs.writer()?;
+        let copied = store.budget.copy(entry, &mut writer).map_err(broken)?;
         if copied != size {
             return Err(ImageError::Invalid(format!("the archive is cut off in {name}")));
         }
         let digest = match name.strip_prefix("blobs/sha256/") {
             Some(hex) => {
                 let digest = format!("sha256:{hex}");
-                blobs.path(&digest)?;
-                writer.commit_as(&digest, 0)?;
+                store.blobs.path(&digest)?;
+                writer.commit_as(&digest, 0, store.hold)?;
                 digest
             }
-            None => writer.commit()?,
+            None => writer.commit(store.hold)?,
         };
         self.digests.insert(name, (digest, size));
         Ok(())
@@ -177,7 +199,7 @@ const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 fn from_docker(
     images: Vec<DockerImage>,
     contents: &Contents,
-    blobs: &Blobs,
+    store: &Store<'_>,
 ) -> Result<Vec<Listed>, ImageError> {
     let describe = |media_type: &str, (digest, size): (String, u64)| Descriptor {
         media_type: media_type.to_owned(),
@@ -202,7 +224,7 @@ fn from_docker(
             layers: layers.collect::<Result<_, ImageError>>()?,
         };
         let bytes = serde_json::to_vec(&manifest).map_err(io::Error::from)?;
-        let target = describe(DOCKER_MANIFEST, (blobs.put(&bytes)?, bytes.len() as u64));
+        let target = describe(DOCKER_MANIFEST, (store.blobs.put(&bytes, store.hold)?, bytes.len() as u64));
         let tags = image.repo_tags.unwrap_or_default();
         let names = tags.iter().map(|t| Ok(t.parse()?)).collect::<Result<_, ImageError>>()?;
         listed.push(Listed { target, names });

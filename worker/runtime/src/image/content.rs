@@ -4,10 +4,12 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
 use super::ImageError;
+use super::hold::{Hold, Holds};
 use super::reference::is_digest;
 
 /// The blobs of one runtime.
@@ -15,16 +17,26 @@ use super::reference::is_digest;
 pub(crate) struct Blobs {
     directory: PathBuf,
     ingest: PathBuf,
+    holds: Holds,
 }
 
 impl Blobs {
     /// Opens the store below `root`, dropping what an interrupted run left half-written.
     pub fn open(root: &Path) -> io::Result<Self> {
-        let blobs = Self { directory: root.join("blobs/sha256"), ingest: root.join("ingest") };
+        let blobs = Self {
+            directory: root.join("blobs/sha256"),
+            ingest: root.join("ingest"),
+            holds: Holds::default(),
+        };
         crate::files::remove_tree(&blobs.ingest)?;
-        fs::create_dir_all(&blobs.directory)?;
-        fs::create_dir_all(&blobs.ingest)?;
+        crate::files::make_private_directory(&blobs.directory)?;
+        crate::files::make_private_directory(&blobs.ingest)?;
         Ok(blobs)
+    }
+
+    /// Who needs which blobs and layers at the moment.
+    pub fn holds(&self) -> &Holds {
+        &self.holds
     }
 
     /// The directory for temporary files that become part of the store by a rename.
@@ -32,7 +44,7 @@ impl Blobs {
         &self.ingest
     }
 
-    /// Where the blob is, if it is.
+    /// The path of the blob's file, whether it exists or not. Fails if `digest` is malformed.
     pub fn path(&self, digest: &str) -> Result<PathBuf, ImageError> {
         if !is_digest(digest) {
             return Err(ImageError::Invalid(format!("unsupported digest \"{digest}\"")));
@@ -67,17 +79,17 @@ impl Blobs {
         Ok(bytes)
     }
 
-    /// Starts a blob.
+    /// Opens a temporary file for a new blob.
     pub fn writer(&self) -> io::Result<BlobWriter> {
         let file = tempfile::Builder::new().prefix("blob-").tempfile_in(&self.ingest)?;
         Ok(BlobWriter { file, hash: Sha256::new(), size: 0, directory: self.directory.clone() })
     }
 
     /// Stores a small blob, returning its digest.
-    pub fn put(&self, bytes: &[u8]) -> io::Result<String> {
+    pub fn put(&self, bytes: &[u8], hold: &Hold) -> io::Result<String> {
         let mut writer = self.writer()?;
         writer.write_all(bytes)?;
-        writer.commit()
+        writer.commit(hold)
     }
 
     /// The digests of all blobs.
@@ -89,9 +101,19 @@ impl Blobs {
         Ok(digests)
     }
 
-    /// Removes a blob.
-    pub fn remove(&self, digest: &str) -> Result<(), ImageError> {
-        Ok(crate::files::remove_file(&self.path(digest)?)?)
+    /// Removes a blob that nobody holds and for which `unused` says so.
+    pub fn remove(&self, digest: &str, unused: impl FnOnce() -> bool) -> Result<(), ImageError> {
+        let path = self.path(digest)?;
+        self.holds.unless_held(digest, || match unused() {
+            true => crate::files::remove_file(&path).map(Some),
+            false => Ok(None),
+        })?;
+        Ok(())
+    }
+
+    /// When the blob was stored, if it is here.
+    pub fn stored_at(&self, digest: &str) -> Option<SystemTime> {
+        fs::metadata(self.path(digest).ok()?).ok()?.modified().ok()
     }
 }
 
@@ -118,16 +140,17 @@ impl Write for BlobWriter {
 }
 
 impl BlobWriter {
-    /// Makes the blob visible under the digest of what was written, and returns that.
-    pub fn commit(self) -> io::Result<String> {
+    /// Makes the blob visible under the digest of what was written, held by `hold`, and returns that.
+    pub fn commit(self, hold: &Hold) -> io::Result<String> {
         let digest = hex_digest(self.hash);
+        hold.add(&digest);
         self.file.as_file().sync_data()?;
         self.file.persist(self.directory.join(&digest["sha256:".len()..])).map_err(|e| e.error)?;
         Ok(digest)
     }
 
     /// As [`BlobWriter::commit`], if what was written is `digest` of `size` bytes (any size, if 0).
-    pub fn commit_as(self, digest: &str, size: u64) -> Result<(), ImageError> {
+    pub fn commit_as(self, digest: &str, size: u64, hold: &Hold) -> Result<(), ImageError> {
         if size != 0 && self.size != size {
             return Err(ImageError::SizeMismatch {
                 digest: digest.to_owned(),
@@ -139,7 +162,7 @@ impl BlobWriter {
         if actual != digest {
             return Err(ImageError::DigestMismatch { expected: digest.to_owned(), actual });
         }
-        self.commit()?;
+        self.commit(hold)?;
         Ok(())
     }
 }

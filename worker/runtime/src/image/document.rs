@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ImageError;
 
-/// A pointer to a blob.
+/// Names a blob by its digest, with its size and media type.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
@@ -22,7 +22,7 @@ pub(crate) struct Descriptor {
     pub platform: Option<Platform>,
 }
 
-/// For which machines a manifest of an index is.
+/// The operating system and architecture that a manifest of an index is for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Platform {
     pub architecture: String,
@@ -30,7 +30,7 @@ pub(crate) struct Platform {
 }
 
 impl Platform {
-    /// Whether this machine runs it.
+    /// Whether this machine runs programs for the platform.
     pub fn matches(&self) -> bool {
         self.os == "linux" && self.architecture == machine_architecture()
     }

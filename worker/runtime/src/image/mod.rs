@@ -5,8 +5,10 @@
 //! digest was not computed here, and an image gets its name only once all of it is there.
 
 mod archive;
+mod budget;
 mod content;
 mod document;
+mod hold;
 mod layers;
 mod pull;
 mod reference;
@@ -21,7 +23,7 @@ pub use store::{Image, ImageStore, Usage};
 /// Why an image could not be loaded, pulled or found.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// The bytes are not what their name says.
+    /// A blob's digest is not the one it was announced with.
     #[error("digest mismatch: expected {expected}, content is {actual}")]
     DigestMismatch {
         /// What a manifest, an index or a file name promised.
@@ -29,7 +31,7 @@ pub enum ImageError {
         /// What was computed.
         actual: String,
     },
-    /// There are more or fewer bytes than promised.
+    /// A blob's size is not the one it was announced with.
     #[error("size mismatch of {digest}: expected {expected} bytes, got {actual}")]
     SizeMismatch {
         /// The blob.
@@ -59,10 +61,20 @@ pub enum ImageError {
         /// The registry client's error with its causes.
         message: String,
     },
-    /// The disk.
+    /// Reading or writing the image store failed.
     #[error("image store: {0}")]
-    Io(#[from] std::io::Error),
+    Io(std::io::Error),
     /// A worker thread of the runtime died.
     #[error("image task failed: {0}")]
     Task(#[from] tokio::task::JoinError),
+}
+
+/// A bound that was passed while bytes were written is the image's fault, not the disk's.
+impl From<std::io::Error> for ImageError {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::FileTooLarge => Self::TooLarge(crate::files::chain(&error)),
+            _ => Self::Io(error),
+        }
+    }
 }

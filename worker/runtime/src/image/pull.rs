@@ -2,17 +2,21 @@
 
 use std::io::Write;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference as RegistryReference};
 use tokio::sync::mpsc;
 
+use super::budget::Budget;
 use super::content::{Blobs, digest_of};
 use super::document::{Descriptor, Document, Manifest, parse_document};
+use super::hold::Hold;
 use super::{ImageError, Reference};
 use crate::config::{ImageLimits, Registries};
 use crate::files::chain;
@@ -94,6 +98,8 @@ pub(crate) struct Puller<'a> {
     reference: &'a Reference,
     blobs: &'a Blobs,
     limits: &'a ImageLimits,
+    hold: &'a Arc<Hold>,
+    budget: Budget,
     progress: Option<mpsc::Sender<Progress>>,
 }
 
@@ -102,7 +108,7 @@ impl<'a> Puller<'a> {
         reference: &'a Reference,
         credentials: Credentials,
         registries: &Registries,
-        blobs: &'a Blobs,
+        (blobs, hold): (&'a Blobs, &'a Arc<Hold>),
         limits: &'a ImageLimits,
         progress: Option<mpsc::Sender<Progress>>,
     ) -> Result<Self, ImageError> {
@@ -132,7 +138,8 @@ impl<'a> Puller<'a> {
             ..ClientConfig::default()
         });
         client.store_auth_if_needed(source.resolve_registry(), &credentials.into_auth()).await;
-        Ok(Self { client, source, reference, blobs, limits, progress })
+        let budget = Budget::new(blobs.ingest_directory(), limits.image_bytes, limits.image_entries)?;
+        Ok(Self { client, source, reference, blobs, limits, hold, budget, progress })
     }
 
     fn failed(&self, what: &str, error: impl std::error::Error + 'static) -> ImageError {
@@ -182,7 +189,7 @@ impl<'a> Puller<'a> {
             return Err(ImageError::DigestMismatch { expected: digest, actual });
         }
         let document = parse_document(&bytes)?;
-        self.blobs.put(&bytes)?;
+        self.blobs.put(&bytes, self.hold)?;
         Ok((actual, document))
     }
 
@@ -191,11 +198,23 @@ impl<'a> Puller<'a> {
             return Err(ImageError::TooLarge(format!("image has more than {} layers", self.limits.layers)));
         }
         self.blob(&manifest.config, self.limits.document_bytes).await?;
+        // One that fails begins no other, and lets those on their way arrive, for the next attempt.
+        let failed = AtomicBool::new(false);
+        let fetch = async |layer| {
+            if failed.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let fetched = self.blob(layer, self.limits.layer_bytes).await;
+            failed.fetch_or(fetched.is_err(), Ordering::Relaxed);
+            fetched
+        };
         let mut layers = Vec::with_capacity(manifest.layers.len());
         for layer in &manifest.layers {
-            layers.push(self.blob(layer, self.limits.layer_bytes));
+            layers.push(fetch(layer));
         }
-        stream::iter(layers).buffer_unordered(PARALLEL_LAYERS).try_collect().await
+        let fetched: Vec<Result<(), ImageError>> =
+            stream::iter(layers).buffer_unordered(PARALLEL_LAYERS).collect().await;
+        fetched.into_iter().collect()
     }
 
     async fn blob(&self, descriptor: &Descriptor, limit: u64) -> Result<(), ImageError> {
@@ -203,6 +222,8 @@ impl<'a> Puller<'a> {
         if *size > limit {
             return Err(ImageError::TooLarge(format!("{digest} is larger than {limit} bytes")));
         }
+        // Before it is looked for, so that it stays.
+        self.hold.add(digest);
         if self.blobs.has(digest, *size)? {
             self.report(digest, *size, *size);
             return Ok(());
@@ -222,11 +243,12 @@ impl<'a> Puller<'a> {
                     actual: done,
                 });
             }
+            self.budget.take(bytes.len() as u64)?;
             writer.write_all(&bytes)?;
             self.report(digest, done, *size);
         }
-        let (digest, size) = (digest.clone(), *size);
-        tokio::task::spawn_blocking(move || writer.commit_as(&digest, size)).await?
+        let (digest, size, hold) = (digest.clone(), *size, self.hold.clone());
+        tokio::task::spawn_blocking(move || writer.commit_as(&digest, size, &hold)).await?
     }
 
     /// Progress is for eyes: what a slow reader cannot take is dropped.

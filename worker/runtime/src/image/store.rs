@@ -1,20 +1,24 @@
 //! The table of images: which name stands for which image, and what each image is made of.
 //!
-//! Loads and pulls add content while holding the collector off (a read lock); removal takes
-//! the write lock and collects what no image, and no container, refers to any more.
+//! Loads and pulls hold the content that they add or need until the table names it (`hold`); a removal
+//! collects what no image, no container and no such work refers to any more. Neither waits for the other. What a
+//! failed pull has fetched stays for the next attempt, and is collected when it has lain about for an hour.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{RwLock, mpsc};
+use tokio::sync::mpsc;
 
 use super::archive::{Listed, ingest};
+use super::budget::Budget;
 use super::content::Blobs;
 use super::document::{Document, ImageConfig, Manifest, parse, parse_document};
+use super::hold::Hold;
 use super::layers::{LayerSource, Layers};
 use super::pull::{Credentials, Progress, Puller};
 use super::{ImageError, Reference};
@@ -22,8 +26,10 @@ use crate::config::{ImageLimits, Registries};
 use crate::files;
 
 const TABLE: &str = "images.json";
+/// How long content that no image needs stays for a pull that may be tried again.
+const STALE: Duration = Duration::from_secs(3600);
 
-/// An image that is here, whole and unpacked.
+/// An image that is stored, with all its layers unpacked.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// `sha256:HEX` of the configuration.
@@ -71,6 +77,13 @@ struct Entry {
     size: u64,
 }
 
+impl Table {
+    /// Whether any image needs the blob or layer.
+    fn needs(&self, name: &str) -> bool {
+        self.images.values().any(|e| e.blobs.contains(name) || e.layers.iter().any(|layer| layer == name))
+    }
+}
+
 /// Images of one runtime. Cheap to clone.
 #[derive(Clone)]
 pub struct ImageStore {
@@ -84,20 +97,17 @@ struct Inner {
     limits: ImageLimits,
     registries: Registries,
     table: Mutex<Table>,
-    /// Shared by what adds content, exclusive to what collects it.
-    content: RwLock<()>,
 }
 
 impl ImageStore {
     /// Opens the store below `root`, making it if it is new.
     pub fn open(root: &Path, limits: ImageLimits, registries: Registries) -> io::Result<Self> {
-        std::fs::create_dir_all(root)?;
+        files::make_private_directory(root)?;
         let blobs = Blobs::open(root)?;
         let layers = Layers::open(root)?;
         let table = files::read_json(&root.join(TABLE))?.unwrap_or_default();
         let table = Mutex::new(table);
-        let content = RwLock::new(());
-        let inner = Inner { root: root.to_owned(), blobs, layers, limits, registries, table, content };
+        let inner = Inner { root: root.to_owned(), blobs, layers, limits, registries, table };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -111,9 +121,9 @@ impl ImageStore {
         &self.inner.root
     }
 
-    /// The most bytes a load may bring.
-    pub(crate) fn archive_limit(&self) -> u64 {
-        self.inner.limits.archive_bytes
+    /// What an archive may take on disk on its way to [`ImageStore::load`].
+    pub(crate) fn spool_budget(&self) -> io::Result<Budget> {
+        Budget::new(self.inner.blobs.ingest_directory(), self.inner.limits.archive_bytes, 1)
     }
 
     /// A file for the bytes of an archive on their way to [`ImageStore::load`].
@@ -125,21 +135,24 @@ impl ImageStore {
     /// On an error nothing of the archive is kept.
     pub async fn load(&self, archive: File) -> Result<Vec<String>, ImageError> {
         let store = self.clone();
-        let guard = self.inner.content.read().await;
-        let loaded = tokio::task::spawn_blocking(move || store.load_blocking(archive)).await?;
-        drop(guard);
-        if loaded.is_err() {
-            self.collect(&BTreeSet::new(), false).await?;
-        }
-        loaded
+        tokio::task::spawn_blocking(move || {
+            let hold = store.inner.blobs.holds().hold();
+            let loaded = store.load_blocking(archive, &hold);
+            let brought = hold.release();
+            if loaded.is_err() {
+                store.remove_unused(brought.iter().map(String::as_str), |_| true)?;
+            }
+            loaded
+        })
+        .await?
     }
 
-    fn load_blocking(&self, archive: File) -> Result<Vec<String>, ImageError> {
+    fn load_blocking(&self, archive: File, hold: &Hold) -> Result<Vec<String>, ImageError> {
         let Inner { blobs, limits, .. } = &*self.inner;
         let mut prepared = Vec::new();
-        for Listed { target, names } in ingest(archive, blobs, limits)? {
+        for Listed { target, names } in ingest(archive, blobs, limits, hold)? {
             let manifest = self.select_manifest(&target.digest)?;
-            prepared.push((self.prepare(&target.digest, &manifest)?, target.digest, names));
+            prepared.push((self.prepare(&target.digest, &manifest, hold)?, target.digest, names));
         }
         let mut known = Vec::new();
         for ((id, entry), digest, names) in prepared {
@@ -171,7 +184,12 @@ impl ImageStore {
     }
 
     /// Checks and unpacks an image whose blobs are here. Blocks.
-    fn prepare(&self, target: &str, manifest_digest: &str) -> Result<(String, Entry), ImageError> {
+    fn prepare(
+        &self,
+        target: &str,
+        manifest_digest: &str,
+        hold: &Hold,
+    ) -> Result<(String, Entry), ImageError> {
         let Inner { blobs, layers, limits, .. } = &*self.inner;
         let bytes = blobs.read(manifest_digest, limits.document_bytes)?;
         let Document::Manifest(manifest) = parse_document(&bytes)? else {
@@ -184,7 +202,7 @@ impl ImageStore {
             .zip(&config.rootfs.diff_ids)
             .map(|(layer, diff)| LayerSource { blob: layer.digest.clone(), diff_id: diff.clone() })
             .collect();
-        let unpacked = layers.ensure(blobs, &sources, limits)?;
+        let unpacked = layers.ensure(blobs, &sources, limits, hold)?;
         let mut used =
             BTreeSet::from([target.to_owned(), manifest_digest.to_owned(), manifest.config.digest.clone()]);
         used.extend(manifest.layers.iter().map(|l| l.digest.clone()));
@@ -244,14 +262,8 @@ impl ImageStore {
         credentials: Credentials,
         progress: Option<mpsc::Sender<Progress>>,
     ) -> Result<Image, ImageError> {
-        let result = self.pull_content(reference, credentials, progress).await;
-        match result {
-            Ok(id) => self.find(&id).ok_or_else(|| ImageError::NotFound(reference.to_string())),
-            Err(error) => {
-                self.collect(&BTreeSet::new(), false).await?;
-                Err(error)
-            }
-        }
+        let id = self.pull_content(reference, credentials, progress).await?;
+        self.find(&id).ok_or_else(|| ImageError::NotFound(reference.to_string()))
     }
 
     async fn pull_content(
@@ -260,12 +272,14 @@ impl ImageStore {
         credentials: Credentials,
         progress: Option<mpsc::Sender<Progress>>,
     ) -> Result<String, ImageError> {
-        let Inner { blobs, limits, registries, content, .. } = &*self.inner;
-        let _guard = content.read().await;
-        let puller = Puller::new(reference, credentials, registries, blobs, limits, progress).await?;
+        let Inner { blobs, limits, registries, .. } = &*self.inner;
+        let hold = Arc::new(blobs.holds().hold());
+        let puller =
+            Puller::new(reference, credentials, registries, (blobs, &hold), limits, progress).await?;
         let (target, manifest) = puller.run().await?;
-        let (store, digest) = (self.clone(), target.clone());
-        let (id, entry) = tokio::task::spawn_blocking(move || store.prepare(&digest, &manifest)).await??;
+        let (store, digest, held) = (self.clone(), target.clone(), hold.clone());
+        let (id, entry) =
+            tokio::task::spawn_blocking(move || store.prepare(&digest, &manifest, &held)).await??;
         let names = vec![reference.to_string(), format!("{}@{target}", reference.name())];
         self.insert(id.clone(), entry, names)?;
         Ok(id)
@@ -287,42 +301,55 @@ impl ImageStore {
         })
     }
 
-    /// Removes the image of that id or name with all its names, then what only it needed.
-    /// `in_use` are layers that containers stand on. Removing what is not here succeeds.
-    pub async fn remove(&self, text: &str, in_use: &BTreeSet<String>) -> Result<(), ImageError> {
+    /// Removes the image of that id or name with all its names, then what only it needed. `in_use` names the layers
+    /// that containers stand on; it is asked once the image has gone. Removing what is not here succeeds.
+    pub async fn remove(
+        &self,
+        text: &str,
+        in_use: impl FnOnce() -> BTreeSet<String>,
+    ) -> Result<(), ImageError> {
         let Some(image) = self.find(text) else { return Ok(()) };
+        let mut removed = None;
         self.change(|table| {
-            table.images.remove(&image.id);
+            removed = table.images.remove(&image.id);
             table.names.retain(|_, id| *id != image.id);
         })?;
-        self.collect(in_use, true).await
-    }
-
-    /// Removes blobs and, if `layers`, unpacked layers that nothing refers to. Without
-    /// knowledge of what containers stand on, layers are left alone.
-    async fn collect(&self, in_use: &BTreeSet<String>, layers: bool) -> Result<(), ImageError> {
-        let _guard = self.inner.content.write().await;
-        let (blobs, mut used) = self.table(|table| {
-            let blobs: BTreeSet<String> =
-                table.images.values().flat_map(|e| e.blobs.iter().cloned()).collect();
-            let used: BTreeSet<String> =
-                table.images.values().flat_map(|e| e.layers.iter().cloned()).collect();
-            (blobs, used)
-        });
-        used.extend(in_use.iter().cloned());
-        let store = self.clone();
+        let (store, in_use) = (self.clone(), in_use());
         tokio::task::spawn_blocking(move || {
-            for digest in store.inner.blobs.list()?.iter().filter(|d| !blobs.contains(*d)) {
-                store.inner.blobs.remove(digest)?;
-            }
-            if layers {
-                for name in store.inner.layers.list()?.iter().filter(|n| !used.contains(*n)) {
-                    store.inner.layers.remove(name)?;
-                }
-            }
-            Ok(())
+            let needed = removed.iter().flat_map(|entry| entry.blobs.iter().chain(&entry.layers));
+            let free = |name: &str| !in_use.contains(name);
+            store.remove_unused(needed.map(String::as_str), free)?;
+            let stale = store.stale()?;
+            store.remove_unused(stale.iter().map(String::as_str), free)
         })
         .await?
+    }
+
+    /// Removes those of the named blobs (by digest) and layers that no image needs, nobody holds and `free` allows.
+    fn remove_unused<'a>(
+        &self,
+        names: impl Iterator<Item = &'a str>,
+        free: impl Fn(&str) -> bool,
+    ) -> Result<(), ImageError> {
+        let Inner { blobs, layers, .. } = &*self.inner;
+        for name in names.filter(|name| free(name)) {
+            let unused = || self.table(|table| !table.needs(name));
+            match name.starts_with("sha256:") {
+                true => blobs.remove(name, unused)?,
+                false => layers.remove(name, blobs.holds(), unused)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Blobs and layers that have lain about for longer than a pull tries again.
+    fn stale(&self) -> Result<Vec<String>, ImageError> {
+        let Inner { blobs, layers, .. } = &*self.inner;
+        let old = |at: Option<SystemTime>| at.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > STALE);
+        let mut names = blobs.list()?;
+        names.retain(|name| old(blobs.stored_at(name)));
+        names.extend(layers.list()?.into_iter().filter(|name| old(layers.unpacked_at(name))));
+        Ok(names)
     }
 
     /// Space taken, from the table and the records of layers.
@@ -349,3 +376,6 @@ fn image(table: &Table, id: &str, entry: &Entry) -> Image {
         layers: entry.layers.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;

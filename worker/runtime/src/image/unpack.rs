@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sched::{CloneFlags, unshare};
@@ -22,12 +23,16 @@ use sha2::{Digest, Sha256};
 use tar::{Archive, Entry, EntryType};
 
 use super::ImageError;
+use super::budget::{Budget, Gauge};
 use super::content::hex_digest;
 use crate::config::ImageLimits;
 
+/// The most bytes of directories' names that a layer may have.
+const DIRECTORY_NAMES_BYTES: usize = 64 << 20;
+
 const OPAQUE: &str = "trusted.overlay.opaque";
 
-/// What a layer turned out to hold.
+/// How many bytes of files and how many entries a layer held.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Unpacked {
     pub bytes: u64,
@@ -44,16 +49,18 @@ pub(crate) fn unpack(
     parents: &[PathBuf],
     diff_id: &str,
     limits: &ImageLimits,
+    budget: &Arc<Budget>,
 ) -> Result<Unpacked, ImageError> {
     let parents: Vec<File> = parents.iter().map(File::open).collect::<Result<_, _>>()?;
     let reader = HashingReader { inner: plain(blob)?, hash: Sha256::new(), left: limits.layer_bytes };
     let target = target.to_owned();
-    let entries = limits.layer_entries;
+    let (entries, budget) = (limits.layer_entries, budget.clone());
     let thread = std::thread::Builder::new().name("unpack".into()).spawn(move || {
         unshare(CloneFlags::CLONE_FS).map_err(io::Error::from)?;
         chroot(&target).map_err(io::Error::from)?;
         std::env::set_current_dir("/")?;
-        Layer { parents, entries, directories: Vec::new(), count: Unpacked::default() }.run(reader)
+        let directories = Directories::default();
+        Layer { parents, entries, budget, directories, count: Unpacked::default() }.run(reader)
     })?;
     let (count, actual) =
         thread.join().map_err(|_| ImageError::Invalid("the layer could not be unpacked".into()))??;
@@ -96,7 +103,7 @@ impl<R: Read> Read for HashingReader<R> {
         self.left = self
             .left
             .checked_sub(count as u64)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::FileTooLarge, "layer is larger than allowed"))?;
+            .ok_or_else(|| io::Error::new(io::ErrorKind::FileTooLarge, "the layer is larger than allowed"))?;
         Ok(count)
     }
 }
@@ -104,29 +111,60 @@ impl<R: Read> Read for HashingReader<R> {
 struct Layer {
     parents: Vec<File>,
     entries: u64,
-    /// Modification times of directories, set last because filling one changes it.
-    directories: Vec<(PathBuf, i64)>,
+    budget: Arc<Budget>,
+    directories: Directories,
     count: Unpacked,
+}
+
+/// Modification times of directories, set last because filling one changes it.
+#[derive(Default)]
+struct Directories {
+    times: Vec<(PathBuf, i64)>,
+    bytes: usize,
+}
+
+impl Directories {
+    fn push(&mut self, path: &Path, modified: i64) -> io::Result<()> {
+        self.bytes += path.as_os_str().len();
+        if self.bytes > DIRECTORY_NAMES_BYTES {
+            let text =
+                format!("the names of the layer's directories are longer than {DIRECTORY_NAMES_BYTES} bytes");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+        }
+        self.times.push((path.to_owned(), modified));
+        Ok(())
+    }
 }
 
 impl Layer {
     fn run<R: Read>(mut self, reader: HashingReader<R>) -> Result<(Unpacked, String), ImageError> {
-        let mut archive = Archive::new(reader);
+        let gauge = Gauge::default();
+        let mut archive = Archive::new(gauge.watch(reader));
         archive.set_ignore_zeros(false);
-        for entry in archive.entries()? {
+        let mut entries = archive.entries()?;
+        loop {
+            gauge.before_headers();
+            let Some(entry) = entries.next() else { break };
+            let mut entry = entry?;
+            gauge.before_content();
             self.count.entries += 1;
             if self.count.entries > self.entries {
                 return Err(ImageError::TooLarge(format!("layer has more than {} entries", self.entries)));
             }
-            let mut entry = entry?;
+            self.budget.take_entry()?;
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            self.entry(&mut entry).map_err(|e| ImageError::Invalid(format!("unpack \"{name}\": {e}")))?;
+            let done = self.entry(&mut entry).and_then(|()| io::copy(&mut entry, &mut io::sink()));
+            done.map_err(|e| match e.kind() {
+                io::ErrorKind::FileTooLarge => ImageError::TooLarge(format!("unpack \"{name}\": {e}")),
+                _ => ImageError::Invalid(format!("unpack \"{name}\": {e}")),
+            })?;
         }
-        for (path, time) in self.directories.iter().rev() {
+        for (path, time) in self.directories.times.iter().rev() {
             set_time(path, *time)?;
         }
         // The digest is of the whole tar, padding after its end included.
-        let mut reader = archive.into_inner();
+        gauge.before_content();
+        let mut reader = archive.into_inner().into_inner();
         io::copy(&mut reader, &mut io::sink())?;
         Ok((self.count, hex_digest(reader.hash)))
     }
@@ -146,7 +184,7 @@ impl Layer {
         match entry.header().entry_type() {
             EntryType::Directory => {
                 make_directory(&path)?;
-                self.directories.push((path.clone(), modified));
+                self.directories.push(&path, modified)?;
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 self.regular(entry, &path)?
@@ -173,7 +211,7 @@ impl Layer {
         let flags = OFlag::O_NOFOLLOW.bits();
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).custom_flags(flags).open(path)?;
-        self.count.bytes += io::copy(entry, &mut file)?;
+        self.count.bytes += self.budget.copy(entry, &mut file)?;
         Ok(())
     }
 
@@ -201,7 +239,7 @@ impl Layer {
             }
             let mut source = File::from(open_below(parent, relative, OFlag::O_RDONLY)?);
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-            self.count.bytes += io::copy(&mut source, &mut file)?;
+            self.count.bytes += self.budget.copy(&mut source, &mut file)?;
             own(path, status.st_uid, status.st_gid)?;
             return fs::set_permissions(path, fs::Permissions::from_mode(status.st_mode & 0o7777));
         }
@@ -308,7 +346,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what stands at `path`.
+/// Removes a file or directory at `path`, if there is one.
 fn make_way(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(_) if path == Path::new("/") => Err(invalid("the root is a directory")),

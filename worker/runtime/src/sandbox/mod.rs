@@ -59,20 +59,22 @@ impl SandboxRecord {
     }
 }
 
-/// A sandbox, live.
+/// A sandbox that this runtime knows, with its shim and its locks.
 pub(crate) struct Sandbox {
     pub record: std::sync::Mutex<SandboxRecord>,
     pub shim: ShimClient,
-    /// Stop and removal one after the other.
+    /// Held while the record is written to disk, so that writes keep their order.
+    pub saving: Mutex<()>,
+    /// Held while the sandbox is started, stopped or removed.
     pub gate: Mutex<()>,
 }
 
 impl Sandbox {
     pub fn new(record: SandboxRecord, shim: ShimClient) -> Self {
-        Self { record: std::sync::Mutex::new(record), shim, gate: Mutex::new(()) }
+        Self { record: std::sync::Mutex::new(record), shim, saving: Mutex::new(()), gate: Mutex::new(()) }
     }
 
-    /// A copy of the record.
+    /// Returns a copy of the record.
     pub fn record(&self) -> SandboxRecord {
         self.record.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
@@ -81,7 +83,7 @@ impl Sandbox {
 /// Makes the sandbox's namespaces, file systems and files below `state`. Blocks. What was
 /// made before an error is left to [`unmake`].
 pub(crate) fn make(record: &SandboxRecord, state: &Path) -> io::Result<()> {
-    fs::create_dir_all(state)?;
+    crate::files::make_private_directory(state)?;
     namespaces::make(record, &state.join(sandbox_file::NAMESPACES))?;
     let dns = record.config.dns_config.clone().unwrap_or_default();
     let resolver = match dns == v1::DnsConfig::default() {

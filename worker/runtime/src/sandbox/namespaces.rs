@@ -19,18 +19,18 @@ const DEFAULT_SYSCTLS: [(&str, &str); 2] =
 /// Makes the namespaces that the pod does not share with the host, sets host name and
 /// sysctls in them, and mounts them on `directory/net`, `ipc` and `uts`. Blocks.
 pub(super) fn make(record: &SandboxRecord, directory: &Path) -> io::Result<()> {
-    let wish = record.namespaces();
+    let options = record.namespaces();
     let mut names = Vec::new();
     let mut flags = CloneFlags::empty();
-    if wish.network() != NamespaceMode::Node {
+    if options.network() != NamespaceMode::Node {
         names.extend(["net", "uts"]);
         flags |= CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS;
     }
-    if wish.ipc() != NamespaceMode::Node {
+    if options.ipc() != NamespaceMode::Node {
         names.push("ipc");
         flags |= CloneFlags::CLONE_NEWIPC;
     }
-    fs::create_dir_all(directory)?;
+    crate::files::make_private_directory(directory)?;
     let (directory, record) = (directory.to_owned(), record.clone());
     // The thread takes its namespaces with it; what is mounted stays.
     let thread = std::thread::Builder::new().name("namespaces".into()).spawn(move || {

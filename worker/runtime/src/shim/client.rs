@@ -6,21 +6,25 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::net::UnixStream;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::plan::{ShimPlan, StartedRecord};
+use super::daemon;
+use super::plan::{OLDEST_PROTOCOL, PROTOCOL, ShimPlan, StartedRecord};
 use super::protocol::{Ended, Reply, Request, read_message, write_message};
 use crate::files;
 use crate::paths::{sandbox_file, short_path};
 
 /// For requests that a healthy shim answers at once, if the machine lets it run.
-const PROMPT: Duration = Duration::from_secs(30);
-/// For starting a container on a machine under load.
-const START: Duration = Duration::from_secs(120);
+const PROMPT: Duration = Duration::from_secs(10);
+/// For starting a container on a machine under load: less than the agent waits for the runtime, which must know by
+/// then that the start is not answered.
+const START: Duration = Duration::from_secs(60);
 /// For the end of a pod: containers drain their output first.
-const SHUTDOWN: Duration = Duration::from_secs(30);
+const SHUTDOWN: Duration = Duration::from_secs(20);
 
 /// Why a shim did not do as asked.
 #[derive(Debug, thiserror::Error)]
@@ -35,11 +39,15 @@ pub(crate) enum ShimClientError {
     Timeout,
     #[error("the pod's shim could not be started: {0}")]
     Spawn(String),
+    #[error(
+        "the pod's shim speaks version {0} of its protocol, and this runtime versions {OLDEST_PROTOCOL} to {PROTOCOL}"
+    )]
+    Protocol(u32),
 }
 
 impl ShimClientError {
-    /// Whether there is no shim (any more).
-    pub fn is_gone(&self) -> bool {
+    /// Whether nothing listens.
+    fn is_gone(&self) -> bool {
         matches!(self, Self::Unreachable(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
     }
 }
@@ -70,6 +78,35 @@ impl ShimClient {
         }
     }
 
+    /// Whether the shim's process lives, however slow it is.
+    pub fn is_alive(&self) -> bool {
+        daemon::process(&self.directory).is_some()
+    }
+
+    /// Whether `error` means that the shim is no more; one that is only slow must be waited for.
+    pub fn has_gone(&self, error: &ShimClientError) -> bool {
+        error.is_gone() && !self.is_alive()
+    }
+
+    /// Kills the shim's process, for a shim that does not answer.
+    pub fn kill(&self) {
+        if let Some(pid) = daemon::process(&self.directory) {
+            // It may have ended meanwhile.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+
+    /// Refuses a shim that speaks another protocol than this program.
+    pub fn check_protocol(&self) -> Result<(), ShimClientError> {
+        let plan = files::read_json::<ShimPlan>(&self.directory.join(sandbox_file::SHIM_PLAN));
+        match plan.ok().flatten().map(|plan| plan.protocol) {
+            Some(version) if !(OLDEST_PROTOCOL..=PROTOCOL).contains(&version) => {
+                Err(ShimClientError::Protocol(version))
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn connect(&self) -> Result<UnixStream, ShimClientError> {
         let handle = File::open(&self.directory).map_err(ShimClientError::Unreachable)?;
         let path = short_path(&handle, sandbox_file::SHIM_SOCKET);
@@ -91,7 +128,7 @@ impl ShimClient {
         }
     }
 
-    /// Starts a container.
+    /// Starts the container whose bundle is `bundle`; one that runs already stays as it is.
     pub async fn start(&self, bundle: &Path) -> Result<StartedRecord, ShimClientError> {
         match self.ask(&Request::Start { bundle: bundle.to_owned() }, START).await? {
             (Reply::Started(started), _) => Ok(started),
@@ -150,7 +187,7 @@ impl ShimClient {
 pub(crate) struct Watch(UnixStream);
 
 impl Watch {
-    /// The next one; an error when the shim is gone.
+    /// Waits for the next end of a container. An error means that the shim is gone.
     pub async fn next(&mut self) -> io::Result<Ended> {
         read_message(&mut self.0).await
     }

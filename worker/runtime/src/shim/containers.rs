@@ -29,7 +29,10 @@ const DRAIN: Duration = Duration::from_secs(10);
 const CGROUP_STEPS: u32 = 100;
 const CGROUP_STEP: Duration = Duration::from_millis(20);
 
-/// A container that runs.
+/// Between attempts to write the record of a container's end.
+const RECORD_RETRY: Duration = Duration::from_secs(1);
+
+/// A container whose first process runs.
 pub(crate) struct Running {
     pub plan: LaunchPlan,
     pub started: StartedRecord,
@@ -40,13 +43,15 @@ pub(crate) struct Running {
     pub cgroup: Cgroup,
 }
 
-/// All containers of a pod.
+/// The running containers of the daemon's pod.
 pub(crate) struct Containers {
     pub reaper: Reaper,
     hierarchies: Hierarchies,
     running: Mutex<BTreeMap<String, Arc<Running>>>,
     /// Starts one after the other, so that a repeated request finds the container running.
     starts: tokio::sync::Mutex<()>,
+    /// Ends whose record could not be written yet: a full disk must not lose them.
+    unrecorded: Mutex<BTreeMap<String, ExitRecord>>,
     pub ended: broadcast::Sender<Ended>,
 }
 
@@ -58,6 +63,7 @@ impl Containers {
             hierarchies: Hierarchies::detect()?,
             running: Mutex::default(),
             starts: tokio::sync::Mutex::default(),
+            unrecorded: Mutex::default(),
             ended,
         })
     }
@@ -79,6 +85,9 @@ impl Containers {
         let _one = self.starts.lock().await;
         if let Some(running) = self.get(&plan.container_id) {
             return Ok(running.started.clone());
+        }
+        if let Some(started) = self.ended_before(&plan)? {
+            return Ok(started);
         }
         let log = LogFile::open(plan.log_path.clone()).map_err(ShimError::io("open the log"))?;
         let mut streams = match plan.tty {
@@ -103,8 +112,11 @@ impl Containers {
         };
         let started = StartedRecord { pid: launched.pid, started_at: now(), user: launched.user };
         let exit = self.reaper.wait(started.pid, mark);
-        files::replace_json(&plan.records.join(container_file::STARTED), &started)
-            .map_err(ShimError::io("record the start"))?;
+        if let Err(error) = files::replace_json(&plan.records.join(container_file::STARTED), &started) {
+            // Nobody would find it again.
+            self.clean_up(&plan).await;
+            return Err(ShimError::io("record the start")(error));
+        }
         let output = Arc::new(Output::default());
         let copies = copy_output(&mut streams, &log, &output);
         let running = Arc::new(Running {
@@ -136,7 +148,7 @@ impl Containers {
         for copy in copies {
             let aborted = copy.abort_handle();
             if tokio::time::timeout(DRAIN, copy).await.is_err() {
-                eprintln!("shim: output of {} is still held open", running.plan.container_id);
+                say!("output of {} is still held open", running.plan.container_id);
                 aborted.abort();
             }
         }
@@ -147,13 +159,44 @@ impl Containers {
             (false, _) => "Error",
         };
         let exit = ExitRecord { exit_code, finished_at, reason: reason.into(), message: String::new() };
-        if let Err(error) = files::replace_json(&running.plan.records.join(container_file::EXIT), &exit) {
-            eprintln!("shim: record the exit of {}: {error}", running.plan.container_id);
-        }
+        self.record(&running.plan, &exit);
         self.lock().remove(&running.plan.container_id);
         running.output.end(exit_code).await;
         // Nobody may be listening: the record is on disk.
         let _ = self.ended.send(Ended { container: running.plan.container_id.clone(), exit });
+    }
+
+    /// The start of a container that has ended already: a start is asked for again when its answer was lost.
+    fn ended_before(&self, plan: &LaunchPlan) -> Result<Option<StartedRecord>, ShimError> {
+        let ended = self.unrecorded().contains_key(&plan.container_id)
+            || plan.records.join(container_file::EXIT).exists();
+        if !ended {
+            return Ok(None);
+        }
+        files::read_json(&plan.records.join(container_file::STARTED)).map_err(ShimError::io("read the start"))
+    }
+
+    /// Ends that are not on disk yet, by container.
+    pub fn unrecorded(&self) -> MutexGuard<'_, BTreeMap<String, ExitRecord>> {
+        self.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a container's end to disk, trying again for as long as that fails and the container is not removed.
+    fn record(self: &Arc<Self>, plan: &LaunchPlan, exit: &ExitRecord) {
+        let path = plan.records.join(container_file::EXIT);
+        let Err(error) = files::replace_json(&path, exit) else { return };
+        say!("record the exit of {}: {error}", plan.container_id);
+        self.unrecorded().insert(plan.container_id.clone(), exit.clone());
+        let (containers, container, exit) = (self.clone(), plan.container_id.clone(), exit.clone());
+        tokio::spawn(async move {
+            while path.parent().is_some_and(Path::exists) {
+                tokio::time::sleep(RECORD_RETRY).await;
+                if files::replace_json(&path, &exit).is_ok() {
+                    break;
+                }
+            }
+            containers.unrecorded().remove(&container);
+        });
     }
 
     /// Removes a container's cgroup and libcontainer's state.
@@ -165,11 +208,11 @@ impl Containers {
                 Ok(()) => break,
                 // Killed processes leave a cgroup a moment later.
                 Err(_) if step < CGROUP_STEPS => tokio::time::sleep(CGROUP_STEP).await,
-                Err(error) => eprintln!("shim: remove the cgroup of {}: {error}", plan.container_id),
+                Err(error) => say!("remove the cgroup of {}: {error}", plan.container_id),
             }
         }
         if let Err(error) = files::remove_tree(&plan.libcontainer.join(&plan.container_id)) {
-            eprintln!("shim: remove libcontainer's state of {}: {error}", plan.container_id);
+            say!("remove libcontainer's state of {}: {error}", plan.container_id);
         }
     }
 
@@ -200,7 +243,7 @@ impl Containers {
         let all: Vec<String> = self.lock().keys().cloned().collect();
         for container in all {
             if let Err(error) = self.signal(&container, libc::SIGKILL, true) {
-                eprintln!("shim: {error}");
+                say!("{error}");
             }
         }
         while !self.lock().is_empty() {
@@ -221,7 +264,7 @@ fn copy_output(streams: &mut Streams, log: &LogFile, output: &Arc<Output>) -> Ve
     copies.collect()
 }
 
-/// One run of a launcher.
+/// The arguments of one run of a launcher process.
 pub(crate) struct Launch<'a> {
     pub verb: &'a str,
     pub directory: &'a Path,
@@ -232,7 +275,7 @@ pub(crate) struct Launch<'a> {
     pub console: Option<&'a str>,
 }
 
-/// A process that runs in a container.
+/// A process that a launcher started in a container.
 pub(crate) struct Process {
     pub pid: i32,
     pub user: super::plan::ResolvedUser,
@@ -291,4 +334,57 @@ impl Launch<'_> {
 
 fn died() -> ShimError {
     ShimError::Container("the launcher died".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shim::plan::{Propagation, RootfsPlan, SeccompProfile, UserRequest};
+
+    fn plan(records: &Path) -> LaunchPlan {
+        LaunchPlan {
+            container_id: "c".into(),
+            bundle: records.into(),
+            libcontainer: records.into(),
+            records: records.into(),
+            rootfs: RootfsPlan {
+                layers_directory: records.into(),
+                layers: Vec::new(),
+                upper: records.into(),
+                work: records.into(),
+                volumes: Vec::new(),
+            },
+            spec: serde_json::Value::Null,
+            user: UserRequest::default(),
+            seccomp: SeccompProfile::RuntimeDefault,
+            propagation: Propagation::Private,
+            cgroup: "/c".into(),
+            log_path: None,
+            stdin: false,
+            stdin_once: false,
+            tty: false,
+        }
+    }
+
+    /// As on a full disk: the record cannot be put in its place.
+    #[tokio::test]
+    async fn an_end_that_cannot_be_written_is_kept_and_written_later() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let containers = Arc::new(Containers::new(Reaper::start().expect("reaper")).expect("cgroups"));
+        let path = directory.path().join(container_file::EXIT);
+        std::fs::create_dir(&path).expect("something in the way");
+        let exit =
+            ExitRecord { exit_code: 7, finished_at: 1, reason: "Error".into(), message: String::new() };
+        containers.record(&plan(directory.path()), &exit);
+        assert_eq!(containers.unrecorded().get("c").map(|e| e.exit_code), Some(7));
+        std::fs::remove_dir(&path).expect("out of the way");
+        let written = async {
+            while !containers.unrecorded().is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), written).await.expect("it is tried again");
+        let record: Option<ExitRecord> = files::read_json(&path).expect("read");
+        assert_eq!(record.map(|e| e.exit_code), Some(7));
+    }
 }

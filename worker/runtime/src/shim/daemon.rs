@@ -1,8 +1,9 @@
 //! A pod's daemon: its start away from the worker, its socket, its end.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -17,11 +18,11 @@ use tokio::sync::mpsc;
 
 use super::ShimError;
 use super::containers::Containers;
+use super::exec_attach::{ExecRequest, attach, exec};
 use super::holder;
 use super::plan::ShimPlan;
-use super::protocol::{Reply, Request, read_message, write_message};
+use super::protocol::{Ended, Reply, Request, read_message, write_message};
 use super::reaper::Reaper;
-use super::sessions::{ExecRequest, attach, exec};
 use crate::files;
 use crate::paths::{sandbox_file, short_path};
 
@@ -33,8 +34,11 @@ pub(crate) fn spawn(directory: &Path) -> Result<(), ShimError> {
         .map_err(ShimError::io("remove an old socket"))?;
     let socket =
         StdListener::bind(short_path(&handle, sandbox_file::SHIM_SOCKET)).map_err(ShimError::io("listen"))?;
-    let log =
-        File::create(directory.join(sandbox_file::SHIM_LOG)).map_err(ShimError::io("open the shim's log"))?;
+    let socket_file = directory.join(sandbox_file::SHIM_SOCKET);
+    fs::set_permissions(socket_file, fs::Permissions::from_mode(0o600))
+        .map_err(ShimError::io("protect the socket"))?;
+    let log = files::create_private(&directory.join(sandbox_file::SHIM_LOG))
+        .map_err(ShimError::io("open the shim's log"))?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("ephor").args(["shim", "daemon"]).arg(directory);
     command
@@ -45,8 +49,20 @@ pub(crate) fn spawn(directory: &Path) -> Result<(), ShimError> {
         .stderr(log);
     let child = command.spawn().map_err(ShimError::io("start the shim"))?;
     let text = format!("{} {}", child.id(), start_time(child.id()).unwrap_or_default());
-    fs::write(directory.join(sandbox_file::SHIM_PID), text)
+    files::create_private(&directory.join(sandbox_file::SHIM_PID))
+        .and_then(|mut file| file.write_all(text.as_bytes()))
         .map_err(ShimError::io("record the shim's process"))
+}
+
+/// The process of the daemon whose state is in `directory`, if it lives.
+pub(crate) fn process(directory: &Path) -> Option<i32> {
+    let text = fs::read_to_string(directory.join(sandbox_file::SHIM_PID)).ok()?;
+    let (pid, started) = text.split_once(' ')?;
+    let pid: u32 = pid.parse().ok()?;
+    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    // A number that was given to another process since, or a machine that was started again.
+    let is_daemon = command.split(|b| *b == 0).any(|word| word == directory.as_os_str().as_encoded_bytes());
+    (is_daemon && start_time(pid).as_deref() == Some(started)).then(|| i32::try_from(pid).ok()).flatten()
 }
 
 /// When a process started, in the kernel's ticks: with its id, a name that is never reused.
@@ -109,7 +125,7 @@ async fn serve(directory: &Path, plan: &ShimPlan, socket: StdListener) -> Result
 async fn answer(containers: Arc<Containers>, mut client: UnixStream, stop: mpsc::Sender<UnixStream>) {
     let request = match read_message::<Request>(&mut client).await {
         Ok(request) => request,
-        Err(error) => return eprintln!("shim: request: {error}"),
+        Err(error) => return say!("request: {error}"),
     };
     if let Request::Shutdown = request {
         // With the receiver gone the daemon is ending already.
@@ -118,7 +134,7 @@ async fn answer(containers: Arc<Containers>, mut client: UnixStream, stop: mpsc:
     if let Err(error) = handle(&containers, client, request).await
         && error.kind() != io::ErrorKind::BrokenPipe
     {
-        eprintln!("shim: reply: {error}");
+        say!("reply: {error}");
     }
 }
 
@@ -161,6 +177,14 @@ async fn handle(containers: &Arc<Containers>, mut client: UnixStream, request: R
 async fn watch(containers: &Containers, mut client: UnixStream) -> io::Result<()> {
     let mut ended = containers.ended.subscribe();
     write_message(&mut client, &Reply::Ok).await?;
+    let unrecorded: Vec<Ended> = containers
+        .unrecorded()
+        .iter()
+        .map(|(container, exit)| Ended { container: container.clone(), exit: exit.clone() })
+        .collect();
+    for event in &unrecorded {
+        write_message(&mut client, event).await?;
+    }
     let mut byte = [0];
     loop {
         tokio::select! {
@@ -172,5 +196,42 @@ async fn watch(containers: &Containers, mut client: UnixStream) -> io::Result<()
             // A watcher sends nothing: it reads as ready when it is gone.
             _ = tokio::io::AsyncReadExt::read(&mut client, &mut byte) => return Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shim::plan::ExitRecord;
+
+    #[tokio::test]
+    async fn who_begins_to_watch_hears_of_ends_that_are_not_on_disk() {
+        let containers = Containers::new(Reaper::start().expect("reaper")).expect("cgroups");
+        let exit =
+            ExitRecord { exit_code: 7, finished_at: 1, reason: "Error".into(), message: String::new() };
+        containers.unrecorded().insert("c".into(), exit);
+        let (mut ours, theirs) = UnixStream::pair().expect("a pair");
+        let watching = tokio::spawn(async move { watch(&containers, theirs).await });
+        assert!(matches!(read_message(&mut ours).await.expect("a reply"), Reply::Ok));
+        let ended: Ended = read_message(&mut ours).await.expect("an end");
+        assert_eq!((ended.container.as_str(), ended.exit.exit_code), ("c", 7));
+        drop(ours);
+        watching.await.expect("the watch").expect("its end");
+    }
+
+    #[test]
+    fn a_process_that_took_the_shims_number_is_not_the_shim() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let file = directory.path().join(sandbox_file::SHIM_PID);
+        assert_eq!(process(directory.path()), None);
+        let own = std::process::id();
+        fs::write(&file, format!("{own} {}", start_time(own).expect("this process"))).expect("write");
+        assert_eq!(process(directory.path()), None, "it runs no shim");
+        let daemon = Command::new("sleep").arg0("ephor").arg("60").spawn();
+        let mut daemon = daemon.expect("sleep");
+        fs::write(&file, format!("{} 1", daemon.id())).expect("write");
+        assert_eq!(process(directory.path()), None, "it started at another time");
+        daemon.kill().expect("kill");
+        daemon.wait().expect("wait");
     }
 }

@@ -20,7 +20,8 @@ use crate::paths::sandbox_file;
 pub(crate) fn hold(directory: &Path) -> Result<(), ShimError> {
     unshare(CloneFlags::CLONE_NEWPID).map_err(ShimError::io("make a PID namespace"))?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("pause").args(["shim", "init", "/"]).env_clear().current_dir("/");
+    // The directory is for whoever looks for what a lost shim left.
+    command.arg0("pause").args(["shim", "init"]).arg(directory).env_clear().current_dir("/");
     let child =
         command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().map_err(ShimError::io("start pause"))?;
     files::write_json(&directory.join(sandbox_file::PID_HOLDER), &child.id())

@@ -4,7 +4,8 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
@@ -14,9 +15,10 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, fchown};
 use serde_json::{Value, json};
 
+use super::executor::{ErrorPipe, ProgramExecutor};
 use super::plan::{LaunchPlan, Launched, ResolvedUser};
 use super::stdio::CONSOLE;
-use super::{ShimError, rootfs};
+use super::{ShimError, device_filter, rootfs};
 use crate::cgroup::{Cgroup, Hierarchies};
 use crate::files;
 use crate::paths::container_file;
@@ -42,26 +44,85 @@ fn launch(bundle: &Path) -> Result<Launched, ShimError> {
     let cgroup =
         Hierarchies::detect().map_err(ShimError::io("find the cgroup hierarchies"))?.cgroup(&plan.cgroup);
     cgroup.create().map_err(ShimError::io("make the cgroup"))?;
+    if cgroup.is_unified()
+        && let Some(directory) = cgroup.directory("devices")
+    {
+        device_filter::attach(&directory, &plan.spec["linux"]["resources"]["devices"])
+            .map_err(ShimError::io("enforce the container's device rules"))?;
+    }
     let spec = complete(&plan, &root, &user, &cgroup);
     files::write_json(&bundle.join(container_file::SPEC), &spec)
         .map_err(ShimError::io("write the specification"))?;
-    fs::create_dir_all(&plan.libcontainer).map_err(ShimError::io("make libcontainer's directory"))?;
+    files::make_private_directory(&plan.libcontainer)
+        .map_err(ShimError::io("make libcontainer's directory"))?;
     let console = plan.tty.then(|| bundle.join(CONSOLE));
+    let (executor, error) = ProgramExecutor::new(&plan)?;
+    let started = build(&plan, bundle, console, executor);
+    let pid = outcome(started, error)?;
+    tidy(&plan.libcontainer.join(&plan.container_id)).map_err(ShimError::io("protect the state"))?;
+    Ok(Launched::Ok { pid, user })
+}
+
+/// Makes the container and starts its program. The executor's end of the error pipe is closed here.
+fn build(
+    plan: &LaunchPlan,
+    bundle: &Path,
+    console: Option<PathBuf>,
+    executor: ProgramExecutor,
+) -> Result<i32, LibcontainerError> {
     let mut container = ContainerBuilder::new(plan.container_id.clone(), SyscallType::default())
-        .with_root_path(&plan.libcontainer)
-        .map_err(failed)?
+        .with_root_path(&plan.libcontainer)?
+        .with_executor(executor)
         .with_console_socket(console)
-        .validate_id()
-        .map_err(failed)?
+        .validate_id()?
         .as_init(bundle)
         .with_systemd(false)
         .with_detach(true)
         .as_sibling(true)
-        .build()
-        .map_err(failed)?;
-    container.start().map_err(failed)?;
-    let pid = container.pid().ok_or_else(|| ShimError::Container("the container has no process".into()))?;
-    Ok(Launched::Ok { pid: pid.as_raw(), user })
+        .build()?;
+    container.start()?;
+    container
+        .pid()
+        .map(|pid| pid.as_raw())
+        .ok_or_else(|| LibcontainerError::Other("the container has no process".into()))
+}
+
+/// The process that a builder started, or why its program does not run: the program's own error says more
+/// than what became of it in `libcontainer`.
+pub(super) fn outcome(started: Result<i32, LibcontainerError>, error: ErrorPipe) -> Result<i32, ShimError> {
+    match (error.read(), started) {
+        (Some(message), _) => {
+            Err(ShimError::Container(format!("unable to start container process: {message}")))
+        }
+        (None, Ok(pid)) => Ok(pid),
+        (None, Err(error)) => {
+            Err(ShimError::Container(format!("unable to start container process: {}", files::chain(&error))))
+        }
+    }
+}
+
+/// Makes what libcontainer wrote into its state directory this user's alone, and removes the sockets through
+/// which it has started further processes: it leaves one behind for each.
+pub(super) fn tidy(directory: &Path) -> io::Result<()> {
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
+    let sockets = fs::read_to_string("/proc/net/unix")?;
+    for entry in fs::read_dir(directory)? {
+        let (path, name) = match entry {
+            Ok(entry) => (entry.path(), entry.file_name().to_string_lossy().into_owned()),
+            // Another launcher was here at the same time.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        let done = match name.starts_with("tenant-notify-") && !sockets.contains(&name) {
+            true => files::remove_file(&path),
+            false => fs::set_permissions(&path, fs::Permissions::from_mode(0o600)),
+        };
+        match done {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 /// Undoes what a Rust program sets for itself and its children would inherit.
@@ -70,21 +131,6 @@ pub(crate) fn settle() -> Result<(), ShimError> {
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map_err(ShimError::io("reset SIGPIPE"))?;
     umask(Mode::from_bits_truncate(0o022));
     Ok(())
-}
-
-/// The text of libcontainer's error, in the words that runc has for the most common one.
-pub(crate) fn failed(error: LibcontainerError) -> ShimError {
-    let text = files::chain(&error);
-    let missing =
-        text.split_once("executable '").and_then(|(_, rest)| rest.split_once("' not found in $PATH"));
-    ShimError::Container(match missing {
-        Some((program, _)) => {
-            format!(
-                "unable to start container process: exec: \"{program}\": executable file not found in $PATH"
-            )
-        }
-        None => format!("unable to start container process: {text}"),
-    })
 }
 
 /// A process that is not root must be able to open `/dev/stdout` again.
@@ -113,8 +159,12 @@ fn complete(plan: &LaunchPlan, root: &Path, user: &ResolvedUser, cgroup: &Cgroup
     let mut spec = plan.spec.clone();
     spec["root"]["path"] = json!(root);
     spec["process"]["user"] = json!({ "uid": user.uid, "gid": user.gid, "additionalGids": user.groups });
-    if let Some(wish) = spec["process"]["oomScoreAdj"].as_i64() {
-        spec["process"]["oomScoreAdj"] = json!(possible_oom_score(wish));
+    // The executor drops them, once the seccomp filter is installed.
+    if let Some(process) = spec["process"].as_object_mut() {
+        process.remove("capabilities");
+    }
+    if let Some(wanted) = spec["process"]["oomScoreAdj"].as_i64() {
+        spec["process"]["oomScoreAdj"] = json!(possible_oom_score(wanted));
     }
     let mut mounts = Vec::new();
     for mount in spec["mounts"].as_array().cloned().unwrap_or_default() {
@@ -143,17 +193,17 @@ fn cgroup_mounts(mount: &Value, cgroup: &Cgroup) -> Vec<Value> {
     mounts
 }
 
-/// The wished score, or this process's own where the kernel would not allow less: lowering
+/// The wanted score, or this process's own where the kernel would not allow less: lowering
 /// it needs CAP_SYS_RESOURCE (containerd's `restrict_oom_score_adj`).
-fn possible_oom_score(wish: i64) -> i64 {
+fn possible_oom_score(wanted: i64) -> i64 {
     let current =
         fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0);
-    if wish >= current {
-        return wish;
+    if wanted >= current {
+        return wanted;
     }
     // Whether it may is found out by doing it; libcontainer sets the same value right after.
-    match fs::write("/proc/self/oom_score_adj", wish.to_string()) {
-        Ok(()) => wish,
+    match fs::write("/proc/self/oom_score_adj", wanted.to_string()) {
+        Ok(()) => wanted,
         Err(_) => current,
     }
 }

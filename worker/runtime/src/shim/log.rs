@@ -7,10 +7,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The longest piece of a line, in bytes.
+/// The most bytes of text in one line of the log file.
 const PIECE: usize = 16 << 10;
 
-/// Which of the two.
+/// Standard output or standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stream {
     Stdout,
@@ -30,12 +30,22 @@ impl Stream {
 #[derive(Clone)]
 pub(crate) struct LogFile {
     path: Option<PathBuf>,
-    file: Arc<Mutex<Option<File>>>,
+    open: Arc<Mutex<Open>>,
+}
+
+/// The open file and what became of the last write.
+#[derive(Default)]
+struct Open {
+    file: Option<File>,
+    /// Whether writing fails, which is said once.
+    failing: bool,
+    /// Whether the file ends within a line, because only a part of it could be written.
+    torn: bool,
 }
 
 impl LogFile {
     pub fn open(path: Option<PathBuf>) -> io::Result<Self> {
-        let log = Self { path, file: Arc::new(Mutex::new(None)) };
+        let log = Self { path, open: Arc::default() };
         log.reopen()?;
         Ok(log)
     }
@@ -47,19 +57,45 @@ impl LogFile {
             std::fs::create_dir_all(directory)?;
         }
         let file = OpenOptions::new().create(true).append(true).mode(0o640).open(path)?;
-        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) =
+            Open { file: Some(file), ..Open::default() };
         Ok(())
     }
 
-    fn write(&self, bytes: &[u8]) {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        // A full disk must not stop the container: the output is lost, the shim's log says so.
-        if let Some(file) = file.as_mut()
-            && let Err(error) = file.write_all(bytes)
-        {
-            eprintln!("shim: write container log: {error}");
+    /// Appends whole lines. A full disk must not stop the container: what does not fit is lost.
+    fn write(&self, lines: &[u8]) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let Open { file: Some(file), failing, torn } = &mut *open else { return };
+        match append(file, lines, torn) {
+            Ok(()) => *failing = false,
+            Err(error) if !*failing => {
+                say!("write container log: {error}");
+                *failing = true;
+            }
+            Err(_) => {}
         }
     }
+}
+
+/// Writes `lines`, after the end of a line that was torn off before. `torn` says whether that happened again.
+fn append(file: &mut File, lines: &[u8], torn: &mut bool) -> io::Result<()> {
+    if *torn {
+        file.write_all(b"\n")?;
+        *torn = false;
+    }
+    let mut rest = lines;
+    while !rest.is_empty() {
+        match file.write(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                *torn = rest[count - 1] != b'\n';
+                rest = &rest[count..];
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Cuts one stream's output into lines and logs them.
@@ -74,7 +110,7 @@ impl LineWriter {
         Self { log, stream, pending: Vec::new() }
     }
 
-    /// Logs what is complete in `bytes` together with what came before.
+    /// Logs the lines that `bytes` completes, and keeps the text after the last line end.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.log.path.is_none() {
             return;
@@ -147,6 +183,39 @@ mod tests {
             logged(&[b"one\ntw", b"o\n\nend"]),
             ["stdout F one", "stdout F two", "stdout F ", "stdout P end"]
         );
+    }
+
+    /// In a process of its own, because its standard error is full too.
+    #[test]
+    fn a_full_disk_loses_the_log_but_not_the_container() {
+        const CHILD: &str = "EPHOR_TEST_FULL_DISK";
+        if std::env::var_os(CHILD).is_some() {
+            let log = LogFile::open(Some("/dev/full".into())).expect("open");
+            let mut writer = LineWriter::new(log, Stream::Stdout);
+            for _ in 0..100 {
+                writer.push(b"lost\n");
+            }
+            return;
+        }
+        let name = "shim::log::tests::a_full_disk_loses_the_log_but_not_the_container";
+        let mut command = std::process::Command::new(std::env::current_exe().expect("this program"));
+        command.args(["--exact", name, "--nocapture"]).env(CHILD, "1");
+        let full = OpenOptions::new().write(true).open("/dev/full").expect("open /dev/full");
+        let status = command.stderr(full).stdout(std::process::Stdio::null()).status().expect("run");
+        assert!(status.success(), "the writer of the log was killed: {status}");
+    }
+
+    #[test]
+    fn after_a_torn_line_the_next_one_begins_anew() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("0.log");
+        let mut file = File::create(&path).expect("create");
+        let mut torn = false;
+        append(&mut file, b"half a li", &mut torn).expect("write");
+        assert!(torn);
+        append(&mut file, b"whole\n", &mut torn).expect("write");
+        assert!(!torn);
+        assert_eq!(std::fs::read_to_string(path).expect("read"), "half a li\nwhole\n");
     }
 
     #[test]

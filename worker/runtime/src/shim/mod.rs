@@ -8,18 +8,27 @@
 //!   needs a process with a single thread, and end.
 //! - `hold` and `init` are the first process of a PID namespace that a pod's containers share.
 
+/// Writes a line to the shim's log, or to nowhere if that cannot be written: a full disk must not end the
+/// shim, which `eprintln!` would.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::shim::say(format_args!($($text)*)) };
+}
+
 pub(crate) mod client;
 mod containers;
 mod daemon;
-mod exec;
+mod device_filter;
+mod exec_attach;
+mod exec_launcher;
+mod executor;
 mod holder;
 mod launch;
 mod log;
 pub(crate) mod plan;
 pub(crate) mod protocol;
 mod reaper;
-mod rootfs;
-mod sessions;
+pub(crate) mod rootfs;
+mod seccomp;
 mod stdio;
 mod user;
 
@@ -45,7 +54,7 @@ pub fn shim_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some("spawn") => daemon::spawn(&directory),
         Some("daemon") => daemon::run(&directory),
         Some("launch") => launch::run(&directory),
-        Some("exec") => exec::run(&directory, &rest),
+        Some("exec") => exec_launcher::run(&directory, &rest),
         Some("hold") => holder::hold(&directory),
         Some("init") => holder::init(),
         _ => Err(ShimError::Verb(verb.to_string_lossy().into_owned())),
@@ -53,10 +62,17 @@ pub fn shim_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("shim: {}", crate::files::chain(&error));
+            say!("{}", crate::files::chain(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// For the macro of the same name.
+fn say(text: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    // There is no other place to say it.
+    let _ = writeln!(std::io::stderr(), "shim: {text}");
 }
 
 /// Why a shim process failed.

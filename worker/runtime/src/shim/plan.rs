@@ -4,9 +4,19 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// The version of what runtime and shim say to each other, over the socket and by files. A shim outlives the
+/// program that started it, so a runtime speaks to shims of [`OLDEST_PROTOCOL`] and later. 0: shims from before
+/// there was a version. 1: unwritten exits are told to whoever begins to watch.
+pub(crate) const PROTOCOL: u32 = 1;
+/// The oldest version that this program speaks.
+pub(crate) const OLDEST_PROTOCOL: u32 = 0;
+
 /// Everything a pod's daemon needs to know (`shim.json`).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ShimPlan {
+    /// The version of the protocol that the daemon speaks ([`PROTOCOL`] of the program that it runs).
+    #[serde(default)]
+    pub protocol: u32,
     pub sandbox_id: String,
     /// Whether the containers share a PID namespace, which the daemon then holds.
     pub shared_pid: bool,
@@ -26,6 +36,9 @@ pub(crate) struct LaunchPlan {
     /// The OCI runtime specification, but for the user, which is looked up in the root file system.
     pub spec: serde_json::Value,
     pub user: UserRequest,
+    /// Which system calls the container may make.
+    #[serde(default)]
+    pub seccomp: SeccompProfile,
     pub propagation: Propagation,
     /// The cgroup, relative to the hierarchies' roots.
     pub cgroup: PathBuf,
@@ -33,6 +46,16 @@ pub(crate) struct LaunchPlan {
     pub stdin: bool,
     pub stdin_once: bool,
     pub tty: bool,
+}
+
+/// Which system calls a container may make.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum SeccompProfile {
+    /// Those of the default profile and of the container's capabilities.
+    #[default]
+    RuntimeDefault,
+    /// All.
+    Unconfined,
 }
 
 /// An overlay: image layers below, one writable directory above.
@@ -48,7 +71,7 @@ pub(crate) struct RootfsPlan {
     pub volumes: Vec<(PathBuf, PathBuf)>,
 }
 
-/// Who the process is to be, before names are looked up.
+/// The user and groups asked for, before names are looked up in the image.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct UserRequest {
     /// The image's user: `user`, `uid`, `user:group` or `uid:gid`.
@@ -61,7 +84,19 @@ pub(crate) struct UserRequest {
     pub strict_groups: bool,
 }
 
-/// Who the process is.
+impl UserRequest {
+    /// Whether any part of it is a name, which only the image's files can tell the number of.
+    pub fn has_name(&self) -> bool {
+        let is_name = |text: &str| !text.is_empty() && text.parse::<u32>().is_err();
+        match (self.run_as_user, self.run_as_username.is_empty()) {
+            (Some(_), _) => false,
+            (None, false) => is_name(&self.run_as_username),
+            (None, true) => self.image_user.splitn(2, ':').any(is_name),
+        }
+    }
+}
+
+/// The process's user and groups, by number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ResolvedUser {
     pub uid: u32,
@@ -70,7 +105,7 @@ pub(crate) struct ResolvedUser {
 }
 
 /// How mounts made on the host reach the container, and the other way round: the widest
-/// wish of all its mounts.
+/// propagation that any of its mounts asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Propagation {
     #[default]
@@ -79,7 +114,7 @@ pub(crate) enum Propagation {
     Bidirectional,
 }
 
-/// What a launcher leaves (`launched.json`, or the file named to `exec`).
+/// How a launcher's work ended, for the daemon (`launched.json`, or the file that `exec` is given).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Launched {
     Ok { pid: i32, user: ResolvedUser },

@@ -47,7 +47,7 @@ pub(crate) struct Ended {
     pub exit: super::plan::ExitRecord,
 }
 
-/// A piece of a stream.
+/// One message of an exec or attach session, either way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Frame {
     Stdin(Vec<u8>),

@@ -10,10 +10,10 @@ use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-/// Statuses kept for a child whose id is not known yet.
+/// The most exit statuses that are kept until somebody asks for them.
 const UNCLAIMED: usize = 1024;
 
-/// Knows how each child ended. Cheap to clone.
+/// Collects the exit statuses of the daemon's children. Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct Reaper {
     inner: Arc<Mutex<Inner>>,

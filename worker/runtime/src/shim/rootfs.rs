@@ -36,10 +36,51 @@ pub(crate) fn mount_overlay(plan: &LaunchPlan) -> Result<PathBuf, ShimError> {
         overlay_options(&plan.rootfs, &plan.bundle).map_err(ShimError::io("prepare the overlay"))?;
     // Lower directories are named relative to theirs, so that many fit into one page of options.
     std::env::set_current_dir(&plan.rootfs.layers_directory).map_err(ShimError::io("enter the layers"))?;
-    mount(Some("overlay"), &target, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+    mount(Some("overlay"), &target, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()))
         .map_err(ShimError::io("mount the overlay"))?;
     std::env::set_current_dir("/").map_err(ShimError::io("leave the layers"))?;
     Ok(target)
+}
+
+/// Looks the process's user up in the image, before there is a container: a name that the image does not know
+/// is an error of its creation. Blocks; what is mounted goes with the thread that sees it.
+pub(crate) fn check_user(plan: &LaunchPlan) -> Result<(), ShimError> {
+    if !plan.user.has_name() {
+        return Ok(());
+    }
+    let plan = plan.clone();
+    let thread = std::thread::Builder::new().name("image-user".into()).spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNS).map_err(ShimError::io("make a mount namespace"))?;
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none)
+            .map_err(ShimError::io("set mount propagation"))?;
+        std::env::set_current_dir(&plan.rootfs.layers_directory)
+            .map_err(ShimError::io("enter the layers"))?;
+        let root = match plan.rootfs.layers.as_slice() {
+            [] => return Accounts::default().resolve(&plan.user).map(drop).map_err(ShimError::Container),
+            [only] => PathBuf::from(only).join("fs"),
+            _ => {
+                let target = plan.bundle.join(container_file::ROOTFS);
+                fs::create_dir_all(&target).map_err(ShimError::io("make the root's mount point"))?;
+                let options = format!("lowerdir={}", lower_directories(&plan.rootfs));
+                let flags = MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
+                mount(Some("overlay"), &target, Some("overlay"), flags, Some(options.as_str()))
+                    .map_err(ShimError::io("mount the overlay"))?;
+                target
+            }
+        };
+        chroot(&root).map_err(ShimError::io("enter the root file system"))?;
+        let accounts = Accounts::read().map_err(ShimError::io("read the image's accounts"))?;
+        accounts.resolve(&plan.user).map(drop).map_err(ShimError::Container)
+    });
+    let thread = thread.map_err(ShimError::io("start a thread"))?;
+    thread.join().map_err(|_| ShimError::Container("looking the user up failed".into()))?
+}
+
+/// The layers for mount options, the topmost first, relative to their directory.
+fn lower_directories(plan: &RootfsPlan) -> String {
+    let topmost_first = plan.layers.iter().rev().map(|name| format!("{name}/fs"));
+    topmost_first.collect::<Vec<_>>().join(":")
 }
 
 fn overlay_options(plan: &RootfsPlan, bundle: &Path) -> io::Result<String> {
@@ -50,14 +91,11 @@ fn overlay_options(plan: &RootfsPlan, bundle: &Path) -> io::Result<String> {
             fs::create_dir_all(&empty)?;
             escaped(&empty)
         }
-        false => {
-            let topmost_first = plan.layers.iter().rev().map(|name| format!("{name}/fs"));
-            topmost_first.collect::<Vec<_>>().join(":")
-        }
+        false => lower_directories(plan),
     };
     fs::create_dir_all(&plan.upper)?;
     fs::set_permissions(&plan.upper, fs::Permissions::from_mode(0o755))?;
-    fs::create_dir_all(&plan.work)?;
+    crate::files::make_private_directory(&plan.work)?;
     Ok(format!("lowerdir={lower},upperdir={},workdir={}", escaped(&plan.upper), escaped(&plan.work)))
 }
 

@@ -72,7 +72,7 @@ impl Pty {
     }
 }
 
-/// Where output comes from.
+/// The daemon's reading end of a process's output.
 pub(crate) enum Source {
     Pipe(pipe::Receiver),
     Pty(Arc<Pty>),
@@ -87,7 +87,7 @@ impl Source {
     }
 }
 
-/// Where input goes.
+/// The daemon's writing end of a process's input.
 pub(crate) enum Sink {
     Pipe(pipe::Sender),
     Pty(Arc<Pty>),
@@ -102,11 +102,12 @@ impl Sink {
     }
 }
 
-/// A process's three streams as its parent-to-be makes them.
+/// Both ends of the standard streams of a process that is about to be started.
 pub(crate) struct Streams {
-    /// For the process.
+    /// The ends that the process gets: input, output, error.
     pub child: [Stdio; 3],
-    /// For the daemon; with a terminal these come later, from [`Console`].
+    /// The daemon's end of the input; `None` if the process reads from `/dev/null`, or has a terminal and no
+    /// [`Console`] has received it yet. Likewise the two below.
     pub stdin: Option<Sink>,
     pub stdout: Option<Source>,
     pub stderr: Option<Source>,
@@ -132,7 +133,7 @@ impl Streams {
         })
     }
 
-    /// Nothing: the process gets a terminal.
+    /// No pipes, for a process that gets a terminal.
     pub fn terminal() -> Self {
         Self { child: [Stdio::null(), Stdio::null(), Stdio::null()], stdin: None, stdout: None, stderr: None }
     }
@@ -195,7 +196,7 @@ fn receive_descriptor(stream: &UnixStream) -> io::Result<OwnedFd> {
     Err(io::Error::new(io::ErrorKind::InvalidData, "no terminal was handed over"))
 }
 
-/// Who is attached to a container's output.
+/// The clients that are attached to a container's output.
 #[derive(Default)]
 pub(crate) struct Output {
     readers: Mutex<Vec<mpsc::Sender<Frame>>>,
@@ -235,7 +236,7 @@ pub(crate) async fn copy(mut source: Source, mut log: LineWriter, stream: Stream
                 output.send(frame(stream, &buffer[..count])).await;
             }
             Err(error) => {
-                eprintln!("shim: read container output: {error}");
+                say!("read container output: {error}");
                 break;
             }
         }

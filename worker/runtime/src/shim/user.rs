@@ -22,10 +22,10 @@ struct Group {
     members: Vec<String>,
 }
 
-/// The most bytes of each file.
+/// The most bytes of either file.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// The two files.
+/// What the image's `/etc/passwd` and `/etc/group` say.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Accounts {
     users: Vec<Account>,

@@ -4,17 +4,16 @@
 use std::io;
 use std::time::Duration;
 
-use futures::{SinkExt, StreamExt};
+use futures::{Sink, SinkExt, StreamExt};
 use hyper::body::Bytes;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
 use super::Ticket;
 use crate::shim::client::ShimClientError;
@@ -28,15 +27,15 @@ const RESIZE: u8 = 4;
 /// Version 5 only: its payload is the channel that the client closes.
 const CLOSE: u8 = 255;
 
-/// The longest piece of a stream in one frame to the shim.
+/// The most bytes of standard input in one frame to the shim.
 const PIECE: usize = 256 << 10;
 
-/// How a stream that has ended is closed.
+/// The close frame of a session that ended as it should.
 const NORMAL: CloseFrame = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") };
 /// How long a client may take to answer a close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The subprotocol.
+/// The WebSocket subprotocol of the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Version {
     V4,
@@ -44,7 +43,7 @@ pub(super) enum Version {
 }
 
 impl Version {
-    /// The newest that the client offers.
+    /// Chooses the newest subprotocol that the client offers; `None` if it offers neither.
     pub fn choose(offered: &[String]) -> Option<Self> {
         [Self::V5, Self::V4].into_iter().find(|v| offered.iter().any(|o| Some(o.as_str()) == v.name()))
     }
@@ -65,10 +64,11 @@ struct Size {
     height: u16,
 }
 
-type Socket = WebSocketStream<TokioIo<Upgraded>>;
-
 /// Carries an exec or attach over the socket until either side ends it.
-pub(super) async fn run(mut socket: Socket, ticket: Ticket, version: Version) {
+pub(super) async fn run<S>(mut socket: WebSocketStream<S>, ticket: Ticket, version: Version)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let (opened, wanted, command) = match ticket {
         Ticket::Exec { shim, container, arguments, tty, stdin, stdout, stderr } => {
             let opened = shim.exec(&container, &arguments, tty, stdin).await;
@@ -91,82 +91,80 @@ pub(super) async fn run(mut socket: Socket, ticket: Ticket, version: Version) {
 
 /// Closes with "normal closure", which client-go takes for the end of the streams (an empty close
 /// frame is an error to it), and lets the client answer, so that nothing is lost in a reset.
-async fn finish(mut socket: Socket) {
-    if socket.close(Some(NORMAL)).await.is_err() {
-        // The client has closed it already.
-        return;
-    }
-    let answer = async { while let Some(Ok(_)) = socket.next().await {} };
-    if tokio::time::timeout(CLOSE_TIMEOUT, answer).await.is_err() {
+async fn finish<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketStream<S>) {
+    let end = async {
+        if socket.close(Some(NORMAL)).await.is_ok() {
+            while let Some(Ok(_)) = socket.next().await {}
+        }
+    };
+    if tokio::time::timeout(CLOSE_TIMEOUT, end).await.is_err() {
         tracing::debug!("the client does not answer the close of an exec or attach");
     }
 }
 
-async fn send(socket: &mut Socket, channel: u8, bytes: &[u8]) -> io::Result<()> {
+async fn send(
+    to: &mut (impl Sink<Message, Error = Error> + Unpin),
+    channel: u8,
+    bytes: &[u8],
+) -> io::Result<()> {
     let mut message = Vec::with_capacity(bytes.len() + 1);
     message.push(channel);
     message.extend_from_slice(bytes);
-    socket.send(Message::Binary(Bytes::from(message))).await.map_err(io::Error::other)
+    to.send(Message::Binary(Bytes::from(message))).await.map_err(io::Error::other)
 }
 
-async fn carry(
-    socket: &mut Socket,
+/// Carries both directions side by side: a program that waits until its output is read takes no input,
+/// and neither direction may wait for the other.
+async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: &mut WebSocketStream<S>,
     stream: UnixStream,
     (stdin, stdout, stderr): (bool, bool, bool),
     command: Option<&[String]>,
     version: Version,
 ) -> io::Result<()> {
     // An empty message on the lowest channel tells the client that the streams are there.
-    send(
-        socket,
-        if stdout {
-            STDOUT
-        } else if stderr {
-            STDERR
-        } else {
-            ERROR
-        },
-        &[],
-    )
-    .await?;
-    let (reader, mut writer) = stream.into_split();
-    let mut frames = frames(reader);
-    loop {
-        tokio::select! {
-            biased;
-            message = socket.next() => match message {
+    let lowest = match (stdout, stderr) {
+        (true, _) => STDOUT,
+        (false, true) => STDERR,
+        (false, false) => ERROR,
+    };
+    send(socket, lowest, &[]).await?;
+    let (mut reader, mut writer) = stream.into_split();
+    let (mut to_client, mut from_client) = socket.split();
+    let incoming = async {
+        loop {
+            match from_client.next().await {
                 Some(Ok(Message::Binary(bytes))) => input(&mut writer, &bytes, stdin, version).await?,
                 // Old clients send text; its bytes mean the same.
                 Some(Ok(Message::Text(text))) => input(&mut writer, text.as_bytes(), stdin, version).await?,
                 Some(Ok(Message::Close(_))) | None => return Ok(()),
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(io::Error::other(error)),
-            },
-            frame = frames.recv() => match frame {
-                Some(Frame::Stdout(bytes)) if stdout => send(socket, STDOUT, &bytes).await?,
-                Some(Frame::Stderr(bytes)) if stderr => send(socket, STDERR, &bytes).await?,
-                Some(Frame::Exit(code)) => return send(socket, ERROR, &exit_status(code, command)).await,
-                Some(_) => {}
-                None => return send(socket, ERROR, &success()).await,
-            },
+            }
         }
+    };
+    let outgoing = async {
+        loop {
+            match read_frame(&mut reader).await? {
+                Some(Frame::Stdout(bytes)) if stdout => send(&mut to_client, STDOUT, &bytes).await?,
+                Some(Frame::Stderr(bytes)) if stderr => send(&mut to_client, STDERR, &bytes).await?,
+                Some(Frame::Exit(code)) => {
+                    return send(&mut to_client, ERROR, &exit_status(code, command)).await;
+                }
+                Some(_) => {}
+                None => return send(&mut to_client, ERROR, &success()).await,
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        ended = outgoing => ended,
+        // The client has gone.
+        ended = incoming => ended,
     }
 }
 
-/// Reads frames in a task of its own: reading one must not be cut off half-way.
-fn frames(mut reader: tokio::net::unix::OwnedReadHalf) -> tokio::sync::mpsc::Receiver<Frame> {
-    let (sender, receiver) = tokio::sync::mpsc::channel(16);
-    tokio::spawn(async move {
-        while let Ok(Some(frame)) = read_frame(&mut reader).await {
-            if sender.send(frame).await.is_err() {
-                return;
-            }
-        }
-    });
-    receiver
-}
-
-/// Passes one message of the client on.
+/// Passes one message of the client on to the shim.
 async fn input(
     to: &mut tokio::net::unix::OwnedWriteHalf,
     message: &[u8],
@@ -231,3 +229,6 @@ fn failure(error: &ShimClientError) -> Vec<u8> {
     });
     status.to_string().into_bytes()
 }
+
+#[cfg(test)]
+mod tests;

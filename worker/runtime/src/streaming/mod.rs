@@ -24,12 +24,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::shim::client::ShimClient;
 
-/// How long a ticket is good.
+/// How long after its issue a ticket can be used.
 const LIFETIME: Duration = Duration::from_secs(60);
-/// Tickets that may be out at a time.
+/// The most tickets that are issued and not used; the oldest makes way for a new one.
 const TICKETS: usize = 4096;
 
-/// What the holder of an address may do, once.
+/// The session that whoever knows an address may open, once.
 pub(crate) enum Ticket {
     Exec {
         shim: ShimClient,
@@ -60,7 +60,7 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    /// Makes an address for `ticket`.
+    /// Returns the URL at which `ticket` can be used.
     pub fn issue(&self, ticket: Ticket) -> String {
         let kind = match &ticket {
             Ticket::Exec { .. } => "exec",
@@ -82,7 +82,7 @@ impl Streams {
         url
     }
 
-    /// Takes the ticket, if it is good.
+    /// Returns the ticket of that token and forgets it; `None` if it was used, or is too old.
     fn redeem(&self, token: &str) -> Option<Ticket> {
         let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
         tickets.remove(token).filter(|(issued, _)| issued.elapsed() < LIFETIME).map(|(_, ticket)| ticket)
@@ -91,24 +91,28 @@ impl Streams {
 
 /// Starts the server in the background. It ends with `shutdown`.
 pub(crate) async fn start(address: SocketAddr, shutdown: CancellationToken) -> io::Result<Arc<Streams>> {
-    let listener = TcpListener::bind(address).await?;
+    let listener = Arc::new(TcpListener::bind(address).await?);
     let streams = Arc::new(Streams { address: listener.local_addr()?, tickets: Mutex::default() });
     let serving = streams.clone();
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => drop(tokio::spawn(http::serve(serving.clone(), stream, shutdown.clone()))),
-                    Err(error) => {
-                        // Out of descriptors: wait for some to come back.
-                        tracing::warn!(%error, "streaming server");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
+    tokio::spawn(proto_env::supervise::supervise("runtime-streams", move || {
+        accept(listener.clone(), serving.clone(), shutdown.clone())
+    }));
+    Ok(streams)
+}
+
+async fn accept(listener: Arc<TcpListener>, streams: Arc<Streams>, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => drop(tokio::spawn(http::serve(streams.clone(), stream, shutdown.clone()))),
+                Err(error) => {
+                    // Out of descriptors: wait for some to come back.
+                    tracing::warn!(%error, "streaming server");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
         }
-    });
-    Ok(streams)
+    }
 }

@@ -24,10 +24,10 @@ use super::spdy::{CANCEL, Event, Reader, Writer};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pieces of data on their way to one connection, and frames on their way to the client.
 const QUEUE: usize = 64;
-/// Connections of one client at a time.
+/// The most connections of one client at a time.
 const CONNECTIONS: usize = 1024;
 
-/// What a connection has for the client.
+/// A frame from one of the pod's connections, to be written to the client.
 enum Outgoing {
     Data { stream: u32, bytes: Vec<u8>, ended: bool },
     Reset { stream: u32 },
@@ -232,7 +232,7 @@ fn complete(
     Some((data, error, port))
 }
 
-/// One connection, from its making to its end.
+/// Connects to the pod's port and carries bytes both ways until either side ends.
 async fn connection(
     port: u16,
     namespace: Option<PathBuf>,
@@ -315,4 +315,89 @@ fn connect(port: u16, namespace: Option<&Path>) -> io::Result<StdTcpStream> {
         })
     })?;
     thread.join().map_err(|_| io::Error::other("the connecting thread died"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use flate2::{Compress, Compression, FlushCompress};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::streaming::spdy::{dictionary, length};
+
+    const PIECE: usize = 32 << 10;
+    const PIECES: usize = 512;
+    /// What no healthy machine takes for this.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// The frames that open the pair of streams to `port`: errors on 1, data on 3.
+    fn opening(port: u16) -> Vec<u8> {
+        let mut compress = Compress::new(Compression::default(), true);
+        compress.set_dictionary(&dictionary()).expect("dictionary");
+        let mut wire = Vec::new();
+        for (stream, kind) in [(1u32, "error"), (3, "data")] {
+            let port = port.to_string();
+            let mut plain = 2u32.to_be_bytes().to_vec();
+            for text in ["streamtype", kind, "port", port.as_str()] {
+                plain.extend_from_slice(&u32::try_from(text.len()).expect("short").to_be_bytes());
+                plain.extend_from_slice(text.as_bytes());
+            }
+            let mut block = Vec::with_capacity(512);
+            compress.compress_vec(&plain, &mut block, FlushCompress::Sync).expect("compress");
+            let mut body = stream.to_be_bytes().to_vec();
+            body.extend_from_slice(&[0; 6]);
+            body.extend_from_slice(&block);
+            wire.extend_from_slice(&[0x80, 3, 0, 1]);
+            wire.extend_from_slice(&length(body.len(), 0).expect("short"));
+            wire.extend_from_slice(&body);
+        }
+        wire
+    }
+
+    /// The bytes of stream 3 that come back, until it ends.
+    async fn received(mut from: impl AsyncRead + Unpin) -> io::Result<usize> {
+        let mut total = 0;
+        loop {
+            let mut head = [0; 8];
+            from.read_exact(&mut head).await?;
+            let mut body = vec![0; u32::from_be_bytes([0, head[5], head[6], head[7]]) as usize];
+            from.read_exact(&mut body).await?;
+            if head[..4] == 3u32.to_be_bytes() {
+                total += body.len();
+                if head[4] & 1 == 1 {
+                    return Ok(total);
+                }
+            }
+        }
+    }
+
+    /// The pod's program takes no more input while its output is not read.
+    #[tokio::test]
+    async fn more_than_all_buffers_hold_passes_both_ways() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+        let port = listener.local_addr().expect("address").port();
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.expect("accept");
+            let (mut reader, mut writer) = stream.into_split();
+            tokio::io::copy(&mut reader, &mut writer).await.expect("echo");
+        });
+        let (ours, theirs) = tokio::io::duplex(64 << 10);
+        let session = tokio::spawn(run(theirs, None));
+        let (reader, mut writer) = tokio::io::split(ours);
+        let writing = async {
+            writer.write_all(&opening(port)).await?;
+            for piece in 1..=PIECES {
+                let ended = u8::from(piece == PIECES);
+                let mut frame = 3u32.to_be_bytes().to_vec();
+                frame.extend_from_slice(&length(PIECE, ended)?);
+                frame.resize(frame.len() + PIECE, 7);
+                writer.write_all(&frame).await?;
+            }
+            Ok(())
+        };
+        let both = async { tokio::try_join!(writing, received(reader)) };
+        let ended = tokio::time::timeout(PATIENCE, both).await.expect("each waits for the other");
+        assert_eq!(ended.expect("both directions").1, PIECE * PIECES);
+        session.abort();
+    }
 }

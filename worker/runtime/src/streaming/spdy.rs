@@ -21,7 +21,7 @@ const HEADER_LIMIT: usize = 64 << 10;
 /// Status codes of RST_STREAM.
 pub(super) const CANCEL: u32 = 5;
 
-/// What came from the client.
+/// One frame of the client, decoded.
 #[derive(Debug)]
 pub(super) enum Event {
     /// A stream with its headers.
@@ -41,7 +41,7 @@ pub(super) enum Event {
     GoAway,
 }
 
-/// Reads frames.
+/// Reads the client's frames.
 pub(super) struct Reader<R> {
     inner: R,
     headers: Decompress,
@@ -132,7 +132,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 }
 
-/// Writes frames.
+/// Writes frames to the client.
 pub(super) struct Writer<W> {
     inner: W,
     headers: Compress,
@@ -188,7 +188,7 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
     }
 }
 
-fn length(length: usize, flags: u8) -> io::Result<[u8; 4]> {
+pub(super) fn length(length: usize, flags: u8) -> io::Result<[u8; 4]> {
     let length =
         u32::try_from(length).ok().filter(|l| *l < 1 << 24).ok_or_else(|| malformed("frame too long"))?;
     let [_, a, b, c] = length.to_be_bytes();
@@ -225,7 +225,7 @@ fn parse_headers(block: &[u8]) -> io::Result<Vec<(String, String)>> {
 
 /// The protocol's dictionary (SPDY draft 3, section 2.6.10.1): words behind their length,
 /// then text of common headers.
-fn dictionary() -> Vec<u8> {
+pub(super) fn dictionary() -> Vec<u8> {
     const WORDS: &str = "options head post put delete trace accept accept-charset accept-encoding accept-language \
         accept-ranges age allow authorization cache-control connection content-base content-encoding \
         content-language content-length content-location content-md5 content-range content-type date etag expect \

@@ -73,7 +73,10 @@ async fn a_program_that_is_not_there_is_a_start_error() -> Result<()> {
     let id = pod.create(&node, config).await?;
     let request = v1::StartContainerRequest { container_id: id.clone() };
     let error = node.runtime().await?.start_container(request).await.expect_err("it started");
-    ensure!(error.message().contains("executable file not found in $PATH"), "{error}");
+    ensure!(
+        error.message().contains("exec: \"/bin/nothing\": stat /bin/nothing: no such file or directory"),
+        "{error}"
+    );
     let status = status(&node, &id).await?;
     ensure!(status.exit_code == 128 && status.reason == "StartError", "{status:?}");
     node.finish(&[&pod]).await
@@ -132,7 +135,28 @@ async fn exec_returns_output_exit_code_and_timeouts() -> Result<()> {
     ensure!(left.exit_code == 0, "the command outlives its timeout");
     let request = v1::ExecSyncRequest { container_id: id.clone(), cmd: vec!["nothing".into()], timeout: 30 };
     let error = node.runtime().await?.exec_sync(request).await.expect_err("it ran");
-    ensure!(error.message().contains("executable file not found in $PATH"), "{error}");
+    ensure!(error.message().contains("exec: \"nothing\": executable file not found in $PATH"), "{error}");
+    for (program, reason) in [
+        ("/no/such/program", "stat /no/such/program: no such file or directory"),
+        ("/etc/hosts", "permission denied"),
+        ("/tmp", "is a directory"),
+    ] {
+        let cmd = vec![program.to_owned()];
+        let request = v1::ExecSyncRequest { container_id: id.clone(), cmd, timeout: 30 };
+        let error = node.runtime().await?.exec_sync(request).await.expect_err("it ran");
+        ensure!(error.message().contains(&format!("exec: \"{program}\": {reason}")), "{error}");
+    }
+    let wrong = "echo '#!/no/such/shell' >/tmp/script; echo text >/tmp/text; chmod +x /tmp/script /tmp/text";
+    ensure!(exec(&node, &id, wrong, 30).await?.exit_code == 0);
+    for (program, reason) in
+        [("/tmp/script", "no such file or directory"), ("/tmp/text", "exec format error")]
+    {
+        let cmd = vec![program.to_owned()];
+        let request = v1::ExecSyncRequest { container_id: id.clone(), cmd, timeout: 30 };
+        let error = node.runtime().await?.exec_sync(request).await.expect_err("it ran");
+        ensure!(error.message().contains(&format!("exec {program}: {reason}")), "{error}");
+    }
+    ensure!(status(&node, &id).await?.state() == v1::ContainerState::ContainerRunning);
     node.finish(&[&pod]).await
 }
 

@@ -2,5 +2,7 @@
 //! containers. Needs root and says so where it is missing.
 
 mod containers;
+mod security;
+mod shims;
 mod streams;
 mod support;

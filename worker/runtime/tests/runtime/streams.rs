@@ -175,3 +175,45 @@ async fn pull(node: &Node, name: &str) -> Result<()> {
     ensure!(error.message().contains("failed to pull and unpack image"), "{error}");
     Ok(())
 }
+
+/// `head -c 24M /dev/zero | kubectl exec -i POD -- cat`: the client writes as fast as it can and reads slower.
+#[tokio::test]
+async fn an_exec_carries_more_than_all_buffers_hold_both_ways() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    const PIECE: usize = 256 << 10;
+    const PIECES: usize = 96;
+    let node = Node::start().await?;
+    node.load_sleeper().await?;
+    let pod = node.run_pod("cat").await?;
+    let id = pod.run(&node, pod.script("main", "exec /bin/sleeper")).await?;
+    let url = node.runtime().await?.exec(exec_request(&id, "cat", false)).await?.into_inner().url;
+    let (mut sink, mut stream) = open(&url, "v5.channel.k8s.io").await?.split();
+    let writing = async {
+        for piece in 0..PIECES {
+            let mut message = vec![u8::try_from(piece)?; PIECE + 1];
+            message[0] = 0;
+            sink.send(Message::Binary(Bytes::from(message))).await?;
+        }
+        sink.send(Message::Binary(Bytes::from_static(&[255, 0]))).await?;
+        Ok::<_, anyhow::Error>(())
+    };
+    let reading = async {
+        let mut output = Vec::new();
+        while let Some(message) = stream.next().await {
+            match message?.into_data().split_first() {
+                Some((1, bytes)) => output.extend_from_slice(bytes),
+                Some((3, status)) => return Ok((output, String::from_utf8_lossy(status).into_owned())),
+                _ => {}
+            }
+        }
+        bail!("the stream ended without a status");
+    };
+    let both = async { tokio::try_join!(writing, reading) };
+    let ((), (output, status)) = tokio::time::timeout(PATIENCE, both).await.context("it is stuck")??;
+    ensure!(status.contains("Success") && output.len() == PIECE * PIECES, "{status}: {}", output.len());
+    let whole = output.chunks(PIECE).enumerate().all(|(n, piece)| piece.iter().all(|b| usize::from(*b) == n));
+    ensure!(whole, "what came back is not what was sent");
+    node.finish(&[&pod]).await
+}

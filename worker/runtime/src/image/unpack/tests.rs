@@ -66,7 +66,8 @@ fn run(tar: Vec<u8>, parents: &[PathBuf], limits: &ImageLimits) -> Unpacking {
     let mut blob = tempfile::tempfile().expect("blob");
     blob.write_all(&tar).expect("write blob");
     std::io::Seek::rewind(&mut blob).expect("rewind");
-    let result = unpack(blob, &target, parents, &digest_of(&tar), limits);
+    let budget = Budget::new(&target, limits.image_bytes, limits.image_entries).expect("budget");
+    let result = unpack(blob, &target, parents, &digest_of(&tar), limits, &Arc::new(budget));
     Unpacking { directory, result }
 }
 
@@ -183,6 +184,105 @@ fn a_layer_that_is_not_what_it_should_be_is_refused() {
     blob.write_all(&Tar::new().file("a", b"").bytes()).expect("write blob");
     std::io::Seek::rewind(&mut blob).expect("rewind");
     let other = digest_of(b"something else");
-    let outcome = unpack(blob, directory.path(), &[], &other, &ImageLimits::default());
+    let budget = Arc::new(Budget::new(directory.path(), 1 << 20, 10).expect("budget"));
+    let outcome = unpack(blob, directory.path(), &[], &other, &ImageLimits::default(), &budget);
     assert!(matches!(outcome, Err(ImageError::DigestMismatch { .. })), "{outcome:?}");
+}
+
+fn small() -> ImageLimits {
+    ImageLimits { image_bytes: 1 << 20, image_entries: 100, ..ImageLimits::default() }
+}
+
+fn refusal(unpacking: &Unpacking) -> String {
+    match &unpacking.result {
+        Err(ImageError::TooLarge(text)) => text.clone(),
+        other => panic!("not refused as too large: {other:?}"),
+    }
+}
+
+/// A few hundred bytes that say that they are a file of gigabytes.
+#[test]
+fn a_sparse_file_counts_with_its_whole_size() {
+    if !is_root() {
+        return;
+    }
+    let mut header = Header::new_gnu();
+    header.set_entry_type(EntryType::GNUSparse);
+    header.set_path("sparse").expect("a short name");
+    header.set_mode(0o644);
+    header.set_size(1);
+    let gnu = header.as_gnu_mut().expect("a GNU header");
+    let octal = |field: &mut [u8; 12], value: u64| {
+        field.copy_from_slice(format!("{value:011o}\0").as_bytes());
+    };
+    let length: u64 = 4 << 30;
+    octal(&mut gnu.realsize, length);
+    octal(&mut gnu.sparse[0].offset, length - 1);
+    octal(&mut gnu.sparse[0].numbytes, 1);
+    header.set_cksum();
+    let mut builder = Builder::new(Vec::new());
+    builder.append(&header, &b"x"[..]).expect("append to memory");
+    let unpacking = run(builder.into_inner().expect("finish"), &[], &small());
+    let text = refusal(&unpacking);
+    assert!(text.contains("the image is larger than 1048576 bytes"), "{text}");
+    let written = fs::metadata(unpacking.path("sparse")).map_or(0, |found| found.len());
+    assert!(written <= 1 << 20, "{written} bytes were written");
+}
+
+#[test]
+fn copies_of_a_lower_layers_file_count() {
+    if !is_root() {
+        return;
+    }
+    let lower = run(Tar::new().file("f", &vec![7; 300 << 10]).bytes(), &[], &ImageLimits::default());
+    lower.result.as_ref().expect("a good layer");
+    let mut tar = Tar::new();
+    for copy in 0..10 {
+        tar = tar.entry(EntryType::Link, &format!("copy-{copy}"), "f", b"");
+    }
+    let text = refusal(&run(tar.bytes(), &[lower.path("")], &small()));
+    assert!(text.contains("copy-3"), "{text}");
+}
+
+/// The `tar` crate keeps extensions in memory whole, for any kind of entry that has them.
+#[test]
+fn headers_that_fill_the_memory_are_refused() {
+    if !is_root() {
+        return;
+    }
+    for kind in [EntryType::XHeader, EntryType::GNULongName, EntryType::GNULongLink] {
+        let mut header = Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_size(16 << 20);
+        header.set_cksum();
+        let mut builder = Builder::new(Vec::new());
+        builder.append(&header, std::io::repeat(b'x').take(16 << 20)).expect("append to memory");
+        let tar = Tar(builder).file("a", b"").bytes();
+        let text = refusal(&run(tar, &[], &ImageLimits::default()));
+        assert!(text.contains("the headers of an entry are larger"), "{text}");
+    }
+}
+
+#[test]
+fn content_that_nobody_takes_is_no_header() {
+    if !is_root() {
+        return;
+    }
+    let tar = Tar::new().entry(EntryType::Directory, "d", "", &vec![0; 8 << 20]).file("d/f", b"text").bytes();
+    let unpacking = run(tar, &[], &ImageLimits::default());
+    unpacking.result.as_ref().expect("odd, but no bomb");
+    assert_eq!(fs::read(unpacking.path("d/f")).expect("the file"), b"text");
+}
+
+#[test]
+fn files_without_content_count_too() {
+    if !is_root() {
+        return;
+    }
+    let mut tar = Tar::new();
+    for file in 0..101 {
+        tar = tar.file(&format!("f{file}"), b"");
+    }
+    let text = refusal(&run(tar.bytes(), &[], &small()));
+    assert!(text.contains("more than 100 files"), "{text}");
 }

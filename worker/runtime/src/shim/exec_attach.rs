@@ -1,4 +1,5 @@
-//! Streams between a client of the daemon and a process: exec and attach.
+//! The daemon's side of exec and attach: starts the process of an exec through its launcher (`exec_launcher`), and
+//! carries streams between a client on the daemon's socket and a process.
 
 use std::io;
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::ShimError;
 use super::containers::{Containers, Launch, Running};
+use super::exec_launcher::ExecPlan;
 use super::log::Stream;
 use super::protocol::{Frame, Reply, read_frame, write_frame, write_message};
 use super::stdio::{Pty, Sink, Streams, forward};
@@ -21,10 +23,10 @@ use crate::files;
 
 /// How long output is waited for after a process ended while others hold its pipes.
 const DRAIN: Duration = Duration::from_secs(2);
-/// Frames on their way to a client.
+/// The most frames that wait to be sent to a client.
 const QUEUE: usize = 16;
 
-/// What an exec asks for.
+/// The process that a client wants to run in a container.
 pub(crate) struct ExecRequest {
     pub arguments: Vec<String>,
     pub tty: bool,
@@ -84,8 +86,8 @@ pub(crate) async fn exec(
         }
     };
     input.abort();
-    let deadline = tokio::time::Instant::now() + DRAIN;
-    while let Ok(Some(frame)) = tokio::time::timeout_at(deadline, queue.recv()).await {
+    // However slowly the client reads what there is.
+    while let Ok(Some(frame)) = tokio::time::timeout(DRAIN, queue.recv()).await {
         write_frame(&mut writer, &frame).await?;
     }
     write_frame(&mut writer, &Frame::Exit(code)).await?;
@@ -113,11 +115,11 @@ async fn launch(
     let name = |what: &str| -> PathBuf { bundle.join(format!("exec-{number}.{what}")) };
     let (process, result) = (name("process.json"), name("result.json"));
     let console = format!("exec-{number}.sock");
-    let wish = super::exec::Wish {
+    let plan = ExecPlan {
         arguments: request.arguments.clone(),
         console: request.tty.then(|| bundle.join(&console)),
     };
-    files::write_json(&process, &wish).map_err(ShimError::io("write the process"))?;
+    files::write_json(&process, &plan).map_err(ShimError::io("write the process"))?;
     let launch = Launch {
         verb: "exec",
         directory: bundle,
@@ -132,7 +134,7 @@ async fn launch(
     outcome.map(|(process, pty)| (process.pid, pty))
 }
 
-/// Why input ended.
+/// Which side ended the input: the client went away, or the program closed it.
 enum Gone {
     Client,
     Program,
@@ -158,7 +160,7 @@ async fn feed(
                 if let Some(pty) = &pty
                     && let Err(error) = pty.resize(columns, rows)
                 {
-                    eprintln!("shim: resize: {error}");
+                    say!("resize: {error}");
                 }
             }
             Ok(Some(_)) => {}
@@ -205,7 +207,7 @@ pub(crate) async fn attach(
                     if let Some(pty) = &feeding.pty
                         && let Err(error) = pty.resize(columns, rows)
                     {
-                        eprintln!("shim: resize: {error}");
+                        say!("resize: {error}");
                     }
                 }
                 Ok(Some(Frame::StdinEnd)) if stdin && feeding.plan.stdin_once => {

@@ -1,0 +1,144 @@
+//! Fields of a security context that protect the node: what the runtime enforces, and what it refuses with
+//! the reason, because a container that runs without the protection it asked for is worse than none.
+
+use std::path::Path;
+
+use k8s_cri::v1;
+use k8s_cri::v1::NamespaceMode;
+use k8s_cri::v1::security_profile::ProfileType;
+
+use super::SpecError;
+use crate::shim::plan::SeccompProfile;
+
+/// What this machine's kernel offers besides what every kernel does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Modules {
+    pub app_armor: bool,
+    pub se_linux: bool,
+}
+
+impl Modules {
+    pub fn detect() -> Self {
+        let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+        Self {
+            app_armor: enabled.is_ok_and(|text| text.starts_with('Y')),
+            se_linux: Path::new("/sys/fs/selinux/enforce").exists(),
+        }
+    }
+}
+
+/// The container's seccomp profile: the default one unless it is privileged or asks for none.
+pub(crate) fn seccomp(context: &v1::LinuxContainerSecurityContext) -> Result<SeccompProfile, SpecError> {
+    if context.privileged {
+        return Ok(SeccompProfile::Unconfined);
+    }
+    match context.seccomp.as_ref().map(v1::SecurityProfile::profile_type) {
+        None | Some(ProfileType::RuntimeDefault) => Ok(SeccompProfile::RuntimeDefault),
+        Some(ProfileType::Unconfined) => Ok(SeccompProfile::Unconfined),
+        Some(ProfileType::Localhost) => {
+            Err(SpecError::Unsupported("seccomp profiles of type Localhost are not supported"))
+        }
+    }
+}
+
+/// Refuses what cannot be enforced here. What a kernel without the module cannot mean is ignored, as
+/// containerd does: SELinux options without SELinux, the default AppArmor profile without AppArmor.
+pub(crate) fn check(context: &v1::LinuxContainerSecurityContext, modules: Modules) -> Result<(), SpecError> {
+    check_namespaces(context.namespace_options.as_ref())?;
+    if context.privileged {
+        // As in containerd, which applies no profile to a privileged container.
+        return check_se_linux(context.selinux_options.as_ref(), modules);
+    }
+    match context.apparmor.as_ref().map(v1::SecurityProfile::profile_type) {
+        Some(ProfileType::Localhost) => {
+            return Err(SpecError::Unsupported(match modules.app_armor {
+                true => "AppArmor profiles of type Localhost are not supported",
+                false => "apparmor is not supported",
+            }));
+        }
+        Some(ProfileType::RuntimeDefault) if modules.app_armor => {
+            return Err(SpecError::Unsupported("AppArmor profiles of type RuntimeDefault are not supported"));
+        }
+        _ => {}
+    }
+    check_se_linux(context.selinux_options.as_ref(), modules)
+}
+
+/// [`check`] for what a pod's sandbox asks for.
+pub(crate) fn check_sandbox(
+    context: &v1::LinuxSandboxSecurityContext,
+    modules: Modules,
+) -> Result<(), SpecError> {
+    check_namespaces(context.namespace_options.as_ref())?;
+    check_se_linux(context.selinux_options.as_ref(), modules)
+}
+
+fn check_namespaces(options: Option<&v1::NamespaceOption>) -> Result<(), SpecError> {
+    let user = options.and_then(|o| o.userns_options.as_ref());
+    match user.is_some_and(|u| u.mode() != NamespaceMode::Node) {
+        true => Err(SpecError::Unsupported("user namespaces are not supported")),
+        false => Ok(()),
+    }
+}
+
+fn check_se_linux(options: Option<&v1::SeLinuxOption>, modules: Modules) -> Result<(), SpecError> {
+    let asked = options.is_some_and(|o| *o != v1::SeLinuxOption::default());
+    match asked && modules.se_linux {
+        true => Err(SpecError::Unsupported("SELinux options are not supported")),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: Modules = Modules { app_armor: false, se_linux: false };
+    const BOTH: Modules = Modules { app_armor: true, se_linux: true };
+
+    fn profile(kind: ProfileType) -> Option<v1::SecurityProfile> {
+        Some(v1::SecurityProfile { profile_type: kind.into(), ..Default::default() })
+    }
+
+    #[test]
+    fn the_default_filter_holds_unless_a_container_asks_for_none_or_is_privileged() {
+        let of = |privileged, seccomp| {
+            super::seccomp(&v1::LinuxContainerSecurityContext { privileged, seccomp, ..Default::default() })
+        };
+        assert_eq!(of(false, None).expect("unset"), SeccompProfile::RuntimeDefault);
+        let default = of(false, profile(ProfileType::RuntimeDefault)).expect("default");
+        assert_eq!(default, SeccompProfile::RuntimeDefault);
+        let none = of(false, profile(ProfileType::Unconfined)).expect("none");
+        assert_eq!(none, SeccompProfile::Unconfined);
+        assert_eq!(of(true, None).expect("privileged"), SeccompProfile::Unconfined);
+        let refused = of(false, profile(ProfileType::Localhost)).expect_err("a file").to_string();
+        assert!(refused.contains("Localhost"), "{refused}");
+    }
+
+    #[test]
+    fn what_cannot_be_enforced_is_refused() {
+        let context = |apparmor| v1::LinuxContainerSecurityContext { apparmor, ..Default::default() };
+        for (kind, without, with) in [
+            (ProfileType::RuntimeDefault, true, false),
+            (ProfileType::Unconfined, true, true),
+            (ProfileType::Localhost, false, false),
+        ] {
+            assert_eq!(check(&context(profile(kind)), NONE).is_ok(), without, "{kind:?}");
+            assert_eq!(check(&context(profile(kind)), BOTH).is_ok(), with, "{kind:?}");
+        }
+        let selinux = v1::LinuxContainerSecurityContext {
+            selinux_options: Some(v1::SeLinuxOption { level: "s0:c1".into(), ..Default::default() }),
+            ..Default::default()
+        };
+        assert!(check(&selinux, NONE).is_ok() && check(&selinux, BOTH).is_err());
+        let user = v1::UserNamespace { mode: NamespaceMode::Pod.into(), ..Default::default() };
+        let options = v1::NamespaceOption { userns_options: Some(user), ..Default::default() };
+        let sandbox = v1::LinuxSandboxSecurityContext {
+            namespace_options: Some(options.clone()),
+            ..Default::default()
+        };
+        let container =
+            v1::LinuxContainerSecurityContext { namespace_options: Some(options), ..Default::default() };
+        assert!(check(&container, NONE).is_err() && check_sandbox(&sandbox, NONE).is_err());
+    }
+}

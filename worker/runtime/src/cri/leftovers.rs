@@ -1,0 +1,153 @@
+//! What a pod leaves behind when its shim is gone: processes that nobody looks after, starts that nobody
+//! answered, and a network that nobody gave back.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::sandboxes::{netns, pod_ref};
+use super::{Service, blocking};
+use crate::container::Container;
+use crate::files;
+use crate::paths::container_file;
+use crate::reap;
+use crate::sandbox::Sandbox;
+use crate::shim::plan::{ExitRecord, now};
+
+/// Between two looks for networks that nobody gave back.
+const TIDY_PERIOD: Duration = Duration::from_secs(60);
+
+impl Service {
+    /// Takes note that a pod's shim is no more, because the pod was stopped, the node was started again or
+    /// something killed the shim: what ran is killed, and its network is given back, so that another sandbox
+    /// can have the pod's host ports.
+    pub(super) async fn shim_gone(&self, sandbox: &Arc<Sandbox>) {
+        let id = sandbox.record().id;
+        self.read_exits(&id);
+        self.end_leftovers(sandbox).await;
+        if sandbox.record().ready
+            && let Err(error) = self.save(sandbox, |record| record.ready = false).await
+        {
+            tracing::error!(sandbox = id, %error, "the sandbox cannot be recorded as not ready");
+        }
+        if let Err(error) = self.release_network(sandbox).await {
+            tracing::warn!(sandbox = id, %error, "the network is given back later");
+        }
+    }
+
+    /// Kills what is left of a pod without a shim and records the ends of its containers.
+    pub(super) async fn end_leftovers(&self, sandbox: &Arc<Sandbox>) {
+        let id = sandbox.record().id;
+        let containers = self.containers_of(&id);
+        // A launcher outlives its shim, and would start its container after all.
+        let mut directories: Vec<PathBuf> =
+            containers.iter().map(|c| self.paths.container_state(c.id())).collect();
+        directories.push(self.paths.sandbox_state(&id));
+        let launchers =
+            blocking(move || reap::shims(|directory| directories.iter().any(|d| directory == d))).await;
+        for pid in launchers.into_iter().flat_map(Result::unwrap_or_default) {
+            // One that ended meanwhile needs no killing.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        join_all(containers.iter().map(|container| self.end_leftover(container))).await;
+    }
+
+    async fn end_leftover(&self, container: &Arc<Container>) {
+        let progress = container.progress.borrow().clone();
+        if progress.exit.is_some() || !(progress.started.is_some() || self.was_starting(container)) {
+            return;
+        }
+        tracing::warn!(container = container.id(), "the container's shim is gone");
+        let cgroup = self.hierarchies.cgroup(&container.record.cgroup);
+        if let Ok(Err(error)) = blocking(move || cgroup.kill_all()).await {
+            tracing::error!(container = container.id(), %error, "what is left of a container goes on");
+        }
+        let message = "the container's shim is gone".to_owned();
+        self.record_end(
+            container,
+            ExitRecord { exit_code: 255, finished_at: now(), reason: "Unknown".into(), message },
+        );
+    }
+
+    /// Whether a shim was asked to start the container, now or by an earlier run of this program.
+    pub(super) fn was_starting(&self, container: &Container) -> bool {
+        self.paths.container_root(container.id()).join(container_file::STARTING).exists()
+    }
+
+    /// Takes note of a container's end, on disk too if that can be written: the end counts in any case.
+    pub(super) fn record_end(&self, container: &Container, exit: ExitRecord) {
+        let path = self.paths.container_root(container.id()).join(container_file::EXIT);
+        if let Err(error) = files::replace_json(&path, &exit) {
+            tracing::error!(container = container.id(), %error, "the exit cannot be recorded");
+        }
+        self.ended(container, exit);
+    }
+
+    /// Gives back the sandbox's address and host ports, once.
+    pub(super) async fn release_network(&self, sandbox: &Sandbox) -> Result<(), Status> {
+        let record = sandbox.record();
+        if !record.attached {
+            return Ok(());
+        }
+        let state = self.paths.sandbox_state(&record.id);
+        let detached = self.network.detach(&pod_ref(&record), &netns(&state)).await;
+        let failed =
+            |e| Status::unknown(format!("failed to destroy network for sandbox \"{}\": {e}", record.id));
+        detached.map_err(failed)?;
+        let freed = self.save(sandbox, |record| {
+            record.attached = false;
+            record.addresses.clear();
+        });
+        if let Err(error) = freed.await {
+            // Detaching again after a restart does no harm.
+            tracing::warn!(sandbox = record.id, %error, "the sandbox cannot be recorded as detached");
+        }
+        Ok(())
+    }
+
+    /// Looks, now and then until `shutdown`, for networks that nobody gave back: of sandboxes that ended while
+    /// they could not be detached, and of sandboxes that no record tells of.
+    pub(crate) async fn tidy_networks(self, shutdown: CancellationToken) {
+        loop {
+            self.tidy_networks_once().await;
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(TIDY_PERIOD) => {}
+            }
+        }
+    }
+
+    pub(super) async fn tidy_networks_once(&self) {
+        // Nobody attaches meanwhile: a sandbox that is not in the list would lose its address.
+        let _nobody_attaches = self.attaching.write().await;
+        let mut live = BTreeSet::new();
+        for sandbox in self.sandboxes() {
+            let record = sandbox.record();
+            let dead = !record.ready && !sandbox.shim.is_alive();
+            let idle = sandbox.gate.try_lock().is_ok();
+            if record.attached
+                && dead
+                && idle
+                && let Err(error) = self.release_network(&sandbox).await
+            {
+                tracing::warn!(sandbox = record.id, %error, "a dead sandbox keeps its network");
+            }
+            if sandbox.record().attached {
+                live.insert(record.id);
+            }
+        }
+        match self.network.retain(&live).await {
+            Ok(0) => {}
+            Ok(count) => tracing::warn!(count, "addresses of unknown sandboxes are free again"),
+            Err(error) => tracing::warn!(%error, "addresses of unknown sandboxes are not free yet"),
+        }
+    }
+}
