@@ -1,11 +1,10 @@
-//! Puts a worker together. Order matters: identity, beats and balancer first
+//! Puts a worker together. Order matters: certificates, beats and balancer first
 //! (everything else reaches masters through them), then network, runtime, agent.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use proto_env::{Network as PeerNetwork, TlsNetwork};
+use proto_env::TlsNetwork;
 use proto_wire::settings::ClusterSettings;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpListener;
@@ -17,9 +16,11 @@ use worker_network::{
 };
 use worker_runtime::RuntimeConfig;
 
+use crate::api_client;
 use crate::config::{self, WorkerConfig};
+use crate::credentials::{self, Master, NodeCredentials};
 use crate::heartbeat::{Health, Heartbeat};
-use crate::identity::{self, Identity, Master};
+use crate::renewal::Renewal;
 use crate::sandbox::PodSandboxes;
 use crate::tls;
 
@@ -29,9 +30,9 @@ pub enum Error {
     /// The configuration is refused.
     #[error(transparent)]
     Config(#[from] config::Error),
-    /// No identity.
+    /// No certificates.
     #[error(transparent)]
-    Identity(#[from] identity::Error),
+    Credentials(#[from] credentials::Error),
     /// Certificates do not fit.
     #[error("certificates: {0}")]
     Tls(#[from] tls::Error),
@@ -69,17 +70,38 @@ pub enum Error {
 /// Runs a worker until `shutdown` or until a part fails. Containers stay.
 pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<(), Error> {
     config.validate()?;
-    let identity = Identity::obtain(&config).await?;
-    tracing::info!(name = config.name, cluster = identity.cluster_id, "this worker belongs to a cluster");
-    let masters = watch::Sender::new(identity.masters.clone());
-    remember_masters(&config, &identity, masters.subscribe(), shutdown.clone());
+    let credentials = NodeCredentials::obtain(&config).await?;
+    tracing::info!(name = config.name, cluster = credentials.cluster_id, "this worker belongs to a cluster");
+    let masters = watch::Sender::new(credentials.masters.clone());
+    remember_masters(&config, &credentials, masters.subscribe(), shutdown.clone());
     let apis = api_addresses(masters.subscribe(), shutdown.clone());
 
-    let balancer = start_balancer(&config, &identity, apis.clone(), shutdown.clone()).await?;
-    let client = api_client(&config, &identity).await?;
-    let peer: Arc<dyn PeerNetwork> = Arc::new(TlsNetwork::new(&identity.client)?);
+    let balancer = start_balancer(&config, &credentials, apis.clone(), shutdown.clone()).await?;
+    let (client, api) =
+        api_client::renewable(config.balancer_port, &credentials.client).await.map_err(Error::Client)?;
+    let peer = Arc::new(TlsNetwork::new(&credentials.client)?);
+    let serving = watch::Sender::new(tls::serving(&credentials.serving)?);
+    let settings = credentials.settings.clone();
+    let parts = Parts {
+        config: &config,
+        settings: &settings,
+        client: client.clone(),
+        peer: peer.clone(),
+        serving: serving.subscribe(),
+    };
+    // Before the rest, which may have expired certificates until then.
+    let renewal = Renewal {
+        node: config.name.clone(),
+        data_dir: config.data_dir.clone(),
+        credentials: Mutex::new(credentials),
+        masters: masters.subscribe(),
+        network: peer.clone(),
+        serving,
+        api,
+    };
+    tokio::spawn(Arc::new(renewal).run(shutdown.clone()));
     let network = Network::start(
-        network_config(&config, &identity.settings)?,
+        network_config(&config, &settings)?,
         client.clone(),
         apis,
         Some(balancer),
@@ -91,39 +113,42 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
         Heartbeat { node: config.name.clone(), network: peer, health: health.subscribe(), masters };
     tokio::spawn(heartbeat.run(shutdown.clone()));
 
-    let result = run_parts(&config, &identity, client, &network, shutdown.clone()).await;
+    let result = parts.run(&network, shutdown.clone()).await;
     shutdown.cancel();
     network.stopped().await;
     result
 }
 
-/// Runtime, operators' port and agent: all run until shutdown, and the worker
-/// ends when one of them fails.
-async fn run_parts(
-    config: &WorkerConfig,
-    identity: &Identity,
+/// What runtime, operators' port and agent are made from.
+struct Parts<'a> {
+    config: &'a WorkerConfig,
+    settings: &'a ClusterSettings,
     client: kube::Client,
-    network: &Network,
-    shutdown: CancellationToken,
-) -> Result<(), Error> {
-    let runtime = async {
-        if config.cri_socket.is_some() {
-            shutdown.cancelled().await;
-            return Ok(());
-        }
-        let pods = Arc::new(PodSandboxes(network.pod_network().clone()));
-        worker_runtime::serve(runtime_config(config)?, pods, shutdown.clone()).await.map_err(Error::from)
-    };
-    let operators = async {
-        let serving: Arc<dyn PeerNetwork> = Arc::new(TlsNetwork::new(&identity.serving)?);
-        let address = SocketAddr::new(config.address, config.admin_port).to_string();
-        Ok(crate::images::serve(serving, &address, config.cri_socket(), shutdown.clone()).await?)
-    };
-    let agent = async {
-        let agent = agent_config(config, identity)?;
-        worker_agent::run(agent, client, shutdown.clone()).await.map_err(Error::from)
-    };
-    tokio::try_join!(runtime, operators, agent).map(drop)
+    peer: Arc<TlsNetwork>,
+    serving: watch::Receiver<Arc<rustls::ServerConfig>>,
+}
+
+impl Parts<'_> {
+    /// All run until shutdown, and the worker ends when one of them fails.
+    async fn run(self, network: &Network, shutdown: CancellationToken) -> Result<(), Error> {
+        let config = self.config;
+        let runtime = async {
+            if config.cri_socket.is_some() {
+                shutdown.cancelled().await;
+                return Ok(());
+            }
+            let pods = Arc::new(PodSandboxes(network.pod_network().clone()));
+            worker_runtime::serve(runtime_config(config)?, pods, shutdown.clone()).await.map_err(Error::from)
+        };
+        let operators = async {
+            let address = SocketAddr::new(config.address, config.admin_port).to_string();
+            Ok(crate::images::serve(self.peer, &address, config.cri_socket(), shutdown.clone()).await?)
+        };
+        let agent = agent_config(config, self.settings, self.serving);
+        let agent =
+            async { worker_agent::run(agent, self.client, shutdown.clone()).await.map_err(Error::from) };
+        tokio::try_join!(runtime, operators, agent).map(drop)
+    }
 }
 
 fn runtime_config(config: &WorkerConfig) -> Result<RuntimeConfig, Error> {
@@ -155,41 +180,35 @@ fn network_config(config: &WorkerConfig, settings: &ClusterSettings) -> Result<N
     Ok(network)
 }
 
-fn agent_config(config: &WorkerConfig, identity: &Identity) -> Result<AgentConfig, Error> {
-    let serving = tls::serving(&identity.serving)?;
+fn agent_config(
+    config: &WorkerConfig,
+    settings: &ClusterSettings,
+    serving: watch::Receiver<Arc<rustls::ServerConfig>>,
+) -> AgentConfig {
     let mut agent = AgentConfig::new(
         &config.name,
         config.address,
         config.cri_socket(),
         config.data_dir.join("agent"),
-        watch::Sender::new(serving).subscribe(),
+        serving,
     );
-    agent.cluster_dns = vec![identity.settings.dns_address.into()];
-    agent.cluster_domain = identity.settings.cluster_domain.clone();
+    agent.cluster_dns = vec![settings.dns_address.into()];
+    agent.cluster_domain = settings.cluster_domain.clone();
     agent.max_pods = config.max_pods;
     agent.listen = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), config.node_port);
     agent.cgroup_root = config.cgroup_root.to_string_lossy().into_owned();
     agent.labels = config.labels.clone();
-    Ok(agent)
-}
-
-/// The agent's and the network's way to the masters: through the local balancer.
-async fn api_client(config: &WorkerConfig, identity: &Identity) -> Result<kube::Client, Error> {
-    let text = tls::kubeconfig(&format!("https://127.0.0.1:{}", config.balancer_port), &identity.client);
-    let failed = |e: &dyn std::fmt::Display| Error::Client(e.to_string());
-    let file = Kubeconfig::from_yaml(&text).map_err(|e| failed(&e))?;
-    let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
-    kube::Client::try_from(config.map_err(|e| failed(&e))?).map_err(|e| failed(&e))
+    agent
 }
 
 async fn start_balancer(
     config: &WorkerConfig,
-    identity: &Identity,
+    credentials: &NodeCredentials,
     masters: watch::Receiver<Vec<SocketAddr>>,
     shutdown: CancellationToken,
 ) -> Result<Arc<Balancer>, Error> {
     let probe = ReadyzProbe::new(
-        tls::trusting(&identity.client)?,
+        tls::trusting(&credentials.client)?,
         ServerName::try_from("kubernetes").map_err(tls::Error::from)?,
     );
     let balancer = Balancer::start(BalancerConfig::default(), masters, Arc::new(probe), shutdown.clone());
@@ -225,11 +244,11 @@ fn api_addresses(
 /// Writes changed members to disk, so that a restart finds them when all have moved.
 fn remember_masters(
     config: &WorkerConfig,
-    identity: &Identity,
+    credentials: &NodeCredentials,
     mut masters: watch::Receiver<Vec<Master>>,
     shutdown: CancellationToken,
 ) {
-    let (mut identity, data_dir) = (identity.clone(), config.data_dir.clone());
+    let (mut credentials, data_dir) = (credentials.clone(), config.data_dir.clone());
     tokio::spawn(async move {
         loop {
             tokio::select! {
@@ -237,8 +256,8 @@ fn remember_masters(
                 () = shutdown.cancelled() => return,
                 changed = masters.changed() => if changed.is_err() { return },
             }
-            identity.masters.clone_from(&masters.borrow_and_update());
-            if let Err(error) = identity.store(&data_dir) {
+            credentials.masters.clone_from(&masters.borrow_and_update());
+            if let Err(error) = credentials.store_record(&data_dir) {
                 tracing::warn!(%error, "the masters could not be written down");
             }
         }
