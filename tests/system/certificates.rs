@@ -38,8 +38,8 @@ fn duration(variable: &str, otherwise: Duration) -> Result<Duration> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_are_renewed_under_load_and_after_a_year_off() -> Result<()> {
-    let lifetime = duration("EPHOR_CERTIFICATE_LIFETIME", Duration::from_secs(12))?;
-    let time = duration("EPHOR_CERTIFICATE_RUN", lifetime * 2)?;
+    let lifetime = duration("EPHOR_CERTIFICATE_LIFETIME", Duration::from_secs(18))?;
+    let time = duration("EPHOR_CERTIFICATE_RUN", Duration::from_secs(30))?;
     let flag = format!("{}s", lifetime.as_secs());
     let cluster = Cluster::up_with(3, 1, &["--certificate-lifetime", &flag]).await?;
     let began = Instant::now();

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
+use crate::NODES_ORGANIZATION;
 use crate::network::PeerIdentity;
 use crate::tls::Error;
 
@@ -60,6 +61,11 @@ impl CertificateInfo {
     /// When the certificate should be replaced: after two thirds of its life.
     pub fn renew_at(&self) -> SystemTime {
         self.not_before + self.lifetime() / 3 * 2
+    }
+
+    /// Whether the subject is a node and belongs to nobody else.
+    pub fn is_only_a_node(&self) -> bool {
+        matches!(&self.identity.organizations[..], [only] if only == NODES_ORGANIZATION)
     }
 
     /// Whether the validity has ended.

@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -121,6 +121,9 @@ impl TlsMaterial {
             .with_client_cert_verifier(Arc::new(ClientVerifier(clients)))
             .with_single_cert(chain.clone(), key()?)?;
         server.alpn_protocols = vec![b"h2".to_vec()];
+        // A resumed session is not verified again, and connections last too long to gain by it.
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
         let verifier = Arc::new(ChainVerifier { trust: Trust::Roots(roots), provider: provider.clone() });
         let trusting = || {
             let builder =
@@ -283,7 +286,11 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, remote: SocketAddr)
     };
     let now = SystemTime::now();
     if info.is_expired(now) {
-        // The verifier lets nodes alone through.
+        // The verifier lets nodes alone through; others' certificates may just have ended.
+        if !info.is_only_a_node() {
+            let message = format!("the certificate of {:?} has expired", info.identity.common_name);
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        }
         let stream = Box::new(ExpiringStream::new(stream, now + RENEWAL_TIME));
         return Ok(Connection { stream, peer: None, expired_peer: Some(info.identity), remote });
     }

@@ -16,7 +16,6 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use sha2::{Digest, Sha256};
 
-use crate::NODES_ORGANIZATION;
 use crate::certificate::CertificateInfo;
 
 /// Checks that a server's chain leads to the cluster's CA, whatever its name.
@@ -122,8 +121,7 @@ impl ClientCertVerifier for ClientVerifier {
             return verified;
         };
         let Ok(info) = CertificateInfo::from_der(end_entity) else { return verified };
-        let groups = &info.identity.organizations;
-        if groups.len() != 1 || groups[0] != NODES_ORGANIZATION {
+        if !info.is_only_a_node() {
             return verified;
         }
         let end = info.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
