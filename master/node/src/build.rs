@@ -11,6 +11,7 @@ use master_apiserver::{ApiServer, UserInfo};
 use master_client::Informers;
 use proto_env::Env;
 use proto_env::grpc::incoming;
+use proto_env::supervise::supervise;
 use proto_wire::cluster::admin_server::AdminServer;
 use proto_wire::cluster::join_server::JoinServer;
 use proto_wire::cluster::liveness_server::LivenessServer;
@@ -219,22 +220,25 @@ impl Master {
             members.iter().filter(|m| m.voter).filter_map(|m| m.api_address.parse().ok()).collect()
         };
         let (sender, receiver) = watch::channel(addresses(&consensus));
-        tokio::spawn(async move {
-            let mut interval = tokio::time::interval(Duration::from_secs(1));
-            loop {
-                tokio::select! {
-                    biased;
-                    () = shutdown.cancelled() => return,
-                    _ = interval.tick() => {}
+        tokio::spawn(supervise("masters", move || {
+            let (consensus, shutdown, sender) = (consensus.clone(), shutdown.clone(), sender.clone());
+            async move {
+                let mut interval = tokio::time::interval(Duration::from_secs(1));
+                loop {
+                    tokio::select! {
+                        biased;
+                        () = shutdown.cancelled() => return,
+                        _ = interval.tick() => {}
+                    }
+                    let now = addresses(&consensus);
+                    sender.send_if_modified(|known| {
+                        let changed = *known != now;
+                        known.clone_from(&now);
+                        changed
+                    });
                 }
-                let now = addresses(&consensus);
-                sender.send_if_modified(|known| {
-                    let changed = *known != now;
-                    known.clone_from(&now);
-                    changed
-                });
             }
-        });
+        }));
         receiver
     }
 

@@ -5,10 +5,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use proto_env::TlsNetwork;
+use proto_env::supervise::{Panicked, catch, supervise};
 use proto_wire::settings::ClusterSettings;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use worker_agent::AgentConfig;
 use worker_network::{
@@ -65,6 +67,9 @@ pub enum Error {
     /// The operators' port has ended.
     #[error(transparent)]
     Images(#[from] crate::images::Error),
+    /// A part without which a worker is of no use has panicked.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
 }
 
 /// Runs a worker until `shutdown` or until a part fails. Containers stay.
@@ -76,7 +81,8 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
     remember_masters(&config, &credentials, masters.subscribe(), shutdown.clone());
     let apis = api_addresses(masters.subscribe(), shutdown.clone());
 
-    let balancer = start_balancer(&config, &credentials, apis.clone(), shutdown.clone()).await?;
+    let mut vital = JoinSet::new();
+    let balancer = start_balancer(&config, &credentials, apis.clone(), &mut vital, shutdown.clone()).await?;
     let (client, api) =
         api_client::renewable(config.balancer_port, &credentials.client).await.map_err(Error::Client)?;
     let peer = Arc::new(TlsNetwork::new(&credentials.client)?);
@@ -90,7 +96,7 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
         serving: serving.subscribe(),
     };
     // Before the rest, which may have expired certificates until then.
-    let renewal = Renewal {
+    let renewal = Arc::new(Renewal {
         node: config.name.clone(),
         data_dir: config.data_dir.clone(),
         credentials: Mutex::new(credentials),
@@ -98,8 +104,9 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
         network: peer.clone(),
         serving,
         api,
-    };
-    tokio::spawn(Arc::new(renewal).run(shutdown.clone()));
+    });
+    let until = shutdown.clone();
+    tokio::spawn(supervise("certificate-renewal", move || renewal.clone().run(until.clone())));
     let network = Network::start(
         network_config(&config, &settings)?,
         client.clone(),
@@ -111,12 +118,27 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
     let health = watch::Sender::new(Health { ready: true, reason: String::new() });
     let heartbeat =
         Heartbeat { node: config.name.clone(), network: peer, health: health.subscribe(), masters };
-    tokio::spawn(heartbeat.run(shutdown.clone()));
+    vital.spawn(catch("heartbeat", heartbeat.run(shutdown.clone())));
 
-    let result = parts.run(&network, shutdown.clone()).await;
+    let result = tokio::select! {
+        biased;
+        result = parts.run(&network, shutdown.clone()) => result,
+        panicked = first_panic(vital) => Err(panicked.into()),
+    };
     shutdown.cancel();
     network.stopped().await;
     result
+}
+
+/// The first panic in one of the tasks; there may never be one.
+async fn first_panic(mut tasks: JoinSet<Result<(), Panicked>>) -> Panicked {
+    loop {
+        match tasks.join_next().await {
+            Some(Ok(Err(panicked))) => return panicked,
+            Some(_) => {}
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// What runtime, operators' port and agent are made from.
@@ -205,6 +227,7 @@ async fn start_balancer(
     config: &WorkerConfig,
     credentials: &NodeCredentials,
     masters: watch::Receiver<Vec<SocketAddr>>,
+    vital: &mut JoinSet<Result<(), Panicked>>,
     shutdown: CancellationToken,
 ) -> Result<Arc<Balancer>, Error> {
     let probe = ReadyzProbe::new(
@@ -216,28 +239,31 @@ async fn start_balancer(
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| Error::System { what: format!("listening on {address}"), source })?;
-    tokio::spawn(balancer.clone().serve(listener, ListenerLimits::HOST, shutdown));
+    vital.spawn(catch("balancer", balancer.clone().serve(listener, ListenerLimits::HOST, shutdown)));
     Ok(balancer)
 }
 
 /// The API addresses of the masters, parsed once for everybody.
 fn api_addresses(
-    mut masters: watch::Receiver<Vec<Master>>,
+    masters: watch::Receiver<Vec<Master>>,
     shutdown: CancellationToken,
 ) -> watch::Receiver<Vec<SocketAddr>> {
     let parse = |masters: &[Master]| masters.iter().filter_map(|m| m.api.parse().ok()).collect::<Vec<_>>();
-    let (sender, receiver) = watch::channel(parse(&masters.borrow_and_update()));
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return,
-                changed = masters.changed() => if changed.is_err() { return },
+    let (sender, receiver) = watch::channel(parse(&masters.borrow()));
+    tokio::spawn(supervise("api-addresses", move || {
+        let (mut masters, sender, shutdown) = (masters.clone(), sender.clone(), shutdown.clone());
+        async move {
+            loop {
+                let addresses = parse(&masters.borrow_and_update());
+                sender.send_replace(addresses);
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return,
+                    changed = masters.changed() => if changed.is_err() { return },
+                }
             }
-            let addresses = parse(&masters.borrow_and_update());
-            sender.send_replace(addresses);
         }
-    });
+    }));
     receiver
 }
 
@@ -245,23 +271,27 @@ fn api_addresses(
 fn remember_masters(
     config: &WorkerConfig,
     credentials: &NodeCredentials,
-    mut masters: watch::Receiver<Vec<Master>>,
+    masters: watch::Receiver<Vec<Master>>,
     shutdown: CancellationToken,
 ) {
-    let (mut credentials, data_dir) = (credentials.clone(), config.data_dir.clone());
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return,
-                changed = masters.changed() => if changed.is_err() { return },
-            }
-            credentials.masters.clone_from(&masters.borrow_and_update());
-            if let Err(error) = credentials.store_record(&data_dir) {
-                tracing::warn!(%error, "the masters could not be written down");
+    let (credentials, data_dir) = (credentials.clone(), config.data_dir.clone());
+    tokio::spawn(supervise("remembered-masters", move || {
+        let (mut credentials, data_dir) = (credentials.clone(), data_dir.clone());
+        let (mut masters, shutdown) = (masters.clone(), shutdown.clone());
+        async move {
+            loop {
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return,
+                    changed = masters.changed() => if changed.is_err() { return },
+                }
+                credentials.masters.clone_from(&masters.borrow_and_update());
+                if let Err(error) = credentials.store_record(&data_dir) {
+                    tracing::warn!(%error, "the masters could not be written down");
+                }
             }
         }
-    });
+    }));
 }
 
 /// Removes everything a worker left on this machine, also after a crash.
