@@ -152,46 +152,47 @@ impl Default for MasterConfig {
 /// Why a configuration is refused; each text is one line and says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Quorums of even sets tolerate no more failures than the next smaller odd one.
+    /// An even number of masters, which survives no more failures than the next smaller odd one.
     #[error(
         "{0} masters asked for: the number must be odd (1, 3, 5 or 7), because {0} masters survive no more \
          failures than {fewer}", fewer = .0.saturating_sub(1)
     )]
     EvenMasters(u32),
-    /// Larger voter sets only slow every write down.
+    /// More than 7 voters, which only slow every write down.
     #[error("{0} masters asked for: at most 7 are supported")]
     TooManyMasters(u32),
-    /// A master needs an address of its own.
+    /// No address that others reach this master at.
     #[error("no advertise address: give --advertise-address an address of this machine that others reach")]
     NoAdvertiseAddress,
-    /// A node needs a name.
+    /// The master has no name.
     #[error("no name: give --name")]
     NoName,
-    /// Only a joiner takes a place.
+    /// `--replace` without `--join`.
     #[error("--replace names the master whose place a new one takes: it needs --join")]
     ReplaceWithoutJoin,
-    /// Joining needs a token.
+    /// `--join` without `--token`.
     #[error("--join needs --token (make one with `ephor token create --role master` on a running master)")]
     JoinWithoutToken,
-    /// Nothing would be left to write to.
+    /// More MiB to be kept free than any disk has.
     #[error("{0} MiB to be kept free are asked for: at most {RESERVE_MAX_MIB} make sense")]
     LargeReserve(u64),
-    /// Too small for a few of the largest objects, or too large to be read again at a start.
+    /// A log too small for a few of the largest objects, or too large to be read again at a start.
     #[error("{0} MiB of log are asked for: give --log-mib {LOG_MIN_MIB} to {LOG_MAX_MIB}")]
     LogSize(u64),
-    /// Nothing but snapshots would be taken, or the log would never be purged.
+    /// So few entries between snapshots that nothing but snapshots would be taken, or so many that the log would
+    /// never be purged.
     #[error(
         "{0} entries between snapshots are asked for: give --snapshot-count {min} to {SNAPSHOT_COUNT_MAX}",
         min = consensus::MIN_SNAPSHOT_COUNT
     )]
     SnapshotCount(u64),
-    /// Shorter than their renewal takes, or longer than the CA lives.
+    /// Certificates that end before they can be renewed, or live too long beside the CA.
     #[error(
         "certificates that live {0} s are asked for: give --certificate-lifetime {LIFETIME_MIN_S}s to {max}d",
         max = LIFETIME_MAX_S / 86_400
     )]
     CertificateLifetime(u64),
-    /// The shared settings contradict each other.
+    /// The cluster-wide settings contradict each other.
     #[error(transparent)]
     Settings(#[from] proto_wire::settings::Error),
 }

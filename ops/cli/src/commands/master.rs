@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use worker_network::{Network, NetworkConfig};
 
 use crate::config_file::{self, set};
+use crate::free_space;
 use crate::logging::{self, Format};
-use crate::room;
 use crate::signals;
 
 /// Flags of `ephor master`; see [`MasterConfig`] for what they mean.
@@ -160,8 +160,8 @@ pub async fn run(arguments: MasterArgs) -> Result<()> {
     // A token of its own: a master that stops for want of space waits on the other one.
     let result = run_once(config, shutdown.child_token()).await;
     match result {
-        Err(error) if is_of_store(&error) && room::is_short(&data_dir, reserve) => {
-            room::start_again_with_room(&data_dir, reserve, &error, &shutdown).await
+        Err(error) if is_of_store(&error) && free_space::is_short(&data_dir, reserve) => {
+            free_space::start_again_once_free(&data_dir, reserve, &error, &shutdown).await
         }
         other => other,
     }
