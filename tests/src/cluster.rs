@@ -122,9 +122,14 @@ impl Cluster {
 
     /// Runs `ephor` and returns what it printed; an error carries what it said.
     pub fn ephor(&self, arguments: &[&str]) -> Result<String> {
+        Ok(String::from_utf8(run(&mut self.ephor_command(arguments))?.stdout)?)
+    }
+
+    /// `ephor` for this cluster, for what needs more than arguments.
+    pub fn ephor_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command.args(arguments).env("EPHOR_DEV_ROOT", &self.root).env("KUBECONFIG", self.kubeconfig());
-        Ok(String::from_utf8(run(&mut command)?.stdout)?)
+        command
     }
 
     /// Runs the real kubectl; an error carries what it said.

@@ -120,15 +120,21 @@ impl Hosts {
     /// Starts a master on its host; `line` is what is special about it.
     pub fn start(&mut self, name: &str, octet: u8, line: &str) -> Result<()> {
         let log: File = OpenOptions::new().create(true).append(true).open(self.log_file(name))?;
+        let mut command = self.master(name, octet, line);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.masters.insert(name.to_owned(), command.spawn()?);
+        Ok(())
+    }
+
+    /// `ephor master` on its host, not started yet.
+    pub fn master(&self, name: &str, octet: u8, line: &str) -> Command {
         let mut command = self.command(name, &self.binary);
         command.args(["master", "--data-dir", &self.data_dir(name), "--config"]).arg(self.config());
         if !line.contains("--name") {
             command.args(["--name", name]);
         }
         command.args(["--advertise-address", &self.address(octet)]).args(line.split_whitespace());
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        self.masters.insert(name.to_owned(), command.spawn()?);
-        Ok(())
+        command
     }
 
     /// A command on a host.
@@ -190,8 +196,9 @@ impl Hosts {
     /// The first master, up and leading.
     pub async fn found(&mut self, name: &str, octet: u8, line: &str) -> Result<()> {
         self.add(name, octet)?;
-        self.start(name, octet, &format!("--init {line}"))?;
-        eventually("the first master's keys", async || Ok(self.use_master(name, octet).ok())).await?;
+        run(&mut self.master(name, octet, &format!("--init {line}")))?;
+        self.use_master(name, octet)?;
+        self.start(name, octet, line)?;
         self.voters(1).await
     }
 

@@ -183,13 +183,10 @@ async fn old_cluster(place: &Place, bridge: &Bridge) -> Result<Old> {
     let kubeconfig = place.path("kubeconfig");
     let log = |name: &str| place.root.path().join(format!("{name}.log"));
     let data = place.path("a");
-    let mut running =
-        vec![hosts[0].start(&log("a"), &[&master(&hosts[0], "a", &data)[..], &["--init"]].concat())?];
+    hosts[0].ephor(&[&master(&hosts[0], "a", &data)[..], &["--init"]].concat())?;
+    let mut running = vec![hosts[0].start(&log("a"), &master(&hosts[0], "a", &data))?];
     let server = format!("https://{}:6443", hosts[0].address);
-    eventually("the kubeconfig", async || {
-        Ok(hosts[0].ephor(&["kubeconfig", "--data-dir", &data, "--server", &server, "-o", &kubeconfig]).ok())
-    })
-    .await?;
+    hosts[0].ephor(&["kubeconfig", "--data-dir", &data, "--server", &server, "-o", &kubeconfig])?;
     let token = ["token", "create", "--role", "master", "--kubeconfig", &kubeconfig];
     let token = eventually("a token", async || Ok(Some(hosts[0].ephor(&token)?))).await?;
     for (host, name) in hosts.iter().zip(["a", "b", "c"]).skip(1) {

@@ -49,16 +49,16 @@ async fn from_init_to_reset(place: &Place) -> Result<()> {
     let even = m.refused(&["master", "--init", "--masters", "4", "--advertise-address", MASTER])?;
     says(&even, &["no more failures than 3"])?;
     let unasked = m.refused(&["master", "--data-dir", &data, "--advertise-address", MASTER])?;
-    says(&unasked, &["--init", "--join"])?;
+    says(&unasked, &["is empty", "ephor members replace", "ephor members add", "--init"])?;
 
-    let init = ["master", "--init", "--masters", "1", "--advertise-address", MASTER, "--name", "a"];
-    let master =
-        m.start(&place.root.path().join("master.log"), &[&init[..], &["--data-dir", &data]].concat())?;
-    eventually("the master's kubeconfig", async || {
-        let server = format!("https://{MASTER}:6443");
-        Ok(m.ephor(&["kubeconfig", "--data-dir", &data, "--server", &server, "-o", &kubeconfig]).ok())
-    })
-    .await?;
+    let daily =
+        ["master", "--masters", "1", "--advertise-address", MASTER, "--name", "a", "--data-dir", &data];
+    let init = [&daily[..], &["--init"]].concat();
+    says(&m.ephor(&init)?, &["was created", "Start its first master"])?;
+    says(&m.refused(&init)?, &["said once"])?;
+    let master = m.start(&place.root.path().join("master.log"), &daily)?;
+    let server = format!("https://{MASTER}:6443");
+    m.ephor(&["kubeconfig", "--data-dir", &data, "--server", &server, "-o", &kubeconfig])?;
     eventually("the API", async || Ok(kubectl(&m, &kubeconfig, "get --raw /readyz").ok())).await?;
     says(&m.ephor(&["members", "--kubeconfig", &kubeconfig])?, &[" a ", "leader"])?;
 

@@ -159,7 +159,6 @@ impl Machine {
             advertise_address: self.ip,
             api_port: API_PORT,
             peer_port: PEER_PORT,
-            init: !joins,
             join: joins.then(|| peers.collect()),
             token: joins.then(|| token().to_string()),
             timers: self.scale.timers(),

@@ -3,9 +3,12 @@
 
 mod store;
 
+use std::time::SystemTime;
+
 use http::{HeaderValue, Response, StatusCode};
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::body::{self, Body};
@@ -24,6 +27,7 @@ pub struct Metrics {
     in_flight: IntGaugeVec,
     watches: IntGauge,
     panics: IntCounterVec,
+    certificates: GaugeVec,
 }
 
 /// One open watch; dropping it counts it out.
@@ -74,13 +78,21 @@ impl Metrics {
             Opts::new("apiserver_request_panics_total", "Handlers that panicked."),
             &["verb"],
         )?;
+        let certificates = GaugeVec::new(
+            Opts::new(
+                "ephor_certificate_expiration_timestamp_seconds",
+                "When certificates of this master end, in seconds since 1970.",
+            ),
+            &["certificate"],
+        )?;
         let registry = Registry::new();
+        registry.register(Box::new(certificates.clone()))?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(duration.clone()))?;
         registry.register(Box::new(in_flight.clone()))?;
         registry.register(Box::new(watches.clone()))?;
         registry.register(Box::new(panics.clone()))?;
-        Ok(Self { registry, requests, duration, in_flight, watches, panics })
+        Ok(Self { registry, requests, duration, in_flight, watches, panics, certificates })
     }
 
     /// Counts a request in.
@@ -131,6 +143,14 @@ impl Metrics {
     /// Counts a panic that was caught.
     pub fn panicked(&self, verb: &str) {
         self.panics.with_label_values(&[verb]).inc();
+    }
+
+    /// Says when certificates end.
+    pub fn certificates_expire(&self, expirations: &[(&str, SystemTime)]) {
+        for (name, at) in expirations {
+            let since_1970 = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            self.certificates.with_label_values(&[name]).set(since_1970.as_secs_f64());
+        }
     }
 
     /// Counts a watch in.

@@ -159,6 +159,21 @@ impl ApiServer {
         Ok(self.serving.certificate.replace(identity)?)
     }
 
+    /// Replaces the certificate shown to nodes, for new connections.
+    ///
+    /// # Errors
+    ///
+    /// Where the material does not parse; the old one stays.
+    pub fn set_node_client(&self, identity: TlsIdentity) -> Result<(), Error> {
+        self.api.nodes.replace(NodeClient::new(identity)?);
+        Ok(())
+    }
+
+    /// Tells `/metrics` when certificates end, by name.
+    pub fn report_certificates(&self, expirations: &[(&str, std::time::SystemTime)]) {
+        self.api.metrics.certificates_expire(expirations);
+    }
+
     /// Serves a listener until the env's shutdown, then lets running requests end.
     ///
     /// # Errors

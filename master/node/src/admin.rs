@@ -12,16 +12,17 @@ use proto_env::{MASTERS_ORGANIZATION, Network, Purpose};
 use proto_wire::cluster::admin_client::AdminClient;
 use proto_wire::cluster::admin_server::Admin;
 use proto_wire::cluster::{
-    Alarm as WireAlarm, BackupEntry, BackupRequest, MasterStatus, Member, MembersRequest, MembersResponse,
-    PromoteMembersRequest, PromoteMembersResponse, RemoveMemberRequest, RemoveMemberResponse,
-    ReplaceMemberRequest, ReplaceMemberResponse, StatusRequest, StatusResponse, TransferLeaderRequest,
-    TransferLeaderResponse,
+    Alarm as WireAlarm, BackupEntry, BackupRequest, Certificate, MasterStatus, Member, MembersRequest,
+    MembersResponse, PromoteMembersRequest, PromoteMembersResponse, RemoveMemberRequest,
+    RemoveMemberResponse, ReplaceMemberRequest, ReplaceMemberResponse, StatusRequest, StatusResponse,
+    TransferLeaderRequest, TransferLeaderResponse,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::backup::Source;
+use crate::certificates::{Certificates, Expiration};
 use crate::members::{members_with_health, wire_members};
 use crate::peer::require_operator;
 
@@ -38,6 +39,8 @@ pub struct AdminService {
     pub network: Arc<dyn Network>,
     /// What backups are made from.
     pub backups: Arc<Source>,
+    /// When this master's certificates end.
+    pub certificates: Arc<Certificates>,
 }
 
 #[tonic::async_trait]
@@ -98,6 +101,7 @@ impl Admin for AdminService {
         require_operator(&request)?;
         let request = request.into_inner();
         let ids: Vec<u64> = std::iter::once(request.id).chain(request.others).collect();
+        self.are_members(&ids).await?;
         self.consensus
             .remove_masters(&ids, CHANGE_TIMEOUT)
             .await
@@ -152,6 +156,20 @@ impl Admin for AdminService {
 }
 
 impl AdminService {
+    /// Refuses ids of nobody. The change itself takes a member that is gone for one that an
+    /// earlier attempt has removed.
+    async fn are_members(&self, ids: &[u64]) -> Result<(), Status> {
+        self.consensus
+            .read_barrier(PEER_TIMEOUT)
+            .await
+            .map_err(|e| Status::unavailable(format!("the members are not known now: {e}")))?;
+        let members = self.consensus.members();
+        match ids.iter().find(|id| !members.iter().any(|member| member.id == **id)) {
+            None => Ok(()),
+            Some(id) => Err(Status::not_found(format!("no master has the id {id}: see `ephor members`"))),
+        }
+    }
+
     async fn status_of(&self, member: Member, request: StatusRequest) -> MasterStatus {
         let answer = if member.id == self.consensus.node_id() {
             self.local(&request).await
@@ -210,6 +228,7 @@ impl AdminService {
             resident_bytes: resident_bytes(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             autopilot: self.consensus.autopilot_actions().borrow().text.clone(),
+            certificates: self.certificates.expirations().into_iter().map(wire_certificate).collect(),
             ..MasterStatus::default()
         };
         if request.digest {
@@ -225,6 +244,11 @@ impl AdminService {
 
 fn wire_alarms(alarms: Vec<Alarm>) -> Vec<WireAlarm> {
     alarms.into_iter().map(|it| WireAlarm { kind: it.kind, reason: it.reason, since: it.since }).collect()
+}
+
+fn wire_certificate((name, not_after): Expiration) -> Certificate {
+    let not_after = not_after.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Certificate { name: name.to_owned(), not_after: not_after.as_secs() }
 }
 
 /// Resident memory of this process in bytes; 0 where /proc does not say.

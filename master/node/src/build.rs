@@ -7,10 +7,11 @@ use std::time::Duration;
 use consensus::{Consensus, ConsensusConfig, MasterAddress, Objects, Room};
 use kube::Client;
 use master_apiserver::settings::ClusterSettings as ApiSettings;
-use master_apiserver::{ApiServer, TlsIdentity, UserInfo};
+use master_apiserver::{ApiServer, UserInfo};
 use master_client::Informers;
+use proto_env::Env;
 use proto_env::grpc::incoming;
-use proto_env::{Env, MASTERS_ORGANIZATION, TlsMaterial};
+use proto_env::supervise::supervise;
 use proto_wire::cluster::admin_server::AdminServer;
 use proto_wire::cluster::join_server::JoinServer;
 use proto_wire::cluster::liveness_server::LivenessServer;
@@ -20,29 +21,19 @@ use tonic::transport::Server;
 
 use crate::admin::AdminService;
 use crate::backup;
+use crate::certificates::{self, Certificates};
 use crate::config::{self, MasterConfig};
-use crate::identity::{self, Identity};
+use crate::identity::{self, MasterIdentity};
 use crate::join::JoinService;
 use crate::leader::Leader;
 use crate::liveness::Liveness;
 use crate::peer::LivenessService;
-use crate::pki::{self, ClusterKeys, Issued, KeyFiles, Subject};
+use crate::pki::ClusterKeys;
 
 /// Bound on closing log and objects.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most bytes of a request to join, which comes from nobody known yet.
 const JOIN_LIMIT_BYTES: usize = 64 * 1024;
-/// Names every API server answers to.
-const API_NAMES: [&str; 6] = [
-    "kubernetes",
-    "kubernetes.default",
-    "kubernetes.default.svc",
-    "localhost",
-    "127.0.0.1",
-    // Peers and balancers address masters by this name in TLS.
-    "master",
-];
-
 /// Why a master cannot run; each text is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -52,12 +43,9 @@ pub enum Error {
     /// No identity.
     #[error(transparent)]
     Identity(#[from] identity::Error),
-    /// Certificates cannot be made.
+    /// Certificates cannot be made or used.
     #[error(transparent)]
-    Pki(#[from] pki::Error),
-    /// The peer network cannot be made.
-    #[error("certificates: {0}")]
-    PeerTls(#[from] proto_env::TlsError),
+    Certificates(#[from] certificates::Error),
     /// The replicated store cannot start.
     #[error("store: {0}")]
     Consensus(#[from] consensus::Error),
@@ -105,6 +93,7 @@ pub struct Master {
     consensus: Arc<Consensus>,
     api: ApiServer,
     keys: Arc<ClusterKeys>,
+    certificates: Arc<Certificates>,
     env: Env,
 }
 
@@ -112,22 +101,16 @@ pub struct Master {
 pub async fn build(config: MasterConfig, env: Env, objects: Objects) -> Result<Master, Error> {
     config.validate()?;
     has_room(&config, &env)?;
-    let identity = Identity::obtain(&config, &env).await?;
-    let issued = issue(&config, &identity, &env)?;
-    env.network.set_material(&TlsMaterial {
-        ca_pem: identity.keys.authority.certificate_pem().to_owned(),
-        certificate_pem: issued.peer.chain_pem,
-        key_pem: issued.peer.key_pem,
-    })?;
+    let identity = MasterIdentity::obtain(&config, &env).await?;
+    let keys = identity.keys.clone();
+    let (certificates, issued) = Certificates::start(&config, &identity.settings, keys.clone(), &env)?;
     let consensus = start_consensus(&config, &identity, env.clone(), objects).await?;
-    let keys = Arc::new(identity.keys);
-    let ca_pem = keys.authority.certificate_pem();
     let api = ApiServer::new(
         master_apiserver::Config {
             consensus: consensus.clone(),
             settings: api_settings(&identity.settings),
-            serving: tls_identity(issued.serving, ca_pem),
-            node_client: tls_identity(issued.node_client, ca_pem),
+            serving: issued.serving,
+            node_client: issued.node_client,
             service_account_key_pem: keys.service_account_key_pem.clone(),
             token_authenticators: Vec::new(),
             advertise_address: config.api_address().to_string(),
@@ -135,7 +118,7 @@ pub async fn build(config: MasterConfig, env: Env, objects: Objects) -> Result<M
         },
         &env,
     )?;
-    Ok(Master { settings: identity.settings, config, consensus, api, keys, env })
+    Ok(Master { settings: identity.settings, config, consensus, api, keys, certificates, env })
 }
 
 /// A database that is opened on a full disk may never finish: nothing is touched there.
@@ -155,7 +138,7 @@ fn has_room(config: &MasterConfig, env: &Env) -> Result<(), Error> {
 
 async fn start_consensus(
     config: &MasterConfig,
-    identity: &Identity,
+    identity: &MasterIdentity,
     env: Env,
     objects: Objects,
 ) -> Result<Arc<Consensus>, Error> {
@@ -196,50 +179,6 @@ async fn start_consensus(
     Ok(consensus)
 }
 
-/// The certificates of this master, made anew at every start: it has the CA.
-struct Certificates {
-    peer: Issued,
-    serving: Issued,
-    node_client: Issued,
-}
-
-fn issue(config: &MasterConfig, identity: &Identity, env: &Env) -> Result<Certificates, Error> {
-    let now = env.clock.now();
-    let authority = &identity.keys.authority;
-    let settings = &identity.settings;
-    let mut names: Vec<String> = API_NAMES.iter().map(|n| (*n).to_owned()).collect();
-    names.push(format!("kubernetes.default.svc.{}", settings.cluster_domain));
-    names.push(config.name.clone());
-    names.push(config.advertise_address.to_string());
-    names.push(settings.api_service_address().to_string());
-    names.extend(settings.control_plane_endpoint.iter().map(|e| host_of(e)));
-    names.extend(config.tls_san.iter().cloned());
-    // Workers serve pods' `kubernetes.default` from the overlay; the name is checked there, not the address.
-    let certificates = Certificates {
-        peer: authority.issue(&Subject::new(&config.name, MASTERS_ORGANIZATION), &names, now.into())?,
-        serving: authority.issue(
-            &Subject::new("kube-apiserver", MASTERS_ORGANIZATION),
-            &names,
-            now.into(),
-        )?,
-        node_client: authority.issue(
-            &Subject::new("kube-apiserver-kubelet-client", "system:masters"),
-            &[],
-            now.into(),
-        )?,
-    };
-    KeyFiles::new(&config.data_dir, env.disk.clone()).store_issued("apiserver", &certificates.serving)?;
-    Ok(certificates)
-}
-
-fn host_of(endpoint: &str) -> String {
-    endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host).trim_matches(['[', ']']).to_owned()
-}
-
-fn tls_identity(issued: Issued, ca_pem: &str) -> TlsIdentity {
-    TlsIdentity { certificate_pem: issued.chain_pem, key_pem: issued.key_pem, ca_pem: ca_pem.to_owned() }
-}
-
 fn api_settings(settings: &ClusterSettings) -> ApiSettings {
     ApiSettings {
         service_cidr: settings.service_cidr.into(),
@@ -272,29 +211,34 @@ impl Master {
         &self.consensus
     }
 
-    /// The API addresses of all masters, as membership changes.
+    /// The API addresses of the masters that vote, as membership changes: one that has
+    /// just joined votes once it has caught up, and is not to be asked before.
     pub fn masters(&self) -> watch::Receiver<Vec<std::net::SocketAddr>> {
         let (consensus, shutdown) = (self.consensus.clone(), self.env.shutdown.clone());
         let addresses = |consensus: &Consensus| -> Vec<std::net::SocketAddr> {
-            consensus.members().iter().filter_map(|m| m.api_address.parse().ok()).collect()
+            let members = consensus.members();
+            members.iter().filter(|m| m.voter).filter_map(|m| m.api_address.parse().ok()).collect()
         };
         let (sender, receiver) = watch::channel(addresses(&consensus));
-        tokio::spawn(async move {
-            let mut interval = tokio::time::interval(Duration::from_secs(1));
-            loop {
-                tokio::select! {
-                    biased;
-                    () = shutdown.cancelled() => return,
-                    _ = interval.tick() => {}
+        tokio::spawn(supervise("masters", move || {
+            let (consensus, shutdown, sender) = (consensus.clone(), shutdown.clone(), sender.clone());
+            async move {
+                let mut interval = tokio::time::interval(Duration::from_secs(1));
+                loop {
+                    tokio::select! {
+                        biased;
+                        () = shutdown.cancelled() => return,
+                        _ = interval.tick() => {}
+                    }
+                    let now = addresses(&consensus);
+                    sender.send_if_modified(|known| {
+                        let changed = *known != now;
+                        known.clone_from(&now);
+                        changed
+                    });
                 }
-                let now = addresses(&consensus);
-                sender.send_if_modified(|known| {
-                    let changed = *known != now;
-                    known.clone_from(&now);
-                    changed
-                });
             }
-        });
+        }));
         receiver
     }
 
@@ -335,6 +279,7 @@ impl Master {
             result = serve_peers => result,
             result = serve_api => result.map_err(Error::from),
             () = leader.run() => Ok(()),
+            never = self.certificates.keep_renewed(&self.api) => match never {},
         };
         self.env.shutdown.cancel();
         // A disk that has failed may never answer; the log has what was acknowledged.
@@ -377,16 +322,13 @@ impl Master {
             consensus: self.consensus.clone(),
             keys: self.keys.clone(),
             settings: self.settings.clone(),
+            certificate_lifetime: self.config.certificate_lifetime(),
             env: self.env.clone(),
         };
-        let nodes = LivenessService {
-            consensus: self.consensus.clone(),
-            liveness,
-            keys: self.keys.clone(),
-            env: self.env.clone(),
-        };
+        let nodes = LivenessService { consensus: self.consensus.clone(), liveness, env: self.env.clone() };
         let (consensus, network) = (self.consensus.clone(), self.env.network.clone());
-        let admin = AdminService { consensus, network, backups };
+        let certificates = self.certificates.clone();
+        let admin = AdminService { consensus, network, backups, certificates };
         Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))

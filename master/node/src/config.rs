@@ -8,11 +8,16 @@ use std::time::Duration;
 use proto_wire::settings::ClusterSettings;
 use serde::{Deserialize, Serialize};
 
+use crate::pki;
+
 /// The most that can be asked to be kept free, in MiB: a tebibyte.
 const RESERVE_MAX_MIB: u64 = 1 << 20;
 const LOG_MIN_MIB: u64 = 8;
 const LOG_MAX_MIB: u64 = 64 << 10;
 const SNAPSHOT_COUNT_MAX: u64 = 10_000_000;
+const LIFETIME_MIN_S: u64 = 10;
+/// Five years: half the life of the CA.
+const LIFETIME_MAX_S: u64 = 5 * 365 * 86_400;
 
 /// Everything a master is started with.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,8 +35,6 @@ pub struct MasterConfig {
     pub api_port: u16,
     /// Port of Raft, joining and node liveness.
     pub peer_port: u16,
-    /// Create a new cluster. Only with an empty data directory.
-    pub init: bool,
     /// Join the cluster that has masters at these `HOST:PORT` (peer port), tried in order.
     pub join: Option<Vec<String>>,
     /// The join token for masters.
@@ -44,7 +47,7 @@ pub struct MasterConfig {
     pub masters: u32,
     /// Names and addresses beyond the usual ones in the serving certificate.
     pub tls_san: Vec<String>,
-    /// Cluster-wide settings; used at `--init` only, joiners receive them.
+    /// Cluster-wide settings; used by [`crate::create`] only, joiners receive them.
     pub cluster: ClusterSettings,
     /// Timers.
     pub timers: Timers,
@@ -54,6 +57,8 @@ pub struct MasterConfig {
     pub log_mib: u64,
     /// Entries of the log between two snapshots; half as many stay for followers that are behind.
     pub snapshot_count: u64,
+    /// Life in seconds of the certificates that this master makes for itself and for nodes; the same on every master.
+    pub certificate_lifetime_s: u64,
     /// What a leader does by itself; the same on every master, since any may lead.
     pub autopilot: Autopilot,
 }
@@ -127,7 +132,6 @@ impl Default for MasterConfig {
             advertise_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             api_port: 6443,
             peer_port: 6444,
-            init: false,
             join: None,
             token: None,
             replace: None,
@@ -139,6 +143,7 @@ impl Default for MasterConfig {
             disk_reserve_mib: 0,
             log_mib: consensus::DEFAULT_LOG_BYTES >> 20,
             snapshot_count: consensus::DEFAULT_SNAPSHOT_COUNT,
+            certificate_lifetime_s: pki::DEFAULT_LIFETIME.as_secs(),
             autopilot: Autopilot::default(),
         }
     }
@@ -147,43 +152,47 @@ impl Default for MasterConfig {
 /// Why a configuration is refused; each text is one line and says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Quorums of even sets tolerate no more failures than the next smaller odd one.
+    /// An even number of masters, which survives no more failures than the next smaller odd one.
     #[error(
         "{0} masters asked for: the number must be odd (1, 3, 5 or 7), because {0} masters survive no more \
          failures than {fewer}", fewer = .0.saturating_sub(1)
     )]
     EvenMasters(u32),
-    /// Larger voter sets only slow every write down.
+    /// More than 7 voters, which only slow every write down.
     #[error("{0} masters asked for: at most 7 are supported")]
     TooManyMasters(u32),
-    /// A master needs an address of its own.
+    /// No address that others reach this master at.
     #[error("no advertise address: give --advertise-address an address of this machine that others reach")]
     NoAdvertiseAddress,
-    /// A node needs a name.
+    /// The master has no name.
     #[error("no name: give --name")]
     NoName,
-    /// Both ways at once.
-    #[error("--init creates a cluster and --join enters one: give only one of them")]
-    InitAndJoin,
-    /// Only a joiner takes a place.
+    /// `--replace` without `--join`.
     #[error("--replace names the master whose place a new one takes: it needs --join")]
     ReplaceWithoutJoin,
-    /// Joining needs a token.
+    /// `--join` without `--token`.
     #[error("--join needs --token (make one with `ephor token create --role master` on a running master)")]
     JoinWithoutToken,
-    /// Nothing would be left to write to.
+    /// More MiB to be kept free than any disk has.
     #[error("{0} MiB to be kept free are asked for: at most {RESERVE_MAX_MIB} make sense")]
     LargeReserve(u64),
-    /// Too small for a few of the largest objects, or too large to be read again at a start.
+    /// A log too small for a few of the largest objects, or too large to be read again at a start.
     #[error("{0} MiB of log are asked for: give --log-mib {LOG_MIN_MIB} to {LOG_MAX_MIB}")]
     LogSize(u64),
-    /// Nothing but snapshots would be taken, or the log would never be purged.
+    /// So few entries between snapshots that nothing but snapshots would be taken, or so many that the log would
+    /// never be purged.
     #[error(
         "{0} entries between snapshots are asked for: give --snapshot-count {min} to {SNAPSHOT_COUNT_MAX}",
         min = consensus::MIN_SNAPSHOT_COUNT
     )]
     SnapshotCount(u64),
-    /// The shared settings contradict each other.
+    /// Certificates that end before they can be renewed, or live too long beside the CA.
+    #[error(
+        "certificates that live {0} s are asked for: give --certificate-lifetime {LIFETIME_MIN_S}s to {max}d",
+        max = LIFETIME_MAX_S / 86_400
+    )]
+    CertificateLifetime(u64),
+    /// The cluster-wide settings contradict each other.
     #[error(transparent)]
     Settings(#[from] proto_wire::settings::Error),
 }
@@ -196,9 +205,6 @@ impl MasterConfig {
         }
         if self.advertise_address.is_unspecified() {
             return Err(Error::NoAdvertiseAddress);
-        }
-        if self.init && self.join.is_some() {
-            return Err(Error::InitAndJoin);
         }
         if self.join.is_some() && self.token.is_none() {
             return Err(Error::JoinWithoutToken);
@@ -221,7 +227,15 @@ impl MasterConfig {
         if !(consensus::MIN_SNAPSHOT_COUNT..=SNAPSHOT_COUNT_MAX).contains(&self.snapshot_count) {
             return Err(Error::SnapshotCount(self.snapshot_count));
         }
+        if !(LIFETIME_MIN_S..=LIFETIME_MAX_S).contains(&self.certificate_lifetime_s) {
+            return Err(Error::CertificateLifetime(self.certificate_lifetime_s));
+        }
         Ok(self.cluster.validate()?)
+    }
+
+    /// Life of the certificates that this master makes.
+    pub fn certificate_lifetime(&self) -> Duration {
+        Duration::from_secs(self.certificate_lifetime_s)
     }
 
     /// Where others reach the API of this master.

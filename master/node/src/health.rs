@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use consensus::Consensus;
 use futures::future::join_all;
-use proto_env::{Network, Purpose};
+use proto_env::{MASTERS_ORGANIZATION, Network, Purpose};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,8 @@ pub async fn watch_masters(
             _ = interval.tick() => {}
         }
         let members = consensus.members();
-        let questions = members.iter().map(|member| {
+        // One that has just joined votes once it has caught up, and is not to be asked before.
+        let questions = members.iter().filter(|member| member.voter).map(|member| {
             let (network, own) = (network.clone(), member.id == consensus.node_id());
             async move {
                 let address: SocketAddr = member.api_address.parse().ok()?;
@@ -51,7 +52,11 @@ pub async fn watch_masters(
 
 /// Asks `/readyz`; the health paths need no credentials.
 async fn ready(network: &dyn Network, address: SocketAddr) -> std::io::Result<bool> {
-    let mut stream = network.connect(&address.to_string(), &Purpose::Api).await?.stream;
+    let connection = network.connect(&address.to_string(), &Purpose::Api).await?;
+    if !connection.peer.is_some_and(|peer| peer.in_organization(MASTERS_ORGANIZATION)) {
+        return Ok(false);
+    }
+    let mut stream = connection.stream;
     stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: master\r\nConnection: close\r\n\r\n").await?;
     let mut head = [0; 12];
     stream.read_exact(&mut head).await?;

@@ -1,7 +1,8 @@
-//! Who this master is: its place in a cluster, made by `--init`, got by
-//! `--join`, or read back from the data directory. Only `--init` creates a
-//! cluster; an empty directory with neither refuses to start, so that a master
-//! whose disk was replaced cannot found a second cluster by mistake.
+//! Which master of which cluster this is: made by [`create`] (`ephor master
+//! --init`, once a cluster, which runs nothing), got by `--join`, or read back from
+//! the data directory. A master that is started never creates a cluster: with an
+//! empty directory and no `--join` it refuses, so that one whose disk was replaced
+//! cannot begin a second cluster at its old address.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,8 +30,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The id of the master that makes a cluster.
 const FIRST_ID: NodeId = 1;
 
-/// What a master is in its cluster.
-pub struct Identity {
+/// What the data directory of a master says of it.
+pub struct MasterIdentity {
     /// Its id, from the log.
     pub node_id: NodeId,
     /// The cluster's id.
@@ -38,7 +39,7 @@ pub struct Identity {
     /// What all nodes agree on.
     pub settings: ClusterSettings,
     /// The cluster's keys.
-    pub keys: ClusterKeys,
+    pub keys: Arc<ClusterKeys>,
     /// This start makes the cluster.
     pub founding: bool,
     /// The store has been started before: its files must be there.
@@ -53,7 +54,7 @@ pub struct Identity {
 struct Record {
     node_id: NodeId,
     cluster_id: String,
-    /// The store is made after this is written; until it is, a founder may go on with `--init`.
+    /// Whether the store has been made, which is after this file is first written.
     initialized: bool,
     settings: String,
     /// SHA-256 of the others as JSON, in hexadecimal; records of earlier versions have none.
@@ -78,9 +79,22 @@ impl Record {
 pub enum Error {
     /// Neither data nor a way to get some.
     #[error(
-        "{0} is empty: give --init to create a new cluster, or --join HOST:PORT --token TOKEN to enter one"
+        "{data_dir} is empty: if {name} was a master of a cluster and lost its data, run `ephor members replace \
+         {name}` there and start it with what that prints (--join ... --replace ...); a new master starts with \
+         what `ephor members add` prints; only a new cluster is created, once, with `ephor master --init`"
     )]
-    Empty(PathBuf),
+    Empty {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// The master's name.
+        name: String,
+    },
+    /// A cluster is created on nothing.
+    #[error(
+        "{0} is not empty ({1} is there): --init creates a new cluster and is said once; start this master \
+         without it"
+    )]
+    NotEmpty(PathBuf, String),
     /// A restore was begun here and not ended.
     #[error("{0} is half restored: run `ephor backup restore` again (or remove the directory)")]
     Restoring(PathBuf),
@@ -118,6 +132,33 @@ pub enum Error {
     Answer(&'static str),
 }
 
+/// Creates a cluster: lays out the data directory of its first master with new keys, and
+/// gives the cluster's id. `build` goes on from there.
+///
+/// # Errors
+/// Where there is anything in the data directory, or a file cannot be written.
+pub fn create(config: &MasterConfig, env: &Env) -> Result<String, Error> {
+    let data_dir = &config.data_dir;
+    if crate::backup::unfinished(data_dir, env.disk.as_ref()) {
+        return Err(Error::Restoring(data_dir.clone()));
+    }
+    let there = match env.disk.list(data_dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        other => other.map_err(|source| Error::File { path: data_dir.clone(), source })?,
+    };
+    // Keys without `node.json` are left by an attempt that did not end.
+    if let Some(name) = there.into_iter().find(|name| !["pki", "lost+found"].contains(&&name[..])) {
+        return Err(Error::NotEmpty(data_dir.clone(), name));
+    }
+    let mut id = [0; 16];
+    env.random.fill(&mut id);
+    let cluster_id = uuid::Builder::from_random_bytes(id).into_uuid().to_string();
+    let now = env.clock.now().into();
+    let keys = ClusterKeys::create(&cluster_id, now, |bytes| env.random.fill(bytes))?;
+    prepare(config, env.disk.clone(), &cluster_id, keys)?;
+    Ok(cluster_id)
+}
+
 /// Lays out the data directory of a master that founds a cluster with keys that exist already; `build` goes on from
 /// there. For those who bring the keys along: the simulation.
 ///
@@ -131,15 +172,18 @@ pub fn prepare(
 ) -> Result<(), Error> {
     let (cluster_id, settings) = (cluster_id.to_owned(), config.cluster.clone());
     let (node_id, founding, started_before) = (FIRST_ID, true, false);
-    let supersedes = Vec::new();
-    let identity = Identity { node_id, cluster_id, settings, keys, founding, started_before, supersedes };
+    let (keys, supersedes) = (Arc::new(keys), Vec::new());
+    let identity =
+        MasterIdentity { node_id, cluster_id, settings, keys, founding, started_before, supersedes };
     KeyFiles::new(&config.data_dir, disk.clone()).store(&identity.keys)?;
     identity.store(&config.data_dir, disk.as_ref(), false)
 }
 
-impl Identity {
-    /// Reads, makes or joins. `random` and `clock` come from the machine: nothing
-    /// replicated depends on them.
+impl MasterIdentity {
+    /// Reads the data directory, or joins.
+    ///
+    /// # Errors
+    /// Where there is no data and nobody to join, and everything that goes wrong.
     pub async fn obtain(config: &MasterConfig, env: &Env) -> Result<Self, Error> {
         if crate::backup::unfinished(&config.data_dir, env.disk.as_ref()) {
             return Err(Error::Restoring(config.data_dir.clone()));
@@ -147,10 +191,8 @@ impl Identity {
         let path = config.data_dir.join("node.json");
         match env.disk.read(&path) {
             Ok(bytes) => {
-                if config.init || config.join.is_some() {
-                    tracing::info!(
-                        "this master is in a cluster already: --init changes nothing, --join names other masters"
-                    );
+                if config.join.is_some() {
+                    tracing::info!("this master is in a cluster already: --join names other masters");
                 }
                 return Self::load(config, env, &bytes, path);
             }
@@ -158,9 +200,10 @@ impl Identity {
             Err(source) => return Err(Error::File { path, source }),
         }
         let identity = match (&config.join, &config.token) {
-            _ if config.init => Self::found(config, env)?,
             (Some(addresses), Some(token)) => join(config, env, addresses, &token.parse()?).await?,
-            _ => return Err(Error::Empty(config.data_dir.clone())),
+            _ => {
+                return Err(Error::Empty { data_dir: config.data_dir.clone(), name: config.name.clone() });
+            }
         };
         KeyFiles::new(&config.data_dir, env.disk.clone()).store(&identity.keys)?;
         if !identity.supersedes.is_empty() {
@@ -185,23 +228,11 @@ impl Identity {
             node_id: record.node_id,
             cluster_id: record.cluster_id,
             settings: ClusterSettings::from_json(&record.settings)?,
-            keys: KeyFiles::new(&config.data_dir, env.disk.clone()).load()?.ok_or(Error::Damaged(path))?,
+            keys: Arc::new(keys_of(&config.data_dir, env.disk.clone())?),
             founding: !record.initialized && record.node_id == FIRST_ID,
             started_before: record.initialized,
             supersedes: Vec::new(),
         })
-    }
-
-    fn found(config: &MasterConfig, env: &Env) -> Result<Self, Error> {
-        let mut id = [0; 16];
-        env.random.fill(&mut id);
-        let cluster_id = uuid::Builder::from_random_bytes(id).into_uuid().to_string();
-        let now = env.clock.now().into();
-        let keys = ClusterKeys::create(&cluster_id, now, |bytes| env.random.fill(bytes))?;
-        let settings = config.cluster.clone();
-        let (node_id, founding, started_before) = (FIRST_ID, true, false);
-        let supersedes = Vec::new();
-        Ok(Self { node_id, cluster_id, settings, keys, founding, started_before, supersedes })
     }
 
     fn store(&self, data_dir: &Path, disk: &dyn Disk, initialized: bool) -> Result<(), Error> {
@@ -224,11 +255,11 @@ impl Identity {
             node_id: answer.node_id,
             cluster_id: answer.cluster_id,
             settings: ClusterSettings::from_json(&answer.cluster_config_json)?,
-            keys: ClusterKeys {
+            keys: Arc::new(ClusterKeys {
                 authority: Authority::load(answer.ca_certificate_pem, answer.ca_key_pem)?,
                 service_account_key_pem: answer.service_account_key_pem,
                 data_key: Zeroizing::new(data_key),
-            },
+            }),
             founding: false,
             started_before: false,
             supersedes: answer.supersedes,
@@ -262,7 +293,7 @@ async fn join(
     env: &Env,
     addresses: &[String],
     token: &JoinToken,
-) -> Result<Identity, Error> {
+) -> Result<MasterIdentity, Error> {
     let mut refusals = Vec::new();
     for address in addresses {
         let options = ChannelOptions {
@@ -281,7 +312,7 @@ async fn join(
         });
         request.set_timeout(JOIN_TIMEOUT);
         match JoinClient::new(channel(env.network.clone(), address, options)?).join_master(request).await {
-            Ok(answer) => return Identity::joined(answer.into_inner()),
+            Ok(answer) => return MasterIdentity::joined(answer.into_inner()),
             Err(status) => refusals.push(format!("{address}: {}", status.message())),
         }
     }
@@ -290,7 +321,32 @@ async fn join(
 
 #[cfg(test)]
 mod tests {
+    use proto_env::{CancellationToken, TlsNetwork};
+
     use super::*;
+
+    fn master(data_dir: &Path) -> (MasterConfig, Env) {
+        let config =
+            MasterConfig { name: "m1".into(), data_dir: data_dir.to_owned(), ..MasterConfig::default() };
+        (config, Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new()))
+    }
+
+    #[tokio::test]
+    async fn a_cluster_is_created_once_and_never_by_a_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let (config, env) = master(directory.path());
+        let wiped = MasterIdentity::obtain(&config, &env).await.err().unwrap().to_string();
+        assert!(wiped.contains("ephor members replace m1"), "{wiped}");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "nothing was made");
+
+        let cluster_id = create(&config, &env).unwrap();
+        let identity = MasterIdentity::obtain(&config, &env).await.unwrap();
+        assert!(identity.founding && identity.cluster_id == cluster_id);
+        let again = create(&config, &env).unwrap_err().to_string();
+        assert!(again.contains("start this master without it"), "{again}");
+        let same = MasterIdentity::obtain(&config, &env).await.unwrap();
+        assert_eq!(same.cluster_id, cluster_id);
+    }
 
     #[test]
     fn a_flipped_byte_in_the_record_is_noticed_or_means_nothing() {

@@ -1,6 +1,9 @@
 //! The Join service on the peer port: a token buys a master the cluster's keys
-//! and a place as learner, and a worker a certificate for `system:node:NAME`.
+//! and a place as learner, and a worker a certificate for `system:node:NAME`, which
+//! buys the next one, also after it has expired. Which names nodes may have is in
+//! `node_names.rs`.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,15 +11,20 @@ use consensus::{ChangeError, Consensus, MasterAddress};
 use proto_env::Env;
 use proto_env::grpc::PeerInfo;
 use proto_wire::cluster::join_server::Join;
-use proto_wire::cluster::{JoinMasterRequest, JoinMasterResponse, JoinWorkerRequest, JoinWorkerResponse};
+use proto_wire::cluster::{
+    JoinMasterRequest, JoinMasterResponse, JoinWorkerRequest, JoinWorkerResponse, RenewCertificateRequest,
+    RenewCertificateResponse,
+};
 use proto_wire::settings::ClusterSettings;
 use proto_wire::token::JoinToken;
 use tonic::{Request, Response, Status};
 
 use crate::config;
-use crate::members::{voter_called, wire_members};
-use crate::pki::{ClusterKeys, Subject};
-use crate::tokens::{self, USAGE_MASTER, USAGE_WORKER};
+use crate::members::{serving_members, voter_called, wire_members};
+use crate::node_names;
+use crate::peer::named_node;
+use crate::pki::{ClusterKeys, Subject, Usage, Validity};
+use crate::tokens::{self, Admitted, USAGE_MASTER, USAGE_WORKER};
 
 /// How long a join may wait for a quorum.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -29,20 +37,73 @@ pub struct JoinService {
     pub keys: Arc<ClusterKeys>,
     /// What joiners must know.
     pub settings: ClusterSettings,
+    /// Life of the certificates that nodes get.
+    pub certificate_lifetime: Duration,
     /// The clock that tokens expire by.
     pub env: Env,
 }
 
 impl JoinService {
-    async fn admit(&self, token: &str, usage: &str) -> Result<(), Status> {
+    async fn admit(&self, token: &str, usage: &str) -> Result<Admitted, Status> {
         let token: JoinToken =
             token.parse().map_err(|e: proto_wire::token::Error| Status::invalid_argument(e.to_string()))?;
-        self.consensus
-            .read_barrier(DEADLINE)
-            .await
-            .map_err(|e| Status::unavailable(format!("the cluster cannot check the token now: {e}")))?;
+        self.barrier("check the token").await?;
         tokens::check(&self.consensus, &token, usage, self.env.clock.now())
             .map_err(|e| Status::permission_denied(e.to_string()))
+    }
+
+    async fn barrier(&self, purpose: &str) -> Result<(), Status> {
+        let reached = self.consensus.read_barrier(DEADLINE).await;
+        reached.map_err(|e| Status::unavailable(format!("the cluster cannot {purpose} now: {e}"))).map(drop)
+    }
+
+    /// Whether there is a Node of that name in the local replica.
+    fn node_exists(&self, name: &str) -> bool {
+        self.consensus.store().get(&format!("/registry/core/nodes/{name}")).is_some()
+    }
+
+    /// Refuses a node its name where it is not free for it.
+    fn check_node(&self, name: &str, admitted: &Admitted) -> Result<(), Status> {
+        node_names::check(name, &self.settings).map_err(Status::invalid_argument)?;
+        if self.consensus.members().iter().any(|member| member.name == name) {
+            return Err(Status::invalid_argument(format!(
+                "a master is called {name}: give the worker another name (--name)"
+            )));
+        }
+        match &admitted.node {
+            Some(only) if only != name => Err(Status::permission_denied(format!(
+                "the token is for node {only} alone: make one with `ephor token create`"
+            ))),
+            None if self.node_exists(name) => Err(Status::already_exists(format!(
+                "there is a node {name}: start it with the data directory it has; where that is lost, use a \
+                 token made with `ephor token create --node {name}`, or delete the Node first"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Signs the client and the serving certificate of a node for the keys of two requests.
+    /// The serving certificate carries the name and the address the node calls from.
+    fn sign(
+        &self,
+        name: &str,
+        remote: Option<IpAddr>,
+        csr_pem: &str,
+        serving_csr_pem: &str,
+    ) -> Result<(String, String), Status> {
+        let refuse = |e: crate::pki::Error| Status::invalid_argument(format!("certificate request: {e}"));
+        let subject = Subject::node(name);
+        let names: Vec<String> =
+            std::iter::once(name.to_owned()).chain(remote.map(|r| r.to_string())).collect();
+        let validity = Validity::new(self.env.clock.now(), self.certificate_lifetime);
+        let authority = &self.keys.authority;
+        // Nodes serve operators with it, who look at the subject: it has no names.
+        let client = authority.sign(csr_pem, &subject, &[], Usage::Peer, validity).map_err(refuse)?;
+        let serving = authority
+            .node_serving()
+            .and_then(|nodes| nodes.sign(serving_csr_pem, &subject, &names, Usage::Server, validity))
+            .map_err(refuse)?;
+        Ok((client, serving))
     }
 }
 
@@ -58,7 +119,7 @@ impl Join for JoinService {
         if expected != 0 && expected.is_multiple_of(2) {
             return Err(Status::invalid_argument(config::Error::EvenMasters(expected).to_string()));
         }
-        check_name(&request.name)?;
+        node_names::check_master(&request.name).map_err(Status::invalid_argument)?;
         let replaces = match &request.replace[..] {
             "" => 0,
             old => voter_called(&self.consensus, old).map_err(Status::failed_precondition)?,
@@ -95,79 +156,59 @@ impl Join for JoinService {
     ) -> Result<Response<JoinWorkerResponse>, Status> {
         let remote = request.extensions().get::<PeerInfo>().map(|p| p.remote.ip());
         let request = request.into_inner();
-        self.admit(&request.token, USAGE_WORKER).await?;
-        check_name(&request.name)?;
-        let names = serving_names(&request.name, &request.addresses, remote)?;
-        let (certificate, serving) = sign_node(
-            &self.keys,
-            &request.name,
-            &request.csr_pem,
-            &request.serving_csr_pem,
-            &names,
-            self.env.clock.now(),
-        )?;
+        let admitted = self.admit(&request.token, USAGE_WORKER).await?;
+        self.check_node(&request.name, &admitted)?;
+        only_from(&request.addresses, remote)?;
+        let (certificate, serving) =
+            self.sign(&request.name, remote, &request.csr_pem, &request.serving_csr_pem)?;
         tracing::info!(name = request.name, "a worker joins");
         Ok(Response::new(JoinWorkerResponse {
             cluster_id: self.consensus.cluster_id().to_owned(),
             ca_certificate_pem: self.keys.authority.certificate_pem().to_owned(),
             certificate_pem: certificate,
             serving_certificate_pem: serving,
-            members: wire_members(&self.consensus),
+            members: serving_members(&self.consensus),
             cluster_config_json: self.settings.to_json(),
+        }))
+    }
+
+    async fn renew_certificate(
+        &self,
+        request: Request<RenewCertificateRequest>,
+    ) -> Result<Response<RenewCertificateResponse>, Status> {
+        let caller = request.extensions().get::<PeerInfo>();
+        let remote = caller.map(|caller| caller.remote.ip());
+        let identity = caller.and_then(|c| c.identity.as_ref().or(c.expired_identity.as_ref()));
+        let name = named_node(identity)?;
+        let request = request.into_inner();
+        self.barrier("look the node up").await?;
+        node_names::check(&name, &self.settings).map_err(Status::permission_denied)?;
+        if !self.node_exists(&name) {
+            return Err(Status::permission_denied(format!(
+                "node {name} was deleted: it needs a token to join again, and an empty data directory"
+            )));
+        }
+        let (certificate, serving) = self.sign(&name, remote, &request.csr_pem, &request.serving_csr_pem)?;
+        tracing::info!(node = name, "a node's certificates were renewed");
+        Ok(Response::new(RenewCertificateResponse {
+            certificate_pem: certificate,
+            serving_certificate_pem: serving,
         }))
     }
 }
 
-fn check_name(name: &str) -> Result<(), Status> {
-    match proto_api::names::dns1123_subdomain(name).into_iter().next() {
-        None => Ok(()),
-        Some(why) => Err(Status::invalid_argument(format!("node name {name:?}: {why}"))),
-    }
-}
-
-/// A node's serving certificate carries its name and the address it called from;
-/// any other address it asks for might be somebody else's.
-fn serving_names(
-    name: &str,
-    wanted: &[String],
-    remote: Option<std::net::IpAddr>,
-) -> Result<Vec<String>, Status> {
+/// A node's serving certificate carries the address it calls from; any other it asks for
+/// might be somebody else's.
+fn only_from(wanted: &[String], remote: Option<IpAddr>) -> Result<(), Status> {
     let remote = remote.map(|r| r.to_string());
-    if let Some(other) = wanted.iter().find(|w| Some(*w) != remote.as_ref()) {
-        return Err(Status::invalid_argument(format!(
-            "the node calls from {} and cannot have a certificate for {other}: give --address the address \
-             that masters reach this node at",
-            remote.as_deref().unwrap_or("an unknown address")
-        )));
-    }
-    Ok(std::iter::once(name.to_owned()).chain(remote).collect())
-}
-
-/// Signs the client and the serving certificate of a node.
-pub fn sign_node(
-    keys: &ClusterKeys,
-    name: &str,
-    csr_pem: &str,
-    serving_csr_pem: &str,
-    serving_names: &[String],
-    now: std::time::SystemTime,
-) -> Result<(String, String), Status> {
-    let refuse = |e: crate::pki::Error| Status::invalid_argument(format!("certificate request: {e}"));
-    let subject = Subject::node(name);
-    let certificate = keys.authority.sign(csr_pem, &subject, &[], now.into()).map_err(refuse)?;
-    let serving =
-        keys.authority.sign(serving_csr_pem, &subject, serving_names, now.into()).map_err(refuse)?;
-    Ok((certificate, serving))
+    let Some(other) = wanted.iter().find(|w| Some(*w) != remote.as_ref()) else { return Ok(()) };
+    Err(Status::invalid_argument(format!(
+        "the node calls from {} and cannot have a certificate for {other}: give --address the address that \
+         masters reach this node at",
+        remote.as_deref().unwrap_or("an unknown address")
+    )))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_gets_no_certificate_for_an_address_it_does_not_call_from() {
-        let remote = Some("10.0.0.7".parse().unwrap());
-        assert_eq!(serving_names("w1", &["10.0.0.7".into()], remote).unwrap(), ["w1", "10.0.0.7"]);
-        assert!(serving_names("w1", &["10.96.0.1".into()], remote).is_err());
-    }
-}
+#[path = "join_tests.rs"]
+mod tests;

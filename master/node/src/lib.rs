@@ -5,11 +5,13 @@
 //! | file | does |
 //! | --- | --- |
 //! | `config.rs` | the typed configuration |
-//! | `identity.rs` | `--init` and `--join`: keys, node id, cluster settings |
+//! | `identity.rs` | creating and joining a cluster: keys, node id, cluster settings |
 //! | `build.rs` | puts the parts together |
+//! | `certificates.rs` | the certificates of this master, renewed while it runs |
 //! | `leader.rs` | starts and stops what leads |
 //! | `liveness.rs`, `health.rs` | which nodes beat, which masters answer |
 //! | `peer.rs`, `join.rs`, `admin.rs` | the services of the peer port |
+//! | `node_names.rs` | which names nodes may have |
 //! | `autopilot.rs` | events about what the leader did to the group of masters |
 //! | `backup/` | backup, restore and scheduled backups |
 //! | `recover.rs` | a cluster of one out of the master that is left |
@@ -19,6 +21,7 @@ pub mod admin;
 mod autopilot;
 pub mod backup;
 mod build;
+mod certificates;
 pub mod config;
 mod health;
 mod identity;
@@ -26,6 +29,7 @@ mod join;
 mod leader;
 mod liveness;
 mod members;
+mod node_names;
 mod peer;
 pub mod pki;
 pub mod recover;
@@ -33,4 +37,4 @@ pub mod tokens;
 
 pub use build::{Error, Master, build};
 pub use consensus::{Objects, Restored};
-pub use identity::prepare;
+pub use identity::{Error as IdentityError, create, prepare};

@@ -30,6 +30,14 @@ pub fn wire_members(consensus: &Consensus) -> Vec<Member> {
     wire
 }
 
+/// The members that clients may be sent to: those that vote. One that has just joined
+/// votes once it has caught up.
+pub fn serving_members(consensus: &Consensus) -> Vec<Member> {
+    let mut members = wire_members(consensus);
+    members.retain(|member| member.voter);
+    members
+}
+
 /// [`wire_members`] with how they are; only a leader knows.
 pub fn members_with_health(consensus: &Consensus) -> Vec<Member> {
     let mut members = wire_members(consensus);

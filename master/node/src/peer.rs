@@ -9,17 +9,15 @@ use std::time::Duration;
 use consensus::Consensus;
 use futures::{Stream, StreamExt};
 use proto_env::grpc::PeerInfo;
-use proto_env::{Env, MASTERS_ORGANIZATION};
+use proto_env::{Env, MASTERS_ORGANIZATION, NODES_ORGANIZATION, PeerIdentity};
 use proto_wire::cluster::liveness_server::Liveness as LivenessApi;
-use proto_wire::cluster::{BeatAck, NodeBeat, RenewCertificateRequest, RenewCertificateResponse};
+use proto_wire::cluster::{BeatAck, NodeBeat};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::join::sign_node;
 use crate::liveness::Liveness;
-use crate::members::wire_members;
-use crate::pki::ClusterKeys;
+use crate::members::{serving_members, wire_members};
 
 /// Acknowledgements on their way to one node.
 const ACKS_MAX: usize = 8;
@@ -34,8 +32,13 @@ fn caller<T>(request: &Request<T>) -> Option<&PeerInfo> {
 /// The name of the node that called; nobody else may use the node services.
 fn node_name<T>(request: &Request<T>) -> Result<String, Status> {
     let identity = caller(request).and_then(|p| p.identity.as_ref());
+    named_node(identity)
+}
+
+/// The name of the node that an identity belongs to.
+pub fn named_node(identity: Option<&PeerIdentity>) -> Result<String, Status> {
     identity
-        .filter(|i| i.in_organization("system:nodes"))
+        .filter(|i| i.in_organization(NODES_ORGANIZATION))
         .and_then(|i| i.common_name.strip_prefix("system:node:"))
         .map(str::to_owned)
         .ok_or_else(|| Status::unauthenticated("a node certificate is needed"))
@@ -54,8 +57,6 @@ pub struct LivenessService {
     pub consensus: Arc<Consensus>,
     /// Where beats end.
     pub liveness: Arc<Liveness>,
-    /// Signs renewed certificates.
-    pub keys: Arc<ClusterKeys>,
     /// Time and shutdown.
     pub env: Env,
 }
@@ -70,7 +71,7 @@ impl LivenessService {
             term: leadership.term,
             leader_peer_address: leader.map(|m| m.peer_address.clone()).unwrap_or_default(),
             leading: leadership.leading,
-            members,
+            members: serving_members(consensus),
         }
     }
 }
@@ -107,23 +108,5 @@ impl LivenessApi for LivenessService {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
-    }
-
-    async fn renew_certificate(
-        &self,
-        request: Request<RenewCertificateRequest>,
-    ) -> Result<Response<RenewCertificateResponse>, Status> {
-        let name = node_name(&request)?;
-        let remote = caller(&request).map(|p| p.remote.ip().to_string());
-        let request = request.into_inner();
-        let names: Vec<String> = std::iter::once(name.clone()).chain(remote).collect();
-        let now = self.env.clock.now();
-        let (certificate, serving) =
-            sign_node(&self.keys, &name, &request.csr_pem, &request.serving_csr_pem, &names, now)?;
-        tracing::info!(node = name, "a node's certificates were renewed");
-        Ok(Response::new(RenewCertificateResponse {
-            certificate_pem: certificate,
-            serving_certificate_pem: serving,
-        }))
     }
 }

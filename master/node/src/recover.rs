@@ -16,10 +16,12 @@ use proto_wire::cluster::MembersRequest;
 use proto_wire::cluster::admin_client::AdminClient;
 
 use crate::identity::{self, keys_of};
-use crate::pki::{self, Subject};
+use crate::pki::{self, Subject, Usage, Validity};
 
 /// How long another master may take to answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+/// A recovery is over before that, or is run again.
+const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// Who is at an address, and of which cluster; or why nobody knows.
 type Answer = Result<(NodeId, String), String>;
@@ -82,8 +84,9 @@ impl Survivor {
             return Err(identity::Error::Restoring(data_dir.to_owned()).into());
         }
         let keys = keys_of(data_dir, env.disk.clone())?;
-        let now = env.clock.now().into();
-        let issued = keys.authority.issue(&Subject::new("ephor-recover", MASTERS_ORGANIZATION), &[], now)?;
+        let subject = Subject::new("ephor-recover", MASTERS_ORGANIZATION);
+        let validity = Validity::new(env.clock.now(), CERTIFICATE_LIFETIME);
+        let issued = keys.authority.issue(&subject, &[], Usage::Peer, validity)?;
         env.network.set_material(&TlsMaterial {
             ca_pem: keys.authority.certificate_pem().to_owned(),
             certificate_pem: issued.chain_pem,

@@ -15,6 +15,17 @@ pub const USAGE_MASTER: &str = "usage-ephor-join-master";
 /// The key in the Secret that lets a worker join.
 pub const USAGE_WORKER: &str = "usage-ephor-join-worker";
 
+/// The key in the Secret that says which worker alone may join with it, also in place of
+/// a node of that name.
+pub const NODE_NAME: &str = "ephor-node-name";
+
+/// What a good token lets its holder do beside joining.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admitted {
+    /// The only name it may have.
+    pub node: Option<String>,
+}
+
 /// sha256 of the DER of the first certificate of a PEM.
 pub fn ca_hash(ca_pem: &str) -> Result<[u8; 32], pki::Error> {
     let certificates = pki::files::certificates(ca_pem)?;
@@ -51,7 +62,12 @@ impl StoredToken {
 }
 
 /// Looks the token up in the local replica; the caller has passed a read barrier.
-pub fn check(consensus: &Consensus, token: &JoinToken, usage: &str, now: SystemTime) -> Result<(), Refused> {
+pub fn check(
+    consensus: &Consensus,
+    token: &JoinToken,
+    usage: &str,
+    now: SystemTime,
+) -> Result<Admitted, Refused> {
     let key = format!("/registry/core/secrets/kube-system/bootstrap-token-{}", token.id);
     let object = consensus.store().get(&key).ok_or(Refused::Unknown)?;
     let stored: StoredToken = serde_json::from_slice(&object.value).map_err(|_| Refused::Unknown)?;
@@ -63,7 +79,7 @@ fn check_stored(
     token: &JoinToken,
     usage: &str,
     now: SystemTime,
-) -> Result<(), Refused> {
+) -> Result<Admitted, Refused> {
     let secret = stored.text("token-secret").ok_or(Refused::Unknown)?;
     // Hashes of equal length are compared, so that the time says nothing about the secret.
     if Sha256::digest(secret.as_bytes()) != Sha256::digest(token.secret.as_bytes()) {
@@ -75,7 +91,10 @@ fn check_stored(
             return Err(Refused::Expired);
         }
     }
-    if stored.text(usage).as_deref() == Some("true") { Ok(()) } else { Err(Refused::Role) }
+    if stored.text(usage).as_deref() != Some("true") {
+        return Err(Refused::Role);
+    }
+    Ok(Admitted { node: stored.text(NODE_NAME) })
 }
 
 #[cfg(test)]
@@ -104,7 +123,7 @@ mod tests {
         ]);
         let before = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let after = SystemTime::UNIX_EPOCH + Duration::from_secs(1_900_000_000);
-        assert_eq!(check_stored(&stored, &token(), USAGE_WORKER, before), Ok(()));
+        assert_eq!(check_stored(&stored, &token(), USAGE_WORKER, before), Ok(Admitted { node: None }));
         assert_eq!(check_stored(&stored, &token(), USAGE_MASTER, before), Err(Refused::Role));
         assert_eq!(check_stored(&stored, &token(), USAGE_WORKER, after), Err(Refused::Expired));
     }

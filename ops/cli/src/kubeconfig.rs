@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use base64::Engine;
@@ -10,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use master_node::pki::files::write_private;
-use master_node::pki::{KeyFiles, Subject};
+use master_node::pki::{KeyFiles, Subject, Usage, Validity};
 use proto_env::{SystemDisk, TlsMaterial};
 use serde::Deserialize;
 
@@ -26,7 +27,7 @@ pub fn render(server: &str, ca_pem: &str, certificate_pem: &str, key_pem: &str) 
 }
 
 /// Issues an operator's certificate from the keys in a master's data directory.
-pub fn admin(data_dir: &Path, server: &str) -> Result<String> {
+pub fn admin(data_dir: &Path, server: &str, lifetime: Duration) -> Result<String> {
     let files = KeyFiles::new(data_dir, Arc::new(SystemDisk));
     let keys = files.load()?.with_context(|| {
         format!(
@@ -34,14 +35,15 @@ pub fn admin(data_dir: &Path, server: &str) -> Result<String> {
             data_dir.display()
         )
     })?;
-    let now = std::time::SystemTime::now().into();
-    let issued = keys.authority.issue(&Subject::new("kubernetes-admin", "system:masters"), &[], now)?;
+    let validity = Validity::new(SystemTime::now(), lifetime);
+    let subject = Subject::new("kubernetes-admin", "system:masters");
+    let issued = keys.authority.issue(&subject, &[], Usage::Client, validity)?;
     Ok(render(server, keys.authority.certificate_pem(), &issued.chain_pem, &issued.key_pem))
 }
 
 /// [`admin`] into a file only its owner can read.
-pub fn write_admin(data_dir: &Path, server: &str, path: &Path) -> Result<()> {
-    let text = admin(data_dir, server)?;
+pub fn write_admin(data_dir: &Path, server: &str, lifetime: Duration, path: &Path) -> Result<()> {
+    let text = admin(data_dir, server, lifetime)?;
     write_private(&SystemDisk, path, text.as_bytes()).with_context(|| format!("writing {}", path.display()))
 }
 

@@ -6,10 +6,10 @@ mod admin;
 mod commands;
 mod config_file;
 mod dev;
+mod free_space;
 mod kubeconfig;
 mod logging;
 mod progress;
-mod room;
 mod signals;
 
 use std::ffi::OsString;

@@ -36,8 +36,10 @@ pub struct PeerStream {
 /// (`request.extensions().get::<PeerInfo>()`).
 #[derive(Debug, Clone)]
 pub struct PeerInfo {
-    /// Who the client proved to be; `None` without a certificate.
+    /// Who the client proved to be; `None` without a valid certificate.
     pub identity: Option<PeerIdentity>,
+    /// The node that the client proved to be with a certificate that has expired.
+    pub expired_identity: Option<PeerIdentity>,
     /// Where the client is.
     pub remote: SocketAddr,
 }
@@ -66,7 +68,11 @@ pub fn incoming(listener: Box<dyn Listener>) -> impl FuturesStream<Item = io::Re
         let mut listener = listener?;
         match listener.accept().await {
             Ok(connection) => {
-                let info = PeerInfo { identity: connection.peer, remote: connection.remote };
+                let info = PeerInfo {
+                    identity: connection.peer,
+                    expired_identity: connection.expired_peer,
+                    remote: connection.remote,
+                };
                 Some((Ok(PeerStream { stream: connection.stream, info }), Some(listener)))
             }
             Err(error) => Some((Err(error), None)),

@@ -5,8 +5,10 @@
 //! here alone.
 
 mod blocking;
+mod certificate;
 mod clock;
 mod disk;
+mod expiring;
 #[cfg(feature = "grpc")]
 pub mod grpc;
 mod network;
@@ -14,10 +16,12 @@ pub mod planted;
 mod random;
 pub mod supervise;
 mod tls;
+mod verifiers;
 
 use std::sync::Arc;
 
 pub use blocking::Blocking;
+pub use certificate::CertificateInfo;
 pub use clock::{Clock, SystemClock};
 pub use disk::{AppendFile, Disk, Space, SystemDisk};
 pub use network::{ApiListener, BoxedStream, Connection, Listener, Network, PeerIdentity, Purpose, Stream};
@@ -28,6 +32,9 @@ pub use tokio_util::sync::CancellationToken;
 /// Organization in the certificate subject of every master (and administrator
 /// tool) that may speak Raft on the peer port.
 pub const MASTERS_ORGANIZATION: &str = "system:ephor:masters";
+
+/// Organization in the certificate subject of every node, as Kubernetes calls it.
+pub const NODES_ORGANIZATION: &str = "system:nodes";
 
 /// Everything a master or a worker takes from the machine it runs on.
 #[derive(Clone)]

@@ -55,8 +55,11 @@ pub enum Purpose {
 pub struct Connection {
     /// The bytes.
     pub stream: BoxedStream,
-    /// Who is at the other end; `None` for a client without a certificate.
+    /// Who is at the other end; `None` for a client without a valid certificate.
     pub peer: Option<PeerIdentity>,
+    /// The node at the other end, where all that is wrong with its certificate is that
+    /// it has expired: it may ask for a new one, and for nothing else.
+    pub expired_peer: Option<PeerIdentity>,
     /// Where the other end is.
     pub remote: SocketAddr,
 }

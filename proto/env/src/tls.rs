@@ -6,23 +6,29 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use sha2::{Digest, Sha256};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::network::{ApiListener, Connection, Listener, Network, PeerIdentity, Purpose};
+use crate::certificate::CertificateInfo;
+use crate::expiring::ExpiringStream;
+use crate::network::{ApiListener, BoxedStream, Connection, Listener, Network, Purpose};
+use crate::verifiers::{ChainVerifier, ClientVerifier, Trust};
 
+/// How long a node may take to renew a certificate that has expired.
+const RENEWAL_TIME: Duration = Duration::from_secs(60);
+/// The part of a certificate's life before whose end clients give up the connections
+/// made with it; renewal leaves a third.
+const GIVE_UP_EARLY: Range<f64> = 0.02..0.25;
 /// How long a client may take for its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes under way at once; more clients wait in the accept queue.
@@ -71,6 +77,8 @@ struct Configs {
     /// For the API port.
     api: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
+    /// The node's own certificate.
+    own: Arc<CertificateInfo>,
 }
 
 // === impl TlsMaterial ===
@@ -110,9 +118,12 @@ impl TlsMaterial {
             .build()?;
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)?
-            .with_client_cert_verifier(clients)
+            .with_client_cert_verifier(Arc::new(ClientVerifier(clients)))
             .with_single_cert(chain.clone(), key()?)?;
         server.alpn_protocols = vec![b"h2".to_vec()];
+        // A resumed session is not verified again, and connections last too long to gain by it.
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
         let verifier = Arc::new(ChainVerifier { trust: Trust::Roots(roots), provider: provider.clone() });
         let trusting = || {
             let builder =
@@ -122,7 +133,8 @@ impl TlsMaterial {
         let mut client = trusting()?.with_client_auth_cert(chain, key()?)?;
         client.alpn_protocols = vec![b"h2".to_vec()];
         let api = trusting()?.with_no_client_auth();
-        Ok(Configs { client: Arc::new(client), api: Arc::new(api), server: Arc::new(server) })
+        let own = Arc::new(CertificateInfo::from_pem(&self.certificate_pem)?);
+        Ok(Configs { client: Arc::new(client), api: Arc::new(api), server: Arc::new(server), own })
     }
 }
 
@@ -139,10 +151,17 @@ impl TlsNetwork {
         Self { configs: Arc::default() }
     }
 
-    fn client_config(&self, purpose: &Purpose) -> io::Result<Arc<ClientConfig>> {
+    /// How to connect, and the certificate shown.
+    fn client_config(
+        &self,
+        purpose: &Purpose,
+    ) -> io::Result<(Arc<ClientConfig>, Option<Arc<CertificateInfo>>)> {
         match purpose {
-            Purpose::Peer => Ok(current(&self.configs)?.client),
-            Purpose::Api => Ok(current(&self.configs)?.api),
+            Purpose::Peer => {
+                let configs = current(&self.configs)?;
+                Ok((configs.client, Some(configs.own)))
+            }
+            Purpose::Api => Ok((current(&self.configs)?.api, None)),
             Purpose::Join { ca_sha256 } => {
                 let provider = Arc::new(rustls::crypto::ring::default_provider());
                 let verifier = ChainVerifier { trust: Trust::Pinned(*ca_sha256), provider: provider.clone() };
@@ -153,7 +172,7 @@ impl TlsNetwork {
                     .with_custom_certificate_verifier(Arc::new(verifier))
                     .with_no_client_auth();
                 config.alpn_protocols = vec![b"h2".to_vec()];
-                Ok(Arc::new(config))
+                Ok((Arc::new(config), None))
             }
         }
     }
@@ -174,15 +193,22 @@ impl Network for TlsNetwork {
     }
 
     async fn connect(&self, address: &str, purpose: &Purpose) -> io::Result<Connection> {
-        let config = self.client_config(purpose)?;
+        let (config, own) = self.client_config(purpose)?;
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let remote = stream.peer_addr()?;
         // The verifier looks at the chain alone; the name only has to parse.
         let name = ServerName::IpAddress(remote.ip().into());
         let stream = TlsConnector::from(config).connect(name, stream).await?;
-        let peer = identity(stream.get_ref().1.peer_certificates())?;
-        Ok(Connection { stream: Box::new(stream), peer, remote })
+        let info = first_of(stream.get_ref().1.peer_certificates())?;
+        let stream: BoxedStream = Box::new(stream);
+        let end = [own.as_deref(), info.as_ref()].into_iter().flatten().map(give_up_at).min();
+        let stream: BoxedStream = match end {
+            // A node whose own certificate has expired asks for another on this connection.
+            Some(end) if end > SystemTime::now() => Box::new(ExpiringStream::new(stream, end)),
+            _ => stream,
+        };
+        Ok(Connection { stream, peer: info.map(|info| info.identity), expired_peer: None, remote })
     }
 
     async fn listen(&self, address: &str) -> io::Result<Box<dyn Listener>> {
@@ -253,90 +279,36 @@ async fn accept_loop(listener: TcpListener, configs: Shared, sender: mpsc::Sende
 async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, remote: SocketAddr) -> io::Result<Connection> {
     stream.set_nodelay(true)?;
     let stream = acceptor.accept(stream).await?;
-    let peer = identity(stream.get_ref().1.peer_certificates())?;
-    Ok(Connection { stream: Box::new(stream), peer, remote })
-}
-
-/// The subject of the first certificate of a chain.
-fn identity(chain: Option<&[CertificateDer<'_>]>) -> io::Result<Option<PeerIdentity>> {
-    let Some(certificate) = chain.and_then(<[_]>::first) else { return Ok(None) };
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-    let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| {
-        attribute.as_str().ok().map(ToOwned::to_owned)
+    let info = first_of(stream.get_ref().1.peer_certificates())?;
+    let stream: BoxedStream = Box::new(stream);
+    let Some(info) = info else {
+        return Ok(Connection { stream, peer: None, expired_peer: None, remote });
     };
-    let subject = parsed.subject();
-    Ok(Some(PeerIdentity {
-        common_name: subject.iter_common_name().find_map(text).unwrap_or_default(),
-        organizations: subject.iter_organization().filter_map(text).collect(),
-    }))
+    let now = SystemTime::now();
+    if info.is_expired(now) {
+        // The verifier lets nodes alone through; others' certificates may just have ended.
+        if !info.is_only_a_node() {
+            let message = format!("the certificate of {:?} has expired", info.identity.common_name);
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        }
+        let stream = Box::new(ExpiringStream::new(stream, now + RENEWAL_TIME));
+        return Ok(Connection { stream, peer: None, expired_peer: Some(info.identity), remote });
+    }
+    let stream = Box::new(ExpiringStream::new(stream, info.not_after));
+    Ok(Connection { stream, peer: Some(info.identity), expired_peer: None, remote })
 }
 
-/// Checks that a server's chain leads to the cluster's CA, whatever its name.
-#[derive(Debug)]
-struct ChainVerifier {
-    trust: Trust,
-    provider: Arc<CryptoProvider>,
+/// Subject and validity of the first certificate of a chain.
+fn first_of(chain: Option<&[CertificateDer<'_>]>) -> io::Result<Option<CertificateInfo>> {
+    let info = chain.and_then(<[_]>::first).map(|certificate| CertificateInfo::from_der(certificate));
+    info.transpose().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
 }
 
-#[derive(Debug)]
-enum Trust {
-    Roots(Arc<RootCertStore>),
-    Pinned([u8; 32]),
-}
-
-impl ServerCertVerifier for ChainVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let pinned = |hash: &[u8; 32]| {
-            let is_pinned = |certificate: &&CertificateDer<'_>| Sha256::digest(certificate)[..] == hash[..];
-            let authority = intermediates.iter().find(is_pinned).ok_or_else(|| {
-                rustls::Error::General("the server's CA is not the one of the join token".into())
-            })?;
-            let mut roots = RootCertStore::empty();
-            roots.add(authority.clone().into_owned())?;
-            Ok::<_, rustls::Error>(Arc::new(roots))
-        };
-        let roots = match &self.trust {
-            Trust::Roots(roots) => roots.clone(),
-            Trust::Pinned(hash) => pinned(hash)?,
-        };
-        let certificate = ParsedCertificate::try_from(end_entity)?;
-        rustls::client::verify_server_cert_signed_by_trust_anchor(
-            &certificate,
-            &roots,
-            intermediates,
-            now,
-            self.provider.signature_verification_algorithms.all,
-        )?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+/// When a client gives a connection up that a certificate stands behind: at a random
+/// time after the certificate should have been renewed and before it ends, so that not
+/// all connections of a node are made anew at once.
+fn give_up_at(info: &CertificateInfo) -> SystemTime {
+    let early = info.lifetime().mul_f64(rand::random_range(GIVE_UP_EARLY));
+    let at = info.not_after - early;
+    if at > SystemTime::now() { at } else { info.not_after }
 }

@@ -1,15 +1,16 @@
-//! Puts a worker together. Order matters: identity, beats and balancer first
+//! Puts a worker together. Order matters: certificates, beats and balancer first
 //! (everything else reaches masters through them), then network, runtime, agent.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use proto_env::{Network as PeerNetwork, TlsNetwork};
+use proto_env::TlsNetwork;
+use proto_env::supervise::{Panicked, catch, supervise};
 use proto_wire::settings::ClusterSettings;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use worker_agent::AgentConfig;
 use worker_network::{
@@ -17,9 +18,11 @@ use worker_network::{
 };
 use worker_runtime::RuntimeConfig;
 
+use crate::api_client;
 use crate::config::{self, WorkerConfig};
+use crate::credentials::{self, Master, NodeCredentials};
 use crate::heartbeat::{Health, Heartbeat};
-use crate::identity::{self, Identity, Master};
+use crate::renewal::Renewal;
 use crate::sandbox::PodSandboxes;
 use crate::tls;
 
@@ -29,9 +32,9 @@ pub enum Error {
     /// The configuration is refused.
     #[error(transparent)]
     Config(#[from] config::Error),
-    /// No identity.
+    /// No certificates.
     #[error(transparent)]
-    Identity(#[from] identity::Error),
+    Credentials(#[from] credentials::Error),
     /// Certificates do not fit.
     #[error("certificates: {0}")]
     Tls(#[from] tls::Error),
@@ -64,22 +67,48 @@ pub enum Error {
     /// The operators' port has ended.
     #[error(transparent)]
     Images(#[from] crate::images::Error),
+    /// A part without which a worker is of no use has panicked.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
 }
 
 /// Runs a worker until `shutdown` or until a part fails. Containers stay.
 pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<(), Error> {
     config.validate()?;
-    let identity = Identity::obtain(&config).await?;
-    tracing::info!(name = config.name, cluster = identity.cluster_id, "this worker belongs to a cluster");
-    let masters = watch::Sender::new(identity.masters.clone());
-    remember_masters(&config, &identity, masters.subscribe(), shutdown.clone());
+    let credentials = NodeCredentials::obtain(&config).await?;
+    tracing::info!(name = config.name, cluster = credentials.cluster_id, "this worker belongs to a cluster");
+    let masters = watch::Sender::new(credentials.masters.clone());
+    remember_masters(&config, &credentials, masters.subscribe(), shutdown.clone());
     let apis = api_addresses(masters.subscribe(), shutdown.clone());
 
-    let balancer = start_balancer(&config, &identity, apis.clone(), shutdown.clone()).await?;
-    let client = api_client(&config, &identity).await?;
-    let peer: Arc<dyn PeerNetwork> = Arc::new(TlsNetwork::new(&identity.client)?);
+    let mut vital = JoinSet::new();
+    let balancer = start_balancer(&config, &credentials, apis.clone(), &mut vital, shutdown.clone()).await?;
+    let (client, api) =
+        api_client::renewable(config.balancer_port, &credentials.client).await.map_err(Error::Client)?;
+    let peer = Arc::new(TlsNetwork::new(&credentials.client)?);
+    let serving = watch::Sender::new(tls::serving(&credentials.serving)?);
+    let settings = credentials.settings.clone();
+    let parts = Parts {
+        config: &config,
+        settings: &settings,
+        client: client.clone(),
+        peer: peer.clone(),
+        serving: serving.subscribe(),
+    };
+    // Before the rest, which may have expired certificates until then.
+    let renewal = Arc::new(Renewal {
+        node: config.name.clone(),
+        data_dir: config.data_dir.clone(),
+        credentials: Mutex::new(credentials),
+        masters: masters.subscribe(),
+        network: peer.clone(),
+        serving,
+        api,
+    });
+    let until = shutdown.clone();
+    tokio::spawn(supervise("certificate-renewal", move || renewal.clone().run(until.clone())));
     let network = Network::start(
-        network_config(&config, &identity.settings)?,
+        network_config(&config, &settings)?,
         client.clone(),
         apis,
         Some(balancer),
@@ -89,41 +118,59 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
     let health = watch::Sender::new(Health { ready: true, reason: String::new() });
     let heartbeat =
         Heartbeat { node: config.name.clone(), network: peer, health: health.subscribe(), masters };
-    tokio::spawn(heartbeat.run(shutdown.clone()));
+    vital.spawn(catch("heartbeat", heartbeat.run(shutdown.clone())));
 
-    let result = run_parts(&config, &identity, client, &network, shutdown.clone()).await;
+    let result = tokio::select! {
+        biased;
+        result = parts.run(&network, shutdown.clone()) => result,
+        panicked = first_panic(vital) => Err(panicked.into()),
+    };
     shutdown.cancel();
     network.stopped().await;
     result
 }
 
-/// Runtime, operators' port and agent: all run until shutdown, and the worker
-/// ends when one of them fails.
-async fn run_parts(
-    config: &WorkerConfig,
-    identity: &Identity,
-    client: kube::Client,
-    network: &Network,
-    shutdown: CancellationToken,
-) -> Result<(), Error> {
-    let runtime = async {
-        if config.cri_socket.is_some() {
-            shutdown.cancelled().await;
-            return Ok(());
+/// The first panic in one of the tasks; there may never be one.
+async fn first_panic(mut tasks: JoinSet<Result<(), Panicked>>) -> Panicked {
+    loop {
+        match tasks.join_next().await {
+            Some(Ok(Err(panicked))) => return panicked,
+            Some(_) => {}
+            None => std::future::pending().await,
         }
-        let pods = Arc::new(PodSandboxes(network.pod_network().clone()));
-        worker_runtime::serve(runtime_config(config)?, pods, shutdown.clone()).await.map_err(Error::from)
-    };
-    let operators = async {
-        let serving: Arc<dyn PeerNetwork> = Arc::new(TlsNetwork::new(&identity.serving)?);
-        let address = SocketAddr::new(config.address, config.admin_port).to_string();
-        Ok(crate::images::serve(serving, &address, config.cri_socket(), shutdown.clone()).await?)
-    };
-    let agent = async {
-        let agent = agent_config(config, identity)?;
-        worker_agent::run(agent, client, shutdown.clone()).await.map_err(Error::from)
-    };
-    tokio::try_join!(runtime, operators, agent).map(drop)
+    }
+}
+
+/// What runtime, operators' port and agent are made from.
+struct Parts<'a> {
+    config: &'a WorkerConfig,
+    settings: &'a ClusterSettings,
+    client: kube::Client,
+    peer: Arc<TlsNetwork>,
+    serving: watch::Receiver<Arc<rustls::ServerConfig>>,
+}
+
+impl Parts<'_> {
+    /// All run until shutdown, and the worker ends when one of them fails.
+    async fn run(self, network: &Network, shutdown: CancellationToken) -> Result<(), Error> {
+        let config = self.config;
+        let runtime = async {
+            if config.cri_socket.is_some() {
+                shutdown.cancelled().await;
+                return Ok(());
+            }
+            let pods = Arc::new(PodSandboxes(network.pod_network().clone()));
+            worker_runtime::serve(runtime_config(config)?, pods, shutdown.clone()).await.map_err(Error::from)
+        };
+        let operators = async {
+            let address = SocketAddr::new(config.address, config.admin_port).to_string();
+            Ok(crate::images::serve(self.peer, &address, config.cri_socket(), shutdown.clone()).await?)
+        };
+        let agent = agent_config(config, self.settings, self.serving);
+        let agent =
+            async { worker_agent::run(agent, self.client, shutdown.clone()).await.map_err(Error::from) };
+        tokio::try_join!(runtime, operators, agent).map(drop)
+    }
 }
 
 fn runtime_config(config: &WorkerConfig) -> Result<RuntimeConfig, Error> {
@@ -155,41 +202,36 @@ fn network_config(config: &WorkerConfig, settings: &ClusterSettings) -> Result<N
     Ok(network)
 }
 
-fn agent_config(config: &WorkerConfig, identity: &Identity) -> Result<AgentConfig, Error> {
-    let serving = tls::serving(&identity.serving)?;
+fn agent_config(
+    config: &WorkerConfig,
+    settings: &ClusterSettings,
+    serving: watch::Receiver<Arc<rustls::ServerConfig>>,
+) -> AgentConfig {
     let mut agent = AgentConfig::new(
         &config.name,
         config.address,
         config.cri_socket(),
         config.data_dir.join("agent"),
-        watch::Sender::new(serving).subscribe(),
+        serving,
     );
-    agent.cluster_dns = vec![identity.settings.dns_address.into()];
-    agent.cluster_domain = identity.settings.cluster_domain.clone();
+    agent.cluster_dns = vec![settings.dns_address.into()];
+    agent.cluster_domain = settings.cluster_domain.clone();
     agent.max_pods = config.max_pods;
     agent.listen = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), config.node_port);
     agent.cgroup_root = config.cgroup_root.to_string_lossy().into_owned();
     agent.labels = config.labels.clone();
-    Ok(agent)
-}
-
-/// The agent's and the network's way to the masters: through the local balancer.
-async fn api_client(config: &WorkerConfig, identity: &Identity) -> Result<kube::Client, Error> {
-    let text = tls::kubeconfig(&format!("https://127.0.0.1:{}", config.balancer_port), &identity.client);
-    let failed = |e: &dyn std::fmt::Display| Error::Client(e.to_string());
-    let file = Kubeconfig::from_yaml(&text).map_err(|e| failed(&e))?;
-    let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
-    kube::Client::try_from(config.map_err(|e| failed(&e))?).map_err(|e| failed(&e))
+    agent
 }
 
 async fn start_balancer(
     config: &WorkerConfig,
-    identity: &Identity,
+    credentials: &NodeCredentials,
     masters: watch::Receiver<Vec<SocketAddr>>,
+    vital: &mut JoinSet<Result<(), Panicked>>,
     shutdown: CancellationToken,
 ) -> Result<Arc<Balancer>, Error> {
     let probe = ReadyzProbe::new(
-        tls::trusting(&identity.client)?,
+        tls::trusting(&credentials.client)?,
         ServerName::try_from("kubernetes").map_err(tls::Error::from)?,
     );
     let balancer = Balancer::start(BalancerConfig::default(), masters, Arc::new(probe), shutdown.clone());
@@ -197,52 +239,59 @@ async fn start_balancer(
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| Error::System { what: format!("listening on {address}"), source })?;
-    tokio::spawn(balancer.clone().serve(listener, ListenerLimits::HOST, shutdown));
+    vital.spawn(catch("balancer", balancer.clone().serve(listener, ListenerLimits::HOST, shutdown)));
     Ok(balancer)
 }
 
 /// The API addresses of the masters, parsed once for everybody.
 fn api_addresses(
-    mut masters: watch::Receiver<Vec<Master>>,
+    masters: watch::Receiver<Vec<Master>>,
     shutdown: CancellationToken,
 ) -> watch::Receiver<Vec<SocketAddr>> {
     let parse = |masters: &[Master]| masters.iter().filter_map(|m| m.api.parse().ok()).collect::<Vec<_>>();
-    let (sender, receiver) = watch::channel(parse(&masters.borrow_and_update()));
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return,
-                changed = masters.changed() => if changed.is_err() { return },
+    let (sender, receiver) = watch::channel(parse(&masters.borrow()));
+    tokio::spawn(supervise("api-addresses", move || {
+        let (mut masters, sender, shutdown) = (masters.clone(), sender.clone(), shutdown.clone());
+        async move {
+            loop {
+                let addresses = parse(&masters.borrow_and_update());
+                sender.send_replace(addresses);
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return,
+                    changed = masters.changed() => if changed.is_err() { return },
+                }
             }
-            let addresses = parse(&masters.borrow_and_update());
-            sender.send_replace(addresses);
         }
-    });
+    }));
     receiver
 }
 
 /// Writes changed members to disk, so that a restart finds them when all have moved.
 fn remember_masters(
     config: &WorkerConfig,
-    identity: &Identity,
-    mut masters: watch::Receiver<Vec<Master>>,
+    credentials: &NodeCredentials,
+    masters: watch::Receiver<Vec<Master>>,
     shutdown: CancellationToken,
 ) {
-    let (mut identity, data_dir) = (identity.clone(), config.data_dir.clone());
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return,
-                changed = masters.changed() => if changed.is_err() { return },
-            }
-            identity.masters.clone_from(&masters.borrow_and_update());
-            if let Err(error) = identity.store(&data_dir) {
-                tracing::warn!(%error, "the masters could not be written down");
+    let (credentials, data_dir) = (credentials.clone(), config.data_dir.clone());
+    tokio::spawn(supervise("remembered-masters", move || {
+        let (mut credentials, data_dir) = (credentials.clone(), data_dir.clone());
+        let (mut masters, shutdown) = (masters.clone(), shutdown.clone());
+        async move {
+            loop {
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return,
+                    changed = masters.changed() => if changed.is_err() { return },
+                }
+                credentials.masters.clone_from(&masters.borrow_and_update());
+                if let Err(error) = credentials.store_record(&data_dir) {
+                    tracing::warn!(%error, "the masters could not be written down");
+                }
             }
         }
-    });
+    }));
 }
 
 /// Removes everything a worker left on this machine, also after a crash.

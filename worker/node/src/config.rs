@@ -64,13 +64,13 @@ impl Default for WorkerConfig {
 /// Why a configuration is refused; each text is one line and says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A node needs a name.
+    /// The worker has no name.
     #[error("no name: give --name")]
     NoName,
-    /// A node needs an address of its own.
+    /// No address that others reach this worker at.
     #[error("no address: give --address an IPv4 address of this machine that masters reach")]
     NoAddress,
-    /// The overlay is IPv4.
+    /// An IPv6 address, which the overlay does not speak.
     #[error("the address {0} is not IPv4, which the pod network needs")]
     NotIpv4(IpAddr),
 }

@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use crate::identity::Master;
+use crate::credentials::Master;
 
 /// Beats go out this often.
 const INTERVAL: Duration = Duration::from_millis(1000);

@@ -42,7 +42,9 @@ pub async fn serve(
     Ok(())
 }
 
+/// Passes requests of operators on to the runtime.
 struct Relay {
+    /// The runtime's unix socket.
     socket: PathBuf,
 }
 

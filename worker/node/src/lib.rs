@@ -4,18 +4,22 @@
 //! | file | does |
 //! | --- | --- |
 //! | `config.rs` | the typed configuration |
-//! | `identity.rs` | joining; certificates on disk |
+//! | `credentials.rs` | joining; certificates on disk |
+//! | `renewal.rs` | new certificates while it runs |
+//! | `api_client.rs` | the client of the API, whose certificate is renewed |
 //! | `heartbeat.rs` | beats to the leader; who the masters are |
 //! | `build.rs` | puts the parts together |
 //! | `sandbox.rs` | the runtime's seam to the pod network |
 //! | `tls.rs` | TLS configurations from PEM |
 //! | `images.rs` | the image service for operators |
 
+mod api_client;
 mod build;
 pub mod config;
+pub mod credentials;
 pub mod heartbeat;
-pub mod identity;
 mod images;
+mod renewal;
 mod sandbox;
 pub mod tls;
 

@@ -63,7 +63,7 @@ pub async fn connect_as(
     let mut stream = Shaped::new(stream, links.clone(), (remote.ip(), local.ip()));
     say(&mut stream, identity).await?;
     let peer = hear(&mut stream).await?;
-    Ok(Connection { stream: Box::new(stream), peer, remote })
+    Ok(Connection { stream: Box::new(stream), peer, expired_peer: None, remote })
 }
 
 /// Connects as TCP does. Turmoil says at once that nobody listens where a cut has
@@ -195,7 +195,9 @@ async fn accept_loop(
             };
             if let Ok(Ok(peer)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
                 // A listener that has gone takes nobody.
-                let _ = sender.send(Connection { stream: Box::new(stream), peer, remote }).await;
+                let _ = sender
+                    .send(Connection { stream: Box::new(stream), peer, expired_peer: None, remote })
+                    .await;
             }
         });
     }

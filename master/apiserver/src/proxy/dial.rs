@@ -1,6 +1,7 @@
 //! Connections from the API server: TLS with a client certificate to nodes, plain TCP or TLS to pods.
 
 use std::net::SocketAddr;
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use proto_api::status::Status;
@@ -22,7 +23,7 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for T {}
 
 /// Dials nodes.
-pub struct NodeDialer(NodeClient);
+pub struct NodeDialer(RwLock<NodeClient>);
 
 /// A node's HTTPS server.
 #[derive(Clone, Debug)]
@@ -36,7 +37,12 @@ pub struct NodeAddress {
 impl NodeDialer {
     /// A dialer that shows the client's certificate.
     pub fn new(client: NodeClient) -> Self {
-        Self(client)
+        Self(RwLock::new(client))
+    }
+
+    /// Shows another certificate from now on.
+    pub fn replace(&self, client: NodeClient) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = client;
     }
 
     /// Connects to a node.
@@ -46,7 +52,8 @@ impl NodeDialer {
     /// What went wrong, with the address.
     pub async fn dial(&self, to: &NodeAddress) -> Result<Box<dyn Stream>, String> {
         let text = |error: &dyn std::fmt::Display| format!("dial tcp {}: {error}", to.address);
-        let config = self.0.config(&to.node).map_err(|e| text(&e))?;
+        let client = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let config = client.config(&to.node).map_err(|e| text(&e))?;
         let connected = tokio::time::timeout(DIAL_TIMEOUT, async {
             let stream = TcpStream::connect(to.address).await?;
             stream.set_nodelay(true)?;

@@ -7,13 +7,14 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use consensus::{MasterAddress, Restore, RestoreTarget, Restored};
 use proto_env::{Disk, Env};
 
 use super::bundle::{self, Contents, Visitor};
 use super::{Error, Manifest, Passphrase, place_error};
-use crate::identity::Identity;
+use crate::identity::MasterIdentity;
 use crate::pki::KeyFiles;
 use crate::pki::files::write_private;
 
@@ -126,11 +127,11 @@ impl Work<'_> {
         bundle::matches(&manifest, restored.revision_before, restored.objects)?;
         let (data_dir, disk) = (&self.options.data_dir, &self.env.disk);
         KeyFiles::new(data_dir, disk.clone()).store(&contents.keys)?;
-        let identity = Identity {
+        let identity = MasterIdentity {
             node_id: restored.node_id,
             cluster_id: self.cluster_id.clone(),
             settings: contents.settings,
-            keys: contents.keys,
+            keys: Arc::new(contents.keys),
             founding: false,
             started_before: true,
             // The cluster that was backed up may live on: a copy of it must not stop it.

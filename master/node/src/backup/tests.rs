@@ -21,7 +21,7 @@ use super::bundle::{self, BundleWriter};
 use super::manifest::{FORMAT, HEAD, MANIFEST};
 use super::*;
 use crate::config::MasterConfig;
-use crate::identity::Identity;
+use crate::identity::MasterIdentity;
 use crate::pki::ClusterKeys;
 use crate::recover::Survivor;
 
@@ -179,10 +179,10 @@ fn options(data_dir: &Path) -> RestoreOptions {
 }
 
 /// Starts the master of a data directory, as `build` does, and waits until it leads.
-async fn started(data_dir: &Path) -> (Arc<Consensus>, Identity) {
+async fn started(data_dir: &Path) -> (Arc<Consensus>, MasterIdentity) {
     let env = env(Arc::new(SystemDisk));
     let config = MasterConfig { data_dir: data_dir.to_owned(), ..MasterConfig::default() };
-    let identity = Identity::obtain(&config, &env).await.unwrap();
+    let identity = MasterIdentity::obtain(&config, &env).await.unwrap();
     let consensus = Consensus::start(
         ConsensusConfig {
             node_id: identity.node_id,
@@ -341,7 +341,7 @@ async fn a_restore_that_dies_at_any_operation_is_no_master_and_can_be_run_again(
         }
         deaths += 1;
         let config = MasterConfig { data_dir: data.clone(), ..MasterConfig::default() };
-        let refused = Identity::obtain(&config, &alive).await.err().map(|error| error.to_string());
+        let refused = MasterIdentity::obtain(&config, &alive).await.err().map(|error| error.to_string());
         let refused = refused.unwrap_or_else(|| panic!("a master starts after {deaths} operations"));
         if refused.contains("half restored") {
             half += 1;

@@ -1,22 +1,60 @@
 //! The cluster CA: signs the certificates of masters, nodes, components and
-//! operators. Who a certificate names is decided here, never by a request.
+//! operators. Who a certificate names is decided here, never by a request. The
+//! serving certificates of nodes come from a CA of their own, which only API
+//! servers trust: a node that could get a name of a master into its certificate
+//! would still be nobody to kubectl.
 
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
+use zeroize::Zeroizing;
 
 use super::Error;
 
-/// Certificates are valid a little before now, because clocks differ.
+/// Certificates are valid a little before now, because clocks differ: this much, or a
+/// tenth of a life that is short.
 const BACKDATE: Duration = Duration::hours(1);
-/// The CA outlives the machines.
+/// Life of the CA: it outlives the machines.
 const CA_DAYS: i64 = 3650;
-/// Leaves last a year, as in Kubernetes.
-const LEAF_DAYS: i64 = 365;
+/// Life of all other certificates where nobody says otherwise: a year, as in Kubernetes.
+pub const DEFAULT_LIFETIME: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
+/// PKCS#8 of an Ed25519 key (RFC 8410) up to its 32 bytes.
+const ED25519_PKCS8: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+
+/// What a certificate is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Usage {
+    /// Its holder proves who it is to servers.
+    Client,
+    /// Its holder is a server under the names in it.
+    Server,
+    /// Both, on the peer port.
+    Peer,
+}
+
+/// When a certificate is valid.
+#[derive(Debug, Clone, Copy)]
+pub struct Validity {
+    not_before: OffsetDateTime,
+    not_after: OffsetDateTime,
+}
+
+impl Validity {
+    /// From now, and a little before, for `lifetime`.
+    pub fn new(now: SystemTime, lifetime: std::time::Duration) -> Self {
+        let now = OffsetDateTime::from(now);
+        let lifetime = Duration::try_from(lifetime).unwrap_or(Duration::days(CA_DAYS));
+        Self { not_before: now - BACKDATE.min(lifetime / 10), not_after: now + lifetime }
+    }
+}
 
 /// Whom a certificate names: CN is the user, O the groups.
 #[derive(Debug, Clone)]
@@ -59,11 +97,7 @@ impl Authority {
     /// A new self-signed CA; `cluster_id` makes its name unique.
     pub fn create(cluster_id: &str, now: OffsetDateTime) -> Result<Self, Error> {
         let key = KeyPair::generate()?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = name(&Subject { user: format!("ephor-ca-{cluster_id}"), groups: vec![] });
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages =
-            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        let mut params = ca_params(&format!("ephor-ca-{cluster_id}"));
         params.not_before = now - BACKDATE;
         params.not_after = now + Duration::days(CA_DAYS);
         let certificate_pem = params.self_signed(&key)?.pem();
@@ -86,10 +120,37 @@ impl Authority {
         &self.key_pem
     }
 
+    /// The CA of the nodes' serving certificates. Its key is derived from this CA's, so
+    /// that every master has it and nobody has to hand it over; its certificate differs
+    /// with every call in nothing but the signature.
+    ///
+    /// # Errors
+    /// Where the derived key is refused, which it never is.
+    pub fn node_serving(&self) -> Result<Self, Error> {
+        let mut hash = Sha256::new_with_prefix(b"ephor node serving CA\0");
+        hash.update(&Zeroizing::new(self.issuer.key().serialize_der())[..]);
+        let mut pkcs8 = Zeroizing::new(ED25519_PKCS8.to_vec());
+        pkcs8.extend_from_slice(&Zeroizing::new(<[u8; 32]>::from(hash.finalize()))[..]);
+        let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(&pkcs8[..]))?;
+        let mut params = ca_params("ephor-node-serving-ca");
+        params.not_before = OffsetDateTime::UNIX_EPOCH;
+        params.not_after = OffsetDateTime::UNIX_EPOCH + Duration::days(200 * 365);
+        Self::load(params.self_signed(&key)?.pem(), key.serialize_pem())
+    }
+
     /// Makes a key and a certificate for it. Names may be DNS names or addresses.
-    pub fn issue(&self, subject: &Subject, names: &[String], now: OffsetDateTime) -> Result<Issued, Error> {
+    ///
+    /// # Errors
+    /// Where a name is neither.
+    pub fn issue(
+        &self,
+        subject: &Subject,
+        names: &[String],
+        usage: Usage,
+        validity: Validity,
+    ) -> Result<Issued, Error> {
         let key = KeyPair::generate()?;
-        let params = leaf(subject, names, now)?;
+        let params = leaf(subject, names, usage, validity)?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Issued {
             chain_pem: format!("{}{}", certificate.pem(), self.certificate_pem),
@@ -104,10 +165,12 @@ impl Authority {
         csr_pem: &str,
         subject: &Subject,
         names: &[String],
-        now: OffsetDateTime,
+        usage: Usage,
+        validity: Validity,
     ) -> Result<String, Error> {
         let request = CertificateSigningRequestParams::from_pem(csr_pem)?;
-        let certificate = leaf(subject, names, now)?.signed_by(&request.public_key, &self.issuer)?;
+        let certificate =
+            leaf(subject, names, usage, validity)?.signed_by(&request.public_key, &self.issuer)?;
         Ok(format!("{}{}", certificate.pem(), self.certificate_pem))
     }
 }
@@ -121,15 +184,32 @@ fn name(subject: &Subject) -> DistinguishedName {
     name
 }
 
-fn leaf(subject: &Subject, names: &[String], now: OffsetDateTime) -> Result<CertificateParams, Error> {
+fn ca_params(common_name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name(&Subject { user: common_name.to_owned(), groups: vec![] });
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages =
+        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params
+}
+
+fn leaf(
+    subject: &Subject,
+    names: &[String],
+    usage: Usage,
+    validity: Validity,
+) -> Result<CertificateParams, Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = name(subject);
     params.subject_alt_names = names.iter().map(|n| alt_name(n)).collect::<Result<_, _>>()?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    params.not_before = now - BACKDATE;
-    params.not_after = now + Duration::days(LEAF_DAYS);
+    params.extended_key_usages = match usage {
+        Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        Usage::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
+        Usage::Peer => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+    };
+    params.not_before = validity.not_before;
+    params.not_after = validity.not_after;
     params.use_authority_key_identifier_extension = true;
     Ok(params)
 }
@@ -143,31 +223,102 @@ fn alt_name(name: &str) -> Result<SanType, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use proto_env::CertificateInfo;
+    use rustls::client::WebPkiServerVerifier;
+    use rustls::client::danger::ServerCertVerifier;
+    use rustls::pki_types::{ServerName, UnixTime};
+    use rustls::{CertificateError, RootCertStore};
+
     use super::*;
+    use crate::pki::files::certificates;
+
+    const YEAR: std::time::Duration = DEFAULT_LIFETIME;
+
+    fn year_from_now() -> Validity {
+        Validity::new(SystemTime::now(), YEAR)
+    }
+
+    fn csr(params: CertificateParams) -> String {
+        params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap()
+    }
+
+    /// What a client that trusts `authority` makes of a server called `name` at a time.
+    fn verify(authority: &Authority, chain: &str, name: &str, at: SystemTime) -> Result<(), rustls::Error> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(certificates(authority.certificate_pem()).unwrap().remove(0)).unwrap();
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+        let chain = certificates(chain).unwrap();
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let at = UnixTime::since_unix_epoch(at.duration_since(SystemTime::UNIX_EPOCH).unwrap());
+        verifier.verify_server_cert(&chain[0], &chain[1..], &name, &[], at).map(drop)
+    }
 
     #[test]
     fn a_request_cannot_choose_its_own_subject() {
-        let now = OffsetDateTime::now_utc();
-        let authority = Authority::create("test", now).unwrap();
-        let key = KeyPair::generate().unwrap();
+        let authority = Authority::create("test", OffsetDateTime::now_utc()).unwrap();
         let mut wanted = CertificateParams::default();
         wanted.distinguished_name = name(&Subject::new("admin", "system:masters"));
-        let csr = wanted.serialize_request(&key).unwrap().pem().unwrap();
-        let chain = authority.sign(&csr, &Subject::node("w1"), &["10.0.0.1".into()], now).unwrap();
-        let (_, pem) = x509_parser::pem::parse_x509_pem(chain.as_bytes()).unwrap();
-        let certificate = pem.parse_x509().unwrap();
-        assert_eq!(certificate.subject().to_string(), "O=system:nodes, CN=system:node:w1");
+        let names = ["10.0.0.1".to_owned()];
+        let chain = authority
+            .sign(&csr(wanted), &Subject::node("w1"), &names, Usage::Client, year_from_now())
+            .unwrap();
+        let named = CertificateInfo::from_pem(&chain).unwrap().identity;
+        assert_eq!(named.common_name, "system:node:w1");
+        assert_eq!(named.organizations, ["system:nodes"]);
     }
 
     #[test]
     fn a_ca_signs_the_same_after_it_was_read_back() {
-        let now = OffsetDateTime::now_utc();
-        let made = Authority::create("test", now).unwrap();
+        let made = Authority::create("test", OffsetDateTime::now_utc()).unwrap();
         let read = Authority::load(made.certificate_pem().into(), made.key_pem().into()).unwrap();
-        let issued = read.issue(&Subject::new("a", "b"), &["localhost".into()], now).unwrap();
-        let (_, ca) = x509_parser::pem::parse_x509_pem(made.certificate_pem().as_bytes()).unwrap();
-        let (_, leaf) = x509_parser::pem::parse_x509_pem(issued.chain_pem.as_bytes()).unwrap();
-        let ca = ca.parse_x509().unwrap();
-        assert_eq!(leaf.parse_x509().unwrap().issuer(), ca.subject());
+        let subject = Subject::new("a", "b");
+        let issued = read.issue(&subject, &["localhost".into()], Usage::Server, year_from_now()).unwrap();
+        verify(&made, &issued.chain_pem, "localhost", SystemTime::now()).unwrap();
+    }
+
+    #[test]
+    fn only_who_trusts_the_nodes_ca_believes_a_node_its_name() {
+        let authority = Authority::create("test", OffsetDateTime::now_utc()).unwrap();
+        let nodes = authority.node_serving().unwrap();
+        let copy = Authority::load(authority.certificate_pem().into(), authority.key_pem().into()).unwrap();
+        let elsewhere = copy.node_serving().unwrap();
+        let stolen = ["kubernetes.default.svc".to_owned()];
+        let csr = csr(CertificateParams::default());
+        let chain = nodes.sign(&csr, &Subject::node("w1"), &stolen, Usage::Server, year_from_now()).unwrap();
+        let now = SystemTime::now();
+        // Every master derives the same CA.
+        verify(&elsewhere, &chain, &stolen[0], now).unwrap();
+        let refused = verify(&authority, &chain, &stolen[0], now).unwrap_err();
+        assert_eq!(refused, CertificateError::UnknownIssuer.into());
+        let other = Authority::create("other", OffsetDateTime::now_utc()).unwrap().node_serving().unwrap();
+        verify(&other, &chain, &stolen[0], now).unwrap_err();
+    }
+
+    #[test]
+    fn certificates_made_by_a_clock_a_year_ahead_are_good_then() {
+        let made = SystemTime::now();
+        let authority = Authority::create("test", made.into()).unwrap();
+        let old = authority.issue(&Subject::new("a", "b"), &["m1".into()], Usage::Server, year_from_now());
+        let later = made + YEAR + std::time::Duration::from_secs(24 * 3600);
+        verify(&authority, &old.unwrap().chain_pem, "m1", later).unwrap_err();
+        let validity = Validity::new(later, YEAR);
+        let new = authority.issue(&Subject::new("a", "b"), &["m1".into()], Usage::Server, validity).unwrap();
+        verify(&authority, &new.chain_pem, "m1", later).unwrap();
+    }
+
+    #[test]
+    fn a_short_life_is_not_backdated_away() {
+        let (now, lifetime) = (SystemTime::now(), std::time::Duration::from_secs(30));
+        let authority = Authority::create("test", now.into()).unwrap();
+        let validity = Validity::new(now, lifetime);
+        let issued = authority.issue(&Subject::new("a", "b"), &[], Usage::Client, validity).unwrap();
+        let info = CertificateInfo::from_pem(&issued.chain_pem).unwrap();
+        assert!(!info.is_expired(now + std::time::Duration::from_secs(28)));
+        assert!(info.renew_at() > now + std::time::Duration::from_secs(15));
+        assert!(info.renew_at() < now + std::time::Duration::from_secs(21));
     }
 }

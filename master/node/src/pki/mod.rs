@@ -5,7 +5,7 @@
 pub mod authority;
 pub mod files;
 
-pub use authority::{Authority, Issued, Subject};
+pub use authority::{Authority, DEFAULT_LIFETIME, Issued, Subject, Usage, Validity};
 pub use files::{ClusterKeys, KeyFiles};
 
 /// Why keys or certificates cannot be made or read.

@@ -1,6 +1,7 @@
 //! `ephor kubeconfig`: prints an operator's kubeconfig, on a master.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
@@ -14,6 +15,9 @@ pub struct KubeconfigArgs {
     /// The URL clients use; an address that outlives this master is best
     #[arg(long, default_value = "https://127.0.0.1:6443", value_name = "URL")]
     server: String,
+    /// How long its certificate lives; this command makes the next one
+    #[arg(long, value_name = "TIME", default_value = "365d", value_parser = humantime::parse_duration)]
+    lifetime: Duration,
     /// Write it here (0600) instead of printing it
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -22,9 +26,13 @@ pub struct KubeconfigArgs {
 /// Runs `ephor kubeconfig`.
 pub fn run(arguments: &KubeconfigArgs) -> Result<()> {
     match &arguments.output {
-        Some(path) => crate::kubeconfig::write_admin(&arguments.data_dir, &arguments.server, path),
+        Some(path) => {
+            let KubeconfigArgs { data_dir, server, lifetime, .. } = arguments;
+            crate::kubeconfig::write_admin(data_dir, server, *lifetime, path)
+        }
         None => {
-            print!("{}", crate::kubeconfig::admin(&arguments.data_dir, &arguments.server)?);
+            let KubeconfigArgs { data_dir, server, lifetime, .. } = arguments;
+            print!("{}", crate::kubeconfig::admin(data_dir, server, *lifetime)?);
             Ok(())
         }
     }

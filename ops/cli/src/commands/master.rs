@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use worker_network::{Network, NetworkConfig};
 
 use crate::config_file::{self, set};
+use crate::free_space;
 use crate::logging::{self, Format};
-use crate::room;
 use crate::signals;
 
 /// Flags of `ephor master`; see [`MasterConfig`] for what they mean.
@@ -33,7 +33,7 @@ pub struct MasterArgs {
     /// How log lines look
     #[arg(long, value_enum, default_value_t = Format::Text)]
     log_format: Format,
-    /// Create a new cluster (only with an empty data directory)
+    /// Create a new cluster in an empty data directory and end; said once, before the first start
     #[arg(long, conflicts_with = "join")]
     init: bool,
     /// Join the cluster that has a master at HOST:PORT (peer port, 6444); several are tried in order
@@ -84,6 +84,9 @@ pub struct MasterArgs {
     /// Entries of the log between two snapshots [default: 20000]
     #[arg(long, value_name = "ENTRIES")]
     snapshot_count: Option<u64>,
+    /// How long certificates of masters and nodes live, the same on all masters [default: 365d]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    certificate_lifetime: Option<Duration>,
     /// Another name or address for the serving certificate; may be repeated
     #[arg(long = "tls-san", value_name = "NAME")]
     tls_san: Vec<String>,
@@ -101,7 +104,6 @@ pub struct MasterArgs {
 impl MasterArgs {
     fn into_config(self) -> Result<MasterConfig> {
         let mut config: MasterConfig = config_file::load(self.config.as_deref())?;
-        config.init |= self.init;
         if self.join.is_some() {
             config.join = self.join;
         }
@@ -125,6 +127,7 @@ impl MasterArgs {
         set(&mut config.disk_reserve_mib, self.disk_reserve_mib);
         set(&mut config.log_mib, self.log_mib);
         set(&mut config.snapshot_count, self.snapshot_count);
+        set(&mut config.certificate_lifetime_s, self.certificate_lifetime.map(seconds));
         config.tls_san.extend(self.tls_san);
         set(&mut config.cluster.pod_cidr, self.pod_cidr);
         set(&mut config.cluster.service_cidr, self.service_cidr);
@@ -140,13 +143,16 @@ impl MasterArgs {
 
 /// Runs `ephor master`.
 pub async fn run(arguments: MasterArgs) -> Result<()> {
-    let (print, format) = (arguments.print_config, arguments.log_format);
+    let (print, format, init) = (arguments.print_config, arguments.log_format, arguments.init);
     let mut config = arguments.into_config()?;
     if print {
         config.token = config.token.map(|_| "<hidden>".into());
         return config_file::print(&config);
     }
     config.validate()?;
+    if init {
+        return create(&config);
+    }
     logging::init(format);
     let shutdown = CancellationToken::new();
     signals::cancel_on_termination(shutdown.clone())?;
@@ -154,11 +160,25 @@ pub async fn run(arguments: MasterArgs) -> Result<()> {
     // A token of its own: a master that stops for want of space waits on the other one.
     let result = run_once(config, shutdown.child_token()).await;
     match result {
-        Err(error) if is_of_store(&error) && room::is_short(&data_dir, reserve) => {
-            room::start_again_with_room(&data_dir, reserve, &error, &shutdown).await
+        Err(error) if is_of_store(&error) && free_space::is_short(&data_dir, reserve) => {
+            free_space::start_again_once_free(&data_dir, reserve, &error, &shutdown).await
         }
         other => other,
     }
+}
+
+/// Creates a cluster, which its first master then is started for, as on every other day.
+fn create(config: &MasterConfig) -> Result<()> {
+    let env = Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new());
+    let cluster_id = master_node::create(config, &env)?;
+    println!(
+        "Cluster {cluster_id} was created in {}.\n\
+         Start its first master, now and ever after with the same flags but --init: ephor master \
+         --advertise-address {} ...",
+        config.data_dir.display(),
+        config.advertise_address
+    );
+    Ok(())
 }
 
 /// Whether an error may come from a full disk.

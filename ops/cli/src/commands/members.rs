@@ -214,7 +214,7 @@ async fn join_command(
         (Some(name), None) => format!("master {name}"),
         (None, None) => "a master".to_owned(),
     };
-    let token = token::create(&client, &ca, TokenRole::Master, ttl, &purpose).await?;
+    let token = token::create(&client, &ca, TokenRole::Master, None, ttl, &purpose).await?;
     let running = |m: &&Member| m.voter && matches!(&m.health[..], "ok" | "");
     let there: Vec<&str> =
         members.iter().filter(running).take(JOIN_ADDRESSES).map(|m| &m.peer_address[..]).collect();

@@ -1,4 +1,4 @@
-//! One file a command.
+//! The subcommands of `ephor`, one file each.
 
 pub mod backup;
 pub mod chaos;

@@ -2,9 +2,12 @@
 //! `--digest` compares their states at one revision and fails when they differ.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use k8s_openapi::jiff::Timestamp;
+use proto_env::CertificateInfo;
 use proto_wire::cluster::{MasterStatus, StatusRequest};
 
 use super::members::role_of;
@@ -41,10 +44,31 @@ pub async fn run(arguments: StatusArgs) -> Result<()> {
         let name = status.member.as_ref().map(|m| m.name.as_str()).unwrap_or_default();
         println!("autopilot ({name}): {}", status.autopilot);
     }
+    certificates(&masters, &kubeconfig)?;
     if arguments.digest {
         compare(&masters)?;
     }
     alarms(&masters)
+}
+
+/// Prints when the masters' certificates end, the CA, and the one of the kubeconfig used.
+fn certificates(masters: &[MasterStatus], kubeconfig: &std::path::Path) -> Result<()> {
+    let date = |seconds: u64| {
+        let at = Timestamp::from_second(i64::try_from(seconds).unwrap_or_default());
+        at.map(|it| it.to_string()).unwrap_or_default()
+    };
+    for status in masters.iter().filter(|status| !status.certificates.is_empty()) {
+        let name = status.member.as_ref().map(|m| m.name.as_str()).unwrap_or_default();
+        let ends = status.certificates.iter().map(|it| format!("{} {}", it.name, date(it.not_after)));
+        println!("certificates ({name}) end: {}", ends.collect::<Vec<_>>().join(", "));
+    }
+    let own = CertificateInfo::from_pem(&crate::kubeconfig::material(kubeconfig)?.certificate_pem)?;
+    let end = own.not_after.duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    println!("certificate of {} ends: {}", kubeconfig.display(), date(end));
+    if SystemTime::now() >= own.renew_at() {
+        println!("  make the next one on a master: ephor kubeconfig --output FILE");
+    }
+    Ok(())
 }
 
 /// Prints the alarms; fails when there are any.
@@ -54,8 +78,7 @@ fn alarms(masters: &[MasterStatus]) -> Result<()> {
         let name = status.member.as_ref().map(|m| m.name.as_str()).unwrap_or_default();
         for alarm in &status.alarms {
             raised += 1;
-            let when =
-                k8s_openapi::jiff::Timestamp::from_second(i64::try_from(alarm.since).unwrap_or_default());
+            let when = Timestamp::from_second(i64::try_from(alarm.since).unwrap_or_default());
             let when = when.map(|it| it.to_string()).unwrap_or_default();
             println!("ALARM {name} {} since {when}: {}", alarm.kind, alarm.reason);
         }

@@ -57,6 +57,9 @@ enum TokenCommand {
         /// Who may join with it
         #[arg(long, value_enum, default_value_t = TokenRole::Worker)]
         role: TokenRole,
+        /// The only worker that may join with it, also in place of a node of that name
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
         /// How long it is good for, such as 30m or 24h
         #[arg(long, default_value = "24h", value_parser = humantime::parse_duration)]
         ttl: Duration,
@@ -78,9 +81,12 @@ pub async fn run(arguments: TokenArgs) -> Result<()> {
     let kubeconfig = arguments.kubeconfig.unwrap_or_else(crate::kubeconfig::default_path);
     let client = crate::kubeconfig::client(&kubeconfig, None).await?;
     match arguments.command {
-        TokenCommand::Create { role, ttl, description } => {
+        TokenCommand::Create { role, node, ttl, description } => {
+            if node.is_some() && role == TokenRole::Master {
+                bail!("--node names a worker: it goes with --role worker");
+            }
             let ca = crate::kubeconfig::ca_of(&kubeconfig)?;
-            println!("{}", create(&client, &ca, role, ttl, &description).await?);
+            println!("{}", create(&client, &ca, role, node.as_deref(), ttl, &description).await?);
             Ok(())
         }
         TokenCommand::List => list(&client).await,
@@ -101,11 +107,12 @@ fn secrets(client: &Client) -> Api<Secret> {
     Api::namespaced(client.clone(), "kube-system")
 }
 
-/// Makes a token, stores it and returns it.
+/// Makes a token, for a worker of any name or of this one alone, stores it and returns it.
 pub async fn create(
     client: &Client,
     ca_pem: &str,
     role: TokenRole,
+    node: Option<&str>,
     ttl: Duration,
     description: &str,
 ) -> Result<JoinToken> {
@@ -115,13 +122,16 @@ pub async fn create(
         secret: random_text(16),
     };
     let expiration = humantime::format_rfc3339_seconds(SystemTime::now() + ttl).to_string();
-    let data: BTreeMap<String, String> = BTreeMap::from([
+    let mut data: BTreeMap<String, String> = BTreeMap::from([
         ("token-id".into(), token.id.clone()),
         ("token-secret".into(), token.secret.clone()),
         ("expiration".into(), expiration),
         ("description".into(), description.into()),
         (role.usage().into(), "true".into()),
     ]);
+    if let Some(node) = node {
+        data.insert(master_node::tokens::NODE_NAME.into(), node.into());
+    }
     let secret = Secret {
         metadata: ObjectMeta { name: Some(format!("{NAME_PREFIX}{}", token.id)), ..ObjectMeta::default() },
         type_: Some(SECRET_TYPE.into()),

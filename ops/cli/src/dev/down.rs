@@ -30,6 +30,7 @@ pub async fn down(root: &Path) -> Result<()> {
         api_port: 0,
         chaos: true,
         spares: MAX_SPARES,
+        certificate_lifetime: None,
     });
     let nodes = layout.nodes();
     process::stop(process::BALANCER, PATIENCE)?;

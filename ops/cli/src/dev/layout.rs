@@ -75,6 +75,18 @@ pub struct Layout {
     /// How many spare machines there are.
     #[serde(default)]
     pub spares: u8,
+    /// How long the certificates of masters and nodes live, in seconds; as usual where not said.
+    #[serde(default)]
+    pub certificate_lifetime: Option<u64>,
+}
+
+/// What has been done once for the whole cluster, and is never done again.
+#[derive(Debug, Clone, Copy)]
+pub enum Milestone {
+    /// The cluster was created on its first master.
+    Created,
+    /// Every node has joined.
+    Complete,
 }
 
 /// The largest number of workers that fits the address plan.
@@ -150,6 +162,23 @@ impl Layout {
         self.root.join("kubeconfig")
     }
 
+    fn milestone_file(&self, milestone: Milestone) -> PathBuf {
+        self.root.join(match milestone {
+            Milestone::Created => "created",
+            Milestone::Complete => "complete",
+        })
+    }
+
+    /// Whether this has been done.
+    pub fn has_reached(&self, milestone: Milestone) -> bool {
+        self.milestone_file(milestone).exists()
+    }
+
+    /// Writes down that this has been done.
+    pub fn reached(&self, milestone: Milestone) -> anyhow::Result<()> {
+        Ok(std::fs::write(self.milestone_file(milestone), "")?)
+    }
+
     /// Reads the layout of the cluster that lies in `root`.
     pub fn load(root: &Path) -> anyhow::Result<Option<Self>> {
         match std::fs::read(root.join("layout.json")) {
@@ -191,6 +220,7 @@ mod tests {
             api_port: 6443,
             chaos: true,
             spares: MAX_SPARES,
+            certificate_lifetime: None,
         };
         let nodes = layout.nodes();
         let names: std::collections::BTreeSet<_> = nodes.iter().map(|n| n.name.clone()).collect();

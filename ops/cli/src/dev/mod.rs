@@ -54,6 +54,9 @@ struct Size {
     /// Spare machines for masters that join during an experiment: they have an agent and nothing else
     #[arg(long, default_value_t = 0, requires = "chaos")]
     spare_masters: u8,
+    /// How long certificates of masters and nodes live, to see them renewed [default: 365d]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    certificate_lifetime: Option<std::time::Duration>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -68,6 +71,9 @@ enum DevCommand {
     Start {
         /// m1, w1, m1-chaos, ...
         node: String,
+        /// It has lost its data: let it take its place in the cluster again
+        #[arg(long)]
+        rejoin: bool,
     },
     /// Stop a node's process or its chaos agent: politely, killed, or only paused
     Stop {
@@ -130,10 +136,13 @@ pub fn run(arguments: DevArgs) -> Result<()> {
         Some(DevCommand::Down) => in_runtime(down::down(root)),
         Some(DevCommand::Balancer) => in_runtime(balancer::run(existing(root)?)),
         Some(DevCommand::Ps) => ps(&existing(root)?),
-        Some(DevCommand::Start { node }) => {
+        Some(DevCommand::Start { node, rejoin }) => {
             let layout = existing(root)?;
             match node.strip_suffix(chaos::AGENT_SUFFIX) {
                 Some(node) => chaos::start_agent(&layout, &node_in(&layout, node)?),
+                None if rejoin => {
+                    in_runtime(async move { up::rejoin_node(&layout, &node_in(&layout, &node)?).await })
+                }
                 None => in_runtime(async move { up::start_node(&layout, &node_in(&layout, &node)?).await }),
             }
         }
@@ -194,6 +203,7 @@ fn layout_for(root: &std::path::Path, size: &Size) -> Result<Layout> {
         api_port: size.api_port,
         chaos: size.chaos,
         spares: size.spare_masters,
+        certificate_lifetime: size.certificate_lifetime.map(|lifetime| lifetime.as_secs()),
     })
 }
 

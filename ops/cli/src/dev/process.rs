@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -24,11 +24,22 @@ pub(super) fn pid_file(name: &str) -> PathBuf {
 
 /// Starts `ephor ARGS` inside a node's namespaces.
 pub fn spawn_node(layout: &Layout, node: &DevNode, arguments: &[String]) -> Result<()> {
+    spawn(layout, &node.name, &on_node(layout, node, arguments)?)
+}
+
+/// Runs `ephor ARGS` inside a node's namespaces to its end.
+pub fn run_on_node(layout: &Layout, node: &DevNode, arguments: &[String]) -> Result<()> {
+    let output = Command::new(std::env::current_exe()?).args(on_node(layout, node, arguments)?).output()?;
+    ensure!(output.status.success(), "{}: {}", node.name, String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
+
+fn on_node(layout: &Layout, node: &DevNode, arguments: &[String]) -> Result<Vec<String>> {
     let exe = std::env::current_exe()?.to_string_lossy().into_owned();
     let mut command = vec!["dev".to_owned(), "--root".into(), layout.root.to_string_lossy().into_owned()];
     command.extend(["exec".to_owned(), node.name.clone(), "--".into(), exe]);
     command.extend_from_slice(arguments);
-    spawn(layout, &node.name, &command)
+    Ok(command)
 }
 
 /// Starts this binary in the background with its log in the cluster's root.

@@ -4,12 +4,13 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, Service};
 use kube::{Api, Client};
+use master_node::pki::DEFAULT_LIFETIME;
 use proto_env::SystemDisk;
 
-use super::layout::{DevNode, Layout, Role};
+use super::layout::{DevNode, Layout, Milestone, Role};
 use super::{bridge, chaos, namespace, process};
 use crate::commands::image;
 use crate::commands::token::{self, TokenRole};
@@ -20,6 +21,10 @@ use crate::progress::Steps;
 const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 /// Join tokens of a dev cluster last as long as anybody looks at it.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The token of a node that joins again is used at once.
+const REJOIN_LIFETIME: Duration = Duration::from_secs(3600);
+/// The master on which the cluster is created.
+const FIRST_MASTER: &str = "m1";
 
 /// Starts all nodes and waits until every one of them is ready.
 pub async fn up(layout: &Layout, images: &[PathBuf]) -> Result<()> {
@@ -44,6 +49,7 @@ pub async fn up(layout: &Layout, images: &[PathBuf]) -> Result<()> {
     steps.run("balancer", balancer(layout)).await?;
     let label = format!("{} workers", workers.len());
     steps.run(&label, start_workers(layout, &client, &workers)).await?;
+    layout.reached(Milestone::Complete)?;
     for file in images {
         let label = format!("image {}", file.display());
         steps.run(&label, load_image(layout, file, &workers)).await?;
@@ -61,9 +67,37 @@ fn wire(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// Starts one node's process again with the arguments it had.
+/// Starts one node's process, for the first time or again.
 pub async fn start_node(layout: &Layout, node: &DevNode) -> Result<()> {
-    process::spawn_node(layout, node, &arguments(layout, node)?)?;
+    spawn(layout, node, &arguments(layout, node)?)
+}
+
+/// Starts a node that has lost its data: it joins in place of the node it was.
+pub async fn rejoin_node(layout: &Layout, node: &DevNode) -> Result<()> {
+    let data = layout.data_dir(node);
+    ensure!(
+        !data.join("pki").exists(),
+        "{} has its data, in {}: start it as it is",
+        node.name,
+        data.display()
+    );
+    let client = kubeconfig::client(&layout.kubeconfig(), None).await?;
+    let ca = kubeconfig::ca_of(&layout.kubeconfig())?;
+    let (role, only) = match node.role {
+        Role::Master | Role::Spare => (TokenRole::Master, None),
+        Role::Worker => (TokenRole::Worker, Some(&node.name[..])),
+    };
+    let token = token::create(&client, &ca, role, only, REJOIN_LIFETIME, "ephor dev").await?;
+    let mut arguments = steady_arguments(layout, node);
+    arguments.extend(join_arguments(layout, node, &token.to_string()));
+    if node.role == Role::Master {
+        arguments.extend(["--replace".into(), node.name.clone()]);
+    }
+    spawn(layout, node, &arguments)
+}
+
+fn spawn(layout: &Layout, node: &DevNode, arguments: &[String]) -> Result<()> {
+    process::spawn_node(layout, node, arguments)?;
     if chaos::has_certificate(layout, node) { chaos::start_agent(layout, node) } else { Ok(()) }
 }
 
@@ -85,35 +119,63 @@ pub fn steady_arguments(layout: &Layout, node: &DevNode) -> Vec<String> {
         arguments.extend(["--insecure-registry".into(), registry]);
     } else {
         arguments.extend(["--masters".into(), layout.masters.to_string()]);
+        if let Some(seconds) = layout.certificate_lifetime {
+            arguments.extend(["--certificate-lifetime".into(), format!("{seconds}s")]);
+        }
     }
     arguments
 }
 
+/// The arguments of a node as it is: with its data, or joining for the first time.
 fn arguments(layout: &Layout, node: &DevNode) -> Result<Vec<String>> {
     let mut arguments = steady_arguments(layout, node);
-    if layout.data_dir(node).join("pki").exists() {
+    let data = layout.data_dir(node);
+    if data.join("pki").exists() {
         return Ok(arguments);
     }
-    if node.role == Role::Master && node.name == "m1" {
-        arguments.push("--init".into());
-    } else {
-        let token = std::fs::read_to_string(token_file(layout, node.role))?;
-        let join: Vec<String> = others(layout, node).map(|n| format!("{}:6444", n.address)).collect();
-        arguments.extend(["--join".into(), join.join(","), "--token".into(), token.trim().into()]);
+    let is_first = node.role == Role::Master && node.name == FIRST_MASTER;
+    if is_first || (layout.has_reached(Milestone::Complete) && node.role != Role::Spare) {
+        bail!(
+            "{} has lost its data ({} is empty): let it take its place again with `ephor dev start {} --rejoin`",
+            node.name,
+            data.display(),
+            node.name
+        );
     }
+    let token = std::fs::read_to_string(token_file(layout, node.role))?;
+    arguments.extend(join_arguments(layout, node, token.trim()));
     Ok(arguments)
+}
+
+fn join_arguments(layout: &Layout, node: &DevNode, token: &str) -> [String; 4] {
+    let join: Vec<String> = others(layout, node).map(|n| format!("{}:6444", n.address)).collect();
+    ["--join".into(), join.join(","), "--token".into(), token.into()]
 }
 
 fn others<'a>(layout: &'a Layout, node: &'a DevNode) -> impl Iterator<Item = DevNode> + 'a {
     layout.nodes().into_iter().filter(|n| n.role == Role::Master && n.name != node.name)
 }
 
+/// Creates the cluster, unless that was done before.
+fn create_cluster(layout: &Layout, first: &DevNode) -> Result<()> {
+    if layout.has_reached(Milestone::Created) {
+        return Ok(());
+    }
+    // An `up` that was ended in between has done it.
+    if !layout.data_dir(first).join("node.json").exists() {
+        let mut arguments = steady_arguments(layout, first);
+        arguments.push("--init".into());
+        process::run_on_node(layout, first, &arguments)?;
+    }
+    layout.reached(Milestone::Created)
+}
+
 async fn first_master(layout: &Layout, node: &DevNode) -> Result<Client> {
+    create_cluster(layout, node)?;
     start_node(layout, node).await?;
     let data = layout.data_dir(node);
-    until(&node.name, layout, async || Ok(data.join("pki/ca.crt").exists())).await?;
     let server = format!("https://127.0.0.1:{}", layout.api_port);
-    kubeconfig::write_admin(&data, &server, &layout.kubeconfig())?;
+    kubeconfig::write_admin(&data, &server, DEFAULT_LIFETIME, &layout.kubeconfig())?;
     let direct = format!("https://{}:6443", node.address);
     let client = kubeconfig::client(&layout.kubeconfig(), Some(&direct)).await?;
     let services = Api::<Service>::namespaced(client.clone(), "default");
@@ -134,7 +196,7 @@ async fn tokens(layout: &Layout, client: &Client) -> Result<()> {
     for (role, token_role) in [(Role::Master, TokenRole::Master), (Role::Worker, TokenRole::Worker)] {
         let file = token_file(layout, role);
         if !file.exists() {
-            let token = token::create(client, &ca, token_role, TOKEN_LIFETIME, "ephor dev").await?;
+            let token = token::create(client, &ca, token_role, None, TOKEN_LIFETIME, "ephor dev").await?;
             master_node::pki::files::write_private(&SystemDisk, &file, token.to_string().as_bytes())?;
         }
     }

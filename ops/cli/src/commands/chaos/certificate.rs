@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use chaos_live::access::AGENTS_ORGANIZATION;
 use clap::Args;
 use master_node::pki::files::write_private;
-use master_node::pki::{KeyFiles, Subject};
+use master_node::pki::{DEFAULT_LIFETIME, KeyFiles, Subject, Usage, Validity};
 use proto_env::{SystemDisk, TlsMaterial};
 
 /// Make the certificate of an agent, on a master
@@ -40,7 +40,8 @@ pub fn issue(data_dir: &Path, name: &str) -> Result<(String, String, String)> {
         )
     })?;
     let subject = Subject::new(format!("system:ephor:chaos:{name}"), AGENTS_ORGANIZATION);
-    let issued = keys.authority.issue(&subject, &[], std::time::SystemTime::now().into())?;
+    let validity = Validity::new(std::time::SystemTime::now(), DEFAULT_LIFETIME);
+    let issued = keys.authority.issue(&subject, &[], Usage::Peer, validity)?;
     Ok((keys.authority.certificate_pem().to_owned(), issued.chain_pem, issued.key_pem))
 }
 

@@ -1,6 +1,6 @@
-//! A master whose disk is full does not serve, and nobody has to start it again: it
-//! waits until there is room and then becomes a new process of the same id, in
-//! which nothing is left of what the full disk did to the old one.
+//! Restarts a master that has stopped because its disk was full: waits until enough is
+//! free and then replaces the process by a new one under the same process id, in which
+//! nothing is left of what the full disk did. `commands/master.rs` calls.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -18,14 +18,15 @@ fn space(data_dir: &Path) -> Option<Space> {
     SystemDisk.space(data_dir).ok().flatten()
 }
 
-/// Whether there is less room than a master keeps free.
+/// Whether less is free where the data lies than a master keeps free (`reserve` bytes; 0: the default).
 pub fn is_short(data_dir: &Path, reserve: u64) -> bool {
     space(data_dir).is_some_and(|space| space.free < space.reserve(reserve))
 }
 
-/// Waits for room and starts this program again in this process; returns only when it
-/// should end instead. `error` is why it stopped.
-pub async fn start_again_with_room(
+/// Waits until `reserve` bytes are free and replaces this process by the same program with
+/// the same arguments; returns only where `shutdown` comes first. `error` is why the master
+/// stopped.
+pub async fn start_again_once_free(
     data_dir: &Path,
     reserve: u64,
     error: &anyhow::Error,
@@ -45,7 +46,7 @@ pub async fn start_again_with_room(
             () = tokio::time::sleep(INTERVAL) => {}
         }
     }
-    tracing::info!("there is room again: starting");
+    tracing::info!("enough of the disk is free again: starting");
     let program = std::env::current_exe().context("finding this program")?;
     Err(Command::new(program).args(std::env::args_os().skip(1)).exec()).context("starting again")
 }

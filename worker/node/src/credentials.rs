@@ -1,5 +1,6 @@
-//! Who this worker is: its certificates, the cluster's CA and settings. Got once
-//! by joining with a token, kept in `DATA/pki`, renewed over the peer port.
+//! What proves this worker: its certificates with their keys, and the cluster's CA
+//! and settings. Got once by joining with a token, kept in `DATA/pki`, and replaced by
+//! `renewal.rs` over the peer port.
 
 use std::fs;
 use std::io::Write;
@@ -9,9 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto_env::grpc::{ChannelOptions, channel};
-use proto_env::{MASTERS_ORGANIZATION, Purpose, TlsMaterial, TlsNetwork};
+use proto_env::{CertificateInfo, MASTERS_ORGANIZATION, Purpose, TlsMaterial, TlsNetwork};
 use proto_wire::cluster::join_client::JoinClient;
-use proto_wire::cluster::liveness_client::LivenessClient;
 use proto_wire::cluster::{JoinWorkerRequest, RenewCertificateRequest};
 use proto_wire::settings::{self, ClusterSettings};
 use proto_wire::token::{self, JoinToken};
@@ -26,9 +26,9 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a joined worker knows and has.
+/// What a worker that has joined knows and has.
 #[derive(Debug, Clone)]
-pub struct Identity {
+pub struct NodeCredentials {
     /// For the API and the peer port.
     pub client: TlsMaterial,
     /// For the node's HTTPS server.
@@ -53,9 +53,9 @@ pub struct Master {
 /// Why a worker cannot become part of a cluster.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Neither an identity on disk nor a way to get one.
+    /// Neither certificates on disk nor a way to get some.
     #[error(
-        "{0} holds no identity: give --join ADDRESS --token TOKEN (make one with `ephor token create --role worker`)"
+        "{0} holds no certificates: give --join ADDRESS --token TOKEN (make one with `ephor token create --role worker`)"
     )]
     NotJoined(PathBuf),
     /// The token does not parse.
@@ -100,21 +100,29 @@ struct Record {
     masters: Vec<Master>,
 }
 
-const FILES: [&str; 5] = ["ca.crt", "client.crt", "client.key", "serving.crt", "serving.key"];
+const CA: &str = "ca.crt";
+/// Certificate and key in one file, so that they are always of one pair.
+const CLIENT: &str = "client.pem";
+const SERVING: &str = "serving.pem";
 
-impl Identity {
-    /// Reads the identity, or joins and writes it.
+impl NodeCredentials {
+    /// Reads what lies on disk, or joins and writes it.
+    ///
+    /// # Errors
+    /// Where there is nothing on disk and no way to join, and everything that goes wrong.
     pub async fn obtain(config: &WorkerConfig) -> Result<Self, Error> {
-        if let Some(mut identity) = Self::load(&config.data_dir)? {
-            identity.try_also(&config.join);
-            return Ok(identity);
+        if let Some(mut credentials) = Self::load(&config.data_dir)? {
+            credentials.try_also(&config.join);
+            return Ok(credentials);
         }
         let Some(token) = config.token.as_deref().filter(|_| !config.join.is_empty()) else {
             return Err(Error::NotJoined(config.data_dir.clone()));
         };
-        let identity = join(config, &token.parse()?).await?;
-        identity.store(&config.data_dir)?;
-        Ok(identity)
+        let credentials = join(config, &token.parse()?).await?;
+        credentials.store_certificates(&config.data_dir)?;
+        // Last, since `load` looks for it.
+        credentials.store_record(&config.data_dir)?;
+        Ok(credentials)
     }
 
     /// Masters to ask besides those known last: after a restore all may be at new
@@ -135,46 +143,66 @@ impl Identity {
             other => other.map_err(|source| Error::File { path: path.clone(), source })?,
         };
         let record: Record = serde_json::from_slice(&bytes).map_err(|_| Error::Damaged(path))?;
-        let mut pem = Vec::with_capacity(FILES.len());
-        for name in FILES {
+        let read = |name: &str| {
             let path = directory.join(name);
-            pem.push(fs::read_to_string(&path).map_err(|source| Error::File { path, source })?);
-        }
-        let [ca, client, client_key, serving, serving_key] =
-            <[String; 5]>::try_from(pem).map_err(|_| Error::Damaged(directory))?;
+            fs::read_to_string(&path).map_err(|source| Error::File { path, source })
+        };
+        let ca = read(CA)?;
+        let material = |name: &str| {
+            let (certificate_pem, key_pem) =
+                split(&read(name)?).ok_or_else(|| Error::Damaged(directory.join(name)))?;
+            Ok::<_, Error>(TlsMaterial { ca_pem: ca.clone(), certificate_pem, key_pem })
+        };
         Ok(Some(Self {
-            client: TlsMaterial { ca_pem: ca.clone(), certificate_pem: client, key_pem: client_key },
-            serving: TlsMaterial { ca_pem: ca, certificate_pem: serving, key_pem: serving_key },
+            client: material(CLIENT)?,
+            serving: material(SERVING)?,
             settings: ClusterSettings::from_json(&record.settings)?,
             masters: record.masters,
             cluster_id: record.cluster_id,
         }))
     }
 
-    /// Writes everything; `identity.json` last, since [`Self::load`] looks for it.
-    pub fn store(&self, data_dir: &Path) -> Result<(), Error> {
+    /// Writes the certificates with their keys.
+    ///
+    /// # Errors
+    /// Where a file cannot be written; the ones before it are new then, which does no harm.
+    pub fn store_certificates(&self, data_dir: &Path) -> Result<(), Error> {
         let directory = data_dir.join("pki");
-        let contents = [
-            &self.client.ca_pem,
-            &self.client.certificate_pem,
-            &self.client.key_pem,
-            &self.serving.certificate_pem,
-            &self.serving.key_pem,
-        ];
-        for (name, text) in FILES.iter().zip(contents) {
-            write_private(&directory.join(name), text.as_bytes())?;
+        write_private(&directory.join(CA), self.client.ca_pem.as_bytes())?;
+        for (name, material) in [(SERVING, &self.serving), (CLIENT, &self.client)] {
+            let both = format!("{}{}", material.certificate_pem, material.key_pem);
+            write_private(&directory.join(name), both.as_bytes())?;
         }
+        Ok(())
+    }
+
+    /// Writes what is known beside them: the masters, and the cluster's settings.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub fn store_record(&self, data_dir: &Path) -> Result<(), Error> {
         let record = Record {
             cluster_id: self.cluster_id.clone(),
             settings: self.settings.to_json(),
             masters: self.masters.clone(),
         };
-        let path = directory.join("identity.json");
+        let path = data_dir.join("pki/identity.json");
         let json = serde_json::to_vec_pretty(&record).map_err(|_| Error::Damaged(path.clone()))?;
         write_private(&path, &json)
     }
 
+    /// The client certificate: the serving one is made with it, and ends with it.
+    ///
+    /// # Errors
+    /// Where it does not parse.
+    pub fn certificate(&self) -> Result<CertificateInfo, Error> {
+        Ok(CertificateInfo::from_pem(&self.client.certificate_pem)?)
+    }
+
     /// Asks a master for new certificates over new keys.
+    ///
+    /// # Errors
+    /// Where the master refuses or does not answer.
     pub async fn renew(&self, name: &str, channel: Channel) -> Result<Self, Error> {
         let (client, serving) = (Request::make(name)?, Request::make(name)?);
         let mut request = tonic::Request::new(RenewCertificateRequest {
@@ -183,7 +211,7 @@ impl Identity {
         });
         request.set_timeout(JOIN_TIMEOUT);
         let answer =
-            LivenessClient::new(channel).renew_certificate(request).await.map_err(Error::Renew)?.into_inner();
+            JoinClient::new(channel).renew_certificate(request).await.map_err(Error::Renew)?.into_inner();
         let mut renewed = self.clone();
         renewed.client.certificate_pem = answer.certificate_pem;
         renewed.client.key_pem = client.key_pem;
@@ -191,6 +219,12 @@ impl Identity {
         renewed.serving.key_pem = serving.key_pem;
         Ok(renewed)
     }
+}
+
+/// The certificates and the key of a file that holds both.
+fn split(text: &str) -> Option<(String, String)> {
+    let at = text.find("-----BEGIN PRIVATE KEY-----")?;
+    Some((text[..at].to_owned(), text[at..].to_owned()))
 }
 
 /// A new key and the request to sign it.
@@ -209,7 +243,7 @@ impl Request {
     }
 }
 
-async fn join(config: &WorkerConfig, token: &JoinToken) -> Result<Identity, Error> {
+async fn join(config: &WorkerConfig, token: &JoinToken) -> Result<NodeCredentials, Error> {
     let (client, serving) = (Request::make(&config.name)?, Request::make(&config.name)?);
     let network = Arc::new(TlsNetwork::joining());
     let mut refusals = Vec::new();
@@ -239,7 +273,7 @@ async fn join(config: &WorkerConfig, token: &JoinToken) -> Result<Identity, Erro
                     .members
                     .iter()
                     .map(|m| Master { peer: m.peer_address.clone(), api: m.api_address.clone() });
-                return Ok(Identity {
+                return Ok(NodeCredentials {
                     masters: masters.collect(),
                     settings: ClusterSettings::from_json(&answer.cluster_config_json)?,
                     cluster_id: answer.cluster_id.clone(),
@@ -267,4 +301,40 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         fs::File::open(directory)?.sync_all()
     };
     write().map_err(|source| Error::File { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_read_back_as_they_were_written() {
+        let directory = std::env::temp_dir().join(format!("ephor-credentials-{}", std::process::id()));
+        let pem =
+            |label: &str, text: &str| format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n");
+        let material = |text: &str| TlsMaterial {
+            ca_pem: pem("CERTIFICATE", "ca"),
+            certificate_pem: pem("CERTIFICATE", text) + &pem("CERTIFICATE", "ca"),
+            key_pem: pem("PRIVATE KEY", text),
+        };
+        let credentials = NodeCredentials {
+            client: material("client"),
+            serving: material("serving"),
+            settings: ClusterSettings::default(),
+            masters: vec![Master { peer: "10.0.0.1:6444".into(), api: "10.0.0.1:6443".into() }],
+            cluster_id: "c".into(),
+        };
+        credentials.store_certificates(&directory).unwrap();
+        assert!(NodeCredentials::load(&directory).unwrap().is_none());
+        credentials.store_record(&directory).unwrap();
+        let read = NodeCredentials::load(&directory).unwrap();
+        fs::remove_dir_all(&directory).unwrap();
+        let read = read.unwrap();
+        for (read, written) in [(&read.client, &credentials.client), (&read.serving, &credentials.serving)] {
+            assert_eq!(read.ca_pem, written.ca_pem);
+            assert_eq!(read.certificate_pem, written.certificate_pem);
+            assert_eq!(read.key_pem, written.key_pem);
+        }
+        assert_eq!((read.masters, read.cluster_id), (credentials.masters, credentials.cluster_id));
+    }
 }

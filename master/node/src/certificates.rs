@@ -1,0 +1,212 @@
+//! The certificates of one master: for the peer port, for its API server, and for
+//! its API server as a client of nodes. A master holds the CA, so it makes them
+//! itself: at every start, and while it runs once two thirds of their life are
+//! over. `build.rs` makes this and runs it; `admin.rs` and `/metrics` tell when each
+//! ends.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use master_apiserver::{ApiServer, TlsIdentity};
+use proto_env::{CertificateInfo, Env, MASTERS_ORGANIZATION, TlsMaterial};
+use proto_wire::settings::ClusterSettings;
+
+use crate::config::MasterConfig;
+use crate::pki::{self, ClusterKeys, Issued, KeyFiles, Subject, Usage, Validity};
+
+/// Names every API server answers to.
+pub const API_NAMES: [&str; 6] = [
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    "localhost",
+    "127.0.0.1",
+    // Peers and balancers address masters by this name in TLS.
+    "master",
+];
+/// The wall clock is looked at this often, for it may jump.
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// A name, for operators, and when the certificate of that name ends.
+pub type Expiration = (&'static str, SystemTime);
+
+/// Why certificates cannot be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Making them.
+    #[error(transparent)]
+    Pki(#[from] pki::Error),
+    /// Using them on the peer port.
+    #[error("certificates: {0}")]
+    Peer(#[from] proto_env::TlsError),
+    /// Using them in the API server.
+    #[error("certificates: {0}")]
+    Api(#[from] master_apiserver::Error),
+}
+
+/// Makes the certificates of this master and knows when they end.
+pub struct Certificates {
+    keys: Arc<ClusterKeys>,
+    /// PEM of the CA that the serving certificates of nodes come from.
+    node_ca_pem: String,
+    /// This master's name.
+    name: String,
+    /// What it is called by clients: names and addresses.
+    names: Vec<String>,
+    lifetime: Duration,
+    files: KeyFiles,
+    env: Env,
+    state: Mutex<State>,
+}
+
+struct State {
+    renew_at: SystemTime,
+    expirations: Vec<Expiration>,
+}
+
+/// One certificate for each purpose, made at the same time.
+struct Set {
+    peer: Issued,
+    serving: Issued,
+    node_client: Issued,
+}
+
+/// What the API server is built with.
+pub struct ApiCertificates {
+    /// Shown to its clients.
+    pub serving: TlsIdentity,
+    /// Shown to nodes.
+    pub node_client: TlsIdentity,
+}
+
+impl Certificates {
+    /// Makes the first set and uses it on the peer port.
+    ///
+    /// # Errors
+    /// Where the keys are not usable, or a file cannot be written.
+    pub fn start(
+        config: &MasterConfig,
+        settings: &ClusterSettings,
+        keys: Arc<ClusterKeys>,
+        env: &Env,
+    ) -> Result<(Arc<Self>, ApiCertificates), Error> {
+        let this = Self {
+            node_ca_pem: keys.authority.node_serving()?.certificate_pem().to_owned(),
+            name: config.name.clone(),
+            names: names(config, settings),
+            lifetime: config.certificate_lifetime(),
+            files: KeyFiles::new(&config.data_dir, env.disk.clone()),
+            env: env.clone(),
+            state: Mutex::new(State { renew_at: SystemTime::UNIX_EPOCH, expirations: Vec::new() }),
+            keys,
+        };
+        let set = this.make()?;
+        this.files.store_issued("apiserver", &set.serving)?;
+        let api = this.use_on_peer_port(set)?;
+        Ok((Arc::new(this), api))
+    }
+
+    /// When each certificate ends, and the CA.
+    pub fn expirations(&self) -> Vec<Expiration> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).expirations.clone()
+    }
+
+    /// Replaces the certificates in time, for as long as it is polled.
+    pub async fn keep_renewed(&self, api: &ApiServer) -> Infallible {
+        api.report_certificates(&self.expirations());
+        let mut next = self.renew_at();
+        loop {
+            let pause = next.duration_since(self.env.clock.now()).unwrap_or_default();
+            tokio::time::sleep(pause.clamp(Duration::from_millis(100), CHECK_INTERVAL)).await;
+            let now = self.env.clock.now();
+            if now < next {
+                continue;
+            }
+            match self.renew(api) {
+                Ok(()) => next = self.renew_at(),
+                Err(error) => {
+                    tracing::error!(%error, "the certificates of this master could not be renewed");
+                    next = now + (self.lifetime / 60).min(CHECK_INTERVAL);
+                }
+            }
+        }
+    }
+
+    fn renew(&self, api: &ApiServer) -> Result<(), Error> {
+        let set = self.make()?;
+        if let Err(error) = self.files.store_issued("apiserver", &set.serving) {
+            // A copy for operators: a full disk must not stop what runs.
+            tracing::warn!(%error, "the new serving certificate could not be written down");
+        }
+        let new = self.use_on_peer_port(set)?;
+        api.set_serving_certificate(&new.serving)?;
+        api.set_node_client(new.node_client)?;
+        api.report_certificates(&self.expirations());
+        tracing::info!("the certificates of this master were renewed");
+        Ok(())
+    }
+
+    fn renew_at(&self) -> SystemTime {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).renew_at
+    }
+
+    fn make(&self) -> Result<Set, Error> {
+        let authority = &self.keys.authority;
+        let validity = Validity::new(self.env.clock.now(), self.lifetime);
+        let peer = Subject::new(&self.name, MASTERS_ORGANIZATION);
+        let serving = Subject::new("kube-apiserver", MASTERS_ORGANIZATION);
+        let node_client = Subject::new("kube-apiserver-kubelet-client", "system:masters");
+        Ok(Set {
+            peer: authority.issue(&peer, &self.names, Usage::Peer, validity)?,
+            serving: authority.issue(&serving, &self.names, Usage::Server, validity)?,
+            node_client: authority.issue(&node_client, &[], Usage::Client, validity)?,
+        })
+    }
+
+    fn use_on_peer_port(&self, set: Set) -> Result<ApiCertificates, Error> {
+        let ca_pem = self.keys.authority.certificate_pem();
+        let infos = [
+            ("ca", CertificateInfo::from_pem(ca_pem)?),
+            ("peer", CertificateInfo::from_pem(&set.peer.chain_pem)?),
+            ("apiserver", CertificateInfo::from_pem(&set.serving.chain_pem)?),
+            ("apiserver-kubelet-client", CertificateInfo::from_pem(&set.node_client.chain_pem)?),
+        ];
+        self.env.network.set_material(&TlsMaterial {
+            ca_pem: ca_pem.to_owned(),
+            certificate_pem: set.peer.chain_pem,
+            key_pem: set.peer.key_pem,
+        })?;
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State {
+            renew_at: infos[1].1.renew_at(),
+            expirations: infos.iter().map(|(name, info)| (*name, info.not_after)).collect(),
+        };
+        let identity = |issued: Issued, ca_pem: &str| TlsIdentity {
+            certificate_pem: issued.chain_pem,
+            key_pem: issued.key_pem,
+            ca_pem: ca_pem.to_owned(),
+        };
+        Ok(ApiCertificates {
+            serving: identity(set.serving, ca_pem),
+            node_client: identity(set.node_client, &self.node_ca_pem),
+        })
+    }
+}
+
+/// Every name and address in the certificates of a master.
+fn names(config: &MasterConfig, settings: &ClusterSettings) -> Vec<String> {
+    let mut names: Vec<String> = API_NAMES.iter().map(|n| (*n).to_owned()).collect();
+    names.push(format!("kubernetes.default.svc.{}", settings.cluster_domain));
+    names.push(config.name.clone());
+    names.push(config.advertise_address.to_string());
+    names.push(settings.api_service_address().to_string());
+    names.extend(settings.control_plane_endpoint.iter().map(|e| host_of(e)));
+    names.extend(config.tls_san.iter().cloned());
+    // Workers serve pods' `kubernetes.default` from the overlay; the name is checked there, not the address.
+    names
+}
+
+/// The host of `HOST:PORT`, without the brackets of IPv6.
+pub fn host_of(endpoint: &str) -> String {
+    endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host).trim_matches(['[', ']']).to_owned()
+}
