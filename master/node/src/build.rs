@@ -10,7 +10,7 @@ use master_apiserver::settings::ClusterSettings as ApiSettings;
 use master_apiserver::{ApiServer, TlsIdentity, UserInfo};
 use master_client::Informers;
 use proto_env::grpc::incoming;
-use proto_env::{Env, MASTERS_ORGANIZATION, TlsMaterial};
+use proto_env::{Env, KUBELET_CLIENTS_ORGANIZATION, MASTERS_ORGANIZATION, TlsMaterial};
 use proto_wire::cluster::admin_server::AdminServer;
 use proto_wire::cluster::join_server::JoinServer;
 use proto_wire::cluster::liveness_server::LivenessServer;
@@ -223,7 +223,7 @@ fn issue(config: &MasterConfig, identity: &Identity, env: &Env) -> Result<Certif
             now.into(),
         )?,
         node_client: authority.issue(
-            &Subject::new("kube-apiserver-kubelet-client", "system:masters"),
+            &Subject::new("kube-apiserver-kubelet-client", KUBELET_CLIENTS_ORGANIZATION),
             &[],
             now.into(),
         )?,
