@@ -8,9 +8,9 @@ use proto_env::CancellationToken;
 use crate::authn::Authenticator;
 use crate::authn::service_account::TokenIssuer;
 use crate::authz::Authorizer;
+use crate::dial::NodeDialer;
 use crate::limits::InFlight;
 use crate::metrics::Metrics;
-use crate::proxy::NodeDialer;
 use crate::registry::Registry;
 
 /// The largest request body, in bytes, as in stock.

@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use proto_api::status::Status;
 
 use crate::api::{Api, REQUEST_TIMEOUT};
-use crate::authn::Outcome;
+use crate::authn::{Authentication, Credentials};
 use crate::authz::Attributes;
 use crate::body::{self, Body};
 use crate::context::{Context, LocalIdentity, UserInfo};
@@ -65,13 +65,15 @@ async fn filters(
     request: Request<Body>,
     in_process: bool,
 ) -> Response<Body> {
-    match api.authenticator.authenticate(&request, &api.registry) {
-        Outcome::Known(user, fence) => {
+    let credentials = Credentials::of(&request, api.registry.clock.now());
+    match api.authenticator.authenticate(&credentials, &api.registry).await {
+        Ok(Authentication::Known(user, fence)) => {
             ctx.user = user;
             ctx.fence = fence;
         }
-        Outcome::Anonymous => ctx.user = UserInfo::anonymous(),
-        Outcome::Refused => return body::status_response(&Status::unauthorized()),
+        Ok(Authentication::Anonymous) => ctx.user = UserInfo::anonymous(),
+        Ok(Authentication::Refused) => return body::status_response(&Status::unauthorized()),
+        Err(status) => return body::status_response(&status),
     }
     // Nobody may impersonate yet; to go on as oneself would do more than was asked for.
     if request.headers().keys().any(|name| name.as_str().starts_with("impersonate-")) {

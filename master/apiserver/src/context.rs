@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::request_info::RequestInfo;
 
-/// Who a request comes from.
+/// The user a request comes from.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct UserInfo {
     /// The name, such as `system:node:a` or `alice`.
@@ -56,20 +56,20 @@ impl UserInfo {
 /// In-process clients put this into a request's extensions: who they are and the term that fences them.
 #[derive(Clone, Debug)]
 pub struct LocalIdentity {
-    /// Who.
+    /// User the client acts as.
     pub user: UserInfo,
     /// Writes are refused once this term has passed.
     pub fence: Option<u64>,
 }
 
-/// One request on its way.
+/// A request on its way from the filters to its handler.
 #[derive(Debug)]
 pub struct Context {
-    /// Who.
+    /// User the request comes from.
     pub user: UserInfo,
-    /// What.
+    /// Verb and target of the request.
     pub info: RequestInfo,
-    /// The raw query.
+    /// Query of the URL, still encoded.
     pub query: String,
     /// `Audit-Id` of the request and its answer.
     pub audit_id: String,

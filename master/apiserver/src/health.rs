@@ -11,14 +11,14 @@ use crate::options::Query;
 type Check = (&'static str, Option<String>);
 
 /// Answers a health path; `None` for any other.
-pub fn handle(api: &Api, ctx: &Context) -> Option<Response<Body>> {
+pub async fn handle(api: &Api, ctx: &Context) -> Option<Response<Body>> {
     let path = ctx.info.path.trim_end_matches('/');
     let (endpoint, single) =
         path.strip_prefix('/')?.split_once('/').map_or((&path[1..], None), |(e, s)| (e, Some(s)));
     if !matches!(endpoint, "healthz" | "livez" | "readyz") {
         return None;
     }
-    let checks = run(api, endpoint);
+    let checks = run(api, endpoint).await;
     if let Some(name) = single {
         let Some((_, wrong)) = checks.iter().find(|(n, _)| *n == name) else {
             return Some(body::text_response(StatusCode::NOT_FOUND, "404 page not found\n"));
@@ -34,10 +34,9 @@ pub fn handle(api: &Api, ctx: &Context) -> Option<Response<Body>> {
     Some(report(endpoint, checks, &Query::parse(&ctx.query)))
 }
 
-fn run(api: &Api, endpoint: &str) -> Vec<Check> {
+async fn run(api: &Api, endpoint: &str) -> Vec<Check> {
     let mut checks: Vec<Check> = vec![("ping", None), ("log", None)];
-    // Liveness must not depend on a quorum: a restart would not bring one back. Balancers probe readiness
-    // several times a second: it looks at what is known and asks nobody.
+    // Liveness must not depend on a quorum: a restart would not bring one back.
     let lost = endpoint != "livez" && !api.registry.has_quorum();
     let quorum = lost.then(|| "no quorum".to_owned());
     checks.push(("etcd", quorum));
@@ -46,6 +45,11 @@ fn run(api: &Api, endpoint: &str) -> Vec<Check> {
         checks.push(("replica", api.registry.consensus.quarantined()));
     }
     if endpoint == "readyz" {
+        // A joining master, or one whose replica lags, would answer with what was. Balancers probe several times a
+        // second: mostly this looks at what is known and asks nobody. Without a quorum there is nobody to ask.
+        let lags = !lost && !api.registry.has_caught_up().await;
+        let lag = lags.then(|| "this master's replica lags behind the leader's".to_owned());
+        checks.push(("caught-up", lag));
         let stopping = api.shutdown.is_cancelled().then(|| "process is shutting down".to_owned());
         checks.push(("informer-sync", None));
         checks.push(("shutdown", stopping));
@@ -63,8 +67,9 @@ fn report(endpoint: &str, checks: Vec<Check>, query: &Query) -> Response<Body> {
             None => format!("[+]{name} ok\n"),
             Some(_) => {
                 failed = true;
-                // Stock withholds them all; what a replica that was taken out says is no secret.
-                let reason = if *name == "replica" { wrong.as_deref() } else { None };
+                // Stock withholds them all; what is wrong with the replica is no secret.
+                let told = matches!(*name, "replica" | "caught-up");
+                let reason = if told { wrong.as_deref() } else { None };
                 format!("[-]{name} failed: {}\n", reason.unwrap_or("reason withheld"))
             }
         };

@@ -3,7 +3,8 @@
 //! through an in-process client.
 //!
 //! A request goes `server.rs` (or `local.rs`) -> `chain.rs` -> `handlers/` -> `decode.rs`, `patch/` ->
-//! `registry/write.rs` with `admission/` and the kind's strategy -> `consensus`.
+//! `registry/create.rs`, `registry/update.rs` or `registry/delete.rs`, each with `admission/` and the kind's strategy
+//! -> `consensus`.
 
 mod admission;
 mod api;
@@ -13,6 +14,7 @@ mod body;
 mod chain;
 pub mod context;
 pub mod decode;
+mod dial;
 pub mod discovery;
 mod errors;
 mod handlers;
@@ -21,10 +23,12 @@ mod limits;
 mod local;
 mod metrics;
 mod negotiate;
+mod objects;
 pub mod openapi;
 mod options;
 pub mod patch;
 mod proxy;
+pub mod read;
 pub mod registry;
 mod request_info;
 mod respond;

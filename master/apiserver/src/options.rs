@@ -12,6 +12,8 @@ use proto_api::status::Status;
 pub use delete::DeleteOptions;
 
 const META_GROUP: &str = "meta.k8s.io";
+/// Longest `timeoutSeconds` that is kept, a year: clocks have to be able to say when it is over.
+const TIMEOUT_MAX_SECONDS: i64 = 365 * 24 * 3600;
 
 /// A query, decoded: every value of every key, in order.
 #[derive(Debug, Default)]
@@ -97,7 +99,7 @@ pub struct ListOptions {
     pub resource_version: String,
     /// `resourceVersionMatch`.
     pub version_match: Option<VersionMatch>,
-    /// `timeoutSeconds`.
+    /// `timeoutSeconds`, at most a year.
     pub timeout_seconds: Option<i64>,
     /// `limit`; 0 for all.
     pub limit: usize,
@@ -115,7 +117,7 @@ impl ListOptions {
     /// 400 for what does not parse, 422 for what may not be combined.
     pub fn parse(query: &Query, watch: bool) -> Result<Self, Status> {
         let limit = query.int("limit")?.unwrap_or(0);
-        let timeout_seconds = query.int("timeoutSeconds")?;
+        let timeout_seconds = query.int("timeoutSeconds")?.map(|seconds| seconds.min(TIMEOUT_MAX_SECONDS));
         let mut errs = ErrorList::default();
         let raw_match = query.text("resourceVersionMatch");
         let send_initial_events = query.flag("sendInitialEvents");

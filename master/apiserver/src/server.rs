@@ -27,10 +27,10 @@ use crate::authz::Authorizer;
 use crate::body;
 use crate::chain;
 use crate::context::UserInfo;
+use crate::dial::NodeDialer;
 use crate::limits::InFlight;
 use crate::local::LocalService;
 use crate::metrics::Metrics;
-use crate::proxy::NodeDialer;
 use crate::registry::Registry;
 use crate::settings::ClusterSettings;
 use crate::tls::{self, NodeClient, Serving, TlsIdentity};
@@ -221,7 +221,8 @@ impl ApiServer {
             Accepted::Authenticated(connection) => {
                 let peer = connection.peer.map_or(Peer::Nobody, |peer| {
                     let groups: Vec<&str> = peer.organizations.iter().map(String::as_str).collect();
-                    Peer::Known(UserInfo::authenticated(&peer.common_name, &groups))
+                    let user = UserInfo::authenticated(&peer.common_name, &groups);
+                    Peer::Known(PeerUser { user, valid_until: None })
                 });
                 return self.http(connection.stream, connection.remote, peer).await;
             }
@@ -241,14 +242,17 @@ impl ApiServer {
         self.http(stream, remote, peer).await;
     }
 
-    /// Who the client certificate names, checked once a connection.
+    /// Who the client certificate names and until when, looked at once a connection.
     fn peer(&self, chain: Option<&[CertificateDer<'static>]>) -> Peer {
         let Some(chain) = chain.filter(|c| !c.is_empty()) else { return Peer::Nobody };
         let now = self.api.registry.clock.now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         if !self.serving.vouches_for(chain, UnixTime::since_unix_epoch(now)) {
             return Peer::Refused;
         }
-        x509::user(&chain[0]).map_or(Peer::Refused, Peer::Known)
+        match (x509::user(&chain[0]), x509::valid_until(chain)) {
+            (Some(user), Some(until)) => Peer::Known(PeerUser { user, valid_until: Some(until) }),
+            _ => Peer::Refused,
+        }
     }
 
     async fn http<S>(&self, stream: S, remote: SocketAddr, peer: Peer)
@@ -265,7 +269,7 @@ impl ApiServer {
             match &peer {
                 Peer::Nobody => {}
                 Peer::Known(user) => {
-                    request.extensions_mut().insert(PeerUser(user.clone()));
+                    request.extensions_mut().insert(user.clone());
                 }
                 Peer::Refused => {
                     request.extensions_mut().insert(RefusedCertificate);
@@ -331,6 +335,6 @@ async fn accept(listener: &mut ApiListener) -> std::io::Result<Accepted> {
 #[derive(Clone)]
 enum Peer {
     Nobody,
-    Known(UserInfo),
+    Known(PeerUser),
     Refused,
 }

@@ -187,7 +187,7 @@ pub struct NodeClient {
 }
 
 impl NodeClient {
-    /// A client with a certificate nodes accept (O=system:masters or the kubelet client's name).
+    /// A client with a certificate that nodes accept (O=`KUBELET_CLIENTS_ORGANIZATION`).
     ///
     /// # Errors
     ///

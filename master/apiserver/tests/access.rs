@@ -89,7 +89,6 @@ async fn a_node_reaches_itself_its_pods_and_what_they_refer_to() {
         (Method::GET, "/api/v1/pods?fieldSelector=spec.nodeName%3Dn2".to_owned()),
         (Method::GET, "/api/v1/secrets".to_owned()),
         (Method::DELETE, format!("{PODS}/other")),
-        (Method::POST, PODS.to_owned()),
         (Method::POST, format!("{PODS}/mine/exec?command=sh")),
         (Method::PATCH, "/api/v1/nodes/n2/status".to_owned()),
         (Method::DELETE, "/api/v1/nodes/n2".to_owned()),
@@ -181,40 +180,104 @@ async fn tls_get(
     token: Option<&str>,
     path: &str,
 ) -> (u16, Value) {
-    use http_body_util::{BodyExt, Empty};
-    use rustls_pki_types::pem::PemObject;
-    use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).expect("a CA")).expect("a root");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(roots);
-    let config = match identity {
-        None => builder.with_no_client_auth(),
-        Some(identity) => {
-            let chain = vec![
-                CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes()).expect("a certificate"),
-            ];
-            let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).expect("a key");
-            builder.with_client_auth_cert(chain, key).expect("client authentication")
-        }
-    };
-    let tcp = tokio::net::TcpStream::connect(address).await.expect("a connection");
-    let name = ServerName::try_from("localhost").expect("a name");
-    let tls =
-        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("a handshake");
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(tls)).await.expect("HTTP");
-    tokio::spawn(connection);
+    get(&mut tls_connection(address, ca, identity).await, token, path).await
+}
+
+/// One HTTP/1.1 connection.
+type Sender = hyper::client::conn::http1::SendRequest<http_body_util::Empty<bytes::Bytes>>;
+
+/// A GET on a connection.
+async fn get(sender: &mut Sender, token: Option<&str>, path: &str) -> (u16, Value) {
+    use http_body_util::BodyExt;
     let mut request = http::Request::get(path).header("host", "localhost");
     if let Some(token) = token {
         request = request.header("authorization", format!("Bearer {token}"));
     }
-    let request = request.body(Empty::<bytes::Bytes>::new()).expect("a request");
+    let request = request.body(http_body_util::Empty::new()).expect("a request");
+    sender.ready().await.expect("the connection is open");
     let response = sender.send_request(request).await.expect("an answer");
     let code = response.status().as_u16();
     let bytes = response.into_body().collect().await.expect("a body").to_bytes();
     (code, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
+/// Opens an HTTP/1.1 connection over TLS.
+async fn tls_connection(
+    address: std::net::SocketAddr,
+    ca: &str,
+    identity: Option<&master_apiserver::TlsIdentity>,
+) -> Sender {
+    let tls = common::tls(address, ca, identity).await;
+    let (sender, connection) =
+        hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(tls)).await.expect("HTTP");
+    tokio::spawn(connection);
+    sender
+}
+
+/// A clock that can be put ahead.
+struct Ahead {
+    machine: proto_env::SystemClock,
+    by: Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl proto_env::Clock for Ahead {
+    fn now(&self) -> std::time::SystemTime {
+        let by = self.by.load(std::sync::atomic::Ordering::Relaxed);
+        self.machine.now() + std::time::Duration::from_secs(by)
+    }
+
+    fn monotonic(&self) -> std::time::Duration {
+        self.machine.monotonic()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_does_not_outlive_its_certificate() {
+    let by = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let clock = Ahead { machine: proto_env::SystemClock::new(), by: Arc::clone(&by) };
+    let network = Arc::new(proto_env::TlsNetwork::joining());
+    let mut env = proto_env::Env::production(network, proto_env::CancellationToken::new());
+    env.clock = Arc::new(clock);
+    let world = World::start_in(env, master_apiserver::Limits::default()).await;
+    let address = world.listen().await;
+    let admin = world.authority.issue_for("root", "system:masters", time::Duration::hours(1));
+    let mut connection = tls_connection(address, &world.authority.pem, Some(&admin)).await;
+    assert_eq!(get(&mut connection, None, PODS).await.0, 200);
+    by.store(2 * 3600, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(get(&mut connection, None, PODS).await.0, 401, "on the connection that was open");
+    let account = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let issued = world.post(account, json!({"spec": {"expirationSeconds": 600}})).await.expect(201).body;
+    let token = issued["status"]["token"].as_str();
+    assert_eq!(get(&mut connection, token, PODS).await.0, 403, "a token on it is still known");
+    world.env.shutdown.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_servers_own_identity_towards_nodes_counts_for_nothing_here() {
+    let world = World::start().await;
+    let groups = [proto_env::KUBELET_CLIENTS_ORGANIZATION];
+    let kubelet_client = UserInfo::authenticated("kube-apiserver-kubelet-client", &groups);
+    for (method, path) in [
+        (Method::GET, PODS),
+        (Method::GET, "/api/v1/secrets"),
+        (Method::POST, PODS),
+        (Method::DELETE, "/api/v1/nodes/n1"),
+        (Method::POST, "/api/v1/namespaces/default/pods/p/exec?command=sh"),
+        (Method::GET, "/metrics"),
+    ] {
+        assert_eq!(code(&world, &kubelet_client, method.clone(), path).await, 403, "{method} {path}");
+    }
+    // What it may ask nodes for is known, for nodes that ask the API about their clients.
+    let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let kind = [("content-type", "application/json")];
+    for (verb, subresource, allowed) in
+        [("create", "proxy", true), ("get", "log", true), ("get", "stats", true), ("update", "status", false)]
+    {
+        let review = json!({"spec": {"resourceAttributes": {
+            "verb": verb, "resource": "nodes", "subresource": subresource, "name": "n1",
+        }}});
+        let body = review.to_string().into_bytes();
+        let answer = world.ask_as(kubelet_client.clone(), Method::POST, path, &kind, body).await;
+        assert_eq!(answer.expect(201).body["status"]["allowed"], allowed, "{verb} {subresource}");
+    }
 }

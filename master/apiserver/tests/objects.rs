@@ -354,3 +354,94 @@ async fn a_put_creates_where_the_kind_allows_it_and_a_patch_never() {
     world.put(one, lease).await.expect(201);
     world.put(&format!("{MAPS}/none"), config_map("none", "1")).await.expect(404);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn times_that_nobody_could_read_back_are_refused_wherever_they_stand() {
+    let world = World::start().await;
+    let bad = "0000-01-01T00:00:00+01:00";
+    let deployment = json!({
+        "metadata": {"name": "d"},
+        "spec": {
+            "selector": {"matchLabels": {"a": "b"}},
+            "template": {
+                "metadata": {"labels": {"a": "b"}, "creationTimestamp": bad},
+                "spec": {"containers": [{"name": "c", "image": "i"}]},
+            },
+        },
+    });
+    let refused = world.post("/apis/apps/v1/namespaces/default/deployments", deployment).await.expect(400);
+    assert!(refused.message().contains("year outside of range [0,9999]"), "{}", refused.message());
+    world.post("/api/v1/nodes", json!({"metadata": {"name": "n"}})).await.expect(201);
+    let status =
+        json!({"status": {"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": bad}]}});
+    world.merge("/api/v1/nodes/n/status", status).await.expect(422);
+    let lease = json!({"metadata": {"name": "l"}, "spec": {"renewTime": "0000-01-01T00:00:00.000000+01:00"}});
+    world.post("/apis/coordination.k8s.io/v1/namespaces/default/leases", lease).await.expect(400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_may_ask_for_more_seconds_than_a_clock_has() {
+    let world = World::start().await;
+    for seconds in [i64::MAX, i64::MAX / 2, 1 << 40] {
+        world.watch(&format!("{MAPS}?watch=1&timeoutSeconds={seconds}")).await;
+        let delete = json!({"gracePeriodSeconds": seconds});
+        world.post(PODS, pod("p")).await.expect(201);
+        let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+        world.post(&format!("{PODS}/p/binding"), binding).await.expect(201);
+        world.delete(&format!("{PODS}/p"), delete).await.expect(200);
+        world.delete(&format!("{PODS}/p"), json!({"gracePeriodSeconds": 0})).await.expect(200);
+    }
+}
+
+/// A Deployment whose template holds JSON of a free form, nested `depth` levels deep, in a field that is stored.
+fn deep_deployment(depth: usize) -> Value {
+    let fields = (0..depth).fold(json!({}), |inner, _| json!({"f:a": inner}));
+    json!({
+        "metadata": {"name": "d"},
+        "spec": {
+            "selector": {"matchLabels": {"a": "b"}},
+            "template": {
+                "metadata": {
+                    "labels": {"a": "b"},
+                    "managedFields": [{"manager": "m", "operation": "Update", "fieldsV1": fields}],
+                },
+                "spec": {"containers": [{"name": "c", "image": "i"}]},
+            },
+        },
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_nested_too_deep_to_be_read_back_is_refused_in_every_format() {
+    let world = World::start().await;
+    let deployments = "/apis/apps/v1/namespaces/default/deployments";
+    for kind in ["application/json", "application/yaml"] {
+        // The fields begin six levels below the object.
+        for depth in [115, 119, 200] {
+            let body = deep_deployment(depth).to_string().into();
+            world.ask(Method::POST, deployments, &[("content-type", kind)], body).await.expect(400);
+        }
+    }
+    world.post(deployments, deep_deployment(100)).await.expect(201);
+    let one = format!("{deployments}/d");
+    for depth in [115, 119, 200] {
+        let deep = deep_deployment(depth);
+        let operation = json!([{
+            "op": "add", "path": "/spec/template/metadata/managedFields",
+            "value": deep["spec"]["template"]["metadata"]["managedFields"],
+        }]);
+        for (kind, body) in [
+            ("application/merge-patch+json", &deep),
+            ("application/strategic-merge-patch+json", &deep),
+            ("application/json-patch+json", &operation),
+        ] {
+            let headers = [("content-type", kind)];
+            let answer = world.ask(Method::PATCH, &one, &headers, body.to_string().into()).await;
+            assert!(matches!(answer.code, 400 | 413 | 422), "{kind} {depth}: {}", answer.code);
+        }
+    }
+    let table = [("accept", "application/json;as=Table;g=meta.k8s.io;v=v1")];
+    for headers in [&[][..], &table[..]] {
+        world.ask(Method::GET, &format!("{one}?includeObject=Object"), headers, Vec::new()).await.expect(200);
+    }
+}

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use master_apiserver::{ApiServer, TlsIdentity};
-use proto_env::{CertificateInfo, Env, MASTERS_ORGANIZATION, TlsMaterial};
+use proto_env::{CertificateInfo, Env, KUBELET_CLIENTS_ORGANIZATION, MASTERS_ORGANIZATION, TlsMaterial};
 use proto_wire::settings::ClusterSettings;
 
 use crate::config::MasterConfig;
@@ -156,7 +156,7 @@ impl Certificates {
         let validity = Validity::new(self.env.clock.now(), self.lifetime);
         let peer = Subject::new(&self.name, MASTERS_ORGANIZATION);
         let serving = Subject::new("kube-apiserver", MASTERS_ORGANIZATION);
-        let node_client = Subject::new("kube-apiserver-kubelet-client", "system:masters");
+        let node_client = Subject::new("kube-apiserver-kubelet-client", KUBELET_CLIENTS_ORGANIZATION);
         Ok(Set {
             peer: authority.issue(&peer, &self.names, Usage::Peer, validity)?,
             serving: authority.issue(&serving, &self.names, Usage::Server, validity)?,

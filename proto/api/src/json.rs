@@ -9,8 +9,9 @@ use serde_json::{Map, Number, Value};
 
 use crate::go;
 
-/// The deepest nesting that is read; Go's limit is 10,000, no Kubernetes object comes near either.
-pub const MAX_DEPTH: usize = 1000;
+/// The deepest nesting that is read. Less than the 128 of `serde_json`, which reads stored objects: what is let in
+/// can be read again. Go's limit is 10,000; no Kubernetes object comes near either.
+pub const MAX_DEPTH: usize = 120;
 
 /// One value of a document.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +49,21 @@ impl Node {
             Node::Object(members) => members.iter().rev().find(|(k, _)| k == key).map(|(_, v)| v),
             _ => None,
         }
+    }
+
+    /// Whether objects and lists are nested deeper than `limit`.
+    pub fn is_deeper_than(&self, limit: usize) -> bool {
+        let mut left = vec![(self, limit)];
+        while let Some((node, limit)) = left.pop() {
+            let inner: &mut dyn Iterator<Item = &Node> = match node {
+                Node::Array(items) => &mut items.iter(),
+                Node::Object(members) => &mut members.iter().map(|(_, value)| value),
+                _ => continue,
+            };
+            let Some(limit) = limit.checked_sub(1) else { return true };
+            left.extend(inner.map(|node| (node, limit)));
+        }
+        false
     }
 
     /// The untyped value; of repeated keys the last wins. Whole numbers that fit 64 bits stay whole.

@@ -10,6 +10,7 @@ pub mod go;
 pub mod json;
 pub mod kinds;
 pub mod names;
+pub mod node_labels;
 pub mod patch;
 pub mod protobuf;
 pub mod quantity;

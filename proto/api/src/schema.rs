@@ -7,7 +7,7 @@ mod defaults;
 mod docs;
 mod encode;
 mod load;
-mod time;
+pub mod time;
 
 use std::collections::HashMap;
 

@@ -35,6 +35,9 @@ pub const MASTERS_ORGANIZATION: &str = "system:ephor:masters";
 
 /// Organization in the certificate subject of every node, as Kubernetes calls it.
 pub const NODES_ORGANIZATION: &str = "system:nodes";
+/// Organization in the certificate that an API server shows to the HTTPS servers of nodes. It counts for nothing
+/// else: whoever makes an API server dial another place with it gains no rights there.
+pub const KUBELET_CLIENTS_ORGANIZATION: &str = "system:kube-apiserver-kubelet";
 
 /// Everything a master or a worker takes from the machine it runs on.
 #[derive(Clone)]

@@ -191,7 +191,6 @@ fn network_config(config: &WorkerConfig, settings: &ClusterSettings) -> Result<N
     let mut network = NetworkConfig::new(&config.name, config.ipv4()?, config.data_dir.join("network"));
     network.cluster_cidr = settings.pod_cidr;
     network.service_cidr = settings.service_cidr;
-    network.agent_api_port = Some(config.balancer_port);
     network.overlay.vni = settings.vxlan_id;
     network.overlay.port = settings.vxlan_port;
     network.dns = Some(DnsConfig {

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+use proto_api::node_labels::may_be_set_by_node;
 use serde::{Deserialize, Serialize};
 
 /// Everything a worker is started with.
@@ -73,6 +74,11 @@ pub enum Error {
     /// An IPv6 address, which the overlay does not speak.
     #[error("the address {0} is not IPv4, which the pod network needs")]
     NotIpv4(IpAddr),
+    /// The API server would refuse the Node for ever.
+    #[error(
+        "the label {0} is not a node's to set: labels of kubernetes.io and k8s.io are, but for those of the kubelet, the operators'; set it with kubectl label node"
+    )]
+    ForbiddenLabel(String),
 }
 
 impl WorkerConfig {
@@ -83,6 +89,9 @@ impl WorkerConfig {
         }
         if self.address.is_unspecified() {
             return Err(Error::NoAddress);
+        }
+        if let Some(label) = self.labels.keys().find(|label| !may_be_set_by_node(label)) {
+            return Err(Error::ForbiddenLabel(label.clone()));
         }
         self.ipv4().map(drop)
     }
@@ -98,5 +107,23 @@ impl WorkerConfig {
     /// The socket of the CRI runtime.
     pub fn cri_socket(&self) -> PathBuf {
         self.cri_socket.clone().unwrap_or_else(|| self.run_dir.join("cri.sock"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_does_not_start_with_labels_it_could_never_register() {
+        let with = |label: &str| WorkerConfig {
+            name: "n".to_owned(),
+            address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)),
+            labels: [(label.to_owned(), String::new())].into(),
+            ..WorkerConfig::default()
+        };
+        assert!(with("topology.kubernetes.io/zone").validate().is_ok());
+        let refused = with("node-role.kubernetes.io/worker").validate().expect_err("refused");
+        assert!(refused.to_string().starts_with("the label node-role.kubernetes.io/worker is not a node's"));
     }
 }

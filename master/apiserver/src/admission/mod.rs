@@ -1,39 +1,72 @@
-//! Admission: what changes or refuses an object beyond its kind's own rules. `registry/write.rs` calls it
-//! between defaulting and validation, in stock's order. NamespaceLifecycle's existence check is part of the
-//! transaction (`Registry::namespace_guard`).
+//! Admission: what changes or refuses a write beyond the rules of the object's kind. `registry/create.rs`,
+//! `registry/update.rs` and `registry/delete.rs` call it on the object that is stored at that moment, so that a
+//! client that holds back its request's body gains nothing; `handlers/token.rs` calls it for TokenRequests. It knows
+//! nothing of the registry: what a plugin has to look up it asks of [`Objects`]. NamespaceLifecycle's existence check
+//! is part of the transaction (`Registry::namespace_guard`).
 
+mod mirror_pod;
+mod mountable_secrets;
 mod node_restriction;
 mod priority;
+mod runtime_class;
 mod service_account;
 mod tolerations;
 
 use proto_api::status::Status;
 use serde_json::{Value, json};
 
-use crate::registry::write::Write;
-use crate::registry::{Registry, Target};
+use crate::context::UserInfo;
+use crate::objects::Objects;
+use crate::settings::ClusterSettings;
 
 /// Namespaces that cannot be deleted.
 const IMMORTAL: [&str; 3] = ["default", "kube-public", "kube-system"];
 
-fn is_pod(target: Target<'_>) -> bool {
-    target.kind.gvk.group.is_empty() && target.kind.resource == "pods"
+/// Who writes which object, through which subresource.
+#[derive(Clone, Copy, Debug)]
+pub struct Attributes<'a> {
+    /// The user who asks for the write.
+    pub user: &'a UserInfo,
+    /// API group of the object.
+    pub group: &'a str,
+    /// Plural resource name of the object.
+    pub resource: &'a str,
+    /// Subresource the write goes through, such as `status`; empty for the object itself.
+    pub subresource: &'a str,
+    /// Namespace of the object; empty for cluster-scoped kinds.
+    pub namespace: &'a str,
 }
 
-/// Admits an object that is going to be created.
+impl Attributes<'_> {
+    /// 403 in the words of Kubernetes' admission chain.
+    fn forbidden(&self, name: &str, why: impl std::fmt::Display) -> Status {
+        Status::forbidden(self.group, self.resource, name, why)
+    }
+
+    fn is_core(&self, resource: &str) -> bool {
+        self.group.is_empty() && self.resource == resource
+    }
+}
+
+/// Admits an object that is going to be created: checks it and adds what admission adds.
 ///
 /// # Errors
 ///
 /// 403 with the plugin's reason.
-pub async fn admit_create(registry: &Registry, write: Write<'_>, obj: &mut Value) -> Result<(), Status> {
-    node_restriction::check_create(write, obj)?;
-    if write.target.kind.gvk.group.is_empty() && write.target.kind.resource == "nodes" {
+pub async fn admit_create(
+    objects: &dyn Objects,
+    attributes: &Attributes<'_>,
+    obj: &mut Value,
+) -> Result<(), Status> {
+    node_restriction::check_create(objects, attributes, obj).await?;
+    if attributes.is_core("nodes") {
         taint_not_ready(obj);
     }
-    if is_pod(write.target) {
-        service_account::admit(registry, write, obj).await?;
-        tolerations::admit(registry, obj);
+    if attributes.is_core("pods") {
+        service_account::admit(objects, attributes, obj).await?;
+        tolerations::admit(objects.settings(), obj);
         priority::admit_create(obj)?;
+        runtime_class::check(attributes, obj)?;
     }
     Ok(())
 }
@@ -51,32 +84,58 @@ fn taint_not_ready(node: &mut Value) {
     }
 }
 
-/// Admits an object that is going to replace `old`.
+/// Checks what a client sent to replace `old`, the stored object, through any subresource; called before the kind's
+/// strategy puts back what the client may not change, as in Kubernetes.
 ///
 /// # Errors
 ///
 /// 403 with the plugin's reason.
-pub async fn admit_update(
-    registry: &Registry,
-    write: Write<'_>,
-    obj: &mut Value,
+pub async fn check_update(
+    objects: &dyn Objects,
+    attributes: &Attributes<'_>,
+    new: &Value,
     old: &Value,
 ) -> Result<(), Status> {
-    if is_pod(write.target) {
-        tolerations::admit(registry, obj);
-        priority::admit_update(obj, old);
+    node_restriction::check_update(attributes, new, old)?;
+    if attributes.is_core("pods") && attributes.subresource == "ephemeralcontainers" {
+        return service_account::check_ephemeral_containers(objects, attributes, new, old).await;
     }
     Ok(())
 }
 
-/// Refuses what may not be deleted.
+/// Adds what admission adds to an object that is going to replace `old` through its main resource.
+pub fn admit_update(settings: &ClusterSettings, attributes: &Attributes<'_>, obj: &mut Value, old: &Value) {
+    if attributes.is_core("pods") {
+        tolerations::admit(settings, obj);
+        priority::admit_update(obj, old);
+    }
+}
+
+/// Checks a delete, or an eviction, of the object called `name`; `old` is the stored one, `None` where there is none.
 ///
 /// # Errors
 ///
-/// 403 for the namespaces a cluster cannot do without.
-pub fn check_delete(target: Target<'_>, name: &str) -> Result<(), Status> {
-    if target.kind.gvk.group.is_empty() && target.kind.resource == "namespaces" && IMMORTAL.contains(&name) {
-        return Err(Status::forbidden("", "namespaces", name, "this namespace may not be deleted"));
+/// 403 for the namespaces a cluster cannot do without, and for objects a node has no business with.
+pub fn check_delete(attributes: &Attributes<'_>, name: &str, old: Option<&Value>) -> Result<(), Status> {
+    if attributes.is_core("namespaces") && IMMORTAL.contains(&name) {
+        return Err(attributes.forbidden(name, "this namespace may not be deleted"));
     }
-    Ok(())
+    match old {
+        Some(old) => node_restriction::check_delete(attributes, name, old),
+        None => Ok(()),
+    }
+}
+
+/// Checks a TokenRequest for the ServiceAccount called `account`.
+///
+/// # Errors
+///
+/// 403 for a token a node may not have, 404 for a pod that is not there.
+pub async fn check_token_request(
+    objects: &dyn Objects,
+    attributes: &Attributes<'_>,
+    account: &str,
+    request: &Value,
+) -> Result<(), Status> {
+    node_restriction::check_token_request(objects, attributes, account, request).await
 }

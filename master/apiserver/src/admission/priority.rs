@@ -4,11 +4,11 @@
 use proto_api::status::Status;
 use serde_json::Value;
 
-use crate::registry::metadata;
+use crate::read;
 
 /// Sets priority and preemption policy.
 pub fn admit_create(pod: &mut Value) -> Result<(), Status> {
-    let name = metadata::text(pod, "name").to_owned();
+    let name = read::name(pod).to_owned();
     let forbidden = |why: String| Err(Status::forbidden("", "pods", &name, why));
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return Ok(()) };
     let class = spec.get("priorityClassName").and_then(Value::as_str).unwrap_or_default();

@@ -1,10 +1,12 @@
 //! ServiceAccount: every pod has one that exists, and a token volume unless it or the account says no.
+//! Mirror pods have neither.
 
 use proto_api::status::Status;
 use serde_json::{Map, Value, json};
 
-use crate::registry::write::Write;
-use crate::registry::{Registry, metadata};
+use super::{Attributes, mirror_pod, mountable_secrets};
+use crate::objects::Objects;
+use crate::read::{self, Read};
 
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const VOLUME_PREFIX: &str = "kube-api-access-";
@@ -12,19 +14,25 @@ const VOLUME_PREFIX: &str = "kube-api-access-";
 const TOKEN_SECONDS: i64 = 3607;
 
 /// Sets the account and mounts its token.
-pub async fn admit(registry: &Registry, write: Write<'_>, pod: &mut Value) -> Result<(), Status> {
-    let pod_name = metadata::text(pod, "name").to_owned();
-    let namespace = write.target.namespace;
+pub async fn admit(
+    objects: &dyn Objects,
+    attributes: &Attributes<'_>,
+    pod: &mut Value,
+) -> Result<(), Status> {
+    let pod_name = read::name(pod).to_owned();
+    let namespace = attributes.namespace;
+    // A node made it from a file and would not know it again with anything added.
+    if mirror_pod::is_mirror(pod) {
+        return mirror_pod::credentials(pod).map_or(Ok(()), |why| Err(attributes.forbidden(&pod_name, why)));
+    }
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return Ok(()) };
     let text = |key: &str| spec.get(key).and_then(Value::as_str).filter(|t| !t.is_empty()).map(str::to_owned);
     let name =
         text("serviceAccountName").or_else(|| text("serviceAccount")).unwrap_or_else(|| "default".to_owned());
     spec.insert("serviceAccountName".to_owned(), Value::from(name.as_str()));
     spec.insert("serviceAccount".to_owned(), Value::from(name.as_str()));
-    let Some(account) = find(registry, namespace, &name).await? else {
-        let why =
-            format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found");
-        return Err(Status::forbidden("", "pods", &pod_name, why));
+    let Some(account) = objects.find("serviceaccounts", namespace, &name).await? else {
+        return Err(attributes.forbidden(&pod_name, not_found(namespace, &name)));
     };
     let asked = |v: &Value| v.get("automountServiceAccountToken").and_then(Value::as_bool);
     let automount = spec
@@ -33,21 +41,42 @@ pub async fn admit(registry: &Registry, write: Write<'_>, pod: &mut Value) -> Re
         .or_else(|| asked(&account))
         .unwrap_or(true);
     if automount {
-        mount_token(spec, &format!("{VOLUME_PREFIX}{}", registry.random.suffix(5)));
+        mount_token(spec, &format!("{VOLUME_PREFIX}{}", objects.suffix(5)));
     }
     let has_secrets = spec.get("imagePullSecrets").and_then(Value::as_array).is_some_and(|s| !s.is_empty());
     if let (false, Some(secrets)) = (has_secrets, account.get("imagePullSecrets").filter(|s| !s.is_null())) {
         spec.insert("imagePullSecrets".to_owned(), secrets.clone());
     }
-    Ok(())
+    mountable_secrets::check_pod(&account, pod)
+        .map_or(Ok(()), |why| Err(attributes.forbidden(&pod_name, why)))
 }
 
-async fn find(registry: &Registry, namespace: &str, name: &str) -> Result<Option<Value>, Status> {
-    if let Some(account) = registry.peek("", "serviceaccounts", namespace, name) {
-        return Ok(Some(account));
+/// Checks the Secrets that ephemeral containers of a pod name against its account.
+///
+/// # Errors
+///
+/// 403 for a Secret the account does not list.
+pub async fn check_ephemeral_containers(
+    objects: &dyn Objects,
+    attributes: &Attributes<'_>,
+    pod: &Value,
+    old: &Value,
+) -> Result<(), Status> {
+    let (namespace, pod_name) = (attributes.namespace, read::name(old));
+    let name = old.sub("spec").text("serviceAccountName");
+    if name.is_empty() {
+        let why = format!("no service account specified for pod {namespace}/{pod_name}");
+        return Err(attributes.forbidden(pod_name, why));
     }
-    registry.barrier().await?;
-    Ok(registry.peek("", "serviceaccounts", namespace, name))
+    let Some(account) = objects.find("serviceaccounts", namespace, name).await? else {
+        return Err(attributes.forbidden(pod_name, not_found(namespace, name)));
+    };
+    let refused = mountable_secrets::check_ephemeral_containers(&account, pod);
+    refused.map_or(Ok(()), |why| Err(attributes.forbidden(pod_name, why)))
+}
+
+fn not_found(namespace: &str, name: &str) -> String {
+    format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found")
 }
 
 /// Mounts the token into every container that has nothing there yet.

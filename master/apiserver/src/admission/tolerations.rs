@@ -2,13 +2,13 @@
 
 use serde_json::{Value, json};
 
-use crate::registry::Registry;
+use crate::settings::ClusterSettings;
 
 const TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
 
 /// Adds the tolerations a pod does not have.
-pub fn admit(registry: &Registry, pod: &mut Value) {
-    let seconds = registry.settings().default_toleration_seconds;
+pub fn admit(settings: &ClusterSettings, pod: &mut Value) {
+    let seconds = settings.default_toleration_seconds;
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return };
     let mut tolerations = spec.get("tolerations").and_then(Value::as_array).cloned().unwrap_or_default();
     let before = tolerations.clone();

@@ -5,12 +5,14 @@ pub mod service_account;
 pub mod x509;
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use http::Request;
 use http::header::AUTHORIZATION;
+use proto_api::status::Status;
 
 use crate::context::{LocalIdentity, UserInfo};
-use crate::registry::Registry;
+use crate::objects::Objects;
 use service_account::TokenIssuer;
 
 /// Looks up bearer tokens that are no ServiceAccount tokens, such as bootstrap tokens.
@@ -19,53 +21,99 @@ pub trait TokenAuthenticator: Send + Sync + 'static {
     fn authenticate(&self, token: &str) -> Option<UserInfo>;
 }
 
-/// The user of a client certificate that the TLS handshake verified; the listener sets it.
+/// The user of a client certificate that was verified when the connection began; the listener sets it.
 #[derive(Clone, Debug)]
-pub struct PeerUser(pub UserInfo);
+pub struct PeerUser {
+    /// User that the certificate names.
+    pub user: UserInfo,
+    /// The end of the certificate's life, and of its chain's; `None` where the transport vouches for the user.
+    pub valid_until: Option<SystemTime>,
+}
 
 /// The client showed a certificate that the cluster's CA does not vouch for; the listener sets it.
 #[derive(Clone, Copy, Debug)]
 pub struct RefusedCertificate;
 
-/// All ways to be known.
+/// Finds out which user sent a request.
 pub struct Authenticator {
-    /// Further token lookups, asked in order.
+    /// Lookups of bearer tokens, asked in order before ServiceAccount tokens.
     pub tokens: Vec<Arc<dyn TokenAuthenticator>>,
     /// Verifies ServiceAccount tokens.
     pub service_accounts: Arc<TokenIssuer>,
 }
 
-/// What authentication came to.
+/// Who sent a request, as far as its credentials prove it.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum Authentication {
     /// A user, and the fence of an in-process client.
     Known(UserInfo, Option<u64>),
-    /// No credentials.
+    /// The request shows no credentials.
     Anonymous,
-    /// Credentials that prove nothing.
+    /// The request shows credentials that are not valid.
     Refused,
 }
 
 impl Authenticator {
     /// Finds out who sent a request.
-    pub fn authenticate<B>(&self, request: &Request<B>, registry: &Registry) -> Outcome {
-        if let Some(local) = request.extensions().get::<LocalIdentity>() {
-            return Outcome::Known(local.user.clone(), local.fence);
+    ///
+    /// # Errors
+    ///
+    /// 503 where a token can be neither known nor refused without a quorum.
+    pub async fn authenticate(
+        &self,
+        credentials: &Credentials,
+        objects: &dyn Objects,
+    ) -> Result<Authentication, Status> {
+        match credentials {
+            Credentials::Local(local) => Ok(Authentication::Known(local.user.clone(), local.fence)),
+            Credentials::Certificate(user) => Ok(Authentication::Known(user.clone(), None)),
+            Credentials::Nothing => Ok(Authentication::Anonymous),
+            Credentials::Worthless => Ok(Authentication::Refused),
+            Credentials::Bearer(token) => {
+                let found = self.tokens.iter().find_map(|t| t.authenticate(token));
+                let found = match found {
+                    Some(user) => Some(user),
+                    None => self.service_accounts.authenticate(token, objects).await?,
+                };
+                Ok(found.map_or(Authentication::Refused, |user| Authentication::Known(user, None)))
+            }
         }
-        if let Some(PeerUser(user)) = request.extensions().get::<PeerUser>() {
-            return Outcome::Known(user.clone(), None);
+    }
+}
+
+/// What a request shows to prove who sent it.
+#[derive(Debug)]
+pub enum Credentials {
+    /// An in-process client.
+    Local(LocalIdentity),
+    /// A client certificate that is valid now.
+    Certificate(UserInfo),
+    /// A bearer token.
+    Bearer(String),
+    /// A client certificate that is not valid, or a header that is no bearer token.
+    Worthless,
+    /// Nothing at all.
+    Nothing,
+}
+
+impl Credentials {
+    /// The credentials of a request that arrived at `now`. A certificate is looked at for every request: a connection
+    /// may outlive it.
+    pub fn of<B>(request: &Request<B>, now: SystemTime) -> Self {
+        let extensions = request.extensions();
+        if let Some(local) = extensions.get::<LocalIdentity>() {
+            return Self::Local(local.clone());
+        }
+        let peer = extensions.get::<PeerUser>();
+        if let Some(peer) = peer.filter(|peer| peer.valid_until.is_none_or(|until| now <= until)) {
+            return Self::Certificate(peer.user.clone());
         }
         let Some(header) = request.headers().get(AUTHORIZATION) else {
-            let refused = request.extensions().get::<RefusedCertificate>().is_some();
-            return if refused { Outcome::Refused } else { Outcome::Anonymous };
+            let refused = peer.is_some() || extensions.get::<RefusedCertificate>().is_some();
+            return if refused { Self::Worthless } else { Self::Nothing };
         };
         let token = header.to_str().ok().and_then(bearer);
-        let Some(token) = token else { return Outcome::Refused };
-        let found = self.tokens.iter().find_map(|t| t.authenticate(token));
-        match found.or_else(|| self.service_accounts.authenticate(token, registry)) {
-            Some(user) => Outcome::Known(user, None),
-            None => Outcome::Refused,
-        }
+        token.map_or(Self::Worthless, |token| Self::Bearer(token.to_owned()))
     }
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::context::UserInfo;
+use crate::objects::Objects;
 use crate::registry::{Registry, metadata};
 
 /// Clocks of masters may differ by this many seconds.
@@ -16,7 +17,7 @@ const LEEWAY_SECONDS: i64 = 10;
 /// Why a signing key is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Neither RSA nor ECDSA P-256 in PEM.
+    /// The text is neither an RSA nor an ECDSA P-256 key in PEM.
     #[error("the ServiceAccount key is neither an RSA nor a P-256 private key in PKCS#8 PEM")]
     Key,
     /// The public half cannot be derived.
@@ -34,17 +35,17 @@ pub struct TokenIssuer {
     jwk: Jwk,
 }
 
-/// Something a token is bound to.
+/// Reference to an object whose deletion ends a token.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Bound {
-    /// Its name.
+    /// Name of the object.
     pub name: String,
-    /// Its uid.
+    /// Uid of the object.
     #[serde(default)]
     pub uid: String,
 }
 
-/// Whom a token is for.
+/// The ServiceAccount a token speaks for, and the objects it is bound to.
 #[derive(Clone, Debug, Default)]
 pub struct Subject {
     /// The account's namespace.
@@ -53,11 +54,11 @@ pub struct Subject {
     pub name: String,
     /// The account's uid.
     pub uid: String,
-    /// The pod it is bound to.
+    /// The pod the token is bound to.
     pub pod: Option<Bound>,
     /// The node that pod runs on.
     pub node: Option<Bound>,
-    /// The secret it is bound to.
+    /// The secret the token is bound to.
     pub secret: Option<Bound>,
 }
 
@@ -86,7 +87,7 @@ impl TokenIssuer {
     ///
     /// # Errors
     ///
-    /// For any other key.
+    /// [`Error`] for any other key.
     pub fn new(issuer: String, key_pem: &str) -> Result<Self, Error> {
         let candidates = [
             (Algorithm::ES256, EncodingKey::from_ec_pem(key_pem.as_bytes())),
@@ -130,7 +131,7 @@ impl TokenIssuer {
         seconds: i64,
         registry: &Registry,
     ) -> Result<String, Status> {
-        let now = unix_now(registry);
+        let now = registry.unix_now();
         let mut private = json!({
             "namespace": subject.namespace,
             "serviceaccount": {"name": subject.name, "uid": subject.uid},
@@ -141,7 +142,7 @@ impl TokenIssuer {
             }
         }
         let claims = json!({
-            "iss": self.issuer, "aud": audiences, "iat": now, "nbf": now, "exp": now + seconds,
+            "iss": self.issuer, "aud": audiences, "iat": now, "nbf": now, "exp": now.saturating_add(seconds),
             "jti": registry.random.uuid(), "kubernetes.io": private,
             "sub": format!("system:serviceaccount:{}:{}", subject.namespace, subject.name),
         });
@@ -150,35 +151,47 @@ impl TokenIssuer {
     }
 
     /// The user of a token, where it is genuine, current, meant for the API server, and the account and what
-    /// it is bound to still exist.
-    pub fn authenticate(&self, token: &str, registry: &Registry) -> Option<UserInfo> {
+    /// it is bound to still exist. What is missing on a replica that may lag is looked at again behind a read barrier:
+    /// a master that has just joined knows of no account yet.
+    ///
+    /// # Errors
+    ///
+    /// 503 without a quorum, where that barrier is needed.
+    pub async fn authenticate(&self, token: &str, objects: &dyn Objects) -> Result<Option<UserInfo>, Status> {
+        let Some(claims) = self.verify(token, objects.unix_now()) else { return Ok(None) };
+        let private = &claims.kubernetes;
+        if !exist(private, objects) {
+            objects.catch_up().await?;
+            if !exist(private, objects) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(user_of(private, &claims.jti)))
+    }
+
+    /// The claims of a token that this cluster signed for its API server and that is current.
+    fn verify(&self, token: &str, now: i64) -> Option<Claims> {
         let mut validation = Validation::new(self.algorithm);
         validation.set_issuer(&[&self.issuer]);
         validation.set_audience(&[&self.issuer]);
         // Checked below against the env's clock.
         validation.validate_exp = false;
         let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation).ok()?.claims;
-        let now = unix_now(registry);
-        if claims.exp + LEEWAY_SECONDS < now || claims.nbf > now + LEEWAY_SECONDS {
-            return None;
-        }
-        let private = &claims.kubernetes;
-        let exists = |resource: &str, namespace: &str, bound: &Bound| {
-            let object = registry.peek("", resource, namespace, &bound.name);
-            object.is_some_and(|o| metadata::text(&o, "uid") == bound.uid)
-        };
-        if !exists("serviceaccounts", &private.namespace, &private.serviceaccount) {
-            return None;
-        }
-        let bound = [("pods", &private.pod), ("secrets", &private.secret)];
-        if bound
-            .iter()
-            .any(|(resource, b)| b.as_ref().is_some_and(|b| !exists(resource, &private.namespace, b)))
-        {
-            return None;
-        }
-        Some(user_of(private, &claims.jti))
+        let expired = claims.exp.saturating_add(LEEWAY_SECONDS) < now;
+        let early = claims.nbf > now.saturating_add(LEEWAY_SECONDS);
+        (!expired && !early).then_some(claims)
     }
+}
+
+/// Whether the local replica has the account and what the token is bound to, under their uids.
+fn exist(private: &Private, objects: &dyn Objects) -> bool {
+    let exists = |resource: &str, bound: &Bound| {
+        let object = objects.core(resource, &private.namespace, &bound.name);
+        object.is_some_and(|o| metadata::text(&o, "uid") == bound.uid)
+    };
+    exists("serviceaccounts", &private.serviceaccount)
+        && private.pod.as_ref().is_none_or(|pod| exists("pods", pod))
+        && private.secret.as_ref().is_none_or(|secret| exists("secrets", secret))
 }
 
 fn user_of(private: &Private, token_id: &str) -> UserInfo {
@@ -204,7 +217,92 @@ fn user_of(private: &Private, token_id: &str) -> UserInfo {
     user
 }
 
-fn unix_now(registry: &Registry) -> i64 {
-    let since = registry.clock.now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::settings::ClusterSettings;
+
+    const NOW: i64 = 1_800_000_000;
+
+    /// A replica that has the account and the pod only once it has caught up.
+    struct Lagging {
+        settings: ClusterSettings,
+        caught_up: AtomicBool,
+        reachable: bool,
+    }
+
+    #[async_trait]
+    impl Objects for Lagging {
+        fn core(&self, _resource: &str, _namespace: &str, name: &str) -> Option<Value> {
+            // An older object of the same name is there before.
+            let uid = if self.caught_up.load(Ordering::Relaxed) { "new" } else { "old" };
+            (name != "gone").then(|| json!({"metadata": {"uid": uid}}))
+        }
+
+        async fn catch_up(&self) -> Result<(), Status> {
+            if !self.reachable {
+                return Err(Status::service_unavailable("no quorum"));
+            }
+            self.caught_up.store(true, Ordering::Relaxed);
+            Ok(())
+        }
+
+        fn settings(&self) -> &ClusterSettings {
+            &self.settings
+        }
+
+        fn suffix(&self, _letters: usize) -> String {
+            String::new()
+        }
+
+        fn unix_now(&self) -> i64 {
+            NOW
+        }
+    }
+
+    fn lagging(reachable: bool) -> Lagging {
+        Lagging { settings: ClusterSettings::default(), caught_up: AtomicBool::new(false), reachable }
+    }
+
+    fn issuer() -> TokenIssuer {
+        let key = rcgen::KeyPair::generate().expect("a key").serialize_pem();
+        TokenIssuer::new("https://issuer".to_owned(), &key).expect("an issuer")
+    }
+
+    fn token(issuer: &TokenIssuer, pod: &str, exp: i64) -> String {
+        let claims = json!({
+            "iss": "https://issuer", "aud": ["https://issuer"], "iat": NOW, "nbf": NOW, "exp": exp, "jti": "j",
+            "kubernetes.io": {
+                "namespace": "default", "serviceaccount": {"name": "a", "uid": "new"},
+                "pod": {"name": pod, "uid": "new"},
+            },
+        });
+        jsonwebtoken::encode(&Header::new(issuer.algorithm), &claims, &issuer.encoding).expect("a token")
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_lags_catches_up_before_it_calls_an_account_unknown() {
+        let issuer = issuer();
+        let genuine = token(&issuer, "p", NOW + 600);
+        let user = issuer.authenticate(&genuine, &lagging(true)).await.expect("a quorum").expect("a user");
+        assert_eq!(user.name, "system:serviceaccount:default:a");
+        // Without a quorum nobody knows: not 401, which makes clients throw the token away.
+        assert_eq!(issuer.authenticate(&genuine, &lagging(false)).await.expect_err("503").code, 503);
+        let gone = token(&issuer, "gone", NOW + 600);
+        assert_eq!(issuer.authenticate(&gone, &lagging(true)).await.expect("a quorum"), None);
+    }
+
+    #[tokio::test]
+    async fn tokens_that_prove_nothing_cost_no_barrier() {
+        let issuer = issuer();
+        for bad in [token(&issuer, "p", NOW - 600), token(&self::issuer(), "p", NOW + 600), "x".to_owned()] {
+            let replica = lagging(true);
+            assert_eq!(issuer.authenticate(&bad, &replica).await.expect("no error"), None);
+            assert!(!replica.caught_up.load(Ordering::Relaxed), "{bad}");
+        }
+    }
 }

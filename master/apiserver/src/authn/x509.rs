@@ -1,5 +1,7 @@
-//! Client certificates: CN is the user, O the groups. The TLS handshake has verified the chain; the listener
-//! calls this once a connection.
+//! Client certificates: CN is the user, O the groups. The listener has verified the chain when it calls this, once a
+//! connection; `mod.rs` compares the end of the chain's life with the clock at every request.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::FromDer;
@@ -16,4 +18,15 @@ pub fn user(certificate: &CertificateDer<'_>) -> Option<UserInfo> {
     }
     let groups: Vec<&str> = subject.iter_organization().filter_map(|o| o.as_str().ok()).collect();
     Some(UserInfo::authenticated(name, &groups))
+}
+
+/// When the first certificate of a chain ends; `None` where one cannot be read.
+pub fn valid_until(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
+    let end = |certificate: &CertificateDer<'_>| {
+        let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;
+        let seconds = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
+        UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+    };
+    let ends: Option<Vec<SystemTime>> = chain.iter().map(end).collect();
+    ends?.into_iter().min()
 }

@@ -7,41 +7,42 @@ mod rules;
 
 use proto_api::selector::FieldSelector;
 use proto_api::status::Status;
+use serde_json::Value;
 
 use crate::context::{Context, UserInfo};
 use crate::registry::Registry;
 
-/// What is asked for.
+/// An action that somebody wants to take: what an authorizer decides about.
 #[derive(Clone, Copy, Debug)]
 pub struct Attributes<'a> {
-    /// Who.
+    /// User who wants to act.
     pub user: &'a UserInfo,
-    /// Which verb.
+    /// Verb, such as `get`, or the HTTP method in lower case where no resource is meant.
     pub verb: &'a str,
-    /// The API group.
+    /// API group of the resource; empty for the core group.
     pub group: &'a str,
-    /// The resource.
+    /// Plural name of the resource, such as `pods`.
     pub resource: &'a str,
-    /// The subresource.
+    /// Subresource, such as `status`; empty for the object itself.
     pub subresource: &'a str,
-    /// The namespace; empty for all or none.
+    /// Namespace; empty for all namespaces and for cluster-scoped resources.
     pub namespace: &'a str,
-    /// The object; empty for all.
+    /// Name of the object; empty for a whole collection.
     pub name: &'a str,
-    /// The path, where no resource is meant.
+    /// URL path, where no resource is meant.
     pub path: &'a str,
-    /// Whether a resource is meant.
+    /// Whether the path names a resource, and not something like `/version`.
     pub is_resource: bool,
     /// The field selector of a list or watch, unparsed.
     pub field_selector: &'a str,
 }
 
-/// Yes or no, and why where that helps.
+/// What an authorizer decided.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Decision {
-    /// Whether it is allowed.
+    /// Whether the user may act.
     pub allowed: bool,
-    /// For people.
+    /// Why not, in words for people; empty where nothing helps.
     pub reason: String,
 }
 
@@ -73,13 +74,13 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    /// The value a list or watch pins a field to.
+    /// The one value to which the field selector of a list or watch restricts a field.
     fn pinned(&self, field: &str) -> Option<String> {
         let selector = FieldSelector::parse(self.field_selector).ok()?;
         selector.exact(field).map(str::to_owned)
     }
 
-    /// 403 with the stock text.
+    /// The 403 answer, worded as Kubernetes words it.
     pub fn forbidden(&self, decision: &Decision) -> Status {
         let user = &self.user.name;
         let because =
@@ -121,12 +122,12 @@ fn is_discovery(path: &str) -> bool {
     path == "/" || roots.iter().any(|root| path == *root || path.starts_with(&format!("{root}/")))
 }
 
-/// The fixed authorizer.
+/// The authorizer with built-in rules; it has no state of its own.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Authorizer;
 
 impl Authorizer {
-    /// Decides on the state of the local replica.
+    /// Decides from the objects of the local replica, which may lag.
     pub fn authorize(&self, asked: &Attributes<'_>, registry: &Registry) -> Decision {
         if asked.user.in_group("system:masters") {
             return Decision::allow();
@@ -147,8 +148,19 @@ impl Authorizer {
         if let Some(node) = asked.user.node_name() {
             return node::decide(node, asked, registry);
         }
-        let allowed = rules::of_user(&asked.user.name).is_some_and(|rules| rules::any_allows(rules, asked));
+        let allowed = rules::of_user(asked.user).is_some_and(|rules| rules::any_allows(rules, asked));
         Decision { allowed, reason: String::new() }
+    }
+
+    /// Checks that a user who may `get` by name may see the object that was found under it.
+    ///
+    /// # Errors
+    ///
+    /// 403 for a pod of another node.
+    pub fn check_found(&self, asked: &Attributes<'_>, found: &Value) -> Result<(), Status> {
+        let Some(node) = asked.user.node_name() else { return Ok(()) };
+        let decision = node::sees(node, asked, found);
+        if decision.allowed { Ok(()) } else { Err(asked.forbidden(&decision)) }
     }
 
     /// Whether a refusal may come from a replica that lags: worth a read barrier and a second look.

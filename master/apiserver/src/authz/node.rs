@@ -1,5 +1,7 @@
-//! The node authorizer: a node may act on itself, on the pods bound to it, and read what those refer to.
-//! Other than stock it may list all Nodes, Services, EndpointSlices and Namespaces: overlay, service proxy and
+//! The node authorizer: a node may act on itself, on the pods bound to it, and read what those refer to. Which pods
+//! it may write is NodeRestriction's question (`admission/node_restriction.rs`), which sees the stored object at the
+//! moment of the write: here the body has not arrived yet, and a pod that is not there now may be another node's
+//! then. Other than stock it may list all Nodes, Services, EndpointSlices and Namespaces: overlay, service proxy and
 //! DNS run with the node's identity.
 
 use serde_json::Value;
@@ -9,7 +11,7 @@ use crate::registry::{Registry, Target, key, metadata, object};
 
 const READ: [&str; 3] = ["get", "list", "watch"];
 
-/// Decides for a node.
+/// Decides whether the node called `node` may take an action.
 pub fn decide(node: &str, asked: &Attributes<'_>, registry: &Registry) -> Decision {
     let reads = READ.contains(&asked.verb);
     match (asked.group, asked.resource, asked.subresource) {
@@ -76,23 +78,38 @@ fn pods(node: &str, asked: &Attributes<'_>, registry: &Registry) -> Decision {
                 _ => Decision::deny("can only list/watch pods with spec.nodeName field selector"),
             }
         }
-        ("", "get" | "delete") | ("status", "get" | "update" | "patch") | ("eviction", "create") => {
-            bound(node, asked.namespace, asked.name, registry)
+        // `sees` looks at the pod that is read: one that is gone must be told apart from one that is not ours.
+        ("" | "status", "get") => Decision::allow(),
+        ("", "create" | "delete") | ("status", "update" | "patch") | ("eviction", "create") => {
+            Decision::allow()
         }
         _ => Decision::default(),
     }
 }
 
-/// Whether a pod is bound to the node. One that is not there is allowed too: the node must be told 404.
+/// Whether there is such a pod and it is bound to the node.
 fn bound(node: &str, namespace: &str, name: &str, registry: &Registry) -> Decision {
-    let Some(pod) = registry.peek("", "pods", namespace, name) else { return Decision::allow() };
-    if pod.pointer("/spec/nodeName").and_then(Value::as_str) == Some(node) {
-        return Decision::allow();
+    match registry.peek("", "pods", namespace, name) {
+        Some(pod) if is_bound(node, &pod) => Decision::allow(),
+        _ => unrelated(node),
     }
+}
+
+fn is_bound(node: &str, pod: &Value) -> bool {
+    pod.pointer("/spec/nodeName").and_then(Value::as_str) == Some(node)
+}
+
+fn unrelated(node: &str) -> Decision {
     Decision::deny(format!("no relationship found between node {node:?} and this object"))
 }
 
-/// The pods bound to the node in a namespace.
+/// Decides whether a node that may `get` by name gets to see the object that was found: pods bound to it alone.
+pub fn sees(node: &str, asked: &Attributes<'_>, found: &Value) -> Decision {
+    let foreign = asked.group.is_empty() && asked.resource == "pods" && !is_bound(node, found);
+    if foreign { unrelated(node) } else { Decision::allow() }
+}
+
+/// Iterates over the pods of a namespace that are bound to the node.
 fn pods_of<'a>(node: &'a str, namespace: &str, registry: &Registry) -> impl Iterator<Item = Value> + use<'a> {
     let kind = proto_api::kinds::by_resource("", "v1", "pods");
     let objects = kind
@@ -109,7 +126,7 @@ fn pods_of<'a>(node: &'a str, namespace: &str, registry: &Registry) -> impl Iter
 }
 
 fn referenced(node: &str, asked: &Attributes<'_>, registry: &Registry) -> Decision {
-    let none = || Decision::deny(format!("no relationship found between node {node:?} and this object"));
+    let none = || unrelated(node);
     let pinned = asked.pinned("metadata.name");
     let name = if asked.verb == "get" { Some(asked.name.to_owned()) } else { pinned };
     let Some(name) = name.filter(|n| !n.is_empty()) else {
@@ -170,7 +187,7 @@ fn account(node: &str, asked: &Attributes<'_>, registry: &Registry) -> Decision 
     if uses {
         return Decision::allow();
     }
-    Decision::deny(format!("no relationship found between node {node:?} and this object"))
+    unrelated(node)
 }
 
 #[cfg(test)]

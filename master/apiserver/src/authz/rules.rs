@@ -1,22 +1,25 @@
 //! The rules of components that are no nodes, as tables.
 
-use super::Attributes;
+use proto_env::KUBELET_CLIENTS_ORGANIZATION;
 
-/// Verbs on resources; `*` stands for any.
+use super::Attributes;
+use crate::context::UserInfo;
+
+/// Allows some verbs on some resources; `*` in a list stands for any value.
 #[derive(Debug)]
 pub struct Rule {
-    /// API groups.
+    /// API groups the rule is about.
     pub groups: &'static [&'static str],
     /// Resources, with `/subresource` where one is meant.
     pub resources: &'static [&'static str],
-    /// Verbs.
+    /// Verbs it allows.
     pub verbs: &'static [&'static str],
 }
 
 const READ: &[&str] = &["get", "list", "watch"];
 const WRITE_EVENTS: &[&str] = &["create", "patch", "update"];
 
-/// What every authenticated user may ask.
+/// Rules of every authenticated user: asking about oneself.
 pub const SELF: &[Rule] = &[
     Rule {
         groups: &["authorization.k8s.io"],
@@ -55,11 +58,37 @@ const SCHEDULER: &[Rule] = &[
     },
 ];
 
+/// What an API server may ask a node for (Kubernetes' `system:kubelet-api-admin`), where a node asks the API whether
+/// its clients may do what they ask for.
+const KUBELET_API: &[Rule] = &[
+    Rule { groups: &[""], resources: &["nodes"], verbs: READ },
+    Rule { groups: &[""], resources: &["nodes"], verbs: &["proxy"] },
+    Rule {
+        groups: &[""],
+        resources: &[
+            "nodes/checkpoint",
+            "nodes/configz",
+            "nodes/healthz",
+            "nodes/log",
+            "nodes/metrics",
+            "nodes/pods",
+            "nodes/proxy",
+            "nodes/spec",
+            "nodes/stats",
+        ],
+        verbs: &["*"],
+    },
+];
+
 const EVERYTHING: &[Rule] = &[Rule { groups: &["*"], resources: &["*"], verbs: &["*"] }];
 
-/// The rules of a component by its user name. All controllers run as one user until RBAC gives each its own.
-pub fn of_user(name: &str) -> Option<&'static [Rule]> {
-    match name {
+/// The rules of a component, known by its user name or, an API server towards nodes, by its group. All controllers
+/// run as one user until RBAC gives each its own.
+pub fn of_user(user: &UserInfo) -> Option<&'static [Rule]> {
+    if user.in_group(KUBELET_CLIENTS_ORGANIZATION) {
+        return Some(KUBELET_API);
+    }
+    match user.name.as_str() {
         "system:kube-scheduler" => Some(SCHEDULER),
         "system:kube-controller-manager" => Some(EVERYTHING),
         _ => None,

@@ -1,30 +1,36 @@
-//! get, list and watch.
+//! The verbs `get`, `list` and `watch`.
 
 use http::Response;
 use proto_api::status::Status;
 
 use super::Call;
+use crate::authz::Attributes;
 use crate::body::Body;
 use crate::negotiate::Encoding;
 use crate::options::ListOptions;
+use crate::registry::object;
 use crate::registry::selection::Selection;
 use crate::watch;
 
-/// One object.
+/// Answers with one object.
 ///
 /// # Errors
 ///
-/// 404, 406, 503.
+/// 403 for a pod of another node, 404, 406, 503.
 pub async fn get(call: &Call<'_>) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     let options =
         ListOptions { resource_version: call.query.text("resourceVersion").to_owned(), ..Default::default() };
     let object =
         call.api.registry.get(call.ctx, call.target(), &call.ctx.info.name, options.version()?).await?;
+    if call.ctx.user.node_name().is_some() {
+        let found = object::value(&object, object.mod_revision)?;
+        call.api.authorizer.check_found(&Attributes::of(call.ctx), &found)?;
+    }
     Ok(format.stored(&object))
 }
 
-/// A page of a list.
+/// Answers with a list, or with one page of it.
 ///
 /// # Errors
 ///

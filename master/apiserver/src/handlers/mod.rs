@@ -28,13 +28,13 @@ use crate::proxy;
 use crate::registry::Target;
 use crate::respond::{Format, IncludeObject};
 
-/// One request about a kind.
+/// A request about objects of one kind, as handlers get it.
 pub struct Call<'a> {
-    /// Shared state.
+    /// State that all requests share.
     pub api: &'a Arc<Api>,
-    /// The request's context.
+    /// User, target, deadline and warnings of the request.
     pub ctx: &'a Context,
-    /// The kind.
+    /// Kind of the objects.
     pub kind: &'static Kind,
     /// The decoded query.
     pub query: Query,
@@ -49,12 +49,12 @@ impl<'a> Call<'a> {
         Target::new(self.kind, &self.ctx.info.namespace)
     }
 
-    /// A header's text.
+    /// The value of a header; `None` where it is absent or no text.
     pub fn header(&self, name: http::header::HeaderName) -> Option<&str> {
         self.head.headers.get(name).and_then(|v| v.to_str().ok())
     }
 
-    /// How the client wants objects of the kind.
+    /// Encoding and shape (object, Table, metadata alone) in which the client wants the answer.
     ///
     /// # Errors
     ///
@@ -82,7 +82,7 @@ type Handled<'a> = Pin<Box<dyn Future<Output = Result<Response<Body>, Status>> +
 /// Carries out a request.
 pub async fn dispatch(api: &Arc<Api>, ctx: &Context, request: Request<Body>) -> Response<Body> {
     if !ctx.info.is_resource {
-        return nonresource::handle(api, ctx, request.headers());
+        return nonresource::handle(api, ctx, request.headers()).await;
     }
     let info = &ctx.info;
     let Some(kind) = kinds::by_resource(&info.group, &info.version, &info.resource) else {

@@ -21,12 +21,12 @@ pub fn tells_state(info: &RequestInfo) -> bool {
 }
 
 /// Answers a request whose path names no resource.
-pub fn handle(api: &Arc<Api>, ctx: &Context, headers: &HeaderMap) -> Response<Body> {
+pub async fn handle(api: &Arc<Api>, ctx: &Context, headers: &HeaderMap) -> Response<Body> {
     let path = ctx.info.path.as_str();
     if !matches!(ctx.info.verb.as_str(), "get" | "head") {
         return body::text_response(StatusCode::METHOD_NOT_ALLOWED, "405 method not allowed\n");
     }
-    if let Some(response) = health::handle(api, ctx) {
+    if let Some(response) = health::handle(api, ctx).await {
         return response;
     }
     let header = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok());

@@ -18,7 +18,7 @@ use crate::registry::{kinds, metadata, object};
 
 const SCALE: GroupVersionKind = GroupVersionKind { group: "autoscaling", version: "v1", kind: "Scale" };
 
-/// get, update and patch of a Scale.
+/// Carries out `get`, `update` or `patch` on the Scale of a workload.
 ///
 /// # Errors
 ///
@@ -61,7 +61,7 @@ pub async fn handle(call: &Call<'_>, verb: &str, body: Body) -> Result<Response<
     Ok(crate::respond::encode(encoding, StatusCode::OK, &scale_of(&changed)))
 }
 
-/// The workload with the replicas of a Scale.
+/// Makes the workload that has the replicas of a Scale.
 fn apply(call: &Call<'_>, old: Option<&Value>, scale: &Value) -> Result<Value, Status> {
     let name = &call.ctx.info.name;
     let old = old.ok_or_else(|| call.target().not_found(name))?;
@@ -83,7 +83,7 @@ fn apply(call: &Call<'_>, old: Option<&Value>, scale: &Value) -> Result<Value, S
     Ok(new)
 }
 
-/// The Scale of a workload.
+/// Makes the Scale that shows a workload.
 fn scale_of(workload: &Value) -> Value {
     let mut meta = Map::new();
     for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {

@@ -6,10 +6,12 @@ use proto_api::status::Status;
 use serde_json::Value;
 
 use super::{Call, input};
+use crate::admission;
 use crate::authn::service_account::{Bound, Subject};
 use crate::body::Body;
 use crate::options::WriteOptions;
 use crate::registry::metadata;
+use crate::registry::write::Write;
 
 const DEFAULT_SECONDS: i64 = 3600;
 const MIN_SECONDS: i64 = 600;
@@ -19,7 +21,7 @@ const MAX_SECONDS: i64 = 1 << 32;
 ///
 /// # Errors
 ///
-/// 400, 404, 409, 422.
+/// 400, 403 for a node that asks for more than its pods need, 404, 409, 422.
 pub async fn create(call: &Call<'_>, body: Body) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     let bytes = input::read(body).await?;
@@ -29,6 +31,9 @@ pub async fn create(call: &Call<'_>, body: Body) -> Result<Response<Body>, Statu
     let (name, namespace) = (&call.ctx.info.name, &call.ctx.info.namespace);
     let account = call.api.registry.get(call.ctx, call.target(), name, None).await?;
     let account = crate::registry::object::value(&account, account.mod_revision)?;
+    let write = Write { ctx: call.ctx, target: call.target(), dry_run: options.dry_run };
+    admission::check_token_request(&call.api.registry, &write.attributes(), name, &request).await?;
+    check_names(call, &request)?;
     let seconds = seconds(&request)?;
     let mut subject = Subject {
         namespace: namespace.clone(),
@@ -54,6 +59,20 @@ pub async fn create(call: &Call<'_>, body: Body) -> Result<Response<Body>, Statu
     meta.insert("namespace".to_owned(), Value::from(namespace.as_str()));
     meta.insert("creationTimestamp".to_owned(), Value::from(call.api.registry.now()));
     Ok(crate::respond::encode(format.representation.encoding, StatusCode::CREATED, &request))
+}
+
+/// Checks a name and a namespace that the request carries against the path's.
+fn check_names(call: &Call<'_>, request: &Value) -> Result<(), Status> {
+    let info = &call.ctx.info;
+    for (key, of_path) in [("name", &info.name), ("namespace", &info.namespace)] {
+        let sent = metadata::text(request, key);
+        if !sent.is_empty() && sent != of_path.as_str() {
+            let why = format!("must match the service account {key} if specified");
+            let errs = ErrorList(vec![Error::invalid(&Path::new("metadata").child(key), sent, why)]);
+            return Err(Status::invalid("authentication.k8s.io", "TokenRequest", &info.name, errs));
+        }
+    }
+    Ok(())
 }
 
 fn seconds(request: &Value) -> Result<i64, Status> {

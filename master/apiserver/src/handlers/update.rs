@@ -1,4 +1,4 @@
-//! update and patch, of objects and of the subresources that are parts of them.
+//! The verbs `update` and `patch`, of objects and of the subresources that are parts of them.
 
 use http::header::CONTENT_TYPE;
 use http::{Response, StatusCode};

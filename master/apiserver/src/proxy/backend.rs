@@ -6,25 +6,26 @@ use std::sync::Arc;
 use proto_api::status::Status;
 use serde_json::Value;
 
-use super::dial::{NodeAddress, node_address};
 use crate::api::Api;
 use crate::context::Context;
+use crate::dial::{NodeAddress, check_proxyable, node_address};
 use crate::registry::{Registry, key, metadata};
+use crate::request_info::RequestInfo;
 
-/// The other end of a proxy request.
+/// Where a proxy request is sent.
 #[derive(Debug)]
 pub enum Backend {
     /// A node's HTTPS server.
     Node(NodeAddress),
-    /// An address in the pod network.
-    Pod(SocketAddr),
+    /// An address in the pod network, or another port of a node.
+    Plain(SocketAddr),
 }
 
-/// Finds the backend and the path there.
+/// Finds the backend of a proxy request, and the path to ask it for.
 ///
 /// # Errors
 ///
-/// 400 for a malformed name, 404 for no such object, 503 for a service without endpoints.
+/// 400 for a malformed name and an address that is not allowed, 404 for no such object, 503 for a service without endpoints.
 pub async fn locate(api: &Arc<Api>, ctx: &Context) -> Result<(Backend, String), Status> {
     let info = &ctx.info;
     api.registry.barrier().await?;
@@ -35,18 +36,20 @@ pub async fn locate(api: &Arc<Api>, ctx: &Context) -> Result<(Backend, String), 
             info.name
         )));
     };
-    let path = path_after_proxy(&info.path, &info.resource, &info.namespace, &info.name);
+    let path = match path_after_proxy(&info.path, info) {
+        "" => "/".to_owned(),
+        path => path.to_owned(),
+    };
     let registry = &api.registry;
     let backend = match info.resource.as_str() {
-        "nodes" => {
-            let port = if port.is_empty() { None } else { Some(number(port)?) };
-            Backend::Node(node_address(registry, name, port)?)
-        }
-        "pods" => Backend::Pod(pod(registry, &info.namespace, name, port)?),
-        _ => Backend::Pod(service(registry, &info.namespace, name, port)?),
+        "nodes" => node(registry, name, port)?,
+        "pods" => Backend::Plain(pod(registry, &info.namespace, name, port)?),
+        _ => Backend::Plain(service(registry, &info.namespace, name, port)?),
     };
-    if scheme == "https" && info.resource != "nodes" {
-        return Err(Status::service_unavailable("https backends of pods and services are not served yet"));
+    if scheme == "https" && matches!(backend, Backend::Plain(_)) {
+        return Err(Status::service_unavailable(
+            "https backends other than nodes' own servers are not served yet",
+        ));
     }
     Ok((backend, path))
 }
@@ -67,13 +70,27 @@ fn number(port: &str) -> Result<u16, Status> {
     port.parse().map_err(|_| Status::bad_request(format!("invalid port {port:?}")))
 }
 
-/// What follows `/proxy` in the request's path.
-fn path_after_proxy(path: &str, resource: &str, namespace: &str, name: &str) -> String {
-    let marker = format!("/{resource}/{name}/proxy");
-    // The namespace may be called like the object: look behind it.
-    let from = if namespace.is_empty() { 0 } else { path.find("/namespaces/").unwrap_or(0) };
-    let rest = path[from..].find(&marker).map_or("", |at| &path[from + at + marker.len()..]);
-    if rest.is_empty() { "/".to_owned() } else { rest.to_owned() }
+/// What follows `/proxy` in the path of a request; empty for nothing.
+pub fn path_after_proxy<'a>(path: &'a str, info: &RequestInfo) -> &'a str {
+    // `api/v1/nodes/NAME/proxy`, `api/v1/namespaces/NAMESPACE/RESOURCE/NAME/proxy`.
+    let segments = if info.namespace.is_empty() { 5 } else { 7 };
+    let mut at = path.len() - path.trim_start_matches('/').len();
+    for _ in 0..segments {
+        match path[at..].find('/') {
+            Some(slash) => at += slash + 1,
+            None => return "",
+        }
+    }
+    &path[at - 1..]
+}
+
+/// A node's own server, with the API server's certificate, or without it another port of the node.
+fn node(registry: &Registry, name: &str, port: &str) -> Result<Backend, Status> {
+    let server = node_address(registry, name)?;
+    let port = if port.is_empty() { server.address.port() } else { number(port)? };
+    let address = SocketAddr::new(server.address.ip(), port);
+    check_proxyable(registry, address)?;
+    Ok(if address == server.address { Backend::Node(server) } else { Backend::Plain(address) })
 }
 
 fn pod(registry: &Registry, namespace: &str, name: &str, port: &str) -> Result<SocketAddr, Status> {
@@ -87,7 +104,9 @@ fn pod(registry: &Registry, namespace: &str, name: &str, port: &str) -> Result<S
     } else {
         number(port)?
     };
-    Ok(SocketAddr::new(ip, port))
+    let address = SocketAddr::new(ip, port);
+    check_proxyable(registry, address)?;
+    Ok(address)
 }
 
 fn service(registry: &Registry, namespace: &str, name: &str, port: &str) -> Result<SocketAddr, Status> {
@@ -106,16 +125,32 @@ fn service(registry: &Registry, namespace: &str, name: &str, port: &str) -> Resu
             if endpoint.pointer("/conditions/ready") == Some(&Value::Bool(false)) {
                 continue;
             }
-            let addresses = endpoint.get("addresses").and_then(Value::as_array).into_iter().flatten();
-            let ips = addresses.filter_map(|a| a.as_str()?.parse::<IpAddr>().ok());
-            ready.extend(ips.map(|ip| SocketAddr::new(ip, number)));
+            let ip = address_of_pod(registry, namespace, endpoint);
+            ready.extend(ip.map(|ip| SocketAddr::new(ip, number)));
         }
     }
     if ready.is_empty() {
         return Err(Status::service_unavailable(format!("no endpoints available for service {name:?}")));
     }
     let pick = registry.random.u64() % ready.len() as u64;
-    Ok(ready[usize::try_from(pick).unwrap_or(0)])
+    let address = ready[usize::try_from(pick).unwrap_or(0)];
+    check_proxyable(registry, address)?;
+    Ok(address)
+}
+
+/// The address of an endpoint, where it is one of the pod it refers to: anybody who may write EndpointSlices could
+/// name any address.
+fn address_of_pod(registry: &Registry, namespace: &str, endpoint: &Value) -> Option<IpAddr> {
+    let address = endpoint.pointer("/addresses/0").and_then(Value::as_str)?;
+    let target = endpoint.get("targetRef")?;
+    let text = |key: &str| target.get(key).and_then(Value::as_str).unwrap_or_default();
+    if text("namespace") != namespace {
+        return None;
+    }
+    let pod = registry.peek("", "pods", namespace, text("name"))?;
+    let ips = pod.pointer("/status/podIPs").and_then(Value::as_array)?;
+    let own = ips.iter().any(|ip| ip.get("ip").and_then(Value::as_str) == Some(address));
+    if own { address.parse().ok() } else { None }
 }
 
 /// The name of the port meant: by name, by number, or the only one.
@@ -166,8 +201,9 @@ mod tests {
 
     #[test]
     fn the_path_behind_the_proxy_is_what_follows_it() {
-        let of = |path| path_after_proxy(path, "pods", "pods", "p:80");
-        assert_eq!(of("/api/v1/namespaces/pods/pods/p:80/proxy"), "/");
+        let info = RequestInfo { namespace: "pods".to_owned(), ..RequestInfo::default() };
+        let of = |path| path_after_proxy(path, &info);
+        assert_eq!(of("/api/v1/namespaces/pods/pods/p:80/proxy"), "");
         assert_eq!(of("/api/v1/namespaces/pods/pods/p:80/proxy/a/pods/p:80/proxy/b"), "/a/pods/p:80/proxy/b");
     }
 }

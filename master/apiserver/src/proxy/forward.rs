@@ -11,20 +11,19 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use proto_api::status::Status;
 
-use super::backend::Backend;
-use super::dial::{Stream, dial_pod};
+use super::backend::{Backend, path_after_proxy};
 use super::location::NodeRequest;
-use super::rewrite;
+use super::rewrite::{self, Rewritten};
 use crate::api::Api;
 use crate::body::{self, Body};
 use crate::context::Context;
+use crate::dial::{Stream, dial_plain};
+use crate::request_info::RequestInfo;
 
 /// How much of an error's text is read from the other end.
 const ERROR_TEXT_BYTES: usize = 10_000;
-/// HTML pages up to this size get their links rewritten.
-const HTML_MAX_BYTES: usize = 8 * 1024 * 1024;
 
-/// Headers that belong to one hop.
+/// Headers that are meant for the next hop alone (RFC 9110) and are not passed on.
 const HOP_BY_HOP: [HeaderName; 7] = [
     header::CONNECTION,
     header::PROXY_AUTHENTICATE,
@@ -43,7 +42,7 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 pub async fn log(api: &Arc<Api>, target: &NodeRequest, pod: &str) -> Result<Response<Body>, Status> {
     let url = format!("https://{}{}", target.node.address, target.uri);
     let unreachable = |error: String| Status::internal(format!("Get {url:?}: {error}"));
-    let stream = api.nodes.dial(&target.node).await.map_err(unreachable)?;
+    let stream = api.nodes.dial(&api.registry, &target.node).await.map_err(unreachable)?;
     let request = head(http::Method::GET, &target.uri, &target.node.address.to_string(), HeaderMap::new())?;
     let response = send(api, stream, request).await.map_err(unreachable)?;
     if !response.status().is_success() {
@@ -72,7 +71,7 @@ pub async fn stream(
     clean(&mut headers, true);
     let outgoing = head(request.method().clone(), &target.uri, &host, headers)?;
     let unreachable = |error: String| Status::internal(format!("error dialing backend: {error}"));
-    let connection = api.nodes.dial(&target.node).await.map_err(unreachable)?;
+    let connection = api.nodes.dial(&api.registry, &target.node).await.map_err(unreachable)?;
     let client = hyper::upgrade::on(request);
     let response = send(api, connection, outgoing).await.map_err(unreachable)?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -109,16 +108,16 @@ pub async fn proxy(
     }
     let host = match backend {
         Backend::Node(node) => node.address.to_string(),
-        Backend::Pod(address) => address.to_string(),
+        Backend::Plain(address) => address.to_string(),
     };
-    let uri = raw_path_and_query(request.uri(), &path);
+    let uri = raw_path_and_query(request.uri(), &ctx.info, &path);
     let mut outgoing = head(request.method().clone(), &uri, &host, headers)?;
     *outgoing.body_mut() = std::mem::replace(request.body_mut(), body::empty());
     let unreachable =
         |error: String| Status::service_unavailable(format!("error trying to reach service: {error}"));
     let connection = match backend {
-        Backend::Node(node) => api.nodes.dial(node).await,
-        Backend::Pod(address) => dial_pod(*address).await,
+        Backend::Node(node) => api.nodes.dial(&api.registry, node).await,
+        Backend::Plain(address) => dial_plain(&api.registry, *address).await,
     }
     .map_err(unreachable)?;
     let client = upgrade.then(|| hyper::upgrade::on(request));
@@ -127,16 +126,15 @@ pub async fn proxy(
         Some(client) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
             Ok(join(api, client, response))
         }
-        _ => back(response, &base).await,
+        _ => Ok(back(response, &base)),
     }
 }
 
-/// The path as the client escaped it, where that can be told, and its query.
-fn raw_path_and_query(uri: &Uri, decoded: &str) -> String {
-    let raw = uri.path();
-    let after = raw.find("/proxy").map(|at| &raw[at + "/proxy".len()..]).unwrap_or_default();
+/// The path behind the proxy as the client escaped it, where that can be told, and its query.
+fn raw_path_and_query(uri: &Uri, info: &RequestInfo, decoded: &str) -> String {
+    let after = path_after_proxy(uri.path(), info);
     let same = percent_encoding::percent_decode_str(after).decode_utf8_lossy() == decoded;
-    let path = if same && !after.is_empty() {
+    let path = if same {
         after.to_owned()
     } else {
         percent_encoding::utf8_percent_encode(decoded, PATH).to_string()
@@ -144,7 +142,7 @@ fn raw_path_and_query(uri: &Uri, decoded: &str) -> String {
     uri.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"))
 }
 
-/// What must be escaped in a path.
+/// Characters that are escaped in a path.
 const PATH: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS
     .add(b' ')
     .add(b'"')
@@ -165,7 +163,7 @@ fn redirect(to: &str) -> Response<Body> {
 }
 
 /// The backend's answer with its links rewritten.
-async fn back(response: Response<Incoming>, base: &str) -> Result<Response<Body>, Status> {
+fn back(response: Response<Incoming>, base: &str) -> Response<Body> {
     let (mut parts, incoming) = response.into_parts();
     clean(&mut parts.headers, false);
     let moved = parts
@@ -183,19 +181,10 @@ async fn back(response: Response<Incoming>, base: &str) -> Result<Response<Body>
     let is_page =
         text(header::CONTENT_TYPE).starts_with("text/html") && text(header::CONTENT_ENCODING).is_empty();
     if !is_page {
-        return Ok(Response::from_parts(parts, body::boxed(incoming)));
+        return Response::from_parts(parts, body::boxed(incoming));
     }
-    let bytes = Limited::new(incoming, HTML_MAX_BYTES)
-        .collect()
-        .await
-        .map_err(|e| Status::service_unavailable(format!("error trying to reach service: {e}")))?
-        .to_bytes();
     parts.headers.remove(header::CONTENT_LENGTH);
-    let bytes = match std::str::from_utf8(&bytes) {
-        Ok(page) => rewrite::html(page, base).into(),
-        Err(_) => bytes,
-    };
-    Ok(Response::from_parts(parts, body::full(bytes)))
+    Response::from_parts(parts, body::boxed(Rewritten::new(incoming, base)))
 }
 
 fn head(method: http::Method, uri: &str, host: &str, headers: HeaderMap) -> Result<Request<Body>, Status> {
@@ -292,5 +281,25 @@ async fn node_error(response: Response<Incoming>, pod: &str) -> Status {
                 .with_details("", "pods", pod)
         }
         code => Status::failure(code.as_u16(), "", text).with_details("", "pods", pod),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_in_the_path_behind_a_proxy_stay_whatever_the_names_before_it_are() {
+        for path in [
+            "/api/v1/namespaces/proxy-x/pods/p/proxy/a%2Fb%20c",
+            "/api/v1/namespaces/proxy/services/proxy/proxy/a%2Fb%20c",
+            "/api/v1/nodes/proxy-n/proxy/a%2Fb%20c",
+        ] {
+            let uri: Uri = format!("{path}?q=%2F").parse().expect("a uri");
+            let info = RequestInfo::parse(&http::Method::GET, &uri);
+            let decoded = path_after_proxy(&info.path, &info).to_owned();
+            assert_eq!(decoded, "/a/b c", "{path}");
+            assert_eq!(raw_path_and_query(&uri, &info, &decoded), "/a%2Fb%20c?q=%2F", "{path}");
+        }
     }
 }

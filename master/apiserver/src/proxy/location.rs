@@ -6,28 +6,29 @@ use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use proto_api::field::{Error, ErrorList, Path};
+use proto_api::schema::time;
 use proto_api::status::Status;
 use serde_json::Value;
 
-use super::dial::{NodeAddress, node_address};
 use crate::api::Api;
 use crate::context::Context;
+use crate::dial::{NodeAddress, node_address};
 use crate::options::Query;
 use crate::registry::{Target, object};
 
-/// What a query value may keep unescaped.
+/// Characters that are escaped in a query value: all but RFC 3986's unreserved ones.
 const KEEP: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// A request to a node.
+/// A request to the HTTPS server of a node.
 #[derive(Debug)]
 pub struct NodeRequest {
-    /// Which node.
+    /// The node and where its server listens.
     pub node: NodeAddress,
-    /// Path and query.
+    /// Path and query of the request.
     pub uri: String,
 }
 
-/// A query, built pair by pair.
+/// A query that is built pair by pair, `?` included.
 #[derive(Default)]
 struct Pairs(String);
 
@@ -99,7 +100,7 @@ pub async fn log(api: &Arc<Api>, ctx: &Context, query: &Query) -> Result<Option<
     let pod = pod(api, ctx).await?;
     let container = container(&pod, name, query.text("container"))?;
     let Some(node) = node_of(&pod) else { return Ok(None) };
-    let node = node_address(&api.registry, node, None)?;
+    let node = node_address(&api.registry, node)?;
     let uri = format!("/containerLogs/{namespace}/{name}/{container}{}", options.0);
     Ok(Some(NodeRequest { node, uri }))
 }
@@ -114,6 +115,7 @@ fn log_options(query: &Query, name: &str) -> Result<Pairs, Status> {
     }
     let since_time = query.text("sinceTime");
     if !since_time.is_empty() {
+        time::canonical(since_time, 0).map_err(Status::bad_request)?;
         pairs.add("sinceTime", since_time);
     }
     for (key, minimum) in [("sinceSeconds", 1), ("tailLines", 0), ("limitBytes", 1)] {
@@ -190,5 +192,5 @@ fn assigned(api: &Arc<Api>, pod: &Value, name: &str) -> Result<NodeAddress, Stat
     let Some(node) = node_of(pod) else {
         return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));
     };
-    node_address(&api.registry, node, None)
+    node_address(&api.registry, node)
 }

@@ -2,12 +2,9 @@
 //! nodes, pods and services. `location.rs` and `backend.rs` find out where, `forward.rs` carries the bytes.
 
 mod backend;
-mod dial;
 mod forward;
 mod location;
 mod rewrite;
-
-pub use dial::NodeDialer;
 
 use std::sync::Arc;
 

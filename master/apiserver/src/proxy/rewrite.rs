@@ -1,56 +1,287 @@
 //! Links in proxied answers: an absolute path in a `Location` header or in an HTML attribute is moved below
-//! the proxy's own path, as stock's proxy transport does.
+//! the proxy's own path, as stock's proxy transport does. Pages are rewritten as they stream by, in time that grows
+//! with their length, and with a few bytes held back: of an unfinished attribute's value as many as the proxy's path
+//! is long.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
 
 /// HTML attributes that hold URLs.
-const ATTRIBUTES: [&str; 9] =
-    ["href=", "src=", "action=", "background=", "cite=", "codebase=", "data=", "formaction=", "poster="];
+const ATTRIBUTES: [&[u8]; 9] =
+    [b"href", b"src", b"action", b"background", b"cite", b"codebase", b"data", b"formaction", b"poster"];
+/// Elements whose content is text of another language.
+const RAW_ELEMENTS: [&[u8]; 2] = [b"script", b"style"];
+/// Longest name of an attribute or element that is looked at.
+const NAME_MAX_BYTES: usize = 16;
 
 /// A link as it must be for a client of the proxy; `None` where it stays.
 pub fn link(link: &str, base: &str) -> Option<String> {
-    let absolute = link.starts_with('/') && !link.starts_with("//") && !link.starts_with(base);
-    absolute.then(|| format!("{base}{link}"))
+    moves(link.as_bytes(), base.as_bytes()).then(|| format!("{base}{link}"))
 }
 
-/// An HTML page with its links moved.
-pub fn html(page: &str, base: &str) -> String {
-    let mut out = String::with_capacity(page.len() + 256);
-    let mut rest = page;
-    while let Some((at, length)) = next_attribute(rest) {
-        let (before, value) = rest.split_at(at + length);
-        out.push_str(before);
-        rest = value;
-        let Some(quote) = value.chars().next().filter(|c| matches!(c, '"' | '\'')) else { continue };
-        let Some(end) = value[1..].find(quote) else { continue };
-        let url = &value[1..=end];
-        out.push(quote);
-        out.push_str(&link(url, base).unwrap_or_else(|| url.to_owned()));
-        rest = &value[end + 1..];
+/// Whether a link is an absolute path outside `base`; bytes beyond `base` and one more make no difference.
+fn moves(link: &[u8], base: &[u8]) -> bool {
+    link.starts_with(b"/") && !link.starts_with(b"//") && !link.starts_with(base)
+}
+
+/// Where in a page the rewriter is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum At {
+    /// Between tags.
+    Text,
+    /// In the name of an element, behind `<`.
+    Element,
+    /// Between attributes of a tag.
+    Tag,
+    /// In the name of an attribute.
+    Name,
+    /// Behind the `=` of an attribute.
+    Equals,
+    /// In a quoted value that stays or has been decided.
+    Value { quote: u8 },
+    /// In the first bytes of a URL, which are held back until they tell whether it moves.
+    Url { quote: u8 },
+    /// In a script or a style sheet, up to its end tag.
+    Raw,
+}
+
+/// Rewrites the links of one HTML page, chunk by chunk.
+#[derive(Debug)]
+pub struct Rewriter {
+    base: Vec<u8>,
+    at: At,
+    /// The name being read, in lower case, at most [`NAME_MAX_BYTES`] and one byte that tells it is longer.
+    name: Vec<u8>,
+    /// The raw element whose tag is open or whose content is read; empty for any other.
+    raw: Vec<u8>,
+    /// The first bytes of a URL.
+    held: Vec<u8>,
+}
+
+impl Rewriter {
+    /// A rewriter that moves links below `base`.
+    pub fn new(base: &str) -> Self {
+        Self { base: base.into(), at: At::Text, name: Vec::new(), raw: Vec::new(), held: Vec::new() }
     }
-    out.push_str(rest);
-    out
+
+    /// Rewrites the next bytes of the page.
+    pub fn push(&mut self, chunk: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(chunk.len() + self.held.len() + 64);
+        for &byte in chunk {
+            self.step(byte, &mut out);
+        }
+        out
+    }
+
+    /// What was held back when the page ended.
+    pub fn finish(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.held)
+    }
+
+    fn step(&mut self, byte: u8, out: &mut Vec<u8>) {
+        if let At::Url { quote } = self.at {
+            return self.url(byte, quote, out);
+        }
+        out.push(byte);
+        self.at = match (self.at, byte) {
+            (At::Text, b'<') => self.begin(At::Element),
+            (At::Text, _) => At::Text,
+            (At::Raw, byte) => self.raw_text(byte),
+            (At::Element, b'>') | (At::Tag | At::Name | At::Equals, b'>') => self.end_of_tag(),
+            (At::Value { quote }, byte) if byte == quote => At::Tag,
+            (At::Value { quote }, _) => At::Value { quote },
+            (_, b'<') => self.begin(At::Element),
+            (At::Element, byte) if byte.is_ascii_whitespace() => {
+                self.note_raw_element();
+                At::Tag
+            }
+            (At::Element, byte) => self.add_to_name(byte, At::Element),
+            (At::Equals, quote @ (b'"' | b'\'')) if ATTRIBUTES.contains(&self.name.as_slice()) => {
+                At::Url { quote }
+            }
+            (At::Equals, quote @ (b'"' | b'\'')) => At::Value { quote },
+            (At::Equals, byte) if byte.is_ascii_whitespace() => At::Equals,
+            (At::Name, b'=') => At::Equals,
+            (At::Name, byte) if !byte.is_ascii_whitespace() => self.add_to_name(byte, At::Name),
+            // White space may stand between a name and its `=`.
+            (At::Tag, b'=') => At::Equals,
+            (At::Tag, byte) if !byte.is_ascii_whitespace() && byte != b'/' => {
+                self.begin(At::Name);
+                self.add_to_name(byte, At::Name)
+            }
+            (At::Equals | At::Name | At::Tag, _) => At::Tag,
+            (At::Url { quote }, _) => At::Url { quote },
+        };
+    }
+
+    fn begin(&mut self, next: At) -> At {
+        self.name.clear();
+        next
+    }
+
+    fn add_to_name(&mut self, byte: u8, next: At) -> At {
+        if self.name.len() <= NAME_MAX_BYTES {
+            self.name.push(byte.to_ascii_lowercase());
+        }
+        next
+    }
+
+    fn note_raw_element(&mut self) {
+        if RAW_ELEMENTS.contains(&self.name.as_slice()) {
+            self.raw.clone_from(&self.name);
+        }
+    }
+
+    fn end_of_tag(&mut self) -> At {
+        if self.at == At::Element {
+            self.note_raw_element();
+        }
+        self.name.clear();
+        if self.raw.is_empty() { At::Text } else { At::Raw }
+    }
+
+    /// Looks for `</script` or `</style`; `name` holds what of it was seen.
+    fn raw_text(&mut self, byte: u8) -> At {
+        let byte = byte.to_ascii_lowercase();
+        let expected = match self.name.len() {
+            0 => Some(b'<'),
+            1 => Some(b'/'),
+            seen => self.raw.get(seen - 2).copied(),
+        };
+        if expected == Some(byte) {
+            self.name.push(byte);
+        } else {
+            self.name.clear();
+            if byte == b'<' {
+                self.name.push(byte);
+            }
+        }
+        if self.name.len() < self.raw.len() + 2 {
+            return At::Raw;
+        }
+        self.raw.clear();
+        self.begin(At::Tag)
+    }
+
+    /// Holds the first bytes of a URL until it is known whether it moves.
+    fn url(&mut self, byte: u8, quote: u8, out: &mut Vec<u8>) {
+        let ends = byte == quote;
+        if !ends {
+            self.held.push(byte);
+        }
+        if !ends && self.held.len() <= self.base.len() && self.may_move() {
+            return;
+        }
+        if moves(&self.held, &self.base) {
+            out.extend_from_slice(&self.base);
+        }
+        out.append(&mut self.held);
+        if ends {
+            out.push(byte);
+        }
+        self.at = if ends { At::Tag } else { At::Value { quote } };
+    }
+
+    /// Whether what is held may still turn out either way.
+    fn may_move(&self) -> bool {
+        self.held == b"/" || self.base.starts_with(&self.held)
+    }
 }
 
-/// The first attribute that holds a URL: where, and how long up to its value.
-fn next_attribute(text: &str) -> Option<(usize, usize)> {
-    let lower = text.to_ascii_lowercase();
-    ATTRIBUTES.iter().filter_map(|a| lower.find(a).map(|at| (at, a.len()))).min()
+/// A body whose HTML is rewritten as it comes.
+pub struct Rewritten<B> {
+    inner: B,
+    rewriter: Rewriter,
+}
+
+impl<B> Rewritten<B> {
+    /// Rewrites the links of a page.
+    pub fn new(inner: B, base: &str) -> Self {
+        Self { inner, rewriter: Rewriter::new(base) }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Rewritten<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = &mut *self;
+        match ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                let rewritten = frame.map_data(|data| Bytes::from(this.rewriter.push(&data)));
+                Poll::Ready(Some(Ok(rewritten)))
+            }
+            Some(Err(error)) => Poll::Ready(Some(Err(error))),
+            None => {
+                let rest = this.rewriter.finish();
+                Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(Bytes::from(rest)))))
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn absolute_links_move_below_the_proxy_and_others_stay() {
-        let page = "<a href=\"/x\">t</a><img src='/y.png'><a href=\"http://e/x\">e</a><a href=\"z\">z</a>";
-        let want = "<a href=\"/p/proxy/x\">t</a><img src='/p/proxy/y.png'><a href=\"http://e/x\">e</a><a href=\"z\">z</a>";
-        assert_eq!(html(page, "/p/proxy"), want);
+    /// The page, rewritten in chunks of a size.
+    fn html(page: &str, base: &str, chunk: usize) -> String {
+        let mut rewriter = Rewriter::new(base);
+        let mut out: Vec<u8> = page.as_bytes().chunks(chunk).flat_map(|c| rewriter.push(c)).collect();
+        out.extend(rewriter.finish());
+        String::from_utf8(out).expect("text")
     }
 
     #[test]
-    fn a_page_without_an_end_stays_as_it_is() {
-        for page in ["<a href=", "<a href=\"", "<a href=\"/x", "", "href='"] {
-            assert_eq!(html(page, "/p"), page);
+    fn absolute_links_move_below_the_proxy_and_others_stay() {
+        let page = "<a href=\"/x\">t</a><IMG alt='<' SRC = '/y.png'/><a href=\"http://e/x\">e</a><a href=\"z\">z</a>\
+                    <a href=\"//e/x\">e</a><a href=\"/p/proxy/x\">x</a><a href='/'>root</a><a href=\"/p\">p</a>\
+                    <script src=\"/s.js\">if (a<b) src=\"/no\"</script ><a hrefs=\"/no\" href=\"/é\">é</a> src=\"/no\"";
+        let want = "<a href=\"/p/proxy/x\">t</a><IMG alt='<' SRC = '/p/proxy/y.png'/><a href=\"http://e/x\">e</a>\
+                    <a href=\"z\">z</a><a href=\"//e/x\">e</a><a href=\"/p/proxy/x\">x</a>\
+                    <a href='/p/proxy/'>root</a><a href=\"/p/proxy/p\">p</a>\
+                    <script src=\"/p/proxy/s.js\">if (a<b) src=\"/no\"</script >\
+                    <a hrefs=\"/no\" href=\"/p/proxy/é\">é</a> src=\"/no\"";
+        for chunk in [1, 2, 3, 7, 64, 4096] {
+            assert_eq!(html(page, "/p/proxy", chunk), want, "in chunks of {chunk}");
         }
+    }
+
+    #[test]
+    fn a_page_without_an_end_loses_nothing() {
+        for page in [
+            "<a href=",
+            "<a href=\"",
+            "<a href=\"/p",
+            "<a href=\"/",
+            "",
+            "href='",
+            "<script",
+            "<script></scr",
+        ] {
+            assert_eq!(html(page, "/p/proxy", 1), page);
+        }
+    }
+
+    #[test]
+    fn nothing_but_the_start_of_a_link_is_held_back() {
+        let mut rewriter = Rewriter::new("/p/proxy");
+        let mut sent = 0;
+        let page = "<a href=".repeat(1000) + "<a href=\"/p/prox";
+        for byte in page.as_bytes() {
+            sent += rewriter.push(&[*byte]).len();
+        }
+        assert_eq!(page.len() - sent, "/p/prox".len());
+        assert_eq!(
+            rewriter.push(&b"a".repeat(1 << 20)).len(),
+            (1 << 20) + "/p/prox".len() + "/p/proxy".len()
+        );
     }
 }

@@ -5,7 +5,7 @@ use proto_api::status::Status;
 use serde_json::{Map, Value};
 use storage::{Mutation, Precondition, Txn, TxnOutcome};
 
-use super::strategy::Change;
+use super::strategy::ObjectChange;
 use super::write::{ATTEMPTS, Tried, Write, canonical, encode, invalid_unless_empty, starving};
 use super::{Registry, Target, metadata, object};
 use crate::admission;
@@ -33,7 +33,7 @@ impl Registry {
         let name = metadata::text(&obj, "name").to_owned();
         self.namespace_guard(target, &name).await?;
         target.strategy.default(&mut obj);
-        admission::admit_create(self, write, &mut obj).await?;
+        admission::admit_create(self, &write.attributes(), &mut obj).await?;
         self.prepare_create(target, &mut obj);
         let mut names_left = NAME_ATTEMPTS;
         for _ in 0..ATTEMPTS {
@@ -113,8 +113,19 @@ impl Registry {
         let target = write.target;
         let key = target.key(name);
         let guard = self.namespace_guard(target, name).await?;
-        let change = Change::Create { new: &mut obj };
-        let allocations = target.strategy.allocations(&self.allocation_context(), change)?;
+        let asked_for = obj.clone();
+        let allocate = |obj: &mut Value| {
+            target.strategy.allocations(&self.allocation_context(), ObjectChange::Create { new: obj })
+        };
+        let allocations = match allocate(&mut obj) {
+            Ok(allocations) => allocations,
+            // What is taken on a replica that lags may have been given back: look again behind a barrier.
+            Err(_) => {
+                self.barrier().await?;
+                obj = asked_for;
+                allocate(&mut obj)?
+            }
+        };
         canonical(target, &mut obj);
         if write.dry_run {
             self.barrier().await?;
@@ -134,5 +145,73 @@ impl Registry {
             TxnOutcome::Failed { at, .. } => Ok(Tried::Newer(at)),
             TxnOutcome::Fenced { term } => Err(crate::errors::fenced(term)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use proto_api::kinds;
+    use proto_env::{CancellationToken, Env, TlsNetwork};
+    use serde_json::json;
+
+    use super::super::strategy::{AllocationContext, Allocations, Strategy};
+    use super::*;
+    use crate::context::{Context, UserInfo};
+    use crate::request_info::RequestInfo;
+    use crate::settings::ClusterSettings;
+
+    /// Finds everything taken on a replica that has not caught up, as the first look here is.
+    #[derive(Debug)]
+    struct TakenAtFirst(AtomicUsize);
+
+    impl Strategy for TakenAtFirst {
+        fn allocations(
+            &self,
+            _: &AllocationContext<'_>,
+            change: ObjectChange<'_>,
+        ) -> Result<Allocations, Status> {
+            let ObjectChange::Create { new } = change else { return Ok(Allocations::default()) };
+            if new.get("data").is_some() {
+                return Err(Status::internal("the object of an attempt that failed came again"));
+            }
+            new["data"] = json!({"address": "a"});
+            match self.0.fetch_add(1, Ordering::Relaxed) {
+                0 => Err(Status::internal("provided IP is already allocated")),
+                _ => Ok(Allocations::default()),
+            }
+        }
+    }
+
+    static TAKEN_AT_FIRST: TakenAtFirst = TakenAtFirst(AtomicUsize::new(0));
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_allocation_is_refused_only_by_a_replica_that_has_caught_up() {
+        let env = Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new());
+        let data = tempfile::tempdir().expect("a directory");
+        let consensus = consensus::testing::lone_master(data.path(), &env).await.expect("a lone master");
+        let registry = Registry::new(
+            consensus,
+            Arc::clone(&env.clock),
+            Arc::clone(&env.random),
+            ClusterSettings::default(),
+        );
+        let kind = kinds::by_resource("", "v1", "nodes").expect("a kind");
+        let target = Target { kind, strategy: &TAKEN_AT_FIRST, namespace: "" };
+        let ctx = Context::new(
+            UserInfo::admin("admin"),
+            RequestInfo::default(),
+            String::new(),
+            String::new(),
+            Duration::from_secs(20),
+        );
+        let write = Write { ctx: &ctx, target, dry_run: false };
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}});
+        let made = registry.create(write, node).await.expect("created");
+        assert_eq!(metadata::text(&made, "name"), "n");
+        assert_eq!(TAKEN_AT_FIRST.0.load(Ordering::Relaxed), 2);
     }
 }

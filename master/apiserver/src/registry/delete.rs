@@ -5,23 +5,25 @@ use proto_api::status::Status;
 use serde_json::Value;
 use storage::{Mutation, Object, Precondition, Revision, Txn, TxnOutcome};
 
-use super::strategy::Change;
+use super::strategy::ObjectChange;
 use super::write::{Write, encode, starving};
 use super::{Registry, Target, metadata, object};
+use crate::admission;
 use crate::options::DeleteOptions;
 
 const ATTEMPTS: usize = 256;
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 
-/// What a delete came to.
+/// Result of a delete.
 pub struct Deleted {
-    /// The object as it is now, or was last.
+    /// The object as it is now, or as it was last where it is gone.
     pub object: Value,
-    /// Whether it is gone.
+    /// Whether the object is gone; otherwise its deletion waits for something.
     pub gone: bool,
 }
 
+/// What has to be written to delete an object.
 enum Step {
     /// Nothing to write: the deletion is under way.
     Pending,
@@ -50,8 +52,9 @@ impl Registry {
             let current = self.store().get(&key);
             let seen = current.as_ref().map(|o| o.mod_revision);
             let step = match &current {
-                Some(current) => self.deletion_step(target, name, current, options),
-                None => Err(target.not_found(name)),
+                Some(current) => self.deletion_step(write, name, current, options),
+                None => admission::check_delete(&write.attributes(), name, None)
+                    .and_then(|()| Err(target.not_found(name))),
             };
             if matches!(step, Err(_) | Ok(Step::Pending)) && confirmed != Some(seen) {
                 self.barrier().await?;
@@ -90,7 +93,7 @@ impl Registry {
                 let released = write
                     .target
                     .strategy
-                    .allocations(&self.allocation_context(), Change::Delete { old: &old })?;
+                    .allocations(&self.allocation_context(), ObjectChange::Delete { old: &old })?;
                 let mut mutations = vec![Mutation::Delete { key: key.to_owned() }];
                 mutations.extend(released.mutations);
                 (object, true, mutations, released.preconditions)
@@ -115,16 +118,18 @@ impl Registry {
         }
     }
 
-    /// What deleting the stored object takes now.
+    /// Decides what deleting the stored object takes now.
     fn deletion_step(
         &self,
-        target: Target<'_>,
+        write: Write<'_>,
         name: &str,
         current: &Object,
         options: &DeleteOptions,
     ) -> Result<Step, Status> {
+        let target = write.target;
         let old = object::value(current, current.mod_revision)?;
         check_preconditions(target, name, &old, options)?;
+        admission::check_delete(&write.attributes(), name, Some(&old))?;
         let mut new = old.clone();
         if is_namespace(target) {
             return Ok(self.namespace_step(old, new, options));
@@ -203,6 +208,7 @@ impl Registry {
     }
 }
 
+/// The grace period of a delete.
 enum Grace {
     /// The kind has no grace, or it is over.
     Not,

@@ -1,5 +1,6 @@
 //! Object metadata: what the server sets, and the validation Kubernetes does in `ValidateObjectMeta` and
-//! `ValidateObjectMetaUpdate`. `registry/write.rs` calls it for every kind.
+//! `ValidateObjectMetaUpdate`. `create.rs` and `update.rs` beside it call it for
+//! every kind.
 
 use std::collections::BTreeSet;
 

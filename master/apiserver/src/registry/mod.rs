@@ -1,6 +1,7 @@
 //! The generic registry: one store for all kinds, plus one strategy file a kind with rules of its own.
 //! Handlers call it; it hands transactions to `consensus`.
 
+mod caught_up;
 pub mod continue_token;
 pub mod convert;
 pub mod create;

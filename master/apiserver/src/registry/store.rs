@@ -1,9 +1,10 @@
 //! The handle all verbs share: consensus, clock, randomness and settings, with reads of one object and the
-//! single place where transactions are proposed. `list.rs`, `write.rs` and `delete.rs` build on it.
+//! single place where transactions are proposed. `list.rs`, `create.rs`, `update.rs` and `delete.rs` build on it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use consensus::{Consensus, ProposeOptions};
 use proto_api::kinds::{self, Kind};
 use proto_api::status::Status;
@@ -11,16 +12,20 @@ use proto_env::{Clock, Random};
 use serde_json::Value;
 use storage::{Object, Precondition, Revision, Store, Txn, TxnOutcome};
 
+use super::caught_up::CaughtUp;
 use super::strategy::{AllocationContext, Strategy};
 use super::{key, object};
 use crate::context::Context;
 use crate::errors;
+use crate::objects::Objects;
 use crate::settings::ClusterSettings;
 
 /// How long a read waits for a quorum. A lost leader is replaced well within it.
 const BARRIER_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a write may look for a leader and a quorum, at most.
 const PROPOSE_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a readiness probe waits for a replica that was not known to have caught up: how far it may lag.
+const READY_DEADLINE: Duration = Duration::from_secs(3);
 /// How long a request waits for a revision this replica has not reached, as the stock watch cache does.
 const REVISION_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -30,6 +35,7 @@ pub struct Registry {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
     pub(crate) settings: ClusterSettings,
+    caught_up: CaughtUp,
 }
 
 /// A kind and the namespace a request is about; empty for cluster scope or all namespaces.
@@ -70,7 +76,7 @@ impl Registry {
         random: Arc<dyn Random>,
         settings: ClusterSettings,
     ) -> Self {
-        Self { consensus, clock, random, settings }
+        Self { consensus, clock, random, settings, caught_up: CaughtUp::default() }
     }
 
     /// The local replica.
@@ -89,7 +95,20 @@ impl Registry {
     ///
     /// 503 without a quorum.
     pub async fn barrier(&self) -> Result<(), Status> {
-        self.consensus.read_barrier(BARRIER_DEADLINE).await.map_err(errors::read)
+        self.barrier_within(BARRIER_DEADLINE).await
+    }
+
+    async fn barrier_within(&self, deadline: Duration) -> Result<(), Status> {
+        let began = self.clock.monotonic();
+        self.consensus.read_barrier(deadline).await.map_err(errors::read)?;
+        self.caught_up.note(began);
+        Ok(())
+    }
+
+    /// Whether the local replica has lately held every write acknowledged by then. Answers from what other reads
+    /// found out, and asks the leader itself where that is old; see [`CaughtUp`].
+    pub async fn has_caught_up(&self) -> bool {
+        self.caught_up.within(self.clock.monotonic()) || self.barrier_within(READY_DEADLINE).await.is_ok()
     }
 
     /// Whether this master knows of a leader with a quorum right now.
@@ -176,10 +195,11 @@ impl Registry {
         self.timestamp(0)
     }
 
-    /// Now plus some seconds.
+    /// Now plus some seconds; the last time there is for a sum beyond it.
     pub fn timestamp(&self, plus_seconds: i64) -> String {
         let now = jiff::Timestamp::try_from(self.clock.now()).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-        let at = now.checked_add(jiff::SignedDuration::from_secs(plus_seconds)).unwrap_or(now);
+        let at =
+            now.checked_add(jiff::SignedDuration::from_secs(plus_seconds)).unwrap_or(jiff::Timestamp::MAX);
         format_seconds(at)
     }
 
@@ -209,6 +229,30 @@ impl Registry {
             return Err(terminating(target, name));
         }
         Ok(Some(Precondition::AtRevision { key, mod_revision: namespace.mod_revision }))
+    }
+}
+
+#[async_trait]
+impl Objects for Registry {
+    fn core(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
+        self.peek("", resource, namespace, name)
+    }
+
+    async fn catch_up(&self) -> Result<(), Status> {
+        self.barrier().await
+    }
+
+    fn settings(&self) -> &ClusterSettings {
+        &self.settings
+    }
+
+    fn suffix(&self, letters: usize) -> String {
+        self.random.suffix(letters)
+    }
+
+    fn unix_now(&self) -> i64 {
+        let since = self.clock.now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
     }
 }
 

@@ -1,6 +1,6 @@
-//! What generic code needs to know of a kind. `registry/store.rs` calls it in the order stock Kubernetes'
-//! generic registry does: default, prepare, validate, allocate. `registry/kinds/*.rs` implement it, one file
-//! a kind with rules of its own; every default method here does the generic thing.
+//! The rules of a kind, as the generic registry needs them. `create.rs`, `update.rs` and `delete.rs` beside it call them
+//! in the order of stock Kubernetes' generic registry: default, prepare, validate, allocate. `registry/kinds/*.rs`
+//! implement them, one file a kind with rules of its own; every default method here does the generic thing.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +38,7 @@ pub struct AllocationContext<'a> {
 }
 
 /// The change an allocation belongs to.
-pub enum Change<'a> {
+pub enum ObjectChange<'a> {
     /// The object is about to be created; the hook writes what it chose into `new`.
     Create {
         /// The object, after defaults and `prepare_for_create`.
@@ -146,7 +146,11 @@ pub trait Strategy: Send + Sync + 'static {
     /// # Errors
     ///
     /// The Status to answer with, such as 422 when a wanted address is taken.
-    fn allocations(&self, _ctx: &AllocationContext<'_>, _change: Change<'_>) -> Result<Allocations, Status> {
+    fn allocations(
+        &self,
+        _ctx: &AllocationContext<'_>,
+        _change: ObjectChange<'_>,
+    ) -> Result<Allocations, Status> {
         Ok(Allocations::default())
     }
 }

@@ -7,21 +7,21 @@ use serde_json::Value;
 use storage::{Mutation, Object, Precondition, Revision, Txn, TxnOutcome};
 
 use super::kinds::{namespace, pod};
-use super::strategy::{Allocations, Change};
+use super::strategy::{Allocations, ObjectChange};
 use super::write::{ATTEMPTS, Rules, Tried, Write, canonical, encode, invalid_unless_empty, starving};
 use super::{Registry, Target, metadata, object};
-use crate::admission;
+use crate::admission::{self, Attributes};
 use crate::options::bad_uint;
 
-/// What an update came to.
+/// Result of an update.
 pub struct Updated {
     /// The object as stored.
     pub object: Value,
-    /// Whether it did not exist before.
+    /// Whether the update created the object.
     pub created: bool,
 }
 
-/// What to write for an update.
+/// What has to be written for an update.
 enum Next {
     Unchanged(Value),
     Put { object: Value, bytes: Vec<u8>, allocations: Allocations },
@@ -99,9 +99,10 @@ impl Registry {
         if rules != Rules::Binding {
             target.strategy.default(&mut new);
         }
+        admission::check_update(self, &attributes(write, rules), &new, &old).await?;
         prepare_update(target, rules, &mut new, &old);
         if rules == Rules::Main {
-            admission::admit_update(self, write, &mut new, &old).await?;
+            admission::admit_update(self.settings(), &write.attributes(), &mut new, &old);
         }
         self.validate_update(write, rules, &new, &old)?;
         canonical(target, &mut new);
@@ -110,14 +111,15 @@ impl Registry {
             return Ok(Next::Unchanged(old));
         }
         if deletes_during_update(&new, &old) {
-            let allocations =
-                target.strategy.allocations(&self.allocation_context(), Change::Delete { old: &old })?;
+            let allocations = target
+                .strategy
+                .allocations(&self.allocation_context(), ObjectChange::Delete { old: &old })?;
             return Ok(Next::Delete { object: new, allocations });
         }
         if rules != Rules::Main {
             return Ok(Next::Put { object: new, bytes, allocations: Allocations::default() });
         }
-        let change = Change::Update { new: &mut new, old: &old };
+        let change = ObjectChange::Update { new: &mut new, old: &old };
         let allocations = target.strategy.allocations(&self.allocation_context(), change)?;
         canonical(target, &mut new);
         Ok(Next::Put { bytes: encode(&new)?, object: new, allocations })
@@ -183,6 +185,12 @@ impl Registry {
             TxnOutcome::Fenced { term } => Err(crate::errors::fenced(term)),
         }
     }
+}
+
+/// What admission is told; the older `bindings` resource writes pods as their `binding` subresource does.
+fn attributes(write: Write<'_>, rules: Rules) -> Attributes<'_> {
+    let attributes = write.attributes();
+    if rules == Rules::Binding { Attributes { subresource: "binding", ..attributes } } else { attributes }
 }
 
 /// Checks the uid and the resourceVersion the client sent against what is stored.

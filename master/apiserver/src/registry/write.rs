@@ -1,6 +1,5 @@
-//! What create, update and delete share: the request of a write, the rules it obeys, the stored form.
-//! `create.rs` and `update.rs` prepare, admit, validate, allocate and propose, and again on newer state when
-//! somebody else was faster.
+//! What create, update and delete share: the request of a write, the rules it obeys, the stored form, and what
+//! admission is told. `create.rs`, `update.rs` and `delete.rs` beside it carry the writes out.
 
 use proto_api::field::ErrorList;
 use proto_api::status::Status;
@@ -8,13 +7,15 @@ use serde_json::Value;
 use storage::Revision;
 
 use super::{Target, object};
+use crate::admission::Attributes;
 use crate::context::Context;
 use crate::decode;
 
 /// How often a write is tried on newer state. Stock retries until the request's deadline; a write that loses
 /// this often is starving and better told so.
 pub(super) const ATTEMPTS: usize = 256;
-/// Everything a write shares.
+
+/// The request of a write: who asks, for an object of which kind and namespace.
 #[derive(Clone, Copy)]
 pub struct Write<'a> {
     /// The request.
@@ -25,12 +26,25 @@ pub struct Write<'a> {
     pub dry_run: bool,
 }
 
-/// Which rules an update obeys.
+impl<'a> Write<'a> {
+    /// What admission is told about the write.
+    pub fn attributes(&self) -> Attributes<'a> {
+        Attributes {
+            user: &self.ctx.user,
+            group: self.target.kind.gvk.group,
+            resource: self.target.kind.resource,
+            subresource: &self.ctx.info.subresource,
+            namespace: self.target.namespace,
+        }
+    }
+}
+
+/// The part of an object that an update writes, which decides what it may change and how it is validated.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Rules {
-    /// The main resource.
+    /// The object itself, without its status.
     Main,
-    /// The status subresource.
+    /// `status`: the status and the metadata.
     Status,
     /// `namespaces/finalize`: `spec.finalizers` alone.
     Finalize,
@@ -38,11 +52,11 @@ pub enum Rules {
     EphemeralContainers,
     /// `pods/resize`.
     Resize,
-    /// `pods/binding`: whoever calls has checked it; metadata rules alone.
+    /// `pods/binding`: the handler has validated it, so that metadata rules alone apply.
     Binding,
 }
 
-/// What one attempt came to.
+/// Result of one attempt to write.
 pub(super) enum Tried {
     Done(Value),
     /// The state it was made on is old; newer state is at this revision.

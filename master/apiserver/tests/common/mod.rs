@@ -33,8 +33,16 @@ impl Authority {
     }
 
     pub fn issue(&self, user: &str, group: &str) -> TlsIdentity {
+        self.issue_for(user, group, time::Duration::days(365))
+    }
+
+    /// A certificate that is valid from an hour ago and for a time from now.
+    pub fn issue_for(&self, user: &str, group: &str, life: time::Duration) -> TlsIdentity {
+        let now = time::OffsetDateTime::now_utc();
         let key = rcgen::KeyPair::generate().expect("a key");
         let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("params");
+        params.not_before = now - time::Duration::hours(1);
+        params.not_after = now + life;
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(rcgen::DnType::CommonName, user);
         params.distinguished_name.push(rcgen::DnType::OrganizationName, group);
@@ -45,6 +53,35 @@ impl Authority {
             ca_pem: self.pem.clone(),
         }
     }
+}
+
+/// Connects over TLS, with a client certificate where there is one.
+pub async fn tls(
+    address: std::net::SocketAddr,
+    ca: &str,
+    identity: Option<&TlsIdentity>,
+) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+    use rustls_pki_types::pem::PemObject;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).expect("a CA")).expect("a root");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots);
+    let config = match identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => {
+            let certificate = CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes());
+            let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).expect("a key");
+            let chain = vec![certificate.expect("a certificate")];
+            builder.with_client_auth_cert(chain, key).expect("client authentication")
+        }
+    };
+    let tcp = tokio::net::TcpStream::connect(address).await.expect("a connection");
+    let name = ServerName::try_from("localhost").expect("a name");
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("a handshake")
 }
 
 /// A running server and its parts.
@@ -72,7 +109,12 @@ impl World {
     }
 
     pub async fn start_with(limits: Limits) -> Self {
-        let env = Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new());
+        Self::start_in(Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new()), limits)
+            .await
+    }
+
+    /// As `start_with`, with a clock or randomness of the test's own.
+    pub async fn start_in(env: Env, limits: Limits) -> Self {
         let data = tempfile::tempdir().expect("a directory");
         let consensus = consensus::testing::lone_master(data.path(), &env).await.expect("a lone master");
         let authority = Authority::new();
@@ -80,7 +122,8 @@ impl World {
             consensus: Arc::clone(&consensus),
             settings: ClusterSettings::default(),
             serving: authority.issue("kube-apiserver", "masters"),
-            node_client: authority.issue("kube-apiserver-kubelet-client", "system:masters"),
+            node_client: authority
+                .issue("kube-apiserver-kubelet-client", proto_env::KUBELET_CLIENTS_ORGANIZATION),
             service_account_key_pem: rcgen::KeyPair::generate().expect("a key").serialize_pem(),
             token_authenticators: Vec::new(),
             advertise_address: "127.0.0.1:6443".to_owned(),
@@ -94,6 +137,15 @@ impl World {
             world.post(&path, json!({"metadata": {"name": "default"}})).await.expect(201);
         }
         world
+    }
+
+    /// Serves clients on a port of its own until the end of the test.
+    pub async fn listen(&self) -> std::net::SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let server = self.server.clone();
+        tokio::spawn(async move { server.serve(proto_env::ApiListener::Tcp(listener)).await });
+        address
     }
 
     pub fn client(&self, user: UserInfo) -> kube::Client {

@@ -103,6 +103,11 @@ impl Decoder {
                 Ok(Some(found.unwrap_or_else(|| super::zero(inner))))
             }
             Type::Named { of: inner, .. } => self.value_named(shown, inner, node),
+            // The table's own types end well before the limit; JSON is parsed within it, YAML, protobuf and patches
+            // meet it here.
+            Type::Any if node.is_deeper_than(json::MAX_DEPTH.saturating_sub(self.stack.len() + 1)) => {
+                Err("exceeded max depth".to_owned())
+            }
             Type::Any => Ok(if *node == Node::Null { None } else { Some(node.to_value()) }),
             Type::Quantity => self.quantity(node),
             Type::IntOrString => self.int_or_string(node),

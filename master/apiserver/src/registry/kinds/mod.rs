@@ -1,5 +1,5 @@
 //! The list of kinds with rules of their own. `registry/store.rs` asks here for the strategy of a resource;
-//! `read.rs`, `check.rs`, `text.rs` and `ip.rs` are what the strategies share.
+//! `check.rs`, `text.rs`, `ip.rs` and the crate's `read.rs` are what the strategies share.
 
 pub mod check;
 pub mod configmap;
@@ -15,7 +15,6 @@ pub mod namespace;
 pub mod node;
 pub mod pod;
 pub mod podtemplate;
-pub mod read;
 pub mod replicaset;
 pub mod review;
 pub mod scale;
@@ -31,6 +30,7 @@ mod text;
 pub mod workload;
 
 use super::strategy::{Generic, Strategy};
+pub use crate::read;
 use review::AccessReview;
 
 /// The strategy of a resource; the generic one where the kind has no rules of its own.

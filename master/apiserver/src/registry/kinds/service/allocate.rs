@@ -13,7 +13,7 @@ use super::super::check::{Report, text_list};
 use super::super::ip;
 use super::super::read::{self, Read, items_mut, set};
 use super::{NONE, needs_health_port, type_of};
-use crate::registry::strategy::{AllocationContext, Allocations, Change};
+use crate::registry::strategy::{AllocationContext, Allocations, ObjectChange};
 
 /// Keys of taken addresses; outside `/registry/`, so that no list or watch of a kind sees them.
 const ADDRESSES: &str = "/allocations/clusterips/";
@@ -30,7 +30,7 @@ struct Allocator<'a, 'b> {
 }
 
 /// Allocates and releases for one change; writes what it chose into the new object.
-pub fn allocate(ctx: &AllocationContext<'_>, change: Change<'_>) -> Result<Allocations, Status> {
+pub fn allocate(ctx: &AllocationContext<'_>, change: ObjectChange<'_>) -> Result<Allocations, Status> {
     let mut allocator = Allocator {
         ctx,
         owner: String::new(),
@@ -39,17 +39,17 @@ pub fn allocate(ctx: &AllocationContext<'_>, change: Change<'_>) -> Result<Alloc
         out: Allocations::default(),
     };
     match change {
-        Change::Create { new } => {
+        ObjectChange::Create { new } => {
             allocator.for_object(new);
             allocator.addresses(new)?;
             allocator.node_ports(new, &BTreeSet::new())?;
             allocator.health_port(new)?;
         }
-        Change::Update { new, old } => {
+        ObjectChange::Update { new, old } => {
             allocator.for_object(new);
             allocator.update(new, old)?;
         }
-        Change::Delete { old } => {
+        ObjectChange::Delete { old } => {
             for key in held(old) {
                 allocator.release(key);
             }

@@ -15,7 +15,9 @@ use proto_api::field::{ErrorList, Path};
 use proto_api::status::Status;
 use serde_json::{Value, json};
 
-use super::super::strategy::{AllocationContext, Allocations, Change, NameRule, Strategy, metadata_fields};
+use super::super::strategy::{
+    AllocationContext, Allocations, NameRule, ObjectChange, Strategy, metadata_fields,
+};
 use super::ip;
 use super::read::{self, Read, ensure, set};
 
@@ -104,7 +106,11 @@ impl Strategy for ServiceStrategy {
         warnings(obj)
     }
 
-    fn allocations(&self, ctx: &AllocationContext<'_>, change: Change<'_>) -> Result<Allocations, Status> {
+    fn allocations(
+        &self,
+        ctx: &AllocationContext<'_>,
+        change: ObjectChange<'_>,
+    ) -> Result<Allocations, Status> {
         allocate::allocate(ctx, change)
     }
 }

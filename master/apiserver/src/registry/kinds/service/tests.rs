@@ -8,7 +8,7 @@ use storage::{Command, Entry, Limits, Mutation, Precondition, Store, Txn};
 
 use super::super::testing::{created, made, reported, updated, with};
 use super::allocate::allocate;
-use crate::registry::strategy::{AllocationContext, Allocations, Change};
+use crate::registry::strategy::{AllocationContext, Allocations, ObjectChange};
 use crate::settings::ClusterSettings;
 
 fn service() -> Value {
@@ -134,7 +134,7 @@ impl World {
         Self { store, settings: ClusterSettings::default(), index: 0 }
     }
 
-    fn allocate(&self, change: Change<'_>) -> Result<Allocations, String> {
+    fn allocate(&self, change: ObjectChange<'_>) -> Result<Allocations, String> {
         let context =
             AllocationContext { store: &self.store, settings: &self.settings, random: &SystemRandom };
         allocate(&context, change).map_err(|status| status.message.clone())
@@ -152,7 +152,7 @@ impl World {
 
     fn create(&mut self, sent: &Value) -> Result<Value, String> {
         let mut new = made("", "services", sent);
-        let allocations = self.allocate(Change::Create { new: &mut new })?;
+        let allocations = self.allocate(ObjectChange::Create { new: &mut new })?;
         self.commit(allocations);
         Ok(new)
     }
@@ -179,7 +179,7 @@ fn an_address_is_given_once() {
              10.96.0.10: provided IP is already allocated"
             .to_owned())
     );
-    let released = world.allocate(Change::Delete { old: &held }).expect("it is released");
+    let released = world.allocate(ObjectChange::Delete { old: &held }).expect("it is released");
     world.commit(released);
     assert!(world.create(&wanted).is_ok());
     assert!(world.create(&with(&service(), "/spec/clusterIP", json!("10.97.0.1"))).is_err());
@@ -190,7 +190,7 @@ fn an_address_is_given_once() {
 fn two_that_race_for_an_address_cannot_both_commit() {
     let world = World::new();
     let mut new = made("", "services", &with(&service(), "/spec/clusterIP", json!("10.96.0.10")));
-    let allocations = world.allocate(Change::Create { new: &mut new }).expect("it is free");
+    let allocations = world.allocate(ObjectChange::Create { new: &mut new }).expect("it is free");
     let key = "/allocations/clusterips/10.96.0.10".to_owned();
     assert!(allocations.preconditions.contains(&Precondition::Absent(key.clone())));
     assert!(allocations.mutations.iter().any(|m| matches!(m, Mutation::Put { key: k, .. } if *k == key)));
@@ -222,7 +222,7 @@ fn a_change_to_an_external_name_releases_everything() {
     let old = world.create(&with(&service(), "/spec/type", json!("NodePort"))).expect("it is made");
     let mut new =
         made("", "services", &json!({"spec": {"type": "ExternalName", "externalName": "example.com"}}));
-    let allocations = world.allocate(Change::Update { new: &mut new, old: &old }).expect("it changes");
+    let allocations = world.allocate(ObjectChange::Update { new: &mut new, old: &old }).expect("it changes");
     assert_eq!((allocations.preconditions.len(), allocations.mutations.len()), (0, 2));
     world.commit(allocations);
     assert!(world.store.is_empty());
@@ -233,7 +233,7 @@ fn an_update_without_change_allocates_nothing() {
     let mut world = World::new();
     let old = world.create(&with(&service(), "/spec/type", json!("NodePort"))).expect("it is made");
     let mut new = old.clone();
-    let allocations = world.allocate(Change::Update { new: &mut new, old: &old }).expect("it changes");
+    let allocations = world.allocate(ObjectChange::Update { new: &mut new, old: &old }).expect("it changes");
     assert!(allocations.mutations.is_empty() && allocations.preconditions.is_empty());
     assert_eq!(new, old);
 }

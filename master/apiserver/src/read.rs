@@ -1,5 +1,6 @@
 //! Reading API objects as JSON values with Go's zero-value rules: an absent field, a null and the empty value
-//! of a type are the same thing unless the caller asks for an `Option`. Every strategy reads through this.
+//! of a type are the same thing unless the caller asks for an `Option`. Strategies and admission plugins read
+//! through this.
 
 use serde_json::{Map, Value};
 

@@ -1,0 +1,140 @@
+//! Mirror pods: API objects that a node makes for the pods it runs from files. They may refer to no other API object.
+//! `service_account.rs` and `node_restriction.rs` ask.
+
+use serde_json::Value;
+
+use crate::read::{self, Read};
+
+/// A kind of object that containers and volumes refer to by name.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Kind {
+    Secret,
+    ConfigMap,
+}
+
+/// Volume sources that hold the name of a Secret in a field of that name.
+const SECRET_REFERENCES: [(&str, &str); 9] = [
+    ("azureFile", "secretName"),
+    ("cephfs", "secretRef"),
+    ("cinder", "secretRef"),
+    ("csi", "nodePublishSecretRef"),
+    ("flexVolume", "secretRef"),
+    ("iscsi", "secretRef"),
+    ("rbd", "secretRef"),
+    ("scaleIO", "secretRef"),
+    ("storageos", "secretRef"),
+];
+
+/// Volume sources that need an API object, with what Kubernetes says they refer to.
+const VOLUME_REFERENCES: [(&str, &str); 7] = [
+    ("configMap", "configmaps (via configmap volumes)"),
+    ("secret", "secrets (via secret volumes)"),
+    ("csi", "csidrivers (via CSI volumes)"),
+    ("glusterfs", "endpoints (via glusterFS volumes)"),
+    ("persistentVolumeClaim", "persistentvolumeclaims"),
+    ("ephemeral", "persistentvolumeclaims (via ephemeral volumes)"),
+    ("azureFile", "secrets (via azureFile volumes)"),
+];
+
+/// Sources of projected volumes that need an API object, likewise.
+const PROJECTED_REFERENCES: [(&str, &str); 5] = [
+    ("configMap", "configmaps (via projected volumes)"),
+    ("secret", "secrets (via projected volumes)"),
+    ("serviceAccountToken", "serviceaccounts (via projected volumes)"),
+    ("clusterTrustBundle", "clustertrustbundles"),
+    ("podCertificate", "podcertificates"),
+];
+
+/// Whether a pod says that it is a mirror pod.
+pub fn is_mirror(pod: &Value) -> bool {
+    read::annotations(pod).get("kubernetes.io/config.mirror").is_some()
+}
+
+/// Why a mirror pod is refused by the ServiceAccount plugin, where it is.
+pub fn credentials(pod: &Value) -> Option<&'static str> {
+    let spec = pod.sub("spec");
+    if !spec.text("serviceAccountName").is_empty() {
+        return Some("a mirror pod may not reference service accounts");
+    }
+    if refers_to(spec, Kind::Secret) {
+        return Some("a mirror pod may not reference secrets");
+    }
+    let token = sources(spec).any(|source| source.has("serviceAccountToken"));
+    token.then_some("a mirror pod may not use ServiceAccountToken volume projections")
+}
+
+/// The first kind of API object a pod refers to (`HasAPIObjectReference`); `None` where it refers to none.
+pub fn api_reference(pod: &Value) -> Option<&'static str> {
+    let spec = pod.sub("spec");
+    if !spec.text("serviceAccountName").is_empty() {
+        return Some("serviceaccounts");
+    }
+    if refers_to(spec, Kind::Secret) {
+        return Some("secrets");
+    }
+    if refers_to(spec, Kind::ConfigMap) {
+        return Some("configmaps");
+    }
+    if !spec.items("resourceClaims").is_empty() {
+        return Some("resourceclaims");
+    }
+    let named = |table: &[(&str, &'static str)], value: &Value| {
+        table.iter().find(|(source, _)| value.has(source)).map(|(_, what)| *what)
+    };
+    let by_volume = spec.items("volumes").iter().find_map(|volume| named(&VOLUME_REFERENCES, volume));
+    by_volume.or_else(|| sources(spec).find_map(|source| named(&PROJECTED_REFERENCES, source)))
+}
+
+/// The sources of all projected volumes.
+fn sources(spec: &Value) -> impl Iterator<Item = &Value> {
+    spec.items("volumes").iter().flat_map(|volume| volume.sub("projected").items("sources"))
+}
+
+/// Whether containers, image pulls or volumes name an object of the kind.
+fn refers_to(spec: &Value, kind: Kind) -> bool {
+    let (whole, one_key, volume_source) = match kind {
+        Kind::Secret => ("secretRef", "secretKeyRef", "secret"),
+        Kind::ConfigMap => ("configMapRef", "configMapKeyRef", "configMap"),
+    };
+    let lists = ["initContainers", "containers", "ephemeralContainers"];
+    let by_container = lists.iter().flat_map(|list| spec.items(list)).any(|container| {
+        container.items("envFrom").iter().any(|source| source.has(whole))
+            || container.items("env").iter().any(|variable| variable.sub("valueFrom").has(one_key))
+    });
+    let by_driver = |volume: &Value| {
+        kind == Kind::Secret && SECRET_REFERENCES.iter().any(|(source, field)| volume.sub(source).has(field))
+    };
+    by_container
+        || (kind == Kind::Secret && !spec.items("imagePullSecrets").is_empty())
+        || spec.items("volumes").iter().any(|volume| volume.has(volume_source) || by_driver(volume))
+        || sources(spec).any(|source| source.has(volume_source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn every_way_to_an_api_object_is_found() {
+        let cases = [
+            (json!({"serviceAccountName": "a"}), "serviceaccounts"),
+            (json!({"imagePullSecrets": [{"name": "a"}]}), "secrets"),
+            (json!({"containers": [{"envFrom": [{"secretRef": {"name": "a"}}]}]}), "secrets"),
+            (json!({"volumes": [{"secret": {"secretName": "a"}}]}), "secrets"),
+            (json!({"volumes": [{"csi": {"driver": "a"}}]}), "csidrivers (via CSI volumes)"),
+            (json!({"initContainers": [{"env": [{"valueFrom": {"configMapKeyRef": {}}}]}]}), "configmaps"),
+            (json!({"resourceClaims": [{"name": "a"}]}), "resourceclaims"),
+            (json!({"volumes": [{"persistentVolumeClaim": {}}]}), "persistentvolumeclaims"),
+            (
+                json!({"volumes": [{"projected": {"sources": [{"serviceAccountToken": {}}]}}]}),
+                "serviceaccounts (via projected volumes)",
+            ),
+        ];
+        for (spec, what) in cases {
+            assert_eq!(api_reference(&json!({"spec": spec})), Some(what), "{spec}");
+        }
+        let free = json!({"volumes": [{"hostPath": {"path": "/"}}, {"emptyDir": {}}]});
+        assert_eq!(api_reference(&json!({"spec": free})), None);
+    }
+}

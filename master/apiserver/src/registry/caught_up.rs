@@ -1,0 +1,49 @@
+//! When the local replica was last known to hold every acknowledged write: what `/readyz` goes by. Every read barrier
+//! notes it, so that a busy master's probes cost nothing, and an idle one's ask the leader every few seconds.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// A replica that caught up this recently is ready: a balancer resets every connection of a master that is not, so one
+/// that is late under load must not be called lost.
+const RECENT: Duration = Duration::from_secs(5);
+
+/// The last moment, in milliseconds of the monotonic clock and one; 0 for never.
+#[derive(Debug, Default)]
+pub struct CaughtUp(AtomicU64);
+
+impl CaughtUp {
+    /// Notes that a barrier which began at `began` has been passed.
+    pub fn note(&self, began: Duration) {
+        self.0.fetch_max(millis(began) + 1, Ordering::Relaxed);
+    }
+
+    /// Whether a barrier was passed that began not long before `now`.
+    pub fn within(&self, now: Duration) -> bool {
+        match self.0.load(Ordering::Relaxed) {
+            0 => false,
+            last => millis(now).saturating_sub(last - 1) <= millis(RECENT),
+        }
+    }
+}
+
+fn millis(at: Duration) -> u64 {
+    u64::try_from(at.as_millis()).unwrap_or(u64::MAX / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_is_current_from_its_first_barrier_until_the_last_one_is_old() {
+        let caught_up = CaughtUp::default();
+        assert!(!caught_up.within(Duration::ZERO), "a replica that never caught up");
+        caught_up.note(Duration::ZERO);
+        assert!(caught_up.within(RECENT));
+        assert!(!caught_up.within(RECENT + Duration::from_millis(1)));
+        caught_up.note(Duration::from_secs(60));
+        caught_up.note(Duration::from_secs(59));
+        assert!(caught_up.within(Duration::from_secs(60) + RECENT), "an older barrier that ended later");
+    }
+}
