@@ -36,5 +36,7 @@ fn syntax_errors_are_those_of_go() {
 #[test]
 fn nesting_without_end_is_refused() {
     assert_eq!(error(&"[".repeat(20_000)), "invalid character '[' exceeded max depth");
-    assert!(parse(format!("{}{}", "[".repeat(900), "]".repeat(900)).as_bytes()).is_ok());
+    let deepest = format!("{}{}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH));
+    assert!(parse(deepest.as_bytes()).is_ok());
+    assert!(serde_json::from_str::<Value>(&deepest).is_ok(), "what is accepted can be read from the store");
 }
