@@ -17,6 +17,7 @@ pub mod discovery;
 mod errors;
 mod handlers;
 mod health;
+mod heavy;
 mod limits;
 mod local;
 mod metrics;

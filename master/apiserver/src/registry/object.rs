@@ -4,7 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use proto_api::status::Status;
 use serde_json::Value;
@@ -13,6 +14,7 @@ use storage::{Object, Revision};
 use super::convert;
 use super::store::Target;
 use super::strategy::Strategy;
+use crate::table::{Row, RowSlot, Rows};
 
 /// What is derived from one revision of an object.
 #[derive(Debug, Default)]
@@ -33,12 +35,30 @@ struct Spans {
     metadata: Option<Range<usize>>,
 }
 
+/// What readers made of one revision of an object; lives in its derived slot.
+#[derive(Debug, Default)]
+struct Derived {
+    view: OnceLock<Arc<View>>,
+    row: RowSlot,
+}
+
 /// The view of an object: shared, except for kinds served in two groups, whose field labels differ by group.
 pub fn view(object: &Object, target: Target<'_>) -> Arc<View> {
     if convert::is_converted(target.kind) {
         return Arc::new(make_view(object, target.strategy));
     }
-    object.derived(|object| make_view(object, target.strategy))
+    let derived = object.derived(|_| Derived::default());
+    Arc::clone(derived.view.get_or_init(|| Arc::new(make_view(object, target.strategy))))
+}
+
+/// The cells of an object in a Table: made when they are first asked for, and again once they were not for long.
+/// `now` is a clock that never goes back.
+pub fn row(object: &Object, target: Target<'_>, rows: &Rows, now: Duration) -> Arc<Row> {
+    let derived = object.derived(|_| Derived::default());
+    rows.get(&derived.row, now, || {
+        let value: Value = serde_json::from_slice(&object.value).unwrap_or_default();
+        Row::new(target.kind.storage.0, target.kind.resource, &value)
+    })
 }
 
 fn make_view(object: &Object, strategy: &dyn Strategy) -> View {

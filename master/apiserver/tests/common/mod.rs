@@ -72,7 +72,12 @@ impl World {
     }
 
     pub async fn start_with(limits: Limits) -> Self {
-        let env = Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new());
+        Self::start_in(Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new()), limits)
+            .await
+    }
+
+    /// As `start_with`, with a clock or randomness of the test's own.
+    pub async fn start_in(env: Env, limits: Limits) -> Self {
         let data = tempfile::tempdir().expect("a directory");
         let consensus = consensus::testing::lone_master(data.path(), &env).await.expect("a lone master");
         let authority = Authority::new();
