@@ -54,6 +54,8 @@ pub struct MasterConfig {
     pub log_mib: u64,
     /// Entries of the log between two snapshots; half as many stay for followers that are behind.
     pub snapshot_count: u64,
+    /// Seconds after their last write for which events are kept; 0: for ever.
+    pub event_ttl_s: u64,
     /// What a leader does by itself; the same on every master, since any may lead.
     pub autopilot: Autopilot,
 }
@@ -139,6 +141,7 @@ impl Default for MasterConfig {
             disk_reserve_mib: 0,
             log_mib: consensus::DEFAULT_LOG_BYTES >> 20,
             snapshot_count: consensus::DEFAULT_SNAPSHOT_COUNT,
+            event_ttl_s: 3600,
             autopilot: Autopilot::default(),
         }
     }
@@ -189,6 +192,11 @@ pub enum Error {
 }
 
 impl MasterConfig {
+    /// How long events are kept; `None`: for ever.
+    pub fn event_ttl(&self) -> Option<Duration> {
+        (self.event_ttl_s != 0).then(|| Duration::from_secs(self.event_ttl_s))
+    }
+
     /// Refuses what cannot work, before anything is touched.
     pub fn validate(&self) -> Result<(), Error> {
         if self.name.is_empty() {
