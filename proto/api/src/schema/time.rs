@@ -14,6 +14,10 @@ pub(super) fn canonical(text: &str, decimals: usize) -> Result<String, String> {
     })?;
     let range = || format!("parsing time {}: day out of range", crate::go::quote(text));
     let at: jiff::Timestamp = text.parse().map_err(|_| range())?;
+    // The offset may lead out of what RFC 3339 can say: stored, such a time could not be read again.
+    if jiff::tz::Offset::UTC.to_datetime(at).year() < 0 {
+        return Err(format!("parsing time {}: year outside of range [0,9999]", crate::go::quote(text)));
+    }
     let whole = at.strftime("%Y-%m-%dT%H:%M:%S").to_string();
     if decimals == 0 {
         return Ok(format!("{whole}Z"));
@@ -83,6 +87,24 @@ mod tests {
         assert_eq!(canonical("2026-01-02T03:04:05+02:00", 0), Ok("2026-01-02T01:04:05Z".into()));
         assert_eq!(canonical("2026-01-02T03:04:05.123456Z", 6), Ok("2026-01-02T03:04:05.123456Z".into()));
         assert_eq!(canonical("2026-01-02T03:04:05.9Z", 0), Ok("2026-01-02T03:04:05Z".into()));
+    }
+
+    #[test]
+    fn every_time_that_is_accepted_can_be_read_again() {
+        for offset in ["Z", "+00:01", "-00:01", "+23:59", "-23:59"] {
+            for year in ["0000-01-01", "0000-12-31", "0001-01-01", "9999-12-31", "9999-12-30"] {
+                for clock in ["00:00:00", "23:59:59"] {
+                    let text = format!("{year}T{clock}{offset}");
+                    let Ok(stored) = canonical(&text, 0) else { continue };
+                    assert_eq!(canonical(&stored, 0), Ok(stored.clone()), "{text}");
+                }
+            }
+        }
+        assert_eq!(
+            canonical("0000-01-01T00:00:00+01:00", 0),
+            Err("parsing time \"0000-01-01T00:00:00+01:00\": year outside of range [0,9999]".into())
+        );
+        assert_eq!(canonical("0000-01-01T00:00:00Z", 0), Ok("0000-01-01T00:00:00Z".into()));
     }
 
     #[test]
