@@ -78,7 +78,7 @@ fn media_type(encoding: Encoding) -> HeaderValue {
 fn streamed(list: List, room: OwnedSemaphorePermit, gzip: bool) -> Response<Body> {
     let encoding = list.representation.encoding;
     let pack = gzip.then(|| GzEncoder::new(Vec::new(), Compression::fast()));
-    let frames = futures::stream::unfold(Some(Frames { list, pack, room }), |frames| async move {
+    let frames = futures::stream::unfold(Some(Frames { list, pack, _room: room }), |frames| async move {
         let frames = frames?;
         let heavy = frames.list.api.heavy.clone();
         match heavy.run(move || frames.next()).await {
@@ -102,7 +102,7 @@ struct Frames {
     list: List,
     pack: Option<GzEncoder<Vec<u8>>>,
     /// Given back when the last frame was taken, or the client went.
-    room: OwnedSemaphorePermit,
+    _room: OwnedSemaphorePermit,
 }
 
 impl Frames {
