@@ -64,7 +64,7 @@ pub fn json(value: &Value) -> String {
 /// Writes a finite number as Go's `json.Marshal` does: `1`, `0.5`, `1e+21`, `1e-7`.
 pub fn float(value: f64) -> String {
     let size = value.abs();
-    if value != 0.0 && (size < 1e-6 || size >= 1e21) {
+    if value != 0.0 && !(1e-6..1e21).contains(&size) {
         // Go's JSON writes e-7 where its other printers write e-07.
         return scientific(&format!("{value:e}")).replace("e-0", "e-");
     }

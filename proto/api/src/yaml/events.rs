@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ptr;
 
-use unsafe_libyaml_norway as libyaml;
+use unsafe_libyaml_norway as unsafe_libyaml;
 
 /// What the parser found; the end of the stream and of documents, sequences and mappings are events too.
 #[derive(Debug)]
@@ -42,35 +42,39 @@ pub(super) enum Event {
 
 /// Reads the events of a text. Boxed, because libyaml keeps pointers to its own parts.
 pub(super) struct Parser<'a> {
-    parser: Box<MaybeUninit<libyaml::yaml_parser_t>>,
+    parser: Box<MaybeUninit<unsafe_libyaml::yaml_parser_t>>,
     text: PhantomData<&'a [u8]>,
 }
 
 impl<'a> Parser<'a> {
     pub(super) fn new(text: &'a [u8]) -> Result<Self, String> {
-        let mut parser = Box::new(MaybeUninit::<libyaml::yaml_parser_t>::uninit());
+        let mut parser = Box::new(MaybeUninit::<unsafe_libyaml::yaml_parser_t>::uninit());
         // SAFETY: `initialize` writes the whole struct, which stays where it is until `drop`. The text is borrowed
         // for as long as the parser lives.
         unsafe {
-            if libyaml::yaml_parser_initialize(parser.as_mut_ptr()).fail {
+            if unsafe_libyaml::yaml_parser_initialize(parser.as_mut_ptr()).fail {
                 return Err("yaml: out of memory".into());
             }
-            libyaml::yaml_parser_set_input_string(parser.as_mut_ptr(), text.as_ptr(), text.len() as u64);
+            unsafe_libyaml::yaml_parser_set_input_string(
+                parser.as_mut_ptr(),
+                text.as_ptr(),
+                text.len() as u64,
+            );
         }
         Ok(Parser { parser, text: PhantomData })
     }
 
     /// The next event and the line, counted from 0, that it starts at.
     pub(super) fn next(&mut self) -> Result<(Event, u64), String> {
-        let mut event = MaybeUninit::<libyaml::yaml_event_t>::uninit();
+        let mut event = MaybeUninit::<unsafe_libyaml::yaml_event_t>::uninit();
         // SAFETY: `parse` writes the event where it succeeds; it is read by its type alone and deleted once.
         unsafe {
-            if libyaml::yaml_parser_parse(self.parser.as_mut_ptr(), event.as_mut_ptr()).fail {
+            if unsafe_libyaml::yaml_parser_parse(self.parser.as_mut_ptr(), event.as_mut_ptr()).fail {
                 return Err(self.error());
             }
             let line = (*event.as_ptr()).start_mark.line;
             let copied = copy(&*event.as_ptr());
-            libyaml::yaml_event_delete(event.as_mut_ptr());
+            unsafe_libyaml::yaml_event_delete(event.as_mut_ptr());
             Ok((copied, line))
         }
     }
@@ -88,7 +92,7 @@ impl<'a> Parser<'a> {
         };
         let line = match (at, context) {
             (0, context) => context,
-            (at, _) => at + u64::from(kind == libyaml::YAML_SCANNER_ERROR),
+            (at, _) => at + u64::from(kind == unsafe_libyaml::YAML_SCANNER_ERROR),
         };
         if line == 0 { format!("yaml: {problem}") } else { format!("yaml: line {line}: {problem}") }
     }
@@ -97,7 +101,7 @@ impl<'a> Parser<'a> {
 impl Drop for Parser<'_> {
     fn drop(&mut self) {
         // SAFETY: initialized in `new`, deleted here alone.
-        unsafe { libyaml::yaml_parser_delete(self.parser.as_mut_ptr()) }
+        unsafe { unsafe_libyaml::yaml_parser_delete(self.parser.as_mut_ptr()) }
     }
 }
 
@@ -106,20 +110,20 @@ impl Drop for Parser<'_> {
 /// # Safety
 ///
 /// The event was written by `yaml_parser_parse` and not deleted yet.
-unsafe fn copy(event: &libyaml::yaml_event_t) -> Event {
+unsafe fn copy(event: &unsafe_libyaml::yaml_event_t) -> Event {
     // SAFETY: the field of the union is the one of the event's type; its strings end with a zero byte.
     unsafe {
         match event.type_ {
-            libyaml::YAML_STREAM_START_EVENT => Event::StreamStart,
-            libyaml::YAML_DOCUMENT_START_EVENT => {
+            unsafe_libyaml::YAML_STREAM_START_EVENT => Event::StreamStart,
+            unsafe_libyaml::YAML_DOCUMENT_START_EVENT => {
                 let version = event.data.document_start.version_directive;
                 Event::DocumentStart { minor: (!version.is_null()).then(|| (*version).minor) }
             }
-            libyaml::YAML_DOCUMENT_END_EVENT => Event::DocumentEnd,
-            libyaml::YAML_ALIAS_EVENT => {
+            unsafe_libyaml::YAML_DOCUMENT_END_EVENT => Event::DocumentEnd,
+            unsafe_libyaml::YAML_ALIAS_EVENT => {
                 Event::Alias { anchor: string(event.data.alias.anchor).unwrap_or_default() }
             }
-            libyaml::YAML_SCALAR_EVENT => {
+            unsafe_libyaml::YAML_SCALAR_EVENT => {
                 let scalar = event.data.scalar;
                 let length = usize::try_from(scalar.length).unwrap_or_default();
                 let bytes = ptr::slice_from_raw_parts(scalar.value.cast_const(), length);
@@ -130,14 +134,14 @@ unsafe fn copy(event: &libyaml::yaml_event_t) -> Event {
                     plain: scalar.plain_implicit,
                 }
             }
-            libyaml::YAML_SEQUENCE_START_EVENT => {
+            unsafe_libyaml::YAML_SEQUENCE_START_EVENT => {
                 Event::SequenceStart { anchor: string(event.data.sequence_start.anchor) }
             }
-            libyaml::YAML_SEQUENCE_END_EVENT => Event::SequenceEnd,
-            libyaml::YAML_MAPPING_START_EVENT => {
+            unsafe_libyaml::YAML_SEQUENCE_END_EVENT => Event::SequenceEnd,
+            unsafe_libyaml::YAML_MAPPING_START_EVENT => {
                 Event::MappingStart { anchor: string(event.data.mapping_start.anchor) }
             }
-            libyaml::YAML_MAPPING_END_EVENT => Event::MappingEnd,
+            unsafe_libyaml::YAML_MAPPING_END_EVENT => Event::MappingEnd,
             _ => Event::StreamEnd,
         }
     }
