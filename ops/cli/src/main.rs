@@ -8,6 +8,7 @@ mod config_file;
 mod dev;
 mod kubeconfig;
 mod logging;
+mod memory;
 mod progress;
 mod room;
 mod signals;
