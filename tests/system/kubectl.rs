@@ -64,6 +64,7 @@ async fn kubectl_works_as_against_a_stock_cluster() -> Result<()> {
     port_forward(&bench)?;
     waiting_and_events(&bench)?;
     dry_runs(&bench)?;
+    lists(&bench)?;
     bench.cluster.passed()
 }
 
@@ -260,6 +261,20 @@ fn dry_runs(bench: &Bench) -> Result<()> {
     let (output, code) = bench.fed("apply --dry-run=server -f -", manifest)?;
     ensure!(code == 0 && output.contains("(server dry run)"), "{output}");
     ensure!(bench.json("get configmap c")?["data"]["edited"] == "2", "a dry run changes nothing");
+    Ok(())
+}
+
+/// A List: no resource, so kubectl looks at the v2 document, in protobuf, to know how its items are validated.
+fn lists(bench: &Bench) -> Result<()> {
+    let list = |field: &str| {
+        format!(
+            "apiVersion: v1\nkind: List\nitems:\n- {{apiVersion: v1, kind: ConfigMap, metadata: {{name: l}}, {field}: {{a: \"b\"}}}}\n"
+        )
+    };
+    let (output, code) = bench.fed("create --dry-run=server -f -", &list("data"))?;
+    ensure!(code == 0 && output.contains("configmap/l created (server dry run)"), "{output}");
+    let (output, code) = bench.fed("create --dry-run=server -f -", &list("date"))?;
+    ensure!(code == 1 && output.contains("unknown field \"date\""), "{code} {output}");
     Ok(())
 }
 

@@ -9,9 +9,11 @@ use crate::authn::Authenticator;
 use crate::authn::service_account::TokenIssuer;
 use crate::authz::Authorizer;
 use crate::dial::NodeDialer;
+use crate::heavy::HeavyWork;
 use crate::limits::InFlight;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
+use crate::table::Rows;
 
 /// The largest request body, in bytes, as in stock.
 pub const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
@@ -28,6 +30,10 @@ pub struct Api {
     pub authorizer: Authorizer,
     /// How many requests run.
     pub in_flight: InFlight,
+    /// Where large answers and bodies are encoded and decoded.
+    pub heavy: HeavyWork,
+    /// Rows of Tables, made once a revision.
+    pub rows: Rows,
     /// Counters for `/metrics`.
     pub metrics: Metrics,
     /// Makes ServiceAccount tokens.

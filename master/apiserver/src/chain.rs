@@ -20,6 +20,7 @@ use crate::authz::Attributes;
 use crate::body::{self, Body};
 use crate::context::{Context, LocalIdentity, UserInfo};
 use crate::handlers::{self, nonresource};
+use crate::heavy::HeavyWork;
 use crate::options::Query;
 use crate::request_info::RequestInfo;
 
@@ -36,6 +37,7 @@ pub async fn handle(api: Arc<Api>, request: Request<Body>) -> Response<Body> {
     let gzip = accepts_gzip(&request);
     let mut ctx = context(&api, &request);
     let in_process = request.extensions().get::<LocalIdentity>().is_some();
+    ctx.gzip = gzip && !in_process;
     let _in_flight = api.metrics.request_started(ctx.info.is_mutating());
     let mut response = match request_timeout(&ctx.query) {
         Err(status) => body::status_response(&status),
@@ -55,7 +57,7 @@ pub async fn handle(api: Arc<Api>, request: Request<Body>) -> Response<Body> {
         audit_id = %ctx.audit_id, user = %ctx.user.name, verb = %ctx.info.verb, path = %ctx.info.path,
         code = response.status().as_u16(), seconds, "request"
     );
-    if gzip && !in_process { compress(response).await } else { response }
+    if ctx.gzip { compress(&api.heavy, response).await } else { response }
 }
 
 /// Authentication, limits, authorization, deadline, dispatch.
@@ -216,7 +218,7 @@ fn accepts_gzip(request: &Request<Body>) -> bool {
 }
 
 /// Compresses a large answer that is known whole.
-async fn compress(response: Response<Body>) -> Response<Body> {
+async fn compress(heavy: &HeavyWork, response: Response<Body>) -> Response<Body> {
     let large = response.body().size_hint().exact().is_some_and(|size| size >= GZIP_MIN_BYTES);
     if !large || response.headers().contains_key(CONTENT_ENCODING) {
         return response;
@@ -226,10 +228,13 @@ async fn compress(response: Response<Body>) -> Response<Body> {
         Ok(collected) => collected.to_bytes(),
         Err(error) => return body::status_response(&Status::internal(error)),
     };
-    let mut encoder =
-        flate2::write::GzEncoder::new(Vec::with_capacity(bytes.len() / 4), flate2::Compression::fast());
-    let packed = std::io::Write::write_all(&mut encoder, &bytes).and_then(|()| encoder.finish());
-    match packed {
+    let plain = bytes.clone();
+    let packed = heavy.run(move || {
+        let mut encoder =
+            flate2::write::GzEncoder::new(Vec::with_capacity(plain.len() / 4), flate2::Compression::fast());
+        std::io::Write::write_all(&mut encoder, &plain).and_then(|()| encoder.finish())
+    });
+    match packed.await.flatten() {
         Ok(packed) => {
             parts.headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
             parts.headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));

@@ -79,6 +79,8 @@ pub struct Context {
     pub timeout: Duration,
     /// The client's address, where there is one.
     pub remote: Option<std::net::SocketAddr>,
+    /// Whether the client takes a streamed answer compressed.
+    pub gzip: bool,
     warnings: Mutex<Vec<String>>,
 }
 
@@ -91,7 +93,17 @@ impl Context {
         audit_id: String,
         timeout: Duration,
     ) -> Self {
-        Self { user, info, query, audit_id, fence: None, timeout, remote: None, warnings: Mutex::default() }
+        Self {
+            user,
+            info,
+            query,
+            audit_id,
+            fence: None,
+            timeout,
+            remote: None,
+            gzip: false,
+            warnings: Mutex::default(),
+        }
     }
 
     /// Adds a warning for the client, once.

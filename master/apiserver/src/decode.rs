@@ -97,15 +97,18 @@ pub fn decode_object(
     let (api_version, kind) = document.type_meta().map_err(|e| unrecognized(gvk.2, &e, body))?;
     check_kind(&api_version, &kind, gvk)?;
     let shown = Shown::of(&api_version, &kind, gvk);
+    let mut found: Vec<String> = document.strict().into_iter().collect();
     let decoded = document
         .node(gvk)
         .and_then(|node| decode(&node, gvk))
         .map_err(|e| Status::bad_request(shown.cannot(&e)))?;
+    found.extend(decoded.strict);
     let warnings = match mode {
         FieldValidation::Ignore => Vec::new(),
-        FieldValidation::Warn => decoded.strict,
-        FieldValidation::Strict if decoded.strict.is_empty() => Vec::new(),
-        FieldValidation::Strict => return Err(Status::bad_request(shown.cannot(&strict(&decoded.strict)))),
+        FieldValidation::Strict if !found.is_empty() => {
+            return Err(Status::bad_request(shown.cannot(&strict(&found))));
+        }
+        _ => found,
     };
     Ok(Decoded { object: typed(decoded.value, gvk), warnings })
 }
@@ -328,6 +331,40 @@ mod tests {
         let cbor = decode_object(Some("application/cbor"), b"", DEPLOYMENT, FieldValidation::Warn);
         assert_eq!(cbor.expect_err("refused").code, 415);
         assert_eq!(check_size(MAX_BODY + 1).expect_err("refused").code, 413);
+    }
+
+    #[test]
+    fn yaml_means_what_kubernetes_reads_in_it() {
+        let pod = ("", "v1", "Pod");
+        let run = |body: &str, mode| decode_object(Some("application/yaml"), body.as_bytes(), pod, mode);
+        let spec = "apiVersion: v1\nkind: Pod\nmetadata: {name: x, labels: &l {app: x}, annotations: {<<: *l}}\n\
+                    spec:\n  hostNetwork: yes\n  automountServiceAccountToken: off\n  containers: []\n  \
+                    volumes:\n  - {name: c, configMap: {name: c, defaultMode: 0640, items: [{key: k, path: p, mode: 0o400}]}}\n";
+        let object = run(spec, FieldValidation::Strict).expect("decodes").object;
+        assert_eq!(object["metadata"]["annotations"], json!({"app": "x"}));
+        assert_eq!(object["spec"]["hostNetwork"], json!(true));
+        assert_eq!(object["spec"]["automountServiceAccountToken"], json!(false));
+        assert_eq!(object["spec"]["volumes"][0]["configMap"]["defaultMode"], json!(0o640));
+        assert_eq!(object["spec"]["volumes"][0]["configMap"]["items"][0]["mode"], json!(0o400));
+
+        let word = "spec: {containers: [{name: c, env: [{name: A, value: on}]}]}\n";
+        assert_eq!(
+            run(word, FieldValidation::Ignore).expect_err("refused").message,
+            "Pod in version \"v1\" cannot be handled as a Pod: json: cannot unmarshal bool into Go struct field \
+             EnvVar.spec.containers.env.value of type string"
+        );
+        let twice = "metadata:\n  name: x\n  name: z\n";
+        assert_eq!(
+            run(twice, FieldValidation::Strict).expect_err("refused").message,
+            "Pod in version \"v1\" cannot be handled as a Pod: strict decoding error: yaml: unmarshal errors:\n  \
+             line 3: key \"name\" already set in map"
+        );
+        assert_eq!(run(twice, FieldValidation::Ignore).expect("decodes").object["metadata"]["name"], "z");
+        assert_eq!(
+            run("a: b: c", FieldValidation::Ignore).expect_err("refused").message,
+            "the object provided is unrecognized (must be of type Pod): yaml: mapping values are not allowed in \
+             this context (613a20623a2063)"
+        );
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod discovery;
 mod errors;
 mod handlers;
 mod health;
+mod heavy;
 mod limits;
 mod local;
 mod metrics;

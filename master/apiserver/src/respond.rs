@@ -1,17 +1,21 @@
 //! Answers made of objects: JSON or YAML, whole, as a Table or as metadata alone. Handlers and watches call
-//! it; what a client accepts was settled by `negotiate.rs`.
+//! it; what a client accepts was settled by `negotiate.rs`. Lists are written by `respond/list.rs`.
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
 use proto_api::status::Status;
+use proto_api::yaml;
 use serde_json::{Value, json};
 use storage::{Object, Revision};
 
 use crate::body::{self, Body};
 use crate::negotiate::{Encoding, Representation, Shape};
-use crate::registry::list::ListPage;
 use crate::registry::{Target, convert, object};
-use crate::table;
+use crate::table::{self, Row, Rows};
+
+mod list;
 
 /// How much of an object a Table row carries (`includeObject`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -53,6 +57,10 @@ pub struct Format<'a> {
     pub include: IncludeObject,
     /// Now, for ages in Tables.
     pub now: jiff::Timestamp,
+    /// Rows of Tables that were made before.
+    pub rows: &'a Rows,
+    /// Now by a clock that never goes back, for how long rows are kept.
+    pub monotonic: Duration,
 }
 
 impl Format<'_> {
@@ -63,8 +71,20 @@ impl Format<'_> {
             Shape::PartialMetadata => partial(&value),
             Shape::PartialMetadataList => return body::status_response(&not_acceptable()),
             Shape::Table => {
-                let meta = json!({"resourceVersion": value.pointer("/metadata/resourceVersion")});
-                self.table(meta, &[value], true)
+                let version = value.pointer("/metadata/resourceVersion").cloned().unwrap_or_default();
+                let mut out = Vec::new();
+                self.write_table_head(&mut out, &version, true);
+                self.write_cells(
+                    &mut out,
+                    &Row::new(self.target.kind.storage.0, self.target.kind.resource, &value),
+                );
+                let object = match self.include {
+                    IncludeObject::None => Value::Null,
+                    IncludeObject::Metadata => partial(&value),
+                    IncludeObject::Object => convert::from_storage(self.target.kind, value),
+                };
+                out.extend_from_slice(format!("{object}}}]}}").as_bytes());
+                return self.encode_bytes(code, out);
             }
         };
         self.encode(code, &value)
@@ -82,63 +102,6 @@ impl Format<'_> {
             Ok(value) => self.object(StatusCode::OK, value),
             Err(status) => body::status_response(&status),
         }
-    }
-
-    /// An answer with a page of a list.
-    pub fn list(&self, page: &ListPage) -> Response<Body> {
-        let mut meta = json!({"resourceVersion": page.revision.to_string()});
-        if !page.continue_token.is_empty() {
-            meta["continue"] = Value::from(page.continue_token.as_str());
-            if let Some(remaining) = page.remaining {
-                meta["remainingItemCount"] = Value::from(remaining);
-            }
-        }
-        match self.representation.shape {
-            Shape::Object => self.plain_list(page, &meta),
-            Shape::PartialMetadata => body::status_response(&not_acceptable()),
-            Shape::PartialMetadataList => self.metadata_list(page, &meta),
-            Shape::Table => {
-                let values: Vec<Value> =
-                    page.objects.iter().filter_map(|o| object::value(o, o.mod_revision).ok()).collect();
-                self.encode(StatusCode::OK, &self.table(meta, &values, true))
-            }
-        }
-    }
-
-    fn plain_list(&self, page: &ListPage, meta: &Value) -> Response<Body> {
-        let kind = self.target.kind;
-        let size: usize = page.objects.iter().map(|o| o.value.len() + 40).sum();
-        let mut out = Vec::with_capacity(size + 256);
-        let head = format!(
-            "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{meta},\"items\":[",
-            kind.list_kind(),
-            kind.api_version()
-        );
-        out.extend_from_slice(head.as_bytes());
-        for (i, object) in page.objects.iter().enumerate() {
-            if i > 0 {
-                out.push(b',');
-            }
-            self.write_object(&mut out, object, object.mod_revision, true);
-        }
-        out.extend_from_slice(b"]}");
-        self.encode_bytes(out)
-    }
-
-    fn metadata_list(&self, page: &ListPage, meta: &Value) -> Response<Body> {
-        let mut out = Vec::new();
-        let head = format!(
-            "{{\"kind\":\"PartialObjectMetadataList\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{meta},\"items\":["
-        );
-        out.extend_from_slice(head.as_bytes());
-        for (i, object) in page.objects.iter().enumerate() {
-            if i > 0 {
-                out.push(b',');
-            }
-            self.write_partial(&mut out, object, object.mod_revision);
-        }
-        out.extend_from_slice(b"]}");
-        self.encode_bytes(out)
     }
 
     /// Appends one object as JSON; `item` leaves apiVersion and kind out.
@@ -166,28 +129,43 @@ impl Format<'_> {
         out.push(b'}');
     }
 
-    /// A Table of objects, given in their storage form; `headers` includes the column definitions.
-    pub fn table(&self, meta: Value, values: &[Value], headers: bool) -> Value {
+    /// Appends a Table of one object; `headers` includes the column definitions.
+    pub fn write_table(&self, out: &mut Vec<u8>, object: &Object, revision: Revision, headers: bool) {
+        self.write_table_head(out, &Value::from(revision.to_string()), headers);
+        self.write_rest_of_row(out, object, revision);
+        out.extend_from_slice(b"]}");
+    }
+
+    /// Appends the row of one object, of a Table of many.
+    pub fn write_row(&self, out: &mut Vec<u8>, object: &Object, revision: Revision) {
+        out.extend_from_slice(b"{\"cells\":");
+        self.write_rest_of_row(out, object, revision);
+    }
+
+    /// Appends a Table up to the cells of its first row.
+    fn write_table_head(&self, out: &mut Vec<u8>, version: &Value, headers: bool) {
         let (group, resource) = (self.target.kind.storage.0, self.target.kind.resource);
-        let refs: Vec<&Value> = values.iter().collect();
-        let cells = table::table_for(group, resource, &refs, self.now);
-        let rows: Vec<Value> = cells
-            .into_iter()
-            .zip(values)
-            .map(|(cells, value)| {
-                let object = match self.include {
-                    IncludeObject::None => Value::Null,
-                    IncludeObject::Metadata => partial(value),
-                    IncludeObject::Object => convert::from_storage(self.target.kind, value.clone()),
-                };
-                json!({"cells": cells, "object": object})
-            })
-            .collect();
         let columns = if headers { table::columns(group, resource) } else { Value::Null };
-        json!({
-            "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": meta,
-            "columnDefinitions": columns, "rows": rows,
-        })
+        let head = format!(
+            "{{\"kind\":\"Table\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{{\"resourceVersion\":{version}}},\
+             \"columnDefinitions\":{columns},\"rows\":[{{\"cells\":"
+        );
+        out.extend_from_slice(head.as_bytes());
+    }
+
+    fn write_cells(&self, out: &mut Vec<u8>, row: &Row) {
+        row.write(out, self.now);
+        out.extend_from_slice(b",\"object\":");
+    }
+
+    fn write_rest_of_row(&self, out: &mut Vec<u8>, object: &Object, revision: Revision) {
+        self.write_cells(out, &object::row(object, self.target, self.rows, self.monotonic));
+        match self.include {
+            IncludeObject::None => out.extend_from_slice(b"null"),
+            IncludeObject::Metadata => self.write_partial(out, object, revision),
+            IncludeObject::Object => self.write_object(out, object, revision, false),
+        }
+        out.push(b'}');
     }
 
     /// Encodes any value as the client wants it.
@@ -195,11 +173,11 @@ impl Format<'_> {
         encode(self.representation.encoding, code, value)
     }
 
-    fn encode_bytes(&self, json: Vec<u8>) -> Response<Body> {
+    fn encode_bytes(&self, code: StatusCode, json: Vec<u8>) -> Response<Body> {
         match self.representation.encoding {
-            Encoding::Json => body::bytes_response(StatusCode::OK, body::JSON, json),
+            Encoding::Json => body::bytes_response(code, body::JSON, json),
             Encoding::Yaml => match serde_json::from_slice(&json) {
-                Ok(value) => self.encode(StatusCode::OK, &value),
+                Ok(value) => self.encode(code, &value),
                 Err(error) => body::status_response(&Status::internal(error)),
             },
         }
@@ -210,13 +188,10 @@ impl Format<'_> {
 pub fn encode(encoding: Encoding, code: StatusCode, value: &Value) -> Response<Body> {
     match encoding {
         Encoding::Json => body::json_response(code, value),
-        Encoding::Yaml => match serde_norway::to_string(value) {
-            Ok(text) => {
-                let kind = HeaderValue::from_static("application/yaml");
-                body::bytes_response(code, kind, Bytes::from(text))
-            }
-            Err(error) => body::status_response(&Status::internal(error)),
-        },
+        Encoding::Yaml => {
+            let kind = HeaderValue::from_static("application/yaml");
+            body::bytes_response(code, kind, Bytes::from(yaml::to_string(value)))
+        }
     }
 }
 

@@ -28,11 +28,13 @@ use crate::body;
 use crate::chain;
 use crate::context::UserInfo;
 use crate::dial::NodeDialer;
+use crate::heavy::HeavyWork;
 use crate::limits::InFlight;
 use crate::local::LocalService;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::settings::ClusterSettings;
+use crate::table::Rows;
 use crate::tls::{self, NodeClient, Serving, TlsIdentity};
 
 /// A handshake that takes longer is given up.
@@ -133,6 +135,8 @@ impl ApiServer {
             },
             authorizer: Authorizer,
             in_flight: InFlight::new(config.limits.reads, config.limits.writes),
+            heavy: HeavyWork::new(env.blocking),
+            rows: Rows::default(),
             metrics: Metrics::new()?,
             tokens,
             nodes: NodeDialer::new(NodeClient::new(config.node_client)?),
@@ -141,6 +145,11 @@ impl ApiServer {
         };
         let connections = Arc::new(Semaphore::new(config.limits.connections));
         Ok(Self { api: Arc::new(api), serving, connections })
+    }
+
+    /// Deletes events that were not written for `ttl`, as the leader of a term, until the future is dropped.
+    pub async fn expire_events(&self, term: u64, ttl: Duration) {
+        self.api.registry.expire_events(term, ttl).await;
     }
 
     /// An in-process client that acts as `user`; its writes are refused once the term `fence` has passed.

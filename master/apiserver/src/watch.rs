@@ -38,6 +38,9 @@ const FRAME_BYTES: usize = 64 * 1024;
 /// A watch without timeoutSeconds ends after this and up to as long again, so that clients spread.
 const MIN_TIMEOUT_SECONDS: u64 = 1800;
 
+/// The longest a watch lasts, whatever its client asks for: a time that no clock overflows at.
+const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// What a watch request asks for.
 pub struct Request {
     /// The namespace.
@@ -79,7 +82,7 @@ pub async fn start(api: &Arc<Api>, ctx: &Context, request: Request) -> Result<Re
         (Vec::new(), version.filter(|v| *v > 0).unwrap_or_else(|| registry.store().revision()))
     };
     let limit = match options.timeout_seconds {
-        Some(seconds) if seconds > 0 => Duration::from_secs(seconds.unsigned_abs()),
+        Some(seconds) if seconds > 0 => Duration::from_secs(seconds.unsigned_abs()).min(MAX_TIMEOUT),
         _ => Duration::from_secs(MIN_TIMEOUT_SECONDS + registry.random.u64() % MIN_TIMEOUT_SECONDS),
     };
     let mut queue = VecDeque::new();
@@ -243,6 +246,8 @@ impl WatchStream {
             include: self.request.include,
             now: jiff::Timestamp::try_from(self.api.registry.clock.now())
                 .unwrap_or(jiff::Timestamp::UNIX_EPOCH),
+            rows: &self.api.rows,
+            monotonic: self.api.registry.clock.monotonic(),
         }
     }
 
@@ -279,10 +284,7 @@ impl WatchStream {
                 format.write_partial(out, object, revision)
             }
             Shape::Table => {
-                let value = object::value(object, revision).unwrap_or_default();
-                let meta = json!({"resourceVersion": revision.to_string()});
-                let table = format.table(meta, &[value], !self.headers_sent);
-                out.extend_from_slice(table.to_string().as_bytes());
+                format.write_table(out, object, revision, !self.headers_sent);
                 self.headers_sent = true;
             }
         }

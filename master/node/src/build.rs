@@ -269,6 +269,7 @@ impl Master {
             controllers: self.controllers(masters),
             healthy,
             timers: self.config.timers,
+            event_ttl: self.config.event_ttl(),
             env: self.env.clone(),
         };
         let serve_peers = self.serve_peers(liveness, backups, peers);

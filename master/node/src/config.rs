@@ -59,6 +59,8 @@ pub struct MasterConfig {
     pub snapshot_count: u64,
     /// Life in seconds of the certificates that this master makes for itself and for nodes; the same on every master.
     pub certificate_lifetime_s: u64,
+    /// Seconds after their last write for which events are kept; 0: for ever.
+    pub event_ttl_s: u64,
     /// What a leader does by itself; the same on every master, since any may lead.
     pub autopilot: Autopilot,
 }
@@ -144,6 +146,7 @@ impl Default for MasterConfig {
             log_mib: consensus::DEFAULT_LOG_BYTES >> 20,
             snapshot_count: consensus::DEFAULT_SNAPSHOT_COUNT,
             certificate_lifetime_s: pki::DEFAULT_LIFETIME.as_secs(),
+            event_ttl_s: 3600,
             autopilot: Autopilot::default(),
         }
     }
@@ -198,6 +201,11 @@ pub enum Error {
 }
 
 impl MasterConfig {
+    /// How long events are kept; `None`: for ever.
+    pub fn event_ttl(&self) -> Option<Duration> {
+        (self.event_ttl_s != 0).then(|| Duration::from_secs(self.event_ttl_s))
+    }
+
     /// Refuses what cannot work, before anything is touched.
     pub fn validate(&self) -> Result<(), Error> {
         if self.name.is_empty() {

@@ -3,6 +3,7 @@
 //! what is still running after the term writes nothing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use consensus::Consensus;
 use master_apiserver::{ApiServer, UserInfo};
@@ -36,6 +37,8 @@ pub struct Leader {
     pub backups: Arc<Source>,
     /// How fast silence is noticed.
     pub timers: Timers,
+    /// How long events are kept; `None`: for ever.
+    pub event_ttl: Option<Duration>,
     /// Clock and shutdown.
     pub env: Env,
 }
@@ -116,6 +119,10 @@ impl Leader {
             client("system:ephor:backup", &["system:masters"]),
             cancel.clone(),
         ));
+        if let Some(ttl) = self.event_ttl {
+            let api = self.api.clone();
+            tasks.spawn(async move { api.expire_events(number, ttl).await });
+        }
         Term { number, cancel, tasks }
     }
 }

@@ -22,7 +22,7 @@ impl Path {
         Path(String::new())
     }
 
-    /// What the nil path of Go prints.
+    /// The path `<nil>`, which errors without a field have in Go.
     pub fn nil() -> Self {
         Path("<nil>".into())
     }
@@ -73,7 +73,7 @@ pub enum ErrorKind {
     TooLong,
     /// A list longer than allowed.
     TooMany,
-    /// Not the client's fault.
+    /// The server could not validate the value.
     Internal,
     /// A value of the wrong type.
     TypeInvalid,
@@ -114,13 +114,13 @@ impl ErrorKind {
 /// One field error.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Error {
-    /// What is wrong.
+    /// The kind of error.
     pub kind: ErrorKind,
     /// The printed path.
     pub field: String,
     /// The offending value, for the kinds that print one; `None` omits it.
     pub value: Option<Value>,
-    /// More text, may be empty.
+    /// Further text of the message; empty for none.
     pub detail: String,
 }
 
@@ -219,7 +219,7 @@ impl std::error::Error for Error {}
 pub struct ErrorList(pub Vec<Error>);
 
 impl ErrorList {
-    /// No errors.
+    /// An empty list.
     pub fn new() -> Self {
         Self::default()
     }
@@ -239,7 +239,7 @@ impl ErrorList {
         self.0.extend(other.0);
     }
 
-    /// True when nothing was found.
+    /// Whether no error was found.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

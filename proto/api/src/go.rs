@@ -61,6 +61,45 @@ pub fn json(value: &Value) -> String {
     out
 }
 
+/// Writes a finite number as Go's `json.Marshal` does: `1`, `0.5`, `1e+21`, `1e-7`.
+pub fn float(value: f64) -> String {
+    let size = value.abs();
+    if value != 0.0 && !(1e-6..1e21).contains(&size) {
+        // Go's JSON writes e-7 where its other printers write e-07.
+        return scientific(&format!("{value:e}")).replace("e-0", "e-");
+    }
+    value.to_string()
+}
+
+/// Writes a number as Go's `strconv.FormatFloat(value, 'g', -1, 64)` does: `0.5`, `1e+06`, `+Inf`.
+pub fn general_float(value: f64) -> String {
+    general(value, &format!("{value:e}"), value.to_string())
+}
+
+/// As [`general_float`], of the number rounded to 32 bits.
+pub fn general_float32(value: f64) -> String {
+    let short = value as f32;
+    general(value, &format!("{short:e}"), short.to_string())
+}
+
+fn general(value: f64, scientific_text: &str, plain: String) -> String {
+    if value.is_nan() {
+        return "NaN".into();
+    }
+    if value.is_infinite() {
+        return if value > 0.0 { "+Inf".into() } else { "-Inf".into() };
+    }
+    let exponent = scientific_text.rsplit_once('e').and_then(|(_, e)| e.parse::<i32>().ok()).unwrap_or(0);
+    if (-4..6).contains(&exponent) { plain } else { scientific(scientific_text) }
+}
+
+/// From Rust's `1.5e-7` to Go's `1.5e-07`.
+fn scientific(text: &str) -> String {
+    let (mantissa, exponent) = text.rsplit_once('e').unwrap_or((text, "0"));
+    let (sign, digits) = exponent.strip_prefix('-').map_or(('+', exponent), |digits| ('-', digits));
+    format!("{mantissa}e{sign}{digits:0>2}")
+}
+
 /// Joins error messages as `utilerrors.Aggregate` prints them: one alone, several as `[a, b]`, each once.
 pub fn aggregate<I: IntoIterator<Item = String>>(messages: I) -> String {
     let mut seen: Vec<String> = Vec::new();
@@ -88,6 +127,19 @@ mod tests {
     #[test]
     fn html_characters_are_escaped_in_json() {
         assert_eq!(super::json(&json!({"a": "<b>&"})), "{\"a\":\"\\u003cb\\u003e\\u0026\"}");
+    }
+
+    #[test]
+    fn numbers_are_written_as_go_writes_them() {
+        let json: Vec<String> = [1.0, 0.5, -0.0, 1e20, 1e21, 1e-6, 1e-7, 1.5e-10, 1e99].map(float).into();
+        assert_eq!(
+            json,
+            ["1", "0.5", "-0", "100000000000000000000", "1e+21", "0.000001", "1e-7", "1.5e-10", "1e+99"]
+        );
+        let general: Vec<String> =
+            [1.0, 123456.0, 1234567.0, 0.0001, 0.00001, f64::INFINITY].map(general_float).into();
+        assert_eq!(general, ["1", "123456", "1.234567e+06", "0.0001", "1e-05", "+Inf"]);
+        assert_eq!(general_float32(0.1), "0.1");
     }
 
     #[test]

@@ -2,9 +2,6 @@
 //! strict field validation needs, and syntax errors read as those of Go's `encoding/json`. Never recurses over
 //! its input, so that no nesting can exhaust the stack.
 
-use std::cell::Cell;
-
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 use crate::go;
@@ -369,103 +366,6 @@ impl Reader<'_> {
             self.at += 1;
         }
         Ok(code)
-    }
-}
-
-/// Reads a document out of any format (YAML), keys as strings. `limit` bounds its
-/// values and the bytes of its strings together: aliases make a small text a large
-/// document.
-///
-/// # Errors
-///
-/// Those of the format, and a document beyond the limit.
-pub fn read<'de, D: Deserializer<'de>>(deserializer: D, limit: usize) -> Result<Node, D::Error> {
-    NodeSeed { left: &Cell::new(limit) }.deserialize(deserializer)
-}
-
-#[derive(Clone, Copy)]
-struct NodeSeed<'a> {
-    left: &'a Cell<usize>,
-}
-
-impl NodeSeed<'_> {
-    fn take<E: serde::de::Error>(self, size: usize, node: Node) -> Result<Node, E> {
-        let left = self.left.get().checked_sub(size);
-        self.left.set(left.ok_or_else(|| E::custom("document contains excessive aliasing"))?);
-        Ok(node)
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for NodeSeed<'_> {
-    type Value = Node;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for NodeSeed<'_> {
-    type Value = Node;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a JSON value")
-    }
-
-    fn visit_bool<E: serde::de::Error>(self, v: bool) -> Result<Node, E> {
-        self.take(1, Node::Bool(v))
-    }
-
-    fn visit_i64<E: serde::de::Error>(self, v: i64) -> Result<Node, E> {
-        self.take(1, Node::Number(v.to_string()))
-    }
-
-    fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<Node, E> {
-        self.take(1, Node::Number(v.to_string()))
-    }
-
-    fn visit_f64<E: serde::de::Error>(self, v: f64) -> Result<Node, E> {
-        let number = Number::from_f64(v).ok_or_else(|| E::custom(format!("json: unsupported value: {v}")))?;
-        self.take(1, Node::Number(number.to_string()))
-    }
-
-    fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<Node, E> {
-        self.take(1 + v.len(), Node::String(v.to_owned()))
-    }
-
-    fn visit_unit<E: serde::de::Error>(self) -> Result<Node, E> {
-        self.take(1, Node::Null)
-    }
-
-    fn visit_none<E: serde::de::Error>(self) -> Result<Node, E> {
-        self.take(1, Node::Null)
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
-        self.deserialize(deserializer)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
-        let mut items = Vec::new();
-        while let Some(item) = seq.next_element_seed(self)? {
-            items.push(item);
-        }
-        self.take(1, Node::Array(items))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
-        let mut members = Vec::new();
-        while let Some((key, value)) = map.next_entry_seed(self, self)? {
-            let key = match key {
-                Node::String(s) | Node::Number(s) => s,
-                Node::Bool(b) => b.to_string(),
-                Node::Null => "null".into(),
-                Node::Array(_) | Node::Object(_) => {
-                    return Err(serde::de::Error::custom("json: a map key must be a string"));
-                }
-            };
-            members.push((key, value));
-        }
-        self.take(1, Node::Object(members))
     }
 }
 

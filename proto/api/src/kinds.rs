@@ -42,11 +42,11 @@ pub fn split_api_version(api_version: &str) -> (&str, &str) {
 /// One subresource of a kind.
 #[derive(Debug)]
 pub struct Subresource {
-    /// Its path element, e.g. `status`.
+    /// The name in the URL, e.g. `status`.
     pub name: &'static str,
-    /// Its verbs.
+    /// The verbs it is served with.
     pub verbs: Verbs,
-    /// What it takes and gives.
+    /// The kind of its request and response bodies.
     pub body: GroupVersionKind,
 }
 
@@ -59,7 +59,7 @@ pub struct Kind {
     pub resource: &'static str,
     /// The singular name.
     pub singular: &'static str,
-    /// kubectl's abbreviations.
+    /// Abbreviations that kubectl takes, e.g. `po`.
     pub short_names: &'static [&'static str],
     /// `all` for what `kubectl get all` shows.
     pub categories: &'static [&'static str],
@@ -75,7 +75,7 @@ pub struct Kind {
 }
 
 impl Kind {
-    /// The kind of a list of it.
+    /// The kind of a list of its objects, e.g. `PodList`.
     pub fn list_kind(&self) -> String {
         format!("{}List", self.gvk.kind)
     }
@@ -240,7 +240,7 @@ pub static KINDS: &[Kind] = &[
 
 const GET: Verbs = &["get"];
 
-/// Kinds that are bodies, options and answers but no resources of their own.
+/// Kinds of request bodies, options and answers that are no resources, e.g. `DeleteOptions`.
 pub static OTHER_KINDS: &[GroupVersionKind] = &[
     SCALE,
     gvk("policy", "v1", "Eviction"),

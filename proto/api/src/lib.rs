@@ -17,6 +17,7 @@ pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod status;
+pub mod yaml;
 
 pub use field::{Error as FieldError, ErrorList, Path};
 pub use status::Status;

@@ -18,12 +18,12 @@ const WILDCARD: &str = r"\*\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*
 
 const LABEL_KEY_MESSAGE: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
 
-/// A rule: the complaints about a value.
+/// A rule for names: gives an error text for each thing that is wrong with a value, none when it is fine.
 pub type Rule = fn(&str) -> Vec<String>;
 
-/// The longest DNS label.
+/// Maximum length of a DNS label, in characters.
 pub const DNS_LABEL_MAX: usize = 63;
-/// The longest DNS subdomain.
+/// Maximum length of a DNS subdomain, in characters.
 pub const DNS_SUBDOMAIN_MAX: usize = 253;
 
 fn anchored(pattern: &str) -> Regex {
@@ -84,7 +84,7 @@ pub fn regex_message(message: &str, pattern: &str, examples: &[&str]) -> String 
     out
 }
 
-/// RFC 1123 label: lower case alphanumeric and `-`, at most 63.
+/// Checks that a value is an RFC 1123 label: lower case alphanumeric and `-`, at most 63.
 pub fn dns1123_label(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if value.len() > DNS_LABEL_MAX {
@@ -102,7 +102,7 @@ pub fn dns1123_label(value: &str) -> Vec<String> {
     errors
 }
 
-/// RFC 1123 subdomain: labels joined by dots, at most 253.
+/// Checks that a value is an RFC 1123 subdomain: labels joined by dots, at most 253.
 pub fn dns1123_subdomain(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if value.len() > DNS_SUBDOMAIN_MAX {
@@ -116,7 +116,7 @@ pub fn dns1123_subdomain(value: &str) -> Vec<String> {
     errors
 }
 
-/// RFC 1035 label: like a DNS label, starting with a letter (Service names).
+/// Checks that a value is an RFC 1035 label: like a DNS label, starting with a letter (Service names).
 pub fn dns1035_label(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if value.len() > DNS_LABEL_MAX {
@@ -130,7 +130,7 @@ pub fn dns1035_label(value: &str) -> Vec<String> {
     errors
 }
 
-/// `*.` and a subdomain (Ingress hosts).
+/// Checks that a value is `*.` and a subdomain, as hosts of an Ingress may be.
 pub fn wildcard_dns1123_subdomain(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if value.len() > DNS_SUBDOMAIN_MAX {
@@ -145,7 +145,7 @@ pub fn wildcard_dns1123_subdomain(value: &str) -> Vec<String> {
     errors
 }
 
-/// Label and annotation keys, resource names, taint keys: `[prefix/]name`.
+/// Checks that a value is `[prefix/]name`, as keys of labels, annotations and taints and names of resources are.
 pub fn qualified_name(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     let parts: Vec<&str> = value.split('/').collect();
@@ -178,7 +178,7 @@ pub fn qualified_name(value: &str) -> Vec<String> {
     errors
 }
 
-/// The subdomain rule as label keys word it (`bytes`, not `characters`).
+/// Checks the prefix of a label key: a subdomain, with errors that say `bytes` instead of `characters`.
 fn label_key_prefix(prefix: &str) -> Vec<String> {
     let mut errors = dns1123_subdomain(prefix);
     if prefix.len() > DNS_SUBDOMAIN_MAX
@@ -189,7 +189,7 @@ fn label_key_prefix(prefix: &str) -> Vec<String> {
     errors
 }
 
-/// Label values: empty, or like the name part of a label key.
+/// Checks that a value may be a label's: empty, or like the name part of a label key.
 pub fn label_value(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if value.len() > 63 {
@@ -203,7 +203,7 @@ pub fn label_value(value: &str) -> Vec<String> {
     errors
 }
 
-/// A C identifier.
+/// Checks that a value is an identifier of the language C: letters, digits and `_`, not starting with a digit.
 pub fn c_identifier(value: &str) -> Vec<String> {
     if matches_c_identifier(value) {
         return Vec::new();
@@ -213,7 +213,7 @@ pub fn c_identifier(value: &str) -> Vec<String> {
     vec![regex_message(message, C_IDENTIFIER, &["my_name", "MY_NAME", "MyName"])]
 }
 
-/// Environment variable names as Kubernetes 1.34 and later take them: printable ASCII without `=`.
+/// Checks that a value is the name of an environment variable, as Kubernetes 1.34 and later take them: printable ASCII without `=`.
 pub fn env_var_name(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if value.is_empty() {
@@ -227,7 +227,7 @@ pub fn env_var_name(value: &str) -> Vec<String> {
     errors
 }
 
-/// Keys of ConfigMaps and Secrets.
+/// Checks that a value may be a key in the data of a ConfigMap or Secret.
 pub fn config_map_key(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if value.len() > DNS_SUBDOMAIN_MAX {
@@ -246,7 +246,7 @@ pub fn config_map_key(value: &str) -> Vec<String> {
     errors
 }
 
-/// Port names (IANA service names): at most 15, a letter, no `--`.
+/// Checks that a value is the name of a port (an IANA service name): at most 15 characters, one of them a letter, without `--`.
 pub fn port_name(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if value.len() > 15 {
@@ -268,17 +268,17 @@ pub fn port_name(value: &str) -> Vec<String> {
     errors
 }
 
-/// A port number.
+/// Checks that a value is the number of a port, 1 to 65535.
 pub fn port_number(port: i64) -> Vec<String> {
     in_range(port, 1, 65535)
 }
 
-/// A number between two others, both included.
+/// Checks that a number is between two others, both included.
 pub fn in_range(value: i64, low: i64, high: i64) -> Vec<String> {
     if (low..=high).contains(&value) { Vec::new() } else { vec![inclusive_range_message(low, high)] }
 }
 
-/// `N%`.
+/// Checks that a value is a percentage such as `25%`.
 pub fn percent(value: &str) -> Vec<String> {
     if matches_percent(value) {
         return Vec::new();
@@ -287,7 +287,7 @@ pub fn percent(value: &str) -> Vec<String> {
     vec![regex_message(message, PERCENT, &["1%", "93%"])]
 }
 
-/// The name of an HTTP header.
+/// Checks that a value is the name of an HTTP header.
 pub fn http_header_name(value: &str) -> Vec<String> {
     if matches_header_name(value) {
         return Vec::new();
@@ -296,7 +296,7 @@ pub fn http_header_name(value: &str) -> Vec<String> {
     vec![regex_message(message, HEADER_NAME, &["X-Header-Name"])]
 }
 
-/// A single path segment: not `.`, not `..`, without `/` and `%` (names in URLs).
+/// Checks that a value is a single path segment, as names in URLs are: not `.`, not `..`, without `/` and `%`.
 pub fn path_segment(value: &str) -> Vec<String> {
     if value == "." || value == ".." {
         return vec![format!("may not be '{value}'")];
@@ -304,7 +304,7 @@ pub fn path_segment(value: &str) -> Vec<String> {
     ['/', '%'].iter().filter(|c| value.contains(**c)).map(|c| format!("may not contain '{c}'")).collect()
 }
 
-/// A name rule for a prefix (`generateName`): a trailing `-` is taken for a letter.
+/// Checks a prefix (`generateName`) by a name rule, as if a `-` at its end were a letter.
 pub fn as_prefix(rule: Rule, value: &str) -> Vec<String> {
     match value.strip_suffix('-') {
         Some(rest) => rule(&format!("{rest}a")),

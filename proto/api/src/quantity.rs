@@ -9,6 +9,10 @@ use std::str::FromStr;
 /// Nano units: the finest a quantity can be.
 const NANO: i128 = 1_000_000_000;
 
+/// The largest amount that is counted, in nano units: 10^29 units. What is larger is compared and printed as it was
+/// written, and is this much in sums.
+const CAP: i128 = 10i128.pow(38);
+
 /// Why a string is no quantity; the texts are Kubernetes'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -37,10 +41,55 @@ pub enum Format {
 /// An amount, exact to a billionth.
 #[derive(Clone, Debug)]
 pub struct Quantity {
+    /// Between `-CAP` and `CAP`.
     nanos: i128,
     format: Format,
     /// The text as written, kept where stock Kubernetes keeps it because it is canonical already.
     text: Option<String>,
+    /// The amount without its sign, where it was written as more than [`CAP`].
+    beyond: Option<Box<Beyond>>,
+}
+
+/// A decimal number beyond [`CAP`]: `digits * 10^exponent`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Beyond {
+    /// Without zeros at either end.
+    digits: String,
+    exponent: i64,
+}
+
+impl Beyond {
+    /// `digits` are not all zeros.
+    fn new(digits: &str, exponent: i64) -> Box<Self> {
+        // Billionths are the last that counts.
+        let finer = (-9 - exponent).clamp(0, digits.len() as i64);
+        let (digits, exponent) = (&digits[..digits.len() - finer as usize], exponent + finer);
+        let digits = digits.trim_start_matches('0');
+        let kept = digits.trim_end_matches('0');
+        let exponent = exponent.saturating_add((digits.len() - kept.len()) as i64);
+        Box::new(Beyond { digits: kept.to_owned(), exponent })
+    }
+
+    /// The digits and the exponent with which it is printed: a multiple of three, at most `limit`.
+    fn canonical(&self, limit: i64) -> (String, i64) {
+        let exponent = (self.exponent - self.exponent.rem_euclid(3)).min(limit);
+        // Few: the exponent of a suffix is small, and without a suffix at most two are missing.
+        let zeros = (self.exponent - exponent).clamp(0, 1000) as usize;
+        (self.digits.clone() + &"0".repeat(zeros), exponent)
+    }
+}
+
+impl PartialOrd for Beyond {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Beyond {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let places = |b: &Beyond| b.exponent.saturating_add(b.digits.len() as i64);
+        places(self).cmp(&places(other)).then_with(|| self.digits.cmp(&other.digits))
+    }
 }
 
 struct Parts<'a> {
@@ -96,36 +145,35 @@ fn interpret(suffix: &str) -> Result<(u32, i32, Format), Error> {
     }
     if let Some(exponent) = suffix.strip_prefix(['e', 'E']).filter(|s| !s.is_empty()) {
         let exponent: i64 = exponent.parse().map_err(|_| Error::Suffix)?;
-        let exponent = exponent.clamp(-1000, 1000) as i32;
+        // More than any text has digits, and far from the end of the type.
+        let exponent = exponent.clamp(-1_000_000_000, 1_000_000_000) as i32;
         return Ok((10, exponent, Format::DecimalExponent));
     }
     Err(Error::Suffix)
 }
 
-/// `digits * 10^scale` in nanos, rounded up (away from zero), saturating.
-fn decimal_nanos(digits: &str, scale: i32) -> Result<i128, Error> {
+/// `digits * 10^scale` in nanos, rounded up (away from zero); `None` beyond [`CAP`].
+fn decimal_nanos(digits: &str, scale: i64) -> Result<Option<i128>, Error> {
+    const MAX_DIGITS: i64 = 38;
     let digits = digits.trim_start_matches('0');
     if digits.is_empty() {
-        return Ok(0);
+        return Ok(Some(0));
     }
     let shift = scale + 9;
+    if digits.len() as i64 + shift > MAX_DIGITS {
+        return Ok(None);
+    }
     if shift >= 0 {
-        if digits.len() + shift as usize > 38 {
-            return Ok(i128::MAX);
-        }
         let value: i128 = digits.parse().map_err(|_| Error::Numeric)?;
-        return Ok(value.saturating_mul(10i128.saturating_pow(shift as u32)));
+        return Ok(Some(value * 10i128.pow(shift as u32)));
     }
-    let cut = (-shift) as usize;
-    if cut >= digits.len() {
-        return Ok(1);
+    let kept = digits.len() as i64 + shift;
+    if kept <= 0 {
+        return Ok(Some(1));
     }
-    let (kept, lost) = digits.split_at(digits.len() - cut);
-    if kept.len() > 38 {
-        return Ok(i128::MAX);
-    }
+    let (kept, lost) = digits.split_at(kept as usize);
     let value: i128 = kept.parse().map_err(|_| Error::Numeric)?;
-    Ok(value + i128::from(lost.bytes().any(|b| b != b'0')))
+    Ok(Some(value + i128::from(lost.bytes().any(|b| b != b'0'))))
 }
 
 /// True where stock Kubernetes remembers the written text instead of making the canonical one.
@@ -157,16 +205,26 @@ impl FromStr for Quantity {
             return Err(Error::Format);
         }
         if text == "0" {
-            return Ok(Quantity { nanos: 0, format: Format::DecimalSi, text: Some(text.into()) });
+            return Ok(Quantity { text: Some(text.into()), ..Quantity::zero() });
         }
         let parts = split(text)?;
         let (base, exponent, mut format) = interpret(parts.suffix)?;
+        // Upstream reads these by another way than small ones, which takes no number for none.
+        let slow = if base == 2 { exponent >= 50 } else { exponent < -9 };
+        let number = &text[..text.len() - parts.suffix.len()];
+        if slow && !number.contains(|c: char| c.is_ascii_digit()) {
+            return Err(Error::Numeric);
+        }
         let digits = format!("{}{}", parts.whole, parts.fraction);
-        let scale = -(parts.fraction.len() as i32);
+        let mut beyond = None;
         let mut nanos = if base == 10 {
-            decimal_nanos(&digits, scale + exponent)?
+            let scale = i64::from(exponent) - parts.fraction.len() as i64;
+            decimal_nanos(&digits, scale)?.unwrap_or_else(|| {
+                beyond = Some(Beyond::new(&digits, scale));
+                CAP
+            })
         } else {
-            binary_nanos(&digits, scale, exponent)?
+            binary_nanos(parts.whole, parts.fraction, exponent)?
         };
         let kept = keeps_text(&parts, exponent, format).then(|| text.to_owned());
         if format == Format::BinarySi && nanos > 0 && nanos < NANO {
@@ -175,25 +233,28 @@ impl FromStr for Quantity {
         if parts.negative {
             nanos = -nanos;
         }
-        Ok(Quantity { nanos, format, text: kept })
+        Ok(Quantity { nanos, format, text: kept, beyond })
     }
 }
 
-/// `digits * 10^scale * 2^exponent` in nanos, rounded up, at most 2^63 - 1 units.
-fn binary_nanos(digits: &str, scale: i32, exponent: i32) -> Result<i128, Error> {
+/// `whole.fraction * 2^exponent` in nanos, rounded up, at most 2^63 - 1 units.
+fn binary_nanos(whole: &str, fraction: &str, exponent: i32) -> Result<i128, Error> {
     let max = i128::from(i64::MAX) * NANO;
-    let digits = digits.trim_start_matches('0');
-    if digits.len() > 30 {
+    let whole = whole.trim_start_matches('0');
+    if whole.len() > 19 {
         return Ok(max);
     }
-    let value: i128 = if digits.is_empty() { 0 } else { digits.parse().map_err(|_| Error::Numeric)? };
-    let Some(shifted) = value.checked_mul(1i128 << exponent) else { return Ok(max) };
-    let places = 9 + scale;
-    if places >= 0 {
-        return Ok(shifted.saturating_mul(10i128.pow(places as u32)).min(max));
+    let whole: i128 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| Error::Numeric)? };
+    let unit = NANO << exponent;
+    let Some(whole) = whole.checked_mul(unit) else { return Ok(max) };
+    // From the last digit to the first, so that each step is exact but for a remainder, which rounds up.
+    let (mut nanos, mut exact) = (0, true);
+    for digit in fraction.bytes().rev() {
+        nanos += i128::from(digit - b'0') * unit;
+        exact &= nanos % 10 == 0;
+        nanos /= 10;
     }
-    let Some(divisor) = 10i128.checked_pow((-places) as u32) else { return Ok(i128::from(value != 0)) };
-    Ok(((shifted + divisor - 1) / divisor).min(max))
+    Ok((whole + nanos + i128::from(!exact)).min(max))
 }
 
 impl Quantity {
@@ -202,19 +263,23 @@ impl Quantity {
         text.parse()
     }
 
+    fn of_nanos(nanos: i128, format: Format) -> Self {
+        Quantity { nanos: nanos.clamp(-CAP, CAP), format, text: None, beyond: None }
+    }
+
     /// Zero, printed as `0`.
     pub fn zero() -> Self {
-        Quantity { nanos: 0, format: Format::DecimalSi, text: None }
+        Self::of_nanos(0, Format::DecimalSi)
     }
 
     /// A whole number of units.
     pub fn from_units(units: i64, format: Format) -> Self {
-        Quantity { nanos: i128::from(units) * NANO, format, text: None }
+        Self::of_nanos(i128::from(units) * NANO, format)
     }
 
     /// Thousandths, as CPU amounts are counted.
     pub fn from_milli(milli: i64) -> Self {
-        Quantity { nanos: i128::from(milli) * 1_000_000, format: Format::DecimalSi, text: None }
+        Self::of_nanos(i128::from(milli) * 1_000_000, Format::DecimalSi)
     }
 
     /// The amount in whole units, rounded up (away from zero), saturating.
@@ -261,8 +326,10 @@ impl Quantity {
     /// The amount rounded up (away from zero) to thousandths.
     pub fn rounded_to_milli(&self) -> Quantity {
         let rest = self.nanos % 1_000_000;
-        let nanos = if rest == 0 { self.nanos } else { self.nanos - rest + rest.signum() * 1_000_000 };
-        Quantity { nanos, format: self.format, text: None }
+        if rest == 0 {
+            return self.clone();
+        }
+        Self::of_nanos(self.nanos - rest + rest.signum() * 1_000_000, self.format)
     }
 
     fn canonical(&self) -> String {
@@ -273,12 +340,21 @@ impl Quantity {
         if self.format == Format::BinarySi && self.nanos % NANO == 0 && !(-1023..=1023).contains(&units) {
             return binary_text(units);
         }
-        let mut value = self.nanos;
-        let mut exponent = -9;
-        while value % 1000 == 0 && (exponent < 18 || self.format == Format::DecimalExponent) {
-            value /= 1000;
-            exponent += 3;
-        }
+        let limit = if self.format == Format::DecimalExponent { i64::MAX } else { 18 };
+        let (value, exponent) = match &self.beyond {
+            Some(beyond) => {
+                let (digits, exponent) = beyond.canonical(limit);
+                (if self.nanos < 0 { format!("-{digits}") } else { digits }, exponent)
+            }
+            None => {
+                let (mut value, mut exponent) = (self.nanos, -9);
+                while value % 1000 == 0 && exponent < limit {
+                    value /= 1000;
+                    exponent += 3;
+                }
+                (value.to_string(), exponent)
+            }
+        };
         let suffix = if self.format == Format::DecimalExponent {
             if exponent == 0 { String::new() } else { format!("e{exponent}") }
         } else {
@@ -308,7 +384,7 @@ impl fmt::Display for Quantity {
 
 impl PartialEq for Quantity {
     fn eq(&self, other: &Self) -> bool {
-        self.nanos == other.nanos
+        self.cmp(other) == Ordering::Equal
     }
 }
 
@@ -322,27 +398,25 @@ impl PartialOrd for Quantity {
 
 impl Ord for Quantity {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.nanos.cmp(&other.nanos)
+        let beyond = |q: &Self| q.beyond.clone();
+        self.nanos.cmp(&other.nanos).then_with(|| match self.nanos < 0 {
+            true => beyond(other).cmp(&beyond(self)),
+            false => beyond(self).cmp(&beyond(other)),
+        })
     }
 }
 
 impl AddAssign<&Quantity> for Quantity {
     fn add_assign(&mut self, other: &Quantity) {
-        if self.nanos == 0 {
-            self.format = other.format;
-        }
-        self.nanos = self.nanos.saturating_add(other.nanos);
-        self.text = None;
+        let format = if self.nanos == 0 { other.format } else { self.format };
+        *self = Quantity::of_nanos(self.nanos.saturating_add(other.nanos), format);
     }
 }
 
 impl SubAssign<&Quantity> for Quantity {
     fn sub_assign(&mut self, other: &Quantity) {
-        if self.nanos == 0 {
-            self.format = other.format;
-        }
-        self.nanos = self.nanos.saturating_sub(other.nanos);
-        self.text = None;
+        let format = if self.nanos == 0 { other.format } else { self.format };
+        *self = Quantity::of_nanos(self.nanos.saturating_sub(other.nanos), format);
     }
 }
 

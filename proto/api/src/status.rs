@@ -28,13 +28,13 @@ pub struct StatusBody {
     /// `Success` or `Failure`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub status: String,
-    /// For people.
+    /// A text for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// For machines, e.g. `NotFound`.
+    /// Why it failed in one word for programs, e.g. `NotFound`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// What it is about.
+    /// The object or resource that the request was about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub details: Option<Details>,
     /// The HTTP status code; 0 means not set (success of a delete).
@@ -70,10 +70,10 @@ pub struct Details {
     /// The object's UID.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub uid: String,
-    /// Single reasons.
+    /// One cause for each thing that is wrong.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub causes: Vec<Cause>,
-    /// When to try again; also sent as the `Retry-After` header.
+    /// Seconds after which to try again; also sent as the `Retry-After` header.
     #[serde(skip_serializing_if = "is_zero_i32")]
     pub retry_after_seconds: i32,
 }
@@ -82,13 +82,13 @@ pub struct Details {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Cause {
-    /// For machines, e.g. `FieldValueInvalid`.
+    /// What is wrong in one word for programs, e.g. `FieldValueInvalid`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// For people.
+    /// A text for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// The field it is about.
+    /// The path of the field that is wrong, e.g. `spec.replicas`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub field: String,
 }
@@ -166,7 +166,7 @@ impl Status {
         self
     }
 
-    /// Adds a cause.
+    /// Adds one cause: its reason, its message and its field.
     pub fn with_cause(mut self, reason: &str, message: impl Into<String>, field: &str) -> Self {
         self.0.details.get_or_insert_default().causes.push(Cause {
             reason: reason.into(),
@@ -197,7 +197,7 @@ impl Status {
         serde_json::to_value(self).unwrap_or(Value::Null)
     }
 
-    /// True for the given reason.
+    /// Whether the reason is the given one.
     pub fn is(&self, reason: &str) -> bool {
         self.0.reason == reason
     }
@@ -265,12 +265,12 @@ impl Status {
         Self::failure(422, "Invalid", message).with_details("", "", "")
     }
 
-    /// 400.
+    /// 400 `BadRequest` with the message as it is.
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::failure(400, "BadRequest", message)
     }
 
-    /// 401.
+    /// 401 `Unauthorized`.
     pub fn unauthorized() -> Self {
         Self::failure(401, "Unauthorized", "Unauthorized")
     }
@@ -337,7 +337,7 @@ impl Status {
             .with_retry_after(1)
     }
 
-    /// 429 with seconds to wait.
+    /// 429 `TooManyRequests` with the seconds after which to try again.
     pub fn too_many_requests(message: impl Into<String>, retry_after: i32) -> Self {
         Self::failure(429, "TooManyRequests", message).with_retry_after(retry_after)
     }

@@ -40,7 +40,7 @@ pub fn admit(
             return Err(out_of(name, *wanted, 0, 0));
         };
         let in_use = used.get(name).copied().unwrap_or(0);
-        if *wanted > 0 && in_use + wanted > capacity {
+        if *wanted > 0 && in_use.saturating_add(*wanted) > capacity {
             return Err(out_of(name, *wanted, in_use, capacity));
         }
     }
@@ -133,6 +133,7 @@ mod tests {
             "Node didn't have enough resource: cpu, requested: 1000, used: 1500, capacity: 2000"
         );
         assert!(admit(&cpu("500m"), None, &allocatable, &[&one]).is_ok());
+        assert!(admit(&cpu("1e99"), None, &allocatable, &[&one]).is_err());
         let rejection = admit(&rest, None, &allocatable, &[&one, &rest]).unwrap_err();
         assert_eq!(rejection.reason, "OutOfpods");
     }

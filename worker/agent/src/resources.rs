@@ -120,7 +120,8 @@ fn aggregate(spec: &PodSpec, of: fn(&Container) -> Amounts) -> Amounts {
 /// Adds amounts by name.
 pub fn add(total: &mut Amounts, more: &Amounts) {
     for (name, value) in more {
-        *total.entry(name.clone()).or_default() += value;
+        let sum = total.entry(name.clone()).or_default();
+        *sum = sum.saturating_add(*value);
     }
 }
 
@@ -129,12 +130,12 @@ pub fn cpu_shares(milli: i64) -> i64 {
     if milli <= 0 {
         return MIN_SHARES;
     }
-    (milli * 1024 / 1000).clamp(MIN_SHARES, MAX_SHARES)
+    (milli.saturating_mul(1024) / 1000).clamp(MIN_SHARES, MAX_SHARES)
 }
 
 /// CFS quota in microseconds for a limit in thousandths of a core.
 pub fn cpu_quota(milli: i64) -> i64 {
-    (milli * CPU_PERIOD_MICROS / 1000).max(MIN_QUOTA_MICROS)
+    (milli.saturating_mul(CPU_PERIOD_MICROS) / 1000).max(MIN_QUOTA_MICROS)
 }
 
 /// Linux resources of a container.
@@ -229,6 +230,17 @@ mod tests {
         let linux = container_resources(&pod, &pod::spec(&pod).containers[0], 4 << 30);
         assert_eq!((linux.cpu_shares, linux.cpu_quota, linux.cpu_period), (256, 50_000, 100_000));
         assert_eq!((linux.memory_limit_in_bytes, linux.oom_score_adj), (1 << 30, 875));
+    }
+
+    #[test]
+    fn amounts_beyond_every_machine_are_capped() {
+        let endless = json!({"requests": {"cpu": "1e99", "memory": "1e99"}, "limits": {"cpu": "1e99", "memory": "1e99"}});
+        let container = |name: &str| json!({"name": name, "resources": endless});
+        let pod = pod(json!([container("a"), container("b")]));
+        assert_eq!(pod_requests(pod::spec(&pod)).get("memory"), Some(&i64::MAX));
+        let linux = pod_resources(&pod);
+        assert_eq!(linux.cpu_shares, MAX_SHARES);
+        assert!(linux.cpu_quota > 0 && linux.memory_limit_in_bytes > 0, "{linux:?}");
     }
 
     #[test]

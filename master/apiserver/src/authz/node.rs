@@ -119,7 +119,7 @@ fn pods_of<'a>(node: &'a str, namespace: &str, registry: &Registry) -> impl Iter
     let target = kind.map(|kind| Target::new(kind, ""));
     objects.into_iter().filter_map(move |o| {
         let view = object::view(&o, target?);
-        (view.fields.get("spec.nodeName").map(String::as_str) == Some(node))
+        (view.fields.get("spec.nodeName") == Some(node))
             .then(|| object::value(&o, o.mod_revision).ok())
             .flatten()
     })

@@ -4,6 +4,7 @@
 use proto_api::json::{self, Node};
 use proto_api::protobuf::{self, Envelope};
 use proto_api::status::Status;
+use proto_api::yaml;
 
 use super::{Gvk, schema_of};
 
@@ -20,7 +21,9 @@ pub(super) enum Format {
 
 /// A body whose apiVersion and kind are known and whose fields may be unread.
 pub(super) enum Document<'a> {
-    Node(Node),
+    /// JSON or YAML; `strict` is what strict validation refuses in the text itself.
+    Node { node: Node, strict: Option<String> },
+    /// Protobuf.
     Message(Envelope<'a>),
 }
 
@@ -29,13 +32,11 @@ impl<'a> Document<'a> {
     pub(super) fn open(format: Format, body: &'a [u8]) -> Result<Self, String> {
         match format {
             Format::Json => json::parse(body)
-                .map(Self::Node)
+                .map(|node| Self::Node { node, strict: None })
                 .map_err(|e| format!("couldn't get version/kind; json parse error: {e}")),
-            Format::Yaml if body.iter().all(u8::is_ascii_whitespace) => Ok(Self::Node(Node::Null)),
-            // Without aliases no document is larger than twice its text.
-            Format::Yaml => json::read(serde_norway::Deserializer::from_slice(body), 2 * body.len() + 1024)
-                .map(Self::Node)
-                .map_err(|e| format!("error converting YAML to JSON: yaml: {e}")),
+            // Aliases may repeat as much as a body may bring.
+            Format::Yaml => yaml::parse(body, super::MAX_BODY)
+                .map(|document| Self::Node { node: document.node, strict: document.strict }),
             Format::Protobuf => protobuf::envelope(body).map(Self::Message).map_err(|e| e.to_string()),
         }
     }
@@ -43,7 +44,7 @@ impl<'a> Document<'a> {
     /// apiVersion and kind, empty where absent or null.
     pub(super) fn type_meta(&self) -> Result<(String, String), String> {
         match self {
-            Document::Node(node) => type_meta(node),
+            Document::Node { node, .. } => type_meta(node),
             Document::Message(found) => {
                 check_api_version(&found.api_version)?;
                 Ok((found.api_version.clone(), found.kind.clone()))
@@ -51,10 +52,18 @@ impl<'a> Document<'a> {
         }
     }
 
+    /// What strict validation refuses in the text itself, whatever its kind.
+    pub(super) fn strict(&self) -> Option<String> {
+        match self {
+            Document::Node { strict, .. } => strict.clone(),
+            Document::Message(_) => None,
+        }
+    }
+
     /// The fields, as those of a kind.
     pub(super) fn node(self, gvk: Gvk<'_>) -> Result<Node, String> {
         match self {
-            Document::Node(node) => Ok(node),
+            Document::Node { node, .. } => Ok(node),
             Document::Message(found) => {
                 protobuf::message(schema_of(gvk)?, found.raw).map_err(|e| e.to_string())
             }

@@ -43,7 +43,11 @@ fn collect(body: Body) -> Pin<Box<dyn Future<Output = Result<Collected<Bytes>, B
 /// 400 and 415 as Kubernetes gives them.
 pub fn object(call: &Call<'_>, bytes: &[u8], gvk: GroupVersionKind, mode: &str) -> Result<Value, Status> {
     let mode = FieldValidation::parse(Some(mode), "")?;
-    let decoded = decode::decode_object(call.header(CONTENT_TYPE), bytes, parts(gvk), mode)?;
+    let content_type = call.header(CONTENT_TYPE);
+    let decoded = call
+        .api
+        .heavy
+        .in_place(bytes.len(), || decode::decode_object(content_type, bytes, parts(gvk), mode))?;
     for warning in decoded.warnings {
         call.ctx.warn(warning);
     }

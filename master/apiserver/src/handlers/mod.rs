@@ -72,7 +72,9 @@ impl<'a> Call<'a> {
         };
         let now =
             jiff::Timestamp::try_from(self.api.registry.clock.now()).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-        Ok(Format { target: self.target(), representation, include, now })
+        let (rows, monotonic) = (&self.api.rows, self.api.registry.clock.monotonic());
+        rows.tidy(monotonic);
+        Ok(Format { target: self.target(), representation, include, now, rows, monotonic })
     }
 }
 

@@ -62,7 +62,8 @@ pub async fn patch(call: &Call<'_>, sub: &str, body: Body) -> Result<Response<Bo
         // A patch creates nothing, also where a PUT would.
         let old = old.ok_or_else(|| call.target().not_found(&call.ctx.info.name))?;
         let served = convert::from_storage(call.kind, old.clone());
-        let patched = patch::apply_patch(patch_type, &bytes, &served, input::parts(gvk), mode)?;
+        let apply = || patch::apply_patch(patch_type, &bytes, &served, input::parts(gvk), mode);
+        let patched = call.api.heavy.in_place(bytes.len(), apply)?;
         for warning in patched.warnings {
             call.ctx.warn(warning);
         }

@@ -1,7 +1,9 @@
-//! `/openapi/v3` (an index and one document a group and version) and `/openapi/v2`, made from the schema table
-//! and the table of kinds. kubectl reads them for `explain`, for `diff` and `apply`, and to find out whether
-//! the server validates fields.
+//! `/openapi/v3` (an index and one document a group and version) and `/openapi/v2` (JSON or protobuf), made from
+//! the schema table and the table of kinds, each once while the process runs. kubectl reads them for `explain`,
+//! for `diff` and `apply`, and to find out whether the server validates fields; of version 2 it takes protobuf
+//! alone.
 
+mod gnostic;
 mod paths;
 mod schemas;
 
@@ -21,36 +23,47 @@ use schemas::Dialect;
 /// The version the documents carry: that of the Kubernetes API served.
 const VERSION: &str = "v1.35.0";
 
+const JSON: &str = "application/json";
+
+/// The media type of the v2 document in protobuf.
+const PROTOBUF_V2: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+/// An older name of [`PROTOBUF_V2`], which is answered with its own name.
+const PROTOBUF_V2_OLD: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
 /// Answers an OpenAPI path; `None` for any other. The path may carry its query: a document asked for by the hash
 /// it has now may be kept for ever.
 pub fn serve(path: &str, accept: Option<&str>, if_none_match: Option<&str>) -> Option<Response<Bytes>> {
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
-    let rest = path.strip_prefix("/openapi/")?;
-    if !accepts_json(accept) {
-        return Some(not_acceptable());
-    }
-    match rest.trim_end_matches('/') {
-        "v2" => Some(document_response(v2(), if_none_match, false)),
-        "v3" => Some(document_response(index(), if_none_match, false)),
+    let rest = path.strip_prefix("/openapi/")?.trim_end_matches('/');
+    let media: &[&'static str] = if rest == "v2" { &[JSON, PROTOBUF_V2, PROTOBUF_V2_OLD] } else { &[JSON] };
+    let Some(media) = wanted(accept, media) else { return Some(not_acceptable(media)) };
+    let (document, immutable) = match rest {
+        "v2" if media == JSON => (v2(), false),
+        "v2" => (v2_protobuf(), false),
+        "v3" => (index(), false),
         rest => {
             let document = v3().get(rest.strip_prefix("v3/")?)?;
-            let immutable = query.split('&').any(|p| p == format!("hash={}", document.hash));
-            Some(document_response(document, if_none_match, immutable))
+            (document, query.split('&').any(|p| p == format!("hash={}", document.hash)))
         }
-    }
+    };
+    Some(document_response(document, media, if_none_match, immutable))
 }
 
-/// Whether JSON is among what a client accepts; the gnostic protobuf forms are not served.
-fn accepts_json(accept: Option<&str>) -> bool {
-    let Some(accept) = accept.filter(|a| !a.trim().is_empty()) else { return true };
-    accept.split(',').any(|clause| {
+/// The first of the media types of a document that a client accepts, in the client's order.
+fn wanted(accept: Option<&str>, served: &[&'static str]) -> Option<&'static str> {
+    let Some(accept) = accept.filter(|a| !a.trim().is_empty()) else { return served.first().copied() };
+    accept.split(',').find_map(|clause| {
         let media = clause.split(';').next().unwrap_or_default().trim();
-        matches!(media, "application/json" | "application/*" | "*/*")
+        match media {
+            "application/*" | "*/*" => served.first().copied(),
+            media => served.iter().copied().find(|s| *s == media),
+        }
     })
 }
 
-fn not_acceptable() -> Response<Bytes> {
-    let status = Status::not_acceptable(&["application/json"]);
+fn not_acceptable(served: &[&str]) -> Response<Bytes> {
+    let status = Status::not_acceptable(served);
     let mut response = Response::new(Bytes::from(status.to_value().to_string()));
     *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -65,18 +78,27 @@ struct Document {
 
 impl Document {
     fn new(value: &Value) -> Self {
-        let body = Bytes::from(value.to_string());
+        Self::of_bytes(value.to_string())
+    }
+
+    fn of_bytes(body: impl Into<Bytes>) -> Self {
+        let body = body.into();
         Self { hash: hash(&body), etag: etag(&body), body }
     }
 }
 
-fn document_response(document: &Document, if_none_match: Option<&str>, immutable: bool) -> Response<Bytes> {
+fn document_response(
+    document: &Document,
+    media: &'static str,
+    if_none_match: Option<&str>,
+    immutable: bool,
+) -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     if none_match(if_none_match, &document.etag) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
     } else {
         *response.body_mut() = document.body.clone();
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
     }
     if let Ok(etag) = HeaderValue::from_str(&document.etag) {
         response.headers_mut().insert(ETAG, etag);
@@ -128,22 +150,28 @@ fn index() -> &'static Document {
 }
 
 fn v2() -> &'static Document {
-    static DOCUMENT: LazyLock<Document> = LazyLock::new(|| {
-        let mut schemas = schemas::Collector::new(Dialect::V2);
-        let mut paths = serde_json::Map::new();
-        for (group, versions) in kinds::groups() {
-            for version in versions {
-                paths.extend(paths::of(group, version, &mut schemas));
-            }
-        }
-        Document::new(
-            &json!({"swagger": "2.0", "info": {"title": "Kubernetes", "version": VERSION}, "paths": paths,
-            "definitions": schemas.finish(), "security": [{"BearerToken": []}],
-            "securityDefinitions": {"BearerToken": {"type": "apiKey", "name": "authorization", "in": "header",
-                "description": "Bearer Token authentication"}}}),
-        )
-    });
+    static DOCUMENT: LazyLock<Document> = LazyLock::new(|| Document::new(&v2_document()));
     &DOCUMENT
+}
+
+fn v2_protobuf() -> &'static Document {
+    static DOCUMENT: LazyLock<Document> =
+        LazyLock::new(|| Document::of_bytes(gnostic::encode(&v2_document())));
+    &DOCUMENT
+}
+
+fn v2_document() -> Value {
+    let mut schemas = schemas::Collector::new(Dialect::V2);
+    let mut paths = serde_json::Map::new();
+    for (group, versions) in kinds::groups() {
+        for version in versions {
+            paths.extend(paths::of(group, version, &mut schemas));
+        }
+    }
+    json!({"swagger": "2.0", "info": {"title": "Kubernetes", "version": VERSION}, "paths": paths,
+        "definitions": schemas.finish(), "security": [{"BearerToken": []}],
+        "securityDefinitions": {"BearerToken": {"type": "apiKey", "name": "authorization", "in": "header",
+            "description": "Bearer Token authentication"}}})
 }
 
 #[cfg(test)]

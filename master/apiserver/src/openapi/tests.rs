@@ -92,7 +92,7 @@ fn schemas_have_descriptions_list_types_and_merge_keys() {
 }
 
 #[test]
-fn version_two_is_there_as_json_alone() {
+fn version_two_is_whole_as_json() {
     let document = get("/openapi/v2");
     assert_eq!(document["swagger"], "2.0");
     let mut found = BTreeSet::new();
@@ -101,6 +101,72 @@ fn version_two_is_there_as_json_alone() {
         let schema = target.strip_prefix("#/definitions/").expect("a definition");
         assert!(document["definitions"][schema].is_object(), "{target}");
     }
-    let accept = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-    assert_eq!(serve("/openapi/v2", Some(accept), None).expect("a path").status(), 406);
+}
+
+/// The fields of a protobuf message with a number, all of them length-delimited.
+fn fields(message: &[u8], number: u64) -> Vec<&[u8]> {
+    let mut found = Vec::new();
+    let mut rest = message;
+    while !rest.is_empty() {
+        let key = prost::encoding::decode_varint(&mut rest).expect("a key");
+        let size = prost::encoding::decode_varint(&mut rest).expect("a size or a flag");
+        if key & 7 == 2 {
+            let (field, more) = rest.split_at(usize::try_from(size).expect("fits"));
+            rest = more;
+            if key >> 3 == number {
+                found.push(field);
+            }
+        }
+    }
+    found
+}
+
+/// The value of the `Named...` message with a name among the fields with a number.
+fn named<'a>(message: &'a [u8], number: u64, name: &str) -> &'a [u8] {
+    let entry = fields(message, number).into_iter().find(|entry| fields(entry, 1) == [name.as_bytes()]);
+    fields(entry.unwrap_or_else(|| panic!("{name}")), 2)[0]
+}
+
+/// The message at the end of a way of field numbers.
+fn at<'a>(message: &'a [u8], way: &[u64]) -> &'a [u8] {
+    way.iter().fold(message, |message, number| fields(message, *number)[0])
+}
+
+#[test]
+fn version_two_is_there_as_protobuf_of_gnostic() {
+    let response = serve("/openapi/v2", Some(&format!("{PROTOBUF_V2},*/*")), None).expect("a path");
+    assert_eq!(response.headers()[CONTENT_TYPE], PROTOBUF_V2);
+    let etag = response.headers()[ETAG].to_str().expect("text").to_owned();
+    let document = response.body().as_ref();
+    assert_eq!(at(document, &[1]), b"2.0");
+
+    let spec = named(at(document, &[9]), 1, "io.k8s.api.core.v1.PodSpec");
+    let containers = named(at(spec, &[25]), 1, "containers");
+    assert_eq!(at(containers, &[22, 1]), b"array");
+    assert_eq!(at(containers, &[23, 1, 1]), b"#/definitions/io.k8s.api.core.v1.Container");
+    assert_eq!(at(named(containers, 31, "x-kubernetes-patch-merge-key"), &[2]), b"\"name\"");
+    let labels = named(at(document, &[9]), 1, "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta");
+    assert_eq!(at(named(at(labels, &[25]), 1, "labels"), &[21, 1, 22, 1]), b"string");
+
+    // How kubectl finds out whether the server validates fields: a query parameter of the patch of a kind.
+    let path = named(at(document, &[8]), 2, "/api/v1/namespaces/{namespace}/pods/{name}");
+    let patch = at(path, &[8]);
+    let names: Vec<&[u8]> = fields(patch, 8)
+        .into_iter()
+        .filter_map(|item| fields(fields(item, 1)[0], 2).into_iter().next())
+        .filter_map(|parameter| fields(parameter, 3).into_iter().next())
+        .map(|query| at(query, &[4]))
+        .collect();
+    assert!(names.contains(&b"fieldValidation".as_slice()), "{names:?}");
+    let kind: Value = serde_json::from_slice(at(named(patch, 13, "x-kubernetes-group-version-kind"), &[2]))
+        .expect("JSON is YAML");
+    assert_eq!(kind, json!({"group": "", "version": "v1", "kind": "Pod"}));
+
+    let again = serve("/openapi/v2", Some(PROTOBUF_V2), Some(&etag)).expect("a path");
+    assert_eq!(again.status(), StatusCode::NOT_MODIFIED);
+    let old = serve("/openapi/v2", Some(PROTOBUF_V2_OLD), None).expect("a path");
+    assert_eq!(old.headers()[CONTENT_TYPE], PROTOBUF_V2_OLD);
+    assert_eq!(old.body(), response.body());
+    assert_eq!(serve("/openapi/v2", Some("text/plain"), None).expect("a path").status(), 406);
+    assert_eq!(serve("/openapi/v3", Some(PROTOBUF_V2), None).expect("a path").status(), 406);
 }

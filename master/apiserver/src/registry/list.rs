@@ -16,6 +16,9 @@ use crate::options::{ListOptions, VersionMatch};
 /// How many objects are looked at in one go when a selector filters a limited list.
 const CHUNK: usize = 1000;
 
+/// After how many objects that a selector looks at (each may have to be parsed) other tasks get their turn.
+const YIELD_EVERY: usize = 128;
+
 const EXPIRED_CONTINUE: &str = "The provided continue parameter is too old to display a consistent list \
     result. You can start a new list without the continue parameter, or use the continue token in this response \
     to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list \
@@ -59,7 +62,7 @@ impl Registry {
         let start = self.list_start(ctx, &prefix, options).await?;
         let from_token = start.from_token;
         let requested = start.at;
-        let page = self.collect(target, &prefix, selection, options.limit, start);
+        let page = self.collect(target, &prefix, selection, options.limit, start).await;
         // Planted: the revision is read after the objects.
         if planted::is(Bug::TornList) {
             self.barrier().await?;
@@ -105,7 +108,7 @@ impl Registry {
         Ok(Start { after: None, at: version.filter(|_| exact), from_token: false })
     }
 
-    fn collect(
+    async fn collect(
         &self,
         target: Target<'_>,
         prefix: &str,
@@ -132,8 +135,13 @@ impl Registry {
             after = page.objects.last().map(|o| o.key.to_string());
             let total = page.objects.len();
             for (i, candidate) in page.objects.into_iter().enumerate() {
-                if !everything && !selection.matches(&object::view(&candidate, target)) {
-                    continue;
+                if !everything {
+                    if i % YIELD_EVERY == YIELD_EVERY - 1 {
+                        tokio::task::yield_now().await;
+                    }
+                    if !selection.matches(&object::view(&candidate, target)) {
+                        continue;
+                    }
                 }
                 let last_key = candidate.key.to_string();
                 objects.push(candidate);

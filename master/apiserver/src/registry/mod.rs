@@ -6,6 +6,7 @@ pub mod continue_token;
 pub mod convert;
 pub mod create;
 pub mod delete;
+mod expiry;
 pub mod key;
 pub mod kinds;
 pub mod list;

@@ -4,8 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use proto_api::selector::Labels;
 use proto_api::status::Status;
 use serde_json::Value;
 use storage::{Object, Revision};
@@ -13,15 +15,62 @@ use storage::{Object, Revision};
 use super::convert;
 use super::store::Target;
 use super::strategy::Strategy;
+use crate::table::{Row, RowSlot, Rows};
 
 /// What is derived from one revision of an object.
 #[derive(Debug, Default)]
 pub struct View {
     /// `metadata.labels`.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Pairs,
     /// The values of field labels.
-    pub fields: BTreeMap<String, String>,
+    pub fields: Pairs,
     spans: Spans,
+}
+
+/// A few names and their values, packed: every object that is served has two of these for as long as it lives,
+/// and maps of strings would take more memory than the object.
+#[derive(Debug, Default)]
+pub struct Pairs {
+    /// Names and values in turn, one after the other.
+    text: Box<str>,
+    /// Where each name and its value end in `text`.
+    ends: Box<[(u32, u32)]>,
+}
+
+impl Pairs {
+    /// The value of a name.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let mut start = 0;
+        for (name_end, value_end) in &self.ends {
+            let (name_end, value_end) = (*name_end as usize, *value_end as usize);
+            if self.text.get(start..name_end) == Some(name) {
+                return self.text.get(name_end..value_end);
+            }
+            start = value_end;
+        }
+        None
+    }
+}
+
+impl From<BTreeMap<String, String>> for Pairs {
+    fn from(pairs: BTreeMap<String, String>) -> Self {
+        let (mut text, mut ends) = (String::new(), Vec::with_capacity(pairs.len()));
+        // Objects are far smaller than 4 GiB.
+        let end = |text: &str| u32::try_from(text.len()).unwrap_or(u32::MAX);
+        for (name, value) in &pairs {
+            text.push_str(name);
+            let name_end = end(&text);
+            text.push_str(value);
+            ends.push((name_end, end(&text)));
+        }
+        Pairs { text: text.into(), ends: ends.into() }
+    }
+}
+
+impl Labels for Pairs {
+    fn label(&self, key: &str) -> Option<&str> {
+        self.get(key)
+    }
 }
 
 /// Byte ranges of the parts that serving cuts around.
@@ -33,12 +82,30 @@ struct Spans {
     metadata: Option<Range<usize>>,
 }
 
+/// What readers made of one revision of an object; lives in its derived slot.
+#[derive(Debug, Default)]
+struct Derived {
+    view: OnceLock<Arc<View>>,
+    row: RowSlot,
+}
+
 /// The view of an object: shared, except for kinds served in two groups, whose field labels differ by group.
 pub fn view(object: &Object, target: Target<'_>) -> Arc<View> {
     if convert::is_converted(target.kind) {
         return Arc::new(make_view(object, target.strategy));
     }
-    object.derived(|object| make_view(object, target.strategy))
+    let derived = object.derived(|_| Derived::default());
+    Arc::clone(derived.view.get_or_init(|| Arc::new(make_view(object, target.strategy))))
+}
+
+/// The cells of an object in a Table: made when they are first asked for, and again once they were not for long.
+/// `now` is a clock that never goes back.
+pub fn row(object: &Object, target: Target<'_>, rows: &Rows, now: Duration) -> Arc<Row> {
+    let derived = object.derived(|_| Derived::default());
+    rows.get(&derived.row, now, || {
+        let value: Value = serde_json::from_slice(&object.value).unwrap_or_default();
+        Row::new(target.kind.storage.0, target.kind.resource, &value)
+    })
 }
 
 fn make_view(object: &Object, strategy: &dyn Strategy) -> View {
@@ -49,7 +116,8 @@ fn make_view(object: &Object, strategy: &dyn Strategy) -> View {
             return View::default();
         }
     };
-    View { labels: labels(&value), fields: strategy.selectable_fields(&value), spans: scan(&object.value) }
+    let fields = strategy.selectable_fields(&value);
+    View { labels: labels(&value).into(), fields: fields.into(), spans: scan(&object.value) }
 }
 
 /// `metadata.labels` of an object.
@@ -219,6 +287,18 @@ mod tests {
         assert_eq!(got["metadata"], serde_json::json!({"name": "a", "resourceVersion": "7"}));
         assert_eq!(got["data"]["metadata"], r#"{"x":1}"#);
         assert_eq!(got["kind"], "ConfigMap");
+    }
+
+    #[test]
+    fn packed_pairs_are_the_map_they_were_made_of() {
+        let map: BTreeMap<String, String> = [("a", "1"), ("ab", ""), ("b", "a"), ("é", "ü")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .into();
+        let pairs = Pairs::from(map.clone());
+        for (name, value) in &map {
+            assert_eq!(pairs.get(name), Some(value.as_str()));
+        }
+        assert_eq!((pairs.get("1"), pairs.get(""), Pairs::default().get("")), (None, None, None));
     }
 
     #[test]

@@ -37,8 +37,7 @@ impl Selection {
 
     /// Whether an object matches.
     pub fn matches(&self, view: &View) -> bool {
-        self.labels.matches(&view.labels)
-            && self.fields.matches(|label| view.fields.get(label).map(String::as_str))
+        self.labels.matches(&view.labels) && self.fields.matches(|label| view.fields.get(label))
     }
 
     /// The value a field must have, where the selector asks for exactly one.

@@ -1,20 +1,18 @@
 //! Printers of kinds that hold configuration or little else: Namespace, ConfigMap, Secret, ServiceAccount, Lease.
 
-use serde_json::json;
-
-use super::{AGE, Column, Doc, NAME, Printer, age};
+use super::{AGE, Column, Doc, NAME, Printer, age, fixed};
 use crate::registry::kinds::read::{self, Read};
 
 pub(super) static NAMESPACE: Printer = Printer {
     columns: &[NAME, Column::text("Status", Doc::Text("The status of the namespace")), AGE],
-    cells: |obj, now| vec![json!(read::name(obj)), json!(obj.sub("status").text("phase")), age(obj, now)],
+    cells: |obj| vec![fixed(read::name(obj)), fixed(obj.sub("status").text("phase")), age(obj)],
 };
 
 pub(super) static CONFIG_MAP: Printer = Printer {
     columns: &[NAME, Column::text("Data", Doc::Field("core/v1.ConfigMap", "data")), AGE],
-    cells: |obj, now| {
+    cells: |obj| {
         let entries = obj.entries("data").len() + obj.entries("binaryData").len();
-        vec![json!(read::name(obj)), json!(entries), age(obj, now)]
+        vec![fixed(read::name(obj)), fixed(entries), age(obj)]
     },
 };
 
@@ -25,18 +23,16 @@ pub(super) static SECRET: Printer = Printer {
         Column::text("Data", Doc::Field("core/v1.Secret", "data")),
         AGE,
     ],
-    cells: |obj, now| {
+    cells: |obj| {
         let entries = obj.entries("data").len();
-        vec![json!(read::name(obj)), json!(obj.text("type")), json!(entries), age(obj, now)]
+        vec![fixed(read::name(obj)), fixed(obj.text("type")), fixed(entries), age(obj)]
     },
 };
 
 pub(super) static SERVICE_ACCOUNT: Printer =
-    Printer { columns: &[NAME, AGE], cells: |obj, now| vec![json!(read::name(obj)), age(obj, now)] };
+    Printer { columns: &[NAME, AGE], cells: |obj| vec![fixed(read::name(obj)), age(obj)] };
 
 pub(super) static LEASE: Printer = Printer {
     columns: &[NAME, Column::text("Holder", Doc::Field("coordination/v1.LeaseSpec", "holderIdentity")), AGE],
-    cells: |obj, now| {
-        vec![json!(read::name(obj)), json!(obj.sub("spec").text("holderIdentity")), age(obj, now)]
-    },
+    cells: |obj| vec![fixed(read::name(obj)), fixed(obj.sub("spec").text("holderIdentity")), age(obj)],
 };

@@ -1,13 +1,13 @@
 //! Printers of Endpoints and EndpointSlices.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{AGE, Column, Doc, NAME, Printer, age, shortened};
+use super::{AGE, Column, Doc, NAME, Printer, age, fixed, shortened};
 use crate::registry::kinds::read::{self, Read};
 
 pub(super) static ENDPOINTS: Printer = Printer {
     columns: &[NAME, Column::text("Endpoints", Doc::Field("core/v1.Endpoints", "subsets")), AGE],
-    cells: |obj, now| vec![json!(read::name(obj)), json!(subsets(obj)), age(obj, now)],
+    cells: |obj| vec![fixed(read::name(obj)), fixed(subsets(obj)), age(obj)],
 };
 
 // What the printer says of fields whose own documentation has moved on since.
@@ -28,13 +28,13 @@ pub(super) static ENDPOINT_SLICE: Printer = Printer {
         Column::text("Endpoints", Doc::Field("discovery/v1.EndpointSlice", "endpoints")),
         AGE,
     ],
-    cells: |obj, now| {
+    cells: |obj| {
         vec![
-            json!(read::name(obj)),
-            json!(obj.text("addressType")),
-            json!(or_unset(&ports(obj))),
-            json!(or_unset(&addresses(obj))),
-            age(obj, now),
+            fixed(read::name(obj)),
+            fixed(obj.text("addressType")),
+            fixed(or_unset(&ports(obj))),
+            fixed(or_unset(&addresses(obj))),
+            age(obj),
         ]
     },
 };
@@ -81,6 +81,7 @@ fn addresses(obj: &Value) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn more_than_three_addresses_are_counted() {

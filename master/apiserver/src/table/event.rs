@@ -1,9 +1,8 @@
 //! The printer of Events, in their core/v1 form.
 
-use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{Column, Doc, NAME, Printer, since};
+use super::{Cell, Column, Doc, NAME, Printer, fixed, since};
 use crate::registry::kinds::read::{self, Read};
 
 const TYPE: &str = "core/v1.Event";
@@ -29,15 +28,15 @@ fn first<'a>(a: &'a str, b: &'a str) -> &'a str {
     if a.is_empty() { b } else { a }
 }
 
-fn cells(event: &Value, now: Timestamp) -> Vec<Value> {
-    let first_seen = since(first(event.text("firstTimestamp"), event.text("eventTime")), now);
+fn cells(event: &Value) -> Vec<Cell> {
+    let first_seen = since(first(event.text("firstTimestamp"), event.text("eventTime")));
     let mut last_seen = match event.text("lastTimestamp") {
         "" => first_seen.clone(),
-        time => since(time, now),
+        time => since(time),
     };
     let mut count = event.int("count").max(1);
     if let Some(series) = event.at("series") {
-        last_seen = since(series.text("lastObservedTime"), now);
+        last_seen = since(series.text("lastObservedTime"));
         count = series.int("count");
     }
     let about = event.sub("involvedObject");
@@ -51,15 +50,15 @@ fn cells(event: &Value, now: Timestamp) -> Vec<Value> {
     let instance = first(source.text("host"), event.text("reportingInstance"));
     let source = if instance.is_empty() { component.to_owned() } else { format!("{component}, {instance}") };
     vec![
-        json!(last_seen),
-        json!(event.text("type")),
-        json!(event.text("reason")),
-        json!(object),
-        json!(about.text("fieldPath")),
-        json!(source),
-        json!(event.text("message").trim()),
-        json!(first_seen),
-        json!(count),
-        json!(read::name(event)),
+        last_seen,
+        fixed(event.text("type")),
+        fixed(event.text("reason")),
+        fixed(object),
+        fixed(about.text("fieldPath")),
+        fixed(source),
+        fixed(event.text("message").trim()),
+        first_seen,
+        fixed(count),
+        fixed(read::name(event)),
     ]
 }

@@ -1,5 +1,6 @@
-//! Table printers: what `kubectl get` shows of each kind. `respond.rs` asks for the columns once a table and for
-//! the cells of each object; a kind without a printer shows its name and when it was made.
+//! Table printers: what `kubectl get` shows of each kind. `respond/` asks for the columns once a table and for
+//! the row of each object; a kind without a printer shows its name and when it was made. A row is made once a
+//! revision of its object: only the ages in it are written anew for each answer.
 
 mod config;
 mod duration;
@@ -7,6 +8,7 @@ mod endpoints;
 mod event;
 mod node;
 mod pod;
+mod row;
 mod service;
 mod workload;
 
@@ -17,6 +19,7 @@ use serde_json::{Value, json};
 use crate::registry::kinds::read::{self, Read};
 
 pub use duration::human;
+pub use row::{Row, RowSlot, Rows};
 
 /// Where the description of a column comes from.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +64,33 @@ const AGE: Column = Column::text("Age", Doc::Field(META, "creationTimestamp"));
 /// How one kind is shown: its columns, and the cells of an object in their order.
 struct Printer {
     columns: &'static [Column],
-    cells: fn(&Value, Timestamp) -> Vec<Value>,
+    cells: fn(&Value) -> Vec<Cell>,
+}
+
+/// One cell of a row.
+#[derive(Clone, Debug)]
+enum Cell {
+    /// The same as long as the object does not change.
+    Fixed(Value),
+    /// How long ago `time` was, between two texts.
+    Ago { before: String, time: Timestamp, after: &'static str },
+}
+
+#[cfg(test)]
+impl Cell {
+    /// The value that is shown at a time.
+    fn at(&self, now: Timestamp) -> Value {
+        match self {
+            Cell::Fixed(value) => value.clone(),
+            Cell::Ago { before, time, after } => {
+                Value::from(format!("{before}{}{after}", human(now.duration_since(*time))))
+            }
+        }
+    }
+}
+
+fn fixed(value: impl Into<Value>) -> Cell {
+    Cell::Fixed(value.into())
 }
 
 static GENERIC: Printer = Printer {
@@ -75,7 +104,7 @@ static GENERIC: Printer = Printer {
             doc: Doc::Field(META, "creationTimestamp"),
         },
     ],
-    cells: |obj, _| vec![json!(read::name(obj)), json!(obj.sub("metadata").text("creationTimestamp"))],
+    cells: |obj| vec![fixed(read::name(obj)), fixed(obj.sub("metadata").text("creationTimestamp"))],
 };
 
 /// The printer of a resource, by the group and name it is stored under.
@@ -100,12 +129,6 @@ fn printer(group: &str, resource: &str) -> &'static Printer {
     }
 }
 
-/// The cells of each object, one array an object, in the order of [`columns`].
-pub fn table_for(group: &str, resource: &str, objects: &[&Value], now: Timestamp) -> Vec<Value> {
-    let printer = printer(group, resource);
-    objects.iter().map(|obj| Value::Array((printer.cells)(obj, now))).collect()
-}
-
 /// The `columnDefinitions` of a resource.
 pub fn columns(group: &str, resource: &str) -> Value {
     printer(group, resource).columns.iter().map(definition).collect()
@@ -123,16 +146,16 @@ fn definition(column: &Column) -> Value {
 }
 
 /// How long ago a time was, `<unknown>` when there is none.
-fn since(time: &str, now: Timestamp) -> String {
+fn since(time: &str) -> Cell {
     match time.parse::<Timestamp>() {
-        Ok(then) => human(now.duration_since(then)),
-        Err(_) => "<unknown>".to_owned(),
+        Ok(time) => Cell::Ago { before: String::new(), time, after: "" },
+        Err(_) => fixed("<unknown>"),
     }
 }
 
 /// The age of an object.
-fn age(obj: &Value, now: Timestamp) -> Value {
-    json!(since(obj.sub("metadata").text("creationTimestamp"), now))
+fn age(obj: &Value) -> Cell {
+    since(obj.sub("metadata").text("creationTimestamp"))
 }
 
 /// `a=b,c=d`, or `<none>`.
@@ -158,7 +181,6 @@ mod tests {
 
     #[test]
     fn every_row_has_a_cell_for_each_column() {
-        let now = Timestamp::UNIX_EPOCH;
         for (group, resource) in [
             ("", "configmaps"),
             ("", "endpoints"),
@@ -177,9 +199,12 @@ mod tests {
             ("discovery.k8s.io", "endpointslices"),
             ("example.com", "things"),
         ] {
-            let rows = table_for(group, resource, &[&json!({"metadata": {"name": "x"}})], now);
-            let cells = rows[0].as_array().map(Vec::len);
-            assert_eq!(cells, columns(group, resource).as_array().map(Vec::len), "{group} {resource}");
+            let cells = (printer(group, resource).cells)(&json!({"metadata": {"name": "x"}}));
+            assert_eq!(
+                Some(cells.len()),
+                columns(group, resource).as_array().map(Vec::len),
+                "{group} {resource}"
+            );
         }
     }
 

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{AGE, Column, Doc, NAME, Printer, age, or_none};
+use super::{AGE, Cell, Column, Doc, NAME, Printer, age, fixed, or_none};
 use crate::registry::kinds::read::{self, Read};
 
 const INFO: &str = "core/v1.NodeSystemInfo";
@@ -27,20 +26,20 @@ pub(super) static NODE: Printer = Printer {
     cells,
 };
 
-fn cells(node: &Value, now: Timestamp) -> Vec<Value> {
+fn cells(node: &Value) -> Vec<Cell> {
     let info = node.sub("status").sub("nodeInfo");
     let known = |key: &str| match info.text(key) {
-        "" => json!("<unknown>"),
-        value => json!(value),
+        "" => fixed("<unknown>"),
+        value => fixed(value),
     };
     vec![
-        json!(read::name(node)),
-        json!(status(node)),
-        json!(or_none(roles(node))),
-        age(node, now),
-        json!(info.text("kubeletVersion")),
-        json!(address(node, "InternalIP")),
-        json!(address(node, "ExternalIP")),
+        fixed(read::name(node)),
+        fixed(status(node)),
+        fixed(or_none(roles(node))),
+        age(node),
+        fixed(info.text("kubeletVersion")),
+        fixed(address(node, "InternalIP")),
+        fixed(address(node, "ExternalIP")),
         known("osImage"),
         known("kernelVersion"),
         known("containerRuntimeVersion"),
@@ -79,6 +78,7 @@ fn address<'a>(node: &'a Value, kind: &str) -> &'a str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn a_cordoned_node_says_so() {

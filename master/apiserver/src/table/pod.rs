@@ -2,9 +2,9 @@
 //! restarted.
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{AGE, Column, Doc, NAME, Printer, age, since};
+use super::{AGE, Cell, Column, Doc, NAME, Printer, age, fixed};
 use crate::registry::kinds::read::{self, Read};
 
 pub(super) static POD: Printer = Printer {
@@ -42,10 +42,10 @@ impl Restarts {
         self.last = self.last.max(finished.parse().ok());
     }
 
-    fn shown(&self, now: Timestamp) -> String {
+    fn shown(&self) -> Cell {
         match self.last.filter(|_| self.count != 0) {
-            Some(last) => format!("{} ({} ago)", self.count, since(&last.to_string(), now)),
-            None => self.count.to_string(),
+            Some(time) => Cell::Ago { before: format!("{} (", self.count), time, after: " ago)" },
+            None => fixed(self.count.to_string()),
         }
     }
 }
@@ -57,19 +57,19 @@ struct Summary {
     restarts: Restarts,
 }
 
-fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
+fn cells(pod: &Value) -> Vec<Cell> {
     let (spec, status) = (pod.sub("spec"), pod.sub("status"));
     let sidecars = spec.items("initContainers").iter().filter(|c| is_sidecar(c)).count();
     let total = spec.items("containers").len() + sidecars;
     let summary = summarize(pod);
-    let or_none = |text: &str| if text.is_empty() { json!("<none>") } else { json!(text) };
+    let or_none = |text: &str| if text.is_empty() { fixed("<none>") } else { fixed(text) };
     let ip = status.items("podIPs").first().map_or(status.text("podIP"), |ip| ip.text("ip"));
     vec![
-        json!(read::name(pod)),
-        json!(format!("{}/{total}", summary.ready)),
-        json!(summary.reason),
-        json!(summary.restarts.shown(now)),
-        age(pod, now),
+        fixed(read::name(pod)),
+        fixed(format!("{}/{total}", summary.ready)),
+        fixed(summary.reason),
+        summary.restarts.shown(),
+        age(pod),
         or_none(ip),
         or_none(spec.text("nodeName")),
         or_none(status.text("nominatedNodeName")),
@@ -197,11 +197,12 @@ fn regular(pod: &Value, summary: &mut Summary) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn shown(pod: &Value) -> [String; 3] {
         let now = "2026-01-01T00:10:00Z".parse().expect("a time");
-        let row = cells(pod, now);
-        [row[1].as_str(), row[2].as_str(), row[3].as_str()].map(|c| c.unwrap_or_default().to_owned())
+        let row = cells(pod);
+        [&row[1], &row[2], &row[3]].map(|c| c.at(now).as_str().unwrap_or_default().to_owned())
     }
 
     fn row(ready: &str, status: &str, restarts: &str) -> [String; 3] {

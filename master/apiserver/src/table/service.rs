@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{AGE, Column, Doc, NAME, Printer, age, labels, or_none};
+use super::{AGE, Cell, Column, Doc, NAME, Printer, age, fixed, labels, or_none};
 use crate::registry::kinds::read::{self, Read};
 
 const SPEC: &str = "core/v1.ServiceSpec";
@@ -23,17 +22,17 @@ pub(super) static SERVICE: Printer = Printer {
     cells,
 };
 
-fn cells(service: &Value, now: Timestamp) -> Vec<Value> {
+fn cells(service: &Value) -> Vec<Cell> {
     let spec = service.sub("spec");
     let addresses = spec.texts("clusterIPs");
     vec![
-        json!(read::name(service)),
-        json!(spec.text("type")),
-        json!(addresses.first().copied().unwrap_or("<none>")),
-        json!(external(service)),
-        json!(or_none(ports(spec))),
-        age(service, now),
-        json!(labels(spec.entries("selector"))),
+        fixed(read::name(service)),
+        fixed(spec.text("type")),
+        fixed(addresses.first().copied().unwrap_or("<none>")),
+        fixed(external(service)),
+        fixed(or_none(ports(spec))),
+        age(service),
+        fixed(labels(spec.entries("selector"))),
     ]
 }
 
@@ -71,6 +70,7 @@ fn ports(spec: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn node_ports_stand_beside_ports() {

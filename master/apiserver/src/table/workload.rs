@@ -1,10 +1,9 @@
 //! Printers of Deployment, ReplicaSet, DaemonSet and PodTemplate.
 
-use jiff::Timestamp;
 use proto_api::selector::Selector;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{AGE, Column, Doc, NAME, Printer, age, labels, or_none};
+use super::{AGE, Cell, Column, Doc, NAME, Printer, age, fixed, labels, or_none};
 use crate::registry::kinds::read::{self, Read};
 
 const CONTAINERS: Column = Column::wide("Containers", Doc::Text("Names of each container in the template."));
@@ -36,19 +35,19 @@ pub(super) static DEPLOYMENT: Printer = Printer {
         IMAGES,
         Column::wide("Selector", Doc::Text(DEPLOYMENT_SELECTOR)),
     ],
-    cells: |obj, now| {
+    cells: |obj| {
         let (spec, status) = (obj.sub("spec"), obj.sub("status"));
         let ready = format!("{}/{}", status.int("readyReplicas"), spec.int("replicas"));
         let (names, images) = containers(spec.sub("template"));
         vec![
-            json!(read::name(obj)),
-            json!(ready),
-            json!(status.int("updatedReplicas")),
-            json!(status.int("availableReplicas")),
-            age(obj, now),
-            json!(names),
-            json!(images),
-            json!(selector(spec).unwrap_or_else(|| "<invalid>".to_owned())),
+            fixed(read::name(obj)),
+            fixed(ready),
+            fixed(status.int("updatedReplicas")),
+            fixed(status.int("availableReplicas")),
+            age(obj),
+            fixed(names),
+            fixed(images),
+            fixed(selector(spec).unwrap_or_else(|| "<invalid>".to_owned())),
         ]
     },
 };
@@ -64,12 +63,12 @@ pub(super) static REPLICA_SET: Printer = Printer {
         IMAGES,
         Column::wide("Selector", Doc::Text(REPLICA_SET_SELECTOR)),
     ],
-    cells: |obj, now| {
+    cells: |obj| {
         let (spec, status) = (obj.sub("spec"), obj.sub("status"));
         let counts = [spec.int("replicas"), status.int("replicas"), status.int("readyReplicas")];
-        let mut out = vec![json!(read::name(obj))];
-        out.extend(counts.map(Value::from));
-        out.push(age(obj, now));
+        let mut out = vec![fixed(read::name(obj))];
+        out.extend(counts.map(fixed));
+        out.push(age(obj));
         out.extend(wide(spec));
         out
     },
@@ -94,9 +93,9 @@ pub(super) static DAEMON_SET: Printer = Printer {
     cells: daemon_set,
 };
 
-fn daemon_set(obj: &Value, now: Timestamp) -> Vec<Value> {
+fn daemon_set(obj: &Value) -> Vec<Cell> {
     let (spec, status) = (obj.sub("spec"), obj.sub("status"));
-    let mut out = vec![json!(read::name(obj))];
+    let mut out = vec![fixed(read::name(obj))];
     for key in [
         "desiredNumberScheduled",
         "currentNumberScheduled",
@@ -104,10 +103,10 @@ fn daemon_set(obj: &Value, now: Timestamp) -> Vec<Value> {
         "updatedNumberScheduled",
         "numberAvailable",
     ] {
-        out.push(json!(status.int(key)));
+        out.push(fixed(status.int(key)));
     }
-    out.push(json!(labels(spec.sub("template").sub("spec").entries("nodeSelector"))));
-    out.push(age(obj, now));
+    out.push(fixed(labels(spec.sub("template").sub("spec").entries("nodeSelector"))));
+    out.push(age(obj));
     out.extend(wide(spec));
     out
 }
@@ -119,11 +118,11 @@ pub(super) static POD_TEMPLATE: Printer = Printer {
         Column { priority: 0, ..IMAGES },
         Column::text("Pod Labels", Doc::Text("The labels for the pod template.")),
     ],
-    cells: |obj, _| {
+    cells: |obj| {
         let template = obj.sub("template");
         let (names, images) = containers(template);
         let labels = labels(template.sub("metadata").entries("labels"));
-        vec![json!(read::name(obj)), json!(names), json!(images), json!(labels)]
+        vec![fixed(read::name(obj)), fixed(names), fixed(images), fixed(labels)]
     },
 };
 
@@ -142,8 +141,8 @@ fn selector(spec: &Value) -> Option<String> {
 }
 
 /// The columns that `-o wide` adds.
-fn wide(spec: &Value) -> [Value; 3] {
+fn wide(spec: &Value) -> [Cell; 3] {
     let (names, images) = containers(spec.sub("template"));
     let selector = selector(spec).map_or_else(|| "<error>".to_owned(), or_none);
-    [json!(names), json!(images), json!(selector)]
+    [fixed(names), fixed(images), fixed(selector)]
 }

@@ -48,6 +48,9 @@ pub struct MasterArgs {
     /// HOST:PORT (peer port) of masters that are no longer where they were: one that is reached is enough
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     peers: Vec<String>,
+    /// How long after their last write events are kept, such as 1h; 0s: for ever [default: 1h]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    event_ttl: Option<Duration>,
     /// A master silent for this long makes place for a learner, such as 10m; 0s: never [default: 10m]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     replace_dead_after: Option<Duration>,
@@ -115,6 +118,7 @@ impl MasterArgs {
         }
         config.peers.extend(self.peers);
         let seconds = |time: Duration| time.as_secs();
+        set(&mut config.event_ttl_s, self.event_ttl.map(seconds));
         set(&mut config.autopilot.replace_dead_after_s, self.replace_dead_after.map(seconds));
         set(&mut config.autopilot.learner_expiry_s, self.learner_expiry.map(seconds));
         set(&mut config.masters, self.masters);

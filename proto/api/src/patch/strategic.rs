@@ -20,13 +20,13 @@ type Object = Map<String, Value>;
 /// Why a patch cannot be applied; the API server answers 400, 422 or 500 for the three kinds.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The patch has not the form of a strategic merge patch.
+    /// The patch is not in the form of a strategic merge patch.
     #[error("{0}")]
     Format(&'static str),
-    /// Its content cannot be merged.
+    /// The content of the patch cannot be merged into the object.
     #[error("{0}")]
     Content(&'static str),
-    /// Anything else.
+    /// An error of the server itself.
     #[error("{0}")]
     Other(String),
 }

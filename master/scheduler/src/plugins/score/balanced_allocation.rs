@@ -18,8 +18,8 @@ impl Score for BalancedAllocation {
         }
         Some(Box::new(move |info| {
             let (used, has) = (&info.requested, &info.allocatable);
-            let cpu = share(used.cpu_milli + own.cpu_milli, has.cpu_milli);
-            let memory = share(used.memory_bytes + own.memory_bytes, has.memory_bytes);
+            let cpu = share(used.cpu_milli.saturating_add(own.cpu_milli), has.cpu_milli);
+            let memory = share(used.memory_bytes.saturating_add(own.memory_bytes), has.memory_bytes);
             let deviation = match (cpu, memory) {
                 (Some(cpu), Some(memory)) => (cpu - memory).abs() / 2,
                 _ => 0,

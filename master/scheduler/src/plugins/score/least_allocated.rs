@@ -14,8 +14,8 @@ impl Score for LeastAllocated {
         let own = &cycle.pod.scoring_request;
         Some(Box::new(move |info| {
             let (used, has) = (&info.scoring_requested, &info.allocatable);
-            let cpu = left(used.cpu_milli + own.cpu_milli, has.cpu_milli);
-            let memory = left(used.memory_bytes + own.memory_bytes, has.memory_bytes);
+            let cpu = left(used.cpu_milli.saturating_add(own.cpu_milli), has.cpu_milli);
+            let memory = left(used.memory_bytes.saturating_add(own.memory_bytes), has.memory_bytes);
             let shares: Vec<i64> = [cpu, memory].into_iter().flatten().collect();
             let count = i64::try_from(shares.len()).unwrap_or(1).max(1);
             shares.iter().sum::<i64>() / count
@@ -25,5 +25,24 @@ impl Score for LeastAllocated {
 
 /// Share that is left, out of [`MAX_SCORE`]; none of a resource the node does not have.
 fn left(used: i64, has: i64) -> Option<i64> {
-    (has > 0).then(|| if used > has { 0 } else { (has - used) * MAX_SCORE / has })
+    if has <= 0 {
+        return None;
+    }
+    let free = i128::from(has) - i128::from(used);
+    let share = free.max(0) * i128::from(MAX_SCORE) / i128::from(has);
+    Some(i64::try_from(share).unwrap_or(MAX_SCORE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_of_any_amounts_are_scores() {
+        assert_eq!(left(25, 100), Some(75));
+        assert_eq!(left(101, 100), Some(0));
+        assert_eq!(left(1, 0), None);
+        assert_eq!(left(0, i64::MAX), Some(MAX_SCORE));
+        assert_eq!(left(i64::MAX, i64::MAX), Some(0));
+    }
 }

@@ -1,0 +1,288 @@
+//! Lists: written piece by piece from the encodings that all readers of an object share, whole where they are
+//! small, as a stream of frames where they are large. A frame is made (and compressed) in the pool of
+//! `heavy.rs`, and only once the client has taken the frame before it, so that a list of any length takes the
+//! memory of two frames. `Format::list` is the entry.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, VARY};
+use http::{Response, StatusCode};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use proto_api::kinds::Kind;
+use proto_api::status::Status;
+use proto_api::yaml;
+use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{Format, IncludeObject};
+use crate::api::Api;
+use crate::body::{self, Body, BoxError};
+use crate::heavy::LARGE_BYTES;
+use crate::negotiate::{Encoding, Representation, Shape};
+use crate::registry::Target;
+use crate::registry::list::ListPage;
+use crate::table;
+
+/// How many bytes of a list are written in one go.
+const FRAME_BYTES: usize = 128 * 1024;
+
+/// About how many bytes one object takes where only its metadata or its row is written.
+const PART_BYTES: usize = 1024;
+
+/// Seconds after which a client may ask again for a list that there was no room for.
+const RETRY_SECONDS: i32 = 1;
+
+impl Format<'_> {
+    /// An answer with a page of a list; `gzip` says whether the client takes a stream compressed.
+    pub fn list(&self, api: &Arc<Api>, page: ListPage, gzip: bool) -> Response<Body> {
+        if self.representation.shape == Shape::PartialMetadata {
+            return body::status_response(&super::not_acceptable());
+        }
+        let size = size_bytes(&page, self.representation.shape, self.include);
+        let mut list = List::new(self, api, page);
+        if size < LARGE_BYTES {
+            let mut out = Vec::with_capacity(size + 256);
+            while !list.is_done() {
+                list.write(&mut out);
+            }
+            return body::bytes_response(StatusCode::OK, media_type(self.representation.encoding), out);
+        }
+        let Some(room) = api.heavy.stream() else {
+            return body::status_response(&Status::too_many_requests("too many large lists", RETRY_SECONDS));
+        };
+        streamed(list, room, gzip)
+    }
+}
+
+/// About how many bytes a page takes when it is written.
+fn size_bytes(page: &ListPage, shape: Shape, include: IncludeObject) -> usize {
+    if shape == Shape::Object || (shape == Shape::Table && include == IncludeObject::Object) {
+        return page.objects.iter().map(|o| o.value.len() + 40).sum();
+    }
+    page.objects.len() * PART_BYTES
+}
+
+fn media_type(encoding: Encoding) -> HeaderValue {
+    match encoding {
+        Encoding::Json => body::JSON,
+        Encoding::Yaml => HeaderValue::from_static("application/yaml"),
+    }
+}
+
+/// An answer whose frames are made while the client reads.
+fn streamed(list: List, room: OwnedSemaphorePermit, gzip: bool) -> Response<Body> {
+    let encoding = list.representation.encoding;
+    let pack = gzip.then(|| GzEncoder::new(Vec::new(), Compression::fast()));
+    let frames = futures::stream::unfold(Some(Frames { list, pack, _room: room }), |frames| async move {
+        let frames = frames?;
+        let heavy = frames.list.api.heavy.clone();
+        match heavy.run(move || frames.next()).await {
+            Ok(Ok((bytes, rest))) => Some((Ok(Frame::data(bytes)), rest)),
+            Ok(Err(error)) => Some((Err(BoxError::from(error)), None)),
+            Err(error) => Some((Err(BoxError::from(error)), None)),
+        }
+    });
+    let mut response = Response::new(body::boxed(StreamBody::new(frames)));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, media_type(encoding));
+    if gzip {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
+    }
+    response
+}
+
+/// A list on its way to one client.
+struct Frames {
+    list: List,
+    pack: Option<GzEncoder<Vec<u8>>>,
+    /// Given back when the last frame was taken, or the client went.
+    _room: OwnedSemaphorePermit,
+}
+
+impl Frames {
+    /// The next bytes and what is left after them.
+    fn next(mut self) -> std::io::Result<(Bytes, Option<Self>)> {
+        loop {
+            let mut plain = Vec::with_capacity(FRAME_BYTES + FRAME_BYTES / 4);
+            self.list.write(&mut plain);
+            let done = self.list.is_done();
+            let Some(mut pack) = self.pack.take() else {
+                return Ok((plain.into(), (!done).then_some(self)));
+            };
+            pack.write_all(&plain)?;
+            if done {
+                return Ok((pack.finish()?.into(), None));
+            }
+            // Well compressed, many frames make one.
+            let packed = std::mem::take(pack.get_mut());
+            self.pack = Some(pack);
+            if !packed.is_empty() {
+                return Ok((packed.into(), Some(self)));
+            }
+        }
+    }
+}
+
+/// A page of a list that is being written.
+struct List {
+    api: Arc<Api>,
+    kind: &'static Kind,
+    namespace: String,
+    representation: Representation,
+    include: IncludeObject,
+    now: jiff::Timestamp,
+    page: ListPage,
+    /// How many objects have been written.
+    written: usize,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    Head,
+    Items,
+    Done,
+}
+
+impl List {
+    fn new(format: &Format<'_>, api: &Arc<Api>, page: ListPage) -> Self {
+        List {
+            api: Arc::clone(api),
+            kind: format.target.kind,
+            namespace: format.target.namespace.to_owned(),
+            representation: format.representation,
+            include: format.include,
+            now: format.now,
+            page,
+            written: 0,
+            state: State::Head,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// Appends about [`FRAME_BYTES`] of what is left.
+    fn write(&mut self, out: &mut Vec<u8>) {
+        let format = Format {
+            target: Target::new(self.kind, &self.namespace),
+            representation: self.representation,
+            include: self.include,
+            now: self.now,
+            rows: &self.api.rows,
+            monotonic: self.api.registry.clock.monotonic(),
+        };
+        let json = self.representation.encoding == Encoding::Json;
+        if self.state == State::Head {
+            self.head(out);
+            self.state = State::Items;
+        }
+        let begun = out.len();
+        while let Some(object) = self.page.objects.get(self.written) {
+            if out.len() - begun >= FRAME_BYTES {
+                return;
+            }
+            if json && self.written > 0 {
+                out.push(b',');
+            }
+            let start = out.len();
+            match self.representation.shape {
+                Shape::Object => format.write_object(out, object, object.mod_revision, true),
+                Shape::Table => format.write_row(out, object, object.mod_revision),
+                Shape::PartialMetadata | Shape::PartialMetadataList => {
+                    format.write_partial(out, object, object.mod_revision);
+                }
+            }
+            if !json {
+                yaml_item(out, start);
+            }
+            self.written += 1;
+        }
+        self.tail(out);
+        self.state = State::Done;
+    }
+
+    /// The members of the list but its items, in the order in which Go writes them.
+    fn members(&self) -> Vec<(&'static str, Value)> {
+        let page = &self.page;
+        let mut meta = json!({"resourceVersion": page.revision.to_string()});
+        if !page.continue_token.is_empty() {
+            meta["continue"] = Value::from(page.continue_token.as_str());
+            if let Some(remaining) = page.remaining {
+                meta["remainingItemCount"] = Value::from(remaining);
+            }
+        }
+        let (kind, version) = match self.representation.shape {
+            Shape::Object => (self.kind.list_kind(), self.kind.api_version()),
+            Shape::Table => ("Table".to_owned(), "meta.k8s.io/v1".to_owned()),
+            _ => ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1".to_owned()),
+        };
+        let mut members =
+            vec![("kind", Value::from(kind)), ("apiVersion", Value::from(version)), ("metadata", meta)];
+        if self.representation.shape == Shape::Table {
+            let columns = table::columns(self.kind.storage.0, self.kind.resource);
+            members.push(("columnDefinitions", columns));
+        }
+        members
+    }
+
+    fn items(&self) -> &'static str {
+        if self.representation.shape == Shape::Table { "rows" } else { "items" }
+    }
+
+    fn head(&self, out: &mut Vec<u8>) {
+        let items = self.items();
+        if self.representation.encoding == Encoding::Yaml {
+            yaml_members(out, self.members(), |name| name < items);
+            let empty = if self.page.objects.is_empty() { " []" } else { "" };
+            out.extend_from_slice(format!("{items}:{empty}\n").as_bytes());
+            return;
+        }
+        out.push(b'{');
+        for (name, value) in self.members() {
+            out.extend_from_slice(format!("\"{name}\":{value},").as_bytes());
+        }
+        out.extend_from_slice(format!("\"{items}\":[").as_bytes());
+    }
+
+    fn tail(&self, out: &mut Vec<u8>) {
+        let items = self.items();
+        match self.representation.encoding {
+            Encoding::Json => out.extend_from_slice(b"]}"),
+            Encoding::Yaml => yaml_members(out, self.members(), |name| name > items),
+        }
+    }
+}
+
+/// Appends the chosen members as YAML, sorted by name.
+fn yaml_members(out: &mut Vec<u8>, members: Vec<(&'static str, Value)>, chosen: impl Fn(&str) -> bool) {
+    let members = members.into_iter().filter(|(name, _)| chosen(name)).map(|(k, v)| (k.to_owned(), v));
+    let members: serde_json::Map<String, Value> = members.collect();
+    if !members.is_empty() {
+        out.extend_from_slice(yaml::to_string(&Value::Object(members)).as_bytes());
+    }
+}
+
+/// Turns the JSON from `start` on into an item of a YAML list.
+fn yaml_item(out: &mut Vec<u8>, start: usize) {
+    let value: Value = serde_json::from_slice(&out[start..]).unwrap_or_default();
+    out.truncate(start);
+    let text = yaml::to_string(&value);
+    for (i, line) in text.lines().enumerate() {
+        let lead: &[u8] = match (i, line.is_empty()) {
+            (0, _) => b"- ",
+            (_, true) => b"",
+            (_, false) => b"  ",
+        };
+        out.extend_from_slice(lead);
+        out.extend_from_slice(line.as_bytes());
+        out.push(b'\n');
+    }
+}

@@ -1,0 +1,158 @@
+//! The events of libyaml, the parser that go-yaml v2 was made from: the same texts are YAML to it, with the same
+//! errors. `tree.rs` calls it. This is the only file here that touches memory by hand: the parser and each event
+//! are freed when they are dropped, and what an event holds is copied out of it.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::ptr;
+
+use unsafe_libyaml_norway as unsafe_libyaml;
+
+/// What the parser found; the end of the stream and of documents, sequences and mappings are events too.
+#[derive(Debug)]
+pub(super) enum Event {
+    StreamStart,
+    StreamEnd,
+    /// `minor` is that of a `%YAML 1.minor` before the document.
+    DocumentStart {
+        minor: Option<i32>,
+    },
+    DocumentEnd,
+    Alias {
+        anchor: String,
+    },
+    /// `plain` is false for quoted, literal and folded scalars and for those with a tag.
+    Scalar {
+        anchor: Option<String>,
+        tag: Option<String>,
+        text: String,
+        plain: bool,
+    },
+    SequenceStart {
+        anchor: Option<String>,
+    },
+    SequenceEnd,
+    MappingStart {
+        anchor: Option<String>,
+    },
+    MappingEnd,
+}
+
+/// Reads the events of a text. Boxed, because libyaml keeps pointers to its own parts.
+pub(super) struct Parser<'a> {
+    parser: Box<MaybeUninit<unsafe_libyaml::yaml_parser_t>>,
+    text: PhantomData<&'a [u8]>,
+}
+
+impl<'a> Parser<'a> {
+    pub(super) fn new(text: &'a [u8]) -> Result<Self, String> {
+        let mut parser = Box::new(MaybeUninit::<unsafe_libyaml::yaml_parser_t>::uninit());
+        // SAFETY: `initialize` writes the whole struct, which stays where it is until `drop`. The text is borrowed
+        // for as long as the parser lives.
+        unsafe {
+            if unsafe_libyaml::yaml_parser_initialize(parser.as_mut_ptr()).fail {
+                return Err("yaml: out of memory".into());
+            }
+            unsafe_libyaml::yaml_parser_set_input_string(
+                parser.as_mut_ptr(),
+                text.as_ptr(),
+                text.len() as u64,
+            );
+        }
+        Ok(Parser { parser, text: PhantomData })
+    }
+
+    /// The next event and the line, counted from 0, that it starts at.
+    pub(super) fn next(&mut self) -> Result<(Event, u64), String> {
+        let mut event = MaybeUninit::<unsafe_libyaml::yaml_event_t>::uninit();
+        // SAFETY: `parse` writes the event where it succeeds; it is read by its type alone and deleted once.
+        unsafe {
+            if unsafe_libyaml::yaml_parser_parse(self.parser.as_mut_ptr(), event.as_mut_ptr()).fail {
+                return Err(self.error());
+            }
+            let line = (*event.as_ptr()).start_mark.line;
+            let copied = copy(&*event.as_ptr());
+            unsafe_libyaml::yaml_event_delete(event.as_mut_ptr());
+            Ok((copied, line))
+        }
+    }
+
+    /// The error's text as go-yaml's `parser.fail` writes it, which counts lines in three ways.
+    fn error(&self) -> String {
+        // SAFETY: the parser was initialized; `problem` is null or a string of the library's own.
+        let (kind, problem, at, context) = unsafe {
+            let parser = &*self.parser.as_ptr();
+            let problem = match parser.problem.is_null() {
+                true => "unknown problem parsing YAML content".to_owned(),
+                false => CStr::from_ptr(parser.problem.cast()).to_string_lossy().into_owned(),
+            };
+            (parser.error, problem, parser.problem_mark.line, parser.context_mark.line)
+        };
+        let line = match (at, context) {
+            (0, context) => context,
+            (at, _) => at + u64::from(kind == unsafe_libyaml::YAML_SCANNER_ERROR),
+        };
+        if line == 0 { format!("yaml: {problem}") } else { format!("yaml: line {line}: {problem}") }
+    }
+}
+
+impl Drop for Parser<'_> {
+    fn drop(&mut self) {
+        // SAFETY: initialized in `new`, deleted here alone.
+        unsafe { unsafe_libyaml::yaml_parser_delete(self.parser.as_mut_ptr()) }
+    }
+}
+
+/// Copies an event.
+///
+/// # Safety
+///
+/// The event was written by `yaml_parser_parse` and not deleted yet.
+unsafe fn copy(event: &unsafe_libyaml::yaml_event_t) -> Event {
+    // SAFETY: the field of the union is the one of the event's type; its strings end with a zero byte.
+    unsafe {
+        match event.type_ {
+            unsafe_libyaml::YAML_STREAM_START_EVENT => Event::StreamStart,
+            unsafe_libyaml::YAML_DOCUMENT_START_EVENT => {
+                let version = event.data.document_start.version_directive;
+                Event::DocumentStart { minor: (!version.is_null()).then(|| (*version).minor) }
+            }
+            unsafe_libyaml::YAML_DOCUMENT_END_EVENT => Event::DocumentEnd,
+            unsafe_libyaml::YAML_ALIAS_EVENT => {
+                Event::Alias { anchor: string(event.data.alias.anchor).unwrap_or_default() }
+            }
+            unsafe_libyaml::YAML_SCALAR_EVENT => {
+                let scalar = event.data.scalar;
+                let length = usize::try_from(scalar.length).unwrap_or_default();
+                let bytes = ptr::slice_from_raw_parts(scalar.value.cast_const(), length);
+                Event::Scalar {
+                    anchor: string(scalar.anchor),
+                    tag: string(scalar.tag),
+                    text: String::from_utf8_lossy(&*bytes).into_owned(),
+                    plain: scalar.plain_implicit,
+                }
+            }
+            unsafe_libyaml::YAML_SEQUENCE_START_EVENT => {
+                Event::SequenceStart { anchor: string(event.data.sequence_start.anchor) }
+            }
+            unsafe_libyaml::YAML_SEQUENCE_END_EVENT => Event::SequenceEnd,
+            unsafe_libyaml::YAML_MAPPING_START_EVENT => {
+                Event::MappingStart { anchor: string(event.data.mapping_start.anchor) }
+            }
+            unsafe_libyaml::YAML_MAPPING_END_EVENT => Event::MappingEnd,
+            _ => Event::StreamEnd,
+        }
+    }
+}
+
+/// Copies a string; `None` for a null pointer.
+///
+/// # Safety
+///
+/// Null, or a string that ends with a zero byte.
+unsafe fn string(text: *const u8) -> Option<String> {
+    // SAFETY: as the caller says.
+    (!text.is_null()).then(|| unsafe { CStr::from_ptr(text.cast()).to_string_lossy().into_owned() })
+}
