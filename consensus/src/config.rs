@@ -11,6 +11,7 @@ use storage::backend::Home;
 
 use crate::Error;
 use crate::autopilot::AutopilotConfig;
+use crate::detector::Timers;
 use crate::raft_types::MasterAddress;
 use crate::room::Room;
 use crate::types::NodeId;
@@ -160,14 +161,30 @@ impl Identity {
 }
 
 impl ConsensusConfig {
-    /// openraft's own configuration.
+    /// The timers of heartbeats and elections.
+    pub(crate) fn timers(&self) -> Timers {
+        let Self { heartbeat, election_min, election_max, .. } = *self;
+        Timers { heartbeat, election_min, election_max }
+    }
+
+    /// openraft's own configuration. Its timers bound calls, its lease is that of a vote;
+    /// heartbeats and elections are asked for (`elections.rs`).
     pub(crate) fn raft(&self) -> Result<Arc<Config>, Error> {
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        if self.heartbeat.is_zero() || self.election_min <= self.heartbeat {
+            return Err(Error::Config("the election timeout must be longer than a heartbeat".to_owned()));
+        }
+        if self.election_max <= self.election_min {
+            return Err(Error::Config("the greatest election timeout must be above the least".to_owned()));
+        }
+        let lease = ms(self.election_max).max(4);
         let config = Config {
             cluster_name: self.cluster_id.clone(),
-            heartbeat_interval: ms(self.heartbeat),
-            election_timeout_min: ms(self.election_min),
-            election_timeout_max: ms(self.election_max),
+            enable_elect: false,
+            // The bound on the answer to a heartbeat, and on that to a vote.
+            heartbeat_interval: lease - 2,
+            election_timeout_min: lease - 1,
+            election_timeout_max: lease,
             enable_pre_vote: Some(true),
             // A restarted leader stands again like everyone else.
             enable_leader_restore: Some(false),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
-use proto_env::{Blocking, CancellationToken, Env};
+use proto_env::{Blocking, CancellationToken, Env, PriorityRuntime};
 use storage::log::{self, Log};
 use storage::{DataKey, Limits, Sealer, Store};
 use tokio::sync::watch;
@@ -18,9 +18,10 @@ use tokio::task::JoinSet;
 
 use crate::autopilot::{self, AutopilotAction, AutopilotConfig, Lookout};
 use crate::config::{ConsensusConfig, Identity, LOG_DIRECTORY, OBJECTS_DIRECTORY, Objects};
+use crate::elections::{self, Elections};
 use crate::fence::{self, Fences};
 use crate::forward::Forward;
-use crate::leadership::{self, Contact};
+use crate::leadership;
 use crate::log_store::LogStore;
 use crate::network::Peers;
 use crate::network::client::Factory;
@@ -38,6 +39,8 @@ use crate::{Error, compare, hello, membership, recovery, room};
 pub const FIRST_NODE_ID: NodeId = 1;
 /// The log is purged by whole segments: its size on disk is bounded to a quarter.
 const LOG_SEGMENTS: u64 = 4;
+/// Threads of the runtime of openraft: one may wait for the store while the other goes on.
+const RAFT_THREADS: usize = 2;
 
 /// A member of the cluster.
 pub struct Consensus {
@@ -49,6 +52,8 @@ pub struct Consensus {
     /// Bytes of the log above which it is purged early.
     pub(crate) log_bytes: u64,
     pub(crate) env: Env,
+    /// Where openraft, its connections and what must not wait for others runs.
+    pub(crate) runtime: Arc<PriorityRuntime>,
     pub(crate) raft: Raft,
     pub(crate) store: Arc<Store>,
     pub(crate) log: Arc<Log>,
@@ -59,7 +64,7 @@ pub struct Consensus {
     pub(crate) readers: ReadQueue,
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) applied_index: watch::Receiver<u64>,
-    pub(crate) contact: Contact,
+    pub(crate) elections: Elections,
     pub(crate) defence: Defence,
     /// Not empty once this member has failed.
     pub(crate) failure: watch::Sender<String>,
@@ -97,13 +102,22 @@ impl Consensus {
         let defence = Defence::new(state_machine.shared(), durable.clone());
         let log_store =
             LogStore::new(log.clone(), store.clone(), durable, env.blocking, Slow::new(env.disk.clone()));
-        let peers =
-            Peers::new(env.network.clone(), &config.cluster_id, config.node_id, &config.address.peer_address)
-                .map_err(Error::Config)?;
+        let runtime = PriorityRuntime::start(env.blocking, "raft", RAFT_THREADS);
+        let runtime = Arc::new(runtime.map_err(|error| Error::Raft(error.to_string()))?);
+        let peers = Peers::new(
+            env.network.clone(),
+            runtime.clone(),
+            &config.cluster_id,
+            config.node_id,
+            &config.address.peer_address,
+        )
+        .map_err(Error::Config)?;
+        let timers = config.timers();
+        let elections = Elections::new(timers, log_store.sync_times(), env.random.as_ref());
         let factory = Factory { peers: peers.clone(), given_out: log_store.given_out() };
-        let raft = Raft::new(config.node_id, config.raft()?, factory, log_store, state_machine)
-            .await
-            .map_err(|error| Error::Raft(error.to_string()))?;
+        let made = Raft::new(config.node_id, config.raft()?, factory, log_store, state_machine);
+        let raft = runtime.run(made).await.map_err(|error| Error::Raft(error.to_string()))?;
+        let raft = raft.map_err(|error| Error::Raft(error.to_string()))?;
         let (proposer, proposing) = Proposer::new(Way::Log(raft.clone()));
         let (readers, reading) = read::queue();
         let this = Arc::new(Self {
@@ -114,6 +128,7 @@ impl Consensus {
             log_bytes: config.log_bytes,
             stop: env.shutdown.child_token(),
             env,
+            runtime,
             raft,
             store,
             log,
@@ -123,7 +138,7 @@ impl Consensus {
             readers,
             leadership: watch::Sender::new(Leadership::default()),
             applied_index,
-            contact: Contact::default(),
+            elections,
             defence,
             failure: watch::Sender::default(),
             changing: tokio::sync::Mutex::new(()),
@@ -138,14 +153,17 @@ impl Consensus {
         let stop = this.stop.clone();
         let compacting = this.store.clone().compact_periodically();
         let mut tasks = this.tasks.lock().await;
-        tasks.spawn(leadership::run(this.clone()));
-        tasks.spawn(membership::run(this.clone()));
+        let runtime = &this.runtime;
+        runtime.spawn_in(&mut tasks, elections::run(this.clone()));
+        runtime.spawn_in(&mut tasks, leadership::run(this.clone()));
+        runtime.spawn_in(&mut tasks, membership::run(this.clone()));
+        runtime.spawn_in(&mut tasks, hello::run(this.clone()));
+        runtime.spawn_in(&mut tasks, read::run(this.clone(), reading));
+        runtime.spawn_in(&mut tasks, until(stop.clone(), proposing));
+        // These compute, or wait for the store.
         tasks.spawn(compare::run(this.clone()));
         tasks.spawn(room::run(this.clone(), this.data_dir.clone(), config.room));
         tasks.spawn(autopilot::run(this.clone()));
-        tasks.spawn(hello::run(this.clone()));
-        tasks.spawn(read::run(this.clone(), reading));
-        tasks.spawn(until(stop.clone(), proposing));
         tasks.spawn(until(stop, compacting));
         drop(tasks);
         Ok(this)
@@ -159,6 +177,12 @@ impl Consensus {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(error) => Err(Error::Raft(error.to_string())),
         }
+    }
+
+    /// Where the peer port is to be listened on and served: what comes from other
+    /// masters then waits for nothing that the main runtime does.
+    pub fn runtime(&self) -> &PriorityRuntime {
+        &self.runtime
     }
 
     /// The local replica.

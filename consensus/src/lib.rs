@@ -7,6 +7,8 @@ mod autopilot;
 mod compare;
 mod config;
 mod consensus;
+mod detector;
+mod elections;
 mod fence;
 mod forward;
 mod hello;

@@ -18,6 +18,7 @@ use storage::codec::{decode, encode};
 use storage::log::{Done, Log};
 use tokio::sync::{oneshot, watch};
 
+use crate::elections::SyncTimes;
 use crate::raft_types::{LogId, RaftEntry, TypeConfig, Vote};
 use crate::slow::Slow;
 
@@ -34,6 +35,7 @@ pub(crate) struct LogStore {
     durable: Arc<AtomicU64>,
     blocking: Blocking,
     slow: Slow,
+    syncs: Arc<SyncTimes>,
     /// The last entry appended.
     appended: Option<u64>,
     /// Up to where openraft surely gives entries out to be sent.
@@ -61,7 +63,8 @@ impl LogStore {
         slow: Slow,
     ) -> Self {
         let appended = log.state().last;
-        Self { log, store, durable, blocking, slow, appended, given_out: watch::Sender::new(appended) }
+        let given_out = watch::Sender::new(appended);
+        Self { log, store, durable, blocking, slow, syncs: Arc::default(), appended, given_out }
     }
 
     /// The last entry that openraft surely gives to whoever asks it what to send. It does right after the append
@@ -70,8 +73,16 @@ impl LogStore {
         self.given_out.subscribe()
     }
 
+    /// How long appends take.
+    pub(crate) fn sync_times(&self) -> Arc<SyncTimes> {
+        self.syncs.clone()
+    }
+
     fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<RaftEntry>> {
-        let records = self.log.read(from, to, max_bytes).map_err(other)?;
+        let read = || self.log.read(from, to, max_bytes);
+        // What a follower that lags is sent may have to be read from the disk.
+        let records = if self.log.is_in_memory(from) { read() } else { self.blocking.in_place(read) };
+        let records = records.map_err(other)?;
         records.iter().map(|(_, bytes)| decode("log entry", bytes).map_err(other)).collect()
     }
 
@@ -153,8 +164,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             .map_err(other)?;
         self.given_out.send_replace(self.appended);
         self.appended = records.last().map(|(index, _)| *index);
-        let slow = self.slow.clone();
-        let done: Done = Box::new(move |result| slow.after(move || callback.io_completed(result)));
+        let (slow, syncs) = (self.slow.clone(), self.syncs.clone());
+        syncs.begin();
+        let done: Done = Box::new(move |result| {
+            slow.after(move || {
+                syncs.end();
+                callback.io_completed(result);
+            });
+        });
         self.log.append(records, done);
         Ok(())
     }
@@ -175,6 +192,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             self.blocking.run(move || store.sync()).await?.map_err(other)?;
         }
         let id = encode("log id", &log_id).map_err(other)?;
-        written(&self.slow, |done| self.log.purge(log_id.index, id, done)).await
+        // Not waited for: openraft's core waits here, and sends no heartbeat meanwhile. Entries that come back
+        // when the write is lost do no harm, and after one that failed the log takes no other.
+        self.log.purge(log_id.index, id, Box::new(|_| {}));
+        Ok(())
     }
 }

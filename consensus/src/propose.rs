@@ -75,12 +75,11 @@ impl Consensus {
                 Verdict::NotEntered(reason) => refused = reason,
                 Verdict::Unknown(reason) => unknown = Some(reason),
                 // An earlier attempt may be in a log all the same.
-                Verdict::NoRoom(reason) => {
-                    return Err(match unknown {
-                        Some(reason) => ProposeError::Unknown { reason },
-                        None => ProposeError::NoRoom { reason },
-                    });
+                Verdict::NoRoom(_) | Verdict::Overloaded(_) if unknown.is_some() => {
+                    return Err(ProposeError::Unknown { reason: unknown.unwrap_or_default() });
                 }
+                Verdict::NoRoom(reason) => return Err(ProposeError::NoRoom { reason }),
+                Verdict::Overloaded(reason) => return Err(ProposeError::Overloaded { reason }),
             }
             if leadership.borrow().leader == Some(to) {
                 tokio::time::sleep(RETRY_PAUSE.min(left)).await;
@@ -93,10 +92,16 @@ impl Consensus {
         if let Some(reason) = self.quarantined() {
             return Verdict::NotEntered(reason);
         }
-        match self.no_room_for(&command.txn) {
-            Some(reason) => Verdict::NoRoom(reason),
-            None => self.proposer.propose(command, deadline).await,
+        if let Some(reason) = self.no_room_for(&command.txn) {
+            return Verdict::NoRoom(reason);
         }
+        // Without a quorum everything waits, and is taken when there is one again.
+        if self.leadership.borrow().leading
+            && let Some(reason) = self.proposer.overload()
+        {
+            return Verdict::Overloaded(reason);
+        }
+        self.proposer.propose(command, deadline).await
     }
 
     async fn propose_to(&self, leader: NodeId, command: &Command, deadline: Duration) -> Verdict {
@@ -121,7 +126,7 @@ impl Consensus {
         }
         let way = Forward::new(self.peers.clone(), leader, address);
         let (proposer, forwarding) = Proposer::new(Way::Leader(way.clone()));
-        tokio::spawn(until(self.stop.clone(), forwarding));
+        self.runtime.spawn(until(self.stop.clone(), forwarding));
         *forwarder = Some((way, proposer.clone()));
         Some(proposer)
     }

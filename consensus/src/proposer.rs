@@ -6,8 +6,8 @@
 //! unknown, or its outcome. `propose.rs` feeds it, and `service.rs` with what
 //! others forward.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openraft::errors::{ClientWriteError, RaftError};
@@ -16,8 +16,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::forward::Forward;
+use crate::network::lock;
 use crate::raft_types::{Content, Proposal, Raft, TypeConfig};
 
+/// While the next proposal in the queue has waited for longer than this, new ones are
+/// refused: what waits then is answered within a second, and the queue stays short.
+const OVERLOADED_AFTER: Duration = Duration::from_millis(500);
 /// Proposals that wait.
 const QUEUE: usize = 4096;
 /// Proposals in a batch.
@@ -39,6 +43,8 @@ pub(crate) enum Verdict {
     Unknown(String),
     /// In no log, and not to be tried again: there is no room.
     NoRoom(String),
+    /// In no log: too much waits already. To be tried again a little later.
+    Overloaded(String),
 }
 
 const WAITING: u8 = 0;
@@ -48,6 +54,7 @@ const CANCELLED: u8 = 2;
 struct Pending {
     command: Command,
     size_bytes: usize,
+    queued: Instant,
     /// Nobody waits for it any longer than this.
     until: Instant,
     state: Arc<AtomicU8>,
@@ -69,6 +76,8 @@ pub(crate) struct Proposer {
     queue: mpsc::Sender<Pending>,
     way: Way,
     in_flight: Arc<Semaphore>,
+    /// When the next proposal in line was queued; none: nothing waits.
+    next_queued: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Proposer {
@@ -77,8 +86,21 @@ impl Proposer {
     pub(crate) fn new(way: Way) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, receiver) = mpsc::channel(QUEUE);
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
-        let running = run(way.clone(), in_flight.clone(), receiver);
-        (Self { queue, way, in_flight }, running)
+        let next_queued = Arc::default();
+        let running = run(way.clone(), in_flight.clone(), Arc::clone(&next_queued), receiver);
+        (Self { queue, way, in_flight, next_queued }, running)
+    }
+
+    /// How long the next proposal in line has waited.
+    pub(crate) fn waits_for(&self) -> Duration {
+        lock(&self.next_queued).map_or(Duration::ZERO, |queued| queued.elapsed())
+    }
+
+    /// Why nothing more is taken now, where that is so.
+    pub(crate) fn overload(&self) -> Option<String> {
+        let waits = self.waits_for();
+        (waits > OVERLOADED_AFTER)
+            .then(|| format!("writes wait for {} ms already; try again later", waits.as_millis()))
     }
 
     /// The right to go on alone.
@@ -92,8 +114,9 @@ impl Proposer {
         let state = Arc::new(AtomicU8::new(WAITING));
         let (verdict, receiver) = oneshot::channel();
         let size_bytes = command.txn.size_bytes() + 64;
-        let until = Instant::now() + deadline;
-        let pending = Pending { command, size_bytes, until, state: state.clone(), verdict };
+        let queued = Instant::now();
+        let until = queued + deadline;
+        let pending = Pending { command, size_bytes, queued, until, state: state.clone(), verdict };
         let withdrawal = Withdrawal(state.clone());
         let answer = tokio::time::timeout(deadline, async {
             if let Some(permit) = self.alone() {
@@ -136,7 +159,12 @@ impl Drop for Withdrawal {
     }
 }
 
-async fn run(way: Way, in_flight: Arc<Semaphore>, mut queue: mpsc::Receiver<Pending>) {
+async fn run(
+    way: Way,
+    in_flight: Arc<Semaphore>,
+    next_queued: Arc<Mutex<Option<Instant>>>,
+    mut queue: mpsc::Receiver<Pending>,
+) {
     let mut next = None;
     loop {
         let first = match next.take() {
@@ -146,8 +174,10 @@ async fn run(way: Way, in_flight: Arc<Semaphore>, mut queue: mpsc::Receiver<Pend
                 None => return,
             },
         };
+        *lock(&next_queued) = Some(first.queued);
         // While batches are under way, the batch grows.
         let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
+        *lock(&next_queued) = None;
         let mut bytes = first.size_bytes;
         let mut batch = vec![first];
         while batch.len() < BATCH_COMMANDS {

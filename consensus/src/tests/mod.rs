@@ -3,6 +3,7 @@
 mod defence;
 mod growth;
 mod harness;
+mod load;
 mod loss;
 mod repair;
 

@@ -48,11 +48,11 @@ pub struct Arguments {
 /// Runs a member until it is killed.
 pub async fn run(arguments: Arguments) -> Result<()> {
     let network: Arc<dyn Network> = Arc::new(TlsNetwork::new(&pki::load(&arguments.pki)?)?);
-    let peers = network.listen(&arguments.peer).await?;
     let clients = network.listen(&arguments.client).await?;
     let (id, peer) = (arguments.id, arguments.peer);
-    let consensus = start(network, id, &peer, &arguments.data, arguments.timers).await?;
-    let served = serve(consensus.clone(), peers, clients);
+    let consensus = start(network.clone(), id, &peer, &arguments.data, arguments.timers).await?;
+    let listening = consensus.runtime().run(async move { network.listen(&peer).await });
+    let served = serve(consensus.clone(), listening.await??, clients);
     if !arguments.add.is_empty() {
         consensus.initialize().await?;
         consensus.leadership().wait_for(|now| now.leading).await?;
@@ -109,9 +109,10 @@ async fn serve(
     clients: Box<dyn Listener>,
 ) -> Result<()> {
     let raft = Server::builder().add_service(consensus.raft_service()).serve_with_incoming(incoming(peers));
+    let raft = async { Ok::<_, anyhow::Error>(consensus.runtime().run(raft).await??) };
     let kv = Server::builder().max_concurrent_streams(STREAMS).add_routes(etcd::serve(&consensus));
     let kv = kv.serve_with_incoming(incoming(clients));
-    tokio::try_join!(raft, kv)?;
+    tokio::try_join!(raft, async { Ok(kv.await?) })?;
     Ok(())
 }
 
