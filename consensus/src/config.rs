@@ -12,8 +12,8 @@ use storage::backend::Home;
 use crate::Error;
 use crate::autopilot::AutopilotConfig;
 use crate::detector::Timers;
+use crate::disk_space::DiskReserve;
 use crate::raft_types::MasterAddress;
-use crate::room::Room;
 use crate::types::NodeId;
 
 pub(crate) const IDENTITY_FILE: &str = "consensus.json";
@@ -53,8 +53,8 @@ pub struct ConsensusConfig {
     /// Entries between two snapshots, from [`MIN_SNAPSHOT_COUNT`]. A follower that is further behind is sent a
     /// snapshot; half as many stay in the log for those that are not.
     pub snapshot_count: u64,
-    /// Room to be kept free on the disk.
-    pub room: Room,
+    /// DiskReserve to be kept free on the disk.
+    pub disk_reserve: DiskReserve,
     /// Where the objects are kept.
     pub objects: Objects,
     /// Whether this master has started before: then its log and its objects must
@@ -94,14 +94,14 @@ pub const MIN_SNAPSHOT_COUNT: u64 = 10;
 
 /// Who a master is: kept in its data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
+pub struct MemberIdentity {
     /// Its id.
     pub node_id: NodeId,
     /// Its cluster.
     pub cluster_id: String,
 }
 
-impl Identity {
+impl MemberIdentity {
     /// The identity in `data_dir`; `None` when this directory belongs to no
     /// master yet: initialize or join.
     pub fn load(data_dir: &Path, disk: &dyn Disk) -> Result<Option<Self>, Error> {

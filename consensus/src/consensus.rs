@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
@@ -16,23 +16,22 @@ use storage::{DataKey, Limits, Sealer, Store};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::autopilot::{self, AutopilotAction, AutopilotConfig, Lookout};
-use crate::config::{ConsensusConfig, Identity, LOG_DIRECTORY, OBJECTS_DIRECTORY, Objects};
+use crate::autopilot::{self, Autopilot};
+use crate::config::{ConsensusConfig, LOG_DIRECTORY, MemberIdentity, OBJECTS_DIRECTORY, Objects};
 use crate::elections::{self, Elections};
 use crate::fence::{self, Fences};
-use crate::forward::Forward;
 use crate::leadership;
 use crate::log_store::LogStore;
 use crate::network::Peers;
 use crate::network::client::Factory;
-use crate::proposer::{Proposer, Way};
+use crate::propose::Proposals;
 use crate::raft_types::{MasterAddress, Raft};
 use crate::read::{self, ReadQueue};
 use crate::rebuild::Defence;
-use crate::slow::Slow;
 use crate::state_machine::{StateMachine, decode_applied};
+use crate::sync_delay::SyncDelay;
 use crate::types::{Leadership, NodeId};
-use crate::{Error, compare, hello, membership, recovery, room};
+use crate::{Error, compare, discovery, disk_space, membership, recovery};
 
 /// The id of the master that initializes a cluster. Others get theirs from the
 /// log, whose indexes for that begin later.
@@ -58,9 +57,7 @@ pub struct Consensus {
     pub(crate) store: Arc<Store>,
     pub(crate) log: Arc<Log>,
     pub(crate) peers: Arc<Peers>,
-    pub(crate) proposer: Proposer,
-    /// Towards the leader, where another one leads.
-    pub(crate) forwarder: Mutex<Option<(Forward, Proposer)>>,
+    pub(crate) proposals: Proposals,
     pub(crate) readers: ReadQueue,
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) applied_index: watch::Receiver<u64>,
@@ -75,9 +72,7 @@ pub struct Consensus {
     /// Addresses where others may be.
     pub(crate) hints: Vec<String>,
     pub(crate) fences: Fences,
-    pub(crate) autopilot: AutopilotConfig,
-    pub(crate) lookout: std::sync::Mutex<Lookout>,
-    pub(crate) actions: watch::Sender<AutopilotAction>,
+    pub(crate) autopilot: Autopilot,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
 }
 
@@ -86,7 +81,7 @@ impl Consensus {
     /// first member of a new cluster calls [`Consensus::initialize`] once.
     /// Serve [`Consensus::raft_service`] on the peer port right after.
     pub async fn start(config: ConsensusConfig, env: Env) -> Result<Arc<Self>, Error> {
-        let identity = Identity { node_id: config.node_id, cluster_id: config.cluster_id.clone() };
+        let identity = MemberIdentity { node_id: config.node_id, cluster_id: config.cluster_id.clone() };
         identity.check(&config, env.disk.as_ref())?;
         fence::check_not_out(&config.data_dir, env.disk.as_ref())?;
         recovery::check_none_begun(&config.data_dir, env.disk.as_ref())?;
@@ -100,8 +95,13 @@ impl Consensus {
         let state_machine = StateMachine::new(store.clone(), durable.clone(), env.blocking)?;
         let applied_index = state_machine.applied_index();
         let defence = Defence::new(state_machine.shared(), durable.clone());
-        let log_store =
-            LogStore::new(log.clone(), store.clone(), durable, env.blocking, Slow::new(env.disk.clone()));
+        let log_store = LogStore::new(
+            log.clone(),
+            store.clone(),
+            durable,
+            env.blocking,
+            SyncDelay::new(env.disk.clone()),
+        );
         let runtime = PriorityRuntime::start(env.blocking, "raft", RAFT_THREADS);
         let runtime = Arc::new(runtime.map_err(|error| Error::Raft(error.to_string()))?);
         let peers = Peers::new(
@@ -118,7 +118,9 @@ impl Consensus {
         let made = Raft::new(config.node_id, config.raft()?, factory, log_store, state_machine);
         let raft = runtime.run(made).await.map_err(|error| Error::Raft(error.to_string()))?;
         let raft = raft.map_err(|error| Error::Raft(error.to_string()))?;
-        let (proposer, proposing) = Proposer::new(Way::Log(raft.clone()));
+        let stop = env.shutdown.child_token();
+        let (proposals, proposing) =
+            Proposals::new(raft.clone(), peers.clone(), runtime.clone(), stop.clone());
         let (readers, reading) = read::queue();
         let this = Arc::new(Self {
             node_id: config.node_id,
@@ -126,15 +128,14 @@ impl Consensus {
             info: config.address,
             lease: config.election_max,
             log_bytes: config.log_bytes,
-            stop: env.shutdown.child_token(),
+            stop: stop.clone(),
             env,
             runtime,
             raft,
             store,
             log,
             peers,
-            proposer,
-            forwarder: Mutex::default(),
+            proposals,
             readers,
             leadership: watch::Sender::new(Leadership::default()),
             applied_index,
@@ -145,24 +146,21 @@ impl Consensus {
             data_dir: config.data_dir,
             hints: config.peers,
             fences,
-            autopilot: config.autopilot,
-            lookout: std::sync::Mutex::new(Lookout::new(tokio::time::Instant::now())),
-            actions: watch::Sender::default(),
+            autopilot: Autopilot::new(config.autopilot),
             tasks: tokio::sync::Mutex::new(JoinSet::new()),
         });
-        let stop = this.stop.clone();
         let compacting = this.store.clone().compact_periodically();
         let mut tasks = this.tasks.lock().await;
         let runtime = &this.runtime;
         runtime.spawn_in(&mut tasks, elections::run(this.clone()));
         runtime.spawn_in(&mut tasks, leadership::run(this.clone()));
         runtime.spawn_in(&mut tasks, membership::run(this.clone()));
-        runtime.spawn_in(&mut tasks, hello::run(this.clone()));
+        runtime.spawn_in(&mut tasks, discovery::run(this.clone()));
         runtime.spawn_in(&mut tasks, read::run(this.clone(), reading));
         runtime.spawn_in(&mut tasks, until(stop.clone(), proposing));
         // These compute, or wait for the store.
         tasks.spawn(compare::run(this.clone()));
-        tasks.spawn(room::run(this.clone(), this.data_dir.clone(), config.room));
+        tasks.spawn(disk_space::run(this.clone(), this.data_dir.clone(), config.disk_reserve));
         tasks.spawn(autopilot::run(this.clone()));
         tasks.spawn(until(stop, compacting));
         drop(tasks);

@@ -20,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::elections::SyncTimes;
 use crate::raft_types::{LogId, RaftEntry, TypeConfig, Vote};
-use crate::slow::Slow;
+use crate::sync_delay::SyncDelay;
 
 /// The most bytes of entries in one AppendEntries request, or one larger entry.
 /// Far below the message limit of the wire.
@@ -34,7 +34,7 @@ pub(crate) struct LogStore {
     /// The log index up to which the object store is durable.
     durable: Arc<AtomicU64>,
     blocking: Blocking,
-    slow: Slow,
+    sync_delay: SyncDelay,
     syncs: Arc<SyncTimes>,
     /// The last entry appended.
     appended: Option<u64>,
@@ -47,10 +47,10 @@ fn other(error: storage::Error) -> io::Error {
 }
 
 /// Waits for a write of the log.
-async fn written(slow: &Slow, write: impl FnOnce(Done)) -> io::Result<()> {
+async fn written(sync_delay: &SyncDelay, write: impl FnOnce(Done)) -> io::Result<()> {
     let (sender, receiver) = oneshot::channel();
-    let slow = slow.clone();
-    write(Box::new(move |result| slow.after(move || drop(sender.send(result)))));
+    let sync_delay = sync_delay.clone();
+    write(Box::new(move |result| sync_delay.after(move || drop(sender.send(result)))));
     receiver.await.map_err(|_| io::Error::other("the log has stopped"))?
 }
 
@@ -60,11 +60,11 @@ impl LogStore {
         store: Arc<Store>,
         durable: Arc<AtomicU64>,
         blocking: Blocking,
-        slow: Slow,
+        sync_delay: SyncDelay,
     ) -> Self {
         let appended = log.state().last;
         let given_out = watch::Sender::new(appended);
-        Self { log, store, durable, blocking, slow, syncs: Arc::default(), appended, given_out }
+        Self { log, store, durable, blocking, sync_delay, syncs: Arc::default(), appended, given_out }
     }
 
     /// The last entry that openraft surely gives to whoever asks it what to send. It does right after the append
@@ -138,7 +138,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let vote = encode("vote", vote).map_err(other)?;
-        written(&self.slow, |done| self.log.save_vote(vote, done)).await
+        written(&self.sync_delay, |done| self.log.save_vote(vote, done)).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
@@ -164,10 +164,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             .map_err(other)?;
         self.given_out.send_replace(self.appended);
         self.appended = records.last().map(|(index, _)| *index);
-        let (slow, syncs) = (self.slow.clone(), self.syncs.clone());
+        let (sync_delay, syncs) = (self.sync_delay.clone(), self.syncs.clone());
         syncs.begin();
         let done: Done = Box::new(move |result| {
-            slow.after(move || {
+            sync_delay.after(move || {
                 syncs.end();
                 callback.io_completed(result);
             });
@@ -180,7 +180,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let last = last_log_id.map(|id| id.index);
         self.appended = last;
         self.given_out.send_replace(last);
-        written(&self.slow, |done| self.log.truncate_after(last, done)).await
+        written(&self.sync_delay, |done| self.log.truncate_after(last, done)).await
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {

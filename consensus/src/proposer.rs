@@ -1,5 +1,5 @@
 //! Group commit: proposals wait in one bounded queue; as many as there are go on
-//! together, and a few such batches are under way at once. Who finds nobody waiting
+//! together, and a few such batches are under destination at once. Who finds nobody waiting
 //! and one batch less than that goes on alone. On the leader a batch
 //! is a log entry with its fsync, on a follower one call of the leader
 //! (`forward.rs`). What came of each proposal is told exactly: not entered,
@@ -28,7 +28,7 @@ const QUEUE: usize = 4096;
 pub(crate) const BATCH_COMMANDS: usize = 512;
 /// Bytes of a batch, or one larger proposal.
 const BATCH_BYTES: usize = 1024 * 1024;
-/// Batches under way: while one is written the next is gathered. More of them are smaller, and what a batch costs is
+/// Batches under destination: while one is written the next is gathered. More of them are smaller, and what a batch costs is
 /// most of what a write costs (with four: 1 to 21 % fewer writes a second of 64 and 1,000 clients).
 const IN_FLIGHT: usize = 2;
 
@@ -63,7 +63,7 @@ struct Pending {
 
 /// Where batches go.
 #[derive(Clone)]
-pub(crate) enum Way {
+pub(crate) enum Destination {
     /// Into the log: this master leads.
     Log(Raft),
     /// To another master, which leads.
@@ -74,7 +74,7 @@ pub(crate) enum Way {
 #[derive(Clone)]
 pub(crate) struct Proposer {
     queue: mpsc::Sender<Pending>,
-    way: Way,
+    destination: Destination,
     in_flight: Arc<Semaphore>,
     /// When the next proposal in line was queued; none: nothing waits.
     next_queued: Arc<Mutex<Option<Instant>>>,
@@ -83,12 +83,12 @@ pub(crate) struct Proposer {
 impl Proposer {
     /// A proposer, and its work to be spawned; it ends when the last clone of
     /// the proposer is gone.
-    pub(crate) fn new(way: Way) -> (Self, impl Future<Output = ()> + Send) {
+    pub(crate) fn new(destination: Destination) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, receiver) = mpsc::channel(QUEUE);
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
         let next_queued = Arc::default();
-        let running = run(way.clone(), in_flight.clone(), Arc::clone(&next_queued), receiver);
-        (Self { queue, way, in_flight, next_queued }, running)
+        let running = run(destination.clone(), in_flight.clone(), Arc::clone(&next_queued), receiver);
+        (Self { queue, destination, in_flight, next_queued }, running)
     }
 
     /// How long the next proposal in line has waited.
@@ -121,7 +121,7 @@ impl Proposer {
         let answer = tokio::time::timeout(deadline, async {
             if let Some(permit) = self.alone() {
                 state.store(TAKEN, Ordering::Release);
-                tokio::spawn(write(self.way.clone(), vec![pending], permit));
+                tokio::spawn(write(self.destination.clone(), vec![pending], permit));
                 return receiver.await.ok();
             }
             match self.queue.send(pending).await {
@@ -144,7 +144,7 @@ impl Proposer {
 }
 
 /// Keeps a proposal whose author went away out of the log, if it is not on its
-/// way yet.
+/// destination yet.
 struct Withdrawal(Arc<AtomicU8>);
 
 impl Withdrawal {
@@ -160,7 +160,7 @@ impl Drop for Withdrawal {
 }
 
 async fn run(
-    way: Way,
+    destination: Destination,
     in_flight: Arc<Semaphore>,
     next_queued: Arc<Mutex<Option<Instant>>>,
     mut queue: mpsc::Receiver<Pending>,
@@ -175,7 +175,7 @@ async fn run(
             },
         };
         *lock(&next_queued) = Some(first.queued);
-        // While batches are under way, the batch grows.
+        // While batches are under destination, the batch grows.
         let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
         *lock(&next_queued) = None;
         let mut bytes = first.size_bytes;
@@ -197,18 +197,18 @@ async fn run(
             pending.state.compare_exchange(WAITING, TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
         });
         if !batch.is_empty() {
-            tokio::spawn(write(way.clone(), batch, permit));
+            tokio::spawn(write(destination.clone(), batch, permit));
         }
     }
 }
 
-async fn write(way: Way, batch: Vec<Pending>, _permit: OwnedSemaphorePermit) {
+async fn write(destination: Destination, batch: Vec<Pending>, _permit: OwnedSemaphorePermit) {
     let until = batch.iter().map(|pending| pending.until).max().unwrap_or_else(Instant::now);
     let (commands, senders): (Vec<_>, Vec<_>) =
         batch.into_iter().map(|pending| (pending.command, pending.verdict)).unzip();
-    let verdicts = match way {
-        Way::Log(raft) => append(&raft, commands).await,
-        Way::Leader(leader) => leader.propose(commands, until).await,
+    let verdicts = match destination {
+        Destination::Log(raft) => append(&raft, commands).await,
+        Destination::Leader(leader) => leader.propose(commands, until).await,
     };
     for (sender, verdict) in senders.into_iter().zip(verdicts) {
         // Whoever asked may have gone away.

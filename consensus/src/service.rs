@@ -28,7 +28,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::consensus::Consensus;
-use crate::membership::Change;
+use crate::membership::MembershipChange;
 use crate::network::{ADDRESS_KEY, CLUSTER_KEY, NODE_ID_KEY, TARGET_KEY, snapshot};
 use crate::proposer::BATCH_COMMANDS;
 use crate::raft_types::{SnapshotData, TypeConfig};
@@ -272,7 +272,7 @@ impl RaftRpc for RaftService {
     ) -> Answer<ChangeMembershipResponse> {
         self.admit(&request)?;
         let message = request.into_inner();
-        let change: Change = decode("membership change", &message.change).map_err(damaged)?;
+        let change: MembershipChange = decode("membership change", &message.change).map_err(damaged)?;
         let reply = self.0.change_here(change).await;
         Ok(Response::new(ChangeMembershipResponse {
             reply: encode("membership reply", &reply).map_err(damaged)?,

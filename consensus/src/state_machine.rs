@@ -15,7 +15,9 @@ use storage::codec::{decode, encode};
 use storage::{Entry, Store};
 use tokio::sync::watch;
 
-use crate::raft_types::{Content, LogId, Outcome, SnapshotData, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::raft_types::{
+    Content, EntryResults, LogId, SnapshotData, SnapshotMeta, StoredMembership, TypeConfig,
+};
 
 /// Entries applied in one write to the backend, in number and in bytes (or one
 /// larger entry).
@@ -132,7 +134,7 @@ impl StateMachine {
         applied.index.send_replace(applied.last.map_or(0, |last| last.index));
         for (results, responder) in results.into_iter().zip(responders) {
             if let Some(responder) = responder {
-                responder.send(Outcome { results });
+                responder.send(EntryResults { results });
             }
         }
         Ok(())

@@ -4,8 +4,8 @@
 
 mod append;
 pub(crate) mod client;
+pub(crate) mod open_call;
 pub(crate) mod snapshot;
-pub(crate) mod standing;
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -100,7 +100,7 @@ impl Master {
             election_max: timers[2],
             log_bytes: LOG_BYTES,
             snapshot_count: DEFAULT_SNAPSHOT_COUNT,
-            room: Room::default(),
+            disk_reserve: DiskReserve::default(),
             objects: Objects::Sled,
             started_before: false,
             autopilot: self.autopilot,

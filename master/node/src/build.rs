@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use consensus::{Consensus, ConsensusConfig, MasterAddress, Objects, Room};
+use consensus::{Consensus, ConsensusConfig, DiskReserve, MasterAddress, Objects};
 use kube::Client;
 use master_apiserver::settings::ClusterSettings as ApiSettings;
 use master_apiserver::{ApiServer, TlsIdentity, UserInfo};
@@ -177,7 +177,7 @@ async fn start_consensus(
             election_max: Duration::from_millis(config.timers.election_max_ms),
             log_bytes: config.log_mib << 20,
             snapshot_count: config.snapshot_count,
-            room: Room { reserve: config.disk_reserve_mib << 20 },
+            disk_reserve: DiskReserve { bytes: config.disk_reserve_mib << 20 },
             objects,
             started_before: identity.started_before,
             autopilot: config.autopilot.into(),

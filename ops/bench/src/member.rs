@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use consensus::{
     Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT,
-    DEFAULT_LOG_BYTES, DEFAULT_SNAPSHOT_COUNT, Identity, MasterAddress, NodeId, Objects,
+    DEFAULT_LOG_BYTES, DEFAULT_SNAPSHOT_COUNT, MasterAddress, MemberIdentity, NodeId, Objects,
 };
 use proto_env::grpc::incoming;
 use proto_env::{CancellationToken, Env, Listener, Network, TlsNetwork};
@@ -87,7 +87,7 @@ async fn start(
         node_id,
         cluster_id: "bench".to_owned(),
         address: address(peer),
-        started_before: Identity::load(data, env.disk.as_ref())?.is_some(),
+        started_before: MemberIdentity::load(data, env.disk.as_ref())?.is_some(),
         data_dir: data.to_owned(),
         data_key: [1; 32],
         heartbeat: DEFAULT_HEARTBEAT * timers,
@@ -95,7 +95,7 @@ async fn start(
         election_max: DEFAULT_ELECTION_MAX * timers,
         log_bytes: DEFAULT_LOG_BYTES,
         snapshot_count: DEFAULT_SNAPSHOT_COUNT,
-        room: consensus::Room::default(),
+        disk_reserve: consensus::DiskReserve::default(),
         autopilot: consensus::AutopilotConfig { dead_after: None, learner_expiry: None },
         peers: Vec::new(),
         objects: Objects::Sled,
