@@ -5,7 +5,7 @@
 //! when, as this leader saw it in this term without a pause of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::consensus::Consensus;
 use crate::membership::{CHANGE_TIMEOUT, ChangeReply};
+use crate::network::lock;
 use crate::plan::{self, View};
 use crate::types::NodeId;
 
@@ -66,17 +67,24 @@ pub struct MemberHealth {
 
 /// Who has been silent since when, as seen in one term.
 #[derive(Debug)]
-pub(crate) struct Lookout {
+struct Lookout {
     term: u64,
     since: Instant,
     looked: Instant,
     silent: BTreeMap<NodeId, Instant>,
 }
 
+/// What the leader does by itself: how patient it is, what it has seen, what it did.
+pub(crate) struct Autopilot {
+    config: AutopilotConfig,
+    lookout: Mutex<Lookout>,
+    actions: watch::Sender<AutopilotAction>,
+}
+
 // === impl Lookout ===
 
 impl Lookout {
-    pub(crate) fn new(now: Instant) -> Self {
+    fn new(now: Instant) -> Self {
         Self { term: 0, since: now, looked: now, silent: BTreeMap::new() }
     }
 
@@ -102,17 +110,30 @@ impl Lookout {
     }
 }
 
+// === impl Autopilot ===
+
+impl Autopilot {
+    pub(crate) fn new(config: AutopilotConfig) -> Self {
+        Self { config, lookout: Mutex::new(Lookout::new(Instant::now())), actions: watch::Sender::default() }
+    }
+
+    fn lookout(&self) -> MutexGuard<'_, Lookout> {
+        lock(&self.lookout)
+    }
+
+    fn acted(&self, text: String) {
+        tracing::warn!(action = text, "autopilot");
+        self.actions.send_modify(|action| *action = AutopilotAction { number: action.number + 1, text });
+    }
+}
+
 // === impl Consensus ===
 
 impl Consensus {
-    fn lookout(&self) -> std::sync::MutexGuard<'_, Lookout> {
-        self.lookout.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whether this master has led its term for this long.
     pub(crate) fn has_led_for(&self, time: Duration) -> bool {
         let term = self.leadership.borrow().term;
-        let lookout = self.lookout();
+        let lookout = self.autopilot.lookout();
         lookout.term == term && lookout.since.elapsed() >= time
     }
 
@@ -124,7 +145,7 @@ impl Consensus {
         }
         let view = self.view();
         let now = Instant::now();
-        let lookout = self.lookout();
+        let lookout = self.autopilot.lookout();
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let last = metrics.last_log_index.unwrap_or(0);
@@ -145,17 +166,12 @@ impl Consensus {
 
     /// How patient this master is as a leader.
     pub fn autopilot(&self) -> AutopilotConfig {
-        self.autopilot
+        self.autopilot.config
     }
 
     /// What this master last did by itself as a leader, now and from now on.
     pub fn autopilot_actions(&self) -> watch::Receiver<AutopilotAction> {
-        self.actions.subscribe()
-    }
-
-    fn acted(&self, text: String) {
-        tracing::warn!(action = text, "autopilot");
-        self.actions.send_modify(|action| *action = AutopilotAction { number: action.number + 1, text });
+        self.autopilot.actions.subscribe()
     }
 
     async fn watch_over(&self) {
@@ -165,9 +181,9 @@ impl Consensus {
         }
         let (view, now) = (self.view(), Instant::now());
         let (dead, absent) = {
-            let mut lookout = self.lookout();
+            let mut lookout = self.autopilot.lookout();
             lookout.look(now, leadership.term, &view);
-            let config = self.autopilot;
+            let config = self.autopilot.config;
             (lookout.silent_for(config.dead_after, now), lookout.silent_for(config.learner_expiry, now))
         };
         let absent: BTreeSet<NodeId> =
@@ -189,7 +205,7 @@ impl Consensus {
             Err(_) => tracing::warn!("autopilot: a change took too long; it is tried again"),
         }
         // What was waited for here was no sleep.
-        self.lookout().looked = Instant::now();
+        self.autopilot.lookout().looked = Instant::now();
     }
 
     async fn mend(
@@ -213,12 +229,13 @@ impl Consensus {
             } else {
                 format!("{gone} did not answer for too long and was replaced by {new}")
             };
-            self.acted(did);
+            self.autopilot.acted(did);
         }
         let absent: BTreeSet<NodeId> = absent.into_iter().filter(|id| !view.voters.contains(id)).collect();
         for id in &absent {
             self.apply_change(ChangeMembers::RemoveNodes(BTreeSet::from([*id]))).await?;
-            self.acted(format!("{} never came up and was forgotten: it has to join again", view.called(*id)));
+            self.autopilot
+                .acted(format!("{} never came up and was forgotten: it has to join again", view.called(*id)));
         }
         Ok(())
     }

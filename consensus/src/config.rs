@@ -11,8 +11,9 @@ use storage::backend::Home;
 
 use crate::Error;
 use crate::autopilot::AutopilotConfig;
+use crate::detector::Timers;
+use crate::disk_space::DiskReserve;
 use crate::raft_types::MasterAddress;
-use crate::room::Room;
 use crate::types::NodeId;
 
 pub(crate) const IDENTITY_FILE: &str = "consensus.json";
@@ -52,8 +53,8 @@ pub struct ConsensusConfig {
     /// Entries between two snapshots, from [`MIN_SNAPSHOT_COUNT`]. A follower that is further behind is sent a
     /// snapshot; half as many stay in the log for those that are not.
     pub snapshot_count: u64,
-    /// Room to be kept free on the disk.
-    pub room: Room,
+    /// DiskReserve to be kept free on the disk.
+    pub disk_reserve: DiskReserve,
     /// Where the objects are kept.
     pub objects: Objects,
     /// Whether this master has started before: then its log and its objects must
@@ -93,14 +94,14 @@ pub const MIN_SNAPSHOT_COUNT: u64 = 10;
 
 /// Who a master is: kept in its data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
+pub struct MemberIdentity {
     /// Its id.
     pub node_id: NodeId,
     /// Its cluster.
     pub cluster_id: String,
 }
 
-impl Identity {
+impl MemberIdentity {
     /// The identity in `data_dir`; `None` when this directory belongs to no
     /// master yet: initialize or join.
     pub fn load(data_dir: &Path, disk: &dyn Disk) -> Result<Option<Self>, Error> {
@@ -160,14 +161,30 @@ impl Identity {
 }
 
 impl ConsensusConfig {
-    /// openraft's own configuration.
+    /// The timers of heartbeats and elections.
+    pub(crate) fn timers(&self) -> Timers {
+        let Self { heartbeat, election_min, election_max, .. } = *self;
+        Timers { heartbeat, election_min, election_max }
+    }
+
+    /// openraft's own configuration. Its timers bound calls, its lease is that of a vote;
+    /// heartbeats and elections are asked for (`elections.rs`).
     pub(crate) fn raft(&self) -> Result<Arc<Config>, Error> {
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        if self.heartbeat.is_zero() || self.election_min <= self.heartbeat {
+            return Err(Error::Config("the election timeout must be longer than a heartbeat".to_owned()));
+        }
+        if self.election_max <= self.election_min {
+            return Err(Error::Config("the greatest election timeout must be above the least".to_owned()));
+        }
+        let lease = ms(self.election_max).max(4);
         let config = Config {
             cluster_name: self.cluster_id.clone(),
-            heartbeat_interval: ms(self.heartbeat),
-            election_timeout_min: ms(self.election_min),
-            election_timeout_max: ms(self.election_max),
+            enable_elect: false,
+            // The bound on the answer to a heartbeat, and on that to a vote.
+            heartbeat_interval: lease - 2,
+            election_timeout_min: lease - 1,
+            election_timeout_max: lease,
             enable_pre_vote: Some(true),
             // A restarted leader stands again like everyone else.
             enable_leader_restore: Some(false),

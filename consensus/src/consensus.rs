@@ -4,40 +4,42 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
-use proto_env::{Blocking, CancellationToken, Env};
+use proto_env::{Blocking, CancellationToken, Env, PriorityRuntime};
 use storage::log::{self, Log};
 use storage::{DataKey, Limits, Sealer, Store};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::autopilot::{self, AutopilotAction, AutopilotConfig, Lookout};
-use crate::config::{ConsensusConfig, Identity, LOG_DIRECTORY, OBJECTS_DIRECTORY, Objects};
+use crate::autopilot::{self, Autopilot};
+use crate::config::{ConsensusConfig, LOG_DIRECTORY, MemberIdentity, OBJECTS_DIRECTORY, Objects};
+use crate::elections::{self, Elections};
 use crate::fence::{self, Fences};
-use crate::forward::Forward;
-use crate::leadership::{self, Contact};
+use crate::leadership;
 use crate::log_store::LogStore;
 use crate::network::Peers;
 use crate::network::client::Factory;
-use crate::proposer::{Proposer, Way};
+use crate::propose::Proposals;
 use crate::raft_types::{MasterAddress, Raft};
 use crate::read::{self, ReadQueue};
 use crate::rebuild::Defence;
-use crate::slow::Slow;
 use crate::state_machine::{StateMachine, decode_applied};
+use crate::sync_delay::SyncDelay;
 use crate::types::{Leadership, NodeId};
-use crate::{Error, compare, hello, membership, recovery, room};
+use crate::{Error, compare, discovery, disk_space, membership, recovery};
 
 /// The id of the master that initializes a cluster. Others get theirs from the
 /// log, whose indexes for that begin later.
 pub const FIRST_NODE_ID: NodeId = 1;
 /// The log is purged by whole segments: its size on disk is bounded to a quarter.
 const LOG_SEGMENTS: u64 = 4;
+/// Threads of the runtime of openraft: one may wait for the store while the other goes on.
+const RAFT_THREADS: usize = 2;
 
 /// A member of the cluster.
 pub struct Consensus {
@@ -49,17 +51,17 @@ pub struct Consensus {
     /// Bytes of the log above which it is purged early.
     pub(crate) log_bytes: u64,
     pub(crate) env: Env,
+    /// Where openraft, its connections and what must not wait for others runs.
+    pub(crate) runtime: Arc<PriorityRuntime>,
     pub(crate) raft: Raft,
     pub(crate) store: Arc<Store>,
     pub(crate) log: Arc<Log>,
     pub(crate) peers: Arc<Peers>,
-    pub(crate) proposer: Proposer,
-    /// Towards the leader, where another one leads.
-    pub(crate) forwarder: Mutex<Option<(Forward, Proposer)>>,
+    pub(crate) proposals: Proposals,
     pub(crate) readers: ReadQueue,
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) applied_index: watch::Receiver<u64>,
-    pub(crate) contact: Contact,
+    pub(crate) elections: Elections,
     pub(crate) defence: Defence,
     /// Not empty once this member has failed.
     pub(crate) failure: watch::Sender<String>,
@@ -70,9 +72,7 @@ pub struct Consensus {
     /// Addresses where others may be.
     pub(crate) hints: Vec<String>,
     pub(crate) fences: Fences,
-    pub(crate) autopilot: AutopilotConfig,
-    pub(crate) lookout: std::sync::Mutex<Lookout>,
-    pub(crate) actions: watch::Sender<AutopilotAction>,
+    pub(crate) autopilot: Autopilot,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
 }
 
@@ -81,7 +81,7 @@ impl Consensus {
     /// first member of a new cluster calls [`Consensus::initialize`] once.
     /// Serve [`Consensus::raft_service`] on the peer port right after.
     pub async fn start(config: ConsensusConfig, env: Env) -> Result<Arc<Self>, Error> {
-        let identity = Identity { node_id: config.node_id, cluster_id: config.cluster_id.clone() };
+        let identity = MemberIdentity { node_id: config.node_id, cluster_id: config.cluster_id.clone() };
         identity.check(&config, env.disk.as_ref())?;
         fence::check_not_out(&config.data_dir, env.disk.as_ref())?;
         recovery::check_none_begun(&config.data_dir, env.disk.as_ref())?;
@@ -95,16 +95,32 @@ impl Consensus {
         let state_machine = StateMachine::new(store.clone(), durable.clone(), env.blocking)?;
         let applied_index = state_machine.applied_index();
         let defence = Defence::new(state_machine.shared(), durable.clone());
-        let log_store =
-            LogStore::new(log.clone(), store.clone(), durable, env.blocking, Slow::new(env.disk.clone()));
-        let peers =
-            Peers::new(env.network.clone(), &config.cluster_id, config.node_id, &config.address.peer_address)
-                .map_err(Error::Config)?;
+        let log_store = LogStore::new(
+            log.clone(),
+            store.clone(),
+            durable,
+            env.blocking,
+            SyncDelay::new(env.disk.clone()),
+        );
+        let runtime = PriorityRuntime::start(env.blocking, "raft", RAFT_THREADS);
+        let runtime = Arc::new(runtime.map_err(|error| Error::Raft(error.to_string()))?);
+        let peers = Peers::new(
+            env.network.clone(),
+            runtime.clone(),
+            &config.cluster_id,
+            config.node_id,
+            &config.address.peer_address,
+        )
+        .map_err(Error::Config)?;
+        let timers = config.timers();
+        let elections = Elections::new(timers, log_store.sync_times(), env.random.as_ref());
         let factory = Factory { peers: peers.clone(), given_out: log_store.given_out() };
-        let raft = Raft::new(config.node_id, config.raft()?, factory, log_store, state_machine)
-            .await
-            .map_err(|error| Error::Raft(error.to_string()))?;
-        let (proposer, proposing) = Proposer::new(Way::Log(raft.clone()));
+        let made = Raft::new(config.node_id, config.raft()?, factory, log_store, state_machine);
+        let raft = runtime.run(made).await.map_err(|error| Error::Raft(error.to_string()))?;
+        let raft = raft.map_err(|error| Error::Raft(error.to_string()))?;
+        let stop = env.shutdown.child_token();
+        let (proposals, proposing) =
+            Proposals::new(raft.clone(), peers.clone(), runtime.clone(), stop.clone());
         let (readers, reading) = read::queue();
         let this = Arc::new(Self {
             node_id: config.node_id,
@@ -112,40 +128,40 @@ impl Consensus {
             info: config.address,
             lease: config.election_max,
             log_bytes: config.log_bytes,
-            stop: env.shutdown.child_token(),
+            stop: stop.clone(),
             env,
+            runtime,
             raft,
             store,
             log,
             peers,
-            proposer,
-            forwarder: Mutex::default(),
+            proposals,
             readers,
             leadership: watch::Sender::new(Leadership::default()),
             applied_index,
-            contact: Contact::default(),
+            elections,
             defence,
             failure: watch::Sender::default(),
             changing: tokio::sync::Mutex::new(()),
             data_dir: config.data_dir,
             hints: config.peers,
             fences,
-            autopilot: config.autopilot,
-            lookout: std::sync::Mutex::new(Lookout::new(tokio::time::Instant::now())),
-            actions: watch::Sender::default(),
+            autopilot: Autopilot::new(config.autopilot),
             tasks: tokio::sync::Mutex::new(JoinSet::new()),
         });
-        let stop = this.stop.clone();
         let compacting = this.store.clone().compact_periodically();
         let mut tasks = this.tasks.lock().await;
-        tasks.spawn(leadership::run(this.clone()));
-        tasks.spawn(membership::run(this.clone()));
+        let runtime = &this.runtime;
+        runtime.spawn_in(&mut tasks, elections::run(this.clone()));
+        runtime.spawn_in(&mut tasks, leadership::run(this.clone()));
+        runtime.spawn_in(&mut tasks, membership::run(this.clone()));
+        runtime.spawn_in(&mut tasks, discovery::run(this.clone()));
+        runtime.spawn_in(&mut tasks, read::run(this.clone(), reading));
+        runtime.spawn_in(&mut tasks, until(stop.clone(), proposing));
+        // These compute, or wait for the store.
         tasks.spawn(compare::run(this.clone()));
-        tasks.spawn(room::run(this.clone(), this.data_dir.clone(), config.room));
+        tasks.spawn(disk_space::run(this.clone(), this.data_dir.clone(), config.disk_reserve));
         tasks.spawn(autopilot::run(this.clone()));
-        tasks.spawn(hello::run(this.clone()));
-        tasks.spawn(read::run(this.clone(), reading));
-        tasks.spawn(until(stop.clone(), proposing));
         tasks.spawn(until(stop, compacting));
         drop(tasks);
         Ok(this)
@@ -159,6 +175,12 @@ impl Consensus {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(error) => Err(Error::Raft(error.to_string())),
         }
+    }
+
+    /// Where the peer port is to be listened on and served: what comes from other
+    /// masters then waits for nothing that the main runtime does.
+    pub fn runtime(&self) -> &PriorityRuntime {
+        &self.runtime
     }
 
     /// The local replica.

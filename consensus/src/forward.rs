@@ -8,7 +8,7 @@ use storage::Command;
 use storage::codec::{decode, encode};
 use tokio::time::Instant;
 
-use crate::network::standing::Standing;
+use crate::network::open_call::OpenCall;
 use crate::network::{Lane, Peers, lock};
 use crate::proposer::Verdict;
 use crate::types::NodeId;
@@ -24,7 +24,7 @@ pub(crate) struct Forward {
     open: Arc<Mutex<Vec<Calls>>>,
 }
 
-type Calls = Standing<ProposeRequest, ProposeResponse>;
+type Calls = OpenCall<ProposeRequest, ProposeResponse>;
 
 impl Forward {
     pub(crate) fn new(peers: Arc<Peers>, leader: NodeId, address: String) -> Self {
@@ -57,7 +57,7 @@ impl Forward {
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
         let message = ProposeRequest { commands, deadline_ms };
         let open = lock(&self.open).pop();
-        let call = Standing::ask(open, message, async |messages| {
+        let call = OpenCall::ask(open, message, async |messages| {
             client.propose(peers.request(*leader, messages)).await
         });
         match peers.call(*leader, Lane::Forward, deadline, call).await {

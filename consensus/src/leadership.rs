@@ -1,14 +1,12 @@
-//! Who leads, as a watch: derived from openraft's metrics and from when this
-//! master last heard from a leader. Here also the node is stopped when
+//! Who leads, as a watch: derived from openraft's metrics and from what the failure
+//! detector (`elections.rs`) says of the others. Here also the node is stopped when
 //! openraft has failed, and the log is kept within its size.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::{Instant as _, RaftMetrics, ServerState};
-use proto_env::Clock;
+use openraft::{RaftMetrics, ServerState};
 
 use crate::alarms::AlarmKind;
 use crate::consensus::Consensus;
@@ -17,29 +15,8 @@ use crate::types::Leadership;
 
 /// How often what only time changes is looked at.
 const TICK: Duration = Duration::from_millis(100);
-/// Leader lease times without a quorum after which this master says so.
-const QUORUM_LOST_LEASES: u32 = 3;
 /// Entries kept then for followers that lag a little.
 const LOG_ENTRIES_KEPT: u64 = 256;
-
-/// When a leader was last heard from, in milliseconds of the monotonic clock.
-#[derive(Default)]
-pub(crate) struct Contact(AtomicU64);
-
-fn millis(clock: &dyn Clock) -> u64 {
-    u64::try_from(clock.monotonic().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
-}
-
-impl Contact {
-    pub(crate) fn heard(&self, clock: &dyn Clock) {
-        self.0.store(millis(clock), Ordering::Relaxed);
-    }
-
-    fn within(&self, clock: &dyn Clock, limit: Duration) -> bool {
-        let last = self.0.load(Ordering::Relaxed);
-        last != 0 && u128::from(millis(clock).saturating_sub(last)) <= limit.as_millis()
-    }
-}
 
 /// Keeps the watch up to date until the node stops.
 pub(crate) async fn run(consensus: Arc<Consensus>) {
@@ -102,13 +79,12 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
 
 impl Consensus {
     fn judge(&self, metrics: &RaftMetrics<TypeConfig>) -> Leadership {
-        let limit = self.lease * QUORUM_LOST_LEASES;
         let is_leader = metrics.state == ServerState::Leader;
         let quorum = if is_leader {
             let alone = metrics.membership_config.voter_ids().count() == 1;
-            alone || metrics.last_quorum_acked.as_ref().is_some_and(|acked| acked.elapsed() <= limit)
+            alone || (metrics.last_quorum_acked.is_some() && self.elections.in_touch_with_quorum())
         } else {
-            metrics.current_leader.is_some() && self.contact.within(self.env.clock.as_ref(), limit)
+            metrics.current_leader.is_some() && self.elections.in_touch_with_leader()
         };
         let term = metrics.current_term;
         let applied = metrics.last_applied.as_ref().is_some_and(|last| last.leader_id.term == term);

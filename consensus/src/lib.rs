@@ -7,9 +7,12 @@ mod autopilot;
 mod compare;
 mod config;
 mod consensus;
+mod detector;
+mod discovery;
+mod disk_space;
+mod elections;
 mod fence;
 mod forward;
-mod hello;
 mod inspect;
 mod leadership;
 mod log_store;
@@ -23,11 +26,10 @@ mod read;
 mod rebuild;
 pub mod recovery;
 mod restore;
-mod room;
 mod service;
-mod slow;
 mod state_machine;
 mod status;
+mod sync_delay;
 pub mod testing;
 #[cfg(test)]
 mod tests;
@@ -37,14 +39,14 @@ pub use alarms::{Alarm, AlarmKind};
 pub use autopilot::{AutopilotAction, AutopilotConfig, MemberHealth};
 pub use config::{
     ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT, DEFAULT_LOG_BYTES,
-    DEFAULT_SNAPSHOT_COUNT, Identity, MIN_SNAPSHOT_COUNT, Objects,
+    DEFAULT_SNAPSHOT_COUNT, MIN_SNAPSHOT_COUNT, MemberIdentity, Objects,
 };
 pub use consensus::{Consensus, FIRST_NODE_ID};
+pub use disk_space::DiskReserve;
 pub use fence::Fences;
 pub use inspect::{LogRecord, VoteSeen};
 pub use raft_types::MasterAddress;
 pub use restore::{BackupView, Restore, RestoreTarget, Restored};
-pub use room::Room;
 pub use service::{MastersOnly, RaftService};
 pub use status::{DigestError, Status};
 pub use types::{ChangeError, Leadership, Member, NodeId, ProposeError, ProposeOptions, ReadError};

@@ -18,8 +18,9 @@ use storage::codec::{decode, encode};
 use storage::log::{Done, Log};
 use tokio::sync::{oneshot, watch};
 
+use crate::elections::SyncTimes;
 use crate::raft_types::{LogId, RaftEntry, TypeConfig, Vote};
-use crate::slow::Slow;
+use crate::sync_delay::SyncDelay;
 
 /// The most bytes of entries in one AppendEntries request, or one larger entry.
 /// Far below the message limit of the wire.
@@ -33,7 +34,8 @@ pub(crate) struct LogStore {
     /// The log index up to which the object store is durable.
     durable: Arc<AtomicU64>,
     blocking: Blocking,
-    slow: Slow,
+    sync_delay: SyncDelay,
+    syncs: Arc<SyncTimes>,
     /// The last entry appended.
     appended: Option<u64>,
     /// Up to where openraft surely gives entries out to be sent.
@@ -45,10 +47,10 @@ fn other(error: storage::Error) -> io::Error {
 }
 
 /// Waits for a write of the log.
-async fn written(slow: &Slow, write: impl FnOnce(Done)) -> io::Result<()> {
+async fn written(sync_delay: &SyncDelay, write: impl FnOnce(Done)) -> io::Result<()> {
     let (sender, receiver) = oneshot::channel();
-    let slow = slow.clone();
-    write(Box::new(move |result| slow.after(move || drop(sender.send(result)))));
+    let sync_delay = sync_delay.clone();
+    write(Box::new(move |result| sync_delay.after(move || drop(sender.send(result)))));
     receiver.await.map_err(|_| io::Error::other("the log has stopped"))?
 }
 
@@ -58,10 +60,11 @@ impl LogStore {
         store: Arc<Store>,
         durable: Arc<AtomicU64>,
         blocking: Blocking,
-        slow: Slow,
+        sync_delay: SyncDelay,
     ) -> Self {
         let appended = log.state().last;
-        Self { log, store, durable, blocking, slow, appended, given_out: watch::Sender::new(appended) }
+        let given_out = watch::Sender::new(appended);
+        Self { log, store, durable, blocking, sync_delay, syncs: Arc::default(), appended, given_out }
     }
 
     /// The last entry that openraft surely gives to whoever asks it what to send. It does right after the append
@@ -70,8 +73,16 @@ impl LogStore {
         self.given_out.subscribe()
     }
 
+    /// How long appends take.
+    pub(crate) fn sync_times(&self) -> Arc<SyncTimes> {
+        self.syncs.clone()
+    }
+
     fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<RaftEntry>> {
-        let records = self.log.read(from, to, max_bytes).map_err(other)?;
+        let read = || self.log.read(from, to, max_bytes);
+        // What a follower that lags is sent may have to be read from the disk.
+        let records = if self.log.is_in_memory(from) { read() } else { self.blocking.in_place(read) };
+        let records = records.map_err(other)?;
         records.iter().map(|(_, bytes)| decode("log entry", bytes).map_err(other)).collect()
     }
 
@@ -127,7 +138,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let vote = encode("vote", vote).map_err(other)?;
-        written(&self.slow, |done| self.log.save_vote(vote, done)).await
+        written(&self.sync_delay, |done| self.log.save_vote(vote, done)).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
@@ -153,8 +164,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             .map_err(other)?;
         self.given_out.send_replace(self.appended);
         self.appended = records.last().map(|(index, _)| *index);
-        let slow = self.slow.clone();
-        let done: Done = Box::new(move |result| slow.after(move || callback.io_completed(result)));
+        let (sync_delay, syncs) = (self.sync_delay.clone(), self.syncs.clone());
+        syncs.begin();
+        let done: Done = Box::new(move |result| {
+            sync_delay.after(move || {
+                syncs.end();
+                callback.io_completed(result);
+            });
+        });
         self.log.append(records, done);
         Ok(())
     }
@@ -163,7 +180,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let last = last_log_id.map(|id| id.index);
         self.appended = last;
         self.given_out.send_replace(last);
-        written(&self.slow, |done| self.log.truncate_after(last, done)).await
+        written(&self.sync_delay, |done| self.log.truncate_after(last, done)).await
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
@@ -175,6 +192,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             self.blocking.run(move || store.sync()).await?.map_err(other)?;
         }
         let id = encode("log id", &log_id).map_err(other)?;
-        written(&self.slow, |done| self.log.purge(log_id.index, id, done)).await
+        // Not waited for: openraft's core waits here, and sends no heartbeat meanwhile. Entries that come back
+        // when the write is lost do no harm, and after one that failed the log takes no other.
+        self.log.purge(log_id.index, id, Box::new(|_| {}));
+        Ok(())
     }
 }

@@ -34,7 +34,7 @@ pub(crate) const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What is asked of the leader.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) enum Change {
+pub(crate) enum MembershipChange {
     Add(MasterAddress),
     Remove(BTreeSet<NodeId>),
     SetInfo(NodeId, MasterAddress),
@@ -64,7 +64,7 @@ impl Consensus {
         address: MasterAddress,
         deadline: Duration,
     ) -> Result<NodeId, ChangeError> {
-        match self.change(Change::Add(address), deadline).await? {
+        match self.change(MembershipChange::Add(address), deadline).await? {
             ChangeReply::Added(id) => Ok(id),
             other => Err(ChangeError::Failed(format!("unexpected answer {other:?}"))),
         }
@@ -73,7 +73,7 @@ impl Consensus {
     /// Removes masters. A voter goes when a caught-up learner can take its place
     /// or when an odd number of voters is left; otherwise the reason why not.
     pub async fn remove_masters(&self, ids: &[NodeId], deadline: Duration) -> Result<(), ChangeError> {
-        self.change(Change::Remove(ids.iter().copied().collect()), deadline).await.map(|_| ())
+        self.change(MembershipChange::Remove(ids.iter().copied().collect()), deadline).await.map(|_| ())
     }
 
     /// Removes one master, see [`Consensus::remove_masters`].
@@ -84,7 +84,7 @@ impl Consensus {
     /// Makes voters of learners that have caught up, with one more when that keeps
     /// the number odd; otherwise the reason why not.
     pub async fn promote_masters(&self, ids: &[NodeId], deadline: Duration) -> Result<(), ChangeError> {
-        self.change(Change::Promote(ids.iter().copied().collect()), deadline).await.map(|_| ())
+        self.change(MembershipChange::Promote(ids.iter().copied().collect()), deadline).await.map(|_| ())
     }
 
     /// Swaps a voter for a learner that has caught up (`None`: any) in one change,
@@ -95,7 +95,7 @@ impl Consensus {
         new: Option<NodeId>,
         deadline: Duration,
     ) -> Result<NodeId, ChangeError> {
-        match self.change(Change::Replace(old, new), deadline).await? {
+        match self.change(MembershipChange::Replace(old, new), deadline).await? {
             ChangeReply::Replaced(id) => Ok(id),
             other => Err(ChangeError::Failed(format!("unexpected answer {other:?}"))),
         }
@@ -103,7 +103,7 @@ impl Consensus {
 
     /// Hands leadership to another voter.
     pub async fn transfer_leader(&self, to: NodeId, deadline: Duration) -> Result<(), ChangeError> {
-        self.change(Change::TransferLeader(to), deadline).await.map(|_| ())
+        self.change(MembershipChange::TransferLeader(to), deadline).await.map(|_| ())
     }
 
     /// All masters, voters and learners, as far as is known here. In the middle of
@@ -127,7 +127,7 @@ impl Consensus {
     }
 
     /// Asks the leader, whoever that is, until `deadline`.
-    async fn change(&self, change: Change, deadline: Duration) -> Result<ChangeReply, ChangeError> {
+    async fn change(&self, change: MembershipChange, deadline: Duration) -> Result<ChangeReply, ChangeError> {
         let until = Instant::now() + deadline;
         let mut reason = "no leader is known".to_owned();
         loop {
@@ -156,7 +156,7 @@ impl Consensus {
     async fn change_there(
         &self,
         leader: NodeId,
-        change: &Change,
+        change: &MembershipChange,
         deadline: Duration,
     ) -> Result<ChangeReply, ChangeError> {
         let failed = |error: &dyn std::fmt::Display| ChangeError::Failed(error.to_string());
@@ -172,19 +172,19 @@ impl Consensus {
     }
 
     /// Carries a change out as leader.
-    pub(crate) async fn change_here(&self, change: Change) -> ChangeReply {
+    pub(crate) async fn change_here(&self, change: MembershipChange) -> ChangeReply {
         if !self.raft.is_leader() {
             return ChangeReply::NotLeader("this master does not lead".to_owned());
         }
         let _one_at_a_time = self.changing.lock().await;
         let result = tokio::time::timeout(CHANGE_TIMEOUT, async {
             match change {
-                Change::Add(info) => self.add_here(info).await,
-                Change::Remove(ids) => self.remove_here(ids).await,
-                Change::SetInfo(id, info) => self.set_info_here(id, info).await,
-                Change::TransferLeader(to) => self.transfer_here(to).await,
-                Change::Promote(ids) => self.promote_here(ids).await,
-                Change::Replace(old, new) => self.replace_here(old, new).await,
+                MembershipChange::Add(info) => self.add_here(info).await,
+                MembershipChange::Remove(ids) => self.remove_here(ids).await,
+                MembershipChange::SetInfo(id, info) => self.set_info_here(id, info).await,
+                MembershipChange::TransferLeader(to) => self.transfer_here(to).await,
+                MembershipChange::Promote(ids) => self.promote_here(ids).await,
+                MembershipChange::Replace(old, new) => self.replace_here(old, new).await,
             }
         });
         match result.await {
@@ -407,7 +407,7 @@ impl Consensus {
         };
         let stale = nodes.get(&self.node_id).is_some_and(differs);
         if stale && self.leadership.borrow().leader.is_some() {
-            let change = Change::SetInfo(self.node_id, self.info.clone());
+            let change = MembershipChange::SetInfo(self.node_id, self.info.clone());
             if let Err(error) = self.change(change, Duration::from_secs(2)).await {
                 tracing::warn!(%error, "announcing this master's addresses failed; it is tried again");
             }

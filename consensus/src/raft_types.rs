@@ -15,7 +15,7 @@ openraft::declare_raft_types!(
     /// Ephor's instance of openraft.
     pub TypeConfig:
         D = Proposal,
-        R = Outcome,
+        R = EntryResults,
         NodeId = u64,
         Node = MasterAddress,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
@@ -63,7 +63,7 @@ pub(crate) enum Content {
 
 /// What came of each command of an entry.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Outcome {
+pub struct EntryResults {
     pub(crate) results: Vec<Applied>,
 }
 

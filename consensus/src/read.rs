@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::consensus::Consensus;
 use crate::network::Lane;
-use crate::network::standing::Standing;
+use crate::network::open_call::OpenCall;
 use crate::types::{NodeId, ReadError};
 
 /// Readers that wait for a round.
@@ -27,7 +27,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(10);
 type Round = Result<u64, String>;
 
 /// The call to a leader that is asked for read indexes.
-type Asked = (NodeId, Standing<ReadIndexRequest, ReadIndexResponse>);
+type ReadIndexCall = (NodeId, OpenCall<ReadIndexRequest, ReadIndexResponse>);
 
 /// Where readers queue for the next round.
 pub(crate) type ReadQueue = mpsc::Sender<oneshot::Sender<Round>>;
@@ -116,7 +116,7 @@ impl Consensus {
     }
 
     /// From this master or the leader, asked over the call that `asked` keeps open.
-    async fn read_index(&self, asked: &mut Option<Asked>) -> Round {
+    async fn read_index(&self, asked: &mut Option<ReadIndexCall>) -> Round {
         let leader = self.leadership.borrow().leader.ok_or("no leader is known")?;
         if leader == self.node_id {
             return self.local_read_index().await;
@@ -125,7 +125,7 @@ impl Consensus {
         let mut client =
             self.peers.client(leader, &address, Lane::Control).map_err(|error| error.to_string())?;
         let open = asked.take().filter(|(whom, _)| *whom == leader).map(|(_, open)| open);
-        let call = Standing::ask(open, ReadIndexRequest {}, async |messages| {
+        let call = OpenCall::ask(open, ReadIndexRequest {}, async |messages| {
             client.read_index(self.peers.request(leader, messages)).await
         });
         let (response, open) = self

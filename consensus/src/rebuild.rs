@@ -160,7 +160,7 @@ impl Consensus {
         }
         let (sender, receiver) = mpsc::channel(FRAMES_AHEAD);
         let store = self.store.clone();
-        tokio::spawn(async move {
+        self.runtime.main().spawn(async move {
             let view = store.view();
             for frame in view.frames() {
                 let chunk = frame

@@ -26,7 +26,7 @@ use storage::{DataKey, Limits, Sealer, Store};
 use tokio::sync::oneshot;
 
 use crate::Error;
-use crate::config::{IDENTITY_FILE, Identity, LOG_DIRECTORY, OBJECTS_DIRECTORY};
+use crate::config::{IDENTITY_FILE, LOG_DIRECTORY, MemberIdentity, OBJECTS_DIRECTORY};
 use crate::fence::{self, Fences};
 use crate::raft_types::{Content, LogId, MasterAddress, Proposal, RaftEntry, Vote};
 use crate::state_machine::decode_applied;
@@ -41,7 +41,7 @@ const PLAN_FILE: &str = "recovery.json";
 #[derive(Debug, Clone)]
 pub struct Found {
     /// Who this master was.
-    pub identity: Identity,
+    pub identity: MemberIdentity,
     /// The last entry of its log.
     pub last_log_index: u64,
     /// The last entry that its objects contain.
@@ -65,9 +65,9 @@ pub struct Found {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// Who the master was.
-    pub old: Identity,
+    pub old: MemberIdentity,
     /// Who it will be.
-    pub new: Identity,
+    pub new: MemberIdentity,
     /// Where others reached it; the first start tells its present addresses.
     address: MasterAddress,
     /// The new term.
@@ -112,7 +112,7 @@ impl Recovery {
         let disk = env.disk.clone();
         fence::check_not_out(data_dir, disk.as_ref())?;
         let begun: Option<Plan> = fence::read(data_dir, PLAN_FILE, disk.as_ref())?;
-        let identity = Identity::load(data_dir, disk.as_ref())?.ok_or_else(|| {
+        let identity = MemberIdentity::load(data_dir, disk.as_ref())?.ok_or_else(|| {
             Error::Config(format!("{} has never been a running master's", data_dir.display()))
         })?;
         for part in [LOG_DIRECTORY, OBJECTS_DIRECTORY] {
@@ -163,7 +163,7 @@ impl Recovery {
         let others = found.members.iter().filter(|member| member.id != me.id);
         Ok(Plan {
             old: found.identity.clone(),
-            new: Identity { node_id: index, cluster_id },
+            new: MemberIdentity { node_id: index, cluster_id },
             address: MasterAddress {
                 name: me.name.clone(),
                 peer_address: me.peer_address.clone(),
@@ -235,7 +235,7 @@ impl Recovery {
     }
 }
 
-fn look(identity: Identity, store: &Store, log: &Log) -> Result<Found, Error> {
+fn look(identity: MemberIdentity, store: &Store, log: &Log) -> Result<Found, Error> {
     let state = log.state();
     let (applied, stored) = decode_applied(&store.applied())?;
     let applied_index = applied.map_or(0, |applied: LogId| applied.index);

@@ -15,7 +15,7 @@ use storage::codec::encode;
 use storage::log::{self, Done, Log};
 use storage::{DataKey, Restoring, Sealer, SnapshotView};
 
-use crate::config::{Identity, LOG_DIRECTORY, OBJECTS_DIRECTORY};
+use crate::config::{LOG_DIRECTORY, MemberIdentity, OBJECTS_DIRECTORY};
 use crate::consensus::Consensus;
 use crate::raft_types::{LogId, MasterAddress, StoredMembership, TypeConfig, Vote};
 use crate::state_machine::decode_applied;
@@ -115,7 +115,7 @@ impl Restore {
         })?;
         let at = place.ok_or_else(|| Error::Config("the snapshot says no log entry".to_owned()))?;
         write_log(&target, at, &env)?;
-        let identity = Identity { node_id: at.index, cluster_id: target.cluster_id };
+        let identity = MemberIdentity { node_id: at.index, cluster_id: target.cluster_id };
         identity.claim(&target.data_dir, env.disk.as_ref())?;
         let objects = checked.objects;
         Ok(Restored { node_id: at.index, revision_before: checked.revision, revision, objects })

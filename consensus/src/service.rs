@@ -4,12 +4,12 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
-use openraft::Snapshot;
-use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest, VoteResponse};
+use openraft::{ServerState, Snapshot};
 use proto_env::MASTERS_ORGANIZATION;
 use proto_env::grpc::PeerInfo;
 use proto_wire::MESSAGE_LIMIT_BYTES;
@@ -28,7 +28,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::consensus::Consensus;
-use crate::membership::Change;
+use crate::membership::MembershipChange;
 use crate::network::{ADDRESS_KEY, CLUSTER_KEY, NODE_ID_KEY, TARGET_KEY, snapshot};
 use crate::proposer::BATCH_COMMANDS;
 use crate::raft_types::{SnapshotData, TypeConfig};
@@ -138,23 +138,32 @@ impl RaftService {
 
     /// Answers AppendEntries requests in order. A message that cannot be read, or a call that breaks, ends them.
     fn append_all(&self, messages: Streaming<RaftMessage>) -> Answers<RaftMessage> {
-        let newest = Arc::new(AtomicU64::new(0));
-        let term = newest.clone();
+        let this = self.0.clone();
         let requests = self.until_stopped(messages).map_while(move |message| {
             let request = decode("raft request", &message.ok()?.payload);
             let request: AppendEntriesRequest<TypeConfig> =
                 request.inspect_err(|error| tracing::warn!(%error, "an append cannot be read")).ok()?;
-            newest.fetch_max(request.vote.leader_id.term, Ordering::Relaxed);
+            // Before anything is done with it: it shows that the leader lives, however long a write takes here.
+            if request.vote.committed && request.vote.leader_id.term >= this.leadership.borrow().term {
+                this.elections.heard();
+            }
             Some(request)
         });
         let service = self.clone();
-        Box::pin(self.0.raft.stream_append(requests).map(move |answer| {
-            let answer = answer.map_err(fatal)?;
-            if term.load(Ordering::Relaxed) >= service.0.leadership.borrow().term {
-                service.0.contact.heard(service.0.env.clock.as_ref());
-            }
-            service.message(&answer)
-        }))
+        Box::pin(
+            self.0.raft.stream_append(requests).map(move |answer| service.message(&answer.map_err(fatal)?)),
+        )
+    }
+
+    /// The answer to a candidate while this master does not miss the leader. openraft refuses during the
+    /// leader's lease alone, whatever delays were measured here.
+    fn refuse_pre_vote(&self) -> Option<VoteResponse<TypeConfig>> {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let follows = metrics.state == ServerState::Follower && metrics.vote.committed;
+        let refuses = follows && !self.0.elections.misses_leader();
+        let last_log = || self.0.raft.data_metrics().borrow_watched().last_log;
+        refuses.then(|| VoteResponse::new(&metrics.vote, last_log(), false))
     }
 
     async fn propose_all(&self, message: ProposeRequest) -> Result<ProposeResponse, Status> {
@@ -214,6 +223,9 @@ impl RaftRpc for RaftService {
 
     async fn pre_vote(&self, request: Request<RaftMessage>) -> Answer<RaftMessage> {
         let vote: VoteRequest<TypeConfig> = self.open(request)?;
+        if let Some(refusal) = self.refuse_pre_vote() {
+            return self.answer(&refusal);
+        }
         self.answer(&self.0.raft.pre_vote(vote).await.map_err(fatal)?)
     }
 
@@ -225,7 +237,11 @@ impl RaftRpc for RaftService {
     async fn install_snapshot(&self, request: Request<Streaming<SnapshotChunk>>) -> Answer<RaftMessage> {
         self.admit(&request)?;
         let chunks = request.into_inner();
-        let (vote, meta, staged) = snapshot::receive(&self.0.store, self.0.env.blocking, chunks).await?;
+        // Decoding a whole state takes time that heartbeats do not have.
+        let (store, blocking) = (self.0.store.clone(), self.0.env.blocking);
+        let main = self.0.runtime.main();
+        let received = main.spawn(async move { snapshot::receive(&store, blocking, chunks).await });
+        let (vote, meta, staged) = received.await.map_err(fatal)??;
         tracing::info!(revision = staged.revision(), "installing a snapshot");
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Staged(Box::new(staged)) };
         self.answer(&self.0.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?)
@@ -256,7 +272,7 @@ impl RaftRpc for RaftService {
     ) -> Answer<ChangeMembershipResponse> {
         self.admit(&request)?;
         let message = request.into_inner();
-        let change: Change = decode("membership change", &message.change).map_err(damaged)?;
+        let change: MembershipChange = decode("membership change", &message.change).map_err(damaged)?;
         let reply = self.0.change_here(change).await;
         Ok(Response::new(ChangeMembershipResponse {
             reply: encode("membership reply", &reply).map_err(damaged)?,

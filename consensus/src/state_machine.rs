@@ -15,7 +15,9 @@ use storage::codec::{decode, encode};
 use storage::{Entry, Store};
 use tokio::sync::watch;
 
-use crate::raft_types::{Content, LogId, Outcome, SnapshotData, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::raft_types::{
+    Content, EntryResults, LogId, SnapshotData, SnapshotMeta, StoredMembership, TypeConfig,
+};
 
 /// Entries applied in one write to the backend, in number and in bytes (or one
 /// larger entry).
@@ -126,11 +128,13 @@ impl StateMachine {
             applied.last = Some(log_id);
         }
         let stored = encode("applied state", &(applied.last, &applied.membership))?;
-        let results = self.store.apply(entries, stored)?;
+        let apply = || self.store.apply(entries, stored);
+        // A long list holds the objects: openraft's other tasks go on meanwhile.
+        let results = if self.store.is_busy() { self.blocking.in_place(apply) } else { apply() }?;
         applied.index.send_replace(applied.last.map_or(0, |last| last.index));
         for (results, responder) in results.into_iter().zip(responders) {
             if let Some(responder) = responder {
-                responder.send(Outcome { results });
+                responder.send(EntryResults { results });
             }
         }
         Ok(())
@@ -182,7 +186,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             return Err(io::Error::other("the snapshot is of another log entry than its header says"));
         }
         let mut applied = self.applied.lock().await;
-        self.store.install(*staged).map_err(other)?;
+        self.blocking.in_place(|| self.store.install(*staged)).map_err(other)?;
         applied.last = last;
         applied.membership = membership;
         // Planted: whoever receives a snapshot knows no members.
@@ -200,7 +204,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if self.applied.lock().await.last.is_none() {
             return Ok(None);
         }
-        view(&self.store).map(Some)
+        self.blocking.in_place(|| view(&self.store)).map(Some)
     }
 }
 
@@ -208,7 +212,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<RaftSnapshot> {
-        let snapshot = view(&self.store)?;
+        let snapshot = self.blocking.in_place(|| view(&self.store))?;
         let store = self.store.clone();
         // Planted: the log may be purged though the objects are not durable.
         if !planted::is(Bug::PurgeBeforeDurable) {

@@ -9,8 +9,8 @@ use proto_env::Env;
 
 use crate::{
     AutopilotConfig, Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN,
-    DEFAULT_HEARTBEAT, DEFAULT_LOG_BYTES, DEFAULT_SNAPSHOT_COUNT, Error, FIRST_NODE_ID, MasterAddress,
-    Objects, Room,
+    DEFAULT_HEARTBEAT, DEFAULT_LOG_BYTES, DEFAULT_SNAPSHOT_COUNT, DiskReserve, Error, FIRST_NODE_ID,
+    MasterAddress, Objects,
 };
 
 /// Starts a master in `data_dir` that is its own cluster, and waits until it
@@ -32,7 +32,7 @@ pub async fn lone_master(data_dir: &Path, env: &Env) -> Result<Arc<Consensus>, E
         election_max: DEFAULT_ELECTION_MAX,
         log_bytes: DEFAULT_LOG_BYTES,
         snapshot_count: DEFAULT_SNAPSHOT_COUNT,
-        room: Room::default(),
+        disk_reserve: DiskReserve::default(),
         objects: Objects::Sled,
         started_before: false,
         autopilot: AutopilotConfig::default(),

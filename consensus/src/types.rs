@@ -78,6 +78,13 @@ pub enum ProposeError {
         /// What to do.
         reason: String,
     },
+    /// The leader has more writes waiting than it can make soon; the write is in no
+    /// log and may be sent again a little later.
+    #[error("too many writes: {reason}")]
+    Overloaded {
+        /// How long others wait.
+        reason: String,
+    },
     /// This master is shutting down; the write is in no log.
     #[error("this master is stopping")]
     Stopped,

@@ -15,6 +15,11 @@ use crate::{Object, Revision};
 
 /// Events a watch takes out of the history at a time.
 const BUFFER_EVENTS: usize = 128;
+/// What an event takes beside the bytes of the object that it alone keeps: itself, its places
+/// in the history, and what readers derived from the object.
+const EVENT_BYTES: usize = 512;
+/// A queue with room for this many times its events gives memory back.
+const SPARE: usize = 4;
 /// How often an idle watch reports what it has reached, unless told otherwise.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -98,9 +103,9 @@ impl WatchEvent {
     }
 
     fn size_bytes(&self) -> usize {
-        // The object is shared with the store until it is replaced, so only what
-        // the event alone keeps alive counts fully.
-        64 + self.previous.as_ref().map_or(0, |object| object.size_bytes())
+        // The object is shared with the store until it is replaced: then the event of
+        // that counts it, as what it was before.
+        EVENT_BYTES + self.previous.as_ref().map_or(0, |object| object.size_bytes())
     }
 }
 
@@ -109,6 +114,12 @@ impl WatchEvent {
 impl Bucket {
     fn new(dropped: Revision) -> Self {
         Self { events: VecDeque::new(), dropped, wake: signal::Sender::new(dropped) }
+    }
+
+    fn give_back(&mut self) {
+        if self.events.capacity() / SPARE > self.events.len() {
+            self.events.shrink_to(self.events.len() * 2);
+        }
     }
 
     fn after(&self, revision: Revision) -> impl Iterator<Item = &Arc<WatchEvent>> {
@@ -147,6 +158,18 @@ impl History {
 
     pub(crate) fn compacted(&self) -> Revision {
         self.compacted
+    }
+
+    /// How many events are kept, and their bytes as they are counted.
+    #[cfg(test)]
+    pub(crate) fn size(&self) -> (usize, usize) {
+        (self.all.events.len(), self.size_bytes)
+    }
+
+    /// Events that there is room for without asking for memory.
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.buckets.values().chain([&self.all]).map(|bucket| bucket.events.capacity()).sum()
     }
 
     /// How many watches are open.
@@ -188,12 +211,13 @@ impl History {
         }
     }
 
-    /// Forgets events up to `revision`.
+    /// Forgets events up to `revision`, and gives the memory of what is gone back.
     pub(crate) fn compact(&mut self, revision: Revision) {
         while self.all.events.front().is_some_and(|event| event.revision <= revision) {
             self.drop_oldest();
         }
         self.compacted = self.compacted.max(revision.min(self.revision));
+        self.buckets.values_mut().chain([&mut self.all]).for_each(Bucket::give_back);
     }
 
     fn drop_oldest(&mut self) -> bool {

@@ -261,7 +261,7 @@ where
 mod tests {
     use openraft::entry::RaftEntry as _;
     use openraft::type_config::alias::CommittedLeaderIdOf;
-    use proto_env::TlsNetwork;
+    use proto_env::{Blocking, PriorityRuntime, TlsNetwork};
 
     use super::*;
     use crate::raft_types::{LogId, RaftEntry, Vote};
@@ -291,7 +291,8 @@ mod tests {
 
     impl Fixture {
         fn new() -> Self {
-            let peers = Peers::new(Arc::new(TlsNetwork::joining()), "c", 1, "127.0.0.1:1").unwrap();
+            let runtime = Arc::new(PriorityRuntime::start(Blocking::Inline, "raft", 1).unwrap());
+            let peers = Peers::new(Arc::new(TlsNetwork::joining()), runtime, "c", 1, "127.0.0.1:1").unwrap();
             let (requests, made) = mpsc::channel(16);
             let (sender, sent) = mpsc::channel(IN_FLIGHT);
             let (answers, answered) = mpsc::channel(16);

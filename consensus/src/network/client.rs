@@ -22,7 +22,7 @@ use storage::codec::{decode, encode};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-use super::standing::Standing;
+use super::open_call::OpenCall;
 use super::{CallError, Lane, Peers, append, snapshot};
 use crate::raft_types::{MasterAddress, SnapshotData, TypeConfig, Vote};
 use crate::state_machine::RaftSnapshot;
@@ -50,7 +50,7 @@ pub(crate) struct PeerClient {
     lane: Lane,
     given_out: watch::Receiver<Option<u64>>,
     /// The call that carries heartbeats, as long as they are answered.
-    beats: Option<Standing<RaftMessage, RaftMessage>>,
+    beats: Option<OpenCall<RaftMessage, RaftMessage>>,
 }
 
 /// Which call.
@@ -139,7 +139,7 @@ impl PeerClient {
         let message = append::message(request).map_err(local)?;
         let mut client = self.client(Lane::Control)?;
         // Taken: a call on which no answer came in time is not used again.
-        let call = Standing::ask(self.beats.take(), message, async |messages| {
+        let call = OpenCall::ask(self.beats.take(), message, async |messages| {
             client.append_entries(self.peers.request(self.target, messages)).await
         });
         let (answer, open) = self.peers.call(self.target, Lane::Control, deadline, call).await?;

@@ -4,8 +4,8 @@
 
 mod append;
 pub(crate) mod client;
+pub(crate) mod open_call;
 pub(crate) mod snapshot;
-pub(crate) mod standing;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use proto_env::grpc::{self, ChannelOptions};
-use proto_env::{MASTERS_ORGANIZATION, Network, Purpose};
+use proto_env::{MASTERS_ORGANIZATION, Network, PriorityRuntime, Purpose};
 use proto_wire::MESSAGE_LIMIT_BYTES;
 use proto_wire::raft::raft_client::RaftClient;
 use tokio::sync::{Notify, watch};
@@ -35,7 +35,7 @@ pub(crate) const TARGET_KEY: &str = "ephor-target-id";
 pub(crate) const ADDRESS_KEY: &str = "ephor-peer-address";
 
 /// Calls in a row without an answer after which a control lane connects anew.
-const LATE_HEARTBEATS: u32 = 8;
+const LATE_HEARTBEATS: u32 = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a channel is for.
@@ -87,6 +87,8 @@ impl CallError {
 /// The other masters, as they can be reached.
 pub(crate) struct Peers {
     network: Arc<dyn Network>,
+    /// Where connections live.
+    runtime: Arc<PriorityRuntime>,
     me: NodeId,
     /// Id, address, cluster.
     identity: (MetadataValue<Ascii>, MetadataValue<Ascii>, MetadataValue<Ascii>),
@@ -112,6 +114,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Peers {
     pub(crate) fn new(
         network: Arc<dyn Network>,
+        runtime: Arc<PriorityRuntime>,
         cluster_id: &str,
         me: NodeId,
         address: &str,
@@ -122,6 +125,7 @@ impl Peers {
         let (channels, silent, urges, learned, members, quarantined, superseded) = Default::default();
         Ok(Arc::new(Self {
             network,
+            runtime,
             me,
             identity,
             channels,
@@ -132,6 +136,11 @@ impl Peers {
             members,
             superseded,
         }))
+    }
+
+    /// Where connections live.
+    pub(crate) fn runtime(&self) -> &PriorityRuntime {
+        &self.runtime
     }
 
     /// Remembers where a peer says it listens.
@@ -219,6 +228,8 @@ impl Peers {
                     organization: Some(MASTERS_ORGANIZATION),
                     connect_timeout: CONNECT_TIMEOUT,
                 };
+                // It spawns what carries the calls.
+                let _there = self.runtime.enter();
                 let channel = grpc::channel(self.network.clone(), &address, options)
                     .map_err(|error| CallError::Local(error.to_string()))?;
                 channels.insert((node, lane), (address, channel.clone()));
@@ -274,13 +285,14 @@ impl Peers {
 
 #[cfg(test)]
 mod tests {
-    use proto_env::TlsNetwork;
+    use proto_env::{Blocking, TlsNetwork};
 
     use super::*;
 
     #[tokio::test]
     async fn a_refusal_says_nothing_of_an_address_that_was_not_called() {
-        let peers = Peers::new(Arc::new(TlsNetwork::joining()), "c", 1, "127.0.0.1:1").unwrap();
+        let runtime = Arc::new(PriorityRuntime::start(Blocking::Inline, "raft", 1).unwrap());
+        let peers = Peers::new(Arc::new(TlsNetwork::joining()), runtime, "c", 1, "127.0.0.1:1").unwrap();
         let called = || {
             peers.client(2, "first", Lane::Append).unwrap();
             lock(&peers.channels)[&(2, Lane::Append)].0.clone()

@@ -53,7 +53,8 @@ pub(super) async fn send(
     let (sender, receiver) = mpsc::channel(FRAMES_AHEAD);
     let (objects, revision) = (view.objects(), view.revision());
     tracing::info!(target, objects, revision, "sending a snapshot");
-    let producer = tokio::spawn(async move {
+    // Encoding a whole state takes time that heartbeats do not have.
+    let producer = peers.runtime().main().spawn(async move {
         let mut chunk = SnapshotChunk { header, data: Vec::new() };
         for frame in view.frames() {
             chunk.data = match frame {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proto_env::grpc::incoming;
-use proto_env::{CancellationToken, Env, Listener, MASTERS_ORGANIZATION, Network, TlsMaterial, TlsNetwork};
+use proto_env::{CancellationToken, Env, MASTERS_ORGANIZATION, Network, TlsMaterial, TlsNetwork};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use storage::{Mutation, Precondition, Txn, TxnOutcome};
 use tonic::transport::Server;
@@ -100,7 +100,7 @@ impl Master {
             election_max: timers[2],
             log_bytes: LOG_BYTES,
             snapshot_count: DEFAULT_SNAPSHOT_COUNT,
-            room: Room::default(),
+            disk_reserve: DiskReserve::default(),
             objects: Objects::Sled,
             started_before: false,
             autopilot: self.autopilot,
@@ -108,7 +108,7 @@ impl Master {
         }
     }
 
-    async fn start(&mut self, listener: Box<dyn Listener>, timers: [Duration; 3]) {
+    async fn start(&mut self, timers: [Duration; 3]) {
         let config = self.config(timers);
         // Tasks of the one that ran before may hold its files a little longer.
         let consensus = wait_for("the data directory is free", async || {
@@ -116,9 +116,19 @@ impl Master {
         })
         .await;
         let stop = CancellationToken::new();
-        let router = Server::builder().add_service(consensus.raft_service());
-        let serving = router.serve_with_incoming_shutdown(incoming(listener), stop.clone().cancelled_owned());
-        let server = tokio::spawn(async move { serving.await.unwrap() });
+        let (service, network) = (consensus.raft_service(), self.network.clone());
+        let (address, stopped) = (self.address.to_string(), stop.clone().cancelled_owned());
+        let server = consensus.runtime().spawn(async move {
+            let listener = loop {
+                match network.listen(&address).await {
+                    Ok(listener) => break listener,
+                    // The one that ran before may hold it a little longer.
+                    Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
+            };
+            let router = Server::builder().add_service(service);
+            router.serve_with_incoming_shutdown(incoming(listener), stopped).await.unwrap();
+        });
         self.running = Some(Running { consensus, server, stop });
     }
 
@@ -166,10 +176,8 @@ impl Cluster {
     async fn push(&mut self, id: NodeId) {
         let name = format!("master-{}", self.masters.len());
         let network = self.authority.network(&name, MASTERS_ORGANIZATION);
-        let listener = network.listen("127.0.0.1:0").await.unwrap();
-        let address = listener.local_address();
-        let mut master = self.master(id, name, address, network);
-        master.start(listener, self.timers).await;
+        let mut master = self.master(id, name, free_address(), network);
+        master.start(self.timers).await;
         self.masters.push(master);
     }
 
@@ -198,12 +206,10 @@ impl Cluster {
     pub async fn join_in_place_of(&mut self, replaces: NodeId) -> NodeId {
         let name = format!("master-{}", self.masters.len());
         let network = self.authority.network(&name, MASTERS_ORGANIZATION);
-        let listener = network.listen("127.0.0.1:0").await.unwrap();
-        let address = listener.local_address();
-        let mut master = self.master(0, name, address, network);
+        let mut master = self.master(0, name, free_address(), network);
         let info = MasterAddress { replaces, ..master.master_address() };
         master.id = self.any().add_master(info, LONG).await.unwrap();
-        master.start(listener, self.timers).await;
+        master.start(self.timers).await;
         let id = master.id;
         self.masters.push(master);
         id
@@ -231,21 +237,15 @@ impl Cluster {
 
     pub async fn restart(&mut self, position: usize) {
         let timers = self.timers;
-        let master = &mut self.masters[position];
-        let listener = wait_for("the port is free", async || {
-            master.network.listen(&master.address.to_string()).await.ok()
-        })
-        .await;
-        master.start(listener, timers).await;
+        self.masters[position].start(timers).await;
     }
 
     /// Restarts a master at another address.
     pub async fn restart_elsewhere(&mut self, position: usize) {
         let timers = self.timers;
         let master = &mut self.masters[position];
-        let listener = master.network.listen("127.0.0.1:0").await.unwrap();
-        master.address = listener.local_address();
-        master.start(listener, timers).await;
+        master.address = free_address();
+        master.start(timers).await;
     }
 
     /// The position of the master that leads, once one does.
@@ -290,6 +290,11 @@ impl Cluster {
         assert!(digests.windows(2).all(|pair| pair[0] == pair[1]), "{digests:?}");
         digests[0]
     }
+}
+
+/// An address where nobody listens.
+fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// Waits until `look` finds something.

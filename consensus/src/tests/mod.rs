@@ -3,6 +3,7 @@
 mod defence;
 mod growth;
 mod harness;
+mod load;
 mod loss;
 mod repair;
 
@@ -74,8 +75,8 @@ async fn a_resent_proposal_is_applied_once() {
     let cluster = Cluster::of(3).await;
     let leader = cluster.consensus(cluster.leader().await);
     let command = Command { id: [5; 16], born: 0, fence: None, txn: create("/once", "v") };
-    let first = leader.proposer.propose(command.clone(), LONG).await;
-    let second = leader.proposer.propose(command, LONG).await;
+    let first = leader.proposals.local.propose(command.clone(), LONG).await;
+    let second = leader.proposals.local.propose(command, LONG).await;
     let outcome = |verdict: Verdict| match verdict {
         Verdict::Applied { applied: Applied::Outcome(outcome), .. } => outcome,
         other => panic!("{other:?}"),
@@ -155,13 +156,13 @@ async fn a_data_directory_of_another_master_is_refused() {
     let mut cluster = Cluster::one().await;
     cluster.kill(0).await;
     let directory = tempfile::tempdir().unwrap();
-    let identity = Identity { node_id: 7, cluster_id: "a".to_owned() };
-    assert_eq!(Identity::load(directory.path(), &proto_env::SystemDisk).unwrap(), None);
+    let identity = MemberIdentity { node_id: 7, cluster_id: "a".to_owned() };
+    assert_eq!(MemberIdentity::load(directory.path(), &proto_env::SystemDisk).unwrap(), None);
     identity.claim(directory.path(), &proto_env::SystemDisk).unwrap();
     identity.claim(directory.path(), &proto_env::SystemDisk).unwrap();
-    let other = Identity { node_id: 8, cluster_id: "a".to_owned() };
+    let other = MemberIdentity { node_id: 8, cluster_id: "a".to_owned() };
     assert!(other.claim(directory.path(), &proto_env::SystemDisk).is_err());
-    assert_eq!(Identity::load(directory.path(), &proto_env::SystemDisk).unwrap(), Some(identity));
+    assert_eq!(MemberIdentity::load(directory.path(), &proto_env::SystemDisk).unwrap(), Some(identity));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,7 +171,7 @@ async fn a_master_that_has_lost_its_log_does_not_come_back_as_the_same_voter() {
     let directory = tempfile::tempdir().unwrap();
     let mut config = cluster.masters[0].config(cluster.timers);
     config.data_dir = directory.path().to_owned();
-    let identity = Identity { node_id: config.node_id, cluster_id: config.cluster_id.clone() };
+    let identity = MemberIdentity { node_id: config.node_id, cluster_id: config.cluster_id.clone() };
     let check = |config: &ConsensusConfig| {
         identity.check(config, &proto_env::SystemDisk).map_err(|error| error.to_string())
     };

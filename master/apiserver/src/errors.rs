@@ -21,6 +21,7 @@ pub fn propose(error: ProposeError) -> Status {
         ProposeError::NoRoom { reason } => {
             Status::service_unavailable(format!("no space: {reason}")).with_retry_after(10)
         }
+        ProposeError::Overloaded { reason } => Status::too_many_requests(reason, 1),
         ProposeError::Stopped => Status::service_unavailable("this master is shutting down"),
         unknown => Status::timeout(format!("the outcome of the write is not known: {unknown}")),
     }

@@ -4,14 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use consensus::{Consensus, ConsensusConfig, MasterAddress, Objects, Room};
+use consensus::{Consensus, ConsensusConfig, DiskReserve, MasterAddress, Objects};
 use kube::Client;
 use master_apiserver::settings::ClusterSettings as ApiSettings;
 use master_apiserver::{ApiServer, UserInfo};
 use master_client::Informers;
-use proto_env::Env;
-use proto_env::grpc::incoming;
+use proto_env::grpc::{OnMain, accept_apart};
 use proto_env::supervise::supervise;
+use proto_env::{Env, MASTERS_ORGANIZATION};
 use proto_wire::cluster::admin_server::AdminServer;
 use proto_wire::cluster::join_server::JoinServer;
 use proto_wire::cluster::liveness_server::LivenessServer;
@@ -160,7 +160,7 @@ async fn start_consensus(
             election_max: Duration::from_millis(config.timers.election_max_ms),
             log_bytes: config.log_mib << 20,
             snapshot_count: config.snapshot_count,
-            room: Room { reserve: config.disk_reserve_mib << 20 },
+            disk_reserve: DiskReserve { bytes: config.disk_reserve_mib << 20 },
             objects,
             started_before: identity.started_before,
             autopilot: config.autopilot.into(),
@@ -252,8 +252,11 @@ impl Master {
             .await
             .map_err(|source| Error::Listen { address: address.to_string(), source })?;
         let peer = std::net::SocketAddr::new(self.config.bind_address, self.config.peer_port).to_string();
+        let (network, at) = (self.env.network.clone(), peer.clone());
+        // What other masters say must not wait for what else runs here.
+        let listening = self.consensus.runtime().run(async move { network.listen(&at).await }).await;
         let peers =
-            self.env.network.listen(&peer).await.map_err(|source| Error::Listen { address: peer, source })?;
+            listening.and_then(|peers| peers).map_err(|source| Error::Listen { address: peer, source })?;
         let liveness = Liveness::new(self.env.clock.clone());
         let (healthy, masters) = watch::channel(vec![self.config.api_address()]);
         let store = self.consensus.store().clone();
@@ -330,16 +333,28 @@ impl Master {
         let (consensus, network) = (self.consensus.clone(), self.env.network.clone());
         let certificates = self.certificates.clone();
         let admin = AdminService { consensus, network, backups, certificates };
-        Server::builder()
+        let runtime = self.consensus.runtime();
+        let join = JoinServer::new(join).max_decoding_message_size(JOIN_LIMIT_BYTES);
+        let admin = AdminServer::new(admin).max_encoding_message_size(proto_wire::MESSAGE_LIMIT_BYTES);
+        // Two servers of the same services: masters' connections live on the runtime of the consensus, where
+        // only its own calls run; everybody else's live here.
+        let router = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
             .max_concurrent_streams(256)
             .add_service(self.consensus.raft_service())
-            .add_service(JoinServer::new(join).max_decoding_message_size(JOIN_LIMIT_BYTES))
-            .add_service(LivenessServer::new(nodes))
-            .add_service(AdminServer::new(admin).max_encoding_message_size(proto_wire::MESSAGE_LIMIT_BYTES))
-            .serve_with_incoming_shutdown(incoming(listener), self.env.shutdown.clone().cancelled_owned())
-            .await?;
+            .add_service(OnMain::new(join, runtime))
+            .add_service(OnMain::new(LivenessServer::new(nodes), runtime))
+            .add_service(OnMain::new(admin, runtime));
+        let accepted = accept_apart(listener, runtime);
+        let stop = || self.env.shutdown.clone().cancelled_owned();
+        let masters = router.clone().serve_with_incoming_shutdown(accepted.masters, stop());
+        let others = router.serve_with_incoming_shutdown(accepted.others, stop());
+        let masters = async {
+            let served = runtime.run(masters).await;
+            served.map_err(|error| Error::Failed(error.to_string()))?.map_err(Error::from)
+        };
+        tokio::try_join!(masters, async { others.await.map_err(Error::from) })?;
         Ok(())
     }
 }

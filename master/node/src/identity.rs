@@ -274,7 +274,7 @@ pub(crate) fn keys_of(data_dir: &Path, disk: Arc<dyn Disk>) -> Result<ClusterKey
 }
 
 /// Gives the master whose data lies in `data_dir` another id in another cluster.
-pub(crate) fn rename(data_dir: &Path, disk: &dyn Disk, new: &consensus::Identity) -> Result<(), Error> {
+pub(crate) fn rename(data_dir: &Path, disk: &dyn Disk, new: &consensus::MemberIdentity) -> Result<(), Error> {
     let path = data_dir.join("node.json");
     let bytes = disk.read(&path).map_err(|source| Error::File { path: path.clone(), source })?;
     let mut record: Record = serde_json::from_slice(&bytes).map_err(|_| Error::Damaged(path.clone()))?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use consensus::recovery::{Found, Recovery};
-use consensus::{Identity, Member, NodeId};
+use consensus::{Member, MemberIdentity, NodeId};
 use futures::future::join_all;
 use proto_env::grpc::{ChannelOptions, channel};
 use proto_env::{Env, MASTERS_ORGANIZATION, Purpose, TlsMaterial};
@@ -173,7 +173,7 @@ impl Survivor {
     ///
     /// # Errors
     /// Where a file cannot be written.
-    pub async fn recover(&self) -> Result<Identity, Error> {
+    pub async fn recover(&self) -> Result<MemberIdentity, Error> {
         let plan = match self.recovery.begun() {
             Some(plan) => plan.clone(),
             None => {

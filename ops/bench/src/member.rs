@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use consensus::{
     Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN, DEFAULT_HEARTBEAT,
-    DEFAULT_LOG_BYTES, DEFAULT_SNAPSHOT_COUNT, Identity, MasterAddress, NodeId, Objects,
+    DEFAULT_LOG_BYTES, DEFAULT_SNAPSHOT_COUNT, MasterAddress, MemberIdentity, NodeId, Objects,
 };
 use proto_env::grpc::incoming;
 use proto_env::{CancellationToken, Env, Listener, Network, TlsNetwork};
@@ -48,11 +48,11 @@ pub struct Arguments {
 /// Runs a member until it is killed.
 pub async fn run(arguments: Arguments) -> Result<()> {
     let network: Arc<dyn Network> = Arc::new(TlsNetwork::new(&pki::load(&arguments.pki)?)?);
-    let peers = network.listen(&arguments.peer).await?;
     let clients = network.listen(&arguments.client).await?;
     let (id, peer) = (arguments.id, arguments.peer);
-    let consensus = start(network, id, &peer, &arguments.data, arguments.timers).await?;
-    let served = serve(consensus.clone(), peers, clients);
+    let consensus = start(network.clone(), id, &peer, &arguments.data, arguments.timers).await?;
+    let listening = consensus.runtime().run(async move { network.listen(&peer).await });
+    let served = serve(consensus.clone(), listening.await??, clients);
     if !arguments.add.is_empty() {
         consensus.initialize().await?;
         consensus.leadership().wait_for(|now| now.leading).await?;
@@ -87,7 +87,7 @@ async fn start(
         node_id,
         cluster_id: "bench".to_owned(),
         address: address(peer),
-        started_before: Identity::load(data, env.disk.as_ref())?.is_some(),
+        started_before: MemberIdentity::load(data, env.disk.as_ref())?.is_some(),
         data_dir: data.to_owned(),
         data_key: [1; 32],
         heartbeat: DEFAULT_HEARTBEAT * timers,
@@ -95,7 +95,7 @@ async fn start(
         election_max: DEFAULT_ELECTION_MAX * timers,
         log_bytes: DEFAULT_LOG_BYTES,
         snapshot_count: DEFAULT_SNAPSHOT_COUNT,
-        room: consensus::Room::default(),
+        disk_reserve: consensus::DiskReserve::default(),
         autopilot: consensus::AutopilotConfig { dead_after: None, learner_expiry: None },
         peers: Vec::new(),
         objects: Objects::Sled,
@@ -109,9 +109,10 @@ async fn serve(
     clients: Box<dyn Listener>,
 ) -> Result<()> {
     let raft = Server::builder().add_service(consensus.raft_service()).serve_with_incoming(incoming(peers));
+    let raft = async { Ok::<_, anyhow::Error>(consensus.runtime().run(raft).await??) };
     let kv = Server::builder().max_concurrent_streams(STREAMS).add_routes(etcd::serve(&consensus));
     let kv = kv.serve_with_incoming(incoming(clients));
-    tokio::try_join!(raft, kv)?;
+    tokio::try_join!(raft, async { Ok(kv.await?) })?;
     Ok(())
 }
 

@@ -21,4 +21,18 @@ impl Blocking {
             Self::Inline => Ok(work()),
         }
     }
+
+    /// Runs `work`, which may block for a moment, on the calling thread. The other
+    /// tasks of that thread go on elsewhere meanwhile.
+    pub fn in_place<T>(self, work: impl FnOnce() -> T) -> T {
+        let multi = |handle: tokio::runtime::Handle| {
+            handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread
+        };
+        match self {
+            Self::Threads if tokio::runtime::Handle::try_current().is_ok_and(multi) => {
+                tokio::task::block_in_place(work)
+            }
+            _ => work(),
+        }
+    }
 }

@@ -2,6 +2,7 @@
 //! [`Listener`] and a tonic channel that connects through a [`Network`].
 //! Called by `consensus`, `master/node` and `worker/node`.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -9,15 +10,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::Stream as FuturesStream;
+use futures::future::BoxFuture;
+use futures::{Stream as FuturesStream, StreamExt};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::body::Body;
+use tonic::server::NamedService;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::network::{BoxedStream, Listener, Network, PeerIdentity, Purpose};
+use crate::{MASTERS_ORGANIZATION, PriorityRuntime};
 
 /// How long an address that could not be connected to is left alone, at first
 /// and at most. Every call on a channel that is not connected connects, and where
@@ -25,6 +34,9 @@ use crate::network::{BoxedStream, Listener, Network, PeerIdentity, Purpose};
 /// else. Short beside an election: who comes back is found soon.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(100);
+
+/// Accepted connections that wait for their server.
+const CONNECTIONS_AHEAD: usize = 64;
 
 /// An accepted connection, as tonic wants it.
 pub struct PeerStream {
@@ -78,6 +90,91 @@ pub fn incoming(listener: Box<dyn Listener>) -> impl FuturesStream<Item = io::Re
             Err(error) => Some((Err(error), None)),
         }
     })
+}
+
+/// What a listener accepts, told apart by who connected.
+pub struct Accepted {
+    /// Connections of masters.
+    pub masters: ReceiverStream<io::Result<PeerStream>>,
+    /// Those of everybody else.
+    pub others: ReceiverStream<io::Result<PeerStream>>,
+}
+
+/// Accepts on `runtime`. The connections of masters are for a server there; those of
+/// others are for one on the main runtime, and while that one does not take them they
+/// are closed: they never hold up a master's.
+pub fn accept_apart(listener: Box<dyn Listener>, runtime: &PriorityRuntime) -> Accepted {
+    let (masters, of_masters) = mpsc::channel(CONNECTIONS_AHEAD);
+    let (others, of_others) = mpsc::channel(CONNECTIONS_AHEAD);
+    runtime.spawn(async move {
+        let mut connections = std::pin::pin!(incoming(listener));
+        loop {
+            let connection = tokio::select! {
+                biased;
+                () = masters.closed() => return,
+                connection = connections.next() => connection,
+            };
+            match connection {
+                Some(Ok(stream)) if !stream.info.in_organization(MASTERS_ORGANIZATION) => {
+                    if others.try_send(Ok(stream)).is_err() {
+                        tracing::warn!("a connection was closed: the server of the peer port is busy");
+                    }
+                }
+                Some(connection) => {
+                    if masters.send(connection).await.is_err() {
+                        return;
+                    }
+                }
+                None => return,
+            }
+        }
+    });
+    Accepted { masters: of_masters.into(), others: of_others.into() }
+}
+
+/// A gRPC service whose calls run on the main runtime, in a server that does not.
+#[derive(Clone)]
+pub struct OnMain<S> {
+    inner: S,
+    main: Handle,
+}
+
+impl<S> OnMain<S> {
+    /// `service`, with its calls on the main runtime of `runtime`.
+    pub fn new(service: S, runtime: &PriorityRuntime) -> Self {
+        Self { inner: service, main: runtime.main().clone() }
+    }
+}
+
+impl<S: NamedService> NamedService for OnMain<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> tower::Service<http::Request<Body>> for OnMain<S>
+where
+    S: tower::Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let inner = self.inner.clone();
+        let call = self.main.spawn(tower::ServiceExt::oneshot(inner, request));
+        // Whoever asked may go away: then the call ends as it would in place.
+        let call = AbortOnDropHandle::new(call);
+        Box::pin(async move {
+            call.await.unwrap_or_else(|_| Ok(tonic::Status::internal("the call panicked").into_http()))
+        })
+    }
 }
 
 /// When a channel last failed to connect.

@@ -1,5 +1,5 @@
 //! The seams between Ephor and the machine: clock, random, network, disk,
-//! blocking work and shutdown. `master/node` and `worker/node` build one [`Env`] at start and hand
+//! blocking work, threads that are preferred to others, and shutdown. `master/node` and `worker/node` build one [`Env`] at start and hand
 //! it down; the simulation builds another one over the same traits. Code that
 //! runs in the simulation takes time, randomness, connections and files from
 //! here alone.
@@ -14,6 +14,7 @@ pub mod grpc;
 mod network;
 pub mod planted;
 mod random;
+mod runtime;
 pub mod supervise;
 mod tls;
 mod verifiers;
@@ -26,6 +27,7 @@ pub use clock::{Clock, SystemClock};
 pub use disk::{AppendFile, Disk, Space, SystemDisk};
 pub use network::{ApiListener, BoxedStream, Connection, Listener, Network, PeerIdentity, Purpose, Stream};
 pub use random::{Random, SystemRandom};
+pub use runtime::{PriorityRuntime, ThreadPriority, raise_thread_priority};
 pub use tls::{Error as TlsError, TlsMaterial, TlsNetwork};
 pub use tokio_util::sync::CancellationToken;
 

@@ -2,10 +2,10 @@
 //! atomic batches. [`sled`], written [`behind`] whoever applies, is production,
 //! [`memory`] the simulation and tests; one conformance suite runs over both. Called by `store` alone.
 
-pub mod behind;
 mod conformance;
 pub mod memory;
 pub mod sled;
+pub mod write_behind;
 
 use std::sync::Arc;
 

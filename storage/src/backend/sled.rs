@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use proto_env::Disk;
 
-use super::behind::Behind;
+use super::write_behind::WriteBehind;
 use super::{Backend, Batch, Home, Table, Visitor};
 use crate::crypto::Sealer;
 use crate::durable::durable;
@@ -105,7 +105,7 @@ impl SledHome {
         let several = Mutex::new(database.is_empty().then(Counts::default));
         let (database, retired) = (Some(database), AtomicBool::new(false));
         let backend = SledBackend { database, retired, several, directory, sealer, disk };
-        Ok(Arc::new(Behind::new(Arc::new(backend))?))
+        Ok(Arc::new(WriteBehind::new(Arc::new(backend))?))
     }
 }
 

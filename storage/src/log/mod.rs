@@ -22,8 +22,8 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use proto_env::Disk;
 use proto_env::planted::{self, Bug};
+use proto_env::{Disk, raise_thread_priority};
 
 use self::record::{HEADER_BYTES, Record};
 use self::writer::{Job, Writer};
@@ -204,7 +204,12 @@ impl Log {
             let (sender, receiver) = sync_channel(QUEUE_JOBS);
             let thread = std::thread::Builder::new()
                 .name("log-writer".to_owned())
-                .spawn(move || writer.run(&receiver))
+                .spawn(move || {
+                    // Nothing is acknowledged before this thread has synced it.
+                    let priority = raise_thread_priority();
+                    tracing::debug!(?priority, "the log writer has started");
+                    writer.run(&receiver);
+                })
                 .map_err(io_error("starting the log writer"))?;
             Inner::Thread { jobs: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) }
         };
@@ -263,6 +268,12 @@ impl Log {
     pub fn purge(&self, index: u64, id: Vec<u8>, done: Done) {
         lock(&self.index).purge(index, id.clone());
         self.submit(Job::one(Record::Purge { index, id }, true, done));
+    }
+
+    /// Whether what [`Self::read`] gives from `from` on needs no file.
+    pub fn is_in_memory(&self, from: u64) -> bool {
+        let known = lock(&self.index);
+        known.slots.range(from..).next().is_none_or(|(_, slot)| slot.payload.is_some())
     }
 
     /// Entries from `from` to before `to`, as many as are there, until they have

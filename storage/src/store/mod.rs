@@ -6,6 +6,9 @@ mod apply;
 #[cfg(test)]
 mod defence_tests;
 mod divergence;
+#[cfg(test)]
+mod history_tests;
+mod objects;
 mod read;
 pub(crate) mod records;
 mod rewrite;
@@ -20,6 +23,8 @@ use std::time::Duration;
 use proto_env::Env;
 use proto_env::planted::{self, Bug};
 use tokio::sync::watch as signal;
+
+use objects::Objects;
 
 pub use apply::{Applied, Entry};
 pub use read::{Compacted, Digest, NotReached, Page, Sizes};
@@ -45,7 +50,8 @@ pub struct Limits {
     pub history: Duration,
     /// At most this many events.
     pub history_events: usize,
-    /// At most this many bytes of replaced objects.
+    /// At most this many bytes, as roughly as they are counted: what replaced and deleted objects take, and the
+    /// events. Counted from what is applied alone, so that every replica forgets the same.
     pub history_bytes: usize,
 }
 
@@ -54,14 +60,14 @@ impl Default for Limits {
         Self {
             history: Duration::from_secs(5 * 60),
             history_events: 200_000,
-            history_bytes: 128 * 1024 * 1024,
+            history_bytes: 64 * 1024 * 1024,
         }
     }
 }
 
 /// Live objects and what else apply reads and writes.
 pub(crate) struct Live {
-    pub(crate) objects: BTreeMap<Arc<str>, Arc<Object>>,
+    pub(crate) objects: Objects,
     pub(crate) revision: Revision,
     pub(crate) recent: Recent,
     pub(crate) applied: Vec<u8>,
@@ -220,7 +226,7 @@ impl Live {
     fn new(objects: BTreeMap<Arc<str>, Arc<Object>>, recent: Recent, state: records::State) -> Self {
         let object_bytes = objects.values().map(|object| object.size_bytes() as u64).sum();
         let mut live = Self {
-            objects,
+            objects: Objects::new(objects),
             revision: state.revision,
             recent,
             applied: state.applied,

@@ -6,6 +6,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::objects::end_of_prefix;
 use super::{Store, lock, read};
 use crate::snapshot::digest_object;
 use crate::watch::Watch;
@@ -78,6 +79,11 @@ impl Store {
         *self.reached.borrow()
     }
 
+    /// Whether an apply would have to wait for readers now.
+    pub fn is_busy(&self) -> bool {
+        matches!(self.live.try_write(), Err(std::sync::TryLockError::WouldBlock))
+    }
+
     /// History up to this revision may be forgotten.
     pub fn compacted(&self) -> Revision {
         read(&self.history).compacted()
@@ -140,28 +146,36 @@ impl Store {
             Some(key) if key >= prefix => Bound::Excluded(key),
             _ => Bound::Included(prefix),
         };
-        let in_prefix = |key: &Arc<str>| key.starts_with(prefix);
+        let end = end_of_prefix(prefix);
+        let before_end = |key: &str| end.as_deref().is_none_or(|end| key < end);
         let now = live.objects.range::<str, _>((from, Bound::Unbounded));
-        let now = now.take_while(|(key, _)| in_prefix(key));
-        let mut page = Page { objects: Vec::new(), revision, more: false, remaining: 0 };
-        let mut take = |object: &Arc<Object>| {
-            if page.objects.len() < limit {
-                page.objects.push(object.clone());
-            } else {
-                page.remaining += 1;
-            }
-        };
-        if revision == live.revision {
-            now.for_each(|(_, object)| take(object));
+        let now = now.take_while(|(key, _)| before_end(key));
+        // What comes after the last object taken, without a walk over it.
+        let left = |last: &Object| live.objects.count(Bound::Excluded(&*last.key), end.as_deref());
+        let (objects, remaining) = if revision == live.revision {
+            let objects: Vec<_> = now.take(limit).map(|(_, object)| object.clone()).collect();
+            let remaining = objects.last().filter(|_| objects.len() == limit).map_or(0, |last| left(last));
+            (objects, remaining)
         } else {
             let history = read(&self.history);
             let forgotten = || Compacted { asked: revision, oldest: history.compacted() };
             let undo = history.undo(prefix, revision).ok_or_else(forgotten)?;
             let then = undo.range::<str, _>((from, Bound::Unbounded));
-            merge(now, then, &undo, take);
-        }
-        page.more = page.remaining > 0;
-        Ok(page)
+            let objects = merge(now, then, &undo, limit);
+            let remaining = objects.last().filter(|_| objects.len() == limit).map_or(0, |last| {
+                let changed = undo.range::<str, _>((Bound::Excluded(&*last.key), Bound::Unbounded));
+                let (gone, come) = changed.fold((0, 0), |(gone, come), (key, then)| {
+                    let is_now = live.objects.contains_key(key);
+                    (
+                        gone + usize::from(then.is_some() && !is_now),
+                        come + usize::from(then.is_none() && is_now),
+                    )
+                });
+                (left(last) + gone).saturating_sub(come)
+            });
+            (objects, remaining)
+        };
+        Ok(Page { objects, revision, more: remaining > 0, remaining: remaining as u64 })
     }
 
     /// All events of keys with `prefix` after the revision `after`, then live
@@ -200,26 +214,25 @@ impl Store {
 
 type Undo = std::collections::BTreeMap<Arc<str>, Option<Arc<Object>>>;
 
-/// Walks the objects of now and of then together in the order of keys; where a
-/// key is in `undo`, only what it was then counts.
+/// The first `limit` objects, walking those of now and of then together in the order
+/// of keys; where a key is in `undo`, only what it was then counts.
 fn merge<'a>(
     now: impl Iterator<Item = (&'a Arc<str>, &'a Arc<Object>)>,
     then: btree_map::Range<'a, Arc<str>, Option<Arc<Object>>>,
     undo: &Undo,
-    mut take: impl FnMut(&Arc<Object>),
-) {
-    let mut then = then.peekable();
-    for (key, object) in now {
-        while let Some((_, object)) = then.next_if(|(earlier, _)| *earlier < key) {
-            object.iter().for_each(&mut take);
-        }
-        match undo.get(key) {
-            Some(object) => {
-                object.iter().for_each(&mut take);
-                then.next_if(|(same, _)| *same == key);
-            }
-            None => take(object),
-        }
+    limit: usize,
+) -> Vec<Arc<Object>> {
+    let mut now = now.filter(|(key, _)| !undo.contains_key(*key)).peekable();
+    let mut then = then.filter_map(|(key, object)| Some((key, object.as_ref()?))).peekable();
+    let mut objects = Vec::new();
+    while objects.len() < limit {
+        let next = match (now.peek(), then.peek()) {
+            (Some((key, _)), Some((earlier, _))) if earlier < key => then.next(),
+            (Some(_), _) => now.next(),
+            (None, _) => then.next(),
+        };
+        let Some((_, object)) = next else { break };
+        objects.push(object.clone());
     }
-    then.for_each(|(_, object)| object.iter().for_each(&mut take));
+    objects
 }

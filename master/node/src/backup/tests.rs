@@ -202,7 +202,7 @@ async fn started(data_dir: &Path) -> (Arc<Consensus>, MasterIdentity) {
             snapshot_count: consensus::DEFAULT_SNAPSHOT_COUNT,
             objects: Objects::Sled,
             started_before: identity.started_before,
-            room: consensus::Room::default(),
+            disk_reserve: consensus::DiskReserve::default(),
             autopilot: consensus::AutopilotConfig::default(),
             peers: Vec::new(),
         },

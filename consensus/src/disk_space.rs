@@ -1,4 +1,4 @@
-//! Room on the disk. Below a reserve a master raises an alarm, lets another one
+//! DiskReserve on the disk. Below a reserve a master raises an alarm, lets another one
 //! lead that has room, and as leader refuses what makes objects grow; well before
 //! the disk is full it stops cleanly, to be started again when there is room.
 //! Here also the object store is rewritten when its files have outgrown it.
@@ -25,11 +25,11 @@ const SLACK_BYTES: usize = 256;
 /// How long a last word to the others, and handing over, may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Room for the data directory.
+/// DiskReserve for the data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Room {
+pub struct DiskReserve {
     /// Bytes to be kept free; 0: the lesser of 256 MiB and 5 % of the disk.
-    pub reserve: u64,
+    pub bytes: u64,
 }
 
 /// How much room there is.
@@ -56,7 +56,7 @@ fn level(space: Space, reserve: u64, short: bool) -> Level {
 }
 
 /// Looks after the disk until the node stops.
-pub(crate) async fn run(consensus: Arc<Consensus>, data_dir: PathBuf, room: Room) {
+pub(crate) async fn run(consensus: Arc<Consensus>, data_dir: PathBuf, reserve: DiskReserve) {
     let mut looks: u64 = 0;
     loop {
         tokio::select! {
@@ -77,10 +77,10 @@ pub(crate) async fn run(consensus: Arc<Consensus>, data_dir: PathBuf, room: Room
                 space.free >> 20,
                 space.total >> 20,
                 data_dir.display(),
-                space.reserve(room.reserve) >> 20
+                space.reserve(reserve.bytes) >> 20
             )
         };
-        match level(space, room.reserve, short) {
+        match level(space, reserve.bytes, short) {
             Level::Enough => {
                 consensus.defence.short_of_space.store(false, Ordering::Release);
                 consensus.defence.alarms.clear(AlarmKind::NoSpace);

@@ -30,7 +30,7 @@ const EAGER_CHANGES: usize = 512;
 const CHANGE_BYTES: usize = 64;
 
 /// A backend that writes behind.
-pub struct Behind {
+pub struct WriteBehind {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -129,9 +129,9 @@ impl Shared {
     }
 }
 
-// === impl Behind ===
+// === impl WriteBehind ===
 
-impl Behind {
+impl WriteBehind {
     /// Writes to `inner` behind whoever writes to this.
     ///
     /// # Errors
@@ -150,7 +150,7 @@ impl Behind {
     }
 }
 
-impl Backend for Behind {
+impl Backend for WriteBehind {
     fn load(&self, visit: Visitor<'_>) -> Result<()> {
         self.shared.flush()?;
         self.shared.inner.load(visit)
@@ -188,7 +188,7 @@ impl Backend for Behind {
     }
 }
 
-impl Drop for Behind {
+impl Drop for WriteBehind {
     fn drop(&mut self) {
         let retired = {
             let mut waiting = lock(&self.shared.waiting);
@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn many_batches_become_few_and_the_last_value_wins() {
         let (_home, counting) = counting();
-        let behind = Behind::new(counting.clone()).unwrap();
+        let behind = WriteBehind::new(counting.clone()).unwrap();
         for number in 0..1000 {
             put(&behind, number, 100).unwrap();
         }
@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn a_sync_makes_what_waits_durable_and_a_drop_writes_it() {
         let (home, counting) = counting();
-        let behind = Behind::new(counting.clone()).unwrap();
+        let behind = WriteBehind::new(counting.clone()).unwrap();
         put(&behind, 1, 10).unwrap();
         behind.sync().unwrap();
         put(&behind, 2, 10).unwrap();
@@ -294,7 +294,7 @@ mod tests {
     #[test]
     fn after_a_failed_write_everything_fails() {
         let (_home, counting) = counting();
-        let behind = Behind::new(counting.clone()).unwrap();
+        let behind = WriteBehind::new(counting.clone()).unwrap();
         *lock(&counting.failing) = true;
         put(&behind, 1, 10).unwrap();
         assert!(behind.sync().is_err());
@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn what_waits_is_bounded() {
         let (_home, counting) = counting();
-        let behind = Behind::new(counting).unwrap();
+        let behind = WriteBehind::new(counting).unwrap();
         for number in 0..200_u32 {
             let mut batch = Batch::default();
             batch.put(Table::Objects, number.to_le_bytes().to_vec(), vec![1; 1024 * 1024]);

@@ -14,7 +14,7 @@ type Then = Box<dyn FnOnce() + Send>;
 
 /// What waits for syncs of one disk.
 #[derive(Clone)]
-pub(crate) struct Slow {
+pub(crate) struct SyncDelay {
     disk: Arc<dyn Disk>,
     queue: Arc<Mutex<Queue>>,
 }
@@ -40,7 +40,7 @@ impl Queue {
     }
 }
 
-impl Slow {
+impl SyncDelay {
     pub(crate) fn new(disk: Arc<dyn Disk>) -> Self {
         Self { disk, queue: Arc::default() }
     }

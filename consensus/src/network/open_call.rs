@@ -9,12 +9,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
 /// An open call on which nothing is under way.
-pub(crate) struct Standing<Q, A> {
+pub(crate) struct OpenCall<Q, A> {
     requests: mpsc::Sender<Q>,
     answers: Streaming<A>,
 }
 
-impl<Q: Send + 'static, A> Standing<Q, A> {
+impl<Q: Send + 'static, A> OpenCall<Q, A> {
     /// Asks over the `open` call, or over one that `call` makes, and waits for the answer. The call is given back for
     /// the next exchange; whoever stops waiting drops it.
     ///
@@ -114,10 +114,10 @@ mod tests {
         }
     }
 
-    type Open = Standing<u64, ReadIndexResponse>;
+    type Open = OpenCall<u64, ReadIndexResponse>;
 
     async fn ask(echo: &Echo, open: Option<Open>, number: u64) -> Result<(u64, Open), Status> {
-        let answer = Standing::ask(open, number, |requests| echo.call(requests)).await?;
+        let answer = OpenCall::ask(open, number, |requests| echo.call(requests)).await?;
         let (answer, open) = answer.into_inner();
         Ok((answer.log_index, open))
     }
@@ -132,7 +132,7 @@ mod tests {
             calls += usize::from(number == 1 || number == 3);
             if number == LAST {
                 // What took the requests is gone.
-                open = Some(Standing { requests: mpsc::channel(1).0, answers: next.answers });
+                open = Some(OpenCall { requests: mpsc::channel(1).0, answers: next.answers });
                 continue;
             }
             assert_eq!(echo.0.load(Ordering::Relaxed), calls, "after {number}");

@@ -1,0 +1,367 @@
+//! The failure detector of one master: how long nothing was heard from the leader, or,
+//! on the leader, from a quorum, and whether that is long enough to act. Pure and
+//! without a clock of its own; `elections.rs` feeds it and acts on it.
+//!
+//! Two things keep a master that is busy from being taken for dead:
+//!
+//! - **Only time in which this master could have heard something counts.** Between two
+//!   looks that were meant to be [`Detector::interval`] apart no more than twice that
+//!   counts, or an eighth of what passed (at most a quarter of a lease). A master that
+//!   was itself stopped or starved gives the leader a full window before it stands.
+//! - **Patience follows what was measured.** The longest silence of the last seconds
+//!   that ended with a sign of life of the same leader is added twice, up to
+//!   [`EXTRA_LEASES`]. It comes down when it is calm again. Silence that ended with
+//!   another leader says nothing of how late a live one may be.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Patience grows by at most this many leases.
+const EXTRA_LEASES: u32 = 8;
+/// Leases without an answer of a quorum after which a leader says so.
+const QUORUM_LOST_LEASES: u32 = 3;
+/// The longest delay is remembered for one to two of these.
+const MEMORY: Duration = Duration::from_secs(10);
+/// Looks at the detector in one heartbeat interval.
+const LOOKS_PER_HEARTBEAT: u32 = 5;
+/// The part of a delay of this master itself that counts as silence, so that one that is
+/// always late still notices, and the part of a lease that it is at most.
+const LATE_SHARE: u32 = 8;
+const LATE_LEASE_SHARE: u32 = 4;
+
+/// The timers that a master is configured with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Timers {
+    /// Between heartbeats.
+    pub(crate) heartbeat: Duration,
+    /// Least and greatest random time before a master stands.
+    pub(crate) election_min: Duration,
+    pub(crate) election_max: Duration,
+}
+
+/// What a look sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// Messages of the leader of the current term so far.
+    pub(crate) heard: u64,
+    /// The last time for which a quorum has confirmed this leader, since any fixed one.
+    pub(crate) acknowledged: Option<Duration>,
+    /// The vote of this master: term, candidate, and whether that one leads.
+    pub(crate) vote: (u64, u64, bool),
+    /// How long the log's slowest write of late took, or takes already.
+    pub(crate) sync: Duration,
+}
+
+/// The longest of the durations of the last seconds.
+#[derive(Debug, Default)]
+pub(crate) struct RecentMax {
+    since: Option<Instant>,
+    now: Duration,
+    before: Duration,
+}
+
+/// How long something has not given a sign of life.
+#[derive(Debug, Default)]
+struct Silence {
+    for_now: Duration,
+    longest: RecentMax,
+}
+
+/// The failure detector of one master.
+#[derive(Debug)]
+pub(crate) struct Detector {
+    timers: Timers,
+    looked: Option<(Instant, Seen)>,
+    leader: Silence,
+    quorum: Silence,
+    /// The random part of the patience before this master stands next.
+    jitter: Duration,
+    /// The silence at which this master stood last and was not elected.
+    stood_at: Option<Duration>,
+}
+
+// === impl RecentMax ===
+
+impl RecentMax {
+    pub(crate) fn add(&mut self, now: Instant, value: Duration) {
+        self.turn(now);
+        self.now = self.now.max(value);
+    }
+
+    /// The longest.
+    pub(crate) fn get(&self) -> Duration {
+        self.now.max(self.before)
+    }
+
+    fn turn(&mut self, now: Instant) {
+        let since = *self.since.get_or_insert(now);
+        let passed = now.saturating_duration_since(since);
+        if passed >= MEMORY {
+            self.before = if passed < MEMORY * 2 { self.now } else { Duration::ZERO };
+            self.now = Duration::ZERO;
+            self.since = Some(now);
+        }
+    }
+}
+
+// === impl Silence ===
+
+impl Silence {
+    /// Another `passed` has gone by, in which a sign of life came or not.
+    fn pass(&mut self, now: Instant, passed: Duration, sign: bool) {
+        self.for_now += passed;
+        self.longest.turn(now);
+        if sign {
+            let silent = std::mem::take(&mut self.for_now);
+            self.longest.add(now, silent);
+        }
+    }
+}
+
+// === impl Detector ===
+
+impl Detector {
+    /// A detector that has heard nothing yet; `jitter` see [`Self::stood`].
+    pub(crate) fn new(timers: Timers, jitter: Duration) -> Self {
+        let (looked, leader, quorum, stood_at) = Default::default();
+        Self { timers, looked, leader, quorum, jitter, stood_at }
+    }
+
+    /// How often to look.
+    pub(crate) fn interval(&self) -> Duration {
+        self.timers.heartbeat / LOOKS_PER_HEARTBEAT
+    }
+
+    /// Takes in what is seen at `now`; gives how late this look is.
+    pub(crate) fn look(&mut self, now: Instant, seen: Seen) -> Duration {
+        let Some((at, before)) = self.looked.replace((now, seen)) else { return Duration::ZERO };
+        let passed = now.saturating_duration_since(at);
+        let interval = self.interval();
+        let late = (passed / LATE_SHARE).min(self.timers.election_max / LATE_LEASE_SHARE);
+        let counted = passed.min((interval * 2).max(late));
+        if before.vote != seen.vote {
+            // Another leader or candidate, who gets a full window too.
+            self.leader.for_now = Duration::ZERO;
+            self.quorum.for_now = Duration::ZERO;
+            self.stood_at = None;
+        }
+        let leads_still = before.vote == seen.vote;
+        self.leader.pass(now, counted, before.heard != seen.heard && leads_still);
+        self.quorum.pass(now, counted, before.acknowledged != seen.acknowledged && leads_still);
+        if before.heard != seen.heard {
+            self.stood_at = None;
+        }
+        passed.saturating_sub(interval)
+    }
+
+    /// Whether this master should stand: nothing was heard from a leader for its lease, what was
+    /// measured, and the random time; or nobody was elected since it stood last.
+    pub(crate) fn should_stand(&self) -> bool {
+        match self.stood_at {
+            Some(at) => self.leader.for_now >= at + self.jitter,
+            None => self.leader.for_now >= self.leader_patience() + self.jitter,
+        }
+    }
+
+    /// This master stands; it does so again after `jitter`, between the least and the greatest
+    /// election timeout.
+    pub(crate) fn stood(&mut self, jitter: Duration) {
+        self.stood_at = Some(self.leader.for_now);
+        self.jitter = jitter;
+    }
+
+    /// Whether a leader has been silent for long enough that another one may be elected.
+    pub(crate) fn misses_leader(&self) -> bool {
+        self.leader.for_now >= self.leader_patience()
+    }
+
+    /// Whether a leader has been heard from lately, by more than the time of an election.
+    pub(crate) fn in_touch_with_leader(&self) -> bool {
+        self.looked.is_some_and(|(_, seen)| seen.heard > 0)
+            && self.leader.for_now <= self.timers.election_max * QUORUM_LOST_LEASES + self.extra(&self.leader)
+    }
+
+    /// Whether a quorum has confirmed this leader lately.
+    pub(crate) fn in_touch_with_quorum(&self) -> bool {
+        let syncs = self.looked.map_or(Duration::ZERO, |(_, seen)| seen.sync);
+        let extra = self.extra(&self.quorum).max(syncs * 2).min(self.timers.election_max * EXTRA_LEASES);
+        self.quorum.for_now <= self.timers.election_max * QUORUM_LOST_LEASES + extra
+    }
+
+    /// What is waited for beyond what a calm machine needs.
+    fn extra(&self, silence: &Silence) -> Duration {
+        let expected = self.timers.heartbeat * 2;
+        let beyond = silence.longest.get().saturating_sub(expected);
+        (beyond * 2).min(self.timers.election_max * EXTRA_LEASES)
+    }
+
+    /// Without the random part.
+    fn leader_patience(&self) -> Duration {
+        // Whoever has only voted for a candidate need not wait for a lease.
+        let led = self.looked.is_none_or(|(_, seen)| seen.vote.2);
+        let lease = if led { self.timers.election_max } else { Duration::ZERO };
+        lease + self.extra(&self.leader)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEARTBEAT: Duration = Duration::from_millis(50);
+    const TIMERS: Timers = Timers {
+        heartbeat: HEARTBEAT,
+        election_min: Duration::from_millis(100),
+        election_max: Duration::from_millis(250),
+    };
+    const JITTER: Duration = Duration::from_millis(150);
+
+    /// A detector, its clock, and what it sees next.
+    struct Fixture {
+        detector: Detector,
+        now: Instant,
+        seen: Seen,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let seen = Seen { heard: 0, acknowledged: None, vote: (1, 1, true), sync: Duration::ZERO };
+            let mut new = Self { detector: Detector::new(TIMERS, JITTER), now: Instant::now(), seen };
+            let _ = new.detector.look(new.now, new.seen);
+            new.led_for(Duration::from_secs(1));
+            new
+        }
+
+        /// Looks in time for so long; nothing is heard.
+        fn silent_for(&mut self, time: Duration) {
+            let end = self.now + time;
+            while self.now < end {
+                self.look_after(self.detector.interval());
+            }
+        }
+
+        fn look_after(&mut self, time: Duration) {
+            self.now += time;
+            let _ = self.detector.look(self.now, self.seen);
+        }
+
+        fn beat(&mut self) {
+            self.seen.heard += 1;
+            self.seen.acknowledged = Some(Duration::from_nanos(self.seen.heard));
+            self.look_after(self.detector.interval());
+        }
+
+        /// A heartbeat comes every interval for so long.
+        fn led_for(&mut self, time: Duration) {
+            let end = self.now + time;
+            while self.now < end {
+                self.silent_for(HEARTBEAT - self.detector.interval());
+                self.beat();
+            }
+        }
+
+        /// How long after the last heartbeat this master stands, by the wall clock.
+        fn stands_after(&mut self, look: Duration) -> Duration {
+            let from = self.now;
+            while !self.detector.should_stand() {
+                self.look_after(look);
+            }
+            self.now - from
+        }
+    }
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn on_a_calm_machine_a_dead_leader_is_missed_after_its_lease_and_a_random_time() {
+        let mut fixture = Fixture::new();
+        let after = fixture.stands_after(ms(10));
+        assert!((ms(390)..=ms(410)).contains(&after), "{after:?}");
+        // And again, as long as nobody is elected.
+        fixture.detector.stood(ms(120));
+        assert!(!fixture.detector.should_stand());
+        let again = fixture.stands_after(ms(10));
+        assert!((ms(110)..=ms(130)).contains(&again), "{again:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_master_that_was_stopped_gives_the_leader_a_full_window() {
+        let mut fixture = Fixture::new();
+        // Stopped for three seconds: nothing could be heard.
+        fixture.now += ms(3000);
+        assert_eq!(fixture.detector.look(fixture.now, fixture.seen), ms(2990));
+        let after = fixture.stands_after(ms(10));
+        assert!((ms(330)..=ms(350)).contains(&after), "{after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_master_that_is_always_late_still_notices() {
+        let mut fixture = Fixture::new();
+        let after = fixture.stands_after(ms(100));
+        assert!((ms(1000)..ms(3300)).contains(&after), "{after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_follows_the_silences_of_a_live_leader_and_comes_down_again() {
+        let mut fixture = Fixture::new();
+        fixture.silent_for(ms(300));
+        fixture.beat();
+        let after = fixture.stands_after(ms(10));
+        // 310 ms, beyond the 100 that are expected, twice.
+        assert!((ms(800)..=ms(840)).contains(&after), "{after:?}");
+        fixture.beat();
+        // However late: it is bounded.
+        for _ in 0..4 {
+            fixture.silent_for(ms(5000));
+            fixture.beat();
+        }
+        let after = fixture.stands_after(ms(10));
+        assert!((ms(2390)..=ms(2410)).contains(&after), "{after:?}");
+        fixture.beat();
+        fixture.led_for(MEMORY * 3);
+        let after = fixture.stands_after(ms(10));
+        assert!((ms(390)..=ms(410)).contains(&after), "{after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_death_of_a_leader_says_nothing_of_how_late_the_next_one_may_be() {
+        let mut fixture = Fixture::new();
+        fixture.silent_for(ms(600));
+        fixture.seen.vote = (2, 2, true);
+        fixture.beat();
+        fixture.led_for(ms(200));
+        let after = fixture.stands_after(ms(10));
+        assert!((ms(390)..=ms(410)).contains(&after), "{after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_voted_for_a_candidate_waits_for_no_lease() {
+        let mut fixture = Fixture::new();
+        fixture.silent_for(ms(500));
+        fixture.seen.vote = (2, 3, false);
+        fixture.look_after(ms(10));
+        let after = fixture.stands_after(ms(10));
+        assert!((ms(130)..=ms(150)).contains(&after), "{after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_doubts_itself_after_a_window_of_its_own_and_not_before() {
+        let mut fixture = Fixture::new();
+        // It was not running for two seconds; what was answered lies in its sockets.
+        fixture.look_after(ms(2000));
+        assert!(fixture.detector.in_touch_with_quorum());
+        fixture.beat();
+        fixture.led_for(MEMORY * 3);
+        fixture.silent_for(ms(700));
+        assert!(fixture.detector.in_touch_with_quorum());
+        fixture.silent_for(ms(100));
+        assert!(!fixture.detector.in_touch_with_quorum());
+        // A log that takes its time is waited for.
+        fixture.seen.sync = ms(400);
+        fixture.look_after(ms(10));
+        assert!(fixture.detector.in_touch_with_quorum());
+    }
+}
