@@ -6,6 +6,7 @@
 
 mod blocking;
 mod clock;
+pub mod counters;
 mod disk;
 #[cfg(feature = "grpc")]
 pub mod grpc;
