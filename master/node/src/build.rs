@@ -10,6 +10,7 @@ use master_apiserver::settings::ClusterSettings as ApiSettings;
 use master_apiserver::{ApiServer, TlsIdentity, UserInfo};
 use master_client::Informers;
 use proto_env::grpc::incoming;
+use proto_env::supervise::{catch, supervise};
 use proto_env::{Env, MASTERS_ORGANIZATION, TlsMaterial};
 use proto_wire::cluster::admin_server::AdminServer;
 use proto_wire::cluster::join_server::JoinServer;
@@ -27,6 +28,7 @@ use crate::leader::Leader;
 use crate::liveness::Liveness;
 use crate::peer::LivenessService;
 use crate::pki::{self, ClusterKeys, Issued, KeyFiles, Subject};
+use crate::undecodable;
 
 /// Bound on closing log and objects.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -315,6 +317,10 @@ impl Master {
         let store = self.consensus.store().clone();
         let ask = Arc::new(move || store.ask_progress());
         let informers = Informers::start(self.client(), ask, &self.env.shutdown);
+        let broken = informers.broken.clone();
+        let report_broken = supervise("undecodable-objects", || {
+            undecodable::report(self.consensus.clone(), broken.clone(), self.env.shutdown.clone())
+        });
         let backups = self.backups();
         let leader = Leader {
             backups: backups.clone(),
@@ -334,7 +340,8 @@ impl Master {
             reason = self.consensus.failed() => Err(Error::Failed(reason)),
             result = serve_peers => result,
             result = serve_api => result.map_err(Error::from),
-            () = leader.run() => Ok(()),
+            ended = catch("leader", leader.run()) => ended.map_err(|panicked| Error::Failed(panicked.to_string())),
+            () = report_broken => Ok(()),
         };
         self.env.shutdown.cancel();
         // A disk that has failed may never answer; the log has what was acknowledged.

@@ -8,7 +8,8 @@
 //! | `identity.rs` | `--init` and `--join`: keys, node id, cluster settings |
 //! | `build.rs` | puts the parts together |
 //! | `leader.rs` | starts and stops what leads |
-//! | `liveness.rs`, `health.rs` | which nodes beat, which masters answer |
+//! | `liveness.rs`, `witnesses.rs`, `health.rs` | which nodes beat, here and to other masters; which masters answer |
+//! | `undecodable.rs` | the alarm about objects that do not decode |
 //! | `peer.rs`, `join.rs`, `admin.rs` | the services of the peer port |
 //! | `autopilot.rs` | events about what the leader did to the group of masters |
 //! | `backup/` | backup, restore and scheduled backups |
@@ -30,6 +31,8 @@ mod peer;
 pub mod pki;
 pub mod recover;
 pub mod tokens;
+mod undecodable;
+mod witnesses;
 
 pub use build::{Error, Master, build};
 pub use consensus::{Objects, Restored};
