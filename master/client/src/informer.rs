@@ -226,8 +226,10 @@ impl<K: Object> Informer<K> {
         let revision = revision_of(object.meta())?;
         let key = ObjectKey::of(&object);
         let dispatch = self.lock();
-        if revision > dispatch.floor {
-            self.install(&dispatch, key.clone(), object);
+        let old = self.cache.get(&key);
+        let outdated = |old: &Arc<K>| known_revision(old.meta()) < revision;
+        if revision > dispatch.floor && old.as_ref().is_none_or(outdated) {
+            self.install(&dispatch, key.clone(), old.as_ref(), object);
         }
         drop(dispatch);
         self.broken.remove(&self.name, &key.namespace, &key.name);
@@ -235,17 +237,13 @@ impl<K: Object> Informer<K> {
         Ok(())
     }
 
-    /// Puts an object into the cache and tells the handlers, unless the cache has it, or a newer state of it.
-    fn install(&self, dispatch: &Dispatch<K>, key: ObjectKey, mut object: K) {
-        let old = self.cache.get(&key);
-        if old.as_ref().is_some_and(|old| known_revision(old.meta()) >= known_revision(object.meta())) {
-            return;
-        }
+    /// Puts an object into the cache in place of `old` and tells the handlers.
+    fn install(&self, dispatch: &Dispatch<K>, key: ObjectKey, old: Option<&Arc<K>>, mut object: K) {
         // Nobody here reads it, and it is often half of the object.
         object.meta_mut().managed_fields = None;
         let object = Arc::new(object);
         self.cache.insert(key, object.clone());
-        dispatch.call(&Delta { old: old.as_ref(), new: Some(&object) });
+        dispatch.call(&Delta { old, new: Some(&object) });
     }
 
     /// An object was added or changed and does not decode.
@@ -287,7 +285,13 @@ impl<K: Object> Informer<K> {
             present.insert(key.clone());
             match object {
                 Decoded::Object(object) => {
-                    self.install(&self.lock(), key.clone(), object);
+                    let dispatch = self.lock();
+                    let old = self.cache.get(&key);
+                    let same = |old: &Arc<K>| old.meta().resource_version == object.meta().resource_version;
+                    if !old.as_ref().is_some_and(same) {
+                        self.install(&dispatch, key.clone(), old.as_ref(), object);
+                    }
+                    drop(dispatch);
                     self.broken.remove(&self.name, &key.namespace, &key.name);
                 }
                 Decoded::Broken(broken) => self.broken.add(&self.name, &broken),
