@@ -23,6 +23,8 @@ pub enum AlarmKind {
     ReplicaDiffers,
     /// The disk or the store has failed: this master has stopped.
     StoreFailed,
+    /// Objects do not decode: the components of this master skip them.
+    UndecodableObjects,
 }
 
 /// One alarm.
@@ -53,7 +55,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl AlarmKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::NoSpace, Self::Diverged, Self::ReplicaDiffers, Self::StoreFailed];
+    pub const ALL: [Self; 5] =
+        [Self::NoSpace, Self::Diverged, Self::ReplicaDiffers, Self::StoreFailed, Self::UndecodableObjects];
 
     /// Its name in `ephor status` and in metrics.
     pub const fn name(self) -> &'static str {
@@ -62,6 +65,7 @@ impl AlarmKind {
             Self::Diverged => "diverged",
             Self::ReplicaDiffers => "replica-differs",
             Self::StoreFailed => "store-failed",
+            Self::UndecodableObjects => "undecodable-objects",
         }
     }
 }

@@ -69,6 +69,14 @@ impl Consensus {
         self.defence.alarms.own()
     }
 
+    /// Raises an alarm about what this master's other parts found, or clears it where there is no reason.
+    pub fn set_alarm(&self, kind: AlarmKind, reason: Option<String>) {
+        match reason {
+            Some(reason) => self.defence.alarms.raise(kind, reason, self.env.clock.as_ref()),
+            None => self.defence.alarms.clear(kind),
+        }
+    }
+
     /// The last alarms heard from another master.
     pub fn alarms_of(&self, node: NodeId) -> Vec<Alarm> {
         self.defence.alarms.of(node)

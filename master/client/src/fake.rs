@@ -47,6 +47,9 @@ impl FakeApi {
         if query.contains("watch=true") {
             return self.watch(&target, query);
         }
+        if parts.method == Method::GET && target.name.is_empty() {
+            self.hold_up(&target.resource).await;
+        }
         let sent: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
         let strategic = parts
             .headers

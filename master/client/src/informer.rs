@@ -1,13 +1,22 @@
 //! One kind, listed once and watched for ever, into a [`Cache`]; every change goes to handlers in order, exactly
 //! once, with the old and the new object. Started by `informers.rs` and the garbage collector.
+//!
+//! An object that does not decode stops nobody: it is named in [`BrokenObjects`] and skipped. What the cache held of
+//! it before stays there, since whoever sees it vanish would take it for deleted. A handler that panics does not
+//! stop the informer either.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::StreamExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
 use kube::core::WatchEvent;
+use proto_decode::{Broken, BrokenObjects, Decoded};
+use proto_env::supervise;
 use tokio::sync::watch;
+use tokio::task::coop;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Cache, IndexFn};
@@ -53,10 +62,13 @@ impl Drop for HandlerGuard {
 
 /// A shared, warm cache of one kind and the stream of its changes.
 pub struct Informer<K: Clone> {
-    name: &'static str,
+    name: String,
     source: ListWatch<K>,
     cache: Cache<K>,
+    broken: BrokenObjects,
     dispatch: Mutex<Dispatch<K>>,
+    /// Held while a list is installed, which lets other tasks run in between, and while an event is.
+    installing: tokio::sync::Mutex<()>,
     /// Everything at or below this revision is in the cache; 0 before the first list.
     revision: watch::Sender<u64>,
 }
@@ -70,16 +82,20 @@ struct Dispatch<K> {
 }
 
 impl<K: Object> Informer<K> {
-    /// An informer that does nothing until [`Informer::run`].
+    /// An informer of the resource `name` that does nothing until [`Informer::run`]. Objects that do not decode are
+    /// entered in `broken`.
     pub fn new(
-        name: &'static str,
+        name: impl Into<String>,
         source: ListWatch<K>,
         indexers: Vec<(&'static str, IndexFn<K>)>,
+        broken: BrokenObjects,
     ) -> Arc<Self> {
         Arc::new(Self {
-            name,
+            name: name.into(),
             source,
             cache: Cache::new(indexers),
+            broken,
+            installing: tokio::sync::Mutex::default(),
             dispatch: Mutex::new(Dispatch { handlers: BTreeMap::new(), next_handler: 0, floor: 0 }),
             revision: watch::Sender::new(0),
         })
@@ -102,12 +118,13 @@ impl<K: Object> Informer<K> {
         handler: impl Fn(&Delta<'_, K>) + Send + Sync + 'static,
     ) -> HandlerGuard {
         let mut dispatch = self.lock();
+        let handler: Handler<K> = Arc::new(handler);
         for object in self.cache.list() {
-            handler(&Delta { old: None, new: Some(&object) });
+            call(&handler, &Delta { old: None, new: Some(&object) });
         }
         let id = dispatch.next_handler;
         dispatch.next_handler += 1;
-        dispatch.handlers.insert(id, Arc::new(handler));
+        dispatch.handlers.insert(id, handler);
         let informer: Weak<Self> = Arc::downgrade(self);
         HandlerGuard(Box::new(move || {
             if let Some(informer) = informer.upgrade() {
@@ -126,7 +143,7 @@ impl<K: Object> Informer<K> {
             return Ok(());
         }
         let (objects, listed) = self.source.list(true).await?;
-        match self.replace(objects, listed) {
+        match self.replace(objects, listed).await {
             // The watch overtook the list meanwhile.
             Err(Error::Rewound { seen, .. }) if seen >= revision => Ok(()),
             result => result,
@@ -141,7 +158,7 @@ impl<K: Object> Informer<K> {
             let step = async {
                 if relist {
                     let (objects, revision) = self.source.list(false).await?;
-                    self.replace(objects, revision)?;
+                    self.replace(objects, revision).await?;
                     relist = false;
                 }
                 self.watch().await
@@ -184,8 +201,17 @@ impl<K: Object> Informer<K> {
                 None => return Ok(progressed),
                 Some(Ok(WatchEvent::Error(status))) => return Err(Error::Api(kube::Error::Api(status))),
                 Some(Err(error)) => return Err(error.into()),
-                Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object))) => self.apply(object)?,
-                Some(Ok(WatchEvent::Deleted(object))) => self.delete(&object)?,
+                Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object))) => {
+                    let _installing = self.installing.lock().await;
+                    match object {
+                        Decoded::Object(object) => self.apply(object)?,
+                        Decoded::Broken(broken) => self.skip(&broken)?,
+                    }
+                }
+                Some(Ok(WatchEvent::Deleted(object))) => {
+                    let _installing = self.installing.lock().await;
+                    self.delete(object.meta())?;
+                }
                 Some(Ok(WatchEvent::Bookmark(bookmark))) => {
                     let revision =
                         parse_revision("bookmark", Some(bookmark.metadata.resource_version.as_str()))?;
@@ -196,60 +222,93 @@ impl<K: Object> Informer<K> {
         }
     }
 
-    fn apply(&self, mut object: K) -> Result<(), Error> {
-        let revision = revision_of(&object)?;
+    fn apply(&self, object: K) -> Result<(), Error> {
+        let revision = revision_of(object.meta())?;
+        let key = ObjectKey::of(&object);
         let dispatch = self.lock();
-        if revision > dispatch.floor {
-            // Nobody here reads it, and it is often half of the object.
-            object.meta_mut().managed_fields = None;
-            let object = Arc::new(object);
-            let old = self.cache.insert(ObjectKey::of(&*object), object.clone());
-            dispatch.call(&Delta { old: old.as_ref(), new: Some(&object) });
+        let old = self.cache.get(&key);
+        let outdated = |old: &Arc<K>| known_revision(old.meta()) < revision;
+        if revision > dispatch.floor && old.as_ref().is_none_or(outdated) {
+            self.install(&dispatch, key.clone(), old.as_ref(), object);
         }
+        drop(dispatch);
+        self.broken.remove(&self.name, &key.namespace, &key.name);
         self.advance(revision);
         Ok(())
     }
 
-    fn delete(&self, object: &K) -> Result<(), Error> {
-        let revision = revision_of(object)?;
+    /// Puts an object into the cache in place of `old` and tells the handlers.
+    fn install(&self, dispatch: &Dispatch<K>, key: ObjectKey, old: Option<&Arc<K>>, mut object: K) {
+        // Nobody here reads it, and it is often half of the object.
+        object.meta_mut().managed_fields = None;
+        let object = Arc::new(object);
+        self.cache.insert(key, object.clone());
+        dispatch.call(&Delta { old, new: Some(&object) });
+    }
+
+    /// An object was added or changed and does not decode.
+    fn skip(&self, broken: &Broken) -> Result<(), Error> {
+        self.broken.add(&self.name, broken);
+        self.advance(revision_of(&broken.meta)?);
+        Ok(())
+    }
+
+    fn delete(&self, meta: &ObjectMeta) -> Result<(), Error> {
+        let revision = revision_of(meta)?;
+        let key = ObjectKey::of_meta(meta);
         let dispatch = self.lock();
+        let outdated = |old: &Arc<K>| known_revision(old.meta()) <= revision;
         if revision > dispatch.floor
-            && let Some(old) = self.cache.remove(&ObjectKey::of(object))
+            && self.cache.get(&key).as_ref().is_some_and(outdated)
+            && let Some(old) = self.cache.remove(&key)
         {
             dispatch.call(&Delta { old: Some(&old), new: None });
         }
+        drop(dispatch);
+        self.broken.remove(&self.name, &key.namespace, &key.name);
         self.advance(revision);
         Ok(())
     }
 
-    /// Installs a list: what is not in it was deleted, what differs was changed.
-    fn replace(&self, objects: Vec<K>, listed: u64) -> Result<(), Error> {
-        let mut dispatch = self.lock();
+    /// Installs a list: what is not in it was deleted, what differs was changed. Lets other tasks run in between;
+    /// events wait until it is done. Safe to cancel: what is installed by then is newer than what was there.
+    async fn replace(&self, objects: Vec<Decoded<K>>, listed: u64) -> Result<(), Error> {
+        let _installing = self.installing.lock().await;
         let seen = *self.revision.borrow();
         if listed < seen {
             return Err(Error::Rewound { listed, seen });
         }
-        dispatch.floor = listed;
         let mut present = BTreeSet::new();
-        for mut object in objects {
-            object.meta_mut().managed_fields = None;
-            let key = ObjectKey::of(&object);
+        for object in objects {
+            coop::consume_budget().await;
+            let key = ObjectKey::of_meta(object.meta());
             present.insert(key.clone());
-            let old = self.cache.get(&key);
-            if old.as_ref().is_some_and(|old| old.meta().resource_version == object.meta().resource_version) {
-                continue;
+            match object {
+                Decoded::Object(object) => {
+                    let dispatch = self.lock();
+                    let old = self.cache.get(&key);
+                    let same = |old: &Arc<K>| old.meta().resource_version == object.meta().resource_version;
+                    if !old.as_ref().is_some_and(same) {
+                        self.install(&dispatch, key.clone(), old.as_ref(), object);
+                    }
+                    drop(dispatch);
+                    self.broken.remove(&self.name, &key.namespace, &key.name);
+                }
+                Decoded::Broken(broken) => self.broken.add(&self.name, &broken),
             }
-            let object = Arc::new(object);
-            self.cache.insert(key, object.clone());
-            dispatch.call(&Delta { old: old.as_ref(), new: Some(&object) });
         }
         for key in self.cache.keys() {
-            if !present.contains(&key)
-                && let Some(old) = self.cache.remove(&key)
-            {
+            coop::consume_budget().await;
+            if present.contains(&key) {
+                continue;
+            }
+            let dispatch = self.lock();
+            if let Some(old) = self.cache.remove(&key) {
                 dispatch.call(&Delta { old: Some(&old), new: None });
             }
         }
+        self.broken.retain(&self.name, |namespace, name| present.contains(&ObjectKey::new(namespace, name)));
+        self.lock().floor = listed;
         self.advance(listed);
         Ok(())
     }
@@ -270,13 +329,23 @@ impl<K: Object> Informer<K> {
 impl<K> Dispatch<K> {
     fn call(&self, delta: &Delta<'_, K>) {
         for handler in self.handlers.values() {
-            handler(delta);
+            call(handler, delta);
         }
     }
 }
 
-fn revision_of<K: Object>(object: &K) -> Result<u64, Error> {
-    parse_revision("object", object.meta().resource_version.as_deref())
+/// Calls a handler. One that panics has missed this change; the others and the informer go on.
+fn call<K>(handler: &Handler<K>, delta: &Delta<'_, K>) {
+    drop(supervise::catch_call("informer-handler", || handler(delta)));
+}
+
+fn revision_of(meta: &ObjectMeta) -> Result<u64, Error> {
+    parse_revision("object", meta.resource_version.as_deref())
+}
+
+/// The revision of an object that may come from a source without one: 0 then.
+fn known_revision(meta: &ObjectMeta) -> u64 {
+    revision_of(meta).unwrap_or(0)
 }
 
 /// Whether the watch cannot be resumed from where it was: only a new list helps.

@@ -10,6 +10,8 @@ use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Ser
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, ListParams};
 use kube::{Client, Resource};
+use proto_decode::BrokenObjects;
+use proto_env::supervise::supervise;
 use tokio_util::sync::CancellationToken;
 
 use crate::list_watch::parse_revision;
@@ -44,6 +46,8 @@ pub struct Informers {
     pub service_accounts: Arc<Informer<ServiceAccount>>,
     /// The ConfigMaps named `kube-root-ca.crt`, one a namespace.
     pub root_ca_config_maps: Arc<Informer<ConfigMap>>,
+    /// The objects that these caches, and others fed from here, had to skip.
+    pub broken: BrokenObjects,
     ask: AskProgress,
 }
 
@@ -53,40 +57,52 @@ pub type AskProgress = Arc<dyn Fn() + Send + Sync>;
 impl Informers {
     /// Index of pods by `spec.nodeName`.
     pub const BY_NODE: &'static str = "node";
-    /// Index by the UID of the controlling owner; objects without one are under `""`.
+    /// Index by [`Informers::controlled_by`]: an owner counts in the object's own namespace alone.
     pub const BY_CONTROLLER: &'static str = "controller";
     /// Index of EndpointSlices by `namespace/service`.
     pub const BY_SERVICE: &'static str = "service";
 
+    /// Value in [`Informers::BY_CONTROLLER`] of the objects of `namespace` whose controller has this UID; of those that
+    /// nobody controls when `uid` is empty.
+    pub fn controlled_by(namespace: &str, uid: &str) -> String {
+        format!("{namespace}/{uid}")
+    }
+
     /// Starts all caches; they run until `shutdown`. `ask` makes catching up as fast as the server is.
     pub fn start(client: Client, ask: AskProgress, shutdown: &CancellationToken) -> Self {
+        let broken = BrokenObjects::default();
         let informers = Self {
             pods: Informer::new(
                 "pods",
                 objects(&client),
                 vec![(Self::BY_NODE, pod_node as _), (Self::BY_CONTROLLER, controller_uid::<Pod> as _)],
+                broken.clone(),
             ),
-            nodes: Informer::new("nodes", objects(&client), vec![]),
-            namespaces: Informer::new("namespaces", objects(&client), vec![]),
-            services: Informer::new("services", objects(&client), vec![]),
-            endpoints: Informer::new("endpoints", objects(&client), vec![]),
+            nodes: Informer::new("nodes", objects(&client), vec![], broken.clone()),
+            namespaces: Informer::new("namespaces", objects(&client), vec![], broken.clone()),
+            services: Informer::new("services", objects(&client), vec![], broken.clone()),
+            endpoints: Informer::new("endpoints", objects(&client), vec![], broken.clone()),
             endpoint_slices: Informer::new(
                 "endpointslices",
                 objects(&client),
                 vec![(Self::BY_SERVICE, slice_service as _)],
+                broken.clone(),
             ),
             replica_sets: Informer::new(
                 "replicasets",
                 objects(&client),
                 vec![(Self::BY_CONTROLLER, controller_uid::<ReplicaSet> as _)],
+                broken.clone(),
             ),
-            deployments: Informer::new("deployments", objects(&client), vec![]),
-            service_accounts: Informer::new("serviceaccounts", objects(&client), vec![]),
+            deployments: Informer::new("deployments", objects(&client), vec![], broken.clone()),
+            service_accounts: Informer::new("serviceaccounts", objects(&client), vec![], broken.clone()),
             root_ca_config_maps: Informer::new(
                 "configmaps",
                 objects(&client).fields(&format!("metadata.name={ROOT_CA_CONFIG_MAP}")),
                 vec![],
+                broken.clone(),
             ),
+            broken,
             ask,
         };
         spawn(&informers.pods, shutdown);
@@ -108,10 +124,8 @@ impl Informers {
     /// # Errors
     /// When the API cannot be read consistently (no quorum); try again.
     pub async fn catch_up(&self, client: &Client) -> Result<(), Error> {
-        let namespaces: Api<Namespace> = Api::all(client.clone());
-        let newest = namespaces.list(&ListParams::default().limit(1)).await?;
-        let revision = parse_revision("list", newest.metadata.resource_version.as_deref())?;
-        (self.ask)();
+        let revision = self.newest_revision(client).await?;
+        self.ask_progress();
         let caches: Vec<BoxFuture<'_, Result<(), Error>>> = vec![
             Box::pin(self.pods.catch_up(revision, CATCH_UP_GRACE)),
             Box::pin(self.nodes.catch_up(revision, CATCH_UP_GRACE)),
@@ -126,6 +140,22 @@ impl Informers {
         ];
         try_join_all(caches).await?;
         Ok(())
+    }
+
+    /// A revision that holds all writes acknowledged before this call.
+    ///
+    /// # Errors
+    /// When the API cannot be read consistently (no quorum).
+    pub async fn newest_revision(&self, client: &Client) -> Result<u64, Error> {
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        // Metadata alone: a namespace that does not decode must not hold up a leader.
+        let newest = namespaces.list_metadata(&ListParams::default().limit(1)).await?;
+        parse_revision("list", newest.metadata.resource_version.as_deref())
+    }
+
+    /// Has the server tell all watches how far they are, so that waiting for a revision takes no longer than needed.
+    pub fn ask_progress(&self) {
+        (self.ask)();
     }
 
     /// [`Informers::catch_up`], again and again until it succeeds or `shutdown`; false when shut down.
@@ -158,7 +188,7 @@ where
 
 fn spawn<K: Object>(informer: &Arc<Informer<K>>, shutdown: &CancellationToken) {
     let (informer, shutdown) = (informer.clone(), shutdown.clone());
-    tokio::spawn(async move { informer.run(shutdown).await });
+    tokio::spawn(async move { supervise("informer", || informer.run(shutdown.clone())).await });
 }
 
 fn pod_node(pod: &Pod) -> Vec<String> {
@@ -167,7 +197,8 @@ fn pod_node(pod: &Pod) -> Vec<String> {
 
 fn controller_uid<K: Resource>(object: &K) -> Vec<String> {
     let owner = object.meta().owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
-    vec![owner.map(|owner| owner.uid.clone()).unwrap_or_default()]
+    let namespace = object.meta().namespace.as_deref().unwrap_or_default();
+    vec![Informers::controlled_by(namespace, owner.map_or("", |owner| owner.uid.as_str()))]
 }
 
 fn slice_service(slice: &EndpointSlice) -> Vec<String> {

@@ -2,13 +2,15 @@
 //! garbage collector, driven by `informer.rs`; hands requests to the API.
 
 use std::fmt::Debug;
-use std::future::Future;
-use std::pin::Pin;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use futures::stream::{BoxStream, StreamExt};
-use kube::api::{Api, DynamicObject, ListParams, ObjectList, PartialObjectMeta, WatchParams};
-use kube::core::WatchEvent;
+use futures::{AsyncBufReadExt, TryStreamExt};
+use kube::Client;
+use kube::api::{Api, DynamicObject, ListParams, PartialObjectMeta, Request, WatchParams};
+use kube::core::{Status, WatchEvent};
+use proto_decode::Decoded;
 use serde::de::DeserializeOwned;
 
 use crate::Error;
@@ -17,10 +19,7 @@ use crate::Error;
 pub trait Object: kube::Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static {}
 impl<K: kube::Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static> Object for K {}
 
-type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-type ListFn<K> = Box<dyn Fn(ListParams) -> BoxFuture<Result<ObjectList<K>, kube::Error>> + Send + Sync>;
-type WatchFn<K> = Box<dyn Fn(WatchParams, String) -> BoxFuture<Result<Events<K>, kube::Error>> + Send + Sync>;
-type Events<K> = BoxStream<'static, Result<WatchEvent<K>, kube::Error>>;
+type Events<K> = BoxStream<'static, Result<WatchEvent<Decoded<K>>, kube::Error>>;
 
 /// Objects a list asks for at once.
 const PAGE_SIZE: u32 = 2000;
@@ -32,27 +31,21 @@ const WATCH_DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) const WATCH_SECONDS: u32 = 290;
 
 /// List and watch of one kind.
-pub struct ListWatch<K: Clone> {
-    list: ListFn<K>,
-    watch: WatchFn<K>,
+pub struct ListWatch<K> {
+    client: Client,
+    request: Request,
+    /// Whether only the metadata of objects is asked for.
+    metadata_only: bool,
     field_selector: Option<String>,
+    kind: PhantomData<fn() -> K>,
 }
 
 impl<K: Object> ListWatch<K> {
     /// Whole objects through `api`.
     pub fn objects(api: Api<K>) -> Self {
-        let (lister, watcher) = (api.clone(), api);
-        Self {
-            list: Box::new(move |params| {
-                let api = lister.clone();
-                Box::pin(async move { api.list(&params).await })
-            }),
-            watch: Box::new(move |params, from| {
-                let api = watcher.clone();
-                Box::pin(async move { Ok(api.watch(&params, &from).await?.boxed()) })
-            }),
-            field_selector: None,
-        }
+        let request = Request::new(api.resource_url());
+        let (client, kind) = (api.into_client(), PhantomData);
+        Self { client, request, metadata_only: false, field_selector: None, kind }
     }
 
     /// Only the objects a field selector accepts.
@@ -63,7 +56,7 @@ impl<K: Object> ListWatch<K> {
 
     /// All objects and the list's revision. With `consistent` the list holds every write acknowledged before the
     /// call; without, it is what this master's replica has.
-    pub(crate) async fn list(&self, consistent: bool) -> Result<(Vec<K>, u64), Error> {
+    pub(crate) async fn list(&self, consistent: bool) -> Result<(Vec<Decoded<K>>, u64), Error> {
         let mut objects = Vec::new();
         let mut params = ListParams { field_selector: self.field_selector.clone(), ..ListParams::default() };
         if consistent {
@@ -72,9 +65,13 @@ impl<K: Object> ListWatch<K> {
             params = params.match_any();
         }
         loop {
-            let page = tokio::time::timeout(LIST_DEADLINE, (self.list)(params.clone()))
-                .await
-                .map_err(|_| Error::Deadline)??;
+            let request = match self.metadata_only {
+                true => self.request.list_metadata(&params),
+                false => self.request.list(&params),
+            };
+            let answer = self.client.request_text(request.map_err(kube::Error::BuildRequest)?);
+            let text = tokio::time::timeout(LIST_DEADLINE, answer).await.map_err(|_| Error::Deadline)??;
+            let page = proto_decode::list(&text).map_err(kube::Error::SerdeError)?;
             objects.extend(page.items);
             let revision = page.metadata.resource_version;
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
@@ -88,26 +85,39 @@ impl<K: Object> ListWatch<K> {
     pub(crate) async fn watch(&self, revision: u64) -> Result<Events<K>, Error> {
         let mut params = WatchParams::default().timeout(WATCH_SECONDS);
         params.field_selector.clone_from(&self.field_selector);
-        let started = (self.watch)(params, revision.to_string());
-        Ok(tokio::time::timeout(WATCH_DEADLINE, started).await.map_err(|_| Error::Deadline)??)
+        let from = revision.to_string();
+        let request = match self.metadata_only {
+            true => self.request.watch_metadata(&params, &from),
+            false => self.request.watch(&params, &from),
+        };
+        let mut request = request.map_err(kube::Error::BuildRequest)?;
+        let plain = http::HeaderValue::from_static("identity");
+        request.headers_mut().insert(http::header::ACCEPT_ENCODING, plain);
+        let started = tokio::time::timeout(WATCH_DEADLINE, self.client.request_stream(request));
+        let lines = started.await.map_err(|_| Error::Deadline)??.lines();
+        Ok(lines.map_err(kube::Error::ReadEvents).try_filter_map(async |line| event(&line)).boxed())
+    }
+}
+
+/// The event in one line of a watch; none in the half line at the end of a stream that broke off.
+fn event<K: Object>(line: &str) -> Result<Option<WatchEvent<Decoded<K>>>, kube::Error> {
+    match proto_decode::event(line) {
+        Ok(event) => Ok(Some(event)),
+        Err(error) if error.is_eof() => Ok(None),
+        // A refusal that came instead of events.
+        Err(error) => Err(match serde_json::from_str::<Status>(line) {
+            Ok(status) => kube::Error::Api(status.boxed()),
+            Err(_) => kube::Error::SerdeError(error),
+        }),
     }
 }
 
 impl ListWatch<PartialObjectMeta<DynamicObject>> {
     /// Only the metadata of objects through `api`.
     pub fn metadata(api: Api<DynamicObject>) -> Self {
-        let (lister, watcher) = (api.clone(), api);
-        Self {
-            list: Box::new(move |params| {
-                let api = lister.clone();
-                Box::pin(async move { api.list_metadata(&params).await })
-            }),
-            watch: Box::new(move |params, from| {
-                let api = watcher.clone();
-                Box::pin(async move { Ok(api.watch_metadata(&params, &from).await?.boxed()) })
-            }),
-            field_selector: None,
-        }
+        let request = Request::new(api.resource_url());
+        let (client, kind) = (api.into_client(), PhantomData);
+        Self { client, request, metadata_only: true, field_selector: None, kind }
     }
 }
 

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, Resource};
-use proto_env::Clock;
+use proto_env::{Clock, supervise};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -77,7 +77,10 @@ impl Recorder {
             order: VecDeque::new(),
             spam: BTreeMap::new(),
         };
-        tokio::spawn(writer.run(receiver, shutdown));
+        // After a panic events are lost, and whoever records them never knows: nobody may depend on events.
+        tokio::spawn(async move {
+            drop(supervise::catch("event-recorder", writer.run(receiver, shutdown)).await)
+        });
         Self { sender }
     }
 

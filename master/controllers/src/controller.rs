@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use master_client::{HandlerGuard, WorkQueue};
+use proto_env::supervise;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
@@ -16,7 +17,7 @@ const RECONCILE_DEADLINE: Duration = Duration::from_secs(120);
 
 /// What is to happen to a key after a successful reconcile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum Reconciled {
     /// Nothing until something changes.
     Done,
     /// Look again after this long even if nothing changes.
@@ -41,7 +42,7 @@ pub(crate) trait Controller: Send + Sync + 'static {
     fn register(self: Arc<Self>, queue: &Arc<WorkQueue<Self::Key>>) -> Vec<HandlerGuard>;
 
     /// Brings the world nearer to what `key` asks for.
-    async fn reconcile(&self, key: &Self::Key) -> Result<Outcome, Error>;
+    async fn reconcile(&self, key: &Self::Key) -> Result<Reconciled, Error>;
 }
 
 /// Runs one controller until `shutdown`.
@@ -67,12 +68,17 @@ async fn work<C: Controller>(controller: Arc<C>, queue: Arc<WorkQueue<C::Key>>, 
         let result = tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            result = attempt => result.unwrap_or(Err(Error::Deadline)),
+            result = supervise::catch(controller.name(), attempt) => result,
+        };
+        // A panic is as good as an error: the key comes again, later and later, and the others go on.
+        let result = match result {
+            Ok(in_time) => in_time.unwrap_or(Err(Error::Deadline)),
+            Err(panicked) => Err(Error::Panicked(panicked)),
         };
         match result {
             Ok(outcome) => {
                 queue.forget(&key);
-                if let Outcome::After(delay) = outcome {
+                if let Reconciled::After(delay) = outcome {
                     queue.add_after(key.clone(), delay);
                 }
             }
@@ -86,5 +92,52 @@ async fn work<C: Controller>(controller: Arc<C>, queue: Arc<WorkQueue<C::Key>>, 
             }
         }
         queue.done(&key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// Panics at the first attempt on each key.
+    struct Clumsy {
+        attempts: AtomicU32,
+        done: tokio::sync::watch::Sender<Vec<u32>>,
+    }
+
+    #[async_trait]
+    impl Controller for Clumsy {
+        type Key = u32;
+
+        fn name(&self) -> &'static str {
+            "clumsy"
+        }
+
+        fn register(self: Arc<Self>, queue: &Arc<WorkQueue<u32>>) -> Vec<HandlerGuard> {
+            (1..=3).for_each(|key| queue.add(key));
+            Vec::new()
+        }
+
+        async fn reconcile(&self, key: &u32) -> Result<Reconciled, Error> {
+            tokio::task::yield_now().await;
+            assert!(self.attempts.fetch_add(1, Ordering::Relaxed) >= 3, "the first attempt on {key} fails");
+            self.done.send_modify(|done| done.push(*key));
+            Ok(Reconciled::Done)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reconcile_that_panics_is_tried_again_and_holds_up_no_other() {
+        let (done, mut seen) = tokio::sync::watch::channel(Vec::new());
+        let controller = Arc::new(Clumsy { attempts: AtomicU32::new(0), done });
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(run(controller, shutdown.clone()));
+        let all = seen.wait_for(|done| done.len() == 3);
+        tokio::time::timeout(Duration::from_secs(60), all).await.expect("all keys are done").unwrap();
+        shutdown.cancel();
+        running.await.unwrap();
+        assert_eq!(proto_env::counters::TASK_PANICS.get("clumsy"), 3);
     }
 }

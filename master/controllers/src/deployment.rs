@@ -21,7 +21,7 @@ use kube::core::Selector;
 use master_client::{Delta, EventType, HandlerGuard, Informers, ObjectKey, Recorder, WorkQueue, reference};
 
 use crate::context::Context;
-use crate::controller::{Controller, Outcome};
+use crate::controller::{Controller, Reconciled};
 use crate::error::Error;
 use crate::owner::{claim, controller_of, selects, uid};
 use replica_sets::Sets;
@@ -75,6 +75,9 @@ impl DeploymentController {
         let Some(owner) = controller_of(&pod.metadata).filter(|_| ended) else { return };
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let Some(set) = self.informers().replica_sets.cache().find(namespace, &owner.name) else { return };
+        if uid(&set.metadata) != owner.uid {
+            return;
+        }
         let Some(key) = self.controller_key(&set.metadata) else { return };
         let deployment = self.informers().deployments.cache().get(&key);
         if deployment.is_some_and(|deployment| !arithmetic::is_rolling(&deployment)) {
@@ -173,15 +176,15 @@ impl Controller for DeploymentController {
         vec![deployments, sets, pods]
     }
 
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Error> {
-        let Some(cached) = self.informers().deployments.cache().get(key) else { return Ok(Outcome::Done) };
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Reconciled, Error> {
+        let Some(cached) = self.informers().deployments.cache().get(key) else { return Ok(Reconciled::Done) };
         let mut deployment = (*cached).clone();
         let selector = selector_of(&deployment)?;
         if selects_everything(&deployment) {
             let message =
                 "This deployment is selecting all pods. A non-empty selector is required.".to_owned();
             self.recorder.event(reference(&deployment), EventType::Warning, "SelectingAll", message);
-            return Ok(Outcome::Done);
+            return Ok(Reconciled::Done);
         }
         let candidates = self.informers().replica_sets.cache().in_namespace(&key.namespace);
         let claimed = claim(&self.context, &deployment, &selector, candidates).await?;
@@ -189,13 +192,13 @@ impl Controller for DeploymentController {
         if deployment.metadata.deletion_timestamp.is_some() {
             let sets = Sets::find(&deployment, sets);
             self.sync_status(&mut deployment, &sets).await?;
-            return Ok(Outcome::Done);
+            return Ok(Reconciled::Done);
         }
         self.note_pause(&mut deployment).await?;
         let scaling = DeploymentController::is_scaling(&deployment, &Sets::find(&deployment, sets.clone()));
         if is_paused(&deployment) || scaling {
             self.sync(&mut deployment, sets).await?;
-            return Ok(Outcome::Done);
+            return Ok(Reconciled::Done);
         }
         let sets = if arithmetic::is_rolling(&deployment) {
             self.roll(&mut deployment, sets).await?
@@ -206,7 +209,7 @@ impl Controller for DeploymentController {
         let wanted = status::compute_rollout(&deployment, sets.new.as_ref(), &sets.all(), now);
         let next = status::next_check(&deployment, &wanted, now);
         self.write_status(&mut deployment, wanted).await?;
-        Ok(next.map_or(Outcome::Done, Outcome::After))
+        Ok(next.map_or(Reconciled::Done, Reconciled::After))
     }
 }
 

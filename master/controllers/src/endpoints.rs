@@ -11,7 +11,7 @@ use kube::api::{DeleteParams, PostParams};
 use master_client::{HandlerGuard, ObjectKey, WorkQueue};
 
 use crate::context::Context;
-use crate::controller::{Controller, Outcome};
+use crate::controller::{Controller, Reconciled};
 use crate::endpoints_model::{
     HEADLESS, Port, address_of_family, belongs, families, hostname, is_headless, is_selected, is_selecting,
     ports, publishes_not_ready, target_reference,
@@ -171,7 +171,7 @@ impl Controller for EndpointsController {
         vec![services, endpoints, pods]
     }
 
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Error> {
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Reconciled, Error> {
         let informers = &self.context.informers;
         let Some(service) = informers.services.cache().get(key) else {
             let managed = informers.endpoints.cache().get(key).is_some_and(|endpoints| {
@@ -181,10 +181,10 @@ impl Controller for EndpointsController {
                 let api = self.context.namespaced::<Endpoints>(&key.namespace);
                 ignore_not_found(api.delete(&key.name, &DeleteParams::default()).await)?;
             }
-            return Ok(Outcome::Done);
+            return Ok(Reconciled::Done);
         };
         if !is_selecting(&service) || service.metadata.deletion_timestamp.is_some() {
-            return Ok(Outcome::Done);
+            return Ok(Reconciled::Done);
         }
         let with_terminating = publishes_not_ready(&service);
         let pods = informers.pods.cache().in_namespace(&key.namespace);
@@ -193,7 +193,7 @@ impl Controller for EndpointsController {
             .filter(|pod| is_selected(&service, pod) && belongs(pod, with_terminating))
             .collect();
         self.write(key, compute(&service, &pods)).await?;
-        Ok(Outcome::Done)
+        Ok(Reconciled::Done)
     }
 }
 

@@ -13,7 +13,7 @@ use kube::api::{DeleteParams, PostParams};
 use master_client::{Delta, EventType, HandlerGuard, Informers, ObjectKey, Recorder, WorkQueue, reference};
 
 use crate::context::Context;
-use crate::controller::{Controller, Outcome};
+use crate::controller::{Controller, Reconciled};
 use crate::endpoints_model::{belongs, differs, is_selected, is_selecting};
 use crate::error::{Error, describe, ignore_not_found, is_conflict, is_namespace_terminating};
 
@@ -180,14 +180,14 @@ impl Controller for EndpointSliceController {
         vec![services, slices, pods]
     }
 
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Error> {
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Reconciled, Error> {
         let Some(service) = self.informers().services.cache().get(key) else {
             // Its slices are its dependents: the garbage collector takes them away.
             self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-            return Ok(Outcome::Done);
+            return Ok(Reconciled::Done);
         };
         if !is_selecting(&service) || service.metadata.deletion_timestamp.is_some() {
-            return Ok(Outcome::Done);
+            return Ok(Reconciled::Done);
         }
         let slices = self.informers().endpoint_slices.cache();
         let existing: Vec<_> = slices
@@ -207,6 +207,6 @@ impl Controller for EndpointSliceController {
         };
         let plan = plan::compute(&service, &pods, &existing, &zone, &self.context.time());
         self.write(key, &service, plan).await?;
-        Ok(Outcome::Done)
+        Ok(Reconciled::Done)
     }
 }

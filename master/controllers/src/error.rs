@@ -14,6 +14,9 @@ pub(crate) enum Error {
     /// The caches lag behind what this controller wrote itself.
     #[error("{0} is not in the cache yet")]
     Stale(String),
+    /// The attempt panicked.
+    #[error(transparent)]
+    Panicked(#[from] proto_env::supervise::Panicked),
     /// The attempt took too long.
     #[error("no result within the deadline")]
     Deadline,

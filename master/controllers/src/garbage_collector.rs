@@ -1,12 +1,13 @@
 //! Garbage collection by ownerReferences, over every kind the API has: dependents go with their last owner
 //! (background), before it (foreground), or are set free (orphan). Keys are UIDs. `graph.rs` knows who owns whom,
 //! `act.rs` decides and writes. Kinds the other controllers watch anyway come from the shared caches; all others
-//! get a metadata watch of their own while this master leads.
+//! get a metadata watch of their own while this master leads. Nothing is looked at before the graph holds everything
+//! that was written before this leadership: an owner whose dependents are not known yet would go without them.
 
 mod act;
 mod graph;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -14,15 +15,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use kube::Resource;
 use kube::api::{Api, DynamicObject, PartialObjectMeta};
-use master_client::{Delta, HandlerGuard, Informer, ListWatch, Object, WorkQueue};
+use master_client::{Delta, HandlerGuard, Informer, ListWatch, Object, Recorder, WorkQueue};
+use proto_env::supervise::supervise;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
-use crate::controller::{Controller, Outcome};
+use crate::controller::{Controller, Reconciled};
 use crate::error::Error;
 use crate::owner::uid;
 use crate::resources::{self, Kind};
-use graph::{Graph, Identity, Node, Work};
+use graph::{Coordinates, Graph, Node, Work};
+
+/// How long a metadata watch may take to see by itself what was written; then it lists.
+const CATCH_UP_GRACE: Duration = Duration::from_millis(200);
 
 /// Pause between looks at which kinds the API has.
 const DISCOVERY: Duration = Duration::from_secs(30);
@@ -49,17 +54,24 @@ pub(crate) struct GarbageCollector {
     graph: Mutex<Graph>,
     kinds: Mutex<Vec<Kind>>,
     /// Metadata watches by full kind name.
-    watches: Mutex<BTreeMap<String, Watch>>,
+    watches: Mutex<BTreeMap<String, MetadataWatch>>,
     queue: OnceLock<Arc<WorkQueue<Key>>>,
+    /// What is to be looked at once the graph is complete; `None` while it is.
+    held: Mutex<Option<BTreeSet<Key>>>,
+    recorder: Recorder,
 }
 
+/// An informer of the metadata of one kind.
+type MetadataInformer = Informer<PartialObjectMeta<DynamicObject>>;
+
 /// A metadata watch; dropping it ends it.
-struct Watch {
+struct MetadataWatch {
+    informer: Arc<MetadataInformer>,
     _guard: HandlerGuard,
     shutdown: CancellationToken,
 }
 
-impl Drop for Watch {
+impl Drop for MetadataWatch {
     fn drop(&mut self) {
         self.shutdown.cancel();
     }
@@ -67,8 +79,11 @@ impl Drop for Watch {
 
 impl GarbageCollector {
     pub fn new(context: Context) -> Self {
+        let recorder = context.recorder("garbage-collector-controller");
         Self {
             context,
+            recorder,
+            held: Mutex::new(Some(BTreeSet::new())),
             graph: Mutex::default(),
             kinds: Mutex::default(),
             watches: Mutex::default(),
@@ -98,9 +113,54 @@ impl GarbageCollector {
     }
 
     fn queue_delete(&self, uid: &str) {
-        if let Some(queue) = self.queue.get() {
-            queue.add(Key::Delete(uid.to_owned()));
+        self.look_at(Key::Delete(uid.to_owned()));
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<BTreeSet<Key>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues `key`, or keeps it until the graph is complete.
+    fn look_at(&self, key: Key) {
+        if let Some(held) = &mut *self.held() {
+            held.insert(key);
+        } else if let Some(queue) = self.queue.get() {
+            queue.add(key);
         }
+    }
+
+    /// Brings the graph to a revision that holds everything written before this call.
+    async fn catch_up(&self) -> Result<(), Error> {
+        let informers = &self.context.informers;
+        let failed = |error: master_client::Error| Error::Stale(format!("the graph of owners: {error}"));
+        informers.catch_up(&self.context.client).await.map_err(failed)?;
+        let revision = informers.newest_revision(&self.context.client).await.map_err(failed)?;
+        informers.ask_progress();
+        let watched: Vec<Arc<MetadataInformer>> = {
+            let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+            watches.values().map(|watch| watch.informer.clone()).collect()
+        };
+        let all = watched.iter().map(|informer| informer.catch_up(revision, CATCH_UP_GRACE));
+        futures::future::try_join_all(all).await.map_err(failed)?;
+        Ok(())
+    }
+
+    /// Follows the kinds the API has now, and lets the work begin once the graph holds them all.
+    async fn follow_kinds(self: &Arc<Self>) -> Result<(), Error> {
+        let kinds = resources::discover(&self.context.client).await?;
+        if self.watch_kinds(kinds) {
+            self.held().get_or_insert_default();
+        }
+        if self.held().is_none() {
+            return Ok(());
+        }
+        self.catch_up().await?;
+        let held = self.held().take().unwrap_or_default();
+        tracing::debug!(keys = held.len(), "the graph of owners is complete");
+        for key in held {
+            self.look_at(key);
+        }
+        Ok(())
     }
 
     fn forget(&self, uid: &str) {
@@ -109,12 +169,11 @@ impl GarbageCollector {
     }
 
     fn enqueue(&self, work: Work) {
-        let Some(queue) = self.queue.get() else { return };
         for uid in work.orphan {
-            queue.add(Key::Orphan(uid));
+            self.look_at(Key::Orphan(uid));
         }
         for uid in work.delete {
-            queue.add(Key::Delete(uid));
+            self.look_at(Key::Delete(uid));
         }
     }
 
@@ -129,7 +188,7 @@ impl GarbageCollector {
         }
         let Some(new) = delta.new else { return };
         let meta = new.meta();
-        let identity = Identity {
+        let identity = Coordinates {
             api_version: api_version.to_owned(),
             kind: kind.to_owned(),
             namespace: meta.namespace.clone().unwrap_or_default(),
@@ -148,22 +207,26 @@ impl GarbageCollector {
         informer.add_handler(move |delta| this.on_change(&K::api_version(&()), &K::kind(&()), delta))
     }
 
-    /// Watches the kinds that are new and no longer those that are gone.
-    fn watch_kinds(self: &Arc<Self>, kinds: Vec<Kind>) {
+    /// Watches the kinds that are new and no longer those that are gone; true when any is new.
+    fn watch_kinds(self: &Arc<Self>, kinds: Vec<Kind>) -> bool {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted: BTreeMap<String, &Kind> =
             kinds.iter().filter(|kind| needs_watch(kind)).map(|kind| (kind.full_name(), kind)).collect();
         watches.retain(|name, _| wanted.contains_key(name));
+        let before = watches.len();
         for (name, kind) in wanted {
             watches.entry(name).or_insert_with(|| self.watch(kind));
         }
+        let any_new = watches.len() > before;
+        drop(watches);
         *self.kinds.lock().unwrap_or_else(PoisonError::into_inner) = kinds;
+        any_new
     }
 
-    fn watch(self: &Arc<Self>, kind: &Kind) -> Watch {
+    fn watch(self: &Arc<Self>, kind: &Kind) -> MetadataWatch {
         let api: Api<DynamicObject> = Api::all_with(self.context.client.clone(), &kind.resource);
-        let informer: Arc<Informer<PartialObjectMeta<DynamicObject>>> =
-            Informer::new("metadata", ListWatch::metadata(api), vec![]);
+        let broken = self.context.informers.broken.clone();
+        let informer = MetadataInformer::new(kind.full_name(), ListWatch::metadata(api), vec![], broken);
         let shutdown = self.context.shutdown.child_token();
         let (this, api_version, name) =
             (Arc::downgrade(self), kind.resource.api_version.clone(), kind.resource.kind.clone());
@@ -172,9 +235,9 @@ impl GarbageCollector {
                 this.on_change(&api_version, &name, delta);
             }
         });
-        let stop = shutdown.clone();
-        tokio::spawn(async move { informer.run(stop).await });
-        Watch { _guard: guard, shutdown }
+        let (running, stop) = (informer.clone(), shutdown.clone());
+        tokio::spawn(async move { supervise("metadata-informer", || running.run(stop.clone())).await });
+        MetadataWatch { informer, _guard: guard, shutdown }
     }
 }
 
@@ -237,12 +300,11 @@ impl Controller for GarbageCollectorController {
         ]
     }
 
-    async fn reconcile(&self, key: &Key) -> Result<Outcome, Error> {
+    async fn reconcile(&self, key: &Key) -> Result<Reconciled, Error> {
         match key {
             Key::Kinds => {
-                let kinds = resources::discover(&self.0.context.client).await?;
-                self.0.watch_kinds(kinds);
-                return Ok(Outcome::After(DISCOVERY));
+                self.0.follow_kinds().await?;
+                return Ok(Reconciled::After(DISCOVERY));
             }
             Key::Delete(uid) => {
                 let node = self.0.graph().get(uid).cloned();
@@ -257,6 +319,6 @@ impl Controller for GarbageCollectorController {
                 }
             }
         }
-        Ok(Outcome::Done)
+        Ok(Reconciled::Done)
     }
 }

@@ -48,6 +48,7 @@ use ipnet::Ipv4Net;
 use kube::Client;
 pub use master_client::Informers;
 use proto_env::Clock;
+use proto_env::supervise::supervise;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -78,29 +79,33 @@ pub async fn run(client: Client, informers: Informers, config: Config, shutdown:
     if !informers.caught_up(&client, &shutdown).await {
         return;
     }
-    let context = Context { client, informers, config: Arc::new(config), shutdown: shutdown.clone() };
+    let context = Context { client, informers, config: Arc::new(config), shutdown };
     let mut running = tokio::task::JoinSet::new();
     let mut start = |controller: Started| {
         running.spawn(controller);
     };
-    start(started(deployment::DeploymentController::new(context.clone()), &shutdown));
-    start(started(replicaset::ReplicaSetController::new(context.clone()), &shutdown));
-    start(started(endpointslice::EndpointSliceController::new(context.clone()), &shutdown));
-    start(started(endpoints::EndpointsController::new(context.clone()), &shutdown));
-    start(started(namespace::NamespaceController::new(context.clone()), &shutdown));
-    start(started(service_account::ServiceAccountController::new(context.clone()), &shutdown));
-    start(started(root_ca::RootCaController::new(context.clone()), &shutdown));
-    start(started(system::SystemController::new(context.clone()), &shutdown));
-    start(started(garbage_collector::GarbageCollectorController::new(context.clone()), &shutdown));
-    start(started(node_lifecycle::NodeLifecycleController::new(context.clone()), &shutdown));
-    start(started(taint_eviction::TaintEvictionController::new(context.clone()), &shutdown));
-    start(started(pod_gc::PodGcController::new(context.clone()), &shutdown));
-    start(started(pod_cidr::PodCidrController::new(context), &shutdown));
+    start(started(&context, deployment::DeploymentController::new));
+    start(started(&context, replicaset::ReplicaSetController::new));
+    start(started(&context, endpointslice::EndpointSliceController::new));
+    start(started(&context, endpoints::EndpointsController::new));
+    start(started(&context, namespace::NamespaceController::new));
+    start(started(&context, service_account::ServiceAccountController::new));
+    start(started(&context, root_ca::RootCaController::new));
+    start(started(&context, system::SystemController::new));
+    start(started(&context, garbage_collector::GarbageCollectorController::new));
+    start(started(&context, node_lifecycle::NodeLifecycleController::new));
+    start(started(&context, taint_eviction::TaintEvictionController::new));
+    start(started(&context, pod_gc::PodGcController::new));
+    start(started(&context, pod_cidr::PodCidrController::new));
     while running.join_next().await.is_some() {}
 }
 
 type Started = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
-fn started<C: Controller>(controller: C, shutdown: &CancellationToken) -> Started {
-    Box::pin(controller::run(Arc::new(controller), shutdown.clone()))
+/// Runs one controller under supervision: after a panic a new one starts, and looks at everything anew.
+fn started<C: Controller>(context: &Context, new: fn(Context) -> C) -> Started {
+    let context = context.clone();
+    Box::pin(supervise("controller", move || {
+        controller::run(Arc::new(new(context.clone())), context.shutdown.clone())
+    }))
 }

@@ -13,7 +13,7 @@ use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams, Reques
 use master_client::{HandlerGuard, ObjectKey, WorkQueue};
 
 use crate::context::Context;
-use crate::controller::{Controller, Outcome};
+use crate::controller::{Controller, Reconciled};
 use crate::error::{Error, ignore_not_found, is_not_found};
 use crate::resources::{self, Kind};
 
@@ -172,23 +172,23 @@ impl Controller for NamespaceController {
         vec![namespaces, pods]
     }
 
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Error> {
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Reconciled, Error> {
         let namespaces = self.context.all::<Namespace>();
         // Read live: the cache may still show a namespace of this name that is gone already.
         let namespace = match namespaces.get(&key.name).await {
-            Err(error) if is_not_found(&error) => return Ok(Outcome::Done),
+            Err(error) if is_not_found(&error) => return Ok(Reconciled::Done),
             result => result?,
         };
         if !waits_for_us(&namespace) {
-            return Ok(Outcome::Done);
+            return Ok(Reconciled::Done);
         }
         let remains = self.delete_content(&key.name).await;
         let namespace = self.write_conditions(&namespace, &remains).await?;
         if remains.is_empty() {
             self.finalize(&namespace).await?;
-            return Ok(Outcome::Done);
+            return Ok(Reconciled::Done);
         }
         let only_pods = remains.objects.keys().all(|kind| kind.starts_with("pods."));
-        Ok(Outcome::After(if only_pods { RECHECK_PODS } else { RECHECK }))
+        Ok(Reconciled::After(if only_pods { RECHECK_PODS } else { RECHECK }))
     }
 }

@@ -1,8 +1,11 @@
 //! What follows from a node's conditions: taints, and `Ready: False` on the pods of a node that is lost. The
 //! conditions themselves are written by the node's agent and, when it falls silent, by `master/node`. Keys are
-//! nodes; pods are evicted by `taint_eviction.rs`, which follows the taints.
+//! nodes; pods are evicted by `taint_eviction.rs`, which follows the taints. How many nodes may lose their pods, and
+//! how fast, is decided in `zones.rs`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+mod zones;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -10,33 +13,35 @@ use kube::api::{Patch, PatchParams};
 use master_client::{EventType, HandlerGuard, Informers, ObjectKey, Recorder, WorkQueue, reference};
 use serde_json::json;
 use std::collections::BTreeMap;
+use tokio::time::Instant;
 
 use crate::context::Context;
-use crate::controller::{Controller, Outcome};
+use crate::controller::{Controller, Reconciled};
 use crate::error::{Error, ignore_not_found};
-use crate::nodes::{condition, is_ready, wanted_taints};
+use crate::nodes::{NoExecute, condition, has_no_execute, is_ready, wanted_taints};
 use crate::pods;
-
-/// Up to this many nodes, losing most of them stops evictions altogether.
-const SMALL_CLUSTER: usize = 50;
-/// Share of lost nodes, in percent, from which on the fault is looked for here.
-const UNHEALTHY_PERCENT: usize = 55;
+use zones::{Permission, Zones};
 
 pub(crate) struct NodeLifecycleController {
     context: Context,
     recorder: Recorder,
     /// Whether each node was ready when it was last looked at.
     seen: Mutex<BTreeMap<String, bool>>,
+    zones: Mutex<Zones>,
 }
 
 impl NodeLifecycleController {
     pub fn new(context: Context) -> Self {
         let recorder = context.recorder("node-controller");
-        Self { context, recorder, seen: Mutex::default() }
+        Self { context, recorder, seen: Mutex::default(), zones: Mutex::default() }
     }
 
-    async fn taint(&self, node: &Node, may_evict: bool) -> Result<(), Error> {
-        let Some(taints) = wanted_taints(node, may_evict, &self.context.time()) else { return Ok(()) };
+    fn zones(&self) -> MutexGuard<'_, Zones> {
+        self.zones.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn taint(&self, node: &Node, no_execute: NoExecute) -> Result<(), Error> {
+        let Some(taints) = wanted_taints(node, no_execute, &self.context.time()) else { return Ok(()) };
         // The resourceVersion keeps taints that others set meanwhile.
         let patch = json!({
             "metadata": { "resourceVersion": node.metadata.resource_version },
@@ -101,15 +106,6 @@ impl NodeLifecycleController {
     }
 }
 
-/// Whether few enough nodes are lost to believe that it is them.
-fn may_evict(ready: usize, total: usize) -> bool {
-    let lost = total - ready;
-    if total > 0 && ready == 0 {
-        return false;
-    }
-    !(total <= SMALL_CLUSTER && lost > 2 && lost * 100 >= total * UNHEALTHY_PERCENT)
-}
-
 #[async_trait]
 impl Controller for NodeLifecycleController {
     type Key = ObjectKey;
@@ -123,10 +119,19 @@ impl Controller for NodeLifecycleController {
     }
 
     fn register(self: Arc<Self>, queue: &Arc<WorkQueue<ObjectKey>>) -> Vec<HandlerGuard> {
+        // All nodes at once, before the first is looked at: one after the other, the first lost one would look like
+        // the loss of all.
+        for node in self.context.informers.nodes.cache().list() {
+            self.zones().set(&node, is_ready(&node), Instant::now());
+        }
         let (this, queue) = (self.clone(), queue.clone());
         vec![self.context.informers.nodes.add_handler(move |delta| {
             let Some(node) = delta.object() else { return };
             let key = ObjectKey::of(&**node);
+            let state_changed = match delta.new {
+                Some(new) => this.zones().set(new, is_ready(new), Instant::now()),
+                None => this.zones().remove(&key.name, Instant::now()),
+            };
             if delta.new.is_none() {
                 this.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&key.name);
                 let mut about = reference(&**node);
@@ -134,10 +139,8 @@ impl Controller for NodeLifecycleController {
                 let message = format!("Node {0} event: Removing Node {0} from Controller", key.name);
                 this.recorder.event(about, EventType::Normal, "RemovingNode", message);
             }
-            let turned =
-                delta.old.is_some_and(|old| is_ready(old)) != delta.new.is_some_and(|new| is_ready(new));
-            if turned {
-                // Whether nodes may be evicted from depends on how many others are lost.
+            if state_changed {
+                // Whether nodes may lose their pods depends on how many others are lost.
                 for other in this.context.informers.nodes.cache().list() {
                     if !is_ready(&other) {
                         queue.add(ObjectKey::of(&*other));
@@ -148,37 +151,24 @@ impl Controller for NodeLifecycleController {
         })]
     }
 
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Error> {
-        let nodes = self.context.informers.nodes.cache().list();
-        let Some(node) = nodes.iter().find(|node| node.metadata.name.as_ref() == Some(&key.name)) else {
-            return Ok(Outcome::Done);
-        };
-        self.record(node);
-        let ready = nodes.iter().filter(|node| is_ready(node)).count();
-        self.taint(node, may_evict(ready, nodes.len())).await?;
-        if !is_ready(node) {
-            self.mark_pods(node).await?;
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Reconciled, Error> {
+        let Some(node) = self.context.informers.nodes.cache().get(key) else { return Ok(Reconciled::Done) };
+        self.record(&node);
+        if is_ready(&node) {
+            self.taint(&node, NoExecute::Keep).await?;
+            return Ok(Reconciled::Done);
         }
-        Ok(Outcome::Done)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_lost_worker_of_two_is_evicted_from_but_not_both() {
-        assert!(may_evict(1, 2));
-        assert!(!may_evict(0, 2));
-        assert!(!may_evict(0, 1));
-        assert!(may_evict(2, 2));
-    }
-
-    #[test]
-    fn when_most_of_a_small_cluster_is_lost_evictions_stop() {
-        assert!(may_evict(6, 10));
-        assert!(!may_evict(4, 10));
-        assert!(may_evict(40, 100), "a big cluster goes on");
+        let permission = self.zones().ask(&key.name, has_no_execute(&node), Instant::now());
+        let no_execute = match permission {
+            Permission::Evict => NoExecute::Add,
+            Permission::Wait(_) => NoExecute::Keep,
+            Permission::Withdraw => NoExecute::Remove,
+        };
+        self.taint(&node, no_execute).await?;
+        self.mark_pods(&node).await?;
+        Ok(match permission {
+            Permission::Wait(Some(wait)) => Reconciled::After(wait),
+            _ => Reconciled::Done,
+        })
     }
 }

@@ -47,17 +47,35 @@ const MANAGED: [(&str, &str); 9] = [
     (UNSCHEDULABLE, "NoSchedule"),
 ];
 
-/// The taints the node should have, or none when it has them. `may_evict` is false while so much of the cluster is
-/// lost that the fault is likelier here than there: then no node newly loses its pods.
-pub(crate) fn wanted_taints(node: &Node, may_evict: bool, now: &Time) -> Option<Vec<Taint>> {
+/// What may be done with the NoExecute taint of a node that is not ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoExecute {
+    /// It is added: the node's pods are evicted.
+    Add,
+    /// It stays as it is: no node newly loses its pods.
+    Keep,
+    /// It is taken off.
+    Remove,
+}
+
+/// Whether the node is tainted NoExecute because of its Ready condition.
+pub(crate) fn has_no_execute(node: &Node) -> bool {
+    has(node, NOT_READY, "NoExecute") || has(node, UNREACHABLE, "NoExecute")
+}
+
+/// The taints the node should have, or none when it has them.
+pub(crate) fn wanted_taints(node: &Node, no_execute: NoExecute, now: &Time) -> Option<Vec<Taint>> {
+    let may_evict = |key: &str| match no_execute {
+        NoExecute::Add => true,
+        NoExecute::Keep => has(node, key, "NoExecute"),
+        NoExecute::Remove => false,
+    };
     let wanted = |key: &str, effect: &str| -> bool {
         let is = |kind: &str| condition(node, kind).is_some_and(|condition| condition.status == "True");
         let ready = ready_status(node);
         match key {
-            NOT_READY if effect == "NoExecute" => ready == "False" && (may_evict || has(node, key, effect)),
-            UNREACHABLE if effect == "NoExecute" => {
-                ready == "Unknown" && (may_evict || has(node, key, effect))
-            }
+            NOT_READY if effect == "NoExecute" => ready == "False" && may_evict(key),
+            UNREACHABLE if effect == "NoExecute" => ready == "Unknown" && may_evict(key),
             NOT_READY => ready == "False",
             UNREACHABLE => ready == "Unknown",
             "node.kubernetes.io/memory-pressure" => is("MemoryPressure"),
@@ -122,9 +140,9 @@ mod tests {
         .unwrap()
     }
 
-    fn keys(node: &Node, may_evict: bool) -> Option<Vec<(String, String)>> {
+    fn keys(node: &Node, no_execute: NoExecute) -> Option<Vec<(String, String)>> {
         let now = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
-        let taints = wanted_taints(node, may_evict, &now)?;
+        let taints = wanted_taints(node, no_execute, &now)?;
         Some(taints.into_iter().map(|taint| (taint.key, taint.effect)).collect())
     }
 
@@ -137,27 +155,32 @@ mod tests {
         let lost = node("Unknown", json!([{"key": "mine", "effect": "NoSchedule"}]));
         let expected =
             vec![pair("mine", "NoSchedule"), pair(UNREACHABLE, "NoSchedule"), pair(UNREACHABLE, "NoExecute")];
-        assert_eq!(keys(&lost, true), Some(expected));
+        assert_eq!(keys(&lost, NoExecute::Add), Some(expected));
         let back = node(
             "True",
             json!([
             {"key": "mine", "effect": "NoSchedule"},
             {"key": UNREACHABLE, "effect": "NoSchedule"}, {"key": UNREACHABLE, "effect": "NoExecute"}]),
         );
-        assert_eq!(keys(&back, true), Some(vec![pair("mine", "NoSchedule")]));
-        assert_eq!(keys(&node("True", json!([])), true), None);
+        assert_eq!(keys(&back, NoExecute::Keep), Some(vec![pair("mine", "NoSchedule")]));
+        assert_eq!(keys(&node("True", json!([])), NoExecute::Keep), None);
     }
 
     #[test]
     fn when_all_nodes_are_lost_none_newly_loses_its_pods() {
         let lost = node("Unknown", json!([]));
-        assert_eq!(keys(&lost, false), Some(vec![pair(UNREACHABLE, "NoSchedule")]));
+        let no_schedule = pair(UNREACHABLE, "NoSchedule");
+        assert_eq!(keys(&lost, NoExecute::Keep), Some(vec![no_schedule.clone()]));
+        let no_execute = json!({"key": UNREACHABLE, "effect": "NoExecute"});
+        let tainted = node("Unknown", json!([{"key": UNREACHABLE, "effect": "NoSchedule"}, no_execute]));
+        assert_eq!(keys(&tainted, NoExecute::Keep), None, "who was to lose its pods still is");
+        assert_eq!(keys(&tainted, NoExecute::Remove), Some(vec![no_schedule]));
     }
 
     #[test]
     fn a_cordoned_node_is_tainted() {
         let mut cordoned = node("True", json!([]));
         cordoned.spec.get_or_insert_default().unschedulable = Some(true);
-        assert_eq!(keys(&cordoned, true), Some(vec![pair(UNSCHEDULABLE, "NoSchedule")]));
+        assert_eq!(keys(&cordoned, NoExecute::Keep), Some(vec![pair(UNSCHEDULABLE, "NoSchedule")]));
     }
 }

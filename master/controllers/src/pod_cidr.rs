@@ -14,7 +14,7 @@ use master_client::{EventType, HandlerGuard, ObjectKey, Recorder, WorkQueue, ref
 use serde_json::json;
 
 use crate::context::Context;
-use crate::controller::{Controller, Outcome};
+use crate::controller::{Controller, Reconciled};
 use crate::error::{Error, ignore_not_found};
 
 pub(crate) struct PodCidrController {
@@ -72,10 +72,10 @@ impl Controller for PodCidrController {
         })]
     }
 
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Error> {
-        let Some(node) = self.context.informers.nodes.cache().get(key) else { return Ok(Outcome::Done) };
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Reconciled, Error> {
+        let Some(node) = self.context.informers.nodes.cache().get(key) else { return Ok(Reconciled::Done) };
         if !cidrs(&node).is_empty() {
-            return Ok(Outcome::Done);
+            return Ok(Reconciled::Done);
         }
         let before = self.given.lock().unwrap_or_else(PoisonError::into_inner).get(&key.name).copied();
         let config = &self.context.config;
@@ -95,7 +95,7 @@ impl Controller for PodCidrController {
         if ignore_not_found(patched)?.is_none() {
             self.given.lock().unwrap_or_else(PoisonError::into_inner).remove(&key.name);
         }
-        Ok(Outcome::Done)
+        Ok(Reconciled::Done)
     }
 }
 

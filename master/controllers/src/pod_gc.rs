@@ -2,7 +2,7 @@
 //! node, and the oldest of very many ended ones. One key; looked at when a node or such a pod changes and every
 //! 20 s, as stock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::context::Context;
-use crate::controller::{Controller, Outcome};
+use crate::controller::{Controller, Reconciled};
 use crate::error::{Error, ignore_not_found, is_conflict};
 use crate::nodes::{OUT_OF_SERVICE, has_taint, is_ready};
 use crate::pods::{is_terminal, node_name};
@@ -48,11 +48,11 @@ impl PodGcController {
         Self { context, missing: Mutex::default() }
     }
 
-    /// Nodes that have been missing for long enough; when the next one will have been.
+    /// Names of the nodes that have been missing for [`QUARANTINE`].
     fn gone_nodes(&self, pods: &[Arc<Pod>], nodes: &BTreeMap<String, Arc<Node>>) -> Vec<String> {
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        let named: Vec<&str> = pods.iter().filter_map(|pod| node_name(pod)).collect();
-        missing.retain(|name, _| !nodes.contains_key(name) && named.contains(&name.as_str()));
+        let named: BTreeSet<&str> = pods.iter().filter_map(|pod| node_name(pod)).collect();
+        missing.retain(|name, _| !nodes.contains_key(name) && named.contains(name.as_str()));
         for name in named {
             if !nodes.contains_key(name) {
                 missing.entry(name.to_owned()).or_insert_with(Instant::now);
@@ -140,7 +140,7 @@ impl Controller for PodGcController {
         vec![nodes, pods]
     }
 
-    async fn reconcile(&self, _: &Sweep) -> Result<Outcome, Error> {
+    async fn reconcile(&self, _: &Sweep) -> Result<Reconciled, Error> {
         let informers = &self.context.informers;
         let pods = informers.pods.cache().list();
         let nodes: BTreeMap<String, Arc<Node>> = informers
@@ -153,18 +153,18 @@ impl Controller for PodGcController {
         for pod in excess_terminated(&pods) {
             self.remove(&pod, None).await?;
         }
-        let mut gone = Vec::new();
+        let mut gone = BTreeSet::new();
         for name in self.gone_nodes(&pods, &nodes) {
             // The cache may be behind; a node that is there keeps its pods.
             if self.context.all::<Node>().get_opt(&name).await?.is_none() {
-                gone.push(name);
+                gone.insert(name);
             }
         }
         for pod in &pods {
             let terminating = pod.metadata.deletion_timestamp.is_some();
             match node_name(pod) {
                 None if terminating => self.remove(pod, None).await?,
-                Some(name) if gone.iter().any(|gone| gone == name) => {
+                Some(name) if gone.contains(name) => {
                     self.remove(pod, Some("PodGC: node no longer exists")).await?;
                 }
                 Some(name) if terminating => {
@@ -178,6 +178,6 @@ impl Controller for PodGcController {
                 _ => {}
             }
         }
-        Ok(Outcome::After(PERIOD))
+        Ok(Reconciled::After(PERIOD))
     }
 }

@@ -16,7 +16,7 @@ use kube::core::Selector;
 use master_client::{Delta, HandlerGuard, Informers, ObjectKey, Recorder, WorkQueue};
 
 use crate::context::Context;
-use crate::controller::{Controller, Outcome};
+use crate::controller::{Controller, Reconciled};
 use crate::error::Error;
 use crate::expectations::Expectations;
 use crate::owner::{claim, controller_of, selects, uid};
@@ -82,10 +82,12 @@ impl ReplicaSetController {
     /// Pods that are controlled by `set` or by nobody.
     fn candidates(&self, set: &ReplicaSet) -> Vec<Arc<Pod>> {
         let pods = self.informers().pods.cache();
-        let mut candidates = pods.by_index(Informers::BY_CONTROLLER, uid(&set.metadata));
-        let orphans = pods.by_index(Informers::BY_CONTROLLER, "");
-        candidates
-            .extend(orphans.into_iter().filter(|pod| namespace(&pod.metadata) == namespace(&set.metadata)));
+        let of = |uid: &str| {
+            let value = Informers::controlled_by(namespace(&set.metadata), uid);
+            pods.by_index(Informers::BY_CONTROLLER, &value)
+        };
+        let mut candidates = of(uid(&set.metadata));
+        candidates.extend(of(""));
         candidates
     }
 }
@@ -122,10 +124,10 @@ impl Controller for ReplicaSetController {
         vec![sets, pods]
     }
 
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Error> {
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Reconciled, Error> {
         let Some(set) = self.informers().replica_sets.cache().get(key) else {
             self.expectations.forget(key);
-            return Ok(Outcome::Done);
+            return Ok(Reconciled::Done);
         };
         let selector = selector_of(&set)?;
         let may_scale = self.expectations.satisfied(key) && set.metadata.deletion_timestamp.is_none();
@@ -140,9 +142,9 @@ impl Controller for ReplicaSetController {
         written?;
         let min_ready = set.spec.as_ref().and_then(|spec| spec.min_ready_seconds).unwrap_or(0);
         if min_ready > 0 && wanted.ready_replicas != wanted.available_replicas {
-            return Ok(Outcome::After(next_available(&active, min_ready, now)));
+            return Ok(Reconciled::After(next_available(&active, min_ready, now)));
         }
-        Ok(Outcome::Done)
+        Ok(Reconciled::Done)
     }
 }
 

@@ -11,7 +11,7 @@ use kube::api::PostParams;
 use master_client::{HandlerGuard, ObjectKey, WorkQueue};
 
 use crate::context::Context;
-use crate::controller::{Controller, Outcome};
+use crate::controller::{Controller, Reconciled};
 use crate::error::{Error, ignore_already_exists, ignore_not_found, is_namespace_terminating, is_not_found};
 use crate::namespace::is_active;
 
@@ -77,17 +77,19 @@ impl Controller for RootCaController {
         vec![namespaces, maps]
     }
 
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Error> {
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Reconciled, Error> {
         let informers = &self.context.informers;
         if !informers.namespaces.cache().get(key).is_some_and(|namespace| is_active(&namespace)) {
-            return Ok(Outcome::Done);
+            return Ok(Reconciled::Done);
         }
         let maps = self.context.namespaced::<ConfigMap>(&key.name);
         let wanted = self.wanted(&key.name);
         let Some(current) = informers.root_ca_config_maps.cache().find(&key.name, NAME) else {
             return match ignore_already_exists(maps.create(&PostParams::default(), &wanted).await) {
-                Err(error) if is_namespace_terminating(&error) || is_not_found(&error) => Ok(Outcome::Done),
-                result => Ok(result.map(|_| Outcome::Done)?),
+                Err(error) if is_namespace_terminating(&error) || is_not_found(&error) => {
+                    Ok(Reconciled::Done)
+                }
+                result => Ok(result.map(|_| Reconciled::Done)?),
             };
         };
         if current.data != wanted.data {
@@ -100,6 +102,6 @@ impl Controller for RootCaController {
                 .extend(wanted.metadata.annotations.unwrap_or_default());
             ignore_not_found(maps.replace(NAME, &PostParams::default(), &updated).await)?;
         }
-        Ok(Outcome::Done)
+        Ok(Reconciled::Done)
     }
 }

@@ -9,7 +9,7 @@ use kube::api::PostParams;
 use master_client::{HandlerGuard, ObjectKey, WorkQueue};
 
 use crate::context::Context;
-use crate::controller::{Controller, Outcome};
+use crate::controller::{Controller, Reconciled};
 use crate::error::{Error, ignore_already_exists, is_namespace_terminating, is_not_found};
 use crate::namespace::is_active;
 
@@ -57,11 +57,11 @@ impl Controller for ServiceAccountController {
         vec![namespaces, accounts]
     }
 
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Error> {
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Reconciled, Error> {
         let informers = &self.context.informers;
         let active = informers.namespaces.cache().get(key).is_some_and(|namespace| is_active(&namespace));
         if !active || informers.service_accounts.cache().find(&key.name, NAME).is_some() {
-            return Ok(Outcome::Done);
+            return Ok(Reconciled::Done);
         }
         let account = ServiceAccount {
             metadata: ObjectMeta {
@@ -73,8 +73,8 @@ impl Controller for ServiceAccountController {
         };
         let accounts = self.context.namespaced::<ServiceAccount>(&key.name);
         match ignore_already_exists(accounts.create(&PostParams::default(), &account).await) {
-            Err(error) if is_namespace_terminating(&error) || is_not_found(&error) => Ok(Outcome::Done),
-            result => Ok(result.map(|_| Outcome::Done)?),
+            Err(error) if is_namespace_terminating(&error) || is_not_found(&error) => Ok(Reconciled::Done),
+            result => Ok(result.map(|_| Reconciled::Done)?),
         }
     }
 }

@@ -21,7 +21,7 @@ use kube::api::PostParams;
 use master_client::{HandlerGuard, WorkQueue};
 
 use crate::context::Context;
-use crate::controller::{Controller, Outcome};
+use crate::controller::{Controller, Reconciled};
 use crate::error::{Error, ignore_already_exists};
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -270,13 +270,13 @@ impl Controller for SystemController {
         vec![services]
     }
 
-    async fn reconcile(&self, key: &Part) -> Result<Outcome, Error> {
+    async fn reconcile(&self, key: &Part) -> Result<Reconciled, Error> {
         match key {
             Part::Namespaces => self.namespaces().await?,
             Part::Kubernetes => self.kubernetes().await?,
             Part::Dns => self.service(dns_service(&self.context.config.dns_service_ip.to_string())).await?,
         }
-        Ok(Outcome::After(CHECK))
+        Ok(Reconciled::After(CHECK))
     }
 }
 

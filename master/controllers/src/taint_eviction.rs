@@ -16,7 +16,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 
 use crate::context::Context;
-use crate::controller::{Controller, Outcome};
+use crate::controller::{Controller, Reconciled};
 use crate::error::{Error, ignore_not_found};
 use crate::nodes::{taints, tolerates};
 use crate::pods::node_name;
@@ -186,14 +186,14 @@ impl Controller for TaintEvictionController {
         vec![nodes, pods]
     }
 
-    async fn reconcile(&self, PodKey(key): &PodKey) -> Result<Outcome, Error> {
+    async fn reconcile(&self, PodKey(key): &PodKey) -> Result<Reconciled, Error> {
         let informers = &self.context.informers;
-        let Some(pod) = informers.pods.cache().get(key) else { return Ok(Outcome::Done) };
+        let Some(pod) = informers.pods.cache().get(key) else { return Ok(Reconciled::Done) };
         if pod.metadata.deletion_timestamp.is_some() {
-            return Ok(Outcome::Done);
+            return Ok(Reconciled::Done);
         }
         let node = node_name(&pod).and_then(|name| informers.nodes.cache().find("", name));
-        let Some(node) = node else { return Ok(Outcome::Done) };
+        let Some(node) = node else { return Ok(Reconciled::Done) };
         let now = self.context.now();
         match eviction(&pod, &node, |stamp| self.scheduled.start(key, stamp, now)) {
             Eviction::Never => {
@@ -201,19 +201,19 @@ impl Controller for TaintEvictionController {
                     let message = format!("Cancelling deletion of Pod {key}");
                     self.recorder.event(reference(&*pod), EventType::Normal, "TaintManagerEviction", message);
                 }
-                Ok(Outcome::Done)
+                Ok(Reconciled::Done)
             }
             Eviction::At(time) => {
                 let left = time.as_millisecond() - now.as_millisecond();
                 match u64::try_from(left) {
                     Ok(left) if left > 0 => {
                         self.scheduled.add(key, now);
-                        Ok(Outcome::After(Duration::from_millis(left)))
+                        Ok(Reconciled::After(Duration::from_millis(left)))
                     }
                     _ => {
                         self.evict(key, &pod).await?;
                         self.scheduled.remove(key);
-                        Ok(Outcome::Done)
+                        Ok(Reconciled::Done)
                     }
                 }
             }

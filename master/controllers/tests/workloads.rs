@@ -256,3 +256,164 @@ async fn the_pods_of_a_lost_node_are_replaced() {
         })
         .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_leader_orphans_nobody_before_it_knows_all_dependents() {
+    let cluster = Cluster::start();
+    // Deleted with `--cascade=orphan` while the leader before was dying.
+    let owner = cluster.api.add("deployments", deployment("web:1"));
+    let reference = json!([{"apiVersion": "apps/v1", "kind": "Deployment", "name": "web",
+        "uid": owner["metadata"]["uid"]}]);
+    cluster.api.change("deployments", |deployment| {
+        deployment["spec"]["replicas"] = json!(0);
+        deployment["metadata"]["finalizers"] = json!(["orphan"]);
+        deployment["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        true
+    });
+    for name in ["a", "b"] {
+        let meta = json!({"name": name, "namespace": "default", "ownerReferences": reference});
+        cluster.api.add("configmaps", json!({"metadata": meta}));
+    }
+    // Their kind is watched by the garbage collector alone, and its first list takes its time.
+    cluster.api.slow_lists("configmaps", Duration::from_millis(500));
+    let _term = cluster.lead();
+    let owned = |api: &FakeApi| {
+        let maps = api.objects("configmaps");
+        let owned = maps
+            .iter()
+            .filter(|map| !map["metadata"]["ownerReferences"].as_array().is_none_or(Vec::is_empty));
+        owned.count()
+    };
+    let mut left_when_let_go = None;
+    cluster
+        .wait("the owner is let go", |api| {
+            let finalizers = api.objects("deployments")[0]["metadata"]["finalizers"].clone();
+            let let_go = finalizers.as_array().is_none_or(Vec::is_empty);
+            if let_go {
+                left_when_let_go.get_or_insert(owned(api));
+            }
+            let_go
+        })
+        .await;
+    assert_eq!(left_when_let_go, Some(0), "dependents that would have gone with their owner");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_in_another_namespace_does_not_count_and_an_event_says_so() {
+    let cluster = Cluster::start();
+    let _term = cluster.lead();
+    let owner = cluster.api.add("configmaps", json!({"metadata": {"name": "owner", "namespace": "default"}}));
+    let dependent = |namespace: &str, name: &str, owner_name: &str| {
+        let reference = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": owner_name,
+            "uid": owner["metadata"]["uid"]}]);
+        let meta = json!({"name": name, "namespace": namespace, "ownerReferences": reference});
+        cluster.api.add("configmaps", json!({"metadata": meta}));
+    };
+    dependent("default", "mine", "owner");
+    dependent("default", "misnamed", "somebody");
+    dependent("other", "foreign", "owner");
+    let names = |api: &FakeApi| {
+        let maps = api.objects("configmaps").into_iter();
+        let names = maps.filter_map(|map| map["metadata"]["name"].as_str().map(str::to_owned));
+        names.filter(|name| name != "kube-root-ca.crt").collect::<Vec<_>>()
+    };
+    cluster.wait("foreign and misnamed are collected", |api| names(api) == ["mine", "owner"]).await;
+    cluster
+        .wait("the event", |api| {
+            api.objects("events").iter().any(|event| {
+                event["reason"] == "OwnerRefInvalidNamespace" && event["involvedObject"]["name"] == "foreign"
+            })
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_names_a_set_of_another_namespace_is_not_its_replica() {
+    let cluster = Cluster::start();
+    let _term = cluster.lead();
+    cluster.api.add("deployments", deployment("web:1"));
+    cluster.wait("the rollout", |api| complete(api, "1")).await;
+    let set = cluster.api.objects("replicasets").remove(0);
+    let reference = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "controller": true,
+        "name": set["metadata"]["name"], "uid": set["metadata"]["uid"]}]);
+    let meta = json!({"name": "foreign", "namespace": "other", "ownerReferences": reference,
+        "finalizers": ["test/kept"], "labels": set["spec"]["selector"]["matchLabels"]});
+    cluster.api.add("pods", json!({"metadata": meta, "spec": {"containers": []}}));
+    // With a pod less it makes a new one only if the foreign one does not count.
+    let mine = cluster.api.objects("pods").into_iter().find(|pod| pod["metadata"]["namespace"] == "default");
+    cluster.api.remove("pods", "default", mine.unwrap()["metadata"]["name"].as_str().unwrap());
+    cluster
+        .wait("three of its own again", |api| {
+            let pods = api.objects("pods");
+            pods.iter().filter(|pod| pod["metadata"]["namespace"] == "default").count() == 3
+                && complete(api, "1")
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_that_do_not_decode_stop_nobody() {
+    let cluster = Cluster::start();
+    let _term = cluster.lead();
+    // What RFC 3339 cannot say, in a list and in a watch, of three kinds.
+    let bad = json!("-001-12-31T23:00:00Z");
+    cluster.api.add(
+        "pods",
+        json!({"metadata": {"name": "bad", "namespace": "default"}, "spec": {"containers": []},
+            "status": {"phase": "Running", "startTime": bad}}),
+    );
+    cluster.api.add(
+        "nodes",
+        json!({"metadata": {"name": "bad"}, "status": {"conditions": [
+        {"type": "Ready", "status": "True", "lastTransitionTime": bad}]}}),
+    );
+    let mut broken = deployment("web:1");
+    broken["metadata"]["name"] = json!("bad");
+    broken["status"] =
+        json!({"conditions": [{"type": "Available", "status": "True", "lastUpdateTime": bad}]});
+    cluster.api.add("deployments", broken);
+    cluster.api.add("deployments", deployment("web:1"));
+    cluster
+        .wait("the other deployment's rollout", |api| {
+            api.objects("deployments").iter().any(|deployment| deployment["status"]["availableReplicas"] == 3)
+        })
+        .await;
+    // Another master lists them.
+    let shutdown = CancellationToken::new();
+    let _guard = shutdown.clone().drop_guard();
+    let informers = Informers::start(cluster.api.client(), Arc::new(|| {}), &shutdown);
+    assert!(informers.caught_up(&cluster.api.client(), &shutdown).await);
+    for informers in [&informers, &cluster.informers] {
+        assert_eq!(informers.broken.len(), 3, "{:?}", informers.broken.summary());
+        assert_eq!(informers.nodes.cache().len(), 2);
+    }
+    let mended = |object: &mut Value| {
+        object["status"]["startTime"] = json!("2026-01-01T00:00:00Z");
+        object["metadata"]["name"] == "bad"
+    };
+    let mut changes = informers.broken.changes();
+    cluster.api.change("pods", mended);
+    let fewer = changes.wait_for(|_| informers.broken.len() == 2);
+    tokio::time::timeout(DEADLINE, fewer).await.expect("a mended object is not named any more").unwrap();
+    assert!(informers.pods.cache().find("default", "bad").is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_panics_stops_neither_the_others_nor_the_informer() {
+    let cluster = Cluster::start();
+    let _panics = cluster.informers.pods.add_handler(|_| panic!("a handler fails"));
+    let (seen, mut names) = tokio::sync::watch::channel(Vec::new());
+    let _works = cluster.informers.pods.add_handler(move |delta| {
+        let name = delta.object().and_then(|pod| pod.metadata.name.clone());
+        seen.send_modify(|names| names.extend(name));
+    });
+    for name in ["a", "b"] {
+        cluster.api.add(
+            "pods",
+            json!({"metadata": {"name": name, "namespace": "default"}, "spec": {"containers": []}}),
+        );
+    }
+    let both = names.wait_for(|names| names.contains(&"a".to_owned()) && names.contains(&"b".to_owned()));
+    tokio::time::timeout(DEADLINE, both).await.expect("both pods are seen").unwrap();
+    assert!(proto_env::counters::TASK_PANICS.get("informer-handler") >= 2);
+}

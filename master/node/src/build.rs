@@ -9,9 +9,9 @@ use kube::Client;
 use master_apiserver::settings::ClusterSettings as ApiSettings;
 use master_apiserver::{ApiServer, UserInfo};
 use master_client::Informers;
+use proto_env::Env;
 use proto_env::grpc::{OnMain, accept_apart};
-use proto_env::supervise::supervise;
-use proto_env::{Env, MASTERS_ORGANIZATION};
+use proto_env::supervise::{catch, supervise};
 use proto_wire::cluster::admin_server::AdminServer;
 use proto_wire::cluster::join_server::JoinServer;
 use proto_wire::cluster::liveness_server::LivenessServer;
@@ -29,6 +29,7 @@ use crate::leader::Leader;
 use crate::liveness::Liveness;
 use crate::peer::LivenessService;
 use crate::pki::ClusterKeys;
+use crate::undecodable;
 
 /// Bound on closing log and objects.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -262,6 +263,10 @@ impl Master {
         let store = self.consensus.store().clone();
         let ask = Arc::new(move || store.ask_progress());
         let informers = Informers::start(self.client(), ask, &self.env.shutdown);
+        let broken = informers.broken.clone();
+        let report_broken = supervise("undecodable-objects", || {
+            undecodable::report(self.consensus.clone(), broken.clone(), self.env.shutdown.clone())
+        });
         let backups = self.backups();
         let leader = Leader {
             backups: backups.clone(),
@@ -282,7 +287,8 @@ impl Master {
             reason = self.consensus.failed() => Err(Error::Failed(reason)),
             result = serve_peers => result,
             result = serve_api => result.map_err(Error::from),
-            () = leader.run() => Ok(()),
+            ended = catch("leader", leader.run()) => ended.map_err(|panicked| Error::Failed(panicked.to_string())),
+            () = report_broken => Ok(()),
             never = self.certificates.keep_renewed(&self.api) => match never {},
         };
         self.env.shutdown.cancel();

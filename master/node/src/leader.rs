@@ -9,6 +9,7 @@ use consensus::Consensus;
 use master_apiserver::{ApiServer, UserInfo};
 use master_client::Informers;
 use proto_env::Env;
+use proto_env::supervise::supervise;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,7 @@ use crate::backup::{self, Source};
 use crate::config::Timers;
 use crate::health;
 use crate::liveness::{self, Liveness};
+use crate::witnesses::OtherMasters;
 
 /// What a leader needs.
 pub struct Leader {
@@ -82,49 +84,63 @@ impl Leader {
         let client = |name: &str, groups: &[&str]| {
             self.api.local_client(UserInfo::authenticated(name, groups), Some(number))
         };
-        tasks.spawn(master_controllers::run(
-            client("system:kube-controller-manager", &[]),
-            self.informers.clone(),
-            self.controllers.clone(),
-            cancel.clone(),
-        ));
-        tasks.spawn(master_scheduler::run(
-            client("system:kube-scheduler", &[]),
-            self.informers.clone(),
-            master_scheduler::Config { clock: self.env.clock.clone() },
-            cancel.clone(),
-        ));
-        tasks.spawn(liveness::watch_nodes(
-            self.liveness.clone(),
-            client("system:kube-controller-manager", &[]),
-            self.informers.clone(),
-            self.timers.node_grace(),
-            cancel.clone(),
-        ));
-        tasks.spawn(health::watch_masters(
-            self.consensus.clone(),
-            self.env.network.clone(),
-            self.healthy.clone(),
-            self.timers.health_interval(),
-            cancel.clone(),
-        ));
-        tasks.spawn(autopilot::report(
-            self.consensus.clone(),
-            client("system:kube-controller-manager", &[]),
-            self.env.clock.clone(),
-            cancel.clone(),
-        ));
-        tasks.spawn(backup::schedule::run(
-            self.backups.clone(),
-            client("system:ephor:backup", &["system:masters"]),
-            cancel.clone(),
-        ));
+        let manager = client("system:kube-controller-manager", &[]);
+        let (api, informers, config) = (manager.clone(), self.informers.clone(), self.controllers.clone());
+        tasks.spawn(during(&cancel, "controllers", move |cancel| {
+            master_controllers::run(api.clone(), informers.clone(), config.clone(), cancel)
+        }));
+        let (api, informers) = (client("system:kube-scheduler", &[]), self.informers.clone());
+        let config = master_scheduler::Config { clock: self.env.clock.clone() };
+        tasks.spawn(during(&cancel, "scheduler", move |cancel| {
+            master_scheduler::run(api.clone(), informers.clone(), config.clone(), cancel)
+        }));
+        let others = OtherMasters { consensus: self.consensus.clone(), network: self.env.network.clone() };
+        let watch = Arc::new(liveness::NodeWatch {
+            liveness: self.liveness.clone(),
+            client: manager.clone(),
+            informers: self.informers.clone(),
+            witnesses: Arc::new(others),
+            grace: self.timers.node_grace(),
+        });
+        tasks.spawn(during(&cancel, "node-liveness", move |cancel| {
+            let watch = watch.clone();
+            async move { liveness::watch_nodes(&watch, cancel).await }
+        }));
+        let (consensus, network) = (self.consensus.clone(), self.env.network.clone());
+        let (healthy, interval) = (self.healthy.clone(), self.timers.health_interval());
+        tasks.spawn(during(&cancel, "master-health", move |cancel| {
+            health::watch_masters(consensus.clone(), network.clone(), healthy.clone(), interval, cancel)
+        }));
+        let (consensus, clock) = (self.consensus.clone(), self.env.clock.clone());
+        tasks.spawn(during(&cancel, "autopilot-events", move |cancel| {
+            autopilot::report(consensus.clone(), manager.clone(), clock.clone(), cancel)
+        }));
+        let (backups, api) = (self.backups.clone(), client("system:ephor:backup", &["system:masters"]));
+        tasks.spawn(during(&cancel, "backup-schedule", move |cancel| {
+            backup::schedule::run(backups.clone(), api.clone(), cancel)
+        }));
         if let Some(ttl) = self.event_ttl {
             let api = self.api.clone();
-            tasks.spawn(async move { api.expire_events(number, ttl).await });
+            tasks.spawn(during(&cancel, "event-expiry", move |_| {
+                let api = api.clone();
+                async move { api.expire_events(number, ttl).await }
+            }));
         }
         Term { number, cancel, tasks }
     }
+}
+
+/// Runs one task of a term: it is made anew after a panic, and ends with the term.
+fn during<F>(
+    cancel: &CancellationToken,
+    name: &'static str,
+    make: impl Fn(CancellationToken) -> F + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let cancel = cancel.clone();
+    supervise(name, move || make(cancel.clone()))
 }
 
 impl Term {

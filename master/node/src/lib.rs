@@ -9,7 +9,8 @@
 //! | `build.rs` | puts the parts together |
 //! | `certificates.rs` | the certificates of this master, renewed while it runs |
 //! | `leader.rs` | starts and stops what leads |
-//! | `liveness.rs`, `health.rs` | which nodes beat, which masters answer |
+//! | `liveness.rs`, `witnesses.rs`, `health.rs` | which nodes beat, here and to other masters; which masters answer |
+//! | `undecodable.rs` | the alarm about objects that do not decode |
 //! | `peer.rs`, `join.rs`, `admin.rs` | the services of the peer port |
 //! | `node_names.rs` | which names nodes may have |
 //! | `autopilot.rs` | events about what the leader did to the group of masters |
@@ -34,6 +35,8 @@ mod peer;
 pub mod pki;
 pub mod recover;
 pub mod tokens;
+mod undecodable;
+mod witnesses;
 
 pub use build::{Error, Master, build};
 pub use consensus::{Objects, Restored};

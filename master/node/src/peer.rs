@@ -11,7 +11,7 @@ use futures::{Stream, StreamExt};
 use proto_env::grpc::PeerInfo;
 use proto_env::{Env, MASTERS_ORGANIZATION, NODES_ORGANIZATION, PeerIdentity};
 use proto_wire::cluster::liveness_server::Liveness as LivenessApi;
-use proto_wire::cluster::{BeatAck, NodeBeat};
+use proto_wire::cluster::{BeatAck, HeardNode, HeardNodesRequest, HeardNodesResponse, NodeBeat};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -98,15 +98,30 @@ impl LivenessApi for LivenessService {
                 };
                 let Ok(Some(Ok(beat))) = next else { return };
                 let ack = Self::ack(&consensus, beat.sequence);
-                // A follower's memory of beats would only mislead it later.
-                if ack.leading {
-                    liveness.beat(&name, beat.ready, &beat.reason);
-                }
+                // A follower remembers them for the leader, which may be deaf.
+                liveness.beat(&name, beat.ready, &beat.reason);
                 if sender.send(Ok(ack)).await.is_err() {
                     return;
                 }
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn heard_nodes(
+        &self,
+        request: Request<HeardNodesRequest>,
+    ) -> Result<Response<HeardNodesResponse>, Status> {
+        if !caller(&request).is_some_and(|caller| caller.in_organization(MASTERS_ORGANIZATION)) {
+            return Err(Status::permission_denied("only masters may ask this"));
+        }
+        let within = Duration::from_millis(request.into_inner().within_ms);
+        let nodes = self.liveness.heard_within(within).into_iter().map(|heard| HeardNode {
+            node: heard.node,
+            ago_ms: u64::try_from(heard.ago.as_millis()).unwrap_or(u64::MAX),
+            ready: heard.ready,
+            reason: heard.reason,
+        });
+        Ok(Response::new(HeardNodesResponse { nodes: nodes.collect() }))
     }
 }

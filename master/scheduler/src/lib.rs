@@ -21,10 +21,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::Client;
 use master_client::{Delta, HandlerGuard, Informers, ObjectKey, Recorder};
-use proto_env::Clock;
+use proto_env::{Clock, supervise};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -72,7 +72,13 @@ pub async fn run(client: Client, informers: Informers, config: Config, shutdown:
             attempt = scheduler.queue.next() => attempt,
         };
         turn = turn.wrapping_add(1);
-        scheduler.attempt(attempt, turn).await;
+        let pod = attempt.pod.clone();
+        // A pod that makes a plugin panic waits for its next attempt; all others go on.
+        if supervise::catch("scheduler", scheduler.attempt(attempt, turn)).await.is_err() {
+            scheduler.give_back(&pod);
+        }
+        // One decision looks at all nodes: between two of them others run.
+        tokio::task::yield_now().await;
     }
     drop(guards);
 }
@@ -96,13 +102,7 @@ impl Scheduler {
     fn register(self: &Arc<Self>) -> Vec<HandlerGuard> {
         let namespaces = {
             let this = self.clone();
-            self.informers.namespaces.add_handler(move |delta| match (delta.old, delta.new) {
-                (_, Some(namespace)) => this.snapshot().set_namespace(namespace),
-                (Some(old), None) => {
-                    this.snapshot().remove_namespace(old.metadata.name.as_deref().unwrap_or_default());
-                }
-                (None, None) => {}
-            })
+            self.informers.namespaces.add_handler(move |delta| this.on_namespace(delta))
         };
         let nodes = {
             let this = self.clone();
@@ -115,6 +115,21 @@ impl Scheduler {
         vec![namespaces, nodes, pods]
     }
 
+    fn on_namespace(&self, delta: &Delta<'_, Namespace>) {
+        let labels = |namespace: &Arc<Namespace>| namespace.metadata.labels.clone().unwrap_or_default();
+        match (delta.old, delta.new) {
+            (_, Some(namespace)) => self.snapshot().set_namespace(namespace),
+            (Some(old), None) => {
+                self.snapshot().remove_namespace(old.metadata.name.as_deref().unwrap_or_default());
+            }
+            (None, None) => {}
+        }
+        if delta.old.map(labels).unwrap_or_default() != delta.new.map(labels).unwrap_or_default() {
+            // Affinity terms select namespaces by their labels.
+            self.queue.cluster_changed();
+        }
+    }
+
     fn on_node(&self, delta: &Delta<'_, Node>) {
         match (delta.old, delta.new) {
             (old, Some(new)) => {
@@ -125,6 +140,8 @@ impl Scheduler {
             }
             (Some(old), None) => {
                 self.snapshot().remove_node(old.metadata.name.as_deref().unwrap_or_default());
+                // A topology domain, or a pod that kept others away, may be gone with it.
+                self.queue.cluster_changed();
             }
             (None, None) => {}
         }
@@ -188,7 +205,7 @@ impl Scheduler {
             () = self.shutdown.cancelled() => return,
             permit = self.writes.clone().acquire_owned() => permit,
         };
-        let this = self.clone();
+        let (this, pod) = (self.clone(), attempt.pod.clone());
         tokio::spawn(async move {
             let _permit = permit;
             let work = async {
@@ -200,7 +217,9 @@ impl Scheduler {
             tokio::select! {
                 biased;
                 () = this.shutdown.cancelled() => {}
-                () = work => {}
+                written = supervise::catch("scheduler-write", work) => if written.is_err() {
+                    this.give_back(&pod);
+                }
             }
         });
     }
@@ -218,7 +237,12 @@ impl Scheduler {
             Err(_) => "no answer within the deadline".to_owned(),
         };
         tracing::info!(pod = %pod.key, node, error, "binding failed; trying again");
-        self.snapshot().forget(&pod.key);
+        self.give_back(pod);
+    }
+
+    /// The pod did not get its node: it waits for its next attempt, and its room is free again.
+    fn give_back(&self, pod: &PodInfo) {
+        self.snapshot().forget(pod);
         self.queue.failed(pod);
         self.queue.cluster_changed();
     }

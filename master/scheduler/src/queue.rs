@@ -39,6 +39,8 @@ pub(crate) struct Queue {
 struct State {
     waiting: BTreeMap<ObjectKey, Waiting>,
     active: BTreeSet<Rank>,
+    /// Those of `waiting` that fit nowhere: woken by changes, without a look at all others.
+    unschedulable: BTreeSet<ObjectKey>,
     /// Ends of back-offs and of the longest waits.
     timers: BTreeSet<(Instant, ObjectKey)>,
     arrivals: u64,
@@ -50,11 +52,11 @@ struct Waiting {
     pod: Arc<PodInfo>,
     arrival: u64,
     attempts: u32,
-    place: Place,
+    place: QueuePlace,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum QueuePlace {
     Active,
     InFlight,
     Backoff { until: Instant },
@@ -72,16 +74,17 @@ impl Queue {
                 let helped = could_help(&waiting.pod, &pod);
                 state.active.remove(&rank(waiting));
                 waiting.pod = pod;
-                if waiting.place == Place::Active {
+                if waiting.place == QueuePlace::Active {
                     state.active.insert(rank(waiting));
-                } else if helped && matches!(waiting.place, Place::Unschedulable { .. }) {
+                } else if helped && matches!(waiting.place, QueuePlace::Unschedulable { .. }) {
                     state.wake(&key);
                 }
             }
             _ => {
                 state.remove(&key);
                 state.arrivals += 1;
-                let waiting = Waiting { pod, arrival: state.arrivals, attempts: 0, place: Place::Active };
+                let waiting =
+                    Waiting { pod, arrival: state.arrivals, attempts: 0, place: QueuePlace::Active };
                 state.active.insert(rank(&waiting));
                 state.waiting.insert(key, waiting);
             }
@@ -98,12 +101,7 @@ impl Queue {
     pub fn cluster_changed(&self) {
         let mut state = self.lock();
         state.events += 1;
-        let unschedulable: Vec<_> = state
-            .waiting
-            .iter()
-            .filter(|(_, waiting)| matches!(waiting.place, Place::Unschedulable { .. }))
-            .map(|(key, _)| key.clone())
-            .collect();
+        let unschedulable = std::mem::take(&mut state.unschedulable);
         for key in &unschedulable {
             state.wake(key);
         }
@@ -162,24 +160,25 @@ impl State {
     fn take(&mut self) -> Option<Attempt> {
         let (_, _, key) = self.active.pop_first()?;
         let waiting = self.waiting.get_mut(&key)?;
-        waiting.place = Place::InFlight;
+        waiting.place = QueuePlace::InFlight;
         waiting.attempts += 1;
         Some(Attempt { pod: waiting.pod.clone(), events: self.events })
     }
 
     fn fail(&mut self, pod: &PodInfo, wait_for_change: bool) {
         let Some(waiting) = self.waiting.get_mut(&pod.key) else { return };
-        if waiting.place != Place::InFlight || waiting.pod.pod.metadata.uid != pod.pod.metadata.uid {
+        if waiting.place != QueuePlace::InFlight || waiting.pod.pod.metadata.uid != pod.pod.metadata.uid {
             return;
         }
         let doublings = waiting.attempts.saturating_sub(1).min(10);
         let backoff_until = Instant::now() + BACKOFF_MIN.saturating_mul(1 << doublings).min(BACKOFF_MAX);
         if wait_for_change {
             let until = Instant::now() + UNSCHEDULABLE_MAX;
-            waiting.place = Place::Unschedulable { backoff_until, until };
+            waiting.place = QueuePlace::Unschedulable { backoff_until, until };
             self.timers.insert((until, pod.key.clone()));
+            self.unschedulable.insert(pod.key.clone());
         } else {
-            waiting.place = Place::Backoff { until: backoff_until };
+            waiting.place = QueuePlace::Backoff { until: backoff_until };
             self.timers.insert((backoff_until, pod.key.clone()));
         }
     }
@@ -187,13 +186,14 @@ impl State {
     /// Moves a pod that fitted nowhere on: to the end of its back-off, or at once if that has passed.
     fn wake(&mut self, key: &ObjectKey) {
         let Some(waiting) = self.waiting.get_mut(key) else { return };
-        let Place::Unschedulable { backoff_until, until } = waiting.place else { return };
+        let QueuePlace::Unschedulable { backoff_until, until } = waiting.place else { return };
+        self.unschedulable.remove(key);
         self.timers.remove(&(until, key.clone()));
         if backoff_until <= Instant::now() {
-            waiting.place = Place::Active;
+            waiting.place = QueuePlace::Active;
             self.active.insert(rank(waiting));
         } else {
-            waiting.place = Place::Backoff { until: backoff_until };
+            waiting.place = QueuePlace::Backoff { until: backoff_until };
             self.timers.insert((backoff_until, key.clone()));
         }
     }
@@ -201,8 +201,9 @@ impl State {
     fn release(&mut self, now: Instant) {
         while self.timers.first().is_some_and(|(due, _)| *due <= now) {
             let Some((_, key)) = self.timers.pop_first() else { return };
+            self.unschedulable.remove(&key);
             if let Some(waiting) = self.waiting.get_mut(&key) {
-                waiting.place = Place::Active;
+                waiting.place = QueuePlace::Active;
                 self.active.insert(rank(waiting));
             }
         }
@@ -210,12 +211,13 @@ impl State {
 
     fn remove(&mut self, key: &ObjectKey) {
         let Some(waiting) = self.waiting.remove(key) else { return };
+        self.unschedulable.remove(key);
         match waiting.place {
-            Place::Active => {
+            QueuePlace::Active => {
                 self.active.remove(&rank(&waiting));
             }
-            Place::InFlight => {}
-            Place::Backoff { until } | Place::Unschedulable { until, .. } => {
+            QueuePlace::InFlight => {}
+            QueuePlace::Backoff { until } | QueuePlace::Unschedulable { until, .. } => {
                 self.timers.remove(&(until, key.clone()));
             }
         }

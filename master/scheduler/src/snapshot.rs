@@ -11,6 +11,9 @@ use proto_api::quantity::Quantity;
 
 use crate::resources::{Resources, request, scoring_request};
 
+/// The labels of what has none: asked for once a pod and attempt, so nothing is copied.
+static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
+
 /// A host port: address, protocol, number.
 pub(crate) type HostPort = (String, String, i32);
 
@@ -40,8 +43,12 @@ impl PodInfo {
         &self.key.namespace
     }
 
-    pub fn labels(&self) -> BTreeMap<String, String> {
-        self.pod.metadata.labels.clone().unwrap_or_default()
+    pub fn uid(&self) -> &str {
+        self.pod.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    pub fn labels(&self) -> &BTreeMap<String, String> {
+        self.pod.metadata.labels.as_ref().unwrap_or(&NO_LABELS)
     }
 
     pub fn affinity(&self) -> Option<&Affinity> {
@@ -147,8 +154,8 @@ impl Snapshot {
         self.nodes.get(name).filter(|info| info.node.is_some())
     }
 
-    pub fn namespace_labels(&self, name: &str) -> BTreeMap<String, String> {
-        self.namespaces.get(name).cloned().unwrap_or_default()
+    pub fn namespace_labels(&self, name: &str) -> &BTreeMap<String, String> {
+        self.namespaces.get(name).unwrap_or(&NO_LABELS)
     }
 
     pub fn set_namespace(&mut self, namespace: &Namespace) {
@@ -184,18 +191,19 @@ impl Snapshot {
 
     /// This scheduler is about to bind the pod to that node.
     pub fn assume(&mut self, pod: Arc<PodInfo>, node: &str) {
-        self.assumed.insert(pod.key.clone(), pod.pod.metadata.uid.clone().unwrap_or_default());
+        self.assumed.insert(pod.key.clone(), pod.uid().to_owned());
         self.put(pod, node);
     }
 
-    /// The binding failed: the pod is nowhere, unless the API has said otherwise meanwhile.
-    pub fn forget(&mut self, key: &ObjectKey) {
-        if self.assumed.contains_key(key) {
-            self.remove(key);
+    /// The binding failed: the pod is nowhere, unless the API has said otherwise meanwhile. Another pod that has its
+    /// name by now keeps its own place.
+    pub fn forget(&mut self, pod: &PodInfo) {
+        if self.assumed.get(&pod.key).is_some_and(|uid| uid == pod.uid()) {
+            self.remove(&pod.key);
         }
     }
 
-    /// Whether this very pod is being bound or known to be placed.
+    /// Whether a pod of this name is being bound or known to be placed.
     pub fn is_placed(&self, key: &ObjectKey) -> bool {
         self.placed.contains_key(key)
     }
@@ -238,7 +246,7 @@ mod tests {
         let info = pod("p", json!({"cpu": "400m"}), json!({}));
         snapshot.assume(info.clone(), "a");
         assert_eq!(snapshot.node("a").unwrap().requested.cpu_milli, 400);
-        snapshot.forget(&info.key);
+        snapshot.forget(&info);
         assert_eq!(snapshot.node("a").unwrap().requested.cpu_milli, 0);
     }
 
@@ -250,11 +258,27 @@ mod tests {
         let info = pod("p", json!({"cpu": "400m"}), json!({}));
         snapshot.assume(info.clone(), "a");
         snapshot.place(info.clone(), "b");
-        snapshot.forget(&info.key);
+        snapshot.forget(&info);
         assert_eq!(snapshot.node("a").unwrap().requested.cpu_milli, 0);
         assert_eq!(snapshot.node("b").unwrap().requested.cpu_milli, 400);
         snapshot.remove(&info.key);
         assert_eq!(snapshot.node("b").unwrap().requested.cpu_milli, 0);
+    }
+
+    #[test]
+    fn a_failed_binding_takes_no_place_from_a_new_pod_of_the_same_name() {
+        let mut snapshot = Snapshot::default();
+        snapshot.set_node(node("a", json!({"cpu": "1"}), json!({})));
+        let first = pod("p", json!({"cpu": "400m"}), json!({"metadata": {"uid": "first"}}));
+        let second = pod("p", json!({"cpu": "300m"}), json!({"metadata": {"uid": "second"}}));
+        snapshot.assume(first.clone(), "a");
+        // It is deleted and made anew while its binding is under way.
+        snapshot.remove(&first.key);
+        snapshot.assume(second.clone(), "a");
+        snapshot.forget(&first);
+        assert_eq!(snapshot.node("a").unwrap().requested.cpu_milli, 300);
+        snapshot.forget(&second);
+        assert_eq!(snapshot.node("a").unwrap().requested.cpu_milli, 0);
     }
 
     #[test]

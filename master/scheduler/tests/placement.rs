@@ -101,3 +101,51 @@ async fn a_pod_that_fits_nowhere_says_why_and_goes_on_when_a_node_comes() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_waits_goes_on_when_a_node_is_removed_or_a_namespace_is_labelled() {
+    let (api, _guard) = start();
+    add_node(&api, "a", Value::Null);
+    add_node(&api, "gone", json!({"unschedulable": true}));
+    api.add("namespaces", json!({"metadata": {"name": "default"}}));
+    // Spread over both nodes: none may have more than the other, and one takes nothing.
+    let spread = json!([{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "web"}}}]);
+    for name in ["first", "second"] {
+        api.add(
+            "pods",
+            json!({
+                "metadata": {"name": name, "namespace": "default", "labels": {"app": "web"}},
+                "spec": {"schedulerName": "default-scheduler", "topologySpreadConstraints": spread,
+                    "containers": [{"name": "c"}]}
+            }),
+        );
+    }
+    wait(&api, "one is placed", |api| nodes_of_pods(api).len() == 1).await;
+    wait(&api, "the other waits", |api| {
+        api.objects("pods").iter().any(|pod| pod["status"]["conditions"][0]["reason"] == "Unschedulable")
+    })
+    .await;
+    api.remove("nodes", "", "gone");
+    wait(&api, "both are placed", |api| nodes_of_pods(api).get("a") == Some(&2)).await;
+    // Near a pod in any namespace of a team that no namespace belongs to yet.
+    let near = json!({"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{
+        "topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "web"}},
+        "namespaceSelector": {"matchLabels": {"team": "blue"}}}]}});
+    api.add(
+        "pods",
+        json!({
+            "metadata": {"name": "third", "namespace": "default"},
+            "spec": {"schedulerName": "default-scheduler", "affinity": near, "containers": [{"name": "c"}]}
+        }),
+    );
+    wait(&api, "the third waits", |api| {
+        api.objects("pods")[2]["status"]["conditions"][0]["reason"] == "Unschedulable"
+    })
+    .await;
+    api.change("namespaces", |namespace| {
+        namespace["metadata"]["labels"] = json!({"team": "blue"});
+        true
+    });
+    wait(&api, "the third is placed", |api| nodes_of_pods(api).get("a") == Some(&3)).await;
+}

@@ -7,6 +7,7 @@
 mod blocking;
 mod certificate;
 mod clock;
+pub mod counters;
 mod disk;
 mod expiring;
 #[cfg(feature = "grpc")]

@@ -1,5 +1,5 @@
 //! Supervision of long-running tasks, in masters and workers alike: a panic never ends a part of a process
-//! silently. Every panic is counted for the metrics ([`panics`]) and logged as an error; then the task is restarted
+//! silently. Every panic is counted for the metrics ([`TASK_PANICS`]) and logged as an error; then the task is restarted
 //! with a growing pause ([`supervise`]), or its caller gets a [`Panicked`] to end the process with ([`catch`]).
 //! Called by whoever starts a task that is to live as long as its process or its term.
 //!
@@ -7,14 +7,14 @@
 //! what it runs, and under the simulation nothing depends on how tasks are scheduled.
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::time::Instant;
+
+use crate::counters::TASK_PANICS;
 
 /// Pause before the first restart; doubles with every further panic up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -22,9 +22,6 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// A task that has run for this long without a panic is healthy again: its next restart waits [`PAUSE_MIN`].
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
-
-/// Number of caught panics by task name. One map a process, as the panic hook is: it is read for metrics alone.
-static PANICS: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
 
 /// A task or call that panicked. The panic has been counted and logged already.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,17 +73,8 @@ pub fn catch_call<T>(task: &'static str, call: impl FnOnce() -> T) -> Result<T, 
     catch_unwind(AssertUnwindSafe(call)).map_err(|payload| record(task, &*payload))
 }
 
-/// Number of caught panics of each task that has panicked since the process started, in the order of names.
-pub fn panics() -> Vec<(&'static str, u64)> {
-    counts().iter().map(|(task, count)| (*task, *count)).collect()
-}
-
-fn counts() -> std::sync::MutexGuard<'static, BTreeMap<&'static str, u64>> {
-    PANICS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn record(task: &'static str, payload: &(dyn Any + Send)) -> Panicked {
-    *counts().entry(task).or_default() += 1;
+    TASK_PANICS.add(task);
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     let message = text.unwrap_or("a panic without a text").to_owned();
@@ -101,10 +89,6 @@ mod tests {
 
     use super::*;
 
-    fn count(task: &str) -> u64 {
-        panics().into_iter().find(|(name, _)| *name == task).map_or(0, |(_, count)| count)
-    }
-
     #[tokio::test(start_paused = true)]
     async fn a_task_that_panics_is_counted_and_restarted_with_a_growing_pause() {
         let (attempts, started) = (AtomicU32::new(0), Instant::now());
@@ -116,7 +100,7 @@ mod tests {
         })
         .await;
         assert_eq!(value, "done");
-        assert_eq!(count("test-restarted"), 3);
+        assert_eq!(TASK_PANICS.get("test-restarted"), 3);
         assert_eq!(started.elapsed(), Duration::from_millis(100 + 200 + 400));
     }
 
@@ -161,6 +145,6 @@ mod tests {
         assert_eq!(failed, Err::<(), _>(expected));
         assert_eq!(catch_call("test-call", || 1 + 1), Ok(2));
         assert!(catch_call("test-call", || panic!("fixed text")).is_err());
-        assert_eq!(count("test-call"), 1);
+        assert_eq!(TASK_PANICS.get("test-call"), 1);
     }
 }

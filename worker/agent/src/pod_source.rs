@@ -1,5 +1,6 @@
 //! The pods bound to this node, as the API server has them: one watch with a field selector. While the API is away the last known
-//! pods stay as they are; a list after an outage is compared with them, so nothing is missed and nothing is touched twice.
+//! pods stay as they are; a list after an outage is compared with them, so nothing is missed and nothing is touched twice. A pod
+//! whose object does not decode stays as it was before, and holds up no other.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +8,8 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::{WatchStreamExt as _, watcher};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource as _};
+use proto_decode::{BrokenObjects, Decoded};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -28,8 +30,9 @@ pub enum Change {
 /// Watches until `shutdown`, sending every change in order.
 pub async fn run(client: Client, node: String, changes: mpsc::Sender<Change>, shutdown: CancellationToken) {
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-    let stream = watcher(Api::<Pod>::all(client), config).default_backoff();
+    let stream = watcher(Api::<Decoded<Pod>>::all(client), config).default_backoff();
     let mut stream = std::pin::pin!(stream);
+    let broken = BrokenObjects::default();
     let mut known: BTreeMap<String, Arc<Pod>> = BTreeMap::new();
     let mut listed: Option<BTreeMap<String, Arc<Pod>>> = None;
     let mut synced = false;
@@ -43,8 +46,7 @@ pub async fn run(client: Client, node: String, changes: mpsc::Sender<Change>, sh
         match event {
             Some(Ok(watcher::Event::Init)) => listed = Some(BTreeMap::new()),
             Some(Ok(watcher::Event::InitApply(pod))) => {
-                let pod = Arc::new(pod);
-                if let Some(list) = &mut listed {
+                if let (Some(list), Some(pod)) = (&mut listed, readable(pod, &known, &broken)) {
                     list.insert(pod::uid(&pod).to_owned(), pod);
                 }
             }
@@ -59,13 +61,21 @@ pub async fn run(client: Client, node: String, changes: mpsc::Sender<Change>, sh
                 }
             }
             Some(Ok(watcher::Event::Apply(pod))) => {
-                let pod = Arc::new(pod);
-                known.insert(pod::uid(&pod).to_owned(), pod.clone());
-                out.push(Change::Set(pod));
+                if let Decoded::Broken(pod) = &pod {
+                    broken.add("pods", pod);
+                }
+                if let Decoded::Object(pod) = pod {
+                    let pod = Arc::new(pod);
+                    known.insert(pod::uid(&pod).to_owned(), pod.clone());
+                    out.push(Change::Set(pod));
+                }
             }
             Some(Ok(watcher::Event::Delete(pod))) => {
-                known.remove(pod::uid(&pod));
-                out.push(Change::Gone(Arc::new(pod)));
+                let last = known.remove(pod.meta().uid.as_deref().unwrap_or_default());
+                out.extend(match pod {
+                    Decoded::Object(pod) => Some(Change::Gone(Arc::new(pod))),
+                    Decoded::Broken(_) => last.map(Change::Gone),
+                });
             }
             Some(Err(error)) => warn!(%error, "watching this node's pods; they stay as they are"),
             None => return,
@@ -74,6 +84,21 @@ pub async fn run(client: Client, node: String, changes: mpsc::Sender<Change>, sh
             if changes.send(change).await.is_err() {
                 return;
             }
+        }
+    }
+}
+
+/// The pod, or, where its object does not decode, what was known of it before.
+fn readable(
+    pod: Decoded<Pod>,
+    known: &BTreeMap<String, Arc<Pod>>,
+    broken: &BrokenObjects,
+) -> Option<Arc<Pod>> {
+    match pod {
+        Decoded::Object(pod) => Some(Arc::new(pod)),
+        Decoded::Broken(pod) => {
+            broken.add("pods", &pod);
+            known.get(pod.meta.uid.as_deref()?).cloned()
         }
     }
 }
@@ -98,6 +123,22 @@ mod tests {
             serde_json::from_value(serde_json::json!({"metadata": {"uid": uid, "resourceVersion": version}}))
                 .unwrap(),
         )
+    }
+
+    #[test]
+    fn a_pod_that_does_not_decode_stays_as_it_was() {
+        let known = BTreeMap::from([("a".to_owned(), pod("a", "1"))]);
+        let decode = |uid: &str| {
+            let time = "-001-12-31T23:00:00Z";
+            serde_json::from_value::<Decoded<Pod>>(serde_json::json!({
+                "metadata": {"uid": uid, "resourceVersion": "2"}, "status": {"startTime": time}
+            }))
+            .unwrap()
+        };
+        let broken = BrokenObjects::default();
+        assert_eq!(readable(decode("a"), &known, &broken), Some(pod("a", "1")));
+        assert_eq!(readable(decode("b"), &known, &broken), None);
+        assert_eq!(broken.total(), 1, "both have no name, and one revision");
     }
 
     #[test]

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Service;
+use kube::runtime::watcher::{Error, Event};
 use kube::runtime::{WatchStreamExt as _, reflector, watcher};
 use kube::{Api, Client};
+use proto_decode::{BrokenObjects, Decoded};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -19,12 +21,40 @@ pub struct Services {
     store: reflector::Store<Service>,
 }
 
+/// The event without the mark that it decodes; a Service that does not is left out, and gives no variables.
+fn readable(
+    event: Result<Event<Decoded<Service>>, Error>,
+    broken: &BrokenObjects,
+) -> Option<Result<Event<Service>, Error>> {
+    let keep = |service| match service {
+        Decoded::Object(service) => Some(service),
+        Decoded::Broken(service) => {
+            broken.add("services", &service);
+            None
+        }
+    };
+    Some(Ok(match event {
+        Ok(Event::Init) => Event::Init,
+        Ok(Event::InitApply(service)) => Event::InitApply(keep(service)?),
+        Ok(Event::InitDone) => Event::InitDone,
+        Ok(Event::Apply(service)) => Event::Apply(keep(service)?),
+        // Of a Service that is gone only the name matters.
+        Ok(Event::Delete(Decoded::Broken(service))) => {
+            Event::Delete(Service { metadata: service.meta, ..Service::default() })
+        }
+        Ok(Event::Delete(Decoded::Object(service))) => Event::Delete(service),
+        Err(error) => return Some(Err(error)),
+    }))
+}
+
 impl Services {
     /// Starts to watch, until `shutdown`.
     pub fn start(client: Client, shutdown: CancellationToken) -> Self {
         let (store, writer) = reflector::store();
-        let stream = watcher(Api::<Service>::all(client), watcher::Config::default())
+        let broken = BrokenObjects::default();
+        let stream = watcher(Api::<Decoded<Service>>::all(client), watcher::Config::default())
             .default_backoff()
+            .filter_map(move |event| std::future::ready(readable(event, &broken)))
             .reflect(writer);
         tokio::spawn(async move {
             let mut stream = std::pin::pin!(stream);

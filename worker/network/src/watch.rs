@@ -1,5 +1,6 @@
 //! Follows Services, EndpointSlices and Nodes through the API into `state`. While the API is away the
-//! state keeps its content and the watches try again, soon and for ever. Started by `network.rs`.
+//! state keeps its content and the watches try again, soon and for ever. An object that does not decode keeps what
+//! the state has of it, and holds up no other. Started by `network.rs`.
 
 use std::{collections::BTreeSet, fmt::Debug, sync::Arc, time::Duration};
 
@@ -8,6 +9,7 @@ use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client, Resource, ResourceExt,
     runtime::{
@@ -16,6 +18,7 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
+use proto_decode::{BrokenObjects, Decoded};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
@@ -26,9 +29,9 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// Follows the API until shutdown.
 pub async fn run(client: Client, state: ClusterState, shutdown: CancellationToken) {
-    let services = follow(Api::<Service>::all(client.clone()), &state, ServiceSink);
-    let slices = follow(Api::<EndpointSlice>::all(client.clone()), &state, SliceSink);
-    let nodes = follow(Api::<Node>::all(client), &state, NodeSink);
+    let services = follow(Api::all(client.clone()), &state, ServiceSink);
+    let slices = follow(Api::all(client.clone()), &state, SliceSink);
+    let nodes = follow(Api::all(client), &state, NodeSink);
     tokio::select! {
         biased;
         () = shutdown.cancelled() => {}
@@ -40,7 +43,7 @@ pub async fn run(client: Client, state: ClusterState, shutdown: CancellationToke
 trait Sink {
     type Object;
     type Key: Ord + Clone;
-    fn key(object: &Self::Object) -> Self::Key;
+    fn key(meta: &ObjectMeta) -> Self::Key;
     const CONCERN: Concern;
     /// Whether it changed anything, as does `forget`.
     fn put(content: &mut Content, object: &Self::Object) -> bool;
@@ -49,19 +52,20 @@ trait Sink {
     fn listed(content: &mut Content);
 }
 
-async fn follow<S: Sink>(api: Api<S::Object>, state: &ClusterState, _sink: S)
+async fn follow<S: Sink>(api: Api<Decoded<S::Object>>, state: &ClusterState, _sink: S)
 where
     S::Object: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let events = watcher(api, watcher::Config::default()).backoff(Patience::default());
+    let broken = BrokenObjects::default();
     let mut events = std::pin::pin!(events);
     let mut seen = BTreeSet::new();
     while let Some(event) = events.next().await {
         match event {
             Ok(Event::Init) => seen.clear(),
             Ok(Event::InitApply(object)) => {
-                seen.insert(S::key(&object));
-                state.change(S::CONCERN, |content| S::put(content, &object));
+                seen.insert(S::key(object.meta()));
+                put::<S>(state, &object, &broken);
             }
             Ok(Event::InitDone) => state.change(S::CONCERN, |content| {
                 for key in S::keys(content).difference(&seen) {
@@ -71,9 +75,9 @@ where
                 S::listed(content);
                 true
             }),
-            Ok(Event::Apply(object)) => state.change(S::CONCERN, |content| S::put(content, &object)),
+            Ok(Event::Apply(object)) => put::<S>(state, &object, &broken),
             Ok(Event::Delete(object)) => {
-                state.change(S::CONCERN, |content| S::forget(content, &S::key(&object)))
+                state.change(S::CONCERN, |content| S::forget(content, &S::key(object.meta())))
             }
             Err(error) => {
                 let kind = <S::Object as Resource>::kind(&());
@@ -83,17 +87,27 @@ where
     }
 }
 
+fn put<S: Sink>(state: &ClusterState, object: &Decoded<S::Object>, broken: &BrokenObjects)
+where
+    S::Object: Resource<DynamicType = ()>,
+{
+    match object {
+        Decoded::Object(object) => state.change(S::CONCERN, |content| S::put(content, object)),
+        Decoded::Broken(object) => broken.add(&S::Object::plural(&()), object),
+    }
+}
+
 struct ServiceSink;
 
 impl Sink for ServiceSink {
     type Object = Service;
     type Key = ObjectKey;
     const CONCERN: Concern = Concern::Routing;
-    fn key(object: &Service) -> ObjectKey {
-        ObjectKey::new(&object.namespace().unwrap_or_default(), &object.name_any())
+    fn key(meta: &ObjectMeta) -> ObjectKey {
+        namespaced_key(meta)
     }
     fn put(content: &mut Content, object: &Service) -> bool {
-        content.put_service(Self::key(object), ServiceView::from_api(object))
+        content.put_service(Self::key(&object.metadata), ServiceView::from_api(object))
     }
     fn forget(content: &mut Content, key: &ObjectKey) -> bool {
         content.forget_service(key)
@@ -106,17 +120,21 @@ impl Sink for ServiceSink {
     }
 }
 
+fn namespaced_key(meta: &ObjectMeta) -> ObjectKey {
+    ObjectKey::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+}
+
 struct SliceSink;
 
 impl Sink for SliceSink {
     type Object = EndpointSlice;
     type Key = ObjectKey;
     const CONCERN: Concern = Concern::Routing;
-    fn key(object: &EndpointSlice) -> ObjectKey {
-        ObjectKey::new(&object.namespace().unwrap_or_default(), &object.name_any())
+    fn key(meta: &ObjectMeta) -> ObjectKey {
+        namespaced_key(meta)
     }
     fn put(content: &mut Content, object: &EndpointSlice) -> bool {
-        let key = Self::key(object);
+        let key = Self::key(&object.metadata);
         let Some(view) = SliceView::from_api(object) else { return content.forget_slice(&key) };
         let service = object.labels().get(SERVICE_NAME).map(|name| ObjectKey::new(&key.namespace, name));
         content.put_slice(key, service, view)
@@ -138,11 +156,11 @@ impl Sink for NodeSink {
     type Object = Node;
     type Key = Arc<str>;
     const CONCERN: Concern = Concern::Nodes;
-    fn key(object: &Node) -> Arc<str> {
-        object.name_any().into()
+    fn key(meta: &ObjectMeta) -> Arc<str> {
+        meta.name.as_deref().unwrap_or_default().into()
     }
     fn put(content: &mut Content, object: &Node) -> bool {
-        content.put_node(Self::key(object), NodeView::from_api(object))
+        content.put_node(Self::key(&object.metadata), NodeView::from_api(object))
     }
     fn forget(content: &mut Content, key: &Arc<str>) -> bool {
         content.nodes.remove(key).is_some()

@@ -2,7 +2,7 @@
 
 use consensus::{AlarmKind, Consensus};
 use prometheus::proto::MetricFamily;
-use prometheus::{Gauge, GaugeVec, Opts, Registry};
+use prometheus::{Gauge, GaugeVec, IntCounterVec, Opts, Registry};
 
 /// All of them.
 ///
@@ -45,6 +45,13 @@ pub fn gather(consensus: &Consensus) -> Result<Vec<MetricFamily>, prometheus::Er
         alarms.with_label_values(&[kind.name()]).set(f64::from(u8::from(is_raised)));
     }
     registry.register(Box::new(alarms))?;
+    for counter in proto_env::counters::ALL {
+        let counts = IntCounterVec::new(Opts::new(counter.name, counter.help), &[counter.label])?;
+        for (value, count) in counter.values() {
+            counts.with_label_values(&[value]).inc_by(count);
+        }
+        registry.register(Box::new(counts))?;
+    }
     Ok(registry.gather())
 }
 

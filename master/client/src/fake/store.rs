@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -115,6 +116,8 @@ const EMPTY_REVISION: u64 = 1;
 
 /// An API in memory.
 pub struct FakeApi {
+    /// A resource whose lists are answered only after this long.
+    slow: Mutex<Option<(&'static str, Duration)>>,
     state: Mutex<State>,
     revision: watch::Sender<u64>,
 }
@@ -123,7 +126,24 @@ impl FakeApi {
     /// An API without objects.
     pub fn new() -> Arc<Self> {
         let state = State { objects: BTreeMap::new(), revision: EMPTY_REVISION, names: 0, log: Vec::new() };
-        Arc::new(Self { state: Mutex::new(state), revision: watch::Sender::new(EMPTY_REVISION) })
+        Arc::new(Self {
+            slow: Mutex::default(),
+            state: Mutex::new(state),
+            revision: watch::Sender::new(EMPTY_REVISION),
+        })
+    }
+
+    /// Answers lists of `resource` only after `delay`.
+    pub fn slow_lists(&self, resource: &'static str, delay: Duration) {
+        *self.slow.lock().unwrap_or_else(PoisonError::into_inner) = Some((resource, delay));
+    }
+
+    /// Waits for as long as a list of this resource is to take.
+    pub(super) async fn hold_up(&self, resource: &str) {
+        let slow = *self.slow.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, delay)) = slow.filter(|(slow, _)| *slow == resource) {
+            tokio::time::sleep(delay).await;
+        }
     }
 
     /// All objects of a resource (`pods`, `deployments`, ...), in key order.
@@ -158,6 +178,16 @@ impl FakeApi {
                 }
                 self.write(&mut state, key, value, "MODIFIED");
             }
+        }
+    }
+
+    /// Removes one object at once; nothing happens when it is not there.
+    pub fn remove(&self, resource: &str, namespace: &str, name: &str) {
+        let mut state = self.lock();
+        let found =
+            state.objects.iter().find(|(key, _)| (&*key.1, &*key.2, &*key.3) == (resource, namespace, name));
+        if let Some((key, value)) = found.map(|(key, value)| (key.clone(), value.clone())) {
+            self.write(&mut state, key, value, "DELETED");
         }
     }
 
@@ -329,7 +359,8 @@ impl FakeApi {
         loop {
             let (events, now): (Vec<Value>, u64) = {
                 let state = self.lock();
-                let new = state.log.iter().filter(|(at, key, _)| *at > from && target.holds(key));
+                let seen = state.log.partition_point(|(at, ..)| *at <= from);
+                let new = state.log[seen..].iter().filter(|(_, key, _)| target.holds(key));
                 (new.map(|(_, _, event)| event.clone()).collect(), state.revision)
             };
             if !events.is_empty() {

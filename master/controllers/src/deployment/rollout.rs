@@ -130,7 +130,9 @@ impl DeploymentController {
         let pods = self.context.informers.pods.cache();
         reported
             || sets.old.iter().any(|set| {
-                let pods = pods.by_index(Informers::BY_CONTROLLER, uid(&set.metadata));
+                let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
+                let value = Informers::controlled_by(namespace, uid(&set.metadata));
+                let pods = pods.by_index(Informers::BY_CONTROLLER, &value);
                 pods.iter().any(|pod| !is_terminal(pod))
             })
     }

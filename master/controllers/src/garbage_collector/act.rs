@@ -2,12 +2,14 @@
 //! owners that are, finish a foreground deletion, or set dependents free. Every decision rests on live reads, never
 //! on a cache alone. Called by `garbage_collector.rs`.
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
+use master_client::EventType;
 use serde_json::{Value, json};
 
 use super::GarbageCollector;
-use super::graph::{FOREGROUND, Identity, Node, ORPHAN};
+use super::graph::{Coordinates, FOREGROUND, Node, ORPHAN};
 use crate::error::{Error, ignore_not_found, is_conflict, is_not_found};
 use crate::owner::uid;
 
@@ -22,7 +24,7 @@ enum Owner {
 }
 
 impl GarbageCollector {
-    fn api(&self, identity: &Identity) -> Result<Api<DynamicObject>, Error> {
+    fn api(&self, identity: &Coordinates) -> Result<Api<DynamicObject>, Error> {
         let kind = self.kind(&identity.api_version, &identity.kind).ok_or_else(|| {
             Error::Object(format!("the API has no kind {} {}", identity.api_version, identity.kind))
         })?;
@@ -35,7 +37,7 @@ impl GarbageCollector {
     }
 
     /// The object's metadata as it is now; none when it is gone or was replaced by another of its name.
-    async fn live(&self, identity: &Identity) -> Result<Option<ObjectMeta>, Error> {
+    async fn live(&self, identity: &Coordinates) -> Result<Option<ObjectMeta>, Error> {
         let api = self.api(identity)?;
         match api.get_metadata(&identity.name).await {
             Ok(object) if uid(&object.metadata) == identity.uid => Ok(Some(object.metadata)),
@@ -45,7 +47,7 @@ impl GarbageCollector {
         }
     }
 
-    async fn owner_state(&self, dependent: &Identity, owner: &OwnerReference) -> Result<Owner, Error> {
+    async fn owner_state(&self, dependent: &Coordinates, owner: &OwnerReference) -> Result<Owner, Error> {
         let kind = self.kind(&owner.api_version, &owner.kind);
         if dependent.namespace.is_empty() && kind.is_some_and(|kind| kind.namespaced) {
             // There is no namespace to look in: that it is absent would be a guess.
@@ -56,7 +58,7 @@ impl GarbageCollector {
             );
             return Ok(Owner::Solid);
         }
-        let identity = Identity {
+        let identity = Coordinates {
             api_version: owner.api_version.clone(),
             kind: owner.kind.clone(),
             namespace: dependent.namespace.clone(),
@@ -85,6 +87,7 @@ impl GarbageCollector {
         if node.deleting_dependents {
             return self.finish_foreground(node, &meta).await;
         }
+        self.report_foreign_owners(&node.identity, &meta);
         let (mut solid, mut absent, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
         for owner in meta.owner_references.iter().flatten() {
             match self.owner_state(&node.identity, owner).await? {
@@ -114,10 +117,46 @@ impl GarbageCollector {
         self.delete(&node.identity, policy).await
     }
 
+    /// Says so where an object names an owner that lives in another namespace: it does not count.
+    fn report_foreign_owners(&self, dependent: &Coordinates, meta: &ObjectMeta) {
+        for owner in meta.owner_references.iter().flatten() {
+            let foreign = self.graph().get(&owner.uid).is_some_and(|known| {
+                let namespace = &known.identity.namespace;
+                !known.virtual_ && !namespace.is_empty() && *namespace != dependent.namespace
+            });
+            if !foreign || dependent.namespace.is_empty() {
+                continue;
+            }
+            let about = ObjectReference {
+                api_version: Some(dependent.api_version.clone()),
+                kind: Some(dependent.kind.clone()),
+                namespace: Some(dependent.namespace.clone()),
+                name: Some(dependent.name.clone()),
+                uid: Some(dependent.uid.clone()),
+                ..ObjectReference::default()
+            };
+            let message = format!(
+                "ownerRef [{}/{}, namespace: {}, name: {}, uid: {}] does not exist in namespace {:?}",
+                owner.api_version,
+                owner.kind,
+                dependent.namespace,
+                owner.name,
+                owner.uid,
+                dependent.namespace
+            );
+            self.recorder.event(about, EventType::Warning, "OwnerRefInvalidNamespace", message);
+        }
+    }
+
     /// An owner in foreground deletion goes once no dependent blocks it.
     async fn finish_foreground(&self, node: &Node, meta: &ObjectMeta) -> Result<(), Error> {
         let own = &node.identity.uid;
-        let blocking = self.blocking_dependents(own);
+        let mut blocking = self.blocking_dependents(own);
+        if blocking.is_empty() {
+            // A dependent may be written and not in the graph yet.
+            self.catch_up().await?;
+            blocking = self.blocking_dependents(own);
+        }
         if blocking.is_empty() {
             return self.remove_finalizer(&node.identity, meta, FOREGROUND).await;
         }
@@ -147,14 +186,14 @@ impl GarbageCollector {
     /// Takes references to owners off an object.
     async fn drop_owners<'a>(
         &self,
-        identity: &Identity,
+        identity: &Coordinates,
         owners: impl Iterator<Item = &'a str>,
     ) -> Result<(), Error> {
         let owners: Vec<Value> = owners.map(|uid| json!({ "$patch": "delete", "uid": uid })).collect();
         self.patch(identity, json!({ "metadata": { "uid": identity.uid, "ownerReferences": owners }})).await
     }
 
-    async fn patch(&self, identity: &Identity, patch: Value) -> Result<(), Error> {
+    async fn patch(&self, identity: &Coordinates, patch: Value) -> Result<(), Error> {
         let api = self.api(identity)?;
         let patched =
             api.patch_metadata(&identity.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
@@ -165,7 +204,7 @@ impl GarbageCollector {
         }
     }
 
-    async fn delete(&self, identity: &Identity, policy: PropagationPolicy) -> Result<(), Error> {
+    async fn delete(&self, identity: &Coordinates, policy: PropagationPolicy) -> Result<(), Error> {
         let preconditions = Preconditions { uid: Some(identity.uid.clone()), resource_version: None };
         let params = DeleteParams {
             propagation_policy: Some(policy),
@@ -181,6 +220,8 @@ impl GarbageCollector {
 
     /// Sets the dependents of an object free, then lets it go.
     pub(super) async fn attempt_to_orphan(&self, node: &Node) -> Result<(), Error> {
+        // A dependent that is not in the graph yet would not be set free, and would go with its owner.
+        self.catch_up().await?;
         for dependent in self.dependents(&node.identity.uid) {
             self.drop_owners(&dependent.identity, std::iter::once(node.identity.uid.as_str())).await?;
         }
@@ -192,7 +233,7 @@ impl GarbageCollector {
 
     async fn remove_finalizer(
         &self,
-        identity: &Identity,
+        identity: &Coordinates,
         meta: &ObjectMeta,
         finalizer: &str,
     ) -> Result<(), Error> {

@@ -13,7 +13,7 @@ pub(super) const ORPHAN: &str = "orphan";
 
 /// How an object is found in the API.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Identity {
+pub(super) struct Coordinates {
     pub api_version: String,
     pub kind: String,
     /// Empty for cluster-scoped objects.
@@ -25,7 +25,7 @@ pub(super) struct Identity {
 /// One object.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
-    pub identity: Identity,
+    pub identity: Coordinates,
     pub owners: Vec<OwnerReference>,
     pub dependents: BTreeSet<String>,
     pub deleting: bool,
@@ -35,8 +35,21 @@ pub(super) struct Node {
     pub virtual_: bool,
 }
 
+impl Coordinates {
+    /// Whether `reference`, on an object in `namespace`, names this object: a namespaced owner counts in its own
+    /// namespace alone, and its name and kind must be right too. Its version may be another one.
+    pub fn is_named_by(&self, reference: &OwnerReference, namespace: &str) -> bool {
+        let group = |api_version: &str| api_version.split_once('/').map(|(group, _)| group.to_owned());
+        self.uid == reference.uid
+            && self.name == reference.name
+            && self.kind == reference.kind
+            && group(&self.api_version) == group(&reference.api_version)
+            && (self.namespace.is_empty() || self.namespace == namespace)
+    }
+}
+
 impl Node {
-    fn new(identity: Identity) -> Self {
+    fn new(identity: Coordinates) -> Self {
         Self {
             identity,
             owners: Vec::new(),
@@ -81,10 +94,20 @@ impl Graph {
     }
 
     /// An object appeared or changed.
-    pub fn upsert(&mut self, identity: Identity, meta: &ObjectMeta) -> Work {
+    pub fn upsert(&mut self, identity: Coordinates, meta: &ObjectMeta) -> Work {
         let uid = identity.uid.clone();
         let owners = meta.owner_references.clone().unwrap_or_default();
         let before = self.nodes.get(&uid).cloned();
+        let mut work = Work::default();
+        if before.as_ref().is_some_and(|before| before.virtual_) {
+            // Seen for the first time: whoever named it by its UID may have meant another object.
+            for dependent in self.dependents(&uid) {
+                let own = dependent.owners.iter().filter(|owner| owner.uid == uid);
+                if !own.into_iter().all(|owner| identity.is_named_by(owner, &dependent.identity.namespace)) {
+                    work.delete.insert(dependent.identity.uid.clone());
+                }
+            }
+        }
         let node = self.nodes.entry(uid.clone()).or_insert_with(|| Node::new(identity.clone()));
         node.identity = identity;
         node.virtual_ = false;
@@ -94,7 +117,6 @@ impl Graph {
         node.orphaning = node.deleting && has(ORPHAN);
         node.owners.clone_from(&owners);
         let node = node.clone();
-        let mut work = Work::default();
         self.relink(&node, before.as_ref().map_or(&[], |before| &before.owners), &mut work);
         if node.orphaning && !before.as_ref().is_some_and(|before| before.orphaning) {
             work.orphan.insert(uid.clone());
@@ -121,7 +143,7 @@ impl Graph {
         for reference in &node.owners {
             let old = before.iter().find(|old| old.uid == reference.uid);
             let owner = self.nodes.entry(reference.uid.clone()).or_insert_with(|| {
-                Node::new(Identity {
+                Node::new(Coordinates {
                     api_version: reference.api_version.clone(),
                     kind: reference.kind.clone(),
                     namespace: node.identity.namespace.clone(),
@@ -130,8 +152,9 @@ impl Graph {
                 })
             });
             owner.dependents.insert(uid.clone());
-            if owner.virtual_ && old.is_none() {
-                // Only a live read tells whether it exists: through its dependent.
+            let named = owner.identity.is_named_by(reference, &node.identity.namespace);
+            if old != Some(reference) && (owner.virtual_ || !named) {
+                // Only a live read, through its dependent, tells whether the owner that is named exists.
                 work.delete.insert(uid.clone());
             }
             let unblocked = old.is_some_and(|old| old.block_owner_deletion != reference.block_owner_deletion);
@@ -181,8 +204,8 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn identity(uid: &str) -> Identity {
-        Identity {
+    fn identity(uid: &str) -> Coordinates {
+        Coordinates {
             api_version: "v1".to_owned(),
             kind: "Thing".to_owned(),
             namespace: "d".to_owned(),
@@ -194,6 +217,9 @@ mod tests {
     fn meta(owners: &[&str], extra: Value) -> ObjectMeta {
         let mut meta: ObjectMeta = serde_json::from_value(extra).unwrap();
         let reference = |uid: &&str| OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "Thing".to_owned(),
+            name: (*uid).to_owned(),
             uid: (*uid).to_owned(),
             block_owner_deletion: Some(true),
             ..OwnerReference::default()
@@ -228,6 +254,33 @@ mod tests {
         graph.upsert(identity("ghost"), &meta(&[], json!({})));
         assert!(!graph.get("ghost").unwrap().virtual_);
         assert_eq!(graph.dependents("ghost").len(), 1);
+    }
+
+    #[test]
+    fn an_owner_of_another_namespace_or_name_is_verified_whoever_is_seen_first() {
+        let elsewhere = || Coordinates { namespace: "other".to_owned(), ..identity("child") };
+        let misnamed = || {
+            let mut meta = meta(&["owner"], json!({}));
+            meta.owner_references.as_mut().unwrap()[0].name = "somebody".to_owned();
+            meta
+        };
+        for owner_first in [true, false] {
+            for (child, child_meta) in
+                [(elsewhere(), meta(&["owner"], json!({}))), (identity("child"), misnamed())]
+            {
+                let mut graph = Graph::default();
+                graph.upsert(identity("true-child"), &meta(&["owner"], json!({})));
+                let mut work = Work::default();
+                if owner_first {
+                    graph.upsert(identity("owner"), &meta(&[], json!({})));
+                    work = graph.upsert(child, &child_meta);
+                } else {
+                    graph.upsert(child, &child_meta);
+                    work.delete.extend(graph.upsert(identity("owner"), &meta(&[], json!({}))).delete);
+                }
+                assert_eq!(work.delete, set(&["child"]), "owner first: {owner_first}");
+            }
+        }
     }
 
     #[test]

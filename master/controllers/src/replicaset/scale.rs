@@ -141,11 +141,14 @@ impl ReplicaSetController {
             active.iter().for_each(|pod| count(pod));
             return per_node;
         };
+        let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
+        let value = Informers::controlled_by(namespace, &owner.uid);
         let relatives =
-            self.context.informers.replica_sets.cache().by_index(Informers::BY_CONTROLLER, &owner.uid);
+            self.context.informers.replica_sets.cache().by_index(Informers::BY_CONTROLLER, &value);
         for relative in relatives {
             let pods = self.context.informers.pods.cache();
-            for pod in pods.by_index(Informers::BY_CONTROLLER, uid(&relative.metadata)) {
+            let value = Informers::controlled_by(namespace, uid(&relative.metadata));
+            for pod in pods.by_index(Informers::BY_CONTROLLER, &value) {
                 count(&pod);
             }
         }

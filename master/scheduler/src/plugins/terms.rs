@@ -51,10 +51,9 @@ impl Term {
         let selected = || {
             self.namespace_selector
                 .as_ref()
-                .is_some_and(|selector| selector.matches(&snapshot.namespace_labels(pod.namespace())))
+                .is_some_and(|selector| selector.matches(snapshot.namespace_labels(pod.namespace())))
         };
-        (named || selected())
-            && self.selector.as_ref().is_some_and(|selector| selector.matches(&pod.labels()))
+        (named || selected()) && self.selector.as_ref().is_some_and(|selector| selector.matches(pod.labels()))
     }
 }
 

@@ -10,18 +10,20 @@ use anyhow::{Context, Result};
 const ARROWS: &[(&str, &[&str])] = &[
     ("proto-env", &[]),
     ("proto-api", &["proto-env"]),
+    ("proto-decode", &["proto-env"]),
     ("proto-wire", &["proto-env"]),
     ("storage", &["proto-env"]),
     ("consensus", &["proto-env", "proto-wire", "storage"]),
     ("master-apiserver", &["proto-api", "proto-env", "storage", "consensus"]),
     // Leader-only components see the API alone: never consensus or storage.
-    ("master-client", &["proto-api", "proto-env"]),
+    ("master-client", &["proto-api", "proto-decode", "proto-env"]),
     ("master-controllers", &["proto-api", "proto-env", "master-client"]),
     ("master-scheduler", &["proto-api", "proto-env", "master-client"]),
     (
         "master-node",
         &[
             "proto-api",
+            "proto-decode",
             "proto-env",
             "proto-wire",
             "storage",
@@ -34,9 +36,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // Workers never see a master's crates.
     ("worker-volumes", &["proto-api", "proto-env"]),
-    ("worker-network", &["proto-api", "proto-env", "proto-wire"]),
+    ("worker-network", &["proto-api", "proto-decode", "proto-env", "proto-wire"]),
     ("worker-runtime", &["proto-api", "proto-env", "proto-wire"]),
-    ("worker-agent", &["proto-api", "proto-env", "worker-volumes"]),
+    ("worker-agent", &["proto-api", "proto-decode", "proto-env", "worker-volumes"]),
     (
         "worker-node",
         &[

@@ -67,7 +67,7 @@ fn count(
     let wanted = i64::from(constraint.min_domains.unwrap_or(1));
     let enough = i64::try_from(domains.len()).unwrap_or(i64::MAX) >= wanted;
     let minimum = if enough { domains.values().copied().min().unwrap_or(0) } else { 0 };
-    let itself = selector.is_some_and(|selector| selector.matches(&cycle.pod.labels()));
+    let itself = selector.is_some_and(|selector| selector.matches(cycle.pod.labels()));
     Counted {
         key: constraint.topology_key.clone(),
         max_skew: i64::from(constraint.max_skew),
@@ -104,7 +104,7 @@ pub(crate) fn counts(constraint: &TopologySpreadConstraint, pod: &PodInfo, info:
 pub(crate) fn matching(selector: Option<&Selector>, namespace: &str, info: &NodeInfo) -> i64 {
     let Some(selector) = selector else { return 0 };
     let counted = info.pods.values().filter(|pod| {
-        pod.namespace() == namespace && !pod.is_terminating() && selector.matches(&pod.labels())
+        pod.namespace() == namespace && !pod.is_terminating() && selector.matches(pod.labels())
     });
     i64::try_from(counted.count()).unwrap_or(i64::MAX)
 }

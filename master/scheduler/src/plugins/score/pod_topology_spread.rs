@@ -135,7 +135,7 @@ fn group_selector(cycle: &Cycle<'_>) -> Option<Selector> {
     for service in cycle.informers.services.cache().in_namespace(cycle.pod.namespace()) {
         let Some(own) = service.spec.as_ref().and_then(|spec| spec.selector.clone()) else { continue };
         let own: Selector = own.into_iter().collect();
-        if !own.selects_all() && own.matches(&labels) {
+        if !own.selects_all() && own.matches(labels) {
             group.extend(own);
             found = true;
         }
@@ -143,6 +143,7 @@ fn group_selector(cycle: &Cycle<'_>) -> Option<Selector> {
     let owner = pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
     if let Some(owner) = owner.filter(|owner| owner.kind == "ReplicaSet") {
         let set = cycle.informers.replica_sets.cache().find(cycle.pod.namespace(), &owner.name);
+        let set = set.filter(|set| set.metadata.uid.as_deref() == Some(&owner.uid));
         let own = set.and_then(|set| selector(set.spec.as_ref().map(|spec| &spec.selector)));
         if let Some(own) = own.filter(|own| !own.selects_all()) {
             group.extend(own);
