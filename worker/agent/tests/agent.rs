@@ -1,0 +1,12 @@
+//! The whole agent against a runtime and an API server that do what the test says, in paused time: what needs minutes of waiting, or
+//! failures that no real runtime shows on demand.
+
+#[path = "agent/away.rs"]
+mod away;
+#[path = "agent/runtime.rs"]
+mod fake_runtime;
+#[allow(dead_code, reason = "shared with the test against containerd")]
+#[path = "containerd/api.rs"]
+mod api;
+#[path = "agent/world.rs"]
+mod world;
