@@ -37,6 +37,8 @@ pub struct PodState {
     pub waiting: BTreeMap<String, Waiting>,
     /// Last words by container id.
     pub messages: BTreeMap<String, String>,
+    /// When containers ended, by id: read from the runtime's wall clock once, so that a clock that is set cannot stretch a back-off.
+    pub ended: BTreeMap<String, Instant>,
     /// Delays between restarts.
     pub restarts: Backoff,
     /// Delays between image pulls.
@@ -52,6 +54,7 @@ impl Default for PodState {
         Self {
             waiting: BTreeMap::new(),
             messages: BTreeMap::new(),
+            ended: BTreeMap::new(),
             restarts: Backoff::kubelet(),
             pulls: Backoff::kubelet(),
             failed: None,
@@ -112,7 +115,12 @@ pub async fn sync(context: &Arc<Context>, state: &mut PodState, pod: &Arc<Pod>) 
 /// Reads the runtime, the last words of what ended, and tells the probes what runs.
 pub async fn observe(context: &Context, state: &mut PodState, pod: &Arc<Pod>) -> Result<RuntimePod, Error> {
     let runtime = RuntimePod::read(&context.cri, pod::uid(pod)).await?;
+    let now = Instant::now();
     for ended in runtime.containers.iter().filter(|c| is_exited(c)) {
+        state.ended.entry(ended.id.clone()).or_insert_with(|| {
+            let age = Duration::from_nanos((clock::now_nanos() - ended.finished_at).max(0).unsigned_abs());
+            now.checked_sub(age).unwrap_or(now)
+        });
         if !state.messages.contains_key(&ended.id) {
             let message = status::messages::read(ended).await;
             state.messages.insert(ended.id.clone(), message);
@@ -120,6 +128,7 @@ pub async fn observe(context: &Context, state: &mut PodState, pod: &Arc<Pod>) ->
     }
     let known: BTreeSet<&str> = runtime.containers.iter().map(|c| c.id.as_str()).collect();
     state.messages.retain(|id, _| known.contains(id.as_str()));
+    state.ended.retain(|id, _| known.contains(id.as_str()));
     let ip = runtime.ips().first().cloned().filter(|ip| !ip.is_empty());
     let ip = ip.or_else(|| context.node_ips.first().cloned()).unwrap_or_default();
     let mut targets = Vec::new();

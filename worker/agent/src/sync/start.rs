@@ -14,7 +14,7 @@ use crate::cri::labels;
 use crate::cri::snapshot::{is_exited, restart_count};
 use crate::events::container_path;
 use crate::status::Waiting;
-use crate::{Error, clock, env, images, lifecycle, pod};
+use crate::{Error, env, images, lifecycle, pod};
 
 /// A start that failed.
 #[derive(Debug)]
@@ -95,9 +95,8 @@ impl StartContext<'_> {
         let Some(ended) = runtime.container(&container.name).filter(|c| is_exited(c)) else { return Ok(()) };
         let hash = labels::container_hash(&container.name, container.image.as_deref().unwrap_or_default());
         let key = format!("{}/{hash}", container.name);
-        let age = Duration::from_nanos((clock::now_nanos() - ended.finished_at).max(0).unsigned_abs());
         let now = Instant::now();
-        let finished = now.checked_sub(age).unwrap_or(now);
+        let finished = state.ended.get(&ended.id).copied().unwrap_or(now);
         if let Some(until) = state.restarts.waits_until(&key, finished, now) {
             let full = format!("{} in pod {}", container.name, pod::display(pod));
             let path = container_path(pod, &container.name);
