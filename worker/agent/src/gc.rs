@@ -27,13 +27,16 @@ const CONCURRENT: usize = 16;
 pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     let mut images = ImageCollector::default();
     loop {
-        if let Err(error) = orphans(&context).await {
+        // Beside each other: an orphan that does not end must not keep the disk full.
+        let (orphans, dead, unused) =
+            tokio::join!(orphans(&context), dead_containers(&context), images.collect(&context));
+        if let Err(error) = orphans {
             warn!(%error, "cannot remove orphaned pods");
         }
-        if let Err(error) = dead_containers(&context).await {
+        if let Err(error) = dead {
             warn!(%error, "cannot remove dead containers");
         }
-        if let Err(error) = images.collect(&context).await {
+        if let Err(error) = unused {
             warn!(%error, "cannot remove unused images");
         }
         tokio::select! {

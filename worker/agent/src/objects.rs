@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::PostParams;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource};
+use proto_env::supervise::supervise;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -100,7 +101,8 @@ impl Objects {
     /// When the first token of this pod is due for renewal; `None` if it has none.
     pub fn next_renewal(&self, uid: &str) -> Option<Instant> {
         let tokens = lock(&self.tokens);
-        let due = tokens.iter().filter(|(request, _)| request.pod_uid == uid).map(|(_, cached)| cached.renew_at);
+        let due =
+            tokens.iter().filter(|(request, _)| request.pod_uid == uid).map(|(_, cached)| cached.renew_at);
         // What is due now is being renewed already.
         due.min().map(|at| at.max(Instant::now() + RENEWAL_RETRY / 2))
     }
@@ -141,7 +143,14 @@ impl Objects {
             let users = Arc::<Mutex<BTreeSet<String>>>::default();
             let stop = self.shutdown.child_token();
             let api = Api::<K>::namespaced(self.client.clone(), namespace);
-            let follow = follow(api, name.to_owned(), sender, users.clone(), self.wake.clone());
+            let (name, users, wake) = (name.to_owned(), users.clone(), self.wake.clone());
+            let sender = Arc::new(sender);
+            let follow = {
+                let users = users.clone();
+                supervise("agent-object-watch", move || {
+                    follow(api.clone(), name.clone(), sender.clone(), users.clone(), wake.clone())
+                })
+            };
             let stopped = stop.clone();
             tokio::spawn(async move {
                 tokio::select! { biased; () = stopped.cancelled() => {}, () = follow => {} }
@@ -212,7 +221,7 @@ fn unreachable_object(kind: &'static str, namespace: &str, name: &str, message: 
 async fn follow<K>(
     api: Api<K>,
     name: String,
-    sender: watch::Sender<Seen<K>>,
+    sender: Arc<watch::Sender<Seen<K>>>,
     users: Arc<Mutex<BTreeSet<String>>>,
     wake: Wake,
 ) where

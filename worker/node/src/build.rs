@@ -11,14 +11,14 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use worker_agent::AgentConfig;
+use worker_agent::{AgentConfig, NodeHealth};
 use worker_network::{
     Balancer, BalancerConfig, DnsConfig, ListenerLimits, Network, NetworkConfig, ReadyzProbe,
 };
 use worker_runtime::RuntimeConfig;
 
 use crate::config::{self, WorkerConfig};
-use crate::heartbeat::{Health, Heartbeat};
+use crate::heartbeat::Heartbeat;
 use crate::identity::{self, Identity, Master};
 use crate::sandbox::PodSandboxes;
 use crate::tls;
@@ -86,12 +86,12 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
         shutdown.clone(),
     )
     .await?;
-    let health = watch::Sender::new(Health { ready: true, reason: String::new() });
+    let health = watch::Sender::new(NodeHealth::default());
     let heartbeat =
         Heartbeat { node: config.name.clone(), network: peer, health: health.subscribe(), masters };
     tokio::spawn(heartbeat.run(shutdown.clone()));
 
-    let result = run_parts(&config, &identity, client, &network, shutdown.clone()).await;
+    let result = run_parts(&config, &identity, client, &network, health, shutdown.clone()).await;
     shutdown.cancel();
     network.stopped().await;
     result
@@ -104,6 +104,7 @@ async fn run_parts(
     identity: &Identity,
     client: kube::Client,
     network: &Network,
+    health: watch::Sender<NodeHealth>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let runtime = async {
@@ -120,7 +121,8 @@ async fn run_parts(
         Ok(crate::images::serve(serving, &address, config.cri_socket(), shutdown.clone()).await?)
     };
     let agent = async {
-        let agent = agent_config(config, identity)?;
+        let mut agent = agent_config(config, identity)?;
+        agent.health = health;
         worker_agent::run(agent, client, shutdown.clone()).await.map_err(Error::from)
     };
     tokio::try_join!(runtime, operators, agent).map(drop)

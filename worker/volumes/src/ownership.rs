@@ -26,8 +26,7 @@ const SETGID: u32 = 0o2000;
 pub fn set(path: &Path, group: Option<i64>, read_only: bool) -> Result<(), Error> {
     let Some(group) = group.and_then(|g| u32::try_from(g).ok()) else { return Ok(()) };
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let root =
-        nix::fcntl::open(path, flags, Mode::empty()).map_err(|e| Error::io("open volume", path, e))?;
+    let root = nix::fcntl::open(path, flags, Mode::empty()).map_err(|e| Error::io("open volume", path, e))?;
     let mut left = vec![PathBuf::from(".")];
     while let Some(relative) = left.pop() {
         let file = match open_beneath(&root, &relative) {
@@ -39,7 +38,9 @@ pub fn set(path: &Path, group: Option<i64>, read_only: bool) -> Result<(), Error
         let is_dir = change(&file, Gid::from_raw(group), read_only)
             .map_err(|e| Error::io("change the group of", path.join(&relative), e))?;
         if is_dir {
-            for entry in fs::read_dir(path_of(&file)).map_err(|e| Error::io("list", path.join(&relative), e))? {
+            for entry in
+                fs::read_dir(path_of(&file)).map_err(|e| Error::io("list", path.join(&relative), e))?
+            {
                 let name = entry.map_err(|e| Error::io("list", path.join(&relative), e))?.file_name();
                 left.push(relative.join(name));
             }

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
+use proto_env::supervise::supervise;
 use tokio_util::sync::CancellationToken;
 
 use crate::cri::Cri;
@@ -138,15 +139,19 @@ impl Probes {
                 continue;
             }
             let stop = if kind == Kind::Readiness { &running.stop } else { &running.stop_killers };
-            let worker = worker::Worker {
-                probes: self.clone(),
-                target: target.clone(),
-                kind,
-                probe,
-                started: running.started.subscribe(),
-                stop: stop.clone(),
-            };
-            tokio::spawn(worker.run());
+            let (probes, target, stop) = (self.clone(), target.clone(), stop.clone());
+            let started = running.started.subscribe();
+            tokio::spawn(supervise("agent-probe", move || {
+                let worker = worker::Worker {
+                    probes: probes.clone(),
+                    target: target.clone(),
+                    kind,
+                    probe: probe.clone(),
+                    started: started.clone(),
+                    stop: stop.clone(),
+                };
+                worker.run()
+            }));
         }
     }
 

@@ -143,7 +143,8 @@ impl Scope<'_> {
     /// Running containers that are not the newest of their name: a start whose answer was lost happened after all.
     fn superseded(&self) -> Vec<Kill> {
         let running = self.runtime.containers.iter().filter(|c| is_running(c));
-        let older = running.filter(|c| self.current(container_name(c)).is_some_and(|newest| newest.id != c.id));
+        let older =
+            running.filter(|c| self.current(container_name(c)).is_some_and(|newest| newest.id != c.id));
         older
             .map(|c| {
                 let name = container_name(c).to_owned();

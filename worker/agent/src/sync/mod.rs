@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 use worker_volumes::Mounted;
@@ -23,7 +24,7 @@ use crate::cri::snapshot::{RuntimePod, is_exited, is_running};
 use crate::probes::Target;
 use crate::status::{self, Waiting};
 use crate::sync::volumes::PodVolumes;
-use crate::{Error, cgroups, clock, pod, resources};
+use crate::{Error, cgroups, clock, pod, protection, resources};
 
 /// Rounds of observing and acting in one sync; a pod needs as many as it has init containers, the rest comes with the next event.
 const MAX_ROUNDS: usize = 16;
@@ -190,7 +191,7 @@ fn active_deadline(context: &Context, state: &mut PodState, pod: &Arc<Pod>) -> O
     let seconds = pod::spec(pod).active_deadline_seconds?;
     let status = context.statuses.get(pod::uid(pod)).unwrap_or_else(|| pod::status(pod).clone());
     let started = status.start_time?;
-    let left = started.0.as_second() + seconds - clock::now().0.as_second();
+    let left = started.0.as_second().saturating_add(seconds).saturating_sub(clock::now().0.as_second());
     if left <= 0 {
         let message = "Pod was active on the node longer than the specified deadline".to_owned();
         if state.failed.is_none() {
@@ -199,7 +200,7 @@ fn active_deadline(context: &Context, state: &mut PodState, pod: &Arc<Pod>) -> O
         state.failed = Some(("DeadlineExceeded".to_owned(), message));
         return None;
     }
-    Some(Instant::now() + Duration::from_secs(left.unsigned_abs()))
+    Instant::now().checked_add(Duration::from_secs(left.unsigned_abs()))
 }
 
 fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
@@ -287,16 +288,35 @@ impl Round<'_> {
         Ok((progress && retry_at.is_none(), retry_at))
     }
 
+    /// The runtime's name for the pod's RuntimeClass: that of the sandbox before, else the one the API server has.
+    async fn runtime_handler(&self) -> Result<String, Error> {
+        let Some(name) = pod::spec(self.pod).runtime_class_name.as_deref() else { return Ok(String::new()) };
+        if let Some(before) = self.runtime.newest_sandbox() {
+            return Ok(before.runtime_handler.clone());
+        }
+        let classes: kube::Api<RuntimeClass> = kube::Api::all(self.context.client.clone());
+        match tokio::time::timeout(RETRY, classes.get(name)).await {
+            Ok(Ok(class)) => Ok(class.handler),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
+                Err(Error::Invalid(format!("runtimeclass.node.k8s.io \"{name}\" not found")))
+            }
+            Ok(Err(error)) => Err(Error::Invalid(format!("failed to lookup RuntimeClass {name}: {error}"))),
+            Err(_) => Err(Error::Invalid(format!("failed to lookup RuntimeClass {name}: timed out"))),
+        }
+    }
+
     async fn create_sandbox(
         &self,
         attempt: u32,
     ) -> Result<(String, k8s_cri::v1::PodSandboxConfig, Vec<String>), Error> {
+        protection::sandbox(self.pod, &self.context.abilities).map_err(Error::Invalid)?;
+        let handler = self.runtime_handler().await?;
         let config = sandbox::config(self.context, self.pod, attempt)?;
         let log_dir = std::path::Path::new(&config.log_directory);
         std::fs::create_dir_all(log_dir).map_err(|e| Error::io("make directory", log_dir, e))?;
         let cgroup = resources::cgroup_parent(&self.context.config.cgroup_root, self.pod);
         cgroups::create(&cgroup, &resources::pod_resources(self.pod));
-        let id = self.context.cri.run_pod_sandbox(config.clone()).await?;
+        let id = self.context.cri.run_pod_sandbox(config.clone(), handler).await?;
         let status = self.context.cri.pod_sandbox_status(&id).await?;
         let runtime = RuntimePod { sandboxes: status.into_iter().collect(), ..Default::default() };
         Ok((id, config, pod_ips(self.context, self.pod, &runtime)))

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 use worker_volumes::{Mounted, PodLayout, subpath};
 
 use crate::env::expand::expand;
-use crate::{Error, hosts, pod};
+use crate::{Error, hosts, pod, protection};
 
 /// What the mounts of one container are made of; owned, because they are made on a blocking thread.
 pub struct MountRequest {
@@ -31,12 +31,16 @@ pub struct MountRequest {
     pub ips: Vec<String>,
     /// The container's environment, for `subPathExpr`.
     pub environment: Vec<(String, String)>,
+    /// Whether the runtime supports recursive read-only mounts.
+    pub recursive_read_only: bool,
 }
 
 impl MountRequest {
     /// Makes all mounts of the container.
     pub fn make(&self) -> Result<Vec<Mount>, Error> {
         let layout = PodLayout::new(&self.root_dir, pod::uid(&self.pod));
+        std::fs::create_dir_all(layout.pod_dir())
+            .map_err(|e| Error::io("make directory", layout.pod_dir(), e))?;
         let mut mounts = Vec::new();
         for (index, mount) in self.container.volume_mounts.iter().flatten().enumerate() {
             mounts.push(self.volume_mount(&layout, index, mount)?);
@@ -48,12 +52,7 @@ impl MountRequest {
         Ok(mounts)
     }
 
-    fn volume_mount(
-        &self,
-        layout: &PodLayout,
-        index: usize,
-        mount: &VolumeMount,
-    ) -> Result<Mount, Error> {
+    fn volume_mount(&self, layout: &PodLayout, index: usize, mount: &VolumeMount) -> Result<Mount, Error> {
         let container = &self.container;
         let volume = self.volumes.get(&mount.name).ok_or_else(|| {
             Error::Invalid(format!(
@@ -61,6 +60,8 @@ impl MountRequest {
                 mount.name, container.name
             ))
         })?;
+        let recursive_read_only =
+            protection::recursive_read_only(mount, self.recursive_read_only).map_err(Error::Invalid)?;
         let sub_path = self.sub_path(mount)?;
         let host_path = match sub_path.as_deref().filter(|p| !p.is_empty()) {
             Some(sub_path) => {
@@ -88,6 +89,7 @@ impl MountRequest {
             host_path: host_path.to_string_lossy().into_owned(),
             readonly: mount.read_only.unwrap_or(false) || volume.read_only,
             propagation: propagation as i32,
+            recursive_read_only,
             ..Default::default()
         })
     }

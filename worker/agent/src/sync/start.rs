@@ -46,9 +46,12 @@ impl StartContext<'_> {
         self.back_off(state, container)?;
         let Round { context, pod, runtime, .. } = self.round;
         let path = container_path(pod, &container.name);
-        let image = images::ensure(context, pod, container, self.config, &mut state.pulls)
-            .await
-            .map_err(|e| Failure { waiting: e.waiting, retry_at: e.retry_at })?;
+        let image =
+            images::ensure(context, pod, container, self.config, &mut state.pulls).await.map_err(|e| {
+                let message = format!("Error: {}", e.waiting.reason);
+                context.events.pod_warning(pod, Some(&path), "Failed", message);
+                Failure { waiting: e.waiting, retry_at: e.retry_at }
+            })?;
         let attempt = runtime
             .container(&container.name)
             .map_or_else(|| self.lost_restarts(container), |c| restart_count(c) + 1);
@@ -60,20 +63,20 @@ impl StartContext<'_> {
             }
         };
         self.remove_unstarted(container).await.map_err(|error| {
-            context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {error}"));
-            Failure::new("CreateContainerError", error.to_string())
+            context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {}", error.message()));
+            Failure::new("CreateContainerError", error.message())
         })?;
         let id = match context.cri.create_container(self.sandbox, config, self.config.clone()).await {
             Ok(id) => id,
             Err(error) => {
-                context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {error}"));
-                return Err(Failure::new("CreateContainerError", error.to_string()));
+                context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {}", error.message()));
+                return Err(Failure::new("CreateContainerError", error.message()));
             }
         };
         context.events.pod_normal(pod, Some(&path), "Created", "Container created");
         if let Err(error) = context.cri.start_container(&id).await {
-            context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {error}"));
-            return Err(Failure::new("RunContainerError", error.to_string()));
+            context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {}", error.message()));
+            return Err(Failure::new("RunContainerError", error.message()));
         }
         context.events.pod_normal(pod, Some(&path), "Started", "Container started");
         self.post_start(container, &id).await
@@ -158,6 +161,7 @@ impl StartContext<'_> {
             attempt,
             ips: self.ips.to_vec(),
             environment: environment.clone(),
+            recursive_read_only: context.abilities.recursive_read_only,
         };
         // A volume may lie on a file system that does not answer.
         let mounts = state.volumes.lock().run(move || Ok(request.make())).await.map_err(|e| e.to_string())?;
@@ -165,7 +169,7 @@ impl StartContext<'_> {
         let log_dir = std::path::Path::new(&self.config.log_directory).join(&container.name);
         std::fs::create_dir_all(&log_dir).map_err(|e| e.to_string())?;
         let parts = container::Parts { image, attempt, environment, mounts };
-        Ok(container::config(context, pod, container, parts))
+        container::config(context, pod, container, parts)
     }
 
     async fn post_start(&self, container: &Container, id: &str) -> Result<(), Failure> {

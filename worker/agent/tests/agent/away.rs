@@ -57,11 +57,19 @@ async fn what_runs_is_restarted_and_probed_while_masters_are_away_for_longer_tha
         let took = began.elapsed();
         assert!(took >= back_off && took < back_off + Duration::from_secs(3), "{restart}: {took:?}");
     }
-    assert_eq!(world.runtime.containers().iter().filter(|c| c.state == ContainerState::ContainerRunning).count(), 1);
+    assert_eq!(
+        world.runtime.containers().iter().filter(|c| c.state == ContainerState::ContainerRunning).count(),
+        1
+    );
 
     world.runtime.commands_exit(1);
     let unhealthy = world.runtime.container("main").expect("a container").id;
-    world.runtime.wait(LIMIT, |list| list.iter().all(|c| c.id != unhealthy || c.state == ContainerState::ContainerExited)).await;
+    world
+        .runtime
+        .wait(LIMIT, |list| {
+            list.iter().all(|c| c.id != unhealthy || c.state == ContainerState::ContainerExited)
+        })
+        .await;
     world.runtime.commands_exit(0);
 
     world.api.set_away(false);
@@ -80,7 +88,8 @@ async fn a_config_map_deleted_under_a_running_pod_stops_no_restart() {
     let said = |api: &crate::api::FakeApi| {
         api.notes().iter().any(|(reason, message)| {
             reason == "FailedMount"
-                && message == "MountVolume.SetUp failed for volume \"config\" : configmap \"settings\" not found"
+                && message
+                    == "MountVolume.SetUp failed for volume \"config\" : configmap \"settings\" not found"
         })
     };
     world.api.wait("an event", LIMIT, said).await;
@@ -88,7 +97,9 @@ async fn a_config_map_deleted_under_a_running_pod_stops_no_restart() {
     world.runtime.kill(&killed, 1);
     world
         .runtime
-        .wait(LIMIT, |list| list.iter().any(|c| c.id != killed && c.state == ContainerState::ContainerRunning))
+        .wait(LIMIT, |list| {
+            list.iter().any(|c| c.id != killed && c.state == ContainerState::ContainerRunning)
+        })
         .await;
     let mount = world.runtime.container("main").expect("a container").config.mounts;
     let config = mount.iter().find(|m| m.container_path == "/config").expect("the volume");
@@ -105,6 +116,8 @@ async fn an_agent_that_restarts_uses_what_the_node_has_of_a_deleted_config_map()
     world.restart_agent().await;
     world
         .runtime
-        .wait(LIMIT, |list| list.iter().any(|c| c.id != killed && c.state == ContainerState::ContainerRunning))
+        .wait(LIMIT, |list| {
+            list.iter().any(|c| c.id != killed && c.state == ContainerState::ContainerRunning)
+        })
         .await;
 }

@@ -37,6 +37,12 @@ pub struct Container {
     pub probed: usize,
 }
 
+impl Sandbox {
+    pub fn ready(&self) -> bool {
+        self.ready
+    }
+}
+
 impl Container {
     pub fn name(&self) -> String {
         self.config.metadata.clone().unwrap_or_default().name
@@ -528,7 +534,8 @@ impl ImageService for FakeRuntime {
         let image = request.into_inner().image.unwrap_or_default().image;
         self.gate("ImageStatus", &image).await?;
         let present = self.lock().images.contains(&image);
-        let image = present.then(|| v1::Image { id: image, username: "daemon".to_owned(), ..Default::default() });
+        let image =
+            present.then(|| v1::Image { id: image, username: "daemon".to_owned(), ..Default::default() });
         Ok(Response::new(v1::ImageStatusResponse { image, ..Default::default() }))
     }
 

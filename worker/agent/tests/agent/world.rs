@@ -68,7 +68,10 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let below = mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|m| Path::new(m).starts_with(self.dir.path()));
+        let below = mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .filter(|m| Path::new(m).starts_with(self.dir.path()));
         for mounted in below {
             if let Err(error) = nix::mount::umount2(mounted, nix::mount::MntFlags::MNT_DETACH) {
                 eprintln!("{mounted} is left: {error}");

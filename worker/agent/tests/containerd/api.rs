@@ -117,7 +117,8 @@ impl FakeApi {
         let key = (collection.to_owned(), name.to_owned());
         let (type_, object) = match object {
             Some(mut object) => {
-                object["metadata"] = json!({"name": name, "namespace": "default", "resourceVersion": version});
+                object["metadata"] =
+                    json!({"name": name, "namespace": "default", "resourceVersion": version});
                 state.objects.insert(key, object.clone());
                 ("MODIFIED", object)
             }
@@ -153,7 +154,12 @@ impl FakeApi {
             }
         };
         let outcome = tokio::time::timeout(limit, wait).await;
-        assert!(outcome.is_ok(), "not in time: {what}; pods: {:#?}, events: {:#?}", self.lock().pods, self.notes());
+        assert!(
+            outcome.is_ok(),
+            "not in time: {what}; pods: {:#?}, events: {:#?}",
+            self.lock().pods,
+            self.notes()
+        );
     }
 
     pub fn put_pod(&self, pod: Value) {
@@ -239,7 +245,11 @@ impl FakeApi {
             (&Method::PATCH, "/api/v1/nodes/node1/status", _) | (&Method::POST, "/api/v1/nodes", _) => {
                 let mut node: Value = serde_json::from_slice(&body).unwrap_or_default();
                 node["metadata"]["name"] = json!("node1");
-                self.lock().node = node.clone();
+                {
+                    let mut state = self.lock();
+                    state.node = node.clone();
+                    state.objects.insert(("/api/v1/nodes".to_owned(), "node1".to_owned()), node.clone());
+                }
                 self.changed.notify_waiters();
                 ok(&node)
             }
@@ -268,7 +278,8 @@ impl FakeApi {
     fn list_or_get(&self, path: &str, named: Option<&str>) -> Answer {
         let state = self.lock();
         if let Some((collection, name)) = path.rsplit_once('/')
-            && collection.starts_with("/api/v1/namespaces/default/")
+            && (collection.starts_with("/api/v1/namespaces/default/")
+                || collection.ends_with("/runtimeclasses"))
         {
             return match state.objects.get(&(collection.to_owned(), name.to_owned())) {
                 Some(object) => ok(object),
@@ -281,7 +292,9 @@ impl FakeApi {
             .filter(|((collection, name), _)| collection == path && named.is_none_or(|named| named == name));
         let items: Vec<Value> = matching.map(|(_, object)| object.clone()).collect();
         let version = state.version.to_string();
-        ok(&json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": items}))
+        ok(
+            &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": items}),
+        )
     }
 
     fn token(&self) -> Answer {

@@ -177,7 +177,10 @@ async fn volumes_that_were_set_up_stay_usable_while_nothing_can_be_asked() {
     objects.away.store(true, Ordering::Relaxed);
     let set_up = mount(&root, &pod, &objects).await;
     assert_eq!(set_up.mounted, before);
-    assert_eq!(set_up.errors.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["config", "secret", "all"]);
+    assert_eq!(
+        set_up.errors.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        ["config", "secret", "all"]
+    );
     assert!(set_up.missing().is_none());
     assert_eq!(std::fs::read_to_string(before["all"].path.join("token")).unwrap(), "token-for-robot");
 
