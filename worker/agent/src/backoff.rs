@@ -11,6 +11,8 @@ pub struct Backoff {
     initial: Duration,
     max: Duration,
     entries: BTreeMap<String, Entry>,
+    /// The last error of a key, for who explains why it waits.
+    errors: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +24,12 @@ struct Entry {
 impl Backoff {
     /// 10 s doubling to 5 min: kubelet's for containers and for images.
     pub fn kubelet() -> Self {
-        Self { initial: Duration::from_secs(10), max: Duration::from_secs(300), entries: BTreeMap::new() }
+        Self {
+            initial: Duration::from_secs(10),
+            max: Duration::from_secs(300),
+            entries: BTreeMap::new(),
+            errors: BTreeMap::new(),
+        }
     }
 
     /// The current delay of a key.
@@ -54,9 +61,20 @@ impl Backoff {
         self.entries.insert(key.to_owned(), Entry { delay, updated: now });
     }
 
+    /// Remembers why a key's last attempt failed.
+    pub fn set_error(&mut self, key: &str, error: String) {
+        self.errors.insert(key.to_owned(), error);
+    }
+
+    /// Why a key's last attempt failed.
+    pub fn error(&self, key: &str) -> Option<&str> {
+        self.errors.get(key).map(String::as_str)
+    }
+
     /// Forgets a key.
     pub fn reset(&mut self, key: &str) {
         self.entries.remove(key);
+        self.errors.remove(key);
     }
 
     fn expired(&self, entry: &Entry, since: Instant) -> bool {

@@ -9,6 +9,8 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Taint;
 use tokio::sync::watch;
 
+use crate::node::health::NodeHealth;
+
 /// The agent's configuration. Durations and counts default to kubelet's.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
@@ -54,6 +56,8 @@ pub struct AgentConfig {
     pub lease_period: Duration,
     /// See `lease_period`.
     pub node_status_period: Duration,
+    /// Where the verdict on this node is published: for the beats to the masters.
+    pub health: watch::Sender<NodeHealth>,
     /// Version shown as `nodeInfo.kubeletVersion`.
     pub version: String,
 }
@@ -89,6 +93,7 @@ impl AgentConfig {
             log_max_files: 5,
             image_gc_percent: (85, 80),
             lease_period: Duration::from_secs(30),
+            health: watch::Sender::default(),
             node_status_period: Duration::from_secs(300),
             version: "v1.35.0+ephor".to_owned(),
         }

@@ -14,6 +14,7 @@ use crate::events::Events;
 use crate::objects::Objects;
 use crate::pod;
 use crate::probes::Probes;
+use crate::protection::Abilities;
 use crate::services::Services;
 use crate::status::writer::StatusWriter;
 
@@ -38,6 +39,8 @@ pub struct Context {
     pub allocatable: BTreeMap<String, Quantity>,
     /// Bytes of memory of the node.
     pub node_memory: i64,
+    /// What this node can do for the protection of pods.
+    pub abilities: Abilities,
     /// Bounds concurrent image pulls.
     pub pulls: Semaphore,
 }

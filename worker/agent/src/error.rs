@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The runtime answered with an error, or not at all.
-    #[error("{method}: {}", .status.message())]
+    #[error("rpc error: code = {} desc = {}", go_code(.status.code()), .status.message())]
     Cri {
         /// The CRI method.
         method: &'static str,
@@ -14,7 +14,7 @@ pub enum Error {
         status: Box<tonic::Status>,
     },
     /// The runtime did not answer in time.
-    #[error("{method}: no answer from the runtime within {seconds} s")]
+    #[error("rpc error: code = DeadlineExceeded desc = context deadline exceeded")]
     CriDeadline {
         /// The CRI method.
         method: &'static str,
@@ -53,6 +53,9 @@ pub enum Error {
     /// The HTTPS server cannot listen or its TLS files are wrong.
     #[error("{0}")]
     Server(String),
+    /// A part of the agent that cannot begin anew alone has panicked.
+    #[error("a part of the agent failed: {0}")]
+    Panicked(String),
     /// Something in the pod cannot be honoured.
     #[error("{0}")]
     Invalid(String),
@@ -64,10 +67,28 @@ impl Error {
         Self::Io { operation, path: path.into(), source }
     }
 
+    /// What the runtime said, without the code in front of it: the message of a container's state.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Cri { status, .. } => status.message().to_owned(),
+            Self::CriDeadline { .. } => "context deadline exceeded".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
     /// Whether the runtime says that what was named does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Cri { status, .. } if status.code() == tonic::Code::NotFound
             || status.message().contains("not found") || status.message().contains("does not exist"))
+    }
+}
+
+/// A gRPC code as Go prints it.
+fn go_code(code: tonic::Code) -> String {
+    match code {
+        tonic::Code::Ok => "OK".to_owned(),
+        tonic::Code::Cancelled => "Canceled".to_owned(),
+        other => format!("{other:?}"),
     }
 }
 

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_cri::v1::{Container, ContainerState};
+use futures::StreamExt as _;
+use k8s_cri::v1::{Container, ContainerState, PodSandbox};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use worker_volumes::{PodLayout, layout, unmount_pod_volumes};
+use worker_volumes::{PodLayout, VolumeLock, layout, unmount_pod_volumes};
 
 use crate::context::Context;
 use crate::cri::labels;
@@ -19,18 +20,23 @@ use crate::{Error, cgroups};
 
 const CONTAINER_PERIOD: Duration = Duration::from_secs(60);
 const DEFAULT_GRACE_SECONDS: i64 = 30;
+/// How many pods or containers are removed at a time.
+const CONCURRENT: usize = 16;
 
 /// Tidies each minute until `shutdown`; start it when the node's pods are known.
 pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     let mut images = ImageCollector::default();
     loop {
-        if let Err(error) = orphans(&context).await {
+        // Beside each other: an orphan that does not end must not keep the disk full.
+        let (orphans, dead, unused) =
+            tokio::join!(orphans(&context), dead_containers(&context), images.collect(&context));
+        if let Err(error) = orphans {
             warn!(%error, "cannot remove orphaned pods");
         }
-        if let Err(error) = dead_containers(&context).await {
+        if let Err(error) = dead {
             warn!(%error, "cannot remove dead containers");
         }
-        if let Err(error) = images.collect(&context).await {
+        if let Err(error) = unused {
             warn!(%error, "cannot remove unused images");
         }
         tokio::select! {
@@ -48,14 +54,21 @@ async fn orphans(context: &Context) -> Result<(), Error> {
     let in_runtime = sandboxes.iter().map(|s| &s.labels).chain(containers.iter().map(|c| &c.labels));
     let uids: BTreeSet<String> =
         in_runtime.filter_map(|labels| labels.get(labels::POD_UID).cloned()).collect();
-    for uid in uids.iter().filter(|uid| !context.pods.contains(uid)) {
-        info!(uid, "ending a pod that the API server does not know");
-        end_orphan(context, uid).await?;
-    }
+    // Each on its own: a sandbox that does not answer must not keep the others.
+    let unknown = uids.into_iter().filter(|uid| !context.pods.contains(uid));
+    futures::stream::iter(unknown)
+        .for_each_concurrent(CONCURRENT, |uid| async move {
+            info!(uid, "ending a pod that the API server does not know");
+            if let Err(error) = end_orphan(context, &uid).await {
+                warn!(%error, uid, "cannot end a pod that the API server does not know");
+            }
+        })
+        .await;
     let dirs = layout::pod_dirs(&context.config.root_dir)
         .map_err(|e| Error::io("list", context.config.root_dir.join("pods"), e))?;
-    for uid in dirs.iter().filter(|uid| !context.pods.contains(uid)) {
-        if let Err(error) = unmount_pod_volumes(&PodLayout::new(&context.config.root_dir, uid)) {
+    for uid in dirs.into_iter().filter(|uid| !context.pods.contains(uid)) {
+        let layout = PodLayout::new(&context.config.root_dir, &uid);
+        if let Err(error) = VolumeLock::default().run(move || unmount_pod_volumes(&layout)).await {
             warn!(%error, uid, "cannot remove the volumes of a pod that is gone");
         }
     }
@@ -93,31 +106,51 @@ async fn dead_containers(context: &Context) -> Result<(), Error> {
             by_name.entry((uid.clone(), name.clone())).or_default().push(container);
         }
     }
-    for dead in by_name.values_mut() {
-        dead.sort_by_key(|c| std::cmp::Reverse(c.created_at));
-        for old in dead.iter().skip(1) {
-            context.cri.remove_container(&old.id).await?;
-        }
-    }
-    let mut newest: BTreeMap<String, i64> = BTreeMap::new();
+    let superseded = by_name.into_values().flat_map(|mut dead| {
+        dead.sort_by_key(|c| std::cmp::Reverse((attempt(c), c.created_at)));
+        dead.into_iter().skip(1)
+    });
+    futures::stream::iter(superseded)
+        .for_each_concurrent(CONCURRENT, |old| async move {
+            if let Err(error) = context.cri.remove_container(&old.id).await {
+                warn!(%error, container = old.id, "cannot remove a dead container");
+            }
+        })
+        .await;
+    let mut newest: BTreeMap<String, (u32, i64)> = BTreeMap::new();
     let sandboxes = context.cri.list_pod_sandboxes(None).await?;
     for sandbox in &sandboxes {
         if let Some(uid) = sandbox.labels.get(labels::POD_UID) {
             let at = newest.entry(uid.clone()).or_default();
-            *at = (*at).max(sandbox.created_at);
+            *at = (*at).max(age(sandbox));
         }
     }
     let used: BTreeSet<&str> = containers.iter().map(|c| c.pod_sandbox_id.as_str()).collect();
-    for sandbox in sandboxes.iter().filter(|s| s.state != 0 && !used.contains(s.id.as_str())) {
-        let superseded = sandbox
-            .labels
-            .get(labels::POD_UID)
-            .and_then(|uid| newest.get(uid))
-            .is_some_and(|at| *at > sandbox.created_at);
-        if superseded {
-            context.cri.stop_pod_sandbox(&sandbox.id).await?;
-            context.cri.remove_pod_sandbox(&sandbox.id).await?;
-        }
-    }
+    let dead = sandboxes.iter().filter(|s| s.state != 0 && !used.contains(s.id.as_str()));
+    let superseded = dead.filter(|sandbox| {
+        let newest = sandbox.labels.get(labels::POD_UID).and_then(|uid| newest.get(uid));
+        newest.is_some_and(|newest| *newest > age(sandbox))
+    });
+    futures::stream::iter(superseded)
+        .for_each_concurrent(CONCURRENT, |sandbox| async move {
+            let stopped = context.cri.stop_pod_sandbox(&sandbox.id).await;
+            let removed = match stopped {
+                Ok(()) => context.cri.remove_pod_sandbox(&sandbox.id).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = removed {
+                warn!(%error, sandbox = sandbox.id, "cannot remove a dead sandbox");
+            }
+        })
+        .await;
     Ok(())
+}
+
+fn attempt(container: &Container) -> u32 {
+    container.metadata.as_ref().map_or(0, |metadata| metadata.attempt)
+}
+
+/// What tells a newer sandbox of a pod from an older one: its attempt, whatever the node's clock said.
+fn age(sandbox: &PodSandbox) -> (u32, i64) {
+    (sandbox.metadata.as_ref().map_or(0, |metadata| metadata.attempt), sandbox.created_at)
 }

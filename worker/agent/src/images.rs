@@ -14,6 +14,9 @@ use crate::events::container_path;
 use crate::status::Waiting;
 use crate::{Error, pod, pull_secrets};
 
+/// How long a pull counts among those that run at a time.
+const PERMIT_TIME: Duration = Duration::from_secs(10);
+
 /// Why there is no image, and when to try again.
 #[derive(Debug)]
 pub struct ImageError {
@@ -102,8 +105,11 @@ async fn pull(
     let wanted = container.image.as_deref().unwrap_or_default();
     let path = container_path(pod, &container.name);
     if let Some(until) = backoff.waits_since_step(image, Instant::now()) {
-        let message = format!("Back-off pulling image \"{wanted}\"");
+        let mut message = format!("Back-off pulling image \"{wanted}\"");
         context.events.pod_normal(pod, Some(&path), "BackOff", message.clone());
+        if let Some(error) = backoff.error(image) {
+            message = format!("{message}: {error}");
+        }
         let waiting = Waiting { reason: "ImagePullBackOff".to_owned(), message };
         return Err(ImageError { waiting, retry_at: Some(until) });
     }
@@ -111,8 +117,16 @@ async fn pull(
     let asked = Instant::now();
     let permit = context.pulls.acquire().await;
     let began = Instant::now();
-    let outcome = pull_with_credentials(context, pod, image, sandbox).await;
-    drop(permit);
+    let pull = pull_with_credentials(context, pod, image, sandbox);
+    tokio::pin!(pull);
+    // A registry that does not answer must not keep the images of others waiting: a long pull goes on without its permit.
+    let outcome = match tokio::time::timeout(PERMIT_TIME, pull.as_mut()).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            drop(permit);
+            pull.await
+        }
+    };
     match outcome {
         Ok(reference) => {
             backoff.reset(image);
@@ -127,19 +141,42 @@ async fn pull(
         }
         Err(error) => {
             backoff.step(image, Instant::now(), Instant::now());
-            let message = error.to_string();
+            let text = pull_error(&error);
             context.events.pod_warning(
                 pod,
                 Some(&path),
                 "Failed",
-                format!("Failed to pull image \"{wanted}\": {message}"),
+                format!("Failed to pull image \"{wanted}\": {text}"),
             );
-            context.events.pod_warning(pod, Some(&path), "Failed", "Error: ErrImagePull");
-            let waiting = Waiting { reason: "ErrImagePull".to_owned(), message };
+            let waiting = explain(wanted, text);
+            backoff.set_error(image, format!("{}: {}", waiting.reason, waiting.message));
             // Show the error for a moment, then the back-off.
             Err(ImageError { waiting, retry_at: Some(Instant::now() + Duration::from_secs(2)) })
         }
     }
+}
+
+/// A failed pull's error; the code Unknown says nothing and is left out, as in kubelet.
+fn pull_error(error: &Error) -> String {
+    match error {
+        Error::Cri { status, .. } if status.code() == tonic::Code::Unknown => error.message(),
+        other => other.to_string(),
+    }
+}
+
+/// The state of a container whose pull failed: CRI names two kinds of errors by the beginning of their texts.
+fn explain(image: &str, text: String) -> Waiting {
+    let kinds = [
+        ("RegistryUnavailable", "the registry is unavailable"),
+        ("SignatureValidationFailed", "the signature validation failed"),
+    ];
+    for (reason, cause) in kinds {
+        if let Some(rest) = text.strip_prefix(reason) {
+            let message = format!("image pull failed for {image} because {cause}{rest}");
+            return Waiting { reason: reason.to_owned(), message };
+        }
+    }
+    Waiting { reason: "ErrImagePull".to_owned(), message: text }
 }
 
 async fn pull_with_credentials(

@@ -35,6 +35,7 @@ mod pod_manager;
 mod pod_source;
 mod pod_worker;
 mod probes;
+mod protection;
 mod pull_secrets;
 mod resources;
 mod run;
@@ -45,5 +46,6 @@ mod sync;
 
 pub use config::AgentConfig;
 pub use error::Error;
+pub use node::health::NodeHealth;
 pub use run::run;
 pub use server::tls::serving_config;

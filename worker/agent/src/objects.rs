@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::PostParams;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource};
+use proto_env::supervise::supervise;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -40,8 +41,20 @@ struct Watched<K> {
 /// Objects of one kind by (namespace, name).
 type Table<K> = Mutex<BTreeMap<(String, String), Watched<K>>>;
 
-/// A token and when to ask for the next one.
-type Tokens = Mutex<BTreeMap<TokenRequest, (String, Instant)>>;
+/// How long after a renewal that failed the next one is tried.
+const RENEWAL_RETRY: Duration = Duration::from_secs(10);
+
+/// A token with the times that decide whether it is given out.
+#[derive(Clone, Debug)]
+struct CachedToken {
+    token: String,
+    /// When to ask for the next one.
+    renew_at: Instant,
+    /// From when on nobody accepts it.
+    expires_at: Instant,
+}
+
+type Tokens = Mutex<BTreeMap<TokenRequest, CachedToken>>;
 
 /// Objects in use by the node's pods.
 pub struct Objects {
@@ -66,7 +79,7 @@ impl Objects {
         }
     }
 
-    /// Starts watches for everything the pod references.
+    /// Starts watches for everything the pod references; safe to call again when it changed.
     pub fn register(&self, pod: &Pod) {
         let (namespace, uid) = (pod::namespace(pod), pod::uid(pod));
         let references = references(pod);
@@ -83,6 +96,34 @@ impl Objects {
         release(&self.config_maps, uid);
         release(&self.secrets, uid);
         lock(&self.tokens).retain(|request, _| request.pod_uid != uid);
+    }
+
+    /// When the first token of this pod is due for renewal; `None` if it has none.
+    pub fn next_renewal(&self, uid: &str) -> Option<Instant> {
+        let tokens = lock(&self.tokens);
+        let due =
+            tokens.iter().filter(|(request, _)| request.pod_uid == uid).map(|(_, cached)| cached.renew_at);
+        // What is due now is being renewed already.
+        due.min().map(|at| at.max(Instant::now() + RENEWAL_RETRY / 2))
+    }
+
+    async fn renew(&self, request: &TokenRequest) -> Result<String, Error> {
+        let answer = tokio::time::timeout(DEADLINE, request_token(&self.client, request)).await;
+        let answer = answer.map_err(|_| no_token(request, "timed out".to_owned()))?;
+        let answer = answer.map_err(|e| no_token(request, e.to_string()))?;
+        let no_status = || no_token(request, "the answer holds no token".to_owned());
+        let status = answer.status.ok_or_else(no_status)?;
+        let seconds = status.expiration_timestamp.0.as_second() - crate::clock::now().0.as_second();
+        let lifetime = Duration::from_secs(seconds.max(10).unsigned_abs());
+        let now = Instant::now();
+        // Renewed at 80 % of its life, as kubelet does.
+        let cached = CachedToken {
+            token: status.token.clone(),
+            renew_at: now + lifetime * 4 / 5,
+            expires_at: now + lifetime,
+        };
+        lock(&self.tokens).insert(request.clone(), cached);
+        Ok(status.token)
     }
 
     fn watch<K>(&self, table: &Table<K>, namespace: &str, name: &str, uid: &str)
@@ -102,7 +143,14 @@ impl Objects {
             let users = Arc::<Mutex<BTreeSet<String>>>::default();
             let stop = self.shutdown.child_token();
             let api = Api::<K>::namespaced(self.client.clone(), namespace);
-            let follow = follow(api, name.to_owned(), sender, users.clone(), self.wake.clone());
+            let (name, users, wake) = (name.to_owned(), users.clone(), self.wake.clone());
+            let sender = Arc::new(sender);
+            let follow = {
+                let users = users.clone();
+                supervise("agent-object-watch", move || {
+                    follow(api.clone(), name.clone(), sender.clone(), users.clone(), wake.clone())
+                })
+            };
             let stopped = stop.clone();
             tokio::spawn(async move {
                 tokio::select! { biased; () = stopped.cancelled() => {}, () = follow => {} }
@@ -173,7 +221,7 @@ fn unreachable_object(kind: &'static str, namespace: &str, name: &str, message: 
 async fn follow<K>(
     api: Api<K>,
     name: String,
-    sender: watch::Sender<Seen<K>>,
+    sender: Arc<watch::Sender<Seen<K>>>,
     users: Arc<Mutex<BTreeSet<String>>>,
     wake: Wake,
 ) where
@@ -223,27 +271,39 @@ impl ObjectSource for Objects {
         self.get(&self.secrets, "secret", namespace, name).await
     }
 
+    /// A token that is due for renewal but still valid is given out when it cannot be renewed.
     async fn service_account_token(&self, request: &TokenRequest) -> Result<String, Error> {
-        if let Some((token, renew_at)) = lock(&self.tokens).get(request)
-            && Instant::now() < *renew_at
+        let cached = lock(&self.tokens).get(request).cloned();
+        if let Some(cached) = cached
+            && Instant::now() < cached.renew_at
         {
-            return Ok(token.clone());
+            if Instant::now() < cached.expires_at {
+                return Ok(cached.token);
+            }
+            return Err(no_token(request, "the token expired and refresh failed".to_owned()));
         }
-        let fetch = |message: String| Error::Fetch {
-            kind: "token",
-            namespace: request.namespace.clone(),
-            name: request.service_account.clone(),
-            message,
+        let error = match self.renew(request).await {
+            Ok(token) => return Ok(token),
+            Err(error) => error,
         };
-        let answer = tokio::time::timeout(DEADLINE, request_token(&self.client, request)).await;
-        let answer = answer.map_err(|_| fetch("timed out".to_owned()))?.map_err(|e| fetch(e.to_string()))?;
-        let status = answer.status.ok_or_else(|| fetch("the answer holds no token".to_owned()))?;
-        let lifetime = status.expiration_timestamp.0.as_second() - crate::clock::now().0.as_second();
-        // Renewed at 80 % of its life, as kubelet does.
-        let renew_in = Duration::from_secs(lifetime.max(10).unsigned_abs() * 4 / 5);
-        lock(&self.tokens).insert(request.clone(), (status.token.clone(), Instant::now() + renew_in));
-        Ok(status.token)
+        let now = Instant::now();
+        match lock(&self.tokens).get_mut(request) {
+            Some(cached) => {
+                cached.renew_at = now + RENEWAL_RETRY;
+                if now < cached.expires_at {
+                    debug!(%error, "a token could not be renewed; it is still valid");
+                    return Ok(cached.token.clone());
+                }
+                Err(error)
+            }
+            None => Err(error),
+        }
     }
+}
+
+fn no_token(request: &TokenRequest, message: String) -> Error {
+    let (namespace, name) = (request.namespace.clone(), request.service_account.clone());
+    Error::Fetch { kind: "token", namespace, name, message }
 }
 
 async fn request_token(
@@ -275,7 +335,7 @@ struct References {
     secrets: BTreeSet<String>,
 }
 
-/// Names of ConfigMaps and Secrets that volumes and environments of the pod use.
+/// Names of ConfigMaps and Secrets that volumes, environments and image pulls of the pod use.
 fn references(pod: &Pod) -> References {
     let mut found = References::default();
     let spec = pod::spec(pod);
@@ -287,7 +347,10 @@ fn references(pod: &Pod) -> References {
             found.secrets.extend(source.secret.iter().map(|s| s.name.clone()));
         }
     }
-    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+    found.secrets.extend(spec.image_pull_secrets.iter().flatten().map(|s| s.name.clone()));
+    let ephemeral = pod::ephemeral_containers(spec);
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    for container in containers.chain(&ephemeral) {
         for source in container.env_from.iter().flatten() {
             found.config_maps.extend(source.config_map_ref.iter().map(|s| s.name.clone()));
             found.secrets.extend(source.secret_ref.iter().map(|s| s.name.clone()));

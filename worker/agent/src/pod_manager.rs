@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
+use proto_env::supervise::supervise;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -11,7 +12,7 @@ use tracing::info;
 use crate::context::Context;
 use crate::pod_source::Change;
 use crate::pod_worker::{Desired, PodWorker};
-use crate::{admission, clock, pod, status};
+use crate::{admission, clock, pod, protection, status};
 
 /// Follows the changes until `shutdown`. `synced` is told once the pods of the node are known.
 pub async fn run(
@@ -61,9 +62,12 @@ impl Manager {
             return;
         }
         let (sender, desired) = watch::channel(Desired { pod, gone: false });
-        let worker =
-            PodWorker { context: self.context.clone(), desired, wake, shutdown: self.shutdown.clone() };
-        tokio::spawn(worker.run());
+        let (context, shutdown) = (self.context.clone(), self.shutdown.clone());
+        // A worker remembers nothing that it cannot read again: one that panicked begins anew.
+        tokio::spawn(supervise("agent-pod-worker", move || {
+            let (context, desired) = (context.clone(), desired.clone());
+            PodWorker { context, desired, wake: wake.clone(), shutdown: shutdown.clone() }.run()
+        }));
         self.workers.insert(uid, sender);
     }
 
@@ -94,7 +98,8 @@ impl Manager {
             let active: Vec<&Pod> =
                 all.iter().filter(|e| e.active && pod::uid(&e.pod) != uid).map(|e| e.pod.as_ref()).collect();
             let node = self.context.node.borrow().clone();
-            let verdict = admission::admit(pod, node.as_deref(), &self.context.allocatable, &active);
+            let verdict = admission::admit(pod, node.as_deref(), &self.context.allocatable, &active)
+                .and_then(|()| protection::admit(pod, &self.context.abilities));
             if let Err(rejection) = verdict {
                 info!(pod = %pod::display(pod), reason = rejection.reason, "pod refused");
                 let text = rejection.message.clone();

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
-use worker_volumes::{PodLayout, unmount_pod_volumes};
+use worker_volumes::PodLayout;
 
 use crate::context::Context;
 use crate::cri::snapshot::RuntimePod;
@@ -61,7 +61,6 @@ impl PodWorker {
     async fn live(&mut self) {
         let mut state = PodState::default();
         let pod = self.desired.borrow().pod.clone();
-        self.context.objects.register(&pod);
         self.sync_until_over(&mut state).await;
         self.end(&mut state).await;
         self.tidy(&mut state).await;
@@ -83,6 +82,8 @@ impl PodWorker {
                 return;
             }
             let context = self.context.clone();
+            // Ephemeral containers come with references of their own.
+            context.objects.register(&desired.pod);
             let mut watcher = self.desired.clone();
             let outcome = tokio::select! {
                 biased;
@@ -212,16 +213,17 @@ async fn tidy_once(context: &Context, state: &mut PodState, pod: &Arc<Pod>) -> R
         sync::publish(context, state, pod, &runtime, true);
     }
     context.probes.reconcile(&uid, Vec::new());
-    context.objects.unregister(&uid);
     context.pods.set_active(&uid, false);
     let layout = PodLayout::new(&context.config.root_dir, &uid);
     let cgroup = resources::cgroup_parent(&context.config.cgroup_root, pod);
     blocking(move || {
-        let unmounted = unmount_pod_volumes(&layout);
         cgroups::remove(&cgroup);
-        unmounted.map_err(|source| Error::Volume { volume: String::new(), source })
+        Ok(())
     })
-    .await
+    .await?;
+    state.volumes.remove(layout).await?;
+    context.objects.unregister(&uid);
+    Ok(())
 }
 
 async fn remove_once(context: &Context, pod: &Pod) -> Result<(), Error> {

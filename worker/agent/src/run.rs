@@ -6,16 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
+use proto_env::supervise::supervise;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info};
 
 use crate::config::AgentConfig;
 use crate::context::{Context, Pods};
 use crate::cri::{self, Cri};
 use crate::events::Events;
+use crate::node::health::LastRelist;
 use crate::objects::Objects;
 use crate::probes::{Probes, Wake};
+use crate::protection::Abilities;
 use crate::services::Services;
 use crate::status::writer::StatusWriter;
 use crate::{Error, gc, logs, node, pod_manager, pod_source, resources, server};
@@ -30,18 +33,28 @@ pub async fn run(config: AgentConfig, client: Client, shutdown: CancellationToke
         std::fs::create_dir_all(dir).map_err(|e| Error::io("make directory", dir.clone(), e))?;
     }
     let cri = Cri::connect(&config.cri_socket)?;
+    let relist = LastRelist::default();
+    let health = config.health.clone();
+    let (asked, compared, stop) = (cri.clone(), relist.clone(), shutdown.clone());
+    tokio::spawn(supervise("agent-health", move || {
+        node::health::watch(asked.clone(), compared.clone(), health.clone(), stop.clone())
+    }));
     let Some(version) = wait_for_runtime(&cri, &shutdown).await else { return Ok(()) };
     info!(runtime = version.runtime_name, version = version.runtime_version, "container runtime found");
     let (node_sender, node_receiver) = watch::channel(None);
-    let context = build(config, client, cri, &version, node_receiver, &shutdown);
+    let abilities = abilities(&cri, &version.runtime_name).await;
+    let context = build(config, client, cri, &version, abilities, node_receiver, &shutdown);
     let listener = server::listen(context.config.listen).await?;
     let port = listener.local_addr().map_err(|e| Error::Server(e.to_string()))?.port();
 
     let mut tasks = tokio::task::JoinSet::new();
     let (changes, receiver) = mpsc::channel(CHANGES);
     let (synced, first_list) = oneshot::channel();
-    tasks.spawn(context.statuses.clone().run(shutdown.clone()));
-    tasks.spawn(node::run(context.clone(), node_sender, port, shutdown.clone()));
+    let (statuses, stop) = (context.statuses.clone(), shutdown.clone());
+    tasks.spawn(supervise("agent-status-writer", move || statuses.clone().run(stop.clone())));
+    let (own, seen, stop) = (context.clone(), Arc::new(node_sender), shutdown.clone());
+    tasks.spawn(supervise("agent-node", move || node::run(own.clone(), seen.clone(), port, stop.clone())));
+    // These two share a channel and a memory of what was sent: one that panicked cannot begin anew alone, so it ends the agent below.
     tasks.spawn(pod_source::run(
         context.client.clone(),
         context.config.node_name.clone(),
@@ -50,25 +63,31 @@ pub async fn run(config: AgentConfig, client: Client, shutdown: CancellationToke
     ));
     tasks.spawn(pod_manager::run(context.clone(), receiver, synced, shutdown.clone()));
     tasks.spawn(server::run(context.clone(), listener, shutdown.clone()));
-    tasks.spawn(logs::rotate::run(context.clone(), shutdown.clone()));
-    let pods = context.pods.clone();
-    tasks.spawn(cri::events::follow(context.cri.clone(), move |uid| pods.wake(uid), shutdown.clone()));
+    let (own, stop) = (context.clone(), shutdown.clone());
+    tasks.spawn(supervise("agent-log-rotation", move || logs::rotate::run(own.clone(), stop.clone())));
+    let (own, stop) = (context.clone(), shutdown.clone());
+    tasks.spawn(supervise("agent-runtime-events", move || {
+        let pods = own.pods.clone();
+        cri::events::follow(own.cri.clone(), move |uid| pods.wake(uid), relist.clone(), stop.clone())
+    }));
     let (collector, stop) = (context.clone(), shutdown.clone());
     tasks.spawn(async move {
         // Only once the API's pods are known can anything be called an orphan.
         if first_list.await.is_ok() {
-            gc::run(collector, stop).await;
+            supervise("agent-gc", move || gc::run(collector.clone(), stop.clone())).await;
         }
     });
+    let mut result = Ok(());
     while let Some(outcome) = tasks.join_next().await {
         if let Err(error) = outcome
             && error.is_panic()
         {
-            warn!(%error, "a part of the agent failed; stopping it");
+            error!(%error, "a part of the agent failed; stopping it");
+            result = Err(Error::Panicked(error.to_string()));
             shutdown.cancel();
         }
     }
-    Ok(())
+    result
 }
 
 async fn wait_for_runtime(cri: &Cri, shutdown: &CancellationToken) -> Option<k8s_cri::v1::VersionResponse> {
@@ -90,11 +109,22 @@ async fn wait_for_runtime(cri: &Cri, shutdown: &CancellationToken) -> Option<k8s
     }
 }
 
+/// What the runtime says it can do; what it does not say, it cannot.
+async fn abilities(cri: &Cri, runtime_name: &str) -> Abilities {
+    let status = cri.status().await.unwrap_or_default();
+    let strict_groups = status.features.is_some_and(|features| features.supplemental_groups_policy);
+    let default_handler = status.runtime_handlers.into_iter().find(|handler| handler.name.is_empty());
+    let features = default_handler.and_then(|handler| handler.features);
+    let recursive = features.is_some_and(|features| features.recursive_read_only_mounts);
+    Abilities::of(runtime_name, strict_groups, recursive)
+}
+
 fn build(
     config: AgentConfig,
     client: Client,
     cri: Cri,
     version: &k8s_cri::v1::VersionResponse,
+    abilities: Abilities,
     node: watch::Receiver<Option<Arc<k8s_openapi::api::core::v1::Node>>>,
     shutdown: &CancellationToken,
 ) -> Arc<Context> {
@@ -123,5 +153,6 @@ fn build(
         node,
         allocatable,
         node_memory,
+        abilities,
     })
 }

@@ -1,6 +1,7 @@
 //! The agent against the real containerd: a pod runs, is adopted by a restarted agent without being touched, and ends without a trace.
 //! Needs root, containerd, runc and busybox-static (Debian packages); without them the test says so and passes.
 
+#[allow(dead_code, reason = "shared with the tests against a fake runtime")]
 #[path = "containerd/api.rs"]
 mod api;
 #[path = "containerd/runtime.rs"]

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use worker_agent::AgentConfig;
+use worker_agent::{AgentConfig, NodeHealth};
 use worker_network::{
     Balancer, BalancerConfig, DnsConfig, ListenerLimits, Network, NetworkConfig, ReadyzProbe,
 };
@@ -21,7 +21,7 @@ use worker_runtime::RuntimeConfig;
 use crate::api_client;
 use crate::config::{self, WorkerConfig};
 use crate::credentials::{self, Master, NodeCredentials};
-use crate::heartbeat::{Health, Heartbeat};
+use crate::heartbeat::Heartbeat;
 use crate::renewal::Renewal;
 use crate::sandbox::PodSandboxes;
 use crate::tls;
@@ -88,12 +88,15 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
     let peer = Arc::new(TlsNetwork::new(&credentials.client)?);
     let serving = watch::Sender::new(tls::serving(&credentials.serving)?);
     let settings = credentials.settings.clone();
+    let health = watch::Sender::new(NodeHealth::default());
+    let beaten = health.subscribe();
     let parts = Parts {
         config: &config,
         settings: &settings,
         client: client.clone(),
         peer: peer.clone(),
         serving: serving.subscribe(),
+        health,
     };
     // Before the rest, which may have expired certificates until then.
     let renewal = Arc::new(Renewal {
@@ -115,9 +118,8 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
         shutdown.clone(),
     )
     .await?;
-    let health = watch::Sender::new(Health { ready: true, reason: String::new() });
     let heartbeat =
-        Heartbeat { node: config.name.clone(), network: peer, health: health.subscribe(), masters };
+        Heartbeat { node: config.name.clone(), network: peer, health: beaten, masters };
     vital.spawn(catch("heartbeat", heartbeat.run(shutdown.clone())));
 
     let result = tokio::select! {
@@ -148,6 +150,7 @@ struct Parts<'a> {
     client: kube::Client,
     peer: Arc<TlsNetwork>,
     serving: watch::Receiver<Arc<rustls::ServerConfig>>,
+    health: watch::Sender<NodeHealth>,
 }
 
 impl Parts<'_> {
@@ -166,7 +169,8 @@ impl Parts<'_> {
             let address = SocketAddr::new(config.address, config.admin_port).to_string();
             Ok(crate::images::serve(self.peer, &address, config.cri_socket(), shutdown.clone()).await?)
         };
-        let agent = agent_config(config, self.settings, self.serving);
+        let mut agent = agent_config(config, self.settings, self.serving);
+        agent.health = self.health;
         let agent =
             async { worker_agent::run(agent, self.client, shutdown.clone()).await.map_err(Error::from) };
         tokio::try_join!(runtime, operators, agent).map(drop)

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
+use worker_agent::NodeHealth;
 
 use crate::credentials::Master;
 
@@ -25,23 +26,14 @@ const ACK_TIMEOUT: Duration = Duration::from_millis(1500);
 const RETRY: Duration = Duration::from_millis(150);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
 
-/// What the agent says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Health {
-    /// Whether the runtime answers.
-    pub ready: bool,
-    /// Why not.
-    pub reason: String,
-}
-
 /// Sends beats until `shutdown` and publishes the masters.
 pub struct Heartbeat {
     /// The node's name.
     pub node: String,
     /// The peer network with the node's certificate.
     pub network: Arc<dyn Network>,
-    /// What to say.
-    pub health: watch::Receiver<Health>,
+    /// The agent's verdict on this node, told with every beat.
+    pub health: watch::Receiver<NodeHealth>,
     /// Where the masters are published.
     pub masters: watch::Sender<Vec<Master>>,
 }
@@ -104,7 +96,7 @@ impl Heartbeat {
             // A change of health does not wait for the next beat.
             tokio::select! {
                 biased;
-                _ = health.changed() => {}
+                Ok(()) = health.changed() => {}
                 () = tokio::time::sleep(INTERVAL) => {}
             }
             sequence += 1;

@@ -63,6 +63,11 @@ pub fn write(
     Ok(true)
 }
 
+/// Whether a set of files was written to `target` before.
+pub fn is_written(target: &Path) -> bool {
+    target.join(DATA).is_dir()
+}
+
 /// Paths must be relative, without `..` parts, and may not start with `..` (that is where this writer keeps its own).
 fn validate(path: &str) -> Result<(), Error> {
     let parsed = Path::new(path);

@@ -6,23 +6,33 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::EmptyDirVolumeSource;
 
 use crate::atomic_writer::set_mode;
-use crate::{Error, amounts, tmpfs};
+use crate::{Error, amounts, ownership, tmpfs};
 
 /// kubelet's directory name of this type.
 pub const PLUGIN: &str = "kubernetes.io~empty-dir";
 
-/// Makes the directory (0777 whatever the umask); medium `Memory` is a tmpfs of at most `sizeLimit`.
-pub fn set_up(path: &Path, source: &EmptyDirVolumeSource) -> Result<(), Error> {
-    let fresh = !path.exists();
-    fs::create_dir_all(path).map_err(|e| Error::io("make directory", path, e))?;
+/// Makes the directory (0777 whatever the umask) and gives it to `group` (fsGroup); medium `Memory` is a tmpfs of at most
+/// `sizeLimit`. The volume gets its name, or is mounted, with its mode and group already set. So a volume that exists was set up,
+/// also by a worker that has ended since, and is never changed again: its containers own modes and groups in it.
+/// `fsGroupChangePolicy` has no effect here, as in Kubernetes.
+pub fn set_up(path: &Path, source: &EmptyDirVolumeSource, group: Option<i64>) -> Result<(), Error> {
     match source.medium.as_deref().unwrap_or_default() {
-        "" => {
-            if fresh {
-                set_mode(path, 0o777)?;
-            }
-            Ok(())
+        "" if path.is_dir() => Ok(()),
+        "" => make_directory(path, group),
+        "Memory" => {
+            fs::create_dir_all(path).map_err(|e| Error::io("make directory", path, e))?;
+            tmpfs::mount_tmpfs(path, source.size_limit.as_ref().and_then(amounts::whole), group)
         }
-        "Memory" => tmpfs::mount_tmpfs(path, source.size_limit.as_ref().and_then(amounts::whole)),
         other => Err(Error::Invalid(format!("unknown storage medium \"{other}\""))),
     }
+}
+
+fn make_directory(path: &Path, group: Option<i64>) -> Result<(), Error> {
+    // Volume names hold no dots: this name is no other volume's.
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let unfinished = path.with_file_name(format!(".{name}.unfinished"));
+    fs::create_dir_all(&unfinished).map_err(|e| Error::io("make directory", &unfinished, e))?;
+    set_mode(&unfinished, 0o777)?;
+    ownership::set(&unfinished, group, false)?;
+    fs::rename(&unfinished, path).map_err(|e| Error::io("rename", &unfinished, e))
 }

@@ -25,5 +25,5 @@ pub mod tmpfs;
 
 pub use error::Error;
 pub use layout::PodLayout;
-pub use manager::{Mounted, mount_pod_volumes, unmount_pod_volumes, unsupported_volume};
+pub use manager::{Mounted, SetUp, VolumeLock, mount_pod_volumes, unmount_pod_volumes, unsupported_volume};
 pub use source::{ObjectSource, TokenRequest};

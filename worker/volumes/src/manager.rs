@@ -1,10 +1,17 @@
-//! Mounts and unmounts all volumes of a pod: chooses the type's file, applies fsGroup, and cleans up without touching what lies
-//! behind a mount.
+//! Sets up, refreshes and removes all volumes of a pod: chooses the type's file, applies fsGroup, and cleans up without touching
+//! what lies behind a mount.
+//!
+//! What a volume is made of is asked for first; the file operations that follow run on a blocking thread, because a path of the
+//! node may lie on a file system that does not answer. [`VolumeLock`] lets one of them run for a pod at a time, so a hung one
+//! holds one thread, and no directory is removed while somebody still writes to it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Pod, Volume};
+use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, HostPathVolumeSource, Pod, Volume};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::atomic_writer::Payload;
 use crate::fields::PodFields;
@@ -13,6 +20,9 @@ use crate::{
     Error, PodLayout, atomic_writer, config_map, downward_api, empty_dir, host_path, ownership, projected,
     secret, tmpfs,
 };
+
+/// How long one file operation on a pod's volumes may take before whoever waits for it is told: kubelet's limit for a pod.
+const PATIENCE: Duration = Duration::from_secs(123);
 
 /// What a volume type needs to know of its pod.
 pub(crate) struct Context<'a> {
@@ -31,56 +41,147 @@ pub struct Mounted {
     pub read_only: bool,
 }
 
-/// Makes every volume of the pod, or brings it up to date; safe to call again at any time. The error names the volume that failed.
+/// The state of a pod's volumes after an attempt to set them up.
+#[derive(Debug, Default)]
+pub struct SetUp {
+    /// Volumes that containers can use, by name.
+    pub mounted: BTreeMap<String, Mounted>,
+    /// Volumes that could not be brought up to date, each with the reason. Those that were set up before are in `mounted` too, with
+    /// the content they had.
+    pub errors: Vec<(String, Error)>,
+}
+
+impl SetUp {
+    /// The first volume that containers cannot use, with the reason; `None` if all can be used.
+    pub fn missing(&self) -> Option<(&str, &Error)> {
+        let missing = self.errors.iter().find(|(name, _)| !self.mounted.contains_key(name));
+        missing.map(|(name, error)| (name.as_str(), error))
+    }
+}
+
+/// Serializes the file operations on one pod's volumes; clones share the lock.
+#[derive(Clone, Debug, Default)]
+pub struct VolumeLock(Arc<Mutex<()>>);
+
+impl VolumeLock {
+    /// Runs `work` on a blocking thread when no other work on the pod's volumes runs. Fails if the wait for that, or the work,
+    /// takes more than two minutes; work that has begun goes on and keeps the lock until it ends.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let hung = |_| Error::Invalid("timed out waiting for the condition".to_owned());
+        let guard = tokio::time::timeout(PATIENCE, self.0.clone().lock_owned()).await.map_err(hung)?;
+        let done = tokio::task::spawn_blocking(move || {
+            let _guard: OwnedMutexGuard<()> = guard;
+            work()
+        });
+        match tokio::time::timeout(PATIENCE, done).await.map_err(hung)? {
+            Ok(outcome) => outcome,
+            Err(error) => Err(Error::Invalid(error.to_string())),
+        }
+    }
+}
+
+/// Makes every volume of the pod, or brings it up to date; safe to call again at any time. A volume that fails does not stop the
+/// others.
 pub async fn mount_pod_volumes(
     layout: &PodLayout,
+    lock: &VolumeLock,
     fields: PodFields<'_>,
     source: &dyn ObjectSource,
-) -> Result<BTreeMap<String, Mounted>, (String, Error)> {
+) -> SetUp {
     let pod = fields.pod;
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let security = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
     let context = Context { fields, namespace, source, fs_group: security.and_then(|s| s.fs_group) };
-    let mut mounted = BTreeMap::new();
+    let mut result = SetUp::default();
     for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
-        let ready =
-            mount_one(layout, &context, volume).await.map_err(|error| (volume.name.clone(), error))?;
-        mounted.insert(volume.name.clone(), ready);
+        let name = volume.name.clone();
+        match mount_one(layout, lock, &context, volume).await {
+            Ok(ready) => {
+                result.mounted.insert(name, ready);
+            }
+            Err((error, usable)) => {
+                result.mounted.extend(usable.map(|usable| (name.clone(), usable)));
+                result.errors.push((name, error));
+            }
+        }
     }
-    Ok(mounted)
+    result
 }
 
-async fn mount_one(layout: &PodLayout, context: &Context<'_>, volume: &Volume) -> Result<Mounted, Error> {
-    let name = &volume.name;
-    if let Some(source) = &volume.config_map {
-        let payload = config_map::payload(context, source).await?;
-        return write_files(layout.volume(config_map::PLUGIN, name), payload, context, false);
-    }
-    if let Some(source) = &volume.secret {
-        let payload = secret::payload(context, source).await?;
-        return write_files(layout.volume(secret::PLUGIN, name), payload, context, true);
-    }
-    if let Some(source) = &volume.downward_api {
+/// How one volume is made, once everything it is made of is known.
+enum Plan {
+    Files { path: PathBuf, payload: Payload, in_memory: bool },
+    EmptyDir { path: PathBuf, source: EmptyDirVolumeSource },
+    HostPath(HostPathVolumeSource),
+}
+
+/// Sets one volume up. The error comes with the volume as it was, if it was set up before.
+async fn mount_one(
+    layout: &PodLayout,
+    lock: &VolumeLock,
+    context: &Context<'_>,
+    volume: &Volume,
+) -> Result<Mounted, (Error, Option<Mounted>)> {
+    let group = context.fs_group;
+    let planned = plan(layout, context, volume).await;
+    let outcome = match planned {
+        Ok(plan) => lock.run(move || carry_out(plan, group)).await,
+        Err(error) => Err(error),
+    };
+    let Err(error) = outcome else { return outcome.map_err(|error| (error, None)) };
+    let Some(path) = files_path(layout, volume) else { return Err((error, None)) };
+    let usable = lock.run(move || Ok(atomic_writer::is_written(&path).then_some(path))).await.ok().flatten();
+    Err((error, usable.map(|path| Mounted { path, read_only: true })))
+}
+
+/// Where a volume that is made of API objects lies; `None` for other types.
+fn files_path(layout: &PodLayout, volume: &Volume) -> Option<PathBuf> {
+    let plugins = [
+        (volume.config_map.is_some(), config_map::PLUGIN),
+        (volume.secret.is_some(), secret::PLUGIN),
+        (volume.downward_api.is_some(), downward_api::PLUGIN),
+        (volume.projected.is_some(), projected::PLUGIN),
+    ];
+    let plugin = plugins.into_iter().find(|(used, _)| *used)?.1;
+    Some(layout.volume(plugin, &volume.name))
+}
+
+async fn plan(layout: &PodLayout, context: &Context<'_>, volume: &Volume) -> Result<Plan, Error> {
+    let (payload, in_memory) = if let Some(source) = &volume.config_map {
+        (config_map::payload(context, source).await?, false)
+    } else if let Some(source) = &volume.secret {
+        (secret::payload(context, source).await?, true)
+    } else if let Some(source) = &volume.downward_api {
         let mode = source.default_mode.map_or(0o644, crate::payload::mode_bits);
-        let payload =
-            downward_api::payload(&context.fields, source.items.as_deref().unwrap_or_default(), mode)?;
-        return write_files(layout.volume(downward_api::PLUGIN, name), payload, context, true);
+        let items = source.items.as_deref().unwrap_or_default();
+        (downward_api::payload(&context.fields, items, mode)?, true)
+    } else if let Some(source) = &volume.projected {
+        (projected::payload(context, source).await?, true)
+    } else if let Some(source) = &volume.empty_dir {
+        let path = layout.volume(empty_dir::PLUGIN, &volume.name);
+        return Ok(Plan::EmptyDir { path, source: source.clone() });
+    } else if let Some(source) = &volume.host_path {
+        return Ok(Plan::HostPath(source.clone()));
+    } else {
+        return Err(Error::Invalid(format!("no volume plugin matched name: {}", volume.name)));
+    };
+    let path = files_path(layout, volume)
+        .ok_or_else(|| Error::Invalid(format!("no volume plugin matched name: {}", volume.name)))?;
+    Ok(Plan::Files { path, payload, in_memory })
+}
+
+fn carry_out(plan: Plan, group: Option<i64>) -> Result<Mounted, Error> {
+    match plan {
+        Plan::Files { path, payload, in_memory } => write_files(path, &payload, group, in_memory),
+        Plan::EmptyDir { path, source } => {
+            empty_dir::set_up(&path, &source, group)?;
+            Ok(Mounted { path, read_only: false })
+        }
+        Plan::HostPath(source) => Ok(Mounted { path: host_path::set_up(&source)?, read_only: false }),
     }
-    if let Some(source) = &volume.projected {
-        let payload = projected::payload(context, source).await?;
-        return write_files(layout.volume(projected::PLUGIN, name), payload, context, true);
-    }
-    if let Some(source) = &volume.empty_dir {
-        let path = layout.volume(empty_dir::PLUGIN, name);
-        empty_dir::set_up(&path, source)?;
-        // The pod owns the content once its containers run: the walk is for the first set-up only.
-        ownership::set(&path, context.fs_group, false, true)?;
-        return Ok(Mounted { path, read_only: false });
-    }
-    if let Some(source) = &volume.host_path {
-        return Ok(Mounted { path: host_path::set_up(source)?, read_only: false });
-    }
-    Err(Error::Invalid(format!("no volume plugin matched name: {name}")))
 }
 
 /// The first volume of a type this node cannot provide, for node-side admission.
@@ -99,19 +200,18 @@ pub fn unsupported_volume(pod: &Pod) -> Option<&str> {
 
 fn write_files(
     path: PathBuf,
-    payload: Payload,
-    context: &Context<'_>,
+    payload: &Payload,
+    group: Option<i64>,
     in_memory: bool,
 ) -> Result<Mounted, Error> {
     let fresh = !path.exists();
     std::fs::create_dir_all(&path).map_err(|e| Error::io("make directory", &path, e))?;
     if in_memory {
-        tmpfs::mount_tmpfs(&path, None)?;
+        tmpfs::mount_tmpfs(&path, None, None)?;
     } else if fresh {
         atomic_writer::set_mode(&path, 0o777)?;
     }
-    let group = context.fs_group;
-    atomic_writer::write(&path, &payload, |dir| ownership::set(dir, group, true, false))?;
+    atomic_writer::write(&path, payload, |dir| ownership::set(dir, group, true))?;
     Ok(Mounted { path, read_only: true })
 }
 

@@ -8,13 +8,20 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::Error;
 
-/// Mounts a tmpfs on `path` unless one is there already; `size_bytes` limits it.
-pub fn mount_tmpfs(path: &Path, size_bytes: Option<i64>) -> Result<(), Error> {
+/// Mounts a tmpfs on `path` unless one is there already. `size_bytes` limits it; `group` (fsGroup) gets its root directory, whose
+/// new files stay in the group.
+pub fn mount_tmpfs(path: &Path, size_bytes: Option<i64>, group: Option<i64>) -> Result<(), Error> {
     if is_mount_point(path)? {
         return Ok(());
     }
-    let options = size_bytes.filter(|size| *size > 0).map(|size| format!("size={size}"));
-    mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), options.as_deref())
+    let mut options = String::from("mode=1777");
+    if let Some(group) = group.and_then(|group| u32::try_from(group).ok()) {
+        options = format!("mode=3777,gid={group}");
+    }
+    if let Some(size) = size_bytes.filter(|size| *size > 0) {
+        options.push_str(&format!(",size={size}"));
+    }
+    mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
         .map_err(|e| Error::io("mount tmpfs on", path, e))
 }
 
@@ -85,8 +92,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let volume = dir.path().join("volume");
         std::fs::create_dir(&volume).unwrap();
-        mount_tmpfs(&volume, Some(1 << 20)).unwrap();
-        mount_tmpfs(&volume, Some(1 << 20)).unwrap();
+        mount_tmpfs(&volume, Some(1 << 20), None).unwrap();
+        mount_tmpfs(&volume, Some(1 << 20), None).unwrap();
         assert_eq!(mounts_below(dir.path()).unwrap().len(), 1, "a second call mounts nothing");
         unmount_below(dir.path()).unwrap();
         assert!(mounts_below(dir.path()).unwrap().is_empty());

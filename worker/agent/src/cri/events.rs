@@ -11,6 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::{Cri, labels};
 use crate::Error;
+use crate::node::health::LastRelist;
 
 /// How often lists are compared without and with an event stream.
 const RELIST: Duration = Duration::from_secs(1);
@@ -26,8 +27,15 @@ type States = BTreeMap<String, (String, i32)>;
 type Stream = tonic::Streaming<k8s_cri::v1::ContainerEventResponse>;
 
 /// Calls `changed` with the UID of each pod whose sandboxes or containers changed, until `shutdown`.
-pub async fn follow(cri: Cri, changed: impl Fn(&str) + Send, shutdown: CancellationToken) {
-    let mut follower = Follower { cri, known: States::new(), fast_until: Instant::now(), may_stream: true };
+/// Each comparison of the lists is noted in `relist`.
+pub async fn follow(
+    cri: Cri,
+    changed: impl Fn(&str) + Send,
+    relist: LastRelist,
+    shutdown: CancellationToken,
+) {
+    let (known, fast_until) = (States::new(), Instant::now());
+    let mut follower = Follower { cri, relist, known, fast_until, may_stream: true };
     tokio::select! {
         biased;
         () = shutdown.cancelled() => {}
@@ -37,6 +45,7 @@ pub async fn follow(cri: Cri, changed: impl Fn(&str) + Send, shutdown: Cancellat
 
 struct Follower {
     cri: Cri,
+    relist: LastRelist,
     known: States,
     fast_until: Instant,
     may_stream: bool,
@@ -134,6 +143,7 @@ impl Follower {
             changed(&uid);
         }
         self.known = states;
+        self.relist.done();
     }
 }
 

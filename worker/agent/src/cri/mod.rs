@@ -81,10 +81,14 @@ impl Cri {
         Ok(config.and_then(|config| config["sandboxImage"].as_str().map(str::to_owned)))
     }
 
-    /// Makes and starts a sandbox; returns its id.
-    pub async fn run_pod_sandbox(&self, config: api::PodSandboxConfig) -> Result<String, Error> {
+    /// Makes and starts a sandbox with the runtime handler of this name (empty for the default one); returns its id.
+    pub async fn run_pod_sandbox(
+        &self,
+        config: api::PodSandboxConfig,
+        runtime_handler: String,
+    ) -> Result<String, Error> {
         let mut client = self.runtime.clone();
-        let request = api::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+        let request = api::RunPodSandboxRequest { config: Some(config), runtime_handler };
         let answer = call("RunPodSandbox", DEADLINE * 2, client.run_pod_sandbox(request)).await?;
         Ok(answer.pod_sandbox_id)
     }

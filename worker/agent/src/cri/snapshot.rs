@@ -1,17 +1,22 @@
 //! What the runtime has of one pod at one moment: the truth that syncs and statuses are computed from.
 
+use std::collections::BTreeMap;
+
 use k8s_cri::v1::{ContainerState, ContainerStatus, PodSandboxState, PodSandboxStatus};
 
 use super::{Cri, labels};
 use crate::Error;
 
-/// Sandboxes and containers of a pod, newest first.
+/// Sandboxes and containers of a pod, newest first: by the attempt number each was made with, and only between equal ones by the
+/// time, because the node's clock may be set back.
 #[derive(Clone, Debug, Default)]
 pub struct RuntimePod {
     /// Sandboxes.
     pub sandboxes: Vec<PodSandboxStatus>,
     /// Containers of all sandboxes.
     pub containers: Vec<ContainerStatus>,
+    /// Container id to the id of its sandbox.
+    pub sandbox_of: BTreeMap<String, String>,
 }
 
 impl RuntimePod {
@@ -26,9 +31,12 @@ impl RuntimePod {
         }
         for container in containers {
             pod.containers.extend(present(cri.container_status(&container.id).await)?);
+            pod.sandbox_of.insert(container.id, container.pod_sandbox_id);
         }
-        pod.sandboxes.sort_by_key(|s| std::cmp::Reverse(s.created_at));
-        pod.containers.sort_by_key(|c| std::cmp::Reverse(c.created_at));
+        pod.sandboxes.sort_by_key(|s| {
+            std::cmp::Reverse((s.metadata.as_ref().map_or(0, |metadata| metadata.attempt), s.created_at))
+        });
+        pod.containers.sort_by_key(|c| std::cmp::Reverse((restart_count(c), c.created_at)));
         Ok(pod)
     }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use k8s_cri::v1::ContainerState;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -13,6 +14,9 @@ use crate::Error;
 use crate::context::Context;
 
 const PERIOD: Duration = Duration::from_secs(10);
+/// How long one container may keep a round.
+const PATIENCE: Duration = Duration::from_secs(10);
+const CONCURRENT: usize = 16;
 
 /// Looks at every running container's log each ten seconds until `shutdown`.
 pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
@@ -29,23 +33,31 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
 }
 
 async fn rotate_all(context: &Context) -> Result<(), Error> {
-    for container in context.cri.list_containers(None).await? {
-        if container.state != ContainerState::ContainerRunning as i32 {
-            continue;
-        }
-        let status = match context.cri.container_status(&container.id).await {
-            Ok(Some(status)) => status,
-            Ok(None) => continue,
-            Err(error) if error.is_not_found() => continue,
-            Err(error) => return Err(error),
-        };
-        let log = Path::new(&status.log_path);
-        let size = std::fs::metadata(log).map_or(0, |meta| meta.len());
-        if size > context.config.log_max_bytes {
-            rotate(context, &container.id, log).await?;
-        }
-    }
+    let containers = context.cri.list_containers(None).await?;
+    let running = containers.into_iter().filter(|c| c.state == ContainerState::ContainerRunning as i32);
+    futures::stream::iter(running)
+        .for_each_concurrent(CONCURRENT, |container| async move {
+            // Each on its own: a container that does not answer must not keep the others' logs growing.
+            match tokio::time::timeout(PATIENCE, rotate_one(context, &container.id)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!(%error, container = container.id, "cannot rotate a container's log"),
+                Err(_) => warn!(container = container.id, "cannot rotate a container's log: no answer"),
+            }
+        })
+        .await;
     Ok(())
+}
+
+async fn rotate_one(context: &Context, id: &str) -> Result<(), Error> {
+    let status = match context.cri.container_status(id).await {
+        Ok(Some(status)) => status,
+        Ok(None) => return Ok(()),
+        Err(error) if error.is_not_found() => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let log = Path::new(&status.log_path);
+    let size = std::fs::metadata(log).map_or(0, |meta| meta.len());
+    if size > context.config.log_max_bytes { rotate(context, id, log).await } else { Ok(()) }
 }
 
 async fn rotate(context: &Context, id: &str, log: &Path) -> Result<(), Error> {
@@ -54,13 +66,28 @@ async fn rotate(context: &Context, id: &str, log: &Path) -> Result<(), Error> {
         log.with_file_name(format!("{}.{stamp}", log.file_name().unwrap_or_default().to_string_lossy()));
     debug!(log = %log.display(), "rotating");
     std::fs::rename(log, &moved).map_err(|e| Error::io("rename", log, e))?;
-    if let Err(error) = context.cri.reopen_container_log(id).await {
-        // The runtime still writes to the moved file: put it back, or its lines are lost.
-        std::fs::rename(&moved, log).map_err(|e| Error::io("rename", &moved, e))?;
-        return Err(error);
-    }
+    let put_back = PutBack { moved: &moved, log };
+    context.cri.reopen_container_log(id).await?;
+    std::mem::forget(put_back);
     remove_oldest(log, context.config.log_max_files);
     Ok(())
+}
+
+/// Moves a log back when it is dropped: the runtime was not told, or did not answer, and still writes to the moved file.
+struct PutBack<'a> {
+    moved: &'a Path,
+    log: &'a Path,
+}
+
+impl Drop for PutBack<'_> {
+    fn drop(&mut self) {
+        // The runtime may have opened a new file before its answer was lost: both stay then.
+        if !self.log.exists()
+            && let Err(error) = std::fs::rename(self.moved, self.log)
+        {
+            warn!(%error, log = %self.log.display(), "cannot move a log back");
+        }
+    }
 }
 
 /// Keeps at most `max_files` files of a log, the current one included.

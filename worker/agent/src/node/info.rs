@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 use k8s_openapi::api::core::v1::NodeSystemInfo;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -77,16 +78,49 @@ fn proc_value(path: &str, key: &str) -> Option<u64> {
     line[key.len()..].split_whitespace().next()?.parse().ok()
 }
 
-/// Bytes of memory that can still be had, and bytes available on the disk of the root directory with what users can have of it.
-pub fn pressure(config: &AgentConfig) -> (Option<u64>, Option<(u64, u64)>) {
+/// What is left of a file system.
+#[derive(Clone, Copy, Debug)]
+pub struct Disk {
+    /// Bytes users can still have, and bytes they can have at all.
+    pub bytes: (u64, u64),
+    /// The same in inodes; zero and zero where the file system has no fixed number.
+    pub inodes: (u64, u64),
+}
+
+impl Disk {
+    /// Whether less than these percents are left.
+    pub fn below(&self, bytes_percent: u64, inodes_percent: u64) -> bool {
+        let low = |(free, total): (u64, u64), percent| free < total / 100 * percent;
+        low(self.bytes, bytes_percent) || low(self.inodes, inodes_percent)
+    }
+}
+
+/// What is left of the file system that holds `path`.
+pub fn disk(path: &Path) -> Option<Disk> {
+    let stat = statvfs(path).ok()?;
+    let block = stat.fragment_size();
+    let reserved = stat.blocks_free().saturating_sub(stat.blocks_available());
+    let total = stat.blocks().saturating_sub(reserved);
+    Some(Disk {
+        bytes: (stat.blocks_available().saturating_mul(block), total.saturating_mul(block)),
+        inodes: (stat.files_available(), stat.files()),
+    })
+}
+
+/// Bytes of memory that can still be had, and what is left of the disk of the root directory.
+pub fn pressure(config: &AgentConfig) -> (Option<u64>, Option<Disk>) {
     let memory = proc_value("/proc/meminfo", "MemAvailable:").map(|kib| kib * 1024);
-    let disk = statvfs(&config.root_dir).ok().map(|s| {
-        let block = s.fragment_size();
-        let reserved = s.blocks_free().saturating_sub(s.blocks_available());
-        let total = s.blocks().saturating_sub(reserved);
-        (s.blocks_available().saturating_mul(block), total.saturating_mul(block))
-    });
-    (memory, disk)
+    (memory, disk(&config.root_dir))
+}
+
+/// How many more tasks the machine can have, and how many at all.
+pub fn free_pids() -> Option<(u64, u64)> {
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let limit = number("/proc/sys/kernel/pid_max")?.min(number("/proc/sys/kernel/threads-max")?);
+    // The fourth field is RUNNING/ALL.
+    let load = fs::read_to_string("/proc/loadavg").ok()?;
+    let tasks = load.split_whitespace().nth(3)?.split_once('/')?.1.parse::<u64>().ok()?;
+    Some((limit.saturating_sub(tasks), limit))
 }
 
 /// `status.nodeInfo`

@@ -1,6 +1,7 @@
 //! The Node object of this node: registers it, keeps its status true, and renews its Lease slowly for clients that look at it. Whether
 //! the node lives is told to the masters elsewhere (worker/node's beats); a master that wrote Ready=Unknown is answered at once here.
 
+pub mod health;
 pub mod info;
 mod lease;
 mod status;
@@ -32,18 +33,25 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// Registers the node, then keeps it up to date until `shutdown`. `port` is where the HTTPS server listens.
 pub async fn run(
     context: Arc<Context>,
-    seen: watch::Sender<Option<Arc<Node>>>,
+    seen: Arc<watch::Sender<Option<Arc<Node>>>>,
     port: u16,
     shutdown: CancellationToken,
 ) {
     let changed = Arc::new(Notify::new());
+    let mut health = context.config.health.subscribe();
+    let heard = changed.clone();
+    let hear = async move {
+        while health.changed().await.is_ok() {
+            heard.notify_one();
+        }
+    };
     let keep = async {
         register(&context, port).await;
         context.events.node_normal(&named(&context), "Starting", "Starting kubelet.");
         let watching = follow(&context, &seen, &changed);
         let writing = keep_status(&context, &seen, port, &changed);
         let leasing = lease::keep(&context);
-        futures::future::join3(watching, writing, leasing).await;
+        futures::future::join4(watching, writing, leasing, hear).await;
     };
     tokio::select! {
         biased;

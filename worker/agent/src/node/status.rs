@@ -1,11 +1,13 @@
 //! The status of the Node: computed from the machine and the runtime, compared with what the API server has, sent as a patch.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
 };
 use serde_json::{Value, json};
 
-use super::info;
+use super::info::{self, Disk};
 use crate::clock;
 use crate::context::Context;
 
@@ -15,6 +17,12 @@ const MAX_NAMES: usize = 5;
 /// kubelet's hard eviction thresholds: below them there is pressure.
 const MIN_MEMORY_BYTES: u64 = 100 << 20;
 const MIN_DISK_PERCENT: u64 = 10;
+const MIN_INODES_PERCENT: u64 = 5;
+const MIN_IMAGE_DISK_PERCENT: u64 = 15;
+/// kubelet has the signal `pid.available` and no default threshold for it; this is the one managed clusters set.
+const MIN_PIDS_PERCENT: u64 = 10;
+/// How long the runtime may take to say where its images lie.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whether the node's Ready condition is True.
 pub fn is_ready(node: &Node) -> bool {
@@ -44,7 +52,8 @@ pub async fn compute(context: &Context, old: Option<&Node>, port: u16) -> NodeSt
 }
 
 async fn images(context: &Context) -> Vec<ContainerImage> {
-    let mut images = context.cri.list_images().await.unwrap_or_default();
+    let listed = tokio::time::timeout(PATIENCE, context.cri.list_images()).await;
+    let mut images = listed.ok().and_then(Result::ok).unwrap_or_default();
     images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
     images
         .into_iter()
@@ -58,11 +67,23 @@ async fn images(context: &Context) -> Vec<ContainerImage> {
         .collect()
 }
 
+/// The disk that holds images, where the runtime names it.
+async fn image_disk(context: &Context) -> Option<Disk> {
+    let answer = tokio::time::timeout(PATIENCE, context.cri.image_fs_info()).await.ok()?.ok()?;
+    let id = answer.image_filesystems.into_iter().next()?.fs_id?;
+    info::disk(std::path::Path::new(&id.mountpoint))
+}
+
 async fn conditions(context: &Context, old: Option<&Node>) -> Vec<NodeCondition> {
     let (memory, disk) = info::pressure(&context.config);
     let low_memory = memory.is_some_and(|bytes| bytes < MIN_MEMORY_BYTES);
-    let low_disk = disk.is_some_and(|(free, total)| free < total / 100 * MIN_DISK_PERCENT);
-    let (ready, reason, message) = readiness(context).await;
+    let image_disk = image_disk(context).await;
+    let low =
+        |disk: &Option<Disk>, bytes, inodes| disk.as_ref().is_some_and(|disk| disk.below(bytes, inodes));
+    let low_disk = low(&disk, MIN_DISK_PERCENT, MIN_INODES_PERCENT)
+        || low(&image_disk, MIN_IMAGE_DISK_PERCENT, MIN_INODES_PERCENT);
+    let low_pids = info::free_pids().is_some_and(|(free, total)| free < total / 100 * MIN_PIDS_PERCENT);
+    let (ready, reason, message) = readiness(context);
     let pressure = |type_: &str, low: bool, bad: (&str, &str), good: (&str, &str)| {
         let (reason, message) = if low { bad } else { good };
         condition(old, type_, low, reason, message)
@@ -82,7 +103,7 @@ async fn conditions(context: &Context, old: Option<&Node>) -> Vec<NodeCondition>
         ),
         pressure(
             "PIDPressure",
-            false,
+            low_pids,
             ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
             ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
         ),
@@ -90,21 +111,13 @@ async fn conditions(context: &Context, old: Option<&Node>) -> Vec<NodeCondition>
     ]
 }
 
-/// The node is ready when its runtime and the runtime's network are.
-async fn readiness(context: &Context) -> (bool, String, String) {
-    let problem = match context.cri.status().await {
-        Ok(answer) => answer
-            .status
-            .map(|s| s.conditions)
-            .unwrap_or_default()
-            .into_iter()
-            .find(|c| !c.status)
-            .map(|c| format!("container runtime {}: {} {}", c.r#type, c.reason, c.message)),
-        Err(error) => Some(format!("container runtime is down: {error}")),
-    };
-    match problem {
-        None => (true, "KubeletReady".to_owned(), "kubelet is posting ready status".to_owned()),
-        Some(message) => (false, "KubeletNotReady".to_owned(), message),
+/// Status, reason and message of the Ready condition.
+fn readiness(context: &Context) -> (bool, String, String) {
+    let health = context.config.health.borrow().clone();
+    if health.ready {
+        (true, "KubeletReady".to_owned(), "kubelet is posting ready status".to_owned())
+    } else {
+        (false, "KubeletNotReady".to_owned(), health.reason)
     }
 }
 
@@ -127,12 +140,12 @@ fn condition(old: Option<&Node>, type_: &str, holds: bool, reason: &str, message
 pub fn differs(node: &Node, fresh: &NodeStatus) -> bool {
     let Some(current) = &node.status else { return true };
     let plain = |status: &NodeStatus| {
-        let conditions: Vec<(String, String, Option<String>)> = status
+        let conditions: Vec<(String, String, Option<String>, Option<String>)> = status
             .conditions
             .iter()
             .flatten()
-            .map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone()))
-            .filter(|(type_, _, _)| {
+            .map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone(), c.message.clone()))
+            .filter(|(type_, ..)| {
                 ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"].contains(&type_.as_str())
             })
             .collect();

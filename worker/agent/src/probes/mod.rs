@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
+use proto_env::supervise::supervise;
 use tokio_util::sync::CancellationToken;
 
 use crate::cri::Cri;
@@ -65,6 +66,9 @@ pub struct Target {
     pub started_at: i64,
     /// Address to connect to where the probe names none.
     pub ip: String,
+    /// What is known of the container before its first probe: what the API server shows of exactly this container, so that a restart
+    /// of the agent makes no container unready and runs no startup probe again.
+    pub known: ContainerHealth,
 }
 
 /// Called with a pod's UID when a result changed.
@@ -109,14 +113,14 @@ impl Probes {
             if containers.contains_key(&target.id) {
                 continue;
             }
-            let has_startup = target.container.startup_probe.is_some();
+            let started = target.container.startup_probe.is_none() || target.known.startup == Some(true);
             let stop = CancellationToken::new();
             let running = Running {
                 pod_uid: pod_uid.to_owned(),
                 stop_killers: stop.child_token(),
                 stop,
-                health: ContainerHealth::default(),
-                started: tokio::sync::watch::Sender::new(!has_startup),
+                health: target.known,
+                started: tokio::sync::watch::Sender::new(started),
             };
             self.spawn_all(&target, &running);
             containers.insert(target.id, running);
@@ -131,16 +135,23 @@ impl Probes {
         ];
         for (kind, probe) in probes {
             let Some(probe) = probe.clone() else { continue };
+            if kind == Kind::Startup && target.known.startup == Some(true) {
+                continue;
+            }
             let stop = if kind == Kind::Readiness { &running.stop } else { &running.stop_killers };
-            let worker = worker::Worker {
-                probes: self.clone(),
-                target: target.clone(),
-                kind,
-                probe,
-                started: running.started.subscribe(),
-                stop: stop.clone(),
-            };
-            tokio::spawn(worker.run());
+            let (probes, target, stop) = (self.clone(), target.clone(), stop.clone());
+            let started = running.started.subscribe();
+            tokio::spawn(supervise("agent-probe", move || {
+                let worker = worker::Worker {
+                    probes: probes.clone(),
+                    target: target.clone(),
+                    kind,
+                    probe: probe.clone(),
+                    started: started.clone(),
+                    stop: stop.clone(),
+                };
+                worker.run()
+            }));
         }
     }
 

@@ -58,7 +58,9 @@ impl Worker {
         let age = Duration::from_nanos((clock::now_nanos() - self.target.started_at).max(0).unsigned_abs());
         tokio::time::sleep(initial.saturating_sub(age)).await;
         let mut thresholds = Thresholds::new(self.probe.success_threshold, self.probe.failure_threshold);
+        let known_ready = self.kind == Kind::Readiness && self.target.known.readiness == Some(true);
         if self.kind != Kind::Liveness
+            && !known_ready
             && thresholds.success() == 1
             && self.probe_eagerly(&mut thresholds).await
         {

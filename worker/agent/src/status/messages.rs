@@ -1,7 +1,9 @@
 //! A container's last words: the termination message file, or the end of its log.
 
 use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use k8s_cri::v1::ContainerStatus;
 
@@ -12,8 +14,21 @@ const MAX_MESSAGE_BYTES: u64 = 4096;
 const MAX_LOG_MESSAGE_BYTES: usize = 2048;
 const MAX_LOG_MESSAGE_LINES: usize = 80;
 
-/// Reads the message of a container that ended; empty if it left none. Blocking file reads of at most a few KiB.
-pub fn read(status: &ContainerStatus) -> String {
+/// How long reading may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Reads the message of a container that ended, at most a few KiB; empty if it left none. The file may lie in a volume that does not
+/// answer, and ending a pod must not wait for that.
+pub async fn read(status: &ContainerStatus) -> String {
+    let status = status.clone();
+    let reading = tokio::task::spawn_blocking(move || read_blocking(&status));
+    match tokio::time::timeout(PATIENCE, reading).await {
+        Ok(Ok(message)) => message,
+        _ => String::new(),
+    }
+}
+
+fn read_blocking(status: &ContainerStatus) -> String {
     let path = status.annotations.get(labels::MESSAGE_PATH);
     let mount = path.and_then(|path| status.mounts.iter().find(|m| m.container_path == *path));
     let written = mount.and_then(|mount| read_file(Path::new(&mount.host_path))).unwrap_or_default();
@@ -27,7 +42,8 @@ pub fn read(status: &ContainerStatus) -> String {
 }
 
 fn read_file(path: &Path) -> Option<String> {
-    let file = std::fs::File::open(path).ok()?;
+    // Without O_NONBLOCK, opening a FIFO waits for a writer.
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
     if !file.metadata().ok()?.is_file() {
         return None;
     }

@@ -116,6 +116,19 @@ fn addresses(inputs: &Inputs<'_>, status: &mut PodStatus) {
         Some(ips.into_iter().map(|ip| PodIP { ip }).collect::<Vec<_>>()).filter(|ips| !ips.is_empty());
 }
 
+/// What a status says of the probes of the container with this id in the runtime; nothing if it shows another container. A container
+/// that is not ready or not started has no result: its probes decide.
+pub fn health_shown(status: &PodStatus, runtime_name: &str, id: &str) -> ContainerHealth {
+    let wanted = format!("{runtime_name}://{id}");
+    let lists = [&status.container_statuses, &status.init_container_statuses];
+    let shown = lists.into_iter().flatten().flatten().find(|s| s.container_id.as_deref() == Some(&*wanted));
+    ContainerHealth {
+        startup: shown.and_then(|s| s.started).filter(|started| *started),
+        readiness: shown.map(|s| s.ready).filter(|ready| *ready),
+        liveness: None,
+    }
+}
+
 /// A status for a pod this node refuses to run: only the phase and why.
 pub fn rejected(pod: &Pod, reason: &str, message: &str, now: &Time, node_ips: &[String]) -> PodStatus {
     let kept: Vec<PodCondition> = pod::status(pod).conditions.clone().unwrap_or_default();

@@ -35,7 +35,7 @@ fn runtime(containers: Vec<Cri>) -> RuntimePod {
         network: Some(PodSandboxNetworkStatus { ip: "10.0.0.1".to_owned(), ..Default::default() }),
         ..Default::default()
     };
-    RuntimePod { sandboxes: vec![sandbox], containers }
+    RuntimePod { sandboxes: vec![sandbox], containers, ..Default::default() }
 }
 
 struct World {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use proto_env::supervise;
 use serde_json::{Map, Value, json};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -120,7 +121,10 @@ impl StatusWriter {
                 let Ok(permit) = permits.clone().acquire_owned().await else { return };
                 let writer = self.clone();
                 tokio::spawn(async move {
-                    writer.write_one(&uid).await;
+                    // What panicked once may panic again: it is not tried in a loop, the next status of the pod is.
+                    if supervise::catch("agent-status", writer.write_one(&uid)).await.is_err() {
+                        writer.give_up(&uid);
+                    }
                     drop(permit);
                 });
             }
@@ -136,6 +140,14 @@ impl StatusWriter {
                 uid.clone()
             })
             .collect()
+    }
+
+    /// Lets the next status of a pod be written after a write that panicked.
+    fn give_up(&self, uid: &str) {
+        if let Some(entry) = self.lock().get_mut(uid) {
+            entry.busy = false;
+            entry.dirty = false;
+        }
     }
 
     async fn write_one(&self, uid: &str) {

@@ -58,7 +58,7 @@ pub fn compute(pod: &Pod, runtime: &RuntimePod, health: &BTreeMap<String, Contai
     }
     let sandbox = runtime.newest_sandbox().map(|s| s.id.as_str()).unwrap_or_default();
     let scope = Scope { spec, runtime, sandbox, health };
-    let mut actions = Actions::default();
+    let mut actions = Actions { to_kill: scope.superseded(), ..Default::default() };
     for (index, container) in spec.ephemeral_containers.iter().flatten().enumerate() {
         if scope.current(&container.name).is_none() {
             actions.ephemeral_to_start.push(index);
@@ -140,10 +140,22 @@ impl Scope<'_> {
         self.runtime.containers.iter().find(|c| self.in_sandbox(c) && container_name(c) == name)
     }
 
-    /// CRI's ContainerStatus does not name its sandbox, so the time decides: a container is never older than its sandbox.
+    /// Running containers that are not the newest of their name: a start whose answer was lost happened after all.
+    fn superseded(&self) -> Vec<Kill> {
+        let running = self.runtime.containers.iter().filter(|c| is_running(c));
+        let older =
+            running.filter(|c| self.current(container_name(c)).is_some_and(|newest| newest.id != c.id));
+        older
+            .map(|c| {
+                let name = container_name(c).to_owned();
+                let message = format!("Container {name} was started again, stopping the older one");
+                Kill { id: c.id.clone(), name, message, probe: None }
+            })
+            .collect()
+    }
+
     fn in_sandbox(&self, container: &ContainerStatus) -> bool {
-        let sandbox = self.runtime.sandboxes.iter().find(|s| s.id == self.sandbox);
-        sandbox.is_none_or(|s| container.created_at >= s.created_at)
+        self.runtime.sandbox_of.get(&container.id).is_none_or(|sandbox| sandbox == self.sandbox)
     }
 
     /// Walks the init containers in order. Returns whether the regular ones may start.

@@ -39,7 +39,8 @@ fn container(name: &str, state: ContainerState, exit_code: i32) -> ContainerStat
 }
 
 fn runtime(containers: Vec<ContainerStatus>) -> RuntimePod {
-    RuntimePod { sandboxes: vec![sandbox(PodSandboxState::SandboxReady)], containers }
+    let sandbox_of = containers.iter().map(|c| (c.id.clone(), "s".to_owned())).collect();
+    RuntimePod { sandboxes: vec![sandbox(PodSandboxState::SandboxReady)], containers, sandbox_of }
 }
 
 fn decide(pod: &Pod, runtime: &RuntimePod) -> Actions {
@@ -138,4 +139,31 @@ fn a_sidecar_starts_before_the_rest_and_is_restarted_beside_it() {
     assert_eq!(decide(&pod, &runtime(vec![container("s", Running, 0)])).to_start, [0]);
     let actions = decide(&pod, &runtime(vec![container("s", Exited, 0), container("c", Running, 0)]));
     assert_eq!((actions.init_to_start, actions.to_start.len(), actions.kill_pod), (vec![0], 0, false));
+}
+
+#[test]
+fn a_clock_that_was_set_back_starts_no_second_container() {
+    let pod = pod(json!({"initContainers": [{"name": "i"}], "containers": [{"name": "c"}]}));
+    let mut runtime = runtime(vec![container("c", Running, 0), container("i", Exited, 0)]);
+    runtime.sandboxes[0].created_at = 1_000;
+    assert_eq!(decide(&pod, &runtime), Actions::default());
+}
+
+#[test]
+fn containers_of_an_older_sandbox_tell_nothing_whatever_their_time() {
+    let pod = pod(json!({"containers": [{"name": "c"}]}));
+    let mut runtime = runtime(vec![container("c", Exited, 0)]);
+    runtime.containers[0].created_at = 1_000;
+    runtime.sandbox_of.insert("c-id".to_owned(), "older".to_owned());
+    assert_eq!(decide(&pod, &runtime).to_start, [0]);
+}
+
+#[test]
+fn of_two_running_containers_of_one_name_the_older_ends() {
+    let pod = pod(json!({"containers": [{"name": "c"}]}));
+    let mut older = container("c", Running, 0);
+    older.id = "older".to_owned();
+    let actions = decide(&pod, &runtime(vec![container("c", Running, 0), older]));
+    assert_eq!(actions.to_kill.iter().map(|kill| kill.id.as_str()).collect::<Vec<_>>(), ["older"]);
+    assert!(actions.to_start.is_empty() && !actions.kill_pod);
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use k8s_cri::v1::{
     Capability, ContainerConfig, ContainerMetadata, Int64Value, KeyValue, LinuxContainerConfig,
-    LinuxContainerSecurityContext, Mount, NamespaceMode,
+    LinuxContainerSecurityContext, Mount, NamespaceMode, SeLinuxOption,
 };
 use k8s_openapi::api::core::v1::{Container, Pod};
 
@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::cri::{image_spec, labels};
 use crate::env::expand::expand;
 use crate::sync::sandbox;
-use crate::{pod, resources};
+use crate::{pod, protection, resources};
 
 const MASKED_PATHS: [&str; 13] = [
     "/proc/asound",
@@ -43,14 +43,20 @@ pub struct Parts {
     pub mounts: Vec<Mount>,
 }
 
-/// The configuration.
-pub fn config(context: &Context, pod: &Pod, container: &Container, parts: Parts) -> ContainerConfig {
+/// The configuration; an error says which protection cannot be given.
+pub fn config(
+    context: &Context,
+    pod: &Pod,
+    container: &Container,
+    parts: Parts,
+) -> Result<ContainerConfig, String> {
     let lookup = |name: &str| parts.environment.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
     let expand_all =
         |words: &Option<Vec<String>>| words.iter().flatten().map(|word| expand(word, lookup)).collect();
     let mut image = image_spec(&parts.image);
     image.user_specified_image = container.image.clone().unwrap_or_default();
-    ContainerConfig {
+    let security_context = security(context, pod, container)?;
+    Ok(ContainerConfig {
         metadata: Some(ContainerMetadata { name: container.name.clone(), attempt: parts.attempt }),
         image: Some(image),
         command: expand_all(&container.command),
@@ -65,11 +71,11 @@ pub fn config(context: &Context, pod: &Pod, container: &Container, parts: Parts)
         tty: container.tty.unwrap_or(false),
         linux: Some(LinuxContainerConfig {
             resources: Some(resources::container_resources(pod, container, context.node_memory)),
-            security_context: Some(security(pod, container)),
+            security_context: Some(security_context),
         }),
         envs: parts.environment.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
         ..Default::default()
-    }
+    })
 }
 
 fn container_labels(pod: &Pod, container: &Container) -> HashMap<String, String> {
@@ -100,7 +106,11 @@ fn annotations(pod: &Pod, container: &Container, attempt: u32) -> HashMap<String
     annotations
 }
 
-fn security(pod: &Pod, container: &Container) -> LinuxContainerSecurityContext {
+fn security(
+    context: &Context,
+    pod: &Pod,
+    container: &Container,
+) -> Result<LinuxContainerSecurityContext, String> {
     let of_pod = pod::spec(pod).security_context.as_ref();
     let own = container.security_context.as_ref();
     let int = |value: Option<i64>| value.map(|value| Int64Value { value });
@@ -111,13 +121,24 @@ fn security(pod: &Pod, container: &Container) -> LinuxContainerSecurityContext {
     groups.extend(of_pod.and_then(|s| s.fs_group));
     let strict = of_pod.and_then(|s| s.supplemental_groups_policy.as_deref()) == Some("Strict");
     let capabilities = own.and_then(|s| s.capabilities.as_ref());
-    let profile = own
-        .and_then(|s| s.seccomp_profile.as_ref())
-        .or_else(|| of_pod.and_then(|s| s.seccomp_profile.as_ref()));
+    let apparmor = protection::apparmor(pod, container);
+    // Ephemeral containers come after the pod was admitted.
+    if let Some(reason) = context.abilities.no_apparmor
+        && apparmor.as_ref().is_some_and(|profile| profile.type_ != "Unconfined")
+    {
+        return Err(format!("Cannot enforce AppArmor: {reason}"));
+    }
+    let label = own
+        .and_then(|s| s.se_linux_options.as_ref())
+        .or_else(|| of_pod.and_then(|s| s.se_linux_options.as_ref()));
+    if label.is_some() && !context.abilities.selinux {
+        return Err("SELinux is not enabled on the host or in the runtime".to_owned());
+    }
+    let seccomp = protection::seccomp(pod, container, &context.config.root_dir.join("seccomp"))?;
     let unmasked = own.and_then(|s| s.proc_mount.as_deref()) == Some("Unmasked") || privileged;
     let paths =
         |list: &[&str]| if unmasked { Vec::new() } else { list.iter().map(|p| (*p).to_owned()).collect() };
-    LinuxContainerSecurityContext {
+    Ok(LinuxContainerSecurityContext {
         capabilities: Some(Capability {
             add_capabilities: capabilities.and_then(|c| c.add.clone()).unwrap_or_default(),
             drop_capabilities: capabilities.and_then(|c| c.drop.clone()).unwrap_or_default(),
@@ -133,9 +154,21 @@ fn security(pod: &Pod, container: &Container) -> LinuxContainerSecurityContext {
         no_new_privs: own.and_then(|s| s.allow_privilege_escalation) == Some(false),
         masked_paths: paths(&MASKED_PATHS),
         readonly_paths: paths(&READONLY_PATHS),
-        seccomp: Some(sandbox::seccomp(profile)),
+        seccomp: Some(seccomp),
+        apparmor: context
+            .abilities
+            .no_apparmor
+            .is_none()
+            .then(|| protection::apparmor_profile(apparmor.as_ref()))
+            .flatten(),
+        selinux_options: label.map(|label| SeLinuxOption {
+            user: label.user.clone().unwrap_or_default(),
+            role: label.role.clone().unwrap_or_default(),
+            r#type: label.type_.clone().unwrap_or_default(),
+            level: label.level.clone().unwrap_or_default(),
+        }),
         ..Default::default()
-    }
+    })
 }
 
 /// A container shares the pod's network and IPC namespaces; its PID namespace is its own unless the pod says otherwise.

@@ -138,7 +138,8 @@ pub async fn remove_all(context: &Context, runtime: &RuntimePod) -> Result<(), E
     Ok(())
 }
 
-fn ignore_missing(outcome: Result<(), Error>) -> Result<(), Error> {
+/// Success where the runtime says that what was to be removed does not exist.
+pub(super) fn ignore_missing(outcome: Result<(), Error>) -> Result<(), Error> {
     match outcome {
         Err(error) if error.is_not_found() => Ok(()),
         other => other,

@@ -6,23 +6,25 @@ pub mod kill;
 mod mounts;
 pub mod sandbox;
 mod start;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use tokio::time::Instant;
 use tracing::{debug, warn};
-use worker_volumes::fields::PodFields;
-use worker_volumes::{Mounted, PodLayout, mount_pod_volumes};
+use worker_volumes::Mounted;
 
 use crate::backoff::Backoff;
 use crate::context::Context;
 use crate::cri::snapshot::{RuntimePod, is_exited, is_running};
 use crate::probes::Target;
 use crate::status::{self, Waiting};
-use crate::{Error, cgroups, clock, pod, resources};
+use crate::sync::volumes::PodVolumes;
+use crate::{Error, cgroups, clock, pod, protection, resources};
 
 /// Rounds of observing and acting in one sync; a pod needs as many as it has init containers, the rest comes with the next event.
 const MAX_ROUNDS: usize = 16;
@@ -36,12 +38,16 @@ pub struct PodState {
     pub waiting: BTreeMap<String, Waiting>,
     /// Last words by container id.
     pub messages: BTreeMap<String, String>,
+    /// When containers ended, by id: read from the runtime's wall clock once, so that a clock that is set cannot stretch a back-off.
+    pub ended: BTreeMap<String, Instant>,
     /// Delays between restarts.
     pub restarts: Backoff,
     /// Delays between image pulls.
     pub pulls: Backoff,
     /// Forced failure: reason and message.
     pub failed: Option<(String, String)>,
+    /// The pod's volumes.
+    pub volumes: PodVolumes,
 }
 
 impl Default for PodState {
@@ -49,9 +55,11 @@ impl Default for PodState {
         Self {
             waiting: BTreeMap::new(),
             messages: BTreeMap::new(),
+            ended: BTreeMap::new(),
             restarts: Backoff::kubelet(),
             pulls: Backoff::kubelet(),
             failed: None,
+            volumes: PodVolumes::default(),
         }
     }
 }
@@ -66,7 +74,7 @@ pub enum Outcome {
 }
 
 /// Brings the pod where it should be.
-pub async fn sync(context: &Context, state: &mut PodState, pod: &Arc<Pod>) -> Result<Outcome, Error> {
+pub async fn sync(context: &Arc<Context>, state: &mut PodState, pod: &Arc<Pod>) -> Result<Outcome, Error> {
     let mut wake_at = None;
     for _ in 0..MAX_ROUNDS {
         let runtime = observe(context, state, pod).await?;
@@ -78,13 +86,14 @@ pub async fn sync(context: &Context, state: &mut PodState, pod: &Arc<Pod>) -> Re
         wake_at = earliest(wake_at, deadline);
         let health = context.probes.health(pod::uid(pod));
         let actions = actions::compute(pod, &runtime, &health);
-        let volumes = match volumes(context, pod, &runtime).await {
+        let volumes = match state.volumes.usable(context, pod, pod_ips(context, pod, &runtime)).await {
             Ok(volumes) => volumes,
             Err(error) => {
-                context.events.pod_warning(pod, None, "FailedMount", error.to_string());
+                debug!(pod = %pod::display(pod), %error, "no volumes yet");
                 return Ok(Outcome::Settled(earliest(wake_at, Some(Instant::now() + MOUNT_RETRY))));
             }
         };
+        wake_at = earliest(wake_at, context.objects.next_renewal(pod::uid(pod)));
         if actions == actions::Actions::default() {
             return Ok(Outcome::Settled(wake_at));
         }
@@ -107,11 +116,20 @@ pub async fn sync(context: &Context, state: &mut PodState, pod: &Arc<Pod>) -> Re
 /// Reads the runtime, the last words of what ended, and tells the probes what runs.
 pub async fn observe(context: &Context, state: &mut PodState, pod: &Arc<Pod>) -> Result<RuntimePod, Error> {
     let runtime = RuntimePod::read(&context.cri, pod::uid(pod)).await?;
+    let now = Instant::now();
     for ended in runtime.containers.iter().filter(|c| is_exited(c)) {
-        state.messages.entry(ended.id.clone()).or_insert_with(|| status::messages::read(ended));
+        state.ended.entry(ended.id.clone()).or_insert_with(|| {
+            let age = Duration::from_nanos((clock::now_nanos() - ended.finished_at).max(0).unsigned_abs());
+            now.checked_sub(age).unwrap_or(now)
+        });
+        if !state.messages.contains_key(&ended.id) {
+            let message = status::messages::read(ended).await;
+            state.messages.insert(ended.id.clone(), message);
+        }
     }
     let known: BTreeSet<&str> = runtime.containers.iter().map(|c| c.id.as_str()).collect();
     state.messages.retain(|id, _| known.contains(id.as_str()));
+    state.ended.retain(|id, _| known.contains(id.as_str()));
     let ip = runtime.ips().first().cloned().filter(|ip| !ip.is_empty());
     let ip = ip.or_else(|| context.node_ips.first().cloned()).unwrap_or_default();
     let mut targets = Vec::new();
@@ -125,6 +143,7 @@ pub async fn observe(context: &Context, state: &mut PodState, pod: &Arc<Pod>) ->
                 id: running.id.clone(),
                 started_at: running.started_at,
                 ip: ip.clone(),
+                known: status::health_shown(pod::status(pod), &context.runtime_name, &running.id),
             };
             targets.push(target);
         }
@@ -196,22 +215,6 @@ pub fn pod_ips(context: &Context, pod: &Pod, runtime: &RuntimePod) -> Vec<String
     if pod::spec(pod).host_network.unwrap_or(false) { context.node_ips.clone() } else { runtime.ips() }
 }
 
-async fn volumes(
-    context: &Context,
-    pod: &Pod,
-    runtime: &RuntimePod,
-) -> Result<BTreeMap<String, Mounted>, Error> {
-    let layout = PodLayout::new(&context.config.root_dir, pod::uid(pod));
-    std::fs::create_dir_all(layout.pod_dir())
-        .map_err(|e| Error::io("make directory", layout.pod_dir(), e))?;
-    let ips = pod_ips(context, pod, runtime);
-    let fields =
-        PodFields { pod, host_ips: &context.node_ips, pod_ips: &ips, allocatable: &context.allocatable };
-    mount_pod_volumes(&layout, fields, context.objects.as_ref())
-        .await
-        .map_err(|(volume, source)| Error::Volume { volume, source })
-}
-
 /// One round of acting.
 pub(crate) struct Round<'a> {
     pub context: &'a Context,
@@ -259,7 +262,7 @@ impl Round<'_> {
                 (current.id.clone(), config, pod_ips(self.context, self.pod, self.runtime))
             }
         };
-        let place = start::Place { round: self, sandbox: &sandbox, config: &config, ips: &ips };
+        let start = start::StartContext { round: self, sandbox: &sandbox, config: &config, ips: &ips };
         let spec = pod::spec(self.pod);
         let ephemeral = pod::ephemeral_containers(spec);
         let init = spec.init_containers.as_deref().unwrap_or_default();
@@ -269,7 +272,7 @@ impl Round<'_> {
         let mut progress = actions.create_sandbox.is_some();
         let mut retry_at = None;
         for container in chosen {
-            match place.start(state, container).await {
+            match start.start(state, container).await {
                 Ok(()) => {
                     state.waiting.remove(&container.name);
                     progress = true;
@@ -285,18 +288,37 @@ impl Round<'_> {
         Ok((progress && retry_at.is_none(), retry_at))
     }
 
+    /// The runtime's name for the pod's RuntimeClass: that of the sandbox before, else the one the API server has.
+    async fn runtime_handler(&self) -> Result<String, Error> {
+        let Some(name) = pod::spec(self.pod).runtime_class_name.as_deref() else { return Ok(String::new()) };
+        if let Some(before) = self.runtime.newest_sandbox() {
+            return Ok(before.runtime_handler.clone());
+        }
+        let classes: kube::Api<RuntimeClass> = kube::Api::all(self.context.client.clone());
+        match tokio::time::timeout(RETRY, classes.get(name)).await {
+            Ok(Ok(class)) => Ok(class.handler),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
+                Err(Error::Invalid(format!("runtimeclass.node.k8s.io \"{name}\" not found")))
+            }
+            Ok(Err(error)) => Err(Error::Invalid(format!("failed to lookup RuntimeClass {name}: {error}"))),
+            Err(_) => Err(Error::Invalid(format!("failed to lookup RuntimeClass {name}: timed out"))),
+        }
+    }
+
     async fn create_sandbox(
         &self,
         attempt: u32,
     ) -> Result<(String, k8s_cri::v1::PodSandboxConfig, Vec<String>), Error> {
+        protection::sandbox(self.pod, &self.context.abilities).map_err(Error::Invalid)?;
+        let handler = self.runtime_handler().await?;
         let config = sandbox::config(self.context, self.pod, attempt)?;
         let log_dir = std::path::Path::new(&config.log_directory);
         std::fs::create_dir_all(log_dir).map_err(|e| Error::io("make directory", log_dir, e))?;
         let cgroup = resources::cgroup_parent(&self.context.config.cgroup_root, self.pod);
         cgroups::create(&cgroup, &resources::pod_resources(self.pod));
-        let id = self.context.cri.run_pod_sandbox(config.clone()).await?;
+        let id = self.context.cri.run_pod_sandbox(config.clone(), handler).await?;
         let status = self.context.cri.pod_sandbox_status(&id).await?;
-        let runtime = RuntimePod { sandboxes: status.into_iter().collect(), containers: Vec::new() };
+        let runtime = RuntimePod { sandboxes: status.into_iter().collect(), ..Default::default() };
         Ok((id, config, pod_ips(self.context, self.pod, &runtime)))
     }
 }

@@ -1,52 +1,68 @@
-//! A container's mounts: volumes, sub-paths, the managed hosts file, the termination message file.
+//! A container's mounts: volumes, sub-paths, the managed hosts file, the termination message file. `start` makes them on a blocking
+//! thread under the lock of the pod's volumes.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use k8s_cri::v1::{Mount, MountPropagation};
-use k8s_openapi::api::core::v1::{Container, VolumeMount};
-use worker_volumes::{PodLayout, subpath};
+use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
+use worker_volumes::{Mounted, PodLayout, subpath};
 
-use super::Round;
 use crate::env::expand::expand;
-use crate::{Error, hosts, pod};
+use crate::{Error, hosts, pod, protection};
 
-impl Round<'_> {
-    /// All mounts of a container; `environment` is for `subPathExpr`.
-    pub(super) fn mounts(
-        &self,
-        container: &Container,
-        attempt: u32,
-        ips: &[String],
-        environment: &[(String, String)],
-    ) -> Result<Vec<Mount>, Error> {
-        let layout = PodLayout::new(&self.context.config.root_dir, pod::uid(self.pod));
+/// What the mounts of one container are made of; owned, because they are made on a blocking thread.
+pub struct MountRequest {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// The agent's directory.
+    pub root_dir: PathBuf,
+    /// For the hosts file.
+    pub cluster_domain: String,
+    /// The pod's volumes by name.
+    pub volumes: BTreeMap<String, Mounted>,
+    /// The container.
+    pub container: Container,
+    /// Which restart of the container this is.
+    pub attempt: u32,
+    /// Addresses of the pod.
+    pub ips: Vec<String>,
+    /// The container's environment, for `subPathExpr`.
+    pub environment: Vec<(String, String)>,
+    /// Whether the runtime supports recursive read-only mounts.
+    pub recursive_read_only: bool,
+}
+
+impl MountRequest {
+    /// Makes all mounts of the container.
+    pub fn make(&self) -> Result<Vec<Mount>, Error> {
+        let layout = PodLayout::new(&self.root_dir, pod::uid(&self.pod));
+        std::fs::create_dir_all(layout.pod_dir())
+            .map_err(|e| Error::io("make directory", layout.pod_dir(), e))?;
         let mut mounts = Vec::new();
-        for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-            mounts.push(self.volume_mount(&layout, container, index, mount, environment)?);
+        for (index, mount) in self.container.volume_mounts.iter().flatten().enumerate() {
+            mounts.push(self.volume_mount(&layout, index, mount)?);
         }
-        if !mounts.iter().any(|m| m.container_path == "/etc/hosts") && !ips.is_empty() {
-            mounts.push(self.hosts_mount(&layout, container, ips)?);
+        if !mounts.iter().any(|m| m.container_path == "/etc/hosts") && !self.ips.is_empty() {
+            mounts.push(self.hosts_mount(&layout)?);
         }
-        mounts.push(termination_message(&layout, container, attempt)?);
+        mounts.push(termination_message(&layout, &self.container, self.attempt)?);
         Ok(mounts)
     }
 
-    fn volume_mount(
-        &self,
-        layout: &PodLayout,
-        container: &Container,
-        index: usize,
-        mount: &VolumeMount,
-        environment: &[(String, String)],
-    ) -> Result<Mount, Error> {
+    fn volume_mount(&self, layout: &PodLayout, index: usize, mount: &VolumeMount) -> Result<Mount, Error> {
+        let container = &self.container;
         let volume = self.volumes.get(&mount.name).ok_or_else(|| {
             Error::Invalid(format!(
                 "cannot find volume \"{}\" to mount into container \"{}\"",
                 mount.name, container.name
             ))
         })?;
-        let sub_path = self.sub_path(mount, environment)?;
+        let recursive_read_only =
+            protection::recursive_read_only(mount, self.recursive_read_only).map_err(Error::Invalid)?;
+        let sub_path = self.sub_path(mount)?;
         let host_path = match sub_path.as_deref().filter(|p| !p.is_empty()) {
             Some(sub_path) => {
                 let target = layout.subpath(&mount.name, &container.name, index);
@@ -73,21 +89,18 @@ impl Round<'_> {
             host_path: host_path.to_string_lossy().into_owned(),
             readonly: mount.read_only.unwrap_or(false) || volume.read_only,
             propagation: propagation as i32,
+            recursive_read_only,
             ..Default::default()
         })
     }
 
-    fn sub_path(
-        &self,
-        mount: &VolumeMount,
-        environment: &[(String, String)],
-    ) -> Result<Option<String>, Error> {
+    fn sub_path(&self, mount: &VolumeMount) -> Result<Option<String>, Error> {
         let Some(expression) = mount.sub_path_expr.as_deref().filter(|e| !e.is_empty()) else {
             return Ok(mount.sub_path.clone());
         };
         let missing = std::cell::Cell::new(false);
         let path = expand(expression, |name| {
-            let value = environment.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+            let value = self.environment.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
             missing.set(missing.get() || value.is_none());
             value
         });
@@ -103,11 +116,11 @@ impl Round<'_> {
         Ok(Some(path))
     }
 
-    fn hosts_mount(&self, layout: &PodLayout, container: &Container, ips: &[String]) -> Result<Mount, Error> {
+    fn hosts_mount(&self, layout: &PodLayout) -> Result<Mount, Error> {
         let path = layout.etc_hosts();
-        let (hostname, domain) = hosts::names(self.pod, &self.context.config.cluster_domain);
-        hosts::write(&path, self.pod, ips, &hostname, &domain)?;
-        let security = container.security_context.as_ref();
+        let (hostname, domain) = hosts::names(&self.pod, &self.cluster_domain);
+        hosts::write(&path, &self.pod, &self.ips, &hostname, &domain)?;
+        let security = self.container.security_context.as_ref();
         Ok(Mount {
             container_path: "/etc/hosts".to_owned(),
             host_path: path.to_string_lossy().into_owned(),

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use k8s_cri::v1::{
     Int64Value, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
     PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol, SecurityProfile,
+    security_profile::ProfileType,
 };
-use k8s_openapi::api::core::v1::{Pod, SeccompProfile};
+use k8s_openapi::api::core::v1::Pod;
 
 use crate::config::AgentConfig;
 use crate::context::Context;
@@ -108,17 +109,6 @@ pub fn namespaces(pod: &Pod) -> NamespaceOption {
     }
 }
 
-/// A seccomp profile as CRI has it; the runtime's default where none is asked for, as with kubelet's `seccompDefault`.
-pub fn seccomp(profile: Option<&SeccompProfile>) -> SecurityProfile {
-    use k8s_cri::v1::security_profile::ProfileType;
-    let (kind, file) = match profile.map(|p| p.type_.as_str()) {
-        Some("Unconfined") => (ProfileType::Unconfined, None),
-        Some("Localhost") => (ProfileType::Localhost, profile.and_then(|p| p.localhost_profile.clone())),
-        _ => (ProfileType::RuntimeDefault, None),
-    };
-    SecurityProfile { profile_type: kind as i32, localhost_ref: file.unwrap_or_default() }
-}
-
 fn linux(agent: &AgentConfig, pod: &Pod) -> LinuxPodSandboxConfig {
     let spec = pod::spec(pod);
     let security = spec.security_context.as_ref();
@@ -138,7 +128,11 @@ fn linux(agent: &AgentConfig, pod: &Pod) -> LinuxPodSandboxConfig {
             run_as_group: int(security.and_then(|s| s.run_as_user.and(s.run_as_group))),
             supplemental_groups: groups,
             privileged,
-            seccomp: Some(seccomp(security.and_then(|s| s.seccomp_profile.as_ref()))),
+            // As in kubelet, whatever the containers have: the sandbox itself needs nothing more.
+            seccomp: Some(SecurityProfile {
+                profile_type: ProfileType::RuntimeDefault as i32,
+                localhost_ref: String::new(),
+            }),
             ..Default::default()
         }),
         sysctls: security
@@ -149,24 +143,5 @@ fn linux(agent: &AgentConfig, pod: &Pod) -> LinuxPodSandboxConfig {
             .collect(),
         overhead: None,
         resources: Some(resources::pod_resources(pod)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use k8s_cri::v1::security_profile::ProfileType;
-
-    use super::*;
-
-    #[test]
-    fn without_a_seccomp_profile_the_runtimes_default_holds() {
-        let of = |kind: &str| {
-            let profile = SeccompProfile { type_: kind.to_owned(), localhost_profile: Some("f".to_owned()) };
-            seccomp(Some(&profile)).profile_type()
-        };
-        assert_eq!(seccomp(None).profile_type(), ProfileType::RuntimeDefault);
-        assert_eq!(of("RuntimeDefault"), ProfileType::RuntimeDefault);
-        assert_eq!(of("Unconfined"), ProfileType::Unconfined);
-        assert_eq!(of("Localhost"), ProfileType::Localhost);
     }
 }

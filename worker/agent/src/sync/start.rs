@@ -1,18 +1,20 @@
 //! Starts one container: back-off, image, configuration, create, start, postStart. Each failure has the reason and event kubelet gives.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_cri::v1::PodSandboxConfig;
+use k8s_cri::v1::{ContainerState, ContainerStatus, PodSandboxConfig};
 use k8s_openapi::api::core::v1::Container;
 use tokio::time::Instant;
 use worker_volumes::fields::PodFields;
 
+use super::mounts::MountRequest;
 use super::{PodState, RETRY, Round, container, kill};
 use crate::cri::labels;
 use crate::cri::snapshot::{is_exited, restart_count};
 use crate::events::container_path;
 use crate::status::Waiting;
-use crate::{clock, env, images, lifecycle, pod};
+use crate::{Error, env, images, lifecycle, pod};
 
 /// A start that failed.
 #[derive(Debug)]
@@ -30,47 +32,64 @@ impl Failure {
     }
 }
 
-/// Where containers are started: the sandbox and what is known of it.
-pub struct Place<'a> {
+/// What starting a container of one pod needs: the sandbox it runs in and what is known of that.
+pub struct StartContext<'a> {
     pub round: &'a Round<'a>,
     pub sandbox: &'a str,
     pub config: &'a PodSandboxConfig,
     pub ips: &'a [String],
 }
 
-impl Place<'_> {
+impl StartContext<'_> {
     /// Starts the container, or says why not.
     pub async fn start(&self, state: &mut PodState, container: &Container) -> Result<(), Failure> {
         self.back_off(state, container)?;
         let Round { context, pod, runtime, .. } = self.round;
         let path = container_path(pod, &container.name);
-        let image = images::ensure(context, pod, container, self.config, &mut state.pulls)
-            .await
-            .map_err(|e| Failure { waiting: e.waiting, retry_at: e.retry_at })?;
+        let image =
+            images::ensure(context, pod, container, self.config, &mut state.pulls).await.map_err(|e| {
+                let message = format!("Error: {}", e.waiting.reason);
+                context.events.pod_warning(pod, Some(&path), "Failed", message);
+                Failure { waiting: e.waiting, retry_at: e.retry_at }
+            })?;
         let attempt = runtime
             .container(&container.name)
             .map_or_else(|| self.lost_restarts(container), |c| restart_count(c) + 1);
-        let config = match self.configure(container, image, attempt).await {
+        let config = match self.configure(state, container, image, attempt).await {
             Ok(config) => config,
             Err(message) => {
                 context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {message}"));
                 return Err(Failure::new("CreateContainerConfigError", message));
             }
         };
+        self.remove_unstarted(container).await.map_err(|error| {
+            context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {}", error.message()));
+            Failure::new("CreateContainerError", error.message())
+        })?;
         let id = match context.cri.create_container(self.sandbox, config, self.config.clone()).await {
             Ok(id) => id,
             Err(error) => {
-                context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {error}"));
-                return Err(Failure::new("CreateContainerError", error.to_string()));
+                context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {}", error.message()));
+                return Err(Failure::new("CreateContainerError", error.message()));
             }
         };
         context.events.pod_normal(pod, Some(&path), "Created", "Container created");
         if let Err(error) = context.cri.start_container(&id).await {
-            context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {error}"));
-            return Err(Failure::new("RunContainerError", error.to_string()));
+            context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {}", error.message()));
+            return Err(Failure::new("RunContainerError", error.message()));
         }
         context.events.pod_normal(pod, Some(&path), "Started", "Container started");
         self.post_start(container, &id).await
+    }
+
+    /// Removes a container that was created and never seen running: a start whose answer was lost may still be under way, and two
+    /// containers of one name must not run.
+    async fn remove_unstarted(&self, container: &Container) -> Result<(), Error> {
+        let created = |c: &&ContainerStatus| c.state == ContainerState::ContainerCreated as i32;
+        for left in self.round.runtime.containers_named(&container.name).filter(created) {
+            kill::ignore_missing(self.round.context.cri.remove_container(&left.id).await)?;
+        }
+        Ok(())
     }
 
     /// CrashLoopBackOff: a container that ended waits longer each time.
@@ -79,9 +98,8 @@ impl Place<'_> {
         let Some(ended) = runtime.container(&container.name).filter(|c| is_exited(c)) else { return Ok(()) };
         let hash = labels::container_hash(&container.name, container.image.as_deref().unwrap_or_default());
         let key = format!("{}/{hash}", container.name);
-        let age = Duration::from_nanos((clock::now_nanos() - ended.finished_at).max(0).unsigned_abs());
         let now = Instant::now();
-        let finished = now.checked_sub(age).unwrap_or(now);
+        let finished = state.ended.get(&ended.id).copied().unwrap_or(now);
         if let Some(until) = state.restarts.waits_until(&key, finished, now) {
             let full = format!("{} in pod {}", container.name, pod::display(pod));
             let path = container_path(pod, &container.name);
@@ -118,6 +136,7 @@ impl Place<'_> {
 
     async fn configure(
         &self,
+        state: &PodState,
         container: &Container,
         image: String,
         attempt: u32,
@@ -133,12 +152,24 @@ impl Place<'_> {
         let environment = env::compute(fields, container, context.objects.as_ref(), &context.services)
             .await
             .map_err(|e| e.to_string())?;
-        let mounts =
-            self.round.mounts(container, attempt, self.ips, &environment).map_err(|e| e.to_string())?;
+        let request = MountRequest {
+            pod: Arc::clone(pod),
+            root_dir: context.config.root_dir.clone(),
+            cluster_domain: context.config.cluster_domain.clone(),
+            volumes: self.round.volumes.clone(),
+            container: container.clone(),
+            attempt,
+            ips: self.ips.to_vec(),
+            environment: environment.clone(),
+            recursive_read_only: context.abilities.recursive_read_only,
+        };
+        // A volume may lie on a file system that does not answer.
+        let mounts = state.volumes.lock().run(move || Ok(request.make())).await.map_err(|e| e.to_string())?;
+        let mounts = mounts.map_err(|e| e.to_string())?;
         let log_dir = std::path::Path::new(&self.config.log_directory).join(&container.name);
         std::fs::create_dir_all(&log_dir).map_err(|e| e.to_string())?;
         let parts = container::Parts { image, attempt, environment, mounts };
-        Ok(container::config(context, pod, container, parts))
+        container::config(context, pod, container, parts)
     }
 
     async fn post_start(&self, container: &Container, id: &str) -> Result<(), Failure> {

@@ -1,4 +1,5 @@
-//! As much of an API server as one agent needs: pods that can be watched and patched, and polite answers to everything else.
+//! As much of an API server as one agent needs: objects that can be watched, pods that can be patched, tokens, and polite answers to
+//! everything else. It can be away.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -12,7 +13,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use kube::client::Body;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::BroadcastStream;
 
@@ -20,15 +21,28 @@ type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 struct State {
     pods: BTreeMap<String, Value>,
+    /// Objects of other kinds, by the path of their collection and by name.
+    objects: BTreeMap<(String, String), Value>,
     version: u64,
     requests: Vec<String>,
-    events: broadcast::Sender<Bytes>,
+    /// Lines for watches, with the path of the collection they are about.
+    events: broadcast::Sender<(String, Bytes)>,
+    /// Events that were written: reason and message.
+    notes: Vec<(String, String)>,
+    /// The newest status of the node.
+    node: Value,
+    token_seconds: i64,
 }
 
+const PODS: &str = "/api/v1/pods";
+
+/// A handle; clones share the state. Each test uses a part of it.
 #[derive(Clone)]
 pub struct FakeApi {
     state: Arc<Mutex<State>>,
     changed: Arc<Notify>,
+    /// While true, nothing answers and watches are cut off.
+    away: watch::Sender<bool>,
 }
 
 impl Default for FakeApi {
@@ -37,9 +51,14 @@ impl Default for FakeApi {
             pods: BTreeMap::new(),
             version: 1,
             requests: Vec::new(),
+            objects: BTreeMap::new(),
             events: broadcast::Sender::new(1024),
+            notes: Vec::new(),
+            node: Value::Null,
+            token_seconds: 3600,
         };
-        Self { state: Arc::new(Mutex::new(state)), changed: Arc::new(Notify::new()) }
+        let (changed, away) = (Arc::new(Notify::new()), watch::Sender::new(false));
+        Self { state: Arc::new(Mutex::new(state)), changed, away }
     }
 }
 
@@ -48,7 +67,12 @@ impl FakeApi {
         let api = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let api = api.clone();
-            async move { Ok::<_, Infallible>(api.answer(request).await) }
+            async move {
+                if *api.away.borrow() {
+                    return Err(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
+                }
+                Ok(api.answer(request).await)
+            }
         });
         kube::Client::new(service, "default")
     }
@@ -70,9 +94,72 @@ impl FakeApi {
         }
         let line = json!({"type": type_, "object": pod}).to_string() + "\n";
         // Nobody may be watching at the moment.
-        let _ = state.events.send(Bytes::from(line));
+        let _ = state.events.send((PODS.to_owned(), Bytes::from(line)));
         self.changed.notify_waiters();
         Some(pod)
+    }
+
+    /// Takes all masters away, or brings them back.
+    pub fn set_away(&self, away: bool) {
+        self.away.send_replace(away);
+    }
+
+    /// How long tokens live.
+    pub fn set_token_seconds(&self, seconds: i64) {
+        self.lock().token_seconds = seconds;
+    }
+
+    /// Sets an object of another kind (`/api/v1/namespaces/default/configmaps`), or deletes it.
+    pub fn put_object(&self, collection: &str, name: &str, object: Option<Value>) {
+        let mut state = self.lock();
+        state.version += 1;
+        let version = state.version.to_string();
+        let key = (collection.to_owned(), name.to_owned());
+        let (type_, object) = match object {
+            Some(mut object) => {
+                object["metadata"] =
+                    json!({"name": name, "namespace": "default", "resourceVersion": version});
+                state.objects.insert(key, object.clone());
+                ("MODIFIED", object)
+            }
+            None => ("DELETED", state.objects.remove(&key).expect("an object to delete")),
+        };
+        let line = json!({"type": type_, "object": object}).to_string() + "\n";
+        let _ = state.events.send((collection.to_owned(), Bytes::from(line)));
+    }
+
+    /// Reasons and messages of the events that were written.
+    pub fn notes(&self) -> Vec<(String, String)> {
+        self.lock().notes.clone()
+    }
+
+    pub fn pod(&self, name: &str) -> Value {
+        self.lock().pods.get(name).cloned().unwrap_or_default()
+    }
+
+    /// The newest status of the node.
+    pub fn node(&self) -> Value {
+        self.lock().node.clone()
+    }
+
+    pub fn requests(&self) -> Vec<String> {
+        self.lock().requests.clone()
+    }
+
+    /// Waits until `test` holds, for at most `limit`.
+    pub async fn wait(&self, what: &str, limit: Duration, test: impl Fn(&Self) -> bool) {
+        let wait = async {
+            while !test(self) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let outcome = tokio::time::timeout(limit, wait).await;
+        assert!(
+            outcome.is_ok(),
+            "not in time: {what}; pods: {:#?}, events: {:#?}",
+            self.lock().pods,
+            self.notes()
+        );
     }
 
     pub fn put_pod(&self, pod: Value) {
@@ -135,12 +222,14 @@ impl FakeApi {
         let (parts, body) = request.into_parts();
         let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         let path = parts.uri.path().to_owned();
-        let watch = parts.uri.query().unwrap_or_default().contains("watch=true");
+        let query = parts.uri.query().unwrap_or_default();
+        let watch = query.contains("watch=true");
+        let named = query.split('&').find_map(|part| part.strip_prefix("fieldSelector=metadata.name%3D"));
         self.lock().requests.push(format!("{} {path}", parts.method));
         self.changed.notify_waiters();
         let pod = path.strip_prefix("/api/v1/namespaces/default/pods/");
         match (&parts.method, path.as_str(), pod) {
-            (&Method::GET, "/api/v1/pods", _) if watch => self.watch_pods(),
+            (&Method::GET, PODS, _) if watch => self.watch(PODS),
             (&Method::GET, "/api/v1/pods", _) => {
                 let state = self.lock();
                 let items: Vec<Value> = state.pods.values().cloned().collect();
@@ -149,10 +238,21 @@ impl FakeApi {
                     &json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": items}),
                 )
             }
-            (&Method::GET, _, _) if watch => stream(tokio_stream::pending()),
-            (&Method::GET, _, _) => ok(
-                &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []}),
-            ),
+            (&Method::GET, path, _) if watch => self.watch(path),
+            (&Method::GET, path, _) => self.list_or_get(path, named),
+            (&Method::POST, path, _) if path.ends_with("/token") => self.token(),
+            (&Method::POST, path, _) if path.ends_with("/events") => self.note(&body),
+            (&Method::PATCH, "/api/v1/nodes/node1/status", _) | (&Method::POST, "/api/v1/nodes", _) => {
+                let mut node: Value = serde_json::from_slice(&body).unwrap_or_default();
+                node["metadata"]["name"] = json!("node1");
+                {
+                    let mut state = self.lock();
+                    state.node = node.clone();
+                    state.objects.insert(("/api/v1/nodes".to_owned(), "node1".to_owned()), node.clone());
+                }
+                self.changed.notify_waiters();
+                ok(&node)
+            }
             (&Method::PATCH, _, Some(pod)) => self.patch_status(pod.trim_end_matches("/status"), &body),
             (&Method::DELETE, _, Some(name)) => match self.change(name, "DELETED", |_| {}) {
                 Some(pod) => ok(&pod),
@@ -164,9 +264,55 @@ impl FakeApi {
         }
     }
 
-    fn watch_pods(&self) -> Answer {
+    fn watch(&self, collection: &str) -> Answer {
         let events = self.lock().events.subscribe();
-        stream(BroadcastStream::new(events).filter_map(Result::ok))
+        let collection = collection.to_owned();
+        let lines = BroadcastStream::new(events).filter_map(move |event| {
+            event.ok().filter(|(about, _)| *about == collection).map(|(_, line)| line)
+        });
+        let mut away = self.away.subscribe();
+        let cut = async move { away.wait_for(|away| *away).await.is_ok() };
+        stream(futures::StreamExt::take_until(lines, Box::pin(cut)))
+    }
+
+    fn list_or_get(&self, path: &str, named: Option<&str>) -> Answer {
+        let state = self.lock();
+        if let Some((collection, name)) = path.rsplit_once('/')
+            && (collection.starts_with("/api/v1/namespaces/default/")
+                || collection.ends_with("/runtimeclasses"))
+        {
+            return match state.objects.get(&(collection.to_owned(), name.to_owned())) {
+                Some(object) => ok(object),
+                None => not_found(),
+            };
+        }
+        let matching = state
+            .objects
+            .iter()
+            .filter(|((collection, name), _)| collection == path && named.is_none_or(|named| named == name));
+        let items: Vec<Value> = matching.map(|(_, object)| object.clone()).collect();
+        let version = state.version.to_string();
+        ok(
+            &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": items}),
+        )
+    }
+
+    fn token(&self) -> Answer {
+        let mut state = self.lock();
+        state.version += 1;
+        let now = std::time::SystemTime::now() + Duration::from_secs(state.token_seconds.unsigned_abs());
+        let now = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let expires = jiff::Timestamp::from_second(i64::try_from(now).unwrap_or(0)).expect("a time");
+        ok(&json!({"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1",
+            "metadata": {}, "spec": {"audiences": []},
+            "status": {"token": format!("token{}", state.version), "expirationTimestamp": expires.to_string()}}))
+    }
+
+    fn note(&self, body: &[u8]) -> Answer {
+        let event: Value = serde_json::from_slice(body).unwrap_or_default();
+        let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
+        self.lock().notes.push((text("reason"), text("message")));
+        ok(&event)
     }
 
     /// Merges as a strategic merge patch does: conditions by type, everything else by replacement.

@@ -1,7 +1,8 @@
 //! Whole pods' volumes against objects held in memory.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -13,6 +14,8 @@ use crate::source::TokenRequest;
 #[derive(Default)]
 struct Objects {
     config_map: Mutex<Option<Arc<ConfigMap>>>,
+    /// Nothing can be asked.
+    away: AtomicBool,
 }
 
 impl Objects {
@@ -21,18 +24,29 @@ impl Objects {
             serde_json::from_value(json!({"metadata": {"name": "cm"}, "data": {"key": value}})).unwrap();
         *self.config_map.lock().unwrap() = Some(Arc::new(object));
     }
+
+    fn ask(&self, kind: &'static str) -> Result<(), Error> {
+        if self.away.load(Ordering::Relaxed) {
+            let (namespace, name, message) = ("n".to_owned(), "o".to_owned(), "away".to_owned());
+            return Err(Error::Fetch { kind, namespace, name, message });
+        }
+        Ok(())
+    }
 }
 
 #[async_trait]
 impl ObjectSource for Objects {
     async fn config_map(&self, _: &str, _: &str) -> Result<Option<Arc<ConfigMap>>, Error> {
+        self.ask("configmap")?;
         Ok(self.config_map.lock().unwrap().clone())
     }
     async fn secret(&self, _: &str, _: &str) -> Result<Option<Arc<Secret>>, Error> {
+        self.ask("secret")?;
         let object = json!({"metadata": {"name": "s"}, "data": {"password": "aHVudGVyMg=="}});
         Ok(Some(Arc::new(serde_json::from_value(object).unwrap())))
     }
     async fn service_account_token(&self, request: &TokenRequest) -> Result<String, Error> {
+        self.ask("token")?;
         Ok(format!("token-for-{}", request.service_account))
     }
 }
@@ -57,36 +71,153 @@ fn pod() -> Pod {
     .unwrap()
 }
 
+/// A pod's directory, unmounted in the end.
+struct Root(tempfile::TempDir);
+
+impl Root {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn layout(&self) -> PodLayout {
+        PodLayout::new(self.0.path(), "u")
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        tmpfs::unmount_below(self.0.path()).unwrap();
+    }
+}
+
+async fn mount(root: &Root, pod: &Pod, objects: &Objects) -> SetUp {
+    let allocatable = BTreeMap::new();
+    let fields = PodFields { pod, host_ips: &[], pod_ips: &[], allocatable: &allocatable };
+    mount_pod_volumes(&root.layout(), &VolumeLock::default(), fields, objects).await
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
 #[tokio::test]
 async fn a_pod_gets_its_volumes_sees_updates_and_leaves_nothing() {
     if !nix::unistd::geteuid().is_root() {
         return;
     }
-    let root = tempfile::tempdir().unwrap();
-    let layout = PodLayout::new(root.path(), "u");
-    let (pod, allocatable, objects) = (pod(), BTreeMap::new(), Objects::default());
-    let fields = PodFields { pod: &pod, host_ips: &[], pod_ips: &[], allocatable: &allocatable };
+    let root = Root::new();
+    let (pod, objects) = (pod(), Objects::default());
 
-    let (volume, error) = mount_pod_volumes(&layout, fields, &objects).await.unwrap_err();
-    assert_eq!((volume.as_str(), error.to_string().as_str()), ("config", "configmap \"cm\" not found"));
+    let set_up = mount(&root, &pod, &objects).await;
+    let (volume, error) = set_up.missing().unwrap();
+    assert_eq!((volume, error.to_string().as_str()), ("config", "configmap \"cm\" not found"));
+    assert_eq!(set_up.mounted.len(), 4, "a volume that fails does not stop the others");
 
     objects.put("one");
-    let mounted = mount_pod_volumes(&layout, fields, &objects).await.unwrap();
-    let path = |name: &str| mounted[name].path.clone();
+    let set_up = mount(&root, &pod, &objects).await;
+    assert!(set_up.errors.is_empty());
+    let path = |name: &str| set_up.mounted[name].path.clone();
     assert_eq!(std::fs::read_to_string(path("config").join("key")).unwrap(), "one");
     let secret = std::fs::metadata(path("secret").join("password")).unwrap();
     assert_eq!((secret.gid(), secret.permissions().mode() & 0o777), (2000, 0o440));
     assert!(tmpfs::is_mount_point(&path("secret")).unwrap());
     assert_eq!(std::fs::read_to_string(path("all").join("token")).unwrap(), "token-for-robot");
     assert_eq!(std::fs::read_to_string(path("all").join("labels")).unwrap(), "app=\"x\"");
-    let disk = std::fs::metadata(path("disk")).unwrap();
-    assert_eq!((disk.gid(), disk.permissions().mode() & 0o7777), (2000, 0o2777));
+    assert_eq!((std::fs::metadata(path("disk")).unwrap().gid(), mode(&path("disk"))), (2000, 0o2777));
     assert!(tmpfs::is_mount_point(&path("memory")).unwrap());
+    assert_eq!((std::fs::metadata(path("memory")).unwrap().gid(), mode(&path("memory"))), (2000, 0o3777));
 
     objects.put("two");
-    mount_pod_volumes(&layout, fields, &objects).await.unwrap();
+    mount(&root, &pod, &objects).await;
     assert_eq!(std::fs::read_to_string(path("config").join("key")).unwrap(), "two");
 
-    unmount_pod_volumes(&layout).unwrap();
-    assert!(!layout.pod_dir().exists());
+    unmount_pod_volumes(&root.layout()).unwrap();
+    assert!(!root.layout().pod_dir().exists());
+}
+
+#[tokio::test]
+async fn what_containers_do_to_an_empty_dir_stays_and_never_reaches_the_host() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let (root, host) = (Root::new(), tempfile::tempdir().unwrap());
+    let secret = host.path().join("secret");
+    std::fs::write(&secret, "x").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let (mut pod, objects) = (pod(), Objects::default());
+    objects.put("one");
+    for policy in ["Always", "OnRootMismatch"] {
+        let security = pod.spec.as_mut().and_then(|s| s.security_context.as_mut()).unwrap();
+        security.fs_group_change_policy = Some(policy.to_owned());
+        for name in ["disk", "memory"] {
+            let path = mount(&root, &pod, &objects).await.mounted[name].path.clone();
+            // A database makes its directory private; an attacker plants a link.
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+            let _ = std::os::unix::fs::symlink(&secret, path.join("link"));
+            mount(&root, &pod, &objects).await;
+            assert_eq!(mode(&path), 0o700, "{name}");
+            let target = std::fs::metadata(&secret).unwrap();
+            assert_eq!((target.gid(), target.mode() & 0o7777), (0, 0o600), "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn volumes_that_were_set_up_stay_usable_while_nothing_can_be_asked() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let (root, pod, objects) = (Root::new(), pod(), Objects::default());
+    objects.put("one");
+    objects.away.store(true, Ordering::Relaxed);
+    assert_eq!(mount(&root, &pod, &objects).await.missing().unwrap().0, "config");
+    objects.away.store(false, Ordering::Relaxed);
+    let before = mount(&root, &pod, &objects).await.mounted;
+
+    objects.away.store(true, Ordering::Relaxed);
+    let set_up = mount(&root, &pod, &objects).await;
+    assert_eq!(set_up.mounted, before);
+    assert_eq!(
+        set_up.errors.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        ["config", "secret", "all"]
+    );
+    assert!(set_up.missing().is_none());
+    assert_eq!(std::fs::read_to_string(before["all"].path.join("token")).unwrap(), "token-for-robot");
+
+    objects.away.store(false, Ordering::Relaxed);
+    *objects.config_map.lock().unwrap() = None;
+    let set_up = mount(&root, &pod, &objects).await;
+    assert_eq!(set_up.errors.len(), 1, "the ConfigMap was deleted");
+    assert!(set_up.missing().is_none());
+    assert_eq!(std::fs::read_to_string(before["config"].path.join("key")).unwrap(), "one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_that_hangs_holds_one_thread_and_those_who_wait_are_told() {
+    let lock = VolumeLock::default();
+    let (release, hung) = std::sync::mpsc::channel::<()>();
+    let first = tokio::spawn({
+        let lock = lock.clone();
+        async move { lock.run(move || Ok(hung.recv().is_ok())).await }
+    });
+    tokio::task::yield_now().await;
+    // Time stands still while a blocking thread works: this one is not begun.
+    let waiting = lock.run(|| Ok(true));
+    tokio::pin!(waiting);
+    let not_begun = futures_poll_once(waiting.as_mut()).await;
+    assert!(not_begun.is_none());
+    release.send(()).unwrap();
+    assert!(first.await.unwrap().unwrap());
+    assert!(waiting.await.unwrap());
+}
+
+/// Polls once; `None` while it is not ready.
+async fn futures_poll_once<F: Future + Unpin>(mut future: F) -> Option<F::Output> {
+    std::future::poll_fn(|context| {
+        std::task::Poll::Ready(match std::pin::Pin::new(&mut future).poll(context) {
+            std::task::Poll::Ready(output) => Some(output),
+            std::task::Poll::Pending => None,
+        })
+    })
+    .await
 }

@@ -1,0 +1,87 @@
+//! The volumes of one pod as its worker sees them: set up before the first container starts, kept up to date beside everything
+//! else from then on. A volume that was set up once stays usable whatever happens to the API server or to the objects it was made of:
+//! containers of a running pod are restarted with what the node has.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use tokio::task::JoinHandle;
+use worker_volumes::fields::PodFields;
+use worker_volumes::{Mounted, PodLayout, SetUp, VolumeLock, mount_pod_volumes, unmount_pod_volumes};
+
+use crate::context::Context;
+use crate::{Error, pod};
+
+/// What a pod's worker remembers of its volumes.
+#[derive(Debug, Default)]
+pub struct PodVolumes {
+    lock: VolumeLock,
+    /// All volumes of the pod by name, once each of them was set up.
+    usable: Option<BTreeMap<String, Mounted>>,
+    /// The task that brings them up to date.
+    refresh: Option<JoinHandle<()>>,
+}
+
+impl PodVolumes {
+    /// The pod's volumes by name. The first call sets them up and fails if one cannot be; later calls return at once and start a
+    /// refresh, unless one runs, whose errors become events.
+    pub async fn usable(
+        &mut self,
+        context: &Arc<Context>,
+        pod: &Arc<Pod>,
+        ips: Vec<String>,
+    ) -> Result<BTreeMap<String, Mounted>, Error> {
+        if let Some(usable) = &self.usable {
+            if self.refresh.as_ref().is_none_or(JoinHandle::is_finished) {
+                let (context, pod, lock) = (context.clone(), pod.clone(), self.lock.clone());
+                self.refresh = Some(tokio::spawn(async move {
+                    set_up(&context, &pod, &lock, &ips).await;
+                }));
+            }
+            return Ok(usable.clone());
+        }
+        let mut result = set_up(context, pod, &self.lock, &ips).await;
+        if let Some(at) = result.errors.iter().position(|(name, _)| !result.mounted.contains_key(name)) {
+            let (volume, source) = result.errors.swap_remove(at);
+            return Err(Error::Volume { volume, source });
+        }
+        self.usable = Some(result.mounted.clone());
+        Ok(result.mounted)
+    }
+
+    /// The lock under which files of the pod's volumes are used.
+    pub fn lock(&self) -> VolumeLock {
+        self.lock.clone()
+    }
+
+    /// Unmounts and removes the pod's directory.
+    pub async fn remove(&mut self, layout: PodLayout) -> Result<(), Error> {
+        if let Some(refresh) = self.refresh.take() {
+            refresh.abort();
+        }
+        let removed = self.lock.run(move || unmount_pod_volumes(&layout)).await;
+        removed.map_err(|source| Error::Volume { volume: String::new(), source })
+    }
+}
+
+impl Drop for PodVolumes {
+    fn drop(&mut self) {
+        if let Some(refresh) = &self.refresh {
+            refresh.abort();
+        }
+    }
+}
+
+/// Sets the volumes up, or brings them up to date. Each error becomes a FailedMount event.
+async fn set_up(context: &Context, pod: &Pod, lock: &VolumeLock, ips: &[String]) -> SetUp {
+    let layout = PodLayout::new(&context.config.root_dir, pod::uid(pod));
+    let fields =
+        PodFields { pod, host_ips: &context.node_ips, pod_ips: ips, allocatable: &context.allocatable };
+    let result = mount_pod_volumes(&layout, lock, fields, context.objects.as_ref()).await;
+    for (volume, error) in &result.errors {
+        let message = format!("MountVolume.SetUp failed for volume \"{volume}\" : {error}");
+        context.events.pod_warning(pod, None, "FailedMount", message);
+    }
+    result
+}

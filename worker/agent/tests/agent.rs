@@ -1,0 +1,20 @@
+//! The whole agent against a runtime and an API server that do what the test says, in paused time: what needs minutes of waiting, or
+//! failures that no real runtime shows on demand.
+
+#[allow(dead_code, reason = "shared with the test against containerd")]
+#[path = "containerd/api.rs"]
+mod api;
+#[path = "agent/away.rs"]
+mod away;
+#[path = "agent/runtime.rs"]
+mod fake_runtime;
+#[path = "agent/hangs.rs"]
+mod hangs;
+#[path = "agent/health.rs"]
+mod health;
+#[path = "agent/protection.rs"]
+mod protection;
+#[path = "agent/restart.rs"]
+mod restart;
+#[path = "agent/world.rs"]
+mod world;
