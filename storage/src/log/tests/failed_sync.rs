@@ -54,7 +54,8 @@ impl AppendFile for Opened {
 
 impl Forgetful {
     fn power_cut(&self) {
-        for (path, ranges) in std::mem::take(&mut *self.0.dropped.lock().unwrap()) {
+        let dropped = std::mem::take(&mut *self.0.dropped.lock().unwrap());
+        for (path, ranges) in dropped {
             let mut bytes = std::fs::read(&path).unwrap();
             ranges.into_iter().for_each(|range| bytes[range].fill(0));
             std::fs::write(&path, bytes).unwrap();
