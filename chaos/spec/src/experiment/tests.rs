@@ -200,7 +200,7 @@ fn a_fault_is_known_and_has_its_fields() {
         (
             "{at: 1s, fault: {disk: {target: m1, kind: full}}}",
             "spec.schedule[0].fault.disk.kind: unknown kind `full`; hint: expected one of `eio`, \
-             `enospc`, `bitflip`, `truncate`, `slow-fsync`",
+             `enospc`, `bitflip`, `truncate`, `slow-fsync`, `iops`",
         ),
         (
             "{at: 1s, fault: {member: {join: m4}}}",
