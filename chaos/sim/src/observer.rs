@@ -73,7 +73,9 @@ impl Observer {
     pub fn operation(&self, operation: Operation, asked: IpAddr) {
         tracing::info!(target: "client", %operation, "operation");
         let mut seen = self.lock();
-        let answered = !matches!(operation.outcome, Outcome::NotEntered | Outcome::Unknown);
+        // A list of any version needs no majority.
+        let answered =
+            !matches!(operation.outcome, Outcome::NotEntered | Outcome::Unknown | Outcome::Shown { .. });
         if let Some(by) = machine::master_at(asked).filter(|_| answered)
             && let Some(what) = seen.minority.acknowledged(by, operation.called)
         {
