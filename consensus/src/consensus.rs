@@ -8,14 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
+use proto_env::supervise::{catch, supervise};
 use proto_env::{Blocking, CancellationToken, Env, PriorityRuntime};
 use storage::log::{self, Log};
 use storage::{DataKey, Limits, Sealer, Store};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::alarms::AlarmKind;
 use crate::autopilot::{self, Autopilot};
 use crate::config::{ConsensusConfig, LOG_DIRECTORY, MemberIdentity, OBJECTS_DIRECTORY, Objects};
 use crate::elections::{self, Elections};
@@ -152,16 +155,21 @@ impl Consensus {
         let compacting = this.store.clone().compact_periodically();
         let mut tasks = this.tasks.lock().await;
         let runtime = &this.runtime;
-        runtime.spawn_in(&mut tasks, elections::run(this.clone()));
-        runtime.spawn_in(&mut tasks, leadership::run(this.clone()));
-        runtime.spawn_in(&mut tasks, membership::run(this.clone()));
-        runtime.spawn_in(&mut tasks, discovery::run(this.clone()));
-        runtime.spawn_in(&mut tasks, read::run(this.clone(), reading));
-        runtime.spawn_in(&mut tasks, until(stop.clone(), proposing));
+        let again = |task, run: fn(Arc<Self>) -> BoxFuture<'static, ()>| {
+            let this = this.clone();
+            supervise(task, move || run(this.clone()))
+        };
+        runtime.spawn_in(&mut tasks, again("elections", |this| Box::pin(elections::run(this))));
+        runtime.spawn_in(&mut tasks, again("leadership", |this| Box::pin(leadership::run(this))));
+        runtime.spawn_in(&mut tasks, again("membership", |this| Box::pin(membership::run(this))));
+        runtime.spawn_in(&mut tasks, again("discovery", |this| Box::pin(discovery::run(this))));
+        runtime.spawn_in(&mut tasks, this.clone().or_give_up("reads", read::run(this.clone(), reading)));
+        let proposing = until(stop.clone(), proposing);
+        runtime.spawn_in(&mut tasks, this.clone().or_give_up("proposals", proposing));
         // These compute, or wait for the store.
-        tasks.spawn(compare::run(this.clone()));
+        tasks.spawn(again("replica comparison", |this| Box::pin(compare::run(this))));
         tasks.spawn(disk_space::run(this.clone(), this.data_dir.clone(), config.disk_reserve));
-        tasks.spawn(autopilot::run(this.clone()));
+        tasks.spawn(again("autopilot", |this| Box::pin(autopilot::run(this))));
         tasks.spawn(until(stop, compacting));
         drop(tasks);
         Ok(this)
@@ -237,6 +245,13 @@ impl Consensus {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the last sync of the object store failed"),
             Err(error) => tracing::error!(%error, "closing the object store failed"),
+        }
+    }
+
+    /// Runs a task that cannot be started again: when it panics, this member has failed for good.
+    async fn or_give_up(self: Arc<Self>, task: &'static str, work: impl Future<Output = ()>) {
+        if let Err(panicked) = catch(task, work).await {
+            self.give_up(AlarmKind::StoreFailed, panicked.to_string()).await;
         }
     }
 

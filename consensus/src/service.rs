@@ -163,7 +163,7 @@ impl RaftService {
         let follows = metrics.state == ServerState::Follower && metrics.vote.committed;
         let refuses = follows && !self.0.elections.misses_leader();
         let last_log = || self.0.raft.data_metrics().borrow_watched().last_log;
-        refuses.then(|| VoteResponse::new(&metrics.vote, last_log(), false))
+        refuses.then(|| VoteResponse::new(metrics.vote, last_log(), false))
     }
 
     async fn propose_all(&self, message: ProposeRequest) -> Result<ProposeResponse, Status> {

@@ -60,7 +60,11 @@ async fn from_init_to_reset(place: &Place) -> Result<()> {
     let server = format!("https://{MASTER}:6443");
     m.ephor(&["kubeconfig", "--data-dir", &data, "--server", &server, "-o", &kubeconfig])?;
     eventually("the API", async || Ok(kubectl(&m, &kubeconfig, "get --raw /readyz").ok())).await?;
-    says(&m.ephor(&["members", "--kubeconfig", &kubeconfig])?, &[" a ", "leader"])?;
+    // The leader publishes where masters are a moment after it serves.
+    eventually("the members", async || {
+        says(&m.ephor(&["members", "--kubeconfig", &kubeconfig])?, &[" a ", "leader"]).map(Some)
+    })
+    .await?;
 
     let token = tokens(&m, &kubeconfig)?;
     let (data, run_dir) = (place.path("worker"), place.path("run"));

@@ -1,6 +1,6 @@
 //! What can be wrong with the disk besides losing power, and how often it was.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::Errno;
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,8 @@ pub enum DiskFault {
     SlowFsync(Duration),
     /// Every write takes this much longer.
     SlowWrite(Duration),
+    /// Writes and syncs go one after the other, so many a second.
+    Iops(u32),
 }
 
 /// How often what happened, since the disk was mounted.
@@ -34,6 +36,9 @@ pub struct Counts {
     pub slow_fsync: u64,
     /// Writes that [`DiskFault::SlowWrite`] held up.
     pub slow_write: u64,
+    /// Writes and syncs that [`DiskFault::Iops`] held up.
+    #[serde(default)]
+    pub limited: u64,
     /// Power cuts.
     pub cuts: u64,
     /// Writes of data.
@@ -63,7 +68,15 @@ pub(crate) enum Access {
 
 impl DiskFault {
     /// Whether a call fails, or how much longer it takes.
-    pub(crate) fn meets(self, access: Access, counts: &mut Counts) -> Result<Duration, Errno> {
+    ///
+    /// `now` is when it comes, and `free` when a disk of so many operations a second has done all before it.
+    pub(crate) fn meets(
+        self,
+        access: Access,
+        counts: &mut Counts,
+        now: Instant,
+        free: &mut Instant,
+    ) -> Result<Duration, Errno> {
         match (self, access) {
             (Self::Eio, _) => {
                 counts.eio += 1;
@@ -81,7 +94,31 @@ impl DiskFault {
                 counts.slow_write += 1;
                 Ok(delay)
             }
+            (Self::Iops(limit), Access::Overwrite | Access::Grow | Access::Sync) => {
+                counts.limited += 1;
+                *free = (*free).max(now) + Duration::from_secs(1) / limit.max(1);
+                Ok(*free - now)
+            }
             _ => Ok(Duration::ZERO),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_of_so_many_operations_a_second_does_them_one_after_the_other() {
+        let (mut counts, now) = (Counts::default(), Instant::now());
+        let (mut free, fault) = (now, DiskFault::Iops(100));
+        let mut ask = |access, now| fault.meets(access, &mut counts, now, &mut free).unwrap();
+        assert_eq!(ask(Access::Grow, now), Duration::from_millis(10));
+        assert_eq!(ask(Access::Sync, now), Duration::from_millis(20));
+        assert_eq!(ask(Access::Read, now), Duration::ZERO);
+        // After a rest nothing has been saved up.
+        let later = now + Duration::from_secs(1);
+        assert_eq!(ask(Access::Sync, later), Duration::from_millis(10));
+        assert_eq!(counts.limited, 3);
     }
 }

@@ -10,7 +10,7 @@ use std::os::unix::fs::{
 };
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 
@@ -32,6 +32,8 @@ pub(crate) struct State {
     sequence: u64,
     fault: Option<DiskFault>,
     counts: Counts,
+    /// When a disk of so many operations a second has done all that came.
+    free: Instant,
 }
 
 /// An entry of a directory as it was when it was opened.
@@ -80,6 +82,7 @@ impl State {
             sequence: 1,
             fault: None,
             counts: Counts::default(),
+            free: Instant::now(),
         })
     }
 
@@ -100,14 +103,15 @@ impl State {
 
     /// Whether the fault lets a call through, and how much longer it takes.
     pub(crate) fn admit(&mut self, access: Access) -> Answer<Duration> {
-        self.fault.map_or(Ok(Duration::ZERO), |fault| fault.meets(access, &mut self.counts))
+        let (now, counts, free) = (Instant::now(), &mut self.counts, &mut self.free);
+        self.fault.map_or(Ok(Duration::ZERO), |fault| fault.meets(access, counts, now, free))
     }
 
     /// Changes of names are not slowed, only refused.
     fn admit_name(&mut self, access: Access) -> Answer<()> {
         match self.fault {
             Some(fault @ (DiskFault::Eio | DiskFault::Enospc)) => {
-                fault.meets(access, &mut self.counts).map(drop)
+                fault.meets(access, &mut self.counts, Instant::now(), &mut self.free).map(drop)
             }
             _ => Ok(()),
         }

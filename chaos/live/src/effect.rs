@@ -27,6 +27,8 @@ pub enum Effect {
     },
     /// The disk of the node fails.
     Disk(DiskEffect),
+    /// Other programs keep the node's machine busy.
+    Busy(BusyEffect),
 }
 
 /// Packets that are dropped in the node's network namespace; never those of the
@@ -74,6 +76,21 @@ pub enum DiskEffect {
         /// Added to every sync, in milliseconds.
         delay_ms: u64,
     },
+    /// Only so many writes and syncs a second.
+    Iops {
+        /// How many.
+        limit: u32,
+    },
+}
+
+/// What other programs want all of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum BusyEffect {
+    /// Every core.
+    Processor,
+    /// The disk beside the node's pid file.
+    Disk,
 }
 
 impl Effect {

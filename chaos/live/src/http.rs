@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use chaos_oracle::calls;
+use chaos_oracle::history::Call;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -67,6 +69,28 @@ impl Client {
         Ok(Answer { status, body })
     }
 
+    /// Makes a call on a collection, page after page where it is a list in pages.
+    ///
+    /// # Errors
+    /// Where no whole answer came. Pages that show different states are no whole answer.
+    pub async fn call(&mut self, collection: &str, call: &Call) -> Result<Answer, Failure> {
+        let (method, path, body) = calls::request(collection, call);
+        let mut answer = self.ask(method, &path, body.as_ref()).await?;
+        while answer.status.is_success()
+            && let Some(path) = calls::next_page(collection, call, &answer.body)
+        {
+            let page = self.ask(Method::GET, &path, None).await?;
+            if !page.status.is_success() {
+                return Ok(page);
+            }
+            if !calls::add_page(&mut answer.body, page.body) {
+                let status = StatusCode::IM_A_TEAPOT;
+                return Ok(Answer { status, body: Value::String("pages of different states".to_owned()) });
+            }
+        }
+        Ok(answer)
+    }
+
     /// Asks and gives the answer as it comes: watches.
     ///
     /// # Errors
@@ -82,11 +106,12 @@ impl Client {
             None => self.connect().await.ok_or(Failure::NotSent)?,
         };
         let bytes = body.map_or(Bytes::new(), |body| Bytes::from(body.to_string()));
+        let content_type = calls::content_type(&method);
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(http::header::HOST, "kubernetes")
-            .header(http::header::CONTENT_TYPE, "application/json")
+            .header(http::header::CONTENT_TYPE, content_type)
             .header(http::header::ACCEPT, "application/json")
             .body(Full::new(bytes))
             .map_err(|_| Failure::NotSent)?;

@@ -9,7 +9,7 @@
 //! | [`effect`] | what an agent can do |
 //! | [`access`] | the ways into the cluster: API, masters, agents |
 //! | [`cluster`] | which node is which |
-//! | `http`, `calls`, `workload`, `watcher` | the clients |
+//! | `http`, `workload`, `watcher` | the clients |
 //! | `poll`, `view` | what the masters say of themselves |
 //! | `observer` | all that was seen |
 //! | `parts`, `inject`, `members` | the faults, when it is time |
@@ -17,7 +17,6 @@
 
 pub mod access;
 pub mod agent;
-mod calls;
 pub mod cluster;
 pub mod effect;
 mod http;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chaos_oracle::Violation;
-use chaos_oracle::history::{Event, History, Operation, Outcome, Stamps, Truth, Watched};
+use chaos_oracle::history::{Closing, Event, History, Operation, Outcome, Stamps, Truth, Watched};
 
 use crate::view::{Leader, Views};
 
@@ -28,6 +28,11 @@ struct Seen {
     acknowledged: usize,
     last_acknowledged: Duration,
     watches: BTreeMap<usize, Watched>,
+    /// How far each watching client has come.
+    reached: BTreeMap<usize, u64>,
+    /// Operations that read the final state of a master.
+    finals: Vec<usize>,
+    closing: Option<Closing>,
     truth: BTreeMap<u64, Event>,
     violations: Vec<Violation>,
     views: Views,
@@ -58,6 +63,9 @@ impl Observer {
             acknowledged: 0,
             last_acknowledged: Duration::ZERO,
             watches: BTreeMap::new(),
+            reached: BTreeMap::new(),
+            finals: Vec::new(),
+            closing: None,
             truth: BTreeMap::new(),
             violations: Vec::new(),
             views: Views::default(),
@@ -98,6 +106,32 @@ impl Observer {
     /// What a watching client has seen so far.
     pub fn watched(&self, watched: Watched) {
         self.lock().watches.insert(watched.client, watched);
+    }
+
+    /// A watching client has come to this revision.
+    pub fn reaches(&self, client: usize, revision: u64) {
+        self.lock().reached.insert(client, revision);
+    }
+
+    /// An operation has ended that read the final state of a master.
+    pub fn read_final(&self, operation: Operation) {
+        let mut seen = self.lock();
+        let number = seen.operations.len();
+        seen.finals.push(number);
+        seen.operations.push(operation);
+    }
+
+    /// From now on these watches must come to this revision.
+    pub fn close(&self, revision: u64, clients: Vec<usize>) {
+        self.lock().closing = Some(Closing { revision, clients });
+    }
+
+    /// Whether they have.
+    pub fn is_closed(&self) -> bool {
+        let seen = self.lock();
+        let Some(closing) = &seen.closing else { return true };
+        let reached = |client| seen.reached.get(client).is_some_and(|reached| *reached >= closing.revision);
+        closing.clients.iter().all(reached)
     }
 
     /// A master's own watch told of a change.
@@ -161,6 +195,8 @@ impl Observer {
             operations: std::mem::take(&mut seen.operations),
             watches: std::mem::take(&mut seen.watches).into_values().collect(),
             truth: Truth { events: std::mem::take(&mut seen.truth).into_values().collect() },
+            finals: std::mem::take(&mut seen.finals),
+            closing: seen.closing.take(),
         };
         (history, violations)
     }

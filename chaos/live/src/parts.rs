@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use chaos_spec::fault::{DiskKind, Fault, Worker, WorkerKind};
+use chaos_spec::fault::{BusyKind, DiskKind, Fault, Worker, WorkerKind};
 use chaos_spec::resolve::Link;
 use chaos_spec::{Group, NodeName, Target};
 
-use crate::effect::{ALL_PACKETS, Delay, DiskEffect, Drop, Effect};
+use crate::effect::{ALL_PACKETS, BusyEffect, Delay, DiskEffect, Drop, Effect};
 
 /// Which node gets which effect.
 pub type Parts = Vec<(NodeName, Effect)>;
@@ -40,6 +40,13 @@ pub fn of(
         Fault::Pause(strike) => on(&strike.target, Effect::Pause),
         Fault::Powerloss(strike) => on(&strike.target, Effect::PowerLoss { seed }),
         Fault::Disk(disk) => on(&disk.target, Effect::Disk(disk_effect(disk.kind)?)),
+        Fault::Busy(busy) => {
+            let kind = match busy.kind {
+                BusyKind::Processor => BusyEffect::Processor,
+                BusyKind::Disk => BusyEffect::Disk,
+            };
+            on(&busy.target, Effect::Busy(kind))
+        }
         Fault::Worker(worker) => on_workers(worker, group, workers, address),
         Fault::Slow(slow) => {
             let (latency, jitter) = (millis(slow.latency), millis(slow.jitter.unwrap_or_default()));
@@ -59,6 +66,7 @@ fn disk_effect(kind: DiskKind) -> Result<DiskEffect, String> {
         DiskKind::Eio => Ok(DiskEffect::Eio),
         DiskKind::Enospc => Ok(DiskEffect::Enospc),
         DiskKind::SlowFsync { delay } => Ok(DiskEffect::SlowFsync { delay_ms: millis(delay) }),
+        DiskKind::Iops { limit } => Ok(DiskEffect::Iops { limit }),
         DiskKind::Bitflip | DiskKind::Truncate => Err("what is damaged for good no agent can undo".into()),
     }
 }

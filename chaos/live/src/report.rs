@@ -4,6 +4,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chaos_oracle::Violation;
+use chaos_oracle::bounds;
 use chaos_oracle::figures::{self, Answered, COMMIT, whole_after};
 use chaos_oracle::history::History;
 use chaos_spec::report::{FaultRecord, Mode};
@@ -54,6 +55,9 @@ pub fn build(
     violations.extend(
         probes.iter().filter_map(|p| steady::check(p, &seen.history, seen.origin, &faults, &availability)),
     );
+    let bounds = &experiment.spec.bounds;
+    let elections = (seen.leaders.len() as u64).saturating_sub(1);
+    violations.extend(bounds::check(bounds, &seen.history, seen.origin, elections, &faults));
     let invariants = experiment.spec.invariants.iter().map(|invariant| invariant.name().to_owned());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let report = Report {
@@ -64,11 +68,11 @@ pub fn build(
         started: now.saturating_sub(ended),
         ended: now,
         verdict: Verdict::judge(&violations, &faults, others),
-        checks: probes.iter().map(steady::name).chain(invariants).collect(),
+        checks: probes.iter().map(steady::name).chain(bounds::names(bounds)).chain(invariants).collect(),
         availability,
         operations: figures::operations(&seen.history, &seen.violations),
         latency: figures::latency(&seen.history),
-        elections: (seen.leaders.len() as u64).saturating_sub(1),
+        elections,
         faults,
         violations,
         notes: seen.notes,

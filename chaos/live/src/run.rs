@@ -25,7 +25,7 @@ use crate::members::{delete_token, store_token};
 use crate::observer::{Observer, reached};
 use crate::poll;
 use crate::report::{self, Seen};
-use crate::watcher::Truth;
+use crate::watcher::{Truth, witness_of};
 use crate::workload::{Workload, generator, list_at};
 
 /// The cluster is whole within this before anything begins.
@@ -68,6 +68,8 @@ struct Run {
     workload: Workload,
     injector: Injector,
     truth: Truth,
+    /// The clients that each watch one master.
+    witnesses: BTreeSet<usize>,
     /// The revision at which nothing was there.
     origin_revision: u64,
     /// When the schedule began.
@@ -119,6 +121,7 @@ pub async fn run(
         workload,
         injector,
         truth,
+        witnesses: BTreeSet::new(),
         origin_revision,
         origin,
         stop,
@@ -152,11 +155,12 @@ impl Run {
         self.judge(known, ended).await
     }
 
-    fn watch(&self, watching: &CancellationToken) -> JoinSet<()> {
+    fn watch(&mut self, watching: &CancellationToken) -> JoinSet<()> {
         let mut watchers = JoinSet::new();
         for master in self.injector.cluster.masters.values() {
             let (workload, truth) = (self.workload.clone(), self.truth.clone());
             let (id, at, origin) = (master.id, master.api, self.origin_revision);
+            self.witnesses.extend(witness_of(id));
             watchers.spawn(workload.witness(id, at, origin, truth, watching.clone()));
         }
         for number in 0..self.workload.watchers() {
@@ -232,7 +236,7 @@ impl Run {
     }
 
     /// Lists everything at every master, and waits until the truth is known up to
-    /// that; says whether it is.
+    /// that, and every master's own watch has come to it; says whether it is known.
     async fn last_look(&mut self) -> bool {
         let end = tokio::time::Instant::now() + LAST_LOOK;
         let mut revisions = Vec::new();
@@ -244,12 +248,14 @@ impl Run {
             }
         }
         let Some(last) = revisions.into_iter().max() else { return false };
+        let witnesses = self.injector.cluster.masters.values().filter_map(|master| witness_of(master.id));
+        // Masters that joined meanwhile have none.
+        let witnesses = witnesses.filter(|client| self.witnesses.contains(client));
+        self.observer.close(last, witnesses.collect());
         loop {
-            if reached(self.origin_revision, &self.truth.covered()) >= last {
-                return true;
-            }
-            if tokio::time::Instant::now() >= end {
-                return false;
+            let known = reached(self.origin_revision, &self.truth.covered()) >= last;
+            if known && self.observer.is_closed() || tokio::time::Instant::now() >= end {
+                return known;
             }
             tokio::time::sleep(TICK).await;
         }

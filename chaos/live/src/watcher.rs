@@ -8,14 +8,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chaos_oracle::calls::{KEY_PREFIX, objects, versioned};
-use chaos_oracle::history::{Change, Event, Stream, Watched};
+use chaos_oracle::calls::objects;
+use chaos_oracle::history::{Stream, Watched};
+use chaos_oracle::stream::{End, Reader};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use rand::Rng;
 use rand::rngs::StdRng;
-use serde_json::Value;
 
 use crate::http::Client;
 use crate::observer::Covered;
@@ -31,6 +31,11 @@ const WITNESS_SECONDS: u64 = 300;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Numbers of witnesses begin here; the others are those of their clients.
 const WITNESS: usize = 10_000;
+
+/// The number of the client that watches this master alone.
+pub fn witness_of(master: u64) -> Option<usize> {
+    usize::try_from(master).ok().map(|master| WITNESS + master)
+}
 
 /// What all witnesses have seen without a gap; clones share it.
 #[derive(Clone, Default)]
@@ -56,15 +61,6 @@ impl Truth {
     }
 }
 
-/// How a watch ended.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// It can be resumed from what was seen last.
-    Resume,
-    /// What was seen last is no longer known: list again.
-    Expired,
-}
-
 /// Whom a watcher asks.
 enum Place {
     /// Any master, another one every time.
@@ -77,8 +73,6 @@ struct Watcher {
     workload: Workload,
     place: Place,
     watched: Watched,
-    /// The last bookmark of the stream.
-    promised: u64,
 }
 
 impl Workload {
@@ -87,7 +81,7 @@ impl Workload {
     pub async fn roam(self, number: usize, stop: tokio_util::sync::CancellationToken) {
         let place = Place::Roams(Box::new(generator(self.seed, 2000 + number as u64)));
         let watched = Watched { client: number, streams: Vec::new() };
-        let watcher = Watcher { workload: self, place, watched, promised: 0 };
+        let watcher = Watcher { workload: self, place, watched };
         watcher.run(stop).await;
     }
 
@@ -101,13 +95,13 @@ impl Workload {
         truth: Truth,
         stop: tokio_util::sync::CancellationToken,
     ) {
-        let client = WITNESS + usize::try_from(master).unwrap_or(0);
+        let client = witness_of(master).unwrap_or(WITNESS);
         let listed = Some(Default::default());
         let stream = Stream { from: origin, listed, events: Vec::new(), reached: origin };
         let watched = Watched { client, streams: vec![stream] };
         let part = truth.begin(origin);
         let place = Place::Stays { at, master, truth, part };
-        Watcher { workload: self, place, watched, promised: 0 }.run(stop).await;
+        Watcher { workload: self, place, watched }.run(stop).await;
     }
 }
 
@@ -178,59 +172,26 @@ impl Watcher {
             _ => return End::Resume,
         }
         self.watched.streams.push(Stream { from, listed: None, events: Vec::new(), reached: from });
-        self.promised = 0;
         self.follow(response.into_body()).await
     }
 
     async fn follow(&mut self, mut body: Incoming) -> End {
-        let mut pending = Vec::new();
-        let mut end = End::Resume;
+        let mut reader = Reader::default();
         while let Ok(Some(Ok(frame))) = tokio::time::timeout(SILENCE, body.frame()).await {
-            pending.extend_from_slice(frame.data_ref().map_or(&[], |data| &data[..]));
-            while let Some(line) = pending.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = pending.drain(..=line).collect();
-                if let Some(ended) = self.event(&line) {
-                    end = ended;
-                }
+            let (Some(bytes), Some(stream)) = (frame.data_ref(), self.watched.streams.last_mut()) else {
+                continue;
+            };
+            let events = reader.take(bytes, stream);
+            let (observer, client) = (&self.workload.observer, self.watched.client);
+            observer.reaches(client, stream.reached);
+            if let Some(what) = reader.broken() {
+                observer.violation("watches", format!("client {client}: {what}"));
+            }
+            if let Place::Stays { master, truth, part, .. } = &self.place {
+                events.into_iter().for_each(|event| observer.applied(*master, event));
+                truth.extend(*part, stream.reached);
             }
         }
-        end
-    }
-
-    fn event(&mut self, line: &[u8]) -> Option<End> {
-        let event: Value = serde_json::from_slice(line).ok()?;
-        let object = &event["object"];
-        if event["type"] == "ERROR" {
-            return Some(if object["code"] == 410 { End::Expired } else { End::Resume });
-        }
-        let stream = self.watched.streams.last_mut()?;
-        let revision: u64 = object["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
-        if event["type"] == "BOOKMARK" {
-            stream.reached = stream.reached.max(revision);
-            self.promised = stream.reached;
-        } else {
-            // A bookmark says that nothing up to it is still to come ("Bookmarkable" in etcd's API guarantees).
-            if revision <= self.promised {
-                let client = self.watched.client;
-                let what = format!("client {client}: {revision} after a bookmark at {}", self.promised);
-                self.workload.observer.violation("watches", what);
-            }
-            stream.reached = revision;
-            let key = object["metadata"]["name"].as_str()?.to_owned();
-            if key.starts_with(KEY_PREFIX) {
-                let value = versioned(object)?.value;
-                let deleted = event["type"] == "DELETED";
-                let change = if deleted { Change::Deleted { value } } else { Change::Put { value } };
-                let event = Event { revision, key, change };
-                stream.events.push(event.clone());
-                if let Place::Stays { master, .. } = &self.place {
-                    self.workload.observer.applied(*master, event);
-                }
-            }
-        }
-        if let (Place::Stays { truth, part, .. }, Some(stream)) = (&self.place, self.watched.streams.last()) {
-            truth.extend(*part, stream.reached);
-        }
-        None
+        reader.end()
     }
 }

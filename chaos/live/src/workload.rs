@@ -8,8 +8,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chaos_oracle::calls::{KEY_PREFIX, outcome, request};
+use chaos_oracle::calls::{KEY_PREFIX, outcome};
 use chaos_oracle::history::{Call, Operation, Outcome};
+use chaos_oracle::memory::Memory;
 use chaos_spec::experiment as spec;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -18,7 +19,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
-use crate::calls::Memory;
 use crate::http::{Client, Failure};
 use crate::observer::Observer;
 
@@ -234,9 +234,8 @@ async fn ask(
     call: &Call,
     number: usize,
 ) -> Option<(u64, u64, Outcome)> {
-    let (method, path, body) = request(&workload.collection, call);
     let called = workload.observer.stamp();
-    let answer = client.ask(method, &path, body.as_ref()).await;
+    let answer = client.call(&workload.collection, call).await;
     let returned = workload.observer.stamp();
     let outcome = match &answer {
         Ok(answer) => outcome(call, answer.status, &answer.body),
@@ -261,7 +260,7 @@ pub async fn list_at(workload: &Workload, master: SocketAddr, number: usize, lim
             && let Outcome::Listed { revision, .. } = outcome
         {
             let call = Call::List;
-            workload.observer.operation(Operation { client: number, call, called, returned, outcome });
+            workload.observer.read_final(Operation { client: number, call, called, returned, outcome });
             return Some(revision);
         }
         tokio::time::sleep(Duration::from_millis(200)).await;

@@ -42,9 +42,40 @@ pub fn request(collection: &str, call: &Call) -> (Method, String, Option<Value>)
             });
             (Method::DELETE, path(key), options)
         }
+        Call::Patch { key, value } => (Method::PATCH, path(key), Some(json!({"data": {"v": value}}))),
         Call::Get { key } => (Method::GET, path(key), None),
         Call::List => (Method::GET, collection.to_owned(), None),
+        Call::Pages { limit } => (Method::GET, format!("{collection}?limit={limit}"), None),
+        Call::ListAny => (Method::GET, format!("{collection}?resourceVersion=0"), None),
     }
+}
+
+/// The Content-Type of what a method sends.
+pub fn content_type(method: &Method) -> &'static str {
+    if *method == Method::PATCH { "application/merge-patch+json" } else { "application/json" }
+}
+
+/// Where the next page of a list is, whose last page this is; none where it is whole.
+pub fn next_page(collection: &str, call: &Call, page: &Value) -> Option<String> {
+    let Call::Pages { limit } = call else { return None };
+    let token = page["metadata"]["continue"].as_str().filter(|token| !token.is_empty())?;
+    // What a token may hold besides letters and digits is escaped (RFC 3986, section 2.1).
+    let escape = |byte: u8| match byte {
+        b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'_' | b'.' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    let token: String = token.bytes().map(escape).collect();
+    Some(format!("{collection}?limit={limit}&continue={token}"))
+}
+
+/// Adds a page to those before it; false where it shows another state than they do.
+pub fn add_page(whole: &mut Value, mut page: Value) -> bool {
+    let same = whole["metadata"]["resourceVersion"] == page["metadata"]["resourceVersion"];
+    if let (Some(items), Value::Array(more)) = (whole["items"].as_array_mut(), page["items"].take()) {
+        items.extend(more);
+    }
+    whole["metadata"]["continue"] = page["metadata"]["continue"].take();
+    same
 }
 
 /// The object in an answer, as clients remember it.
@@ -63,18 +94,22 @@ pub fn objects(list: &Value) -> BTreeMap<String, Versioned> {
 
 /// What an answer says of its call; none where it makes no sense.
 pub fn outcome(call: &Call, status: StatusCode, body: &Value) -> Option<Outcome> {
-    let write = matches!(call, Call::Create { .. } | Call::Update { .. } | Call::Delete { .. });
+    let write = call.is_write();
     let message = body["message"].as_str().unwrap_or_default();
     match status {
         status if status.is_success() => match call {
-            Call::Create { .. } | Call::Update { .. } => {
+            Call::Create { .. } | Call::Update { .. } | Call::Patch { .. } => {
                 Some(Outcome::Written { revision: versioned(body)?.revision })
             }
             Call::Delete { .. } => Some(Outcome::Deleted { revision: None }),
             Call::Get { .. } => Some(Outcome::Read(Some(versioned(body)?))),
-            Call::List => {
+            Call::List | Call::Pages { .. } | Call::ListAny => {
                 let revision = body["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
-                Some(Outcome::Listed { revision, objects: objects(body) })
+                let objects = objects(body);
+                Some(match call {
+                    Call::ListAny => Outcome::Shown { revision, objects },
+                    _ => Outcome::Listed { revision, objects },
+                })
             }
         },
         StatusCode::NOT_FOUND if write => Some(Outcome::Refused(Refusal::NotFound)),
@@ -85,6 +120,8 @@ pub fn outcome(call: &Call, status: StatusCode, body: &Value) -> Option<Outcome>
         // It gave up before it proposed the last time.
         StatusCode::CONFLICT if message.starts_with(STARVING) => Some(Outcome::NotEntered),
         StatusCode::CONFLICT if write => Some(Outcome::Refused(Refusal::Conflict)),
+        // What the first page showed is no longer known.
+        StatusCode::GONE if matches!(call, Call::Pages { .. }) => Some(Outcome::NotEntered),
         // Sent only where the write certainly never entered a log.
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Some(Outcome::NotEntered),
         StatusCode::GATEWAY_TIMEOUT => Some(Outcome::Unknown),
@@ -103,6 +140,28 @@ mod tests {
 
     fn answer(status: u16, body: Value) -> (StatusCode, Value) {
         (StatusCode::from_u16(status).unwrap(), body)
+    }
+
+    #[test]
+    fn pages_are_one_list_where_they_show_one_state() {
+        let page = |name: &str, revision: &str, token: &str| {
+            json!({
+                "metadata": {"resourceVersion": revision, "continue": token},
+                "items": [object(name, "v", Some(3))],
+            })
+        };
+        let call = Call::Pages { limit: 1 };
+        let mut whole = page("reg-1", "7", "a+b");
+        assert_eq!(next_page("/c", &call, &whole).unwrap(), "/c?limit=1&continue=a%2Bb");
+        assert_eq!(next_page("/c", &Call::List, &whole), None);
+        assert!(add_page(&mut whole, page("reg-2", "7", "")));
+        assert_eq!(next_page("/c", &call, &whole), None);
+        let Some(Outcome::Listed { revision: 7, objects }) = super::outcome(&call, StatusCode::OK, &whole)
+        else {
+            panic!("{whole}");
+        };
+        assert_eq!(objects.len(), 2);
+        assert!(!add_page(&mut whole, page("reg-3", "8", "")));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use chaos_spec::report::{Latency, Operations, Violation as Broken, Window};
 use chaos_spec::{Invariant, Reason};
 
 use crate::history::{History, Operation, Outcome};
-use crate::{Violation, linearizable, lists, lost, order, phantom, watches};
+use crate::{Violation, finals, linearizable, lists, lost, order, phantom, watches};
 
 /// Writes are available while one is answered at least this often, or none is asked for.
 const AVAILABILITY_WINDOW: Duration = Duration::from_millis(500);
@@ -96,7 +96,11 @@ pub fn operations(history: &History, violations: &[Violation]) -> Operations {
     let mut counts = Operations::default();
     for operation in &history.operations {
         match operation.outcome {
-            Outcome::Written { .. } | Outcome::Deleted { .. } | Outcome::Read(_) | Outcome::Listed { .. } => {
+            Outcome::Written { .. }
+            | Outcome::Deleted { .. }
+            | Outcome::Read(_)
+            | Outcome::Listed { .. }
+            | Outcome::Shown { .. } => {
                 counts.acknowledged += 1;
             }
             Outcome::Refused(_) => counts.refused += 1,
@@ -105,7 +109,7 @@ pub fn operations(history: &History, violations: &[Violation]) -> Operations {
         }
     }
     let of = |check| violations.iter().filter(|violation| violation.check == check).count() as u64;
-    (counts.lost, counts.phantom) = (of(lost::CHECK), of(phantom::CHECK));
+    (counts.lost, counts.phantom) = (of(lost::CHECK) + of(finals::CHECK), of(phantom::CHECK));
     counts
 }
 
@@ -149,7 +153,7 @@ pub fn findings(violations: &[Violation], acknowledged: &[Answered]) -> (Vec<Bro
 /// The invariant that a check of the oracle stands for.
 fn invariant(check: &'static str) -> &'static str {
     match check {
-        lost::CHECK => Invariant::AcknowledgedWritesKept.name(),
+        lost::CHECK | finals::CHECK => Invariant::AcknowledgedWritesKept.name(),
         phantom::CHECK => Invariant::NoPhantoms.name(),
         order::CHECK | lists::CHECK | linearizable::CHECK => Invariant::Linearizable.name(),
         watches::CHECK => Invariant::WatchesExact.name(),

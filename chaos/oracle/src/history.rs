@@ -49,6 +49,13 @@ pub enum Call {
         /// The precondition.
         expected: Option<Versioned>,
     },
+    /// PATCH (merge) without resourceVersion: whatever is there, if anything is.
+    Patch {
+        /// Name of the object.
+        key: String,
+        /// What to write.
+        value: String,
+    },
     /// GET without resourceVersion: the most recent state.
     Get {
         /// Name of the object.
@@ -56,6 +63,13 @@ pub enum Call {
     },
     /// LIST without resourceVersion of all keys: the most recent state.
     List,
+    /// The same in pages, with `continue`: all of the state that the first page shows.
+    Pages {
+        /// Objects in a page.
+        limit: u32,
+    },
+    /// LIST with `resourceVersion=0`: any state there was.
+    ListAny,
 }
 
 impl Call {
@@ -65,20 +79,23 @@ impl Call {
             Self::Create { key, .. }
             | Self::Update { key, .. }
             | Self::Delete { key, .. }
+            | Self::Patch { key, .. }
             | Self::Get { key } => Some(key),
-            Self::List => None,
+            Self::List | Self::Pages { .. } | Self::ListAny => None,
         }
     }
 
     /// Whether it is meant to change something.
     pub fn is_write(&self) -> bool {
-        matches!(self, Self::Create { .. } | Self::Update { .. } | Self::Delete { .. })
+        matches!(self, Self::Create { .. } | Self::Update { .. } | Self::Delete { .. } | Self::Patch { .. })
     }
 
-    /// The value it would write: that of a create or an update.
+    /// The value it would write: that of a create, an update or a patch.
     pub fn value(&self) -> Option<&str> {
         match self {
-            Self::Create { value, .. } | Self::Update { value, .. } => Some(value),
+            Self::Create { value, .. } | Self::Update { value, .. } | Self::Patch { value, .. } => {
+                Some(value)
+            }
             _ => None,
         }
     }
@@ -98,7 +115,7 @@ pub enum Refusal {
 /// What a client knows of how its call ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
-    /// A create or an update took effect at this revision.
+    /// A create, an update or a patch took effect at this revision.
     Written {
         /// resourceVersion of the answered object.
         revision: u64,
@@ -114,6 +131,13 @@ pub enum Outcome {
     Read(Option<Versioned>),
     /// What a list found.
     Listed {
+        /// resourceVersion of the list: the state of the store it shows.
+        revision: u64,
+        /// All objects, by key.
+        objects: BTreeMap<String, Versioned>,
+    },
+    /// What a list found that may show an earlier state.
+    Shown {
         /// resourceVersion of the list: the state of the store it shows.
         revision: u64,
         /// All objects, by key.
@@ -230,6 +254,22 @@ pub struct History {
     pub watches: Vec<Watched>,
     /// What really happened.
     pub truth: Truth,
+    /// The numbers of those operations that read the final state of one replica each, when no client
+    /// worked any more. `finals.rs` holds what was acknowledged against them.
+    #[serde(default)]
+    pub finals: Vec<usize>,
+    /// The revision that every watch listed here had to reach before the run ended.
+    #[serde(default)]
+    pub closing: Option<Closing>,
+}
+
+/// What every watch that was open at the end had to deliver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Closing {
+    /// The revision of all replicas once no client worked any more.
+    pub revision: u64,
+    /// The watching clients that had time to reach it.
+    pub clients: Vec<usize>,
 }
 
 /// Gives the moments of a history their numbers. Simulated time stands still
@@ -263,6 +303,9 @@ impl fmt::Display for Call {
             Self::Update { key, expected, value } => write!(f, "update {key} {expected} to {value:?}"),
             Self::Delete { key, expected: Some(expected) } => write!(f, "delete {key} {expected}"),
             Self::Delete { key, expected: None } => write!(f, "delete {key}"),
+            Self::Patch { key, value } => write!(f, "patch {key} to {value:?}"),
+            Self::Pages { limit } => write!(f, "list in pages of {limit}"),
+            Self::ListAny => write!(f, "list any version"),
             Self::Get { key } => write!(f, "get {key}"),
             Self::List => write!(f, "list"),
         }
@@ -279,6 +322,7 @@ impl fmt::Display for Outcome {
             Self::Read(Some(found)) => write!(f, "read {found}"),
             Self::Read(None) => write!(f, "read nothing"),
             Self::Listed { revision, objects } => write!(f, "listed {} objects at {revision}", objects.len()),
+            Self::Shown { revision, objects } => write!(f, "shown {} objects at {revision}", objects.len()),
             Self::Unknown => write!(f, "unknown"),
             Self::NotEntered => write!(f, "not entered"),
         }
@@ -331,6 +375,8 @@ mod tests {
             ],
             watches: vec![Watched { client: 2, streams: vec![stream] }],
             truth: Truth { events: vec![event] },
+            finals: vec![1],
+            closing: Some(Closing { revision: 1, clients: vec![2] }),
         };
         let text = serde_json::to_string(&history).unwrap();
         assert_eq!(serde_json::from_str::<History>(&text).unwrap(), history);

@@ -154,7 +154,7 @@ fn known(history: &History) -> Vec<(u64, u64, usize)> {
 fn lower(outcome: &Outcome) -> Option<u64> {
     match outcome {
         Outcome::Written { revision } | Outcome::Deleted { revision: Some(revision) } => Some(*revision),
-        Outcome::Listed { revision, .. } => Some(*revision),
+        Outcome::Listed { revision, .. } | Outcome::Shown { revision, .. } => Some(*revision),
         Outcome::Read(Some(found)) => Some(found.revision),
         _ => None,
     }

@@ -11,15 +11,19 @@ mod matching;
 mod search;
 mod semantics;
 
+pub mod bounds;
 pub mod calls;
 pub mod figures;
+pub mod finals;
 pub mod history;
 pub mod linearizable;
 pub mod lists;
 pub mod lost;
 pub mod malformed;
+pub mod memory;
 pub mod order;
 pub mod phantom;
+pub mod stream;
 pub mod watches;
 
 #[cfg(test)]
@@ -54,6 +58,7 @@ pub fn check(history: &History) -> Vec<Violation> {
     let checks = [
         malformed::check,
         lost::check,
+        finals::check,
         phantom::check,
         order::check,
         lists::check,

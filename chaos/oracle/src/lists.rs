@@ -3,7 +3,7 @@
 //! (<https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions>;
 //! a list torn across revisions is the read skew of Berenson et al. 1995). A get
 //! shows a value at the revision that put it. Whether either is fresh is for
-//! `order.rs` and `linearizable.rs`. Called by `check`.
+//! `order.rs` and `linearizable.rs`; a list of any version need not be. Called by `check`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,9 @@ pub fn check(history: &History) -> Vec<Violation> {
     let mut found = Vec::new();
     for (number, operation) in history.operations.iter().enumerate() {
         let why = match (&operation.outcome, operation.call.key()) {
-            (Outcome::Listed { revision, objects }, _) => differences(objects, &index.state(*revision)),
+            (Outcome::Listed { revision, objects } | Outcome::Shown { revision, objects }, _) => {
+                differences(objects, &index.state(*revision))
+            }
             (Outcome::Read(Some(version)), Some(key)) => {
                 let here = index.at(version.revision);
                 let same = here.is_some_and(|e| e.key == key && e.change.after() == Some(&version.value));

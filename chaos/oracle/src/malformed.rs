@@ -60,7 +60,11 @@ fn fits(operation: &Operation) -> bool {
             matches!(outcome, Outcome::Deleted { .. } | Outcome::Refused(Conflict | NotFound))
         }
         (Call::Get { .. }, outcome) => matches!(outcome, Outcome::Read(_)),
-        (Call::List, outcome) => matches!(outcome, Outcome::Listed { .. }),
+        (Call::Patch { .. }, outcome) => {
+            matches!(outcome, Outcome::Written { .. } | Outcome::Refused(NotFound))
+        }
+        (Call::List | Call::Pages { .. }, outcome) => matches!(outcome, Outcome::Listed { .. }),
+        (Call::ListAny, outcome) => matches!(outcome, Outcome::Shown { .. }),
     }
 }
 
@@ -95,6 +99,8 @@ mod tests {
             (Call::List, Refusal::NotFound),
             (create.clone(), Refusal::Conflict),
             (create, Refusal::NotFound),
+            (Call::Patch { key: "a".into(), value: "w".into() }, Refusal::Conflict),
+            (Call::ListAny, Refusal::NotFound),
         ] {
             let mut run = Run::default();
             run.refused(0, call, refusal, (1, 2));

@@ -55,6 +55,7 @@ fn fitting(history: &History, index: &Index<'_>) -> Vec<Violation> {
             // A value without a writer is for `phantom.rs`.
             Change::Put { value } => match index.writer(value).map(|(_, writer)| &writer.call) {
                 Some(Call::Create { .. }) => state.is_none(),
+                Some(Call::Patch { .. }) => state.is_some(),
                 Some(Call::Update { expected, .. }) => {
                     state == Some((expected.revision, expected.value.as_str()))
                 }

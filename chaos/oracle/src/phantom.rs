@@ -85,7 +85,7 @@ fn in_answers<'a>(history: &'a History, index: &Index<'_>) -> Vec<Sighting<'a>> 
     for (number, operation) in history.operations.iter().enumerate() {
         let found: Vec<(&str, &Versioned)> = match &operation.outcome {
             Outcome::Read(Some(found)) => operation.call.key().map(|key| (key, found)).into_iter().collect(),
-            Outcome::Listed { objects, .. } => {
+            Outcome::Listed { objects, .. } | Outcome::Shown { objects, .. } => {
                 objects.iter().map(|(key, found)| (key.as_str(), found)).collect()
             }
             _ => continue,

@@ -52,6 +52,9 @@ pub(super) fn role(operation: &Operation) -> Option<Role<&str>> {
         (Call::Update { expected, value, .. }, Outcome::Written { .. } | Outcome::Unknown) => {
             Role::Change { when: Is(expected.value.as_str()), to: Some(value.as_str()) }
         }
+        (Call::Patch { value, .. }, Outcome::Written { .. } | Outcome::Unknown) => {
+            Role::Change { when: Present, to: Some(value.as_str()) }
+        }
         (Call::Delete { expected, .. }, Outcome::Deleted { .. } | Outcome::Unknown) => {
             Role::Change { when: expected.as_ref().map_or(Present, |e| Is(e.value.as_str())), to: None }
         }
@@ -60,9 +63,10 @@ pub(super) fn role(operation: &Operation) -> Option<Role<&str>> {
             Call::Update { expected, .. } | Call::Delete { expected: Some(expected), .. },
             Outcome::Refused(Refusal::Conflict),
         ) => Role::Observe(IsNot(expected.value.as_str())),
-        (Call::Update { .. } | Call::Delete { .. }, Outcome::Refused(Refusal::NotFound)) => {
-            Role::Observe(Absent)
-        }
+        (
+            Call::Update { .. } | Call::Delete { .. } | Call::Patch { .. },
+            Outcome::Refused(Refusal::NotFound),
+        ) => Role::Observe(Absent),
         (Call::Get { .. }, Outcome::Read(found)) => {
             Role::Observe(found.as_ref().map_or(Absent, |found| Is(found.value.as_str())))
         }

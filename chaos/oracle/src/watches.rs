@@ -7,7 +7,8 @@
 //!
 //! A stream delivers precisely the truth's events after `from` up to `reached`,
 //! in order. The next stream of the client resumes at `reached`, or lists anew at
-//! that revision or a later one.
+//! that revision or a later one. The last stream of a client that watched until the
+//! end reaches the final revision: one that delivers nothing is not exact.
 
 use super::Violation;
 use super::index::{Index, violation};
@@ -34,7 +35,27 @@ pub fn check(history: &History) -> Vec<Violation> {
             before = Some(stream);
         }
     }
+    found.extend(unfinished(history));
     found
+}
+
+/// The watches that never came to the final revision.
+fn unfinished(history: &History) -> Vec<Violation> {
+    let Some(closing) = &history.closing else { return Vec::new() };
+    let late = closing.clients.iter().filter_map(|client| {
+        let streams = history.watches.iter().find(|watched| watched.client == *client);
+        let last = streams.and_then(|watched| watched.streams.last());
+        let how = match last {
+            Some(stream) if stream.reached >= closing.revision => return None,
+            Some(stream) => {
+                format!("its last stream began after {} and reached {}", stream.from, stream.reached)
+            }
+            None => "it has no stream at all".to_owned(),
+        };
+        let revision = closing.revision;
+        Some(violation(CHECK, format!("silent: client {client} never saw revision {revision}: {how}")))
+    });
+    late.collect()
 }
 
 /// Whether a stream begins where the one before it ended.
@@ -104,7 +125,7 @@ fn backwards(before: &[Event], event: &Event, last: u64) -> String {
 mod tests {
     use super::super::fixtures::{Run, objects, rejected};
     use super::*;
-    use crate::history::Change;
+    use crate::history::{Change, Closing};
 
     fn run() -> Run {
         let mut run = Run::default();
@@ -128,6 +149,23 @@ mod tests {
         run.history.watches[1].streams[1].listed = Some(objects(&[("a", "a2", 5), ("c", "c1", 9)]));
         run.watch(9, 99, 99);
         assert_eq!(check(&run.history), []);
+    }
+
+    #[test]
+    fn a_watch_that_is_silent_at_the_end() {
+        let mut run = run();
+        run.watch(7, 0, 9).watch(8, 0, 6);
+        let closing = |clients: &[usize]| Some(Closing { revision: 9, clients: clients.to_vec() });
+        run.history.closing = closing(&[7]);
+        assert_eq!(check(&run.history), []);
+        run.history.closing = closing(&[7, 8]);
+        rejected(&check(&run.history), "silent: client 8", "its last stream began after 0 and reached 6");
+        run.history.closing = closing(&[9]);
+        rejected(&check(&run.history), "silent: client 9", "no stream at all");
+        // It resumed where it had ended, and nothing came any more.
+        run.watch(8, 6, 6);
+        run.history.closing = closing(&[8]);
+        rejected(&check(&run.history), "silent: client 8", "began after 6 and reached 6");
     }
 
     #[test]

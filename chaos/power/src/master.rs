@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use consensus::{
     AutopilotConfig, Consensus, ConsensusConfig, DEFAULT_ELECTION_MAX, DEFAULT_ELECTION_MIN,
-    DEFAULT_HEARTBEAT, DEFAULT_SNAPSHOT_COUNT, FIRST_NODE_ID, MasterAddress, Objects, ProposeOptions, Room,
+    DEFAULT_HEARTBEAT, DEFAULT_SNAPSHOT_COUNT, DiskReserve, FIRST_NODE_ID, MasterAddress, Objects,
+    ProposeOptions,
 };
 use proto_env::{CancellationToken, Env, TlsNetwork};
 use rand::rngs::StdRng;
@@ -84,7 +85,7 @@ async fn start(life: &Life, env: Env) -> Result<Arc<Consensus>> {
         snapshot_count: DEFAULT_SNAPSHOT_COUNT,
         objects: Objects::Sled,
         started_before: false,
-        room: Room::default(),
+        disk_reserve: DiskReserve::default(),
         autopilot: AutopilotConfig::default(),
         peers: Vec::new(),
     };

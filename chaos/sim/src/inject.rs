@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chaos_spec::experiment::Entry;
-use chaos_spec::fault::{ClockChange, DiskKind, Fault, Member, WorkerKind};
+use chaos_spec::fault::{BusyKind, ClockChange, DiskKind, Fault, Member, WorkerKind};
 use chaos_spec::report::FaultRecord;
 use chaos_spec::resolve::Link;
 use chaos_spec::units::Offset;
 use chaos_spec::{Group, NodeName, Target};
 use consensus::VoteSeen;
+use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
@@ -30,6 +31,10 @@ use crate::world::World;
 const UNFELT: Duration = Duration::from_millis(100);
 /// How long a power loss waits for somebody who has just voted.
 const AIM: Duration = Duration::from_secs(4);
+/// For how long a master whose processor is busy stands still, and goes on, in milliseconds.
+const STALL_MS: std::ops::RangeInclusive<u64> = 2..=40;
+/// What a sync takes on a disk that others write to as fast as they can.
+const BUSY_SYNC: Duration = Duration::from_millis(60);
 /// Where on a machine files are damaged.
 const AT_REST: &str = "/master/log";
 
@@ -38,6 +43,9 @@ enum Undo {
     Repair(Vec<Link>),
     Unshape(Vec<Link>, fn(&mut Shape)),
     Start(Vec<NodeName>),
+    Resume(Vec<NodeName>),
+    /// With how often they stood still before.
+    Calm(Vec<NodeName>, u64),
     /// With how many syncs there had been before.
     Quick(NodeName, u64),
     /// With how many calls had failed before.
@@ -47,7 +55,7 @@ enum Undo {
     Worker(NodeName, WorkerKind, Duration),
 }
 
-/// The hand that does it.
+/// Carries out the schedule of one run.
 pub struct Injector {
     schedule: VecDeque<(usize, Entry)>,
     /// What is due and has found nobody to strike yet.
@@ -61,6 +69,12 @@ pub struct Injector {
     /// How many faults hold each direction cut.
     cuts: BTreeMap<Link, u32>,
     down: BTreeSet<NodeName>,
+    /// How many faults let each master stand still.
+    paused: BTreeMap<NodeName, u32>,
+    /// Masters whose processor others keep busy: whether each stands still, and until when that stays so.
+    busy: BTreeMap<NodeName, (bool, Duration)>,
+    /// How often masters stood still because of that.
+    stalls: u64,
     /// How many faults keep each worker away.
     away: BTreeMap<NodeName, u32>,
     /// When a worker last came back.
@@ -94,6 +108,9 @@ impl Injector {
             active: Vec::new(),
             cuts: BTreeMap::new(),
             down: BTreeSet::new(),
+            paused: BTreeMap::new(),
+            busy: BTreeMap::new(),
+            stalls: 0,
             away: BTreeMap::new(),
             back: Duration::ZERO,
             votes: BTreeMap::new(),
@@ -109,6 +126,7 @@ impl Injector {
     pub fn step(&mut self, world: &mut World<'_>) {
         let now = world.elapsed().saturating_sub(self.origin);
         self.end_due(world, now);
+        self.stall(world, now);
         // A master that has come meanwhile may link two sides.
         if !self.cuts.is_empty() {
             self.isolate(world);
@@ -147,6 +165,21 @@ impl Injector {
                 record.ended = Some(now);
             }
             tracing::info!(target: "chaos", what = record.what, fired, "fault");
+        }
+    }
+
+    /// Lets masters whose processor is busy stand still for a while, and go on for a while.
+    fn stall(&mut self, world: &mut World<'_>, now: Duration) {
+        for (node, (stands, until)) in &mut self.busy {
+            if *until > now {
+                continue;
+            }
+            *stands = !*stands;
+            *until = now + Duration::from_millis(self.random.random_range(STALL_MS));
+            self.stalls += u64::from(*stands);
+            if !self.paused.contains_key(node) {
+                world.pause(*node, *stands);
+            }
         }
     }
 
@@ -225,6 +258,26 @@ impl Injector {
                         world.start(node);
                     }
                 }
+            }
+            Undo::Resume(nodes) => {
+                for node in nodes {
+                    let held = self.paused.entry(node).or_insert(1);
+                    *held -= 1;
+                    // One that was killed meanwhile and started again does not stand still.
+                    if *held == 0 {
+                        self.paused.remove(&node);
+                        world.pause(node, false);
+                    }
+                }
+            }
+            Undo::Calm(nodes, before) => {
+                for node in nodes {
+                    self.busy.remove(&node);
+                    if !self.paused.contains_key(&node) {
+                        world.pause(node, false);
+                    }
+                }
+                self.records[index].fired += self.stalls - before;
             }
             Undo::Disk(node, before) => {
                 if let Some(machine) = world.machine(node) {
@@ -344,8 +397,28 @@ impl Injector {
                 }
                 Some(nodes.len() as u64)
             }
-            // Not in this world: a master that stands still without dying.
-            Fault::Pause(_) => Some(0),
+            Fault::Busy(busy) => {
+                let nodes = some(group.nodes(&busy.target))?;
+                match busy.kind {
+                    BusyKind::Disk => {
+                        let kind = DiskKind::SlowFsync { delay: BUSY_SYNC };
+                        Some(self.disk(world, nodes, index, end, kind))
+                    }
+                    BusyKind::Processor => {
+                        self.busy.extend(nodes.iter().map(|node| (*node, (false, entry.at))));
+                        self.active.push((end, index, Undo::Calm(nodes, self.stalls)));
+                        Some(0)
+                    }
+                }
+            }
+            Fault::Pause(strike) => {
+                let mut nodes = some(group.nodes(&strike.target))?;
+                nodes.retain(|node| world.pause(*node, true));
+                nodes.iter().for_each(|node| *self.paused.entry(*node).or_default() += 1);
+                let count = nodes.len() as u64;
+                self.active.push((end, index, Undo::Resume(nodes)));
+                Some(count)
+            }
         }
     }
 
@@ -403,6 +476,10 @@ impl Injector {
                 DiskKind::Enospc => fails(Failure::Full),
                 DiskKind::SlowFsync { delay } => {
                     machine.disk.set_slow(delay);
+                    Undo::Quick(node, machine.disk.syncs())
+                }
+                DiskKind::Iops { limit } => {
+                    machine.disk.set_slow(Duration::from_secs(1) / limit);
                     Undo::Quick(node, machine.disk.syncs())
                 }
                 DiskKind::Bitflip => {

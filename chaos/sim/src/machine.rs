@@ -1,6 +1,6 @@
 //! One machine of the simulated cluster with the master that runs on it: the same
 //! `master_node::build` as in production, over simulated seams. What lies on
-//! its disk outlives restarts; turmoil starts and crashes the rest.
+//! its disk outlives restarts; `world.rs` starts, pauses and kills the rest.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -26,6 +26,7 @@ use crate::seams::clock::SimClock;
 use crate::seams::disk::SimDisk;
 use crate::seams::network::SimNetwork;
 use crate::seams::random::SimRandom;
+use crate::seams::sockets::Sockets;
 use crate::workload::Workload;
 
 /// Port of the API.
@@ -52,6 +53,8 @@ pub struct Machine {
     pub home: MemoryHome,
     /// Its clocks.
     pub clock: Arc<SimClock>,
+    /// Its sockets, which outlive a pause of the master but no end of it.
+    pub sockets: Sockets,
     /// Seed, ways and whom to ask: shared by everything in the world.
     workload: Workload,
     scale: Scale,
@@ -86,6 +89,7 @@ impl Machine {
             disk: SimDisk::default(),
             home: MemoryHome::default(),
             clock: Arc::default(),
+            sockets: Sockets::new(workload.links.clone()),
             workload: workload.clone(),
             scale: Scale::of(cluster.distance),
             snapshot_count: cluster.snapshot_count.unwrap_or(consensus::DEFAULT_SNAPSHOT_COUNT),
@@ -100,7 +104,7 @@ impl Machine {
         Ok(Arc::new(machine))
     }
 
-    /// Runs the master, and again when it ends, until turmoil takes it away.
+    /// Runs the master, and again when it ends, until its process is taken away.
     pub async fn run(self: Arc<Self>) {
         loop {
             match self.once().await {
@@ -133,7 +137,7 @@ impl Machine {
                 self.workload.seed,
                 (u64::from(self.node.number()) << 32) | start,
             )),
-            network: Arc::new(SimNetwork::new(self.workload.links.clone())),
+            network: Arc::new(SimNetwork::of_process(self.sockets.requests())),
             disk: Arc::new(self.disk.clone()),
             blocking: Blocking::Inline,
             shutdown: CancellationToken::new(),

@@ -4,7 +4,7 @@
 //! | file | does |
 //! | --- | --- |
 //! | `determinism.rs`, `trace.rs` | the same seed, the same run, and the proof of it |
-//! | `seams/` | clock, random, network and disk as a master sees them |
+//! | `seams/` | processes, sockets, clock, random, network and disk as a master sees them |
 //! | `plan.rs` | an experiment drawn from the seed, where no file gives one |
 //! | `scale.rs` | how far apart the masters are, and what follows |
 //! | `world.rs`, `machine.rs` | the machines, each with its master built as in production |

@@ -18,17 +18,24 @@ use crate::machine;
 use crate::seams::clock;
 use chaos_oracle::Violation;
 use chaos_oracle::calls::KEY_PREFIX;
-use chaos_oracle::history::{Change, Event, History, Operation, Outcome, Stamps, Truth, Watched};
+use chaos_oracle::history::{
+    Call, Change, Closing, Event, History, Operation, Outcome, Stamps, Truth, Versioned, Watched,
+};
 
 /// Where the clients' objects lie in the store.
 const PREFIX: &str = "/registry/core/configmaps/default/";
+/// The final state of master `mN` is read as this client and N.
+const FINAL: usize = 20_000;
 
 #[derive(Default)]
 struct Seen {
     stamps: Stamps,
     operations: Vec<Operation>,
     acknowledged: usize,
-    watches: BTreeMap<usize, Watched>,
+    watches: BTreeMap<usize, Arc<Mutex<Watched>>>,
+    /// Operations that read the final state of a replica.
+    finals: Vec<usize>,
+    closing: Option<Closing>,
     truth: BTreeMap<u64, Event>,
     /// Who led each term.
     leaders: BTreeMap<u64, (Duration, NodeName)>,
@@ -66,7 +73,9 @@ impl Observer {
     pub fn operation(&self, operation: Operation, asked: IpAddr) {
         tracing::info!(target: "client", %operation, "operation");
         let mut seen = self.lock();
-        let answered = !matches!(operation.outcome, Outcome::NotEntered | Outcome::Unknown);
+        // A list of any version needs no majority.
+        let answered =
+            !matches!(operation.outcome, Outcome::NotEntered | Outcome::Unknown | Outcome::Shown { .. });
         if let Some(by) = machine::master_at(asked).filter(|_| answered)
             && let Some(what) = seen.minority.acknowledged(by, operation.called)
         {
@@ -76,9 +85,53 @@ impl Observer {
         seen.operations.push(operation);
     }
 
-    /// What a watching client has seen so far.
-    pub fn watched(&self, watched: Watched) {
-        self.lock().watches.insert(watched.client, watched);
+    /// A client watches, and adds here to what it has seen, until the end of the run.
+    pub fn watches(&self, client: usize, watched: &Arc<Mutex<Watched>>) {
+        self.lock().watches.insert(client, watched.clone());
+    }
+
+    /// From now on every watch must come to this revision.
+    pub fn close(&self, revision: u64) {
+        let mut seen = self.lock();
+        seen.closing = Some(Closing { revision, clients: seen.watches.keys().copied().collect() });
+    }
+
+    /// Whether every watch has come to the revision of [`Observer::close`].
+    pub fn is_closed(&self) -> bool {
+        let seen = self.lock();
+        let closing = seen.closing.as_ref().map_or(0, |closing| closing.revision);
+        seen.watches.values().all(|watched| {
+            let watched = watched.lock().unwrap_or_else(PoisonError::into_inner);
+            watched.streams.last().is_some_and(|stream| stream.reached >= closing)
+        })
+    }
+
+    /// Reads what the replica of each of these nodes holds, as a list of nobody's that is part of the history.
+    pub fn read_finals(&self, nodes: &[NodeName]) {
+        for (node, master) in self.masters().into_iter().filter(|(node, _)| nodes.contains(node)) {
+            let called = self.stamp();
+            let page = match master.store().range(PREFIX, None, 0, None) {
+                Ok(page) => page,
+                Err(error) => {
+                    self.violation("observer", format!("{node}: {error:?}"));
+                    continue;
+                }
+            };
+            let events =
+                page.objects.iter().filter_map(|object| event_of(object.mod_revision, Some(object), None));
+            let objects = events.map(|event| {
+                let version = Versioned { revision: event.revision, value: event.change.value().to_owned() };
+                (event.key, version)
+            });
+            let outcome = Outcome::Listed { revision: page.revision, objects: objects.collect() };
+            let client = FINAL + node.number() as usize;
+            let operation = Operation { client, call: Call::List, called, returned: self.stamp(), outcome };
+            tracing::info!(target: "chaos", %node, %operation, "final state");
+            let mut seen = self.lock();
+            let number = seen.operations.len();
+            seen.finals.push(number);
+            seen.operations.push(operation);
+        }
     }
 
     /// Something that must never happen has happened.
@@ -184,8 +237,13 @@ impl Observer {
         let mut seen = self.lock();
         let history = History {
             operations: std::mem::take(&mut seen.operations),
-            watches: std::mem::take(&mut seen.watches).into_values().collect(),
+            watches: std::mem::take(&mut seen.watches)
+                .into_values()
+                .map(|watched| watched.lock().unwrap_or_else(PoisonError::into_inner).clone())
+                .collect(),
             truth: Truth { events: std::mem::take(&mut seen.truth).into_values().collect() },
+            finals: std::mem::take(&mut seen.finals),
+            closing: seen.closing.take(),
         };
         let journal = std::mem::take(&mut seen.journal);
         let mut violations = std::mem::take(&mut seen.violations);

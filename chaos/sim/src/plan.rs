@@ -88,11 +88,22 @@ pub fn random(seed: u64, masters: u32, duration: Duration, pace: Pace) -> Result
             clients: random.random_range(2..6),
             rate,
             keys: keys(rate, duration),
-            mix: Mix { create: 4, update: 8, delete: 2, get: 6, list: 2, watch: 1 },
+            mix: Mix {
+                create: 4,
+                update: 7,
+                delete: 2,
+                get: 6,
+                list: 1,
+                watch: 1,
+                patch: 1,
+                page: 1,
+                any_version: 1,
+            },
         },
         schedule: Vec::new(),
         invariants: Invariant::ALL.to_vec(),
         recover_within: Duration::from_secs(60),
+        bounds: Default::default(),
         abort_if: Default::default(),
         duration,
     };
@@ -124,6 +135,14 @@ fn schedule(random: &mut StdRng, experiment: &mut Experiment, stretch: u32) {
                 let longest = if stretch > 1 { 75_000 } else { 25_000 };
                 lasts = Duration::from_millis(random.random_range(1000..longest)).min(duration - at);
                 Some(worker(random))
+            }
+            1 => {
+                // Half of them are short, as of a processor that does something else.
+                if random.random_bool(0.5) {
+                    lasts =
+                        (Duration::from_millis(random.random_range(50..400)) * stretch).min(duration - at);
+                }
+                Some(pause(random, masters))
             }
             _ => fault(random, masters, &mut replaced, &mut damaged),
         };
@@ -185,6 +204,17 @@ fn fault(
         94..98 if several => replacement(random, masters, replaced)?,
         _ => return None,
     })
+}
+
+/// Masters that stand still, most of all the one that leads.
+fn pause(random: &mut StdRng, masters: u32) -> Fault {
+    let target = match random.random_range(0..8) {
+        0 => Target::All,
+        1 if masters >= 3 => Target::Majority,
+        2..4 if masters >= 3 => Target::Follower,
+        _ => Target::Leader,
+    };
+    Fault::Pause(Strike { target })
 }
 
 fn worker(random: &mut StdRng) -> Fault {
@@ -264,6 +294,7 @@ mod tests {
             "disk-slow-fsync",
             "disk-bitflip",
             "worker-kill",
+            "pause",
         ] {
             assert!(kinds.contains(kind), "{kind} is not in {kinds:?}");
         }

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use chaos_oracle::Violation;
 use chaos_oracle::figures::{self, Answered, COMMIT, whole_after};
 use chaos_oracle::history::History;
+use chaos_oracle::{Violation, bounds};
 use chaos_spec::report::{FaultRecord, Mode};
 use chaos_spec::{Experiment, NodeName, Report, Verdict};
 
@@ -31,7 +31,11 @@ pub fn build(experiment: &Experiment, seed: u64, mut faults: Vec<FaultRecord>, s
     for fault in &mut faults {
         recovery(fault, &seen, &acknowledged);
     }
-    let (violations, open) = figures::findings(&seen.violations, &acknowledged);
+    let (mut violations, open) = figures::findings(&seen.violations, &acknowledged);
+    let bounds = &experiment.spec.bounds;
+    let elections = (seen.leaders.len() as u64).saturating_sub(1);
+    violations.extend(bounds::check(bounds, seen.history, seen.origin, elections, &faults));
+    let invariants = experiment.spec.invariants.iter().map(|invariant| invariant.name().to_owned());
     Report {
         experiment: experiment.metadata.name.clone(),
         seed: Some(seed),
@@ -40,7 +44,7 @@ pub fn build(experiment: &Experiment, seed: u64, mut faults: Vec<FaultRecord>, s
         started: seen.origin,
         ended: seen.ended,
         verdict: Verdict::judge(&violations, &faults, open),
-        checks: experiment.spec.invariants.iter().map(|invariant| invariant.name().to_owned()).collect(),
+        checks: bounds::names(bounds).into_iter().chain(invariants).collect(),
         availability: figures::availability(
             seen.history,
             seen.origin,
@@ -48,7 +52,7 @@ pub fn build(experiment: &Experiment, seed: u64, mut faults: Vec<FaultRecord>, s
         ),
         operations: figures::operations(seen.history, &seen.violations),
         latency: figures::latency(seen.history),
-        elections: (seen.leaders.len() as u64).saturating_sub(1),
+        elections,
         faults,
         violations,
         notes: Vec::new(),
@@ -58,6 +62,8 @@ pub fn build(experiment: &Experiment, seed: u64, mut faults: Vec<FaultRecord>, s
 fn recovery(fault: &mut FaultRecord, seen: &Seen<'_>, acknowledged: &[Answered]) {
     let at = fault.at;
     let since = |moment: Duration| moment.saturating_sub(seen.origin).checked_sub(at);
+    // A leader is seen in the moment in which it begins to lead: nobody sees its term before.
+    fault.detect = seen.leaders.iter().find_map(|(moment, ..)| since(*moment).filter(|it| !it.is_zero()));
     fault.elect = seen.leaders.iter().find_map(|(moment, ..)| since(*moment).filter(|it| !it.is_zero()));
     let first = acknowledged.iter().find(|write| write.called >= at);
     fault.first_write = first.map(|write| write.returned.saturating_sub(at));

@@ -23,6 +23,9 @@ const BOOT_LIMIT: Duration = Duration::from_secs(120);
 const HEALED_WRITES: usize = 20;
 /// Longer than any call of a client.
 const DRAIN: Duration = Duration::from_secs(8);
+/// How long all watches may take to come to the final revision, masters side by side: those that meet a silent one
+/// go on elsewhere after some seconds.
+const CLOSE: Duration = Duration::from_secs(30);
 /// How often it is looked whether the cluster is whole, with masters side by side.
 const SAMPLE: Duration = Duration::from_millis(50);
 /// How often it is looked into all masters.
@@ -70,7 +73,10 @@ pub fn run(options: Options) -> Result<Report> {
         run.world.observer.violation("boots", format!("no cluster after {BOOT_LIMIT:?}"));
     }
     run.drain()?;
+    run.close()?;
     run.compare_replicas();
+    let members = run.world.members();
+    run.world.observer.read_finals(&members);
     let (history, mut violations) = run.world.observer.take();
     violations.extend(oracle::check(&history));
     run.keep(&history)?;
@@ -121,6 +127,7 @@ impl Run<'_> {
     /// Takes all faults away and waits until the cluster serves again, whole.
     fn heal(&mut self, injector: &mut Injector) -> Result<()> {
         injector.heal(&mut self.world);
+        self.world.mark_healed();
         let limit = self.options.experiment.spec.recover_within;
         let before = self.world.observer.acknowledged();
         let healed = self.until(limit, |world| {
@@ -154,6 +161,19 @@ impl Run<'_> {
             let first = masters.first().map(|(_, master)| master.store().revision());
             masters.iter().all(|(_, master)| Some(master.store().revision()) == first)
         })?;
+        Ok(())
+    }
+
+    /// Every watch comes to the revision that all replicas have now, streams in progress too.
+    fn close(&mut self) -> Result<()> {
+        let masters = self.world.observer.masters();
+        let Some(revision) = masters.iter().map(|(_, master)| master.store().revision()).min() else {
+            return Ok(());
+        };
+        drop(masters);
+        self.world.observer.close(revision);
+        let limit = self.world.scale.stretch(CLOSE);
+        self.until(limit, |world| world.observer.is_closed())?;
         Ok(())
     }
 

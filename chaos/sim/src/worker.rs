@@ -111,7 +111,7 @@ impl Worker {
             organization: Some(MASTERS_ORGANIZATION),
             connect_timeout: ANSWER,
         };
-        let network = Arc::new(SimNetwork::with_identity(self.workload.links.clone(), self.identity()));
+        let network = Arc::new(SimNetwork::of_host(self.workload.links.clone(), self.identity()));
         let channel = channel(network, &format!("{master}:{PEER_PORT}"), options).ok()?;
         let (sender, receiver) = mpsc::channel(2);
         sender.send(self.next(sequence)).await.ok()?;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,8 +19,9 @@ use crate::machine;
 use crate::observer::Observer;
 use crate::seams::links::Links;
 use crate::seams::random::generator;
-use chaos_oracle::calls::{KEY_PREFIX, outcome, request};
-use chaos_oracle::history::{Call, Operation, Outcome, Versioned};
+use chaos_oracle::calls::outcome;
+use chaos_oracle::history::{Operation, Outcome};
+use chaos_oracle::memory::Memory;
 
 /// Where the clients' objects are.
 pub const COLLECTION: &str = "/api/v1/namespaces/default/configmaps";
@@ -35,6 +36,8 @@ pub struct Workload {
     pub begun: Arc<AtomicBool>,
     /// Set when no more calls may begin.
     pub ended: Arc<AtomicBool>,
+    /// The revision of the masters when the last fault had ended.
+    pub healed_at: Arc<AtomicU64>,
     /// Where calls are reported.
     pub observer: Observer,
     /// Seed of the run.
@@ -53,21 +56,18 @@ struct Worker {
 }
 
 struct State {
-    random: StdRng,
+    memory: Memory,
     /// Connections that are free, by master.
     idle: BTreeMap<IpAddr, Vec<Client>>,
     /// The master this client prefers for a while.
     at: IpAddr,
-    /// What it last saw of each object.
-    seen: BTreeMap<String, Versioned>,
-    writes: u64,
 }
 
 impl Workload {
     /// The load of an experiment.
     pub fn new(spec: &spec::Workload, observer: Observer, seed: u64, links: Links) -> Self {
-        let (begun, ended, masters) = Default::default();
-        Self { begun, ended, observer, seed, links, spec: *spec, masters }
+        let (begun, ended, healed_at, masters) = Default::default();
+        Self { begun, ended, healed_at, observer, seed, links, spec: *spec, masters }
     }
 
     /// Which masters the clients may ask from now on.
@@ -108,6 +108,9 @@ impl Workload {
         for number in 0..self.watchers() {
             tokio::spawn(self.clone().watcher(number));
         }
+        if self.watchers() > 0 {
+            tokio::spawn(self.clone().last_watchers());
+        }
         for number in 0..self.clients() {
             tokio::spawn(self.clone().client(number));
         }
@@ -119,8 +122,7 @@ impl Workload {
     pub async fn client(self, number: usize) {
         let mut random = generator(self.seed, 1000 + number as u64);
         let at = self.any_master(&mut random);
-        let (idle, seen) = Default::default();
-        let state = Mutex::new(State { random, idle, at, seen, writes: 0 });
+        let state = Mutex::new(State { memory: Memory::new(number, random), idle: BTreeMap::new(), at });
         let worker = Arc::new(Worker { number, workload: self, state });
         let in_flight = Arc::new(Semaphore::new(CALLS_MAX));
         let flag = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
@@ -169,23 +171,22 @@ impl Worker {
     /// Until the next call: between nothing and twice the mean.
     fn pause(&self) -> Duration {
         let mean_us = 1_000_000 * u64::from(self.workload.spec.clients) / u64::from(self.workload.spec.rate);
-        Duration::from_micros(self.lock().random.random_range(0..=2 * mean_us))
+        Duration::from_micros(self.lock().memory.random.random_range(0..=2 * mean_us))
     }
 
     async fn step(&self) {
         let (call, at, idle) = {
             let state = &mut *self.lock();
-            if state.random.random_ratio(1, 8) {
-                state.at = self.workload.any_master(&mut state.random);
+            if state.memory.random.random_ratio(1, 8) {
+                state.at = self.workload.any_master(&mut state.memory.random);
             }
-            let call = state.next_call(self.number, &self.workload.spec);
+            let call = state.memory.next_call(&self.workload.spec);
             let idle = state.idle.get_mut(&state.at).and_then(Vec::pop);
             (call, state.at, idle)
         };
         let mut client = idle.unwrap_or_else(|| Client::new(at, self.workload.links.clone()));
         let called = self.workload.observer.stamp();
-        let (method, path, body) = request(COLLECTION, &call);
-        let answer = client.ask(method, &path, body.as_ref()).await;
+        let answer = client.call(COLLECTION, &call).await;
         let returned = self.workload.observer.stamp();
         let outcome = match answer {
             Ok(answer) => outcome(&call, answer.status, &answer.body),
@@ -200,69 +201,13 @@ impl Worker {
             let state = &mut *self.lock();
             if matches!(outcome, Outcome::NotEntered | Outcome::Unknown) {
                 // Elsewhere it may go better.
-                state.at = self.workload.any_master(&mut state.random);
+                state.at = self.workload.any_master(&mut state.memory.random);
             } else {
                 state.idle.entry(at).or_default().push(client);
             }
-            state.learn(&call, &outcome);
+            state.memory.learn(&call, &outcome);
         }
         let operation = Operation { client: self.number, call, called, returned, outcome };
         self.workload.observer.operation(operation, at);
-    }
-}
-
-impl State {
-    fn next_call(&mut self, client: usize, spec: &spec::Workload) -> Call {
-        let key = format!("{KEY_PREFIX}{}", self.random.random_range(0..spec.keys));
-        let seen = self.seen.get(&key).cloned();
-        let mix = &spec.mix;
-        let weights = [mix.create, mix.update, mix.delete, mix.get, mix.list];
-        let mut draw = self.random.random_range(0..weights.iter().sum::<u32>().max(1));
-        let drawn = weights.iter().position(|weight| match draw.checked_sub(*weight) {
-            Some(rest) => {
-                draw = rest;
-                false
-            }
-            None => true,
-        });
-        match (drawn, seen) {
-            (Some(0), _) | (Some(1), None) => Call::Create { key, value: self.value(client) },
-            (Some(1), Some(expected)) => Call::Update { key, expected, value: self.value(client) },
-            // One in three does not care which version it deletes.
-            (Some(2), expected) => {
-                Call::Delete { key, expected: expected.filter(|_| self.random.random_ratio(2, 3)) }
-            }
-            (Some(4), _) => Call::List,
-            _ => Call::Get { key },
-        }
-    }
-
-    /// A value that no other write has.
-    fn value(&mut self, client: usize) -> String {
-        self.writes += 1;
-        format!("{client}-{}", self.writes)
-    }
-
-    /// What the next calls build on.
-    fn learn(&mut self, call: &Call, outcome: &Outcome) {
-        match (call, outcome) {
-            (
-                Call::Create { key, value } | Call::Update { key, value, .. },
-                Outcome::Written { revision },
-            ) => {
-                let version = Versioned { revision: *revision, value: value.clone() };
-                self.seen.insert(key.clone(), version);
-            }
-            (Call::Get { key }, Outcome::Read(Some(found))) => {
-                self.seen.insert(key.clone(), found.clone());
-            }
-            (_, Outcome::Listed { objects, .. }) => self.seen.clone_from(objects),
-            (call, Outcome::Deleted { .. } | Outcome::Read(None) | Outcome::Refused(_)) => {
-                if let Some(key) = call.key() {
-                    self.seen.remove(key);
-                }
-            }
-            _ => {}
-        }
     }
 }

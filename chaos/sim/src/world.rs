@@ -14,6 +14,8 @@ use chaos_spec::fault::{Fault, Member, Replace};
 use chaos_spec::resolve::Link;
 use chaos_spec::{Experiment, NodeName, Target};
 use consensus::NodeId;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use turmoil::{Sim, ToIpAddr};
 
 use crate::machine::{Machine, Order};
@@ -21,6 +23,8 @@ use crate::observer::Observer;
 use crate::scale::Scale;
 use crate::seams::clock::EPOCH_SECONDS;
 use crate::seams::links::{Links, Shape};
+use crate::seams::process::Process;
+use crate::seams::random::generator;
 use crate::worker::{self, Worker};
 use crate::workload::{Workload, store_token};
 
@@ -29,6 +33,8 @@ const RETIRE: Duration = Duration::from_millis(500);
 /// Where connections come from. Turmoil never takes back the port of one that a cut has swallowed, and an hour has
 /// many.
 const PORTS: RangeInclusive<u16> = 10_000..=65_535;
+/// Stream of the seed for the order of processes.
+const ORDER: u64 = 4;
 /// A master that has refused its files so often in a row does not come up by itself.
 const REFUSALS: u64 = 3;
 
@@ -45,6 +51,10 @@ pub struct World<'a> {
     cluster: Cluster,
     ticks: u64,
     machines: BTreeMap<NodeName, Arc<Machine>>,
+    /// What runs on the machines of masters that are up.
+    processes: BTreeMap<NodeName, Process>,
+    /// In which order processes go on, another one each tick.
+    order: StdRng,
     workers: BTreeMap<NodeName, Arc<Worker>>,
     /// Who should be a member in the end.
     expected: BTreeSet<NodeName>,
@@ -82,7 +92,7 @@ impl<'a> World<'a> {
         let observer = Observer::default();
         let links = Links::new(seed);
         let workload = Workload::new(&experiment.spec.workload, observer.clone(), seed, links.clone());
-        let (machines, workers, expected, retiring, suspects) = Default::default();
+        let (machines, processes, workers, expected, retiring, suspects) = Default::default();
         let named = experiment.spec.schedule.iter().filter_map(|entry| match &entry.fault {
             Fault::Member(Member::Add(new) | Member::Replace(Replace { new, .. })) => Some(new.number()),
             _ => None,
@@ -103,6 +113,8 @@ impl<'a> World<'a> {
             cluster,
             ticks: 0,
             machines,
+            processes,
+            order: generator(seed, ORDER),
             workers,
             expected,
             retiring,
@@ -133,11 +145,21 @@ impl<'a> World<'a> {
 
     fn place(&mut self, node: NodeName) -> Result<()> {
         let machine = Machine::new(node, &self.workload, &self.cluster)?;
-        let software = machine.clone();
-        self.host(machine.ip, move || software.clone().run());
+        let system = machine.clone();
+        self.host(machine.ip, move || system.sockets.serve());
         self.machines.insert(node, machine);
+        self.boot(node)?;
         self.expected.insert(node);
         self.workload.set_masters(self.addresses());
+        Ok(())
+    }
+
+    /// Starts the master of a machine whose operating system runs.
+    fn boot(&mut self, node: NodeName) -> Result<()> {
+        if let Some(machine) = self.machines.get(&node) {
+            let process = Process::start(&machine.ip.to_string(), machine.clone().run())?;
+            self.processes.insert(node, process);
+        }
         Ok(())
     }
 
@@ -220,7 +242,26 @@ impl<'a> World<'a> {
             self.replace_damaged();
             self.retire_on();
         }
+        self.run_processes();
         self.sim.step().map(drop).map_err(|error| anyhow!("the simulation stopped: {error}"))
+    }
+
+    /// One tick of all processes that do not stand still, in an order drawn from the seed.
+    fn run_processes(&mut self) {
+        let (now, tick) = (self.sim.elapsed(), self.scale.tick);
+        let mut processes: Vec<&mut Process> = self.processes.values_mut().collect();
+        processes.shuffle(&mut self.order);
+        processes.into_iter().for_each(|process| process.tick(now, tick));
+    }
+
+    /// The process on a node stands still, or goes on; false where none runs.
+    pub fn pause(&mut self, node: NodeName, paused: bool) -> bool {
+        let (Some(process), Some(machine)) = (self.processes.get_mut(&node), self.machines.get(&node)) else {
+            return false;
+        };
+        process.pause(paused);
+        self.links.stand_still(machine.ip, paused);
+        true
     }
 
     /// Who is a member, or should soon be.
@@ -270,6 +311,8 @@ impl<'a> World<'a> {
     pub fn stop(&mut self, node: NodeName, power: bool) {
         if let Some(machine) = self.machines.get(&node) {
             self.observer.last_seen(node);
+            self.processes.remove(&node);
+            self.links.stand_still(machine.ip, false);
             self.sim.crash(machine.ip);
             self.links.refuse(machine.ip, !power);
         }
@@ -280,6 +323,9 @@ impl<'a> World<'a> {
         if let Some(machine) = self.machines.get(&node).filter(|_| self.expected.contains(&node)) {
             self.links.refuse(machine.ip, false);
             self.sim.bounce(machine.ip);
+            if let Err(error) = self.boot(node) {
+                tracing::error!(%error, "a process was not started");
+            }
         }
     }
 
@@ -371,6 +417,12 @@ impl<'a> World<'a> {
         names == expected
             && members.iter().filter(|member| member.voter).count() == odd
             && self.expected.iter().all(fit)
+    }
+
+    /// The last fault has ended: what comes now every master must tell of in the end.
+    pub fn mark_healed(&self) {
+        let revisions = self.observer.masters().into_iter().map(|(_, master)| master.store().revision());
+        self.workload.healed_at.store(revisions.min().unwrap_or_default(), Ordering::Relaxed);
     }
 
     /// Clients begin.

@@ -73,6 +73,9 @@ pub struct Spec {
     /// writes are acknowledged again and the replicas agree; default 10 s.
     #[serde(default = "recover_within", with = "units::duration")]
     pub recover_within: Duration,
+    /// What holds throughout, in and outside faults.
+    #[serde(default, skip_serializing_if = "Bounds::is_empty")]
+    pub bounds: Bounds,
     /// When to give up before the end.
     #[serde(default, skip_serializing_if = "AbortIf::is_empty")]
     pub abort_if: AbortIf,
@@ -169,7 +172,7 @@ pub struct Workload {
 /// How often which operation, as weights: 3 is three times as often as 1, and
 /// what is left out never happens. One at least is above zero.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Mix {
     /// Makes an object.
     pub create: u32,
@@ -183,6 +186,21 @@ pub struct Mix {
     pub list: u32,
     /// Watches from the resourceVersion last seen.
     pub watch: u32,
+    /// Patches an object, whatever it is.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub patch: u32,
+    /// Lists all objects in pages of a few.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub page: u32,
+    /// Lists all objects of any version (`resourceVersion=0`).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub any_version: u32,
+}
+
+/// What is not asked for is left out of the file.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(weight: &u32) -> bool {
+    *weight == 0
 }
 
 /// A fault and its time.
@@ -268,6 +286,27 @@ impl Invariant {
 impl fmt::Display for Invariant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
+    }
+}
+
+/// What holds throughout the run, in and outside faults.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Bounds {
+    /// At most so many times another master leads, or the same in another term.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elections: Option<u64>,
+    /// No write waits longer for its answer, above zero. One that gets none waits for ever.
+    #[serde(default, with = "units::optional", skip_serializing_if = "Option::is_none")]
+    pub longest_write: Option<Duration>,
+    /// After each kill and each power loss of the leader a higher term is there within this, above zero.
+    #[serde(default, with = "units::optional", skip_serializing_if = "Option::is_none")]
+    pub noticed: Option<Duration>,
+}
+
+impl Bounds {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 }
 

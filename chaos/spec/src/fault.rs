@@ -39,6 +39,8 @@ pub enum Fault {
     Powerloss(Strike),
     /// The disk fails in one of several ways.
     Disk(Disk),
+    /// Other programs of the machine want all of something.
+    Busy(Busy),
     /// The wall clock is wrong. The monotonic clock is right.
     Clock(Clock),
     /// The group of masters changes, as an operator would change it.
@@ -160,6 +162,33 @@ pub enum DiskKind {
         /// Added to every sync, above zero.
         delay: Duration,
     },
+    /// No more than so many writes and syncs a second, one after the other.
+    Iops {
+        /// How many, above zero.
+        limit: u32,
+    },
+}
+
+/// A machine that other programs keep busy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Busy {
+    /// On which masters.
+    pub target: Target,
+    /// What they want.
+    pub kind: BusyKind,
+}
+
+/// What other programs want all of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BusyKind {
+    /// Every core computes. In the simulation masters stand still for some
+    /// milliseconds again and again.
+    Processor,
+    /// Large files are written and synced beside the data. In the simulation
+    /// syncs take longer.
+    Disk,
 }
 
 /// A wrong wall clock: `{target: m1, skew: -5s}`.
@@ -250,7 +279,10 @@ impl Fault {
                 DiskKind::Bitflip => FaultKind::DiskBitflip,
                 DiskKind::Truncate => FaultKind::DiskTruncate,
                 DiskKind::SlowFsync { .. } => FaultKind::DiskSlowFsync,
+                DiskKind::Iops { .. } => FaultKind::DiskIops,
             },
+            Self::Busy(Busy { kind: BusyKind::Processor, .. }) => FaultKind::BusyProcessor,
+            Self::Busy(Busy { kind: BusyKind::Disk, .. }) => FaultKind::BusyDisk,
             Self::Clock(Clock { change: ClockChange::Skew(_), .. }) => FaultKind::ClockSkew,
             Self::Clock(Clock { change: ClockChange::Jump(_), .. }) => FaultKind::ClockJump,
             Self::Member(Member::Add(_)) => FaultKind::MemberAdd,
@@ -276,6 +308,7 @@ impl Fault {
             Self::Pause(_) => "pause",
             Self::Powerloss(_) => "powerloss",
             Self::Disk(_) => "disk",
+            Self::Busy(_) => "busy",
             Self::Clock(_) => "clock",
             Self::Member(_) => "member",
             Self::Worker(_) => "worker",
@@ -293,6 +326,7 @@ impl Fault {
             Self::Pause(Strike { target }) => vec![("pause.target", target)],
             Self::Powerloss(Strike { target }) => vec![("powerloss.target", target)],
             Self::Disk(Disk { target, .. }) => vec![("disk.target", target)],
+            Self::Busy(Busy { target, .. }) => vec![("busy.target", target)],
             Self::Clock(Clock { target, .. }) => vec![("clock.target", target)],
             Self::Member(Member::Remove(target)) => vec![("member.remove", target)],
             Self::Member(Member::Replace(Replace { old, .. })) => vec![("member.replace.old", old)],
@@ -374,6 +408,17 @@ mod tests {
                 "disk-slow-fsync",
                 "disk slow-fsync by 1s 500ms on leader",
             ),
+            (
+                json!({"disk": {"target": "leader", "kind": "iops", "limit": 150}}),
+                "disk-iops",
+                "disk of 150 operations a second on leader",
+            ),
+            (
+                json!({"busy": {"target": "all", "kind": "processor"}}),
+                "busy-processor",
+                "busy processor of all",
+            ),
+            (json!({"busy": {"target": "m1", "kind": "disk"}}), "busy-disk", "busy disk of m1"),
             (json!({"clock": {"target": "m2", "skew": "-5s"}}), "clock-skew", "clock skew -5s on m2"),
             (json!({"clock": {"target": "m2", "jump": "+1h"}}), "clock-jump", "clock jump +1h on m2"),
             (json!({"member": {"add": "m4"}}), "member-add", "member add m4"),

@@ -1,11 +1,21 @@
-//! `/healthz`, `/livez` and `/readyz`: plain, `?verbose`, `?exclude=`, and one path a check, as in stock.
+//! `/healthz`, `/livez` and `/readyz`: plain, `?verbose`, `?exclude=`, and one path a check, as in stock. A leader's
+//! answers also name the masters that are silent, for the balancers of workers (`proto_api::silent_masters`).
 
-use http::{Response, StatusCode};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use consensus::MemberHealth;
+use http::{HeaderValue, Response, StatusCode};
+use proto_api::silent_masters;
 
 use crate::api::Api;
 use crate::body::{self, Body};
 use crate::context::Context;
 use crate::options::Query;
+
+/// A master that has not answered its leader for this long is called silent towards balancers. Heartbeats come
+/// many times in it, and masters answer them on threads that no request of a client takes.
+const SILENT_AFTER: Duration = Duration::from_secs(1);
 
 /// One check: its name and what is wrong, if anything.
 type Check = (&'static str, Option<String>);
@@ -31,7 +41,27 @@ pub async fn handle(api: &Api, ctx: &Context) -> Option<Response<Body>> {
             ),
         });
     }
-    Some(report(endpoint, checks, &Query::parse(&ctx.query)))
+    let mut response = report(endpoint, checks, &Query::parse(&ctx.query));
+    let silent = silent_masters(api);
+    if !silent.is_empty()
+        && let Ok(value) = HeaderValue::from_str(&silent_masters::format(&silent))
+    {
+        response.headers_mut().insert(silent_masters::HEADER, value);
+    }
+    Some(response)
+}
+
+/// Masters that have not answered this leader for [`SILENT_AFTER`]; none where another master leads.
+fn silent_masters(api: &Api) -> Vec<SocketAddr> {
+    let consensus = &api.registry.consensus;
+    let silence = |health: MemberHealth| health.heard.or(health.silent).unwrap_or_default();
+    let silent: Vec<_> = consensus.health().into_iter().filter(|h| silence(*h) >= SILENT_AFTER).collect();
+    if silent.is_empty() {
+        return Vec::new();
+    }
+    let members = consensus.members();
+    let is_silent = |id| silent.iter().any(|health| health.id == id);
+    members.iter().filter(|m| is_silent(m.id)).filter_map(|m| m.api_address.parse().ok()).collect()
 }
 
 async fn run(api: &Api, endpoint: &str) -> Vec<Check> {

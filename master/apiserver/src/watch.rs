@@ -149,6 +149,10 @@ struct WatchStream {
 impl WatchStream {
     /// The next bytes to send; `None` ends the stream.
     async fn next_frame(&mut self) -> Option<Bytes> {
+        // Planted: the watches of the leader say nothing.
+        if planted::is(Bug::WatchSilent) && self.api.registry.consensus.leadership().borrow().leading {
+            std::future::pending::<()>().await;
+        }
         loop {
             // A busy watch is never idle: its end must not depend on a pause.
             if self.api.shutdown.is_cancelled() || Instant::now() >= self.deadline {

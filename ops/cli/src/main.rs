@@ -9,6 +9,7 @@ mod dev;
 mod free_space;
 mod kubeconfig;
 mod logging;
+mod memory;
 mod progress;
 mod signals;
 

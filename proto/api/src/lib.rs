@@ -16,6 +16,7 @@ pub mod protobuf;
 pub mod quantity;
 pub mod schema;
 pub mod selector;
+pub mod silent_masters;
 pub mod status;
 pub mod yaml;
 

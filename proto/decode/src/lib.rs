@@ -24,7 +24,7 @@ pub enum Decoded<K> {
     /// The object.
     Object(K),
     /// It does not decode.
-    Broken(Broken),
+    Broken(Box<Broken>),
 }
 
 /// An object that does not decode.
@@ -54,7 +54,7 @@ impl<K: DeserializeOwned> Decoded<K> {
     fn from_value(value: Value) -> Self {
         match K::deserialize(&value) {
             Ok(object) => Self::Object(object),
-            Err(error) => Self::Broken(Broken::new(&value, &error)),
+            Err(error) => Self::Broken(Box::new(Broken::new(&value, &error))),
         }
     }
 }

@@ -64,8 +64,12 @@ bugs! {
     WatchLagsSilently = "watch-lags-silently",
     /// A bookmark says what the store has reached, not what the watch has delivered.
     BookmarkAhead = "bookmark-ahead",
+    /// The watches of the master that leads deliver nothing, and do not end.
+    WatchSilent = "watch-silent",
     /// A deletion reaches no watch.
     DeleteWithoutEvent = "delete-without-event",
+    /// Some writes are answered and told to watches, and then no replica keeps them.
+    WriteVanishes = "write-vanishes",
     /// A resent proposal is applied again.
     ResendAppliedTwice = "resend-applied-twice",
     /// Outcomes of proposals do not outlive a restart, and snapshots lack them.

@@ -17,11 +17,13 @@ use crate::{Error, Result, io as io_error};
 pub(super) struct Recovered {
     pub index: Index,
     pub tail: Tail,
+    /// Records before this one were synced, as later ones say.
+    synced: u64,
 }
 
 pub(super) fn recover(directory: &Path, sealer: &Sealer, disk: &dyn Disk) -> Result<Recovered> {
-    let mut recovered =
-        Recovered { index: Index::default(), tail: Tail { segments: BTreeMap::new(), sequence: 1 } };
+    let tail = Tail { segments: BTreeMap::new(), sequence: 1 };
+    let mut recovered = Recovered { index: Index::default(), tail, synced: 0 };
     let names = disk.list(directory).map_err(io_error("listing the log"))?;
     let numbers: Vec<u64> = names.iter().filter_map(|name| name.strip_prefix("log-")?.parse().ok()).collect();
     for (position, &segment) in numbers.iter().enumerate() {
@@ -31,13 +33,16 @@ pub(super) fn recover(directory: &Path, sealer: &Sealer, disk: &dyn Disk) -> Res
         recovered.tail.segments.entry(segment).or_insert(0);
         recovered.index.disk_bytes += good as u64;
         recovered.index.shrink();
+        let is_last = position + 1 == numbers.len();
         if good == bytes.len() {
+            if is_last && recovered.tail.sequence > recovered.synced {
+                recovered.rewrite(disk, &path, &bytes)?;
+            }
             continue;
         }
         // A segment is begun after the one before it was synced, so only the
         // last may end early.
         let synced = synced_claim(sealer, &bytes[good..]);
-        let is_last = position + 1 == numbers.len();
         if !is_last || synced.is_some_and(|synced| synced > recovered.tail.sequence) {
             return Err(Error::Damaged {
                 what: "log",
@@ -45,8 +50,7 @@ pub(super) fn recover(directory: &Path, sealer: &Sealer, disk: &dyn Disk) -> Res
             });
         }
         tracing::warn!(segment, at = good, bytes = bytes.len(), "cut off a tail that was never synced");
-        let mut file = disk.open_append(&path).map_err(io_error("opening a log segment"))?;
-        file.truncate(good as u64).map_err(io_error("cutting a log segment"))?;
+        recovered.rewrite(disk, &path, &bytes[..good])?;
     }
     Ok(recovered)
 }
@@ -61,6 +65,21 @@ fn synced_claim(sealer: &Sealer, bytes: &[u8]) -> Option<u64> {
 }
 
 impl Recovered {
+    /// Writes the last segment anew where no record says that all of it was synced. What was read of it may be in
+    /// the page cache alone, and for good: after a sync that failed the kernel takes the pages for clean, and the
+    /// next sync succeeds without writing them (Rebello et al., "Can Applications Recover from fsync Failures?").
+    fn rewrite(&self, disk: &dyn Disk, path: &Path, good: &[u8]) -> Result<()> {
+        match disk.replace(path, good) {
+            // Where there is no room for a second one, this must do: cut to its length, and synced by the writer.
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                tracing::warn!(path = %path.display(), "no room to write the last log segment anew");
+                let mut file = disk.open_append(path).map_err(io_error("opening a log segment"))?;
+                file.truncate(good.len() as u64).map_err(io_error("cutting a log segment"))
+            }
+            replaced => replaced.map_err(io_error("writing a log segment anew")),
+        }
+    }
+
     /// Takes the records of a segment; gives the bytes that are right.
     fn segment(&mut self, sealer: &Sealer, segment: u64, bytes: &[u8], first: bool) -> Result<usize> {
         let mut at = 0;
@@ -74,6 +93,7 @@ impl Recovered {
                 break;
             }
             self.tail.sequence += 1;
+            self.synced = self.synced.max(header.synced);
             let location = Location { segment, offset: at as u64, len: header.len };
             self.record(record, location);
             at += HEADER_BYTES + header.len;

@@ -1,5 +1,7 @@
 //! What the log promises, on real files.
 
+mod failed_sync;
+
 use std::sync::mpsc;
 use std::time::Duration;
 

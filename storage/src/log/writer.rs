@@ -115,7 +115,7 @@ impl Writer {
         if writer.file.is_empty() {
             writer.write_head()?;
         }
-        // What recovery read may be in the page cache alone.
+        // The head written above, and whatever recovery left to be synced.
         writer.sync()?;
         Ok(writer)
     }

@@ -172,7 +172,15 @@ impl Live {
                 self.object_bytes += object.size_bytes() as u64;
                 self.objects.insert(key.clone(), object.clone());
                 changes.objects.insert(create_revision, key);
-                changes.events.push(WatchEvent { revision, object: Some(object), previous });
+                changes.events.push(WatchEvent { revision, object: Some(object.clone()), previous });
+                // Planted: answered and announced, and kept nowhere.
+                if planted::is(Bug::WriteVanishes)
+                    && object.key.contains("/reg-")
+                    && revision.is_multiple_of(16)
+                {
+                    self.objects.remove_entry(&object.key);
+                    self.forget(&object);
+                }
             }
             Mutation::Delete { key } => {
                 if let Some((key, previous)) = self.objects.remove_entry(key.as_str()) {

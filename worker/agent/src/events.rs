@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Event, EventSource, Node, ObjectReference, Pod}
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use proto_env::supervise;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -126,10 +127,12 @@ impl Writer {
             if !self.within_budget(&note) {
                 continue;
             }
-            match tokio::time::timeout(DEADLINE, self.write(&note)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!(%error, reason = note.reason, "event not written"),
-                Err(_) => debug!(reason = note.reason, "event not written in time"),
+            let write = tokio::time::timeout(DEADLINE, self.write(&note));
+            match supervise::catch("agent-events", write).await {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(error))) => debug!(%error, reason = note.reason, "event not written"),
+                Ok(Err(_)) => debug!(reason = note.reason, "event not written in time"),
+                Err(error) => debug!(%error, reason = note.reason, "event not written"),
             }
         }
     }

@@ -9,7 +9,7 @@
 //! What runs is read from the runtime, by the labels kubelet uses, never from a file of the agent's own: a restarted agent finds its
 //! pods again and leaves them alone. The node's HTTPS server is in [`server`], the Node object and its Lease in [`node`].
 //!
-//! `worker/node` calls [`run`]; everything else here is reached from [`run::run`].
+//! `worker/node` calls [`run`]; everything else here is reached from `startup.rs`.
 
 mod admission;
 mod backoff;
@@ -38,14 +38,14 @@ mod probes;
 mod protection;
 mod pull_secrets;
 mod resources;
-mod run;
 pub mod server;
 mod services;
+mod startup;
 mod status;
 mod sync;
 
 pub use config::AgentConfig;
 pub use error::Error;
 pub use node::health::NodeHealth;
-pub use run::run;
 pub use server::tls::serving_config;
+pub use startup::run;

@@ -48,15 +48,15 @@ fn readable(
 }
 
 impl Services {
-    /// Starts to watch, until `shutdown`.
-    pub fn start(client: Client, shutdown: CancellationToken) -> Self {
+    /// The known Services, none at first, and the task that follows them until `shutdown`.
+    pub fn new(client: Client, shutdown: CancellationToken) -> (Self, impl Future<Output = ()> + Send) {
         let (store, writer) = reflector::store();
         let broken = BrokenObjects::default();
         let stream = watcher(Api::<Decoded<Service>>::all(client), watcher::Config::default())
             .default_backoff()
             .filter_map(move |event| std::future::ready(readable(event, &broken)))
             .reflect(writer);
-        tokio::spawn(async move {
+        let follow = async move {
             let mut stream = std::pin::pin!(stream);
             loop {
                 tokio::select! {
@@ -69,8 +69,8 @@ impl Services {
                     }
                 }
             }
-        });
-        Self { store }
+        };
+        (Self { store }, follow)
     }
 
     /// Variables for a pod in `namespace`: the API server's Service always, the namespace's own if `links`.

@@ -29,6 +29,9 @@ pub struct NetworkConfig {
     pub dns: Option<DnsConfig>,
     /// Port on the node's overlay address where the balancer in front of the masters serves pods.
     pub api_port: u16,
+    /// Port on loopback where the balancer serves the agent, which no host port may take over; `None`
+    /// where no agent runs.
+    pub agent_api_port: Option<u16>,
 }
 
 /// The VXLAN device; all nodes of a cluster must agree on `vni` and `port`.
@@ -71,6 +74,7 @@ impl NetworkConfig {
             proxy_min_interval_ms: 20,
             dns: Some(DnsConfig::default()),
             api_port: 6443,
+            agent_api_port: None,
         }
     }
 

@@ -32,9 +32,7 @@ pub mod state;
 pub mod sysctl;
 pub mod watch;
 
-pub use balancer::{
-    Balancer, BalancerConfig, ListenerLimits, Probe, ReadyzProbe, SILENT_MASTERS_HEADER, TcpProbe,
-};
+pub use balancer::{Balancer, BalancerConfig, ListenerLimits, Probe, ReadyzProbe, TcpProbe};
 pub use cni::cni_main;
 pub use config::{DnsConfig, NetworkConfig, OverlayConfig};
 pub use network::{Network, cleanup};

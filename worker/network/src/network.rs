@@ -248,6 +248,8 @@ impl Keeper {
             gateway,
             mtu,
             overlay_device: config.overlay.device.clone(),
+            protected_addresses: config.dns.iter().map(|dns| dns.address).collect(),
+            protected_loopback_ports: config.agent_api_port.into_iter().collect(),
         };
         match (config.pods, pod_cidr) {
             (true, Some(_)) => {

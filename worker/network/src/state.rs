@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 use k8s_openapi::api::{
-    core::v1::{Node, Service},
+    core::v1::{Node, Service, ServiceSpec},
     discovery::v1::{EndpointConditions, EndpointSlice},
 };
 use tokio::sync::watch;
@@ -73,6 +73,10 @@ pub struct ServiceView {
     pub ports: Vec<ServicePortView>,
     /// `externalIPs` and load balancer ingress addresses.
     pub external_ips: BTreeSet<Ipv4Addr>,
+    /// Load balancer addresses among `external_ips`: those that `source_ranges` guard.
+    pub load_balancer_ips: BTreeSet<Ipv4Addr>,
+    /// `loadBalancerSourceRanges`: who may reach the load balancer addresses; `None` means everybody.
+    pub source_ranges: Option<BTreeSet<Ipv4Net>>,
     /// `internalTrafficPolicy: Local`.
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`.
@@ -291,7 +295,8 @@ impl ServiceView {
             .filter_map(|status| status.load_balancer.as_ref()?.ingress.as_ref())
             .flatten()
             .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
-            .filter_map(|ingress| ingress.ip.as_ref());
+            .filter_map(|ingress| ingress.ip.as_ref()?.parse().ok());
+        let load_balancer_ips: BTreeSet<Ipv4Addr> = ingress.collect();
         Self {
             cluster_ip: ipv4_of(spec.cluster_ips.as_deref(), spec.cluster_ip.as_deref()),
             headless: spec.cluster_ip.as_deref() == Some("None"),
@@ -317,9 +322,11 @@ impl ServiceView {
                 .external_ips
                 .iter()
                 .flatten()
-                .chain(ingress)
                 .filter_map(|ip| ip.parse().ok())
+                .chain(load_balancer_ips.iter().copied())
                 .collect(),
+            load_balancer_ips,
+            source_ranges: source_ranges(spec),
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
             affinity_seconds: (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
@@ -386,6 +393,18 @@ impl NodeView {
                 .map(|cidr: Ipv4Net| cidr.trunc()),
         }
     }
+}
+
+/// The IPv4 ranges of `loadBalancerSourceRanges`. A list that names none of IPv4 lets nobody in over IPv4.
+fn source_ranges(spec: &ServiceSpec) -> Option<BTreeSet<Ipv4Net>> {
+    let ranges = spec.load_balancer_source_ranges.as_ref().filter(|ranges| !ranges.is_empty())?;
+    Some(
+        ranges
+            .iter()
+            .filter_map(|range| range.trim().parse().ok())
+            .map(|range: Ipv4Net| range.trunc())
+            .collect(),
+    )
 }
 
 fn ipv4_of(many: Option<&[String]>, one: Option<&str>) -> Option<Ipv4Addr> {

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use proto_api::silent_masters;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -21,9 +22,7 @@ use tokio_rustls::{
     rustls::{ClientConfig, RootCertStore, ServerConfig, pki_types::PrivateKeyDer},
 };
 use tokio_util::sync::CancellationToken;
-use worker_network::{
-    Balancer, BalancerConfig, ListenerLimits, Probe, ReadyzProbe, SILENT_MASTERS_HEADER, TcpProbe,
-};
+use worker_network::{Balancer, BalancerConfig, ListenerLimits, Probe, ReadyzProbe, TcpProbe};
 
 const READY: u8 = 0;
 const UNREADY: u8 = 1;
@@ -35,7 +34,7 @@ const STOPPED: u8 = 2;
 struct Master {
     address: SocketAddr,
     mode: Arc<AtomicU8>,
-    /// What it says in [`SILENT_MASTERS_HEADER`].
+    /// What it says in [`silent_masters::HEADER`].
     silent: Arc<Mutex<String>>,
     /// Answers it has given.
     answers: Arc<AtomicUsize>,
@@ -114,8 +113,8 @@ async fn serve(acceptor: TlsAcceptor, stream: TcpStream, master: Master) -> Opti
         let ready = master.mode.load(Ordering::SeqCst) == READY;
         let status = if ready { "200 OK" } else { "500 Internal Server Error" };
         let silent = master.silent.lock().unwrap().clone();
-        let answer =
-            format!("HTTP/1.1 {status}\r\n{SILENT_MASTERS_HEADER}: {silent}\r\ncontent-length: 2\r\n\r\nok");
+        let header = silent_masters::HEADER;
+        let answer = format!("HTTP/1.1 {status}\r\n{header}: {silent}\r\ncontent-length: 2\r\n\r\nok");
         stream.write_all(answer.as_bytes()).await.ok()?;
         master.answers.fetch_add(1, Ordering::SeqCst);
     }

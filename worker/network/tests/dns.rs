@@ -16,6 +16,7 @@ use tokio::{
     net::{TcpStream, UdpSocket},
     time::timeout,
 };
+use worker_network::{PortMapping, Protocol};
 
 const DNS: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 10), 53);
 
@@ -54,6 +55,28 @@ fn ask_tcp(from: &Namespace, name: &str, kind: RecordType) -> Message {
 
 fn data(message: &Message) -> Vec<String> {
     message.answers.iter().map(|record| record.data.to_string()).collect()
+}
+
+#[test]
+fn a_pod_with_host_port_53_does_not_take_over_the_cluster_dns_of_its_node() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.api.put_service("web", "10.96.0.7", "TCP", 80, json!({}));
+    let one = lab.worker(1);
+    let port = |protocol| PortMapping { protocol, host_ip: None, host_port: 53, container_port: 8080 };
+    let taker = one.pod_with_ports("taker", &[port(Protocol::Udp), port(Protocol::Tcp)]);
+    taker.namespace.serve("taker", 8080);
+    let pod = one.pod("a");
+    let web = "web.default.svc.cluster.local.";
+    for from in [&pod.namespace, &one.namespace] {
+        let answer = eventually("an answer", || ask(from, web, RecordType::A));
+        assert_eq!(data(&answer), ["10.96.0.7"]);
+        assert_eq!(data(&ask_tcp(from, web, RecordType::A)), ["10.96.0.7"]);
+    }
+    // The host's own address is the pod's all the same.
+    assert_eq!(pod.namespace.ask(one.ip, 53).unwrap().server, "taker");
 }
 
 #[test]

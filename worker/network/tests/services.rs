@@ -185,6 +185,38 @@ fn local_policies_keep_traffic_on_the_node_and_its_source() {
 }
 
 #[test]
+fn a_load_balancer_answers_only_the_sources_that_its_service_allows() {
+    if !is_root() {
+        return;
+    }
+    let stage = stage(json!({}));
+    let (friend, friend_ip) = stage.lab.outsider(200);
+    let (stranger, _) = stage.lab.outsider(201);
+    let balancer = Ipv4Addr::new(192, 0, 2, 7);
+    for host in [&friend, &stranger] {
+        host.ip(&["route", "add", "192.0.2.0/24", "via", &stage.one.ip.to_string()]);
+    }
+    let mut service = json!({
+        "metadata": { "name": "web", "namespace": "default" },
+        "spec": {
+            "type": "LoadBalancer", "clusterIP": "10.96.0.7",
+            "ports": [{ "name": "p", "protocol": "TCP", "port": 80, "nodePort": 30080 }],
+        },
+        "status": { "loadBalancer": { "ingress": [{ "ip": balancer.to_string() }] } },
+    });
+    stage.lab.api.put("services", service.clone());
+    eventually("the load balancer answers everybody", || stranger.ask(balancer, 80).ok());
+    service["spec"]["loadBalancerSourceRanges"] = json!([format!("{friend_ip}/32")]);
+    stage.lab.api.put("services", service);
+    eventually("strangers are dropped", || {
+        (stranger.ask(balancer, 80).err()?.kind() == ErrorKind::TimedOut).then_some(())
+    });
+    assert_eq!(servers(&friend, balancer, 80), both());
+    // As with kube-proxy the ranges guard the load balancer's address alone.
+    assert_eq!(servers(&stranger, stage.one.ip, 30080), both());
+}
+
+#[test]
 fn clients_stick_to_their_endpoint_with_session_affinity() {
     if !is_root() {
         return;

@@ -118,8 +118,7 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
         shutdown.clone(),
     )
     .await?;
-    let heartbeat =
-        Heartbeat { node: config.name.clone(), network: peer, health: beaten, masters };
+    let heartbeat = Heartbeat { node: config.name.clone(), network: peer, health: beaten, masters };
     vital.spawn(catch("heartbeat", heartbeat.run(shutdown.clone())));
 
     let result = tokio::select! {
@@ -195,6 +194,7 @@ fn network_config(config: &WorkerConfig, settings: &ClusterSettings) -> Result<N
     let mut network = NetworkConfig::new(&config.name, config.ipv4()?, config.data_dir.join("network"));
     network.cluster_cidr = settings.pod_cidr;
     network.service_cidr = settings.service_cidr;
+    network.agent_api_port = Some(config.balancer_port);
     network.overlay.vni = settings.vxlan_id;
     network.overlay.port = settings.vxlan_port;
     network.dns = Some(DnsConfig {

@@ -38,23 +38,45 @@ pub struct Heartbeat {
     pub masters: watch::Sender<Vec<Master>>,
 }
 
+/// Which master to beat to next.
+#[derive(Debug, Default)]
+struct LeaderSearch {
+    /// The leader that a master named which does not lead itself, until it was tried.
+    named: Option<String>,
+}
+
+impl LeaderSearch {
+    /// The order in which masters are tried: the named leader first.
+    fn order(&self, mut masters: Vec<String>) -> Vec<String> {
+        masters.sort_by_key(|master| self.named.as_ref() != Some(master));
+        masters
+    }
+
+    /// Takes the leader that `address` named when beating to it ended; `None` when it named nobody or did not answer.
+    /// Says whether to begin anew with the named leader. A leader that does not answer is no longer the named one:
+    /// waiting for it alone would leave the node silent for as long as that master is down.
+    fn ended(&mut self, address: &str, named: Option<String>) -> bool {
+        self.named = named.filter(|leader| leader != address);
+        self.named.is_some()
+    }
+}
+
 impl Heartbeat {
     /// Runs until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
-        let mut hint: Option<String> = None;
+        let mut search = LeaderSearch::default();
         loop {
-            let mut addresses: Vec<String> = self.masters.borrow().iter().map(|m| m.peer.clone()).collect();
-            addresses.sort_by_key(|a| hint.as_ref() != Some(a));
-            for address in addresses {
-                tokio::select! {
+            let addresses = self.masters.borrow().iter().map(|m| m.peer.clone()).collect();
+            for address in search.order(addresses) {
+                let ended = tokio::select! {
                     biased;
                     () = shutdown.cancelled() => return,
-                    next = self.beat(&address) => match next {
-                        Ok(leader) => { hint = leader.filter(|l| *l != address); }
-                        Err(error) => tracing::debug!(address, %error, "a beat was not answered"),
-                    }
+                    ended = self.beat(&address) => ended,
+                };
+                if let Err(error) = &ended {
+                    tracing::debug!(address, %error, "a beat was not answered");
                 }
-                if hint.is_some() {
+                if search.ended(&address, ended.ok().flatten()) {
                     break;
                 }
             }
@@ -133,4 +155,30 @@ async fn deadline<T>(work: impl Future<Output = Result<T, tonic::Status>>) -> Re
     tokio::time::timeout(ACK_TIMEOUT, work)
         .await
         .unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer in time")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn masters() -> Vec<String> {
+        ["m1", "m2", "m3"].map(str::to_owned).to_vec()
+    }
+
+    #[test]
+    fn a_named_leader_that_does_not_answer_holds_up_nobody() {
+        let mut search = LeaderSearch::default();
+        assert_eq!(search.order(masters()), masters());
+        assert!(search.ended("m1", Some("m3".to_owned())), "m3 is tried at once");
+        assert_eq!(search.order(masters()), ["m3", "m1", "m2"]);
+        // It has died: the others are tried in the same round.
+        assert!(!search.ended("m3", None));
+        assert_eq!(search.order(masters()), masters());
+    }
+
+    #[test]
+    fn a_master_that_names_itself_without_leading_is_not_asked_again_at_once() {
+        let mut search = LeaderSearch::default();
+        assert!(!search.ended("m1", Some("m1".to_owned())));
+    }
 }

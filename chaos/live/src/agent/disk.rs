@@ -17,6 +17,7 @@ pub fn set(socket: &Path, kind: DiskEffect) -> io::Result<()> {
     let fault = match kind {
         DiskEffect::Eio => DiskFault::Eio,
         DiskEffect::Enospc => DiskFault::Enospc,
+        DiskEffect::Iops { limit } => DiskFault::Iops(limit),
         DiskEffect::SlowFsync { delay_ms } => DiskFault::SlowFsync(Duration::from_millis(delay_ms)),
     };
     connect(socket)?.set(fault).map_err(io::Error::other)
@@ -32,6 +33,7 @@ pub fn counted(socket: &Path, kind: DiskEffect) -> io::Result<u64> {
         DiskEffect::Eio => counts.eio,
         DiskEffect::Enospc => counts.enospc,
         DiskEffect::SlowFsync { .. } => counts.slow_fsync,
+        DiskEffect::Iops { .. } => counts.limited,
     })
 }
 

@@ -261,6 +261,7 @@ pub fn recover(node: &Node, directory: &Path) -> io::Result<Vec<String>> {
 mod tests {
     use std::time::SystemTime;
 
+    use super::super::busy::Programs;
     use super::super::delay::Delays;
     use super::super::process::Supervised;
     use super::*;
@@ -274,6 +275,7 @@ mod tests {
             disk: None,
             agent_port: 6446,
             delays: Delays::default(),
+            programs: Programs::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 //! before it applies it, and undoes each at its limit whether or not anybody is
 //! left to ask for it. `ephor chaos agent` runs it; nothing else starts it.
 
+mod busy;
 mod delay;
 mod disk;
 mod held;
@@ -22,6 +23,7 @@ use proto_wire::chaos::agent_server::AgentServer;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
+pub use busy::Programs;
 pub use delay::Delays;
 pub use held::{LIMIT_MAX, recover};
 pub use node::Node;

@@ -4,10 +4,11 @@
 //! crash may have come before or after it.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 
+use super::busy::Programs;
 use super::delay::Delays;
 use super::disk;
 use super::journal::Held;
@@ -28,6 +29,8 @@ pub struct Node {
     pub agent_port: u16,
     /// The packets that are late.
     pub delays: Delays,
+    /// The programs that keep the machine busy.
+    pub programs: Programs,
 }
 
 impl Node {
@@ -39,7 +42,7 @@ impl Node {
     pub fn ready(&self, effect: &Effect) -> io::Result<u64> {
         match effect {
             Effect::Drop(_) | Effect::Delay(_) => Ok(0),
-            Effect::Kill | Effect::Pause => self.process().map(|_| 0),
+            Effect::Kill | Effect::Pause | Effect::Busy(_) => self.process().map(|_| 0),
             Effect::PowerLoss { .. } => self.process().and_then(|_| self.disk()).map(|_| 0),
             Effect::Disk(kind) => disk::counted(self.disk()?, *kind),
         }
@@ -61,6 +64,7 @@ impl Node {
                 disk::power_cut(disk, *seed)?;
                 Ok(u64::from(ran))
             }
+            Effect::Busy(kind) => self.programs.start(&held.id, *kind, self.directory()?, held.left()),
             Effect::Disk(kind) => disk::set(self.disk()?, *kind).map(|()| 0),
         }
     }
@@ -78,6 +82,7 @@ impl Node {
             Effect::Delay(_) => self.delays.undo(&held.id),
             Effect::Kill | Effect::PowerLoss { .. } => start(self.process()?).map(|()| 0),
             Effect::Pause => self.process()?.signal(Signal::SIGCONT).map(|_| 0),
+            Effect::Busy(_) => self.programs.stop(&held.id, self.directory()?).map(|()| 0),
             Effect::Disk(kind) => {
                 let disk = self.disk()?;
                 disk::clear(disk)?;
@@ -95,6 +100,12 @@ impl Node {
     pub fn join(&self, join: &[String], token: &str) -> io::Result<()> {
         let more = ["--join".to_owned(), join.join(","), "--token".to_owned(), token.to_owned()];
         self.process()?.start(&more)
+    }
+
+    /// Where programs that write may do so: on the disk of the node's own files.
+    fn directory(&self) -> io::Result<&Path> {
+        let process = self.process()?;
+        process.pid_file.parent().ok_or_else(|| io::Error::other("the pid file is in no directory"))
     }
 
     fn process(&self) -> io::Result<&Supervised> {

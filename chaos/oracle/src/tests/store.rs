@@ -94,11 +94,14 @@ impl Store {
         let number = self.history.operations.len();
         let value = format!("v{number}");
         let seen = self.seen[client].get(&key).cloned();
-        let call = match (self.random.below(10), seen) {
+        let call = match (self.random.below(13), seen) {
             (0..3, _) => Call::Create { key, value },
             (3..7, Some(expected)) => Call::Update { key, expected, value },
             (7, expected) => Call::Delete { key, expected: expected.filter(|_| self.random.below(2) == 0) },
             (8, _) => Call::List,
+            (10, _) => Call::Patch { key, value },
+            (11, _) => Call::Pages { limit: 2 },
+            (12, _) => Call::ListAny,
             _ => Call::Get { key },
         };
         let called = self.stamps.next(self.now);
@@ -116,7 +119,7 @@ impl Store {
             (Call::Get { key }, Outcome::Read(Some(found))) => drop(seen.insert(key.clone(), found)),
             (_, Outcome::Listed { objects, .. }) => *seen = objects,
             (
-                Call::Create { key, value } | Call::Update { key, value, .. },
+                Call::Create { key, value } | Call::Update { key, value, .. } | Call::Patch { key, value },
                 Outcome::Written { revision },
             ) => {
                 seen.insert(key.clone(), Versioned { revision, value: value.clone() });
@@ -132,7 +135,7 @@ impl Store {
         let differs = |expected: &Versioned| current.as_ref().is_some_and(|current| current != expected);
         match &call {
             Call::Create { .. } if current.is_some() => Outcome::Refused(Refusal::AlreadyExists),
-            Call::Update { .. } | Call::Delete { .. } if current.is_none() => {
+            Call::Update { .. } | Call::Delete { .. } | Call::Patch { .. } if current.is_none() => {
                 Outcome::Refused(Refusal::NotFound)
             }
             Call::Update { expected, .. } | Call::Delete { expected: Some(expected), .. }
@@ -140,7 +143,7 @@ impl Store {
             {
                 Outcome::Refused(Refusal::Conflict)
             }
-            Call::Create { value, .. } | Call::Update { value, .. } => {
+            Call::Create { value, .. } | Call::Update { value, .. } | Call::Patch { value, .. } => {
                 let revision = self.change(key, Change::Put { value: value.clone() });
                 Outcome::Written { revision }
             }
@@ -149,7 +152,15 @@ impl Store {
                 Outcome::Deleted { revision: (self.random.below(2) == 0).then_some(revision) }
             }
             Call::Get { .. } => Outcome::Read(current),
-            Call::List => Outcome::Listed { revision: self.revision, objects: self.objects.clone() },
+            Call::List | Call::Pages { .. } => {
+                Outcome::Listed { revision: self.revision, objects: self.objects.clone() }
+            }
+            Call::ListAny => {
+                let now = usize::try_from(self.revision).unwrap();
+                let revision = u64::try_from(self.random.below(now + 1)).unwrap();
+                let objects = self.snapshots.range(..=revision).next_back().unwrap().1.clone();
+                Outcome::Shown { revision, objects }
+            }
         }
     }
 

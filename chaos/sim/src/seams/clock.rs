@@ -1,10 +1,12 @@
-//! Simulated time, as turmoil counts it. A machine's wall clock may be wrong by a
+//! Simulated time, as turmoil counts it and `process.rs` goes on with it. A machine's wall clock may be wrong by a
 //! while or for good, which `inject.rs` sets; its monotonic clock never is.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use proto_env::Clock;
+use tokio::time::Instant;
 
 /// When every simulation begins, in seconds since 1970: 2027-01-01T00:00:00Z,
 /// within the time that the certificates of `fixtures/` are valid.
@@ -31,9 +33,32 @@ impl SimClock {
     }
 }
 
+thread_local! {
+    /// While a process runs: a moment of the simulation, and the same on the process's own monotonic clock.
+    static PROCESS: Cell<Option<(Duration, Instant)>> = const { Cell::new(None) };
+}
+
+/// A process runs until this is dropped.
+pub struct Running(());
+
+/// A process runs, for which it is now `now` of the simulation.
+pub fn begin(now: Duration) -> Running {
+    PROCESS.set(Some((now, Instant::now())));
+    Running(())
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        PROCESS.set(None);
+    }
+}
+
 /// Time since the simulation began.
 pub fn elapsed() -> Duration {
-    turmoil::sim_elapsed().unwrap_or_default()
+    match PROCESS.get() {
+        Some((begun, at)) => begun + at.elapsed(),
+        None => turmoil::sim_elapsed().unwrap_or_default(),
+    }
 }
 
 impl Clock for SimClock {

@@ -3,12 +3,18 @@
 //! takes what was not synced, but for a part of the tail that may have reached
 //! the platter, torn. The disk can also fail on demand.
 //!
+//! After a sync that failed it does what Linux does (Rebello et al., "Can Applications
+//! Recover from fsync Failures?", ATC 2020, for ext4 and XFS): the pages count as clean,
+//! so reads still show them and a later sync succeeds without writing them. They are on
+//! no platter, and a power loss leaves zeros in their place.
+//!
 //! Model: "All File Systems Are Not Created Equal" (Pillai et al., OSDI 2014) for
 //! what a crash may leave; what `proto_env::Disk` promises of names (durable on
 //! return) is kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,6 +22,9 @@ use std::time::Duration;
 use proto_env::{AppendFile, Disk};
 use rand::RngCore;
 use rand::rngs::StdRng;
+
+/// Where nothing lies.
+const UNNAMED: &str = "/-";
 
 /// How files at rest are damaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +47,37 @@ pub enum Failure {
 #[derive(Default)]
 struct File {
     bytes: Vec<u8>,
-    /// How many of `bytes` are durable.
+    /// How many of `bytes` are clean: synced, or given up after a sync that failed.
     synced: usize,
+    /// What of them is in the page cache alone.
+    dropped: Vec<Range<usize>>,
+}
+
+impl File {
+    fn durable(bytes: Vec<u8>) -> Self {
+        Self { synced: bytes.len(), bytes, dropped: Vec::new() }
+    }
+
+    fn sync(&mut self) {
+        self.synced = self.bytes.len();
+    }
+
+    /// A sync fails: what was dirty counts as clean, and is not written.
+    fn sync_fails(&mut self) {
+        if self.synced < self.bytes.len() {
+            self.dropped.push(self.synced..self.bytes.len());
+        }
+        self.synced = self.bytes.len();
+    }
+
+    fn truncate(&mut self, length: usize) {
+        self.bytes.truncate(length);
+        self.synced = self.synced.min(length);
+        self.dropped.retain_mut(|range| {
+            range.end = range.end.min(length);
+            range.start < range.end
+        });
+    }
 }
 
 #[derive(Default)]
@@ -80,10 +118,13 @@ impl State {
         Ok(())
     }
 
-    fn may_sync(&mut self) -> io::Result<()> {
+    /// Counts a sync of the files below `path`; where it fails, they have no second chance.
+    fn may_sync(&mut self, path: &Path) -> io::Result<()> {
         self.syncs += 1;
         if self.failure == Some(Failure::SyncFails) {
             self.failed += 1;
+            let files = self.files.iter_mut().filter(|(file, _)| file.starts_with(path));
+            files.for_each(|(_, file)| file.sync_fails());
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         Ok(())
@@ -128,19 +169,21 @@ impl SimDisk {
         let at = usize::try_from(random.next_u64() % file.bytes.len() as u64).ok()?;
         match damage {
             Damage::Flip => file.bytes[at] ^= 1 << (random.next_u32() % 8),
-            Damage::Cut => {
-                file.bytes.truncate(at);
-                file.synced = file.synced.min(at);
-            }
+            Damage::Cut => file.truncate(at),
         }
         Some((path.clone(), at))
     }
 
     /// The power goes: each file keeps what was synced and a random part of the
-    /// rest, whose last bytes may be wrong. Gives the bytes that were lost.
+    /// rest, whose last bytes may be wrong; where a sync failed there are zeros. Gives
+    /// the bytes that were lost.
     pub fn power_loss(&self, random: &mut StdRng) -> u64 {
         let mut lost = 0;
         for file in self.lock().files.values_mut() {
+            for range in std::mem::take(&mut file.dropped) {
+                lost += range.len() as u64;
+                file.bytes[range].fill(0);
+            }
             let loose = file.bytes.len() - file.synced;
             if loose == 0 {
                 continue;
@@ -167,9 +210,8 @@ impl AppendFile for OpenFile {
 
     fn sync(&mut self) -> io::Result<()> {
         let mut state = self.disk.lock();
-        state.may_sync()?;
-        let file = state.file(&self.path)?;
-        file.synced = file.bytes.len();
+        state.may_sync(&self.path)?;
+        state.file(&self.path)?.sync();
         Ok(())
     }
 
@@ -179,10 +221,9 @@ impl AppendFile for OpenFile {
 
     fn truncate(&mut self, length: u64) -> io::Result<()> {
         let mut state = self.disk.lock();
-        state.may_sync()?;
-        let file = state.file(&self.path)?;
-        file.bytes.truncate(usize::try_from(length).map_err(io::Error::other)?);
-        file.synced = file.bytes.len();
+        state.file(&self.path)?.truncate(usize::try_from(length).map_err(io::Error::other)?);
+        state.may_sync(&self.path)?;
+        state.file(&self.path)?.sync();
         Ok(())
     }
 }
@@ -232,8 +273,9 @@ impl Disk for SimDisk {
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.lock();
         state.may_write()?;
-        state.may_sync()?;
-        state.files.insert(path.to_owned(), File { bytes: bytes.to_vec(), synced: bytes.len() });
+        // What fails to be synced is a file of another name, which nobody reads.
+        state.may_sync(Path::new(UNNAMED))?;
+        state.files.insert(path.to_owned(), File::durable(bytes.to_vec()));
         Ok(())
     }
 
@@ -254,10 +296,8 @@ impl Disk for SimDisk {
 
     fn sync_tree(&self, path: &Path) -> io::Result<()> {
         let mut state = self.lock();
-        state.may_sync()?;
-        for (_, file) in state.files.iter_mut().filter(|(file, _)| file.starts_with(path)) {
-            file.synced = file.bytes.len();
-        }
+        state.may_sync(path)?;
+        state.files.iter_mut().filter(|(file, _)| file.starts_with(path)).for_each(|(_, file)| file.sync());
         Ok(())
     }
 }
@@ -301,6 +341,40 @@ mod tests {
         disk.set_failure(None);
         log.sync().unwrap();
         assert_eq!(disk.failed(), 2);
+    }
+
+    #[test]
+    fn what_a_failed_sync_gave_up_no_later_one_saves() {
+        let disk = SimDisk::default();
+        let mut log = file(&disk);
+        log.append(b"safe").unwrap();
+        log.sync().unwrap();
+        disk.set_failure(Some(Failure::SyncFails));
+        log.append(b"gone").unwrap();
+        assert!(log.sync().is_err());
+        disk.set_failure(None);
+        log.append(b"later").unwrap();
+        log.sync().unwrap();
+        // The page cache does not tell.
+        assert_eq!(disk.read(Path::new("/d/log")).unwrap(), b"safegonelater");
+        assert_eq!(disk.power_loss(&mut generator(1, 0)), 4);
+        assert_eq!(disk.read(Path::new("/d/log")).unwrap(), b"safe\0\0\0\0later");
+    }
+
+    #[test]
+    fn what_is_written_anew_after_a_failed_sync_is_saved() {
+        let disk = SimDisk::default();
+        let mut log = file(&disk);
+        disk.set_failure(Some(Failure::SyncFails));
+        log.append(b"gone").unwrap();
+        assert!(log.sync().is_err());
+        assert!(disk.replace(Path::new("/d/log"), b"new").is_err());
+        disk.set_failure(None);
+        log.truncate(0).unwrap();
+        log.append(b"again").unwrap();
+        log.sync().unwrap();
+        assert_eq!(disk.power_loss(&mut generator(1, 0)), 0);
+        assert_eq!(disk.read(Path::new("/d/log")).unwrap(), b"again");
     }
 
     #[test]

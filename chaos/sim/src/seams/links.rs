@@ -22,6 +22,8 @@ use super::random::generator;
 
 /// After how long a segment that was lost is sent again the first time.
 const RESEND_MIN: Duration = Duration::from_millis(200);
+/// A process that goes on after it stood still has looked at every socket within this.
+const LOOKS_WITHIN: Duration = Duration::from_millis(4);
 /// A segment is lost at most so often in a row.
 const LOSSES_MAX: u32 = 5;
 /// Stream of the seed.
@@ -46,6 +48,8 @@ pub struct Shape {
 struct State {
     ways: BTreeMap<Way, Shape>,
     refusing: BTreeSet<IpAddr>,
+    /// Machines whose process stands still.
+    still: BTreeSet<IpAddr>,
     random: StdRng,
     /// Readers that wait for the end of a hold.
     held: Vec<Waker>,
@@ -66,13 +70,15 @@ pub enum Delay {
     For(Duration),
     /// Until nothing holds the direction back.
     Held,
+    /// Until the process that reads goes on, and has come to look.
+    Unread,
 }
 
 impl Links {
     /// Nothing is wrong yet.
     pub fn new(seed: u64) -> Self {
-        let (ways, refusing, held) = Default::default();
-        let state = State { ways, refusing, random: generator(seed, STREAM), held };
+        let (ways, refusing, still, held) = Default::default();
+        let state = State { ways, refusing, still, random: generator(seed, STREAM), held };
         Self { state: Arc::new(Mutex::new(state)), any: Arc::default() }
     }
 
@@ -88,10 +94,31 @@ impl Links {
         if *shape == Shape::default() {
             state.ways.remove(&way);
         }
-        self.any.store(!state.ways.is_empty(), Ordering::Relaxed);
+        self.changed(state);
+    }
+
+    /// Whether the process of a machine stands still: its kernel takes what comes, and nobody reads it.
+    pub fn stand_still(&self, machine: IpAddr, still: bool) {
+        let mut state = self.lock();
+        if still {
+            state.still.insert(machine);
+        } else {
+            state.still.remove(&machine);
+        }
+        self.changed(state);
+    }
+
+    fn changed(&self, mut state: MutexGuard<'_, State>) {
+        self.any.store(!state.ways.is_empty() || !state.still.is_empty(), Ordering::Relaxed);
         let held = std::mem::take(&mut state.held);
         drop(state);
         held.into_iter().for_each(Waker::wake);
+    }
+
+    /// How long a process that goes on takes to look at a socket, each in its turn: they come in any order, for
+    /// threads do as they like.
+    pub fn look(&self) -> Duration {
+        LOOKS_WITHIN * self.lock().random.random_range(0..=1000) / 1000
     }
 
     /// Whether the process of a machine is gone while the machine runs: its kernel
@@ -112,12 +139,19 @@ impl Links {
 
     /// Whether nothing is wrong with a direction.
     pub fn is_clear(&self, way: Way) -> bool {
-        !self.any.load(Ordering::Relaxed) || !self.lock().ways.contains_key(&way)
+        if !self.any.load(Ordering::Relaxed) {
+            return true;
+        }
+        let state = self.lock();
+        !state.ways.contains_key(&way) && !state.still.contains(&way.1)
     }
 
     /// How long a segment that goes this way takes besides what turmoil makes it take.
     pub fn delay(&self, way: Way) -> Delay {
         let state = &mut *self.lock();
+        if state.still.contains(&way.1) {
+            return Delay::Unread;
+        }
         let Some(shape) = state.ways.get(&way).copied() else { return Delay::For(Duration::ZERO) };
         if shape.holds > 0 {
             return Delay::Held;

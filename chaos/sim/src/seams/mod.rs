@@ -1,10 +1,12 @@
 //! The simulated side of `proto/env`: what a master takes from the machine it
-//! runs on, here out of one seed and one thread. `master.rs` puts an `Env`
+//! runs on, here out of one seed and one thread. `machine.rs` puts an `Env`
 //! together from these.
 
 pub mod clock;
 pub mod disk;
 pub mod links;
 pub mod network;
+pub mod process;
 pub mod random;
 pub mod shaped;
+pub mod sockets;

@@ -1,5 +1,6 @@
 //! The simulated network of one machine: turmoil's TCP, on which both sides first
-//! say who they are. Nobody lies here: what TLS proves in production is taken
+//! say who they are. A process of a machine asks its operating system for connections
+//! (`sockets.rs`); what runs on a host of turmoil has them itself. Nobody lies here: what TLS proves in production is taken
 //! from the certificate that the master was given.
 
 use std::io;
@@ -11,13 +12,14 @@ use async_trait::async_trait;
 use proto_env::{ApiListener, Connection, Listener, Network, PeerIdentity, Purpose, TlsError, TlsMaterial};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::mpsc;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use turmoil::net::{TcpListener, TcpStream};
+use turmoil::net::TcpStream;
 
 use super::links::Links;
 use super::shaped::Shaped;
+use super::sockets::{Listening, Request, Socket};
 
 /// How long the other side may take to say who it is.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,46 +32,88 @@ const REFUSAL: Duration = Duration::from_millis(1);
 
 type Shared = Arc<RwLock<Option<PeerIdentity>>>;
 
+/// Where connections come from.
+enum Source {
+    /// Turmoil, on one of its hosts.
+    Host(Links),
+    /// The operating system of the machine that the process runs on.
+    Machine(mpsc::Sender<Request>),
+}
+
 /// One machine's network; made anew at each start, like everything in memory.
 pub struct SimNetwork {
     identity: Shared,
-    links: Links,
+    source: Source,
 }
 
 impl SimNetwork {
-    /// A network over these ways, to somebody who has no certificate yet.
-    pub fn new(links: Links) -> Self {
-        Self { identity: Shared::default(), links }
+    /// The network of a process that has no certificate yet.
+    pub fn of_process(requests: mpsc::Sender<Request>) -> Self {
+        Self { identity: Shared::default(), source: Source::Machine(requests) }
     }
 
-    /// One that shows this identity from the beginning.
-    pub fn with_identity(links: Links, identity: PeerIdentity) -> Self {
-        Self { identity: Arc::new(RwLock::new(Some(identity))), links }
+    /// That of one of turmoil's hosts, which shows this identity.
+    pub fn of_host(links: Links, identity: PeerIdentity) -> Self {
+        Self { identity: Arc::new(RwLock::new(Some(identity))), source: Source::Host(links) }
     }
+
+    async fn socket(&self, address: &str) -> io::Result<Socket> {
+        match &self.source {
+            Source::Host(links) => socket(address, links).await,
+            Source::Machine(requests) => {
+                let (reply, answer) = oneshot::channel();
+                ask(requests, Request::Connect { address: address.to_owned(), reply }, answer).await
+            }
+        }
+    }
+
+    async fn connect_as(&self, address: &str, identity: Option<&PeerIdentity>) -> io::Result<Connection> {
+        introduce(self.socket(address).await?, identity).await
+    }
+}
+
+async fn ask<T>(
+    requests: &mpsc::Sender<Request>,
+    request: Request,
+    answer: oneshot::Receiver<io::Result<T>>,
+) -> io::Result<T> {
+    requests.send(request).await.map_err(|_| io::ErrorKind::NetworkDown)?;
+    answer.await.map_err(|_| io::ErrorKind::NetworkDown)?
+}
+
+/// A connection of a host of turmoil.
+async fn socket(address: &str, links: &Links) -> io::Result<Socket> {
+    let stream = dial(address, links).await?;
+    let (remote, local) = (stream.peer_addr()?, stream.local_addr()?);
+    let stream = Box::new(Shaped::new(stream, links.clone(), (remote.ip(), local.ip())));
+    Ok(Socket { stream, remote })
+}
+
+/// Says to who was called who calls, and hears who answers.
+async fn introduce(socket: Socket, identity: Option<&PeerIdentity>) -> io::Result<Connection> {
+    let Socket { mut stream, remote } = socket;
+    say(&mut stream, identity).await?;
+    let peer = hear(&mut stream).await?;
+    Ok(Connection { stream, peer, expired_peer: None, remote })
 }
 
 fn current(identity: &Shared) -> Option<PeerIdentity> {
     identity.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// Connects as `identity`.
+/// Connects one of turmoil's hosts as `identity`.
 pub async fn connect_as(
     address: &str,
     identity: Option<&PeerIdentity>,
     links: &Links,
 ) -> io::Result<Connection> {
-    let stream = dial(address, links).await?;
-    let (remote, local) = (stream.peer_addr()?, stream.local_addr()?);
-    let mut stream = Shaped::new(stream, links.clone(), (remote.ip(), local.ip()));
-    say(&mut stream, identity).await?;
-    let peer = hear(&mut stream).await?;
-    Ok(Connection { stream: Box::new(stream), peer, expired_peer: None, remote })
+    introduce(socket(address, links).await?, identity).await
 }
 
 /// Connects as TCP does. Turmoil says at once that nobody listens where a cut has
 /// swallowed the segment that opens a connection; a machine hears nothing then, and
 /// sends it again.
-async fn dial(address: &str, links: &Links) -> io::Result<TcpStream> {
+pub async fn dial(address: &str, links: &Links) -> io::Result<TcpStream> {
     let machine = address.parse::<SocketAddr>().map(|address| address.ip());
     let mut resend = SYN_RESEND;
     loop {
@@ -89,7 +133,7 @@ async fn dial(address: &str, links: &Links) -> io::Result<TcpStream> {
 }
 
 /// Who this side is: a length, then common name and organizations, one a line.
-async fn say(stream: &mut Shaped, identity: Option<&PeerIdentity>) -> io::Result<()> {
+async fn say(stream: &mut (impl AsyncWrite + Unpin), identity: Option<&PeerIdentity>) -> io::Result<()> {
     let text = identity.map_or(String::new(), |identity| {
         let names = std::iter::once(&identity.common_name).chain(&identity.organizations);
         names.map(String::as_str).collect::<Vec<_>>().join("\n")
@@ -100,7 +144,7 @@ async fn say(stream: &mut Shaped, identity: Option<&PeerIdentity>) -> io::Result
     stream.write_all(&bytes).await
 }
 
-async fn hear(stream: &mut Shaped) -> io::Result<Option<PeerIdentity>> {
+async fn hear(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<PeerIdentity>> {
     let mut bytes = vec![0; usize::from(stream.read_u16().await?)];
     stream.read_exact(&mut bytes).await?;
     let text = String::from_utf8(bytes).map_err(io::Error::other)?;
@@ -136,17 +180,20 @@ impl Network for SimNetwork {
         match purpose {
             Purpose::Peer => {
                 let identity = current(&self.identity);
-                connect_as(address, Some(&identity.ok_or(io::ErrorKind::NotConnected)?), &self.links).await
+                self.connect_as(address, Some(&identity.ok_or(io::ErrorKind::NotConnected)?)).await
             }
-            Purpose::Join { .. } | Purpose::Api => connect_as(address, None, &self.links).await,
+            Purpose::Join { .. } | Purpose::Api => self.connect_as(address, None).await,
         }
     }
 
     async fn listen(&self, address: &str) -> io::Result<Box<dyn Listener>> {
-        let listener = TcpListener::bind(address).await?;
-        let local = listener.local_addr()?;
+        // Only processes serve.
+        let Source::Machine(requests) = &self.source else { return Err(io::ErrorKind::Unsupported.into()) };
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Listen { address: address.to_owned(), reply };
+        let Listening { accepted, local } = ask(requests, request, answer).await?;
         let (sender, receiver) = mpsc::channel(BACKLOG);
-        tokio::spawn(accept_loop(listener, self.identity.clone(), self.links.clone(), sender));
+        tokio::spawn(accept_loop(accepted, self.identity.clone(), sender));
         Ok(Box::new(SimListener { receiver, local }))
     }
 
@@ -171,21 +218,19 @@ impl Listener for SimListener {
     }
 }
 
+/// Lets those in who say who they are, in time.
 async fn accept_loop(
-    listener: TcpListener,
+    mut accepted: mpsc::Receiver<Socket>,
     identity: Shared,
-    links: Links,
     sender: mpsc::Sender<Connection>,
 ) {
     loop {
-        let accepted = tokio::select! {
+        let next = tokio::select! {
             biased;
             () = sender.closed() => return,
-            accepted = listener.accept() => accepted,
+            next = accepted.recv() => next,
         };
-        let Ok((stream, remote)) = accepted else { continue };
-        let Ok(local) = stream.local_addr() else { continue };
-        let mut stream = Shaped::new(stream, links.clone(), (remote.ip(), local.ip()));
+        let Some(Socket { mut stream, remote }) = next else { return };
         let (identity, sender) = (current(&identity), sender.clone());
         tokio::spawn(async move {
             let handshake = async {
@@ -195,9 +240,7 @@ async fn accept_loop(
             };
             if let Ok(Ok(peer)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
                 // A listener that has gone takes nobody.
-                let _ = sender
-                    .send(Connection { stream: Box::new(stream), peer, expired_peer: None, remote })
-                    .await;
+                let _ = sender.send(Connection { stream, peer, expired_peer: None, remote }).await;
             }
         });
     }

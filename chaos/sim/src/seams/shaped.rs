@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -22,6 +23,8 @@ enum Due {
     At(Instant),
     /// Once nothing holds the direction back.
     Held,
+    /// Once the process that reads goes on and has come to look.
+    Unread,
 }
 
 /// The connection.
@@ -68,6 +71,7 @@ impl Shaped {
     fn due(&mut self) -> Due {
         match self.links.delay(self.way) {
             Delay::Held => Due::Held,
+            Delay::Unread => Due::Unread,
             Delay::For(delay) => {
                 self.last = self.last.max(Instant::now() + delay);
                 Due::At(self.last)
@@ -78,16 +82,26 @@ impl Shaped {
     /// Waits until the first of what waits is due.
     fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some((due, _)) = self.waiting.front() else { return Poll::Ready(()) };
+        let unread = matches!(due, Due::Unread);
         let at = match due {
             Due::At(at) => *at,
-            Due::Held => match self.links.delay(self.way) {
-                Delay::Held => {
+            Due::Held | Due::Unread => match self.links.delay(self.way) {
+                Delay::Held | Delay::Unread => {
                     self.links.wait(cx.waker());
                     return Poll::Pending;
                 }
-                Delay::For(_) => Instant::now(),
+                Delay::For(_) => Instant::now() + if unread { self.links.look() } else { Duration::ZERO },
             },
         };
+        if unread && let Some((due, _)) = self.waiting.front_mut() {
+            *due = Due::At(at);
+            // All of the socket is there when the first of it is.
+            self.waiting
+                .iter_mut()
+                .filter(|(due, _)| matches!(due, Due::Unread))
+                .for_each(|(due, _)| *due = Due::At(at));
+            self.last = self.last.max(at);
+        }
         if at <= Instant::now() {
             return Poll::Ready(());
         }

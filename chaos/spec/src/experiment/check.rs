@@ -33,6 +33,9 @@ pub(super) fn all(experiment: &Experiment) -> Checked {
     schedule(spec)?;
     invariants(spec)?;
     above_zero("spec.recoverWithin", spec.recover_within)?;
+    for (field, bound) in [("longestWrite", spec.bounds.longest_write), ("noticed", spec.bounds.noticed)] {
+        bound.map_or(Ok(()), |bound| above_zero(&format!("spec.bounds.{field}"), bound))?;
+    }
     if let Some(unavailable) = spec.abort_if.unavailable_for {
         above_zero("spec.abortIf.unavailableFor", unavailable)?;
     }
@@ -115,7 +118,7 @@ fn invariants(spec: &Spec) -> Checked {
             "name at least one, like acknowledged-writes-kept",
         );
     }
-    let Mix { create, update, delete, get, list, watch } = spec.workload.mix;
+    let Mix { create, update, delete, get, list, watch, patch, page, .. } = spec.workload.mix;
     let mut seen = BTreeSet::new();
     for (i, invariant) in spec.invariants.iter().enumerate() {
         let path = format!("spec.invariants[{i}]");
@@ -123,8 +126,10 @@ fn invariants(spec: &Spec) -> Checked {
             return fail(path, format!("{invariant} is there already"), "keep one of the two");
         }
         let (needs, weights): (&str, &[u32]) = match invariant {
-            Invariant::AcknowledgedWritesKept => ("create, update or delete", &[create, update, delete]),
-            Invariant::Linearizable => ("get or list", &[get, list]),
+            Invariant::AcknowledgedWritesKept => {
+                ("create, update or delete", &[create, update, delete, patch])
+            }
+            Invariant::Linearizable => ("get or list", &[get, list, page]),
             Invariant::WatchesExact => ("watch", &[watch]),
             _ => continue,
         };

@@ -63,6 +63,11 @@ fn contradiction(spec: &Spec, earlier: &Fault, later: &Fault) -> Option<String> 
             let who = shared(spec, &first.target, &second.target, false).filter(|_| same)?;
             Some(format!("the disk of {who} already fails so"))
         }
+        (Fault::Busy(first), Fault::Busy(second)) => {
+            let who =
+                shared(spec, &first.target, &second.target, false).filter(|_| first.kind == second.kind)?;
+            Some(format!("{who} is already busy so"))
+        }
         (Fault::Worker(first), Fault::Worker(second)) => {
             let both_cut = (first.kind, second.kind) == (WorkerKind::Cut, WorkerKind::Cut);
             let who = shared(spec, &first.target, &second.target, true).filter(|_| both_cut)?;

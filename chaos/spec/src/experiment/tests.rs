@@ -175,7 +175,7 @@ fn a_fault_is_known_and_has_its_fields() {
         (
             "{at: 1s, fault: {cutt: {shape: ring}}}",
             "spec.schedule[0].fault: unknown fault `cutt`; hint: expected one of `cut`, `slow`, `lose`, \
-             `hold`, `kill`, `pause`, `powerloss`, `disk`, `clock`, `member`, `worker`",
+             `hold`, `kill`, `pause`, `powerloss`, `disk`, `busy`, `clock`, `member`, `worker`",
         ),
         (
             "{at: 1s, fault: {cut: {from: lead, to: all}}}",
@@ -200,7 +200,7 @@ fn a_fault_is_known_and_has_its_fields() {
         (
             "{at: 1s, fault: {disk: {target: m1, kind: full}}}",
             "spec.schedule[0].fault.disk.kind: unknown kind `full`; hint: expected one of `eio`, \
-             `enospc`, `bitflip`, `truncate`, `slow-fsync`",
+             `enospc`, `bitflip`, `truncate`, `slow-fsync`, `iops`",
         ),
         (
             "{at: 1s, fault: {member: {join: m4}}}",
@@ -260,9 +260,13 @@ fn every_experiment_of_the_house_is_fine() {
         names,
         [
             "asymmetric-partition",
+            "busy-disk",
+            "busy-kill",
+            "busy-processor",
             "disk-full",
             "leader-kill",
             "node-loss",
+            "pauses",
             "rolling-restart",
             "slow-disk",
             "slow-links",

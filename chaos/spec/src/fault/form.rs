@@ -58,6 +58,7 @@ enum DiskWord {
     Bitflip,
     Truncate,
     SlowFsync,
+    Iops,
 }
 
 /// `disk` with all its fields.
@@ -68,13 +69,22 @@ pub(super) struct Disk {
     kind: DiskWord,
     #[serde(default, with = "units::optional", skip_serializing_if = "Option::is_none")]
     delay: Option<Duration>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limit: Option<u32>,
 }
 
 impl TryFrom<Disk> for super::Disk {
     type Error = &'static str;
 
     fn try_from(form: Disk) -> Result<Self, Self::Error> {
+        if form.limit.is_some() && !matches!(form.kind, DiskWord::Iops) {
+            return Err("only iops has a limit; hint: leave out limit");
+        }
         let kind = match (form.kind, form.delay) {
+            (DiskWord::Iops, None) => match form.limit {
+                Some(limit) if limit > 0 => DiskKind::Iops { limit },
+                _ => return Err("iops has no limit; hint: add one, as limit: 150"),
+            },
             (DiskWord::SlowFsync, Some(delay)) if !delay.is_zero() => DiskKind::SlowFsync { delay },
             (DiskWord::SlowFsync, _) => {
                 return Err("slow-fsync has no delay; hint: add one, as delay: 200ms");
@@ -91,14 +101,15 @@ impl TryFrom<Disk> for super::Disk {
 
 impl From<super::Disk> for Disk {
     fn from(disk: super::Disk) -> Self {
-        let (kind, delay) = match disk.kind {
-            DiskKind::Eio => (DiskWord::Eio, None),
-            DiskKind::Enospc => (DiskWord::Enospc, None),
-            DiskKind::Bitflip => (DiskWord::Bitflip, None),
-            DiskKind::Truncate => (DiskWord::Truncate, None),
-            DiskKind::SlowFsync { delay } => (DiskWord::SlowFsync, Some(delay)),
+        let (kind, delay, limit) = match disk.kind {
+            DiskKind::Eio => (DiskWord::Eio, None, None),
+            DiskKind::Enospc => (DiskWord::Enospc, None, None),
+            DiskKind::Bitflip => (DiskWord::Bitflip, None, None),
+            DiskKind::Truncate => (DiskWord::Truncate, None, None),
+            DiskKind::SlowFsync { delay } => (DiskWord::SlowFsync, Some(delay), None),
+            DiskKind::Iops { limit } => (DiskWord::Iops, None, Some(limit)),
         };
-        Self { target: disk.target, kind, delay }
+        Self { target: disk.target, kind, delay, limit }
     }
 }
 
@@ -166,6 +177,17 @@ mod tests {
         assert_eq!(
             error(json!({"disk": {"target": "m1", "kind": "eio", "delay": "1s"}})),
             "only slow-fsync has a delay; hint: leave out delay"
+        );
+    }
+
+    #[test]
+    fn a_limit_is_for_iops_alone() {
+        let missing = "iops has no limit; hint: add one, as limit: 150";
+        assert_eq!(error(json!({"disk": {"target": "m1", "kind": "iops"}})), missing);
+        assert_eq!(error(json!({"disk": {"target": "m1", "kind": "iops", "limit": 0}})), missing);
+        assert_eq!(
+            error(json!({"disk": {"target": "m1", "kind": "eio", "limit": 1}})),
+            "only iops has a limit; hint: leave out limit"
         );
     }
 

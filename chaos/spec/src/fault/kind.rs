@@ -28,6 +28,9 @@ pub enum FaultKind {
     DiskBitflip,
     DiskTruncate,
     DiskSlowFsync,
+    DiskIops,
+    BusyProcessor,
+    BusyDisk,
     ClockSkew,
     ClockJump,
     MemberAdd,
@@ -41,7 +44,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Every kind, in order.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 29] = [
         Self::Cut,
         Self::CutOneWay,
         Self::CutRing,
@@ -59,6 +62,9 @@ impl FaultKind {
         Self::DiskBitflip,
         Self::DiskTruncate,
         Self::DiskSlowFsync,
+        Self::DiskIops,
+        Self::BusyProcessor,
+        Self::BusyDisk,
         Self::ClockSkew,
         Self::ClockJump,
         Self::MemberAdd,
@@ -90,6 +96,9 @@ impl FaultKind {
             Self::DiskBitflip => "disk-bitflip",
             Self::DiskTruncate => "disk-truncate",
             Self::DiskSlowFsync => "disk-slow-fsync",
+            Self::DiskIops => "disk-iops",
+            Self::BusyProcessor => "busy-processor",
+            Self::BusyDisk => "busy-disk",
             Self::ClockSkew => "clock-skew",
             Self::ClockJump => "clock-jump",
             Self::MemberAdd => "member-add",

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::{
-    Clock, ClockChange, Cut, Disk, DiskKind, Fault, Hold, Lose, Member, Replace, Shape, Slow, Strike, Worker,
-    WorkerKind,
+    Busy, BusyKind, Clock, ClockChange, Cut, Disk, DiskKind, Fault, Hold, Lose, Member, Replace, Shape, Slow,
+    Strike, Worker, WorkerKind,
 };
 use crate::target::Target;
 use crate::units::words;
@@ -27,6 +27,7 @@ impl fmt::Display for Fault {
             Self::Pause(Strike { target }) => write!(f, "pause {target}"),
             Self::Powerloss(Strike { target }) => write!(f, "powerloss {target}"),
             Self::Disk(Disk { target, kind }) => write!(f, "disk {kind} on {target}"),
+            Self::Busy(Busy { target, kind }) => write!(f, "busy {kind} of {target}"),
             Self::Clock(Clock { target, change: ClockChange::Skew(by) }) => {
                 write!(f, "clock skew {by} on {target}")
             }
@@ -72,7 +73,17 @@ impl fmt::Display for DiskKind {
             Self::Bitflip => f.write_str("bitflip"),
             Self::Truncate => f.write_str("truncate"),
             Self::SlowFsync { delay } => write!(f, "slow-fsync by {}", words(*delay)),
+            Self::Iops { limit } => write!(f, "of {limit} operations a second"),
         }
+    }
+}
+
+impl fmt::Display for BusyKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Processor => "processor",
+            Self::Disk => "disk",
+        })
     }
 }
 

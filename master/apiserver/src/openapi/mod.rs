@@ -25,22 +25,22 @@ const VERSION: &str = "v1.35.0";
 
 const JSON: &str = "application/json";
 
-/// The media type of the v2 document in protobuf.
-const PROTOBUF_V2: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// The media type of the v2 document in protobuf, as answers name it: Go refuses an `@` in it.
+const PROTOBUF_V2: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
-/// An older name of [`PROTOBUF_V2`], which is answered with its own name.
-const PROTOBUF_V2_OLD: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// The media type of the v2 document in protobuf as clients ask for it.
+const PROTOBUF_V2_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 
 /// Answers an OpenAPI path; `None` for any other. The path may carry its query: a document asked for by the hash
 /// it has now may be kept for ever.
 pub fn serve(path: &str, accept: Option<&str>, if_none_match: Option<&str>) -> Option<Response<Bytes>> {
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let rest = path.strip_prefix("/openapi/")?.trim_end_matches('/');
-    let media: &[&'static str] = if rest == "v2" { &[JSON, PROTOBUF_V2, PROTOBUF_V2_OLD] } else { &[JSON] };
+    let media: &[&'static str] = if rest == "v2" { &[JSON, PROTOBUF_V2, PROTOBUF_V2_ASKED] } else { &[JSON] };
     let Some(media) = wanted(accept, media) else { return Some(not_acceptable(media)) };
     let (document, immutable) = match rest {
         "v2" if media == JSON => (v2(), false),
-        "v2" => (v2_protobuf(), false),
+        "v2" => return Some(document_response(v2_protobuf(), PROTOBUF_V2, if_none_match, false)),
         "v3" => (index(), false),
         rest => {
             let document = v3().get(rest.strip_prefix("v3/")?)?;

@@ -158,6 +158,7 @@ pub async fn run(arguments: MasterArgs) -> Result<()> {
         return create(&config);
     }
     logging::init(format);
+    crate::memory::give_back_freed()?;
     let shutdown = CancellationToken::new();
     signals::cancel_on_termination(shutdown.clone())?;
     let (data_dir, reserve) = (config.data_dir.clone(), config.disk_reserve_mib << 20);

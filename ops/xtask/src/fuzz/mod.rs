@@ -103,7 +103,7 @@ struct Fuzz {
 /// Runs `cargo xtask fuzz`.
 ///
 /// # Errors
-/// Where a seed failed: its experiment and its report are kept.
+/// Where a seed failed: its experiment and its report are kept. Where too many runs decided nothing.
 pub fn run(root: &Path, args: Args) -> Result<()> {
     let program = match &args.sim {
         Some(program) => program.clone(),
@@ -209,6 +209,13 @@ impl Fuzz {
             }
             let mut queue = self.lock();
             queue.tally.add(&outcome);
+            if outcome.verdict == "unknown" {
+                println!(
+                    "seed {seed} with {} masters is unknown: {}",
+                    outcome.masters,
+                    outcome.reasons.join("; ")
+                );
+            }
             if outcome.failed() {
                 let reasons = outcome.reasons.join("; ");
                 println!("seed {seed} with {} masters FAILS: {reasons}", outcome.masters);
@@ -226,7 +233,10 @@ impl Fuzz {
         let elapsed = self.begun.elapsed();
         let queue = self.lock();
         println!("{}", queue.tally.summary(elapsed));
-        let Some(worst) = queue.failed.front() else { return Ok(()) };
+        let Some(worst) = queue.failed.front() else {
+            let undecided = queue.tally.undecided();
+            return undecided.map_or(Ok(()), |why| bail!("not green, though nothing failed: {why}"));
+        };
         let file = shrink::shrink(self.simulation(worst.seed), worst, &self.args.keep)?;
         bail!(
             "seed {} failed; what is left of it: {} (run `ephor-sim --seed {} --experiment {}`)",

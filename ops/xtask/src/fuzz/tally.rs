@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use super::simulation::Outcome;
 
+/// One run in so many may be unknown.
+const UNKNOWN_SHARE: u64 = 10;
+
 /// What all runs came to.
 #[derive(Default)]
 pub struct Tally {
@@ -29,6 +32,18 @@ impl Tally {
                 *sum.entry(name.clone()).or_default() += count;
             }
         }
+    }
+
+    /// Why the runs together prove too little: what a run did not decide, it did not pass. A fault that found nobody
+    /// to strike leaves a verdict open now and then; more than one run in ten, or all of them, is something else.
+    pub fn undecided(&self) -> Option<String> {
+        let of = |verdict: &str| self.runs.get(verdict).copied().unwrap_or_default();
+        let (passed, unknown, all) = (of("pass"), of("unknown"), self.runs.values().sum::<u64>());
+        if passed == 0 {
+            return Some(format!("no run passed: {unknown} of {all} are unknown"));
+        }
+        let allowed = (all / UNKNOWN_SHARE).max(1);
+        (unknown > allowed).then(|| format!("{unknown} of {all} runs are unknown, more than {allowed}"))
     }
 
     /// One line of progress.
@@ -66,5 +81,26 @@ impl Tally {
     /// Simulated seconds for each real one.
     fn speed(&self, real: Duration) -> f64 {
         self.simulated_us as f64 / 1e6 / real.as_secs_f64().max(0.001)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(runs: &[(&str, u64)]) -> Option<String> {
+        let runs = runs.iter().map(|(verdict, count)| ((*verdict).to_owned(), *count)).collect();
+        Tally { runs, ..Tally::default() }.undecided()
+    }
+
+    #[test]
+    fn runs_that_decide_nothing_are_not_green() {
+        assert_eq!(of(&[("pass", 4)]), None);
+        assert_eq!(of(&[("pass", 1), ("unknown", 1)]), None);
+        assert_eq!(of(&[("pass", 141), ("unknown", 4)]), None);
+        assert_eq!(of(&[("unknown", 1)]).unwrap(), "no run passed: 1 of 1 are unknown");
+        assert_eq!(of(&[]).unwrap(), "no run passed: 0 of 0 are unknown");
+        assert_eq!(of(&[("pass", 2), ("unknown", 2)]).unwrap(), "2 of 4 runs are unknown, more than 1");
+        assert_eq!(of(&[("pass", 80), ("unknown", 10)]).unwrap(), "10 of 90 runs are unknown, more than 9");
     }
 }

@@ -66,9 +66,9 @@ async fn rotate(context: &Context, id: &str, log: &Path) -> Result<(), Error> {
         log.with_file_name(format!("{}.{stamp}", log.file_name().unwrap_or_default().to_string_lossy()));
     debug!(log = %log.display(), "rotating");
     std::fs::rename(log, &moved).map_err(|e| Error::io("rename", log, e))?;
-    let put_back = PutBack { moved: &moved, log };
+    let mut put_back = PutBack { moved: &moved, log, needed: true };
     context.cri.reopen_container_log(id).await?;
-    std::mem::forget(put_back);
+    put_back.needed = false;
     remove_oldest(log, context.config.log_max_files);
     Ok(())
 }
@@ -77,12 +77,14 @@ async fn rotate(context: &Context, id: &str, log: &Path) -> Result<(), Error> {
 struct PutBack<'a> {
     moved: &'a Path,
     log: &'a Path,
+    needed: bool,
 }
 
 impl Drop for PutBack<'_> {
     fn drop(&mut self) {
         // The runtime may have opened a new file before its answer was lost: both stay then.
-        if !self.log.exists()
+        if self.needed
+            && !self.log.exists()
             && let Err(error) = std::fs::rename(self.moved, self.log)
         {
             warn!(%error, log = %self.log.display(), "cannot move a log back");

@@ -18,7 +18,7 @@ struct Counts {
 }
 
 /// What a container's status says, reduced to what phases depend on.
-enum Standing {
+enum ContainerOutcome {
     Running,
     /// Ended, or waiting to run again after having ended.
     Ended(i32),
@@ -26,20 +26,22 @@ enum Standing {
     Unknown,
 }
 
-fn standing(status: Option<&ContainerStatus>) -> (Standing, bool) {
-    let Some(status) = status else { return (Standing::Unknown, false) };
+fn outcome_of(status: Option<&ContainerStatus>) -> (ContainerOutcome, bool) {
+    let Some(status) = status else { return (ContainerOutcome::Unknown, false) };
     let state = status.state.clone().unwrap_or_default();
     if state.running.is_some() {
-        return (Standing::Running, false);
+        return (ContainerOutcome::Running, false);
     }
     if let Some(ended) = state.terminated {
-        return (Standing::Ended(ended.exit_code), false);
+        return (ContainerOutcome::Ended(ended.exit_code), false);
     }
     if state.waiting.is_some() {
         let last = status.last_state.as_ref().and_then(|s| s.terminated.as_ref());
-        return last.map_or((Standing::Waiting, true), |ended| (Standing::Ended(ended.exit_code), true));
+        return last.map_or((ContainerOutcome::Waiting, true), |ended| {
+            (ContainerOutcome::Ended(ended.exit_code), true)
+        });
     }
-    (Standing::Unknown, false)
+    (ContainerOutcome::Unknown, false)
 }
 
 fn find<'a>(statuses: &'a [ContainerStatus], container: &Container) -> Option<&'a ContainerStatus> {
@@ -70,9 +72,9 @@ pub fn compute(
 }
 
 fn count_init(container: &Container, spec: &PodSpec, status: Option<&ContainerStatus>, counts: &mut Counts) {
-    match standing(status) {
-        (Standing::Ended(0), _) => {}
-        (Standing::Ended(code), _) => {
+    match outcome_of(status) {
+        (ContainerOutcome::Ended(0), _) => {}
+        (ContainerOutcome::Ended(code), _) => {
             counts.failed_init_for_good += u32::from(!pod::restarts_after(container, spec, code));
         }
         _ => counts.pending_init += 1,
@@ -80,17 +82,17 @@ fn count_init(container: &Container, spec: &PodSpec, status: Option<&ContainerSt
 }
 
 fn count_sidecar(status: Option<&ContainerStatus>, counts: &mut Counts) {
-    match standing(status) {
-        (Standing::Running, _) => {
+    match outcome_of(status) {
+        (ContainerOutcome::Running, _) => {
             counts.running += 1;
             counts.pending_sidecars += u32::from(!status.and_then(|s| s.started).unwrap_or(false));
         }
-        (Standing::Ended(_), _) => {}
-        (Standing::Waiting, _) => {
+        (ContainerOutcome::Ended(_), _) => {}
+        (ContainerOutcome::Waiting, _) => {
             counts.pending_sidecars += 1;
             counts.waiting += 1;
         }
-        (Standing::Unknown, _) => counts.unknown += 1,
+        (ContainerOutcome::Unknown, _) => counts.unknown += 1,
     }
 }
 
@@ -100,15 +102,15 @@ fn count_regular(
     status: Option<&ContainerStatus>,
     counts: &mut Counts,
 ) {
-    match standing(status) {
-        (Standing::Running, _) => counts.running += 1,
-        (Standing::Ended(code), waiting) => {
+    match outcome_of(status) {
+        (ContainerOutcome::Running, _) => counts.running += 1,
+        (ContainerOutcome::Ended(code), waiting) => {
             counts.stopped += 1;
             counts.stopped_for_good += u32::from(!pod::restarts_after(container, spec, code));
             counts.succeeded += u32::from(code == 0 && !waiting);
         }
-        (Standing::Waiting, _) => counts.waiting += 1,
-        (Standing::Unknown, _) => counts.unknown += 1,
+        (ContainerOutcome::Waiting, _) => counts.waiting += 1,
+        (ContainerOutcome::Unknown, _) => counts.unknown += 1,
     }
 }
 

@@ -191,7 +191,7 @@ fn active_deadline(context: &Context, state: &mut PodState, pod: &Arc<Pod>) -> O
     let seconds = pod::spec(pod).active_deadline_seconds?;
     let status = context.statuses.get(pod::uid(pod)).unwrap_or_else(|| pod::status(pod).clone());
     let started = status.start_time?;
-    let left = started.0.as_second() + seconds - clock::now().0.as_second();
+    let left = started.0.as_second().saturating_add(seconds).saturating_sub(clock::now().0.as_second());
     if left <= 0 {
         let message = "Pod was active on the node longer than the specified deadline".to_owned();
         if state.failed.is_none() {
@@ -200,7 +200,7 @@ fn active_deadline(context: &Context, state: &mut PodState, pod: &Arc<Pod>) -> O
         state.failed = Some(("DeadlineExceeded".to_owned(), message));
         return None;
     }
-    Some(Instant::now() + Duration::from_secs(left.unsigned_abs()))
+    Instant::now().checked_add(Duration::from_secs(left.unsigned_abs()))
 }
 
 fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {

@@ -14,14 +14,12 @@ use async_trait::async_trait;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{HeaderMap, Request, body::Bytes, client::conn::http1::SendRequest};
 use hyper_util::rt::TokioIo;
+use proto_api::silent_masters;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
-/// Header of a leading master's `/readyz` answer: the API addresses (`HOST:PORT`, separated by commas)
-/// of the masters that its failure detector calls silent.
-pub const SILENT_MASTERS_HEADER: &str = "ephor-silent-masters";
 /// Most bytes of a `/readyz` answer that are read.
 const ANSWER_MAX_BYTES: usize = 64 << 10;
 
@@ -163,8 +161,8 @@ async fn ask(sender: &mut SendRequest<Empty<Bytes>>) -> Result<(u16, Readiness),
 }
 
 fn readiness(headers: &HeaderMap) -> Readiness {
-    let named = headers.get(SILENT_MASTERS_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    Readiness { silent: named.split(',').filter_map(|address| address.trim().parse().ok()).collect() }
+    let named = headers.get(silent_masters::HEADER).and_then(|value| value.to_str().ok());
+    Readiness { silent: named.map(silent_masters::parse).unwrap_or_default() }
 }
 
 #[async_trait]
@@ -196,20 +194,5 @@ impl Probe for ReadyzProbe {
             Some(ended) => ended.cancelled().await,
             None => std::future::pending().await,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn silent_masters_are_read_from_the_header() {
-        let mut headers = HeaderMap::new();
-        assert_eq!(readiness(&headers), Readiness::default());
-        headers.insert(SILENT_MASTERS_HEADER, "10.0.0.1:6443, 10.0.0.2:6443, nonsense".parse().unwrap());
-        let expected: Vec<SocketAddr> =
-            vec!["10.0.0.1:6443".parse().unwrap(), "10.0.0.2:6443".parse().unwrap()];
-        assert_eq!(readiness(&headers).silent, expected);
     }
 }

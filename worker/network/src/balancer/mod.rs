@@ -23,7 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use clients::Clients;
 pub use clients::ListenerLimits;
-pub use health::{Probe, ProbeError, Readiness, ReadyzProbe, SILENT_MASTERS_HEADER, TcpProbe};
+pub use health::{Probe, ProbeError, Readiness, ReadyzProbe, TcpProbe};
 use members::{Candidate, Members};
 use traffic::NotedStream;
 

@@ -4,9 +4,11 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
+use futures::{StreamExt, stream::FuturesUnordered};
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query},
     rr::{Name, RecordType},
@@ -19,6 +21,8 @@ use tokio::{
 
 /// How long one resolver may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a resolver may keep silent before the next one is asked too.
+const STAGGER: Duration = Duration::from_millis(250);
 /// Largest UDP answer that is asked for (RFC 9715).
 const PAYLOAD: u16 = 1232;
 
@@ -39,16 +43,18 @@ pub enum Error {
     Deadline,
 }
 
-/// The host's resolvers.
-#[derive(Clone, Debug, Default)]
+/// The host's resolvers. The one that answered last is asked first.
+#[derive(Debug, Default)]
 pub struct Upstreams {
     resolvers: Vec<SocketAddr>,
+    /// Index of the resolver that answered last.
+    preferred: AtomicUsize,
 }
 
 impl Upstreams {
-    /// These resolvers, in this order.
+    /// These resolvers; the first is preferred until another one has to answer in its place.
     pub fn new(resolvers: Vec<SocketAddr>) -> Self {
-        Self { resolvers }
+        Self { resolvers, preferred: AtomicUsize::new(0) }
     }
 
     /// The first three `nameserver` lines of a resolv.conf. This server's own address is left out: a
@@ -60,20 +66,39 @@ impl Upstreams {
             (words.next()? == "nameserver").then(|| words.next()?.parse::<IpAddr>().ok()).flatten()
         });
         let others = addresses.filter(|address| *address != IpAddr::V4(own));
-        Self { resolvers: others.take(3).map(|address| SocketAddr::new(address, 53)).collect() }
+        Self::new(others.take(3).map(|address| SocketAddr::new(address, 53)).collect())
     }
 
-    /// Asks one resolver after the other until one answers.
+    /// Asks the preferred resolver, and the next one whenever those before it have failed or kept silent
+    /// for [`STAGGER`]; takes the first answer. A dead resolver so costs one question a little, and the
+    /// following ones nothing.
     pub async fn ask(&self, name: &Name, kind: RecordType) -> Result<Message, Error> {
+        let count = self.resolvers.len();
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut waiting = (0..count).map(|offset| (first + offset) % count);
+        let mut asked = FuturesUnordered::new();
         let mut last = Error::NoUpstream;
-        for resolver in &self.resolvers {
-            match timeout(PATIENCE, ask_one(*resolver, name, kind)).await {
-                Ok(Ok(message)) => return Ok(message),
-                Ok(Err(error)) => last = error,
-                Err(_) => last = Error::Deadline,
+        loop {
+            let next = waiting.next();
+            if let Some(index) = next {
+                let resolver = self.resolvers[index];
+                asked.push(async move {
+                    let answer = timeout(PATIENCE, ask_one(resolver, name, kind)).await;
+                    (index, answer.unwrap_or(Err(Error::Deadline)))
+                });
+            }
+            // With nobody left to ask, those that were asked have their full time.
+            let limit = if next.is_some() { STAGGER } else { PATIENCE };
+            match timeout(limit, asked.next()).await {
+                Ok(Some((index, Ok(message)))) => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return Ok(message);
+                }
+                Ok(Some((_, Err(error)))) => last = error,
+                Ok(None) => return Err(last),
+                Err(_) => {}
             }
         }
-        Err(last)
     }
 }
 
@@ -123,7 +148,60 @@ async fn over_tcp(resolver: SocketAddr, question: &[u8], id: u16) -> Result<Mess
 
 #[cfg(test)]
 mod tests {
+    use std::str::FromStr;
+
     use super::*;
+
+    /// A resolver that answers every question with "no such name", and counts them.
+    async fn resolver() -> (SocketAddr, std::sync::Arc<AtomicUsize>) {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (address, count) = (socket.local_addr().unwrap(), std::sync::Arc::new(AtomicUsize::new(0)));
+        let counted = count.clone();
+        tokio::spawn(async move {
+            let mut buffer = [0; 4096];
+            while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let mut message = Message::from_vec(&buffer[..length]).unwrap();
+                message.metadata.message_type = MessageType::Response;
+                socket.send_to(&message.to_vec().unwrap(), client).await.unwrap();
+            }
+        });
+        (address, count)
+    }
+
+    #[tokio::test]
+    async fn a_resolver_that_is_silent_is_asked_once_and_then_no_longer_first() {
+        // Bound and never read: what is sent there is lost, as with a dead host.
+        let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (alive, asked) = resolver().await;
+        let upstreams = Upstreams::new(vec![silent.local_addr().unwrap(), alive]);
+        let name = Name::from_str("example.org.").unwrap();
+        for _ in 0..5 {
+            upstreams.ask(&name, RecordType::A).await.unwrap();
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 5);
+        let mut buffer = [0; 4096];
+        let mut lost = 0;
+        while silent.try_recv(&mut buffer).is_ok() {
+            lost += 1;
+        }
+        assert_eq!(lost, 1, "only the first question waited for the silent one");
+    }
+
+    #[tokio::test]
+    async fn with_silent_resolvers_alone_each_has_its_full_time_and_the_question_ends() {
+        let silent = [
+            UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap(),
+            UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap(),
+        ];
+        let upstreams = Upstreams::new(silent.iter().map(|socket| socket.local_addr().unwrap()).collect());
+        let name = Name::from_str("example.org.").unwrap();
+        assert!(matches!(upstreams.ask(&name, RecordType::A).await, Err(Error::Deadline)));
+        assert!(matches!(
+            Upstreams::new(Vec::new()).ask(&Name::root(), RecordType::A).await,
+            Err(Error::NoUpstream)
+        ));
+    }
 
     #[test]
     fn resolvers_come_from_resolv_conf_without_ourselves() {

@@ -87,6 +87,12 @@ pub struct PodParameters {
     pub mtu: u32,
     /// The overlay's device.
     pub overlay_device: String,
+    /// Addresses of this host that no host port may take over: where cluster DNS answers.
+    #[serde(default)]
+    pub protected_addresses: BTreeSet<Ipv4Addr>,
+    /// TCP ports on the host's loopback that no host port may take over: the agent's way to the masters.
+    #[serde(default)]
+    pub protected_loopback_ports: BTreeSet<u16>,
 }
 
 /// The pods' side of a node's network. Cheap to share.

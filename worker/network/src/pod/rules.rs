@@ -14,6 +14,7 @@ pub(super) fn table(parameters: &PodParameters, held: &[(Ipv4Addr, Reservation)]
     let PodParameters { pod_cidr, cluster_cidr, gateway, overlay_device, .. } = parameters;
     let t = format!("ip {TABLE}");
     let inside = format!("{{ {cluster_cidr}, {VTEP_RANGE} }}");
+    let protected = protected(&t, parameters);
     let mut script = format!(
         "add table {t}
 delete table {t}
@@ -22,7 +23,7 @@ add map {t} host-ports {{ type inet_proto . inet_service : ipv4_addr . inet_serv
 add map {t} host-ports-of-ip {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
 add set {t} with-host-ports {{ type ipv4_addr . ipv4_addr; }}
 add chain {t} to-host-ports
-add rule {t} to-host-ports dnat ip to ip daddr . meta l4proto . th dport map @host-ports-of-ip
+{protected}add rule {t} to-host-ports dnat ip to ip daddr . meta l4proto . th dport map @host-ports-of-ip
 add rule {t} to-host-ports dnat ip to meta l4proto . th dport map @host-ports
 add chain {t} guard {{ type filter hook prerouting priority -300; }}
 add rule {t} guard iifname \"{VETH_PREFIX}*\" ip daddr 127.0.0.0/8 drop comment \"pods do not reach the host's loopback\"
@@ -46,6 +47,22 @@ add rule {t} postrouting ip saddr {{ {pod_cidr} }} ip daddr != {inside} ip daddr
         }
     }
     script
+}
+
+/// Rules that keep host ports off what the node itself serves to pods and to its agent.
+fn protected(table: &str, parameters: &PodParameters) -> String {
+    let set = |items: Vec<String>| format!("{{ {} }}", items.join(", "));
+    let mut rules = String::new();
+    if !parameters.protected_addresses.is_empty() {
+        let addresses = set(parameters.protected_addresses.iter().map(ToString::to_string).collect());
+        let _infallible = writeln!(rules, "add rule {table} to-host-ports ip daddr {addresses} return");
+    }
+    if !parameters.protected_loopback_ports.is_empty() {
+        let ports = set(parameters.protected_loopback_ports.iter().map(ToString::to_string).collect());
+        let _infallible =
+            writeln!(rules, "add rule {table} to-host-ports ip daddr 127.0.0.0/8 tcp dport {ports} return");
+    }
+    rules
 }
 
 /// Adds host ports of the pod at `address`. A port that another pod still has is refused: the sandbox
@@ -86,5 +103,31 @@ fn ignore_refused(result: Result<(), nft::Error>) -> Result<(), nft::Error> {
     match result {
         Err(nft::Error::Refused(_)) => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_ports_pass_by_what_the_node_itself_serves() {
+        let parameters = PodParameters {
+            pod_cidr: "10.42.1.0/24".parse().unwrap(),
+            cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+            gateway: Ipv4Addr::new(10, 42, 1, 1),
+            mtu: 1450,
+            overlay_device: "ephor.vx".into(),
+            protected_addresses: BTreeSet::from([Ipv4Addr::new(10, 96, 0, 10)]),
+            protected_loopback_ports: BTreeSet::from([7443]),
+        };
+        let script = table(&parameters, &[]);
+        let first_lookup = script.find("@host-ports").unwrap();
+        for rule in [
+            "to-host-ports ip daddr { 10.96.0.10 } return",
+            "to-host-ports ip daddr 127.0.0.0/8 tcp dport { 7443 } return",
+        ] {
+            assert!(script.find(rule).unwrap() < first_lookup, "{rule} comes too late:\n{script}");
+        }
     }
 }

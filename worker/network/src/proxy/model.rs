@@ -6,6 +6,8 @@ use std::{
     net::Ipv4Addr,
 };
 
+use ipnet::Ipv4Net;
+
 use crate::state::{Content, EndpointView, ObjectKey, Protocol, ServicePortView, ServiceView};
 
 /// Where a packet may be sent.
@@ -39,6 +41,8 @@ pub struct RoutedPort {
     pub node_port: Option<u16>,
     /// Further addresses, treated as traffic from outside.
     pub external_ips: BTreeSet<Ipv4Addr>,
+    /// Those of `external_ips` that only some sources may reach, with these sources.
+    pub guarded: Option<(BTreeSet<Ipv4Addr>, BTreeSet<Ipv4Net>)>,
     /// Endpoints anywhere.
     pub cluster: BTreeSet<Backend>,
     /// Endpoints on this node, when a traffic policy asks for them.
@@ -138,6 +142,11 @@ fn route_port(
         cluster_ip,
         node_port: port.node_port,
         external_ips: service.external_ips.clone(),
+        guarded: service
+            .source_ranges
+            .clone()
+            .filter(|_| !service.load_balancer_ips.is_empty())
+            .map(|ranges| (service.load_balancer_ips.clone(), ranges)),
         cluster,
         local,
         internal_local: service.internal_local,

@@ -7,8 +7,10 @@
 //! | `prerouting`, `output` | nat hooks: what comes in, what this host sends |
 //! | `postrouting` | nat hook: masquerades what was marked, and endpoints that reach themselves |
 //! | `check-forward`, `check-input`, `check-output` | filter hooks: services without endpoints, unknown ports |
+//! | `guard-prerouting`, `guard-output` | filter hooks before the nat hooks: who may reach load balancers |
 //! | `s-HASH`, `l-HASH` | picks one of all, or of this node's endpoints |
 //! | `x-HASH` | traffic from outside: marks it for masquerading, or keeps its source |
+//! | `g-HASH` | drops what comes from outside `loadBalancerSourceRanges` |
 //! | `e-HASH-...` | one endpoint of a service with affinity, with the set `a-HASH-...` of its clients |
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
@@ -52,6 +54,7 @@ fn base(parameters: &RuleParameters) -> Ruleset {
         ("service-node-ports", "map", "inet_proto . inet_service : verdict".into()),
         ("unserved-ips", "map", format!("{address_port} : verdict")),
         ("unserved-node-ports", "map", "inet_proto . inet_service : verdict".into()),
+        ("guarded-ips", "map", format!("{address_port} : verdict")),
         ("cluster-ips", "set", "ipv4_addr".into()),
         ("hairpin", "set", "ipv4_addr . ipv4_addr".into()),
     ] {
@@ -73,6 +76,10 @@ fn base(parameters: &RuleParameters) -> Ruleset {
         String::new(),
         &["ip daddr . meta l4proto . th dport vmap @service-ips", &node_ports("service-node-ports")],
     );
+    // Before the nat hooks, while the packet still has the load balancer's address.
+    let guarded = ["ct state new ip daddr . meta l4proto . th dport vmap @guarded-ips"];
+    chain("guard-prerouting", hook("filter", "prerouting", -110), &guarded);
+    chain("guard-output", hook("filter", "output", -110), &guarded);
     chain("prerouting", hook("nat", "prerouting", -100), &["goto services"]);
     chain("output", hook("nat", "output", -100), &["goto services"]);
     chain(
@@ -137,6 +144,7 @@ fn service(rules: &mut Ruleset, parameters: &RuleParameters, port: &RoutedPort) 
 
     element(rules, "cluster-ips", port.cluster_ip.to_string(), String::new());
     let unserved = |local: bool| if local { "discard" } else { "refuse" };
+    guard(rules, &id, port);
     let mut address = |ip: Ipv4Addr, chain: Option<&str>, otherwise: &str| {
         let key = format!("{ip} . {protocol} . {}", port.key.port);
         match chain {
@@ -163,6 +171,25 @@ fn service(rules: &mut Ruleset, parameters: &RuleParameters, port: &RoutedPort) 
     }
     for ip in &port.hairpin {
         element(rules, "hairpin", format!("{ip} . {ip}"), String::new());
+    }
+}
+
+/// Lets only the sources that the Service allows reach its load balancer addresses, as kube-proxy does:
+/// node ports and other external addresses are not concerned.
+fn guard(rules: &mut Ruleset, id: &str, port: &RoutedPort) {
+    let Some((addresses, ranges)) = &port.guarded else { return };
+    let chain = format!("g-{id}");
+    let allowed = list(ranges.iter());
+    let lines = if allowed.is_empty() {
+        vec!["drop".into()]
+    } else {
+        vec![format!("ip saddr {allowed} return"), "drop".into()]
+    };
+    rules.chains.insert(chain.clone(), (String::new(), lines));
+    let comment = comment(&port.key);
+    for ip in addresses {
+        let key = format!("{ip} . {} . {}", port.key.protocol.as_str(), port.key.port);
+        element(rules, "guarded-ips", key, format!("{comment} : goto {chain}"));
     }
 }
 
@@ -281,6 +308,7 @@ mod tests {
             cluster_ip: Ipv4Addr::new(10, 96, 7, 7),
             node_port: None,
             external_ips: BTreeSet::new(),
+            guarded: None,
             cluster,
             local: BTreeSet::new(),
             internal_local: false,
@@ -317,6 +345,20 @@ mod tests {
         assert!(rules.elements["unserved-node-ports"]["tcp . 30080"].ends_with("goto discard"));
         let external = chain(&rules, "x-");
         assert!(!external.iter().any(|line| line.contains("goto l-")), "{external:?}");
+    }
+
+    #[test]
+    fn a_load_balancer_with_source_ranges_drops_other_sources_before_it_is_routed() {
+        let mut guarded = port(&[2]);
+        let address = Ipv4Addr::new(192, 0, 2, 1);
+        guarded.external_ips = BTreeSet::from([address, Ipv4Addr::new(192, 0, 2, 2)]);
+        let ranges = BTreeSet::from(["198.51.100.0/24".parse().unwrap()]);
+        guarded.guarded = Some((BTreeSet::from([address]), ranges));
+        let rules = ruleset(&parameters(), &[guarded.clone()]);
+        assert_eq!(rules.elements["guarded-ips"].keys().collect::<Vec<_>>(), ["192.0.2.1 . tcp . 80"]);
+        assert_eq!(chain(&rules, "g-"), ["ip saddr { 198.51.100.0/24 } return", "drop"]);
+        guarded.guarded = Some((BTreeSet::from([address]), BTreeSet::new()));
+        assert_eq!(chain(&ruleset(&parameters(), &[guarded]), "g-"), ["drop"], "no range of IPv4");
     }
 
     #[test]

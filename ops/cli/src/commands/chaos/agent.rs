@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use chaos_live::agent::{AGENT_PORT, Delays, Node, Supervised};
+use chaos_live::agent::{AGENT_PORT, Delays, Node, Programs, Supervised};
 use clap::Args;
 use proto_env::TlsMaterial;
 use tokio_util::sync::CancellationToken;
@@ -53,7 +53,8 @@ pub async fn run(arguments: AgentArgs) -> Result<()> {
     let (command, log_file) = (arguments.command, arguments.log_file);
     let process = arguments.pid_file.map(|pid_file| Supervised { pid_file, command, log_file });
     let name = arguments.name.unwrap_or_else(crate::config_file::hostname);
-    let node = Node { name, process, disk: arguments.disk_control, agent_port, delays: Delays::default() };
+    let (delays, programs) = (Delays::default(), Programs::default());
+    let node = Node { name, process, disk: arguments.disk_control, agent_port, delays, programs };
     if arguments.recover {
         let undone = chaos_live::agent::recover(&node, &arguments.state_dir).context("not all is undone")?;
         let words = if undone.is_empty() { "nothing".to_owned() } else { undone.join(", ") };

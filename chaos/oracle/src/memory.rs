@@ -1,13 +1,14 @@
-//! What a client knows, and the calls it draws from that. `workload.rs` makes them;
-//! `chaos_oracle::calls` says how they are asked and what an answer proves.
+//! What a client knows, and the calls it draws from that. The clients of simulated and
+//! live runs make them; `calls.rs` says how they are asked and what an answer proves.
 
 use std::collections::BTreeMap;
 
-use chaos_oracle::calls::KEY_PREFIX;
-use chaos_oracle::history::{Call, Outcome, Versioned};
 use chaos_spec::experiment as spec;
 use rand::Rng;
 use rand::rngs::StdRng;
+
+use crate::calls::KEY_PREFIX;
+use crate::history::{Call, Outcome, Versioned};
 
 /// What one client knows and draws its calls from.
 pub struct Memory {
@@ -30,7 +31,8 @@ impl Memory {
         let key = format!("{KEY_PREFIX}{}", self.random.random_range(0..spec.keys));
         let seen = self.seen.get(&key).cloned();
         let mix = &spec.mix;
-        let weights = [mix.create, mix.update, mix.delete, mix.get, mix.list];
+        let weights =
+            [mix.create, mix.update, mix.delete, mix.get, mix.list, mix.patch, mix.page, mix.any_version];
         let mut draw = self.random.random_range(0..weights.iter().sum::<u32>().max(1));
         let drawn = weights.iter().position(|weight| match draw.checked_sub(*weight) {
             Some(rest) => {
@@ -47,6 +49,9 @@ impl Memory {
                 Call::Delete { key, expected: expected.filter(|_| self.random.random_ratio(2, 3)) }
             }
             (Some(4), _) => Call::List,
+            (Some(5), _) => Call::Patch { key, value: self.value() },
+            (Some(6), _) => Call::Pages { limit: self.random.random_range(1..4) },
+            (Some(7), _) => Call::ListAny,
             _ => Call::Get { key },
         }
     }
@@ -61,7 +66,7 @@ impl Memory {
     pub fn learn(&mut self, call: &Call, outcome: &Outcome) {
         match (call, outcome) {
             (
-                Call::Create { key, value } | Call::Update { key, value, .. },
+                Call::Create { key, value } | Call::Update { key, value, .. } | Call::Patch { key, value },
                 Outcome::Written { revision },
             ) => {
                 let version = Versioned { revision: *revision, value: value.clone() };

@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use proto_env::supervise::supervise;
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -25,6 +28,8 @@ use crate::{Error, gc, logs, node, pod_manager, pod_source, resources, server};
 
 const CHANGES: usize = 1024;
 const CONCURRENT_PULLS: usize = 4;
+/// How long the runtime may take to say what it can do.
+const STATUS_PATIENCE: Duration = Duration::from_secs(10);
 const RUNTIME_RETRY: Duration = Duration::from_millis(200);
 
 /// Runs the agent until `shutdown`. Fails only if it cannot start at all (bad socket path, port taken); whatever can heal is retried.
@@ -43,11 +48,36 @@ pub async fn run(config: AgentConfig, client: Client, shutdown: CancellationToke
     info!(runtime = version.runtime_name, version = version.runtime_version, "container runtime found");
     let (node_sender, node_receiver) = watch::channel(None);
     let abilities = abilities(&cri, &version.runtime_name).await;
-    let context = build(config, client, cri, &version, abilities, node_receiver, &shutdown);
+    let (services, follow_services) = Services::new(client.clone(), shutdown.clone());
+    let runtime = Runtime { cri, version, abilities };
+    let context = build(config, client, runtime, services, node_receiver, &shutdown);
     let listener = server::listen(context.config.listen).await?;
     let port = listener.local_addr().map_err(|e| Error::Server(e.to_string()))?.port();
 
-    let mut tasks = tokio::task::JoinSet::new();
+    let mut tasks = start_parts(&context, node_sender, (listener, port), relist, &shutdown);
+    tasks.spawn(follow_services);
+    let mut result = Ok(());
+    while let Some(outcome) = tasks.join_next().await {
+        if let Err(error) = outcome
+            && error.is_panic()
+        {
+            error!(%error, "a part of the agent failed; stopping it");
+            result = Err(Error::Panicked(error.to_string()));
+            shutdown.cancel();
+        }
+    }
+    result
+}
+
+/// Starts every part that runs as long as the agent. A part that panics begins anew, or ends the agent where it cannot.
+fn start_parts(
+    context: &Arc<Context>,
+    node_sender: watch::Sender<Option<Arc<Node>>>,
+    (listener, port): (TcpListener, u16),
+    relist: LastRelist,
+    shutdown: &CancellationToken,
+) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
     let (changes, receiver) = mpsc::channel(CHANGES);
     let (synced, first_list) = oneshot::channel();
     let (statuses, stop) = (context.statuses.clone(), shutdown.clone());
@@ -77,17 +107,7 @@ pub async fn run(config: AgentConfig, client: Client, shutdown: CancellationToke
             supervise("agent-gc", move || gc::run(collector.clone(), stop.clone())).await;
         }
     });
-    let mut result = Ok(());
-    while let Some(outcome) = tasks.join_next().await {
-        if let Err(error) = outcome
-            && error.is_panic()
-        {
-            error!(%error, "a part of the agent failed; stopping it");
-            result = Err(Error::Panicked(error.to_string()));
-            shutdown.cancel();
-        }
-    }
-    result
+    tasks
 }
 
 async fn wait_for_runtime(cri: &Cri, shutdown: &CancellationToken) -> Option<k8s_cri::v1::VersionResponse> {
@@ -111,7 +131,8 @@ async fn wait_for_runtime(cri: &Cri, shutdown: &CancellationToken) -> Option<k8s
 
 /// What the runtime says it can do; what it does not say, it cannot.
 async fn abilities(cri: &Cri, runtime_name: &str) -> Abilities {
-    let status = cri.status().await.unwrap_or_default();
+    let answer = tokio::time::timeout(STATUS_PATIENCE, cri.status()).await;
+    let status = answer.ok().and_then(Result::ok).unwrap_or_default();
     let strict_groups = status.features.is_some_and(|features| features.supplemental_groups_policy);
     let default_handler = status.runtime_handlers.into_iter().find(|handler| handler.name.is_empty());
     let features = default_handler.and_then(|handler| handler.features);
@@ -119,15 +140,22 @@ async fn abilities(cri: &Cri, runtime_name: &str) -> Abilities {
     Abilities::of(runtime_name, strict_groups, recursive)
 }
 
+/// The container runtime that was found.
+struct Runtime {
+    cri: Cri,
+    version: k8s_cri::v1::VersionResponse,
+    abilities: Abilities,
+}
+
 fn build(
     config: AgentConfig,
     client: Client,
-    cri: Cri,
-    version: &k8s_cri::v1::VersionResponse,
-    abilities: Abilities,
-    node: watch::Receiver<Option<Arc<k8s_openapi::api::core::v1::Node>>>,
+    runtime: Runtime,
+    services: Services,
+    node: watch::Receiver<Option<Arc<Node>>>,
     shutdown: &CancellationToken,
 ) -> Arc<Context> {
+    let Runtime { cri, version, abilities } = runtime;
     let pods = Pods::default();
     let woken = pods.clone();
     let wake: Wake = Arc::new(move |uid| woken.wake(uid));
@@ -139,7 +167,7 @@ fn build(
         statuses: StatusWriter::new(client.clone()),
         probes: Probes::new(cri.clone(), events.clone(), wake.clone()),
         objects: Arc::new(Objects::new(client.clone(), wake, shutdown.clone())),
-        services: Services::start(client.clone(), shutdown.clone()),
+        services,
         runtime_name: version.runtime_name.clone(),
         runtime_version: version.runtime_version.clone(),
         node_ips: vec![config.node_ip.to_string()],
