@@ -1,7 +1,6 @@
-//! Alarms: what an operator has to know about a master. Each master holds its
-//! own and hears the others' with every comparison (`compare.rs`), so that the
-//! last ones of a master that has stopped can still be told. `master/node`
-//! shows them in `ephor status`, `master/apiserver` as metrics.
+//! Alarms: problems of a master that an operator has to know about. Each master holds its own alarms and
+//! hears the others' with every comparison (`compare.rs`), so that the last alarms of a stopped master are
+//! still known. `master/node` shows them in `ephor status`, `master/apiserver` as metrics.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,40 +11,40 @@ use proto_wire::raft::Alarm as WireAlarm;
 
 use crate::types::NodeId;
 
-/// What is wrong.
+/// The kind of a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AlarmKind {
     /// The disk is nearly full.
     NoSpace,
-    /// This replica differs from the majority: it does not serve and is made anew.
+    /// This replica differs from the majority: it does not serve and is being rebuilt.
     Diverged,
     /// Another replica differs from this one, or nobody can tell which is right.
     ReplicaDiffers,
     /// The disk or the store has failed: this master has stopped.
     StoreFailed,
-    /// Objects do not decode: the components of this master skip them.
+    /// Some objects do not decode, and the components of this master skip them.
     UndecodableObjects,
 }
 
 /// One alarm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alarm {
-    /// Its name, such as `no-space`; one of [`AlarmKind::name`].
+    /// The alarm's name, such as `no-space`; one of [`AlarmKind::name`].
     pub kind: String,
-    /// One line for an operator.
+    /// The reason, as one line for an operator.
     pub reason: String,
-    /// When it was raised, in seconds since 1970.
+    /// The time at which it was raised, in seconds since 1970.
     pub since: u64,
 }
 
-/// A master's alarms, and the last ones heard from others.
+/// This master's alarms, and the last ones heard from other masters.
 #[derive(Default)]
 pub(crate) struct Alarms {
     own: Mutex<BTreeMap<AlarmKind, Alarm>>,
     others: Mutex<BTreeMap<NodeId, Vec<Alarm>>>,
 }
 
-/// The most alarms taken from another master, and bytes of each text.
+/// Maximum number of alarms taken from another master, and maximum bytes of each text.
 const ALARMS_MAX: usize = 16;
 const REASON_BYTES: usize = 512;
 
@@ -54,11 +53,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl AlarmKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 5] =
         [Self::NoSpace, Self::Diverged, Self::ReplicaDiffers, Self::StoreFailed, Self::UndecodableObjects];
 
-    /// Its name in `ephor status` and in metrics.
+    /// Returns the kind's name in `ephor status` and in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::NoSpace => "no-space",
@@ -71,7 +70,7 @@ impl AlarmKind {
 }
 
 impl Alarms {
-    /// Raises an alarm, or renews the reason of one that is raised already.
+    /// Raises an alarm, or updates the reason of an alarm that is already raised.
     pub(crate) fn raise(&self, kind: AlarmKind, reason: String, clock: &dyn Clock) {
         let mut own = lock(&self.own);
         if let Some(known) = own.get_mut(&kind) {
@@ -113,12 +112,12 @@ impl Alarms {
         lock(&self.others).get(&node).cloned().unwrap_or_default()
     }
 
-    /// Forgets masters that are no members any more.
+    /// Forgets the alarms of masters that are no members any more.
     pub(crate) fn retain(&self, member: impl Fn(NodeId) -> bool) {
         lock(&self.others).retain(|node, _| member(*node));
     }
 
-    /// Whether another master was last heard to have this alarm.
+    /// Returns whether another master was last heard to have this alarm.
     pub(crate) fn has(&self, node: NodeId, kind: AlarmKind) -> bool {
         lock(&self.others).get(&node).is_some_and(|alarms| alarms.iter().any(|it| it.kind == kind.name()))
     }

@@ -1,8 +1,7 @@
-//! What a leader does by itself to keep its cluster whole: a voter that has been
-//! silent for long makes place for a learner that has caught up, or two of five
-//! or seven go; a learner that never came up is forgotten. The rules are in
-//! `plan.rs`; here is what they are applied to: who has been silent, and since
-//! when, as this leader saw it in this term without a pause of its own.
+//! The changes a leader makes by itself to keep its cluster healthy: a voter that has been silent for long
+//! is replaced by a caught-up learner, or two of five or seven voters are removed; a learner that never
+//! came up is removed. `plan.rs` has the rules. This file measures which members have been silent and since
+//! when, as seen by this leader in this term and without a pause of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -19,18 +18,17 @@ use crate::network::lock;
 use crate::plan::{self, View};
 use crate::types::NodeId;
 
-/// How often everyone is looked at.
+/// Time between two looks at all members.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// After a pause this long between two looks nobody's silence is known any more:
-/// it was this master that slept.
+/// Pause between two looks after which all measured silence is forgotten: this master itself was stopped.
 const BLIND: Duration = Duration::from_secs(2);
 
-/// How patient the leader is.
+/// How long the leader waits before it makes changes by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AutopilotConfig {
-    /// A voter that has been silent for this long is replaced; `None`: never.
+    /// Silence after which a voter is replaced; `None`: never.
     pub dead_after: Option<Duration>,
-    /// A learner that has not come up for this long is removed; `None`: never.
+    /// Time after which a learner that never came up is removed; `None`: never.
     pub learner_expiry: Option<Duration>,
 }
 
@@ -41,31 +39,31 @@ impl Default for AutopilotConfig {
     }
 }
 
-/// Something the leader did by itself.
+/// A change that the leader made by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AutopilotAction {
-    /// Counts them; 0: nothing was done yet.
+    /// Number of changes so far; 0: none was made.
     pub number: u64,
-    /// What, as a sentence.
+    /// The change, as a sentence.
     pub text: String,
 }
 
-/// How a leader sees a member.
+/// The state of a member, as the leader sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemberHealth {
-    /// Which.
+    /// The member's id.
     pub id: NodeId,
-    /// It has answered lately.
+    /// Whether the member has answered recently.
     pub running: bool,
-    /// Entries of the log that it is not known to have; `None`: it has never said.
+    /// Number of log entries that the member is not known to have; `None`: it has never answered.
     pub lag: Option<u64>,
-    /// Since it answered; `None`: not yet in this term.
+    /// Time since the member last answered; `None`: it has not in this term.
     pub heard: Option<Duration>,
-    /// How long the leader has waited for it in vain.
+    /// Time that the leader has waited for an answer in vain; `None`: the member answers.
     pub silent: Option<Duration>,
 }
 
-/// Who has been silent since when, as seen in one term.
+/// Which members have been silent since when, as seen in one term.
 #[derive(Debug)]
 struct Lookout {
     term: u64,
@@ -74,7 +72,7 @@ struct Lookout {
     silent: BTreeMap<NodeId, Instant>,
 }
 
-/// What the leader does by itself: how patient it is, what it has seen, what it did.
+/// The state of the autopilot: its settings, the silences seen, and the last change.
 pub(crate) struct Autopilot {
     config: AutopilotConfig,
     lookout: Mutex<Lookout>,
@@ -130,14 +128,14 @@ impl Autopilot {
 // === impl Consensus ===
 
 impl Consensus {
-    /// Whether this master has led its term for this long.
+    /// Returns whether this master has led its term for this long.
     pub(crate) fn has_led_for(&self, time: Duration) -> bool {
         let term = self.leadership.borrow().term;
         let lookout = self.autopilot.lookout();
         lookout.term == term && lookout.since.elapsed() >= time
     }
 
-    /// How every member is, for a leader; empty on other masters.
+    /// Returns the state of every member if this master leads; otherwise empty.
     pub fn health(&self) -> Vec<MemberHealth> {
         let leadership = *self.leadership.borrow();
         if !leadership.leading {
@@ -164,12 +162,12 @@ impl Consensus {
         view.nodes.keys().map(health).collect()
     }
 
-    /// How patient this master is as a leader.
+    /// Returns the settings of this master's autopilot.
     pub fn autopilot(&self) -> AutopilotConfig {
         self.autopilot.config
     }
 
-    /// What this master last did by itself as a leader, now and from now on.
+    /// Watches the last change that this master made by itself as a leader.
     pub fn autopilot_actions(&self) -> watch::Receiver<AutopilotAction> {
         self.autopilot.actions.subscribe()
     }
@@ -192,7 +190,7 @@ impl Consensus {
             return;
         }
         let _one_at_a_time = self.changing.lock().await;
-        // It may have changed while another change was waited for.
+        // The membership may have changed while this waited for another change.
         let view = self.view();
         let dead = dead.difference(&view.running).copied().collect();
         let absent: BTreeSet<NodeId> = absent
@@ -204,7 +202,7 @@ impl Consensus {
             Ok(Err(reply)) => tracing::warn!(?reply, "autopilot: a change failed; it is tried again"),
             Err(_) => tracing::warn!("autopilot: a change took too long; it is tried again"),
         }
-        // What was waited for here was no sleep.
+        // The wait for the changes above was no pause of this master.
         self.autopilot.lookout().looked = Instant::now();
     }
 
@@ -240,7 +238,7 @@ impl Consensus {
         Ok(())
     }
 
-    /// Whether a member has sent this leader no answer to any entry.
+    /// Returns whether a member has acknowledged no entry of this leader.
     fn never_came_up(&self, id: NodeId) -> bool {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -248,7 +246,7 @@ impl Consensus {
     }
 }
 
-/// Looks after the members until the node stops.
+/// Watches the members and repairs the membership until the node stops.
 pub(crate) async fn run(consensus: Arc<Consensus>) {
     loop {
         tokio::select! {
@@ -280,14 +278,14 @@ mod tests {
         }
         assert_eq!(lookout.silent_for(limit, at(1500)), BTreeSet::from([3]));
         assert_eq!(lookout.silent_for(None, at(1500)), BTreeSet::new());
-        // Once it answers, its silence begins anew.
+        // Once a master answers, its silence begins anew.
         lookout.look(at(1600), 7, &view(&[1, 2, 3]));
         lookout.look(at(1700), 7, &view(&[1, 2]));
         assert_eq!(lookout.silence(3, at(1900)), Some(Duration::from_millis(200)));
-        // The leader slept: everybody only seems to have been silent.
+        // The leader was stopped, so the silence of the others is not real.
         lookout.look(at(60_000), 7, &view(&[1]));
         assert_eq!(lookout.silent_for(limit, at(60_000)), BTreeSet::new());
-        // A new term begins anew too.
+        // In a new term all silences begin anew.
         lookout.look(at(61_600), 7, &view(&[1]));
         assert_eq!(lookout.silent_for(limit, at(61_600)), BTreeSet::from([2, 3]));
         lookout.look(at(61_700), 8, &view(&[1]));

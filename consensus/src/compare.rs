@@ -1,8 +1,7 @@
-//! Replicas compare fingerprints in the background, each at log entries that both
-//! have applied. One that differs from what a majority of the voters agrees on
-//! stops serving at once and makes itself anew (`rebuild.rs`); where there is no
-//! such majority, nobody can tell who is right, and only an alarm is raised.
-//! Alarms travel with the same messages.
+//! Background comparison of replicas' fingerprints, at log entries that both have applied. A replica that
+//! differs from a majority of the voters stops serving at once and rebuilds itself (`rebuild.rs`). Without
+//! such a majority nobody can tell which replica is right, and only an alarm is raised. The same messages
+//! carry alarms.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,24 +17,24 @@ use crate::consensus::Consensus;
 use crate::network::Lane;
 use crate::types::{Member, NodeId};
 
-/// Between comparisons, in leases: a second with the usual timers.
+/// Time between two comparisons, in leases: a second with the usual timers.
 const LEASES: u32 = 4;
-/// Between them until one has told something: after a start, and once made anew.
+/// Time between comparisons until one has succeeded: after a start, and after a rebuild.
 const FIRST: Duration = Duration::from_millis(100);
-/// How long another master may take to answer.
+/// Time limit of another master's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The digest of a replica after one log entry.
 type Print = Vec<u8>;
 
-/// What the fingerprints of one log entry say of this replica.
+/// The result of comparing one log entry's fingerprints.
 #[derive(Debug, PartialEq, Eq)]
 enum Finding {
-    /// A majority holds what this replica holds; these masters do not.
+    /// A majority agrees with this replica; these masters do not.
     Right(Vec<NodeId>),
-    /// A majority, these masters, holds something else.
+    /// These masters are a majority and disagree with this replica.
     Wrong(Vec<NodeId>),
-    /// No majority holds the same, or it did not answer.
+    /// No majority agrees, or too few masters answered.
     Unclear,
 }
 
@@ -45,7 +44,7 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
     let looks = planted::any().is_none();
     let mut settled = false;
     loop {
-        // What a master holds when it starts is looked at soon.
+        // A master compares soon after it has started.
         let pause = if settled { consensus.lease * LEASES } else { FIRST };
         tokio::select! {
             biased;
@@ -58,18 +57,18 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
 }
 
 impl Consensus {
-    /// Why this replica does not serve, if it does not: it differs from the others
-    /// and is being made anew.
+    /// Returns why this replica does not serve: it differs from the others and is being rebuilt. `None`: it
+    /// serves.
     pub fn quarantined(&self) -> Option<String> {
         self.defence.quarantine.borrow().clone()
     }
 
-    /// This master's alarms.
+    /// Returns this master's alarms.
     pub fn alarms(&self) -> Vec<Alarm> {
         self.defence.alarms.own()
     }
 
-    /// Raises an alarm about what this master's other parts found, or clears it where there is no reason.
+    /// Raises an alarm that another part of this master found, or clears it if `reason` is `None`.
     pub fn set_alarm(&self, kind: AlarmKind, reason: Option<String>) {
         match reason {
             Some(reason) => self.defence.alarms.raise(kind, reason, self.env.clock.as_ref()),
@@ -77,12 +76,12 @@ impl Consensus {
         }
     }
 
-    /// The last alarms heard from another master.
+    /// Returns the last alarms heard from another master.
     pub fn alarms_of(&self, node: NodeId) -> Vec<Alarm> {
         self.defence.alarms.of(node)
     }
 
-    /// Answers another master.
+    /// Answers another master's comparison.
     pub(crate) fn compare_here(&self, from: Option<NodeId>, request: CompareRequest) -> CompareResponse {
         if let Some(from) = from {
             self.defence.alarms.heard(from, request.alarms);
@@ -95,7 +94,7 @@ impl Consensus {
         }
     }
 
-    /// Tells the others this master's alarms before it ends, for as long as one answer may take.
+    /// Tells the other masters this master's alarms before it stops; waits no longer than for one answer.
     pub(crate) async fn tell_alarms(&self) {
         let others = self.others();
         join_all(others.iter().map(|member| self.ask(member, 0))).await;
@@ -105,7 +104,7 @@ impl Consensus {
         self.members().into_iter().filter(|member| member.id != self.node_id).collect()
     }
 
-    /// Looks once; gives whether this replica is known to be right.
+    /// Compares once; returns whether this replica is known to be right.
     async fn compare(self: &Arc<Self>) -> bool {
         let members = self.members();
         self.defence.alarms.retain(|node| members.iter().any(|member| member.id == node));
@@ -113,7 +112,7 @@ impl Consensus {
         let newest = self.store.checkpoint(u64::MAX).map_or(0, |checkpoint| checkpoint.index);
         let answers = join_all(others.iter().map(|member| self.ask(member, newest))).await;
         let answers: Vec<_> = answers.into_iter().flatten().filter(|(_, answer)| answer.index > 0).collect();
-        // Each of the others as far as it has come; one look settles it as a rule.
+        // Each answer is for the last entry that both have applied; usually that settles the comparison.
         let differs = |(_, answer): &&(NodeId, CompareResponse)| {
             self.print(answer.index).is_some_and(|print| print != answer.fingerprint)
         };
@@ -129,7 +128,7 @@ impl Consensus {
             }
             return false;
         }
-        // Who is right shows at one entry alone.
+        // Only fingerprints of the same entry show which replica is right.
         let Some(index) = answers.iter().map(|(_, answer)| answer.index).chain([newest]).min() else {
             return false;
         };
@@ -180,7 +179,7 @@ impl Consensus {
         self.store.end_watches();
     }
 
-    /// A majority of the voters holds what this replica holds.
+    /// Ends the quarantine and clears the alarm: a majority of the voters agrees with this replica.
     fn is_right(&self) {
         if self.quarantined().is_some() {
             tracing::info!("this replica agrees with the majority again and serves");
@@ -192,7 +191,7 @@ impl Consensus {
         self.defence.alarms.clear(AlarmKind::ReplicaDiffers);
     }
 
-    /// The fingerprint of this replica after exactly this entry.
+    /// Returns the fingerprint of this replica after exactly this entry; `None` if it is not remembered.
     fn print(&self, index: u64) -> Option<Print> {
         let found = self.store.checkpoint(index).filter(|checkpoint| checkpoint.index == index)?;
         Some(found.fingerprint.to_bytes().to_vec())
@@ -203,14 +202,14 @@ impl Consensus {
         let alarms = self.defence.alarms.to_wire();
         let request = CompareRequest { index, alarms };
         let call = client.compare(self.peers.request(member.id, request));
-        // Silence says nothing of the connection that others share.
+        // Without `Peers::call`: a missing answer must not close the connection that others share.
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, call).await.ok()?.ok()?.into_inner();
         self.defence.alarms.heard(member.id, answer.alarms.clone());
         Some((member.id, answer))
     }
 }
 
-/// What a majority of all voters says, among them those that did not answer.
+/// Judges this replica by the majority of all voters, counting those that did not answer too.
 fn judge(me: NodeId, prints: &BTreeMap<NodeId, Print>, voters: &BTreeSet<NodeId>) -> Finding {
     let mut holders: BTreeMap<&Print, Vec<NodeId>> = BTreeMap::new();
     for (id, print) in prints.iter().filter(|(id, _)| voters.contains(id)) {
@@ -239,7 +238,7 @@ mod tests {
         let all = prints(&[(1, 7), (5, 7), (9, 8)]);
         assert_eq!(judge(9, &all, &three), Finding::Wrong(vec![1, 5]));
         assert_eq!(judge(1, &all, &three), Finding::Right(vec![9]));
-        // One did not answer: two that differ are no majority.
+        // One voter did not answer: two that differ are no majority.
         assert_eq!(judge(9, &prints(&[(5, 7), (9, 8)]), &three), Finding::Unclear);
         assert_eq!(judge(9, &prints(&[(1, 6), (5, 7), (9, 8)]), &three), Finding::Unclear);
         let five = BTreeSet::from([1, 2, 3, 4, 5]);
@@ -248,7 +247,7 @@ mod tests {
             judge(1, &prints(&[(1, 7), (2, 8), (3, 8), (4, 8)]), &five),
             Finding::Wrong(vec![2, 3, 4])
         );
-        // A learner is judged, and does not judge.
+        // A learner is judged, but does not count for the majority.
         assert_eq!(judge(4, &prints(&[(1, 7), (5, 7), (4, 8)]), &three), Finding::Wrong(vec![1, 5]));
         assert_eq!(
             judge(1, &prints(&[(1, 7), (4, 8), (6, 8)]), &BTreeSet::from([1])),

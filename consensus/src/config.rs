@@ -1,4 +1,4 @@
-//! How a master's consensus is set up, and who it is across restarts.
+//! The configuration of a master's consensus, and the identity it keeps across restarts.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,93 +17,91 @@ use crate::raft_types::MasterAddress;
 use crate::types::NodeId;
 
 pub(crate) const IDENTITY_FILE: &str = "consensus.json";
-/// Where the log lies in the data directory, and the objects.
+/// Names of the directories of the log and of the objects within the data directory.
 pub(crate) const LOG_DIRECTORY: &str = "log";
 pub(crate) const OBJECTS_DIRECTORY: &str = "objects";
 
 /// Everything [`crate::Consensus::start`] needs to know.
 ///
-/// A leader is given up after `election_max` without a heartbeat (its lease);
-/// then each master waits a random time between `election_min` and
-/// `election_max` before it stands. [`DEFAULT_HEARTBEAT`],
-/// [`DEFAULT_ELECTION_MIN`] and [`DEFAULT_ELECTION_MAX`] give a new leader in
+/// A follower gives up its leader after `election_max` without a heartbeat (the lease), then waits a random
+/// time between `election_min` and `election_max` before it stands for election. With
+/// [`DEFAULT_HEARTBEAT`], [`DEFAULT_ELECTION_MIN`] and [`DEFAULT_ELECTION_MAX`] a new leader is elected in
 /// under half a second.
 #[derive(Clone)]
 pub struct ConsensusConfig {
-    /// This master's id: [`crate::FIRST_NODE_ID`] for the one that initializes,
-    /// what [`crate::Consensus::add_master`] gave for others.
+    /// This master's id: [`crate::FIRST_NODE_ID`] for the master that initializes the cluster, the result
+    /// of [`crate::Consensus::add_master`] for others.
     pub node_id: NodeId,
-    /// The cluster's id; calls of other clusters are refused.
+    /// The cluster's id; calls from other clusters are refused.
     pub cluster_id: String,
-    /// This master's name and where others reach it.
+    /// This master's name, and the addresses at which others reach it.
     pub address: MasterAddress,
-    /// Where log (`log/`), objects (`objects/`) and identity lie.
+    /// Directory of the log (`log/`), the objects (`objects/`) and the identity.
     pub data_dir: PathBuf,
     /// The cluster's data key: encrypts log and objects.
     pub data_key: [u8; 32],
-    /// Between heartbeats.
+    /// Time between two heartbeats.
     pub heartbeat: Duration,
     /// Least election timeout.
     pub election_min: Duration,
     /// Greatest election timeout, and the lease of a leader.
     pub election_max: Duration,
-    /// Bytes of the log above which a snapshot is taken and the log purged,
-    /// however few entries they are.
+    /// Size of the log in bytes above which a snapshot is taken and the log purged, however few entries
+    /// there are.
     pub log_bytes: u64,
-    /// Entries between two snapshots, from [`MIN_SNAPSHOT_COUNT`]. A follower that is further behind is sent a
-    /// snapshot; half as many stay in the log for those that are not.
+    /// Number of entries between two snapshots, at least [`MIN_SNAPSHOT_COUNT`]. Half as many entries stay
+    /// in the log; a follower that is further behind is sent a snapshot.
     pub snapshot_count: u64,
-    /// DiskReserve to be kept free on the disk.
+    /// Space to keep free on the disk.
     pub disk_reserve: DiskReserve,
-    /// Where the objects are kept.
+    /// Where the objects are stored.
     pub objects: Objects,
-    /// Whether this master has started before: then its log and its objects must
-    /// be there.
+    /// Whether this master has started before; then its log and its objects must exist.
     pub started_before: bool,
-    /// What this master does by itself as a leader.
+    /// Settings of the membership changes that this master makes by itself as a leader.
     pub autopilot: AutopilotConfig,
-    /// `HOST:PORT` of peer ports where other masters may be, beside those that the
-    /// membership names: for when all came back at other addresses.
+    /// `HOST:PORT` of peer ports to try beside the membership's addresses, for when all masters came back
+    /// at other addresses.
     pub peers: Vec<String>,
 }
 
-/// Where a master keeps its objects.
+/// Where a master stores its objects.
 #[derive(Clone, Default)]
 pub enum Objects {
     /// In sled, in the data directory.
     #[default]
     Sled,
-    /// In a home that outlives the master: the simulation.
+    /// In a store that outlives the master, as the simulation needs.
     In(Arc<dyn Home>),
 }
 
-/// Between heartbeats.
+/// Time between two heartbeats.
 pub const DEFAULT_HEARTBEAT: Duration = Duration::from_millis(50);
 /// Least election timeout.
 pub const DEFAULT_ELECTION_MIN: Duration = Duration::from_millis(100);
 /// Greatest election timeout.
 pub const DEFAULT_ELECTION_MAX: Duration = Duration::from_millis(250);
 
-/// Bytes of the log above which it is purged early.
+/// Size of the log in bytes above which it is purged early.
 pub const DEFAULT_LOG_BYTES: u64 = 256 * 1024 * 1024;
 
-/// Entries between two snapshots.
+/// Number of entries between two snapshots.
 pub const DEFAULT_SNAPSHOT_COUNT: u64 = 20_000;
-/// The least number of them.
+/// Least allowed number of entries between two snapshots.
 pub const MIN_SNAPSHOT_COUNT: u64 = 10;
 
-/// Who a master is: kept in its data directory.
+/// The identity of a master, kept in its data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberIdentity {
-    /// Its id.
+    /// The master's id.
     pub node_id: NodeId,
-    /// Its cluster.
+    /// The id of the master's cluster.
     pub cluster_id: String,
 }
 
 impl MemberIdentity {
-    /// The identity in `data_dir`; `None` when this directory belongs to no
-    /// master yet: initialize or join.
+    /// Reads the identity in `data_dir`; `None` if the directory belongs to no master yet, which then has
+    /// to initialize a cluster or join one.
     pub fn load(data_dir: &Path, disk: &dyn Disk) -> Result<Option<Self>, Error> {
         let path = data_dir.join(IDENTITY_FILE);
         match disk.read(&path) {
@@ -118,9 +116,8 @@ impl MemberIdentity {
         }
     }
 
-    /// Checks that a `data_dir` that belongs to this identity is whole. A voter
-    /// whose log has gone, which knows neither its vote nor what it has
-    /// acknowledged, must not come back under its id.
+    /// Checks that a `data_dir` that belongs to this identity is complete. A voter that lost its log knows
+    /// neither its vote nor the entries it acknowledged, so it must not come back under its id.
     pub(crate) fn check(&self, config: &ConsensusConfig, disk: &dyn Disk) -> Result<(), Error> {
         let data_dir = &config.data_dir;
         if !config.started_before && Self::load(data_dir, disk)?.as_ref() != Some(self) {
@@ -138,7 +135,7 @@ impl MemberIdentity {
         Ok(())
     }
 
-    /// Checks that `data_dir` belongs to this identity, or makes it so.
+    /// Writes this identity to `data_dir`, or checks that the directory already belongs to it.
     pub(crate) fn claim(&self, data_dir: &Path, disk: &dyn Disk) -> Result<(), Error> {
         let failed = |error: std::io::Error| Error::Config(format!("{}: {error}", data_dir.display()));
         disk.create_dir_all(data_dir).map_err(failed)?;
@@ -161,14 +158,14 @@ impl MemberIdentity {
 }
 
 impl ConsensusConfig {
-    /// The timers of heartbeats and elections.
+    /// Returns the timers of heartbeats and elections.
     pub(crate) fn timers(&self) -> Timers {
         let Self { heartbeat, election_min, election_max, .. } = *self;
         Timers { heartbeat, election_min, election_max }
     }
 
-    /// openraft's own configuration. Its timers bound calls, its lease is that of a vote;
-    /// heartbeats and elections are asked for (`elections.rs`).
+    /// Makes openraft's own configuration. Its timers only bound calls, and its lease is that of a vote;
+    /// `elections.rs` triggers heartbeats and elections.
     pub(crate) fn raft(&self) -> Result<Arc<Config>, Error> {
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         if self.heartbeat.is_zero() || self.election_min <= self.heartbeat {
@@ -181,12 +178,12 @@ impl ConsensusConfig {
         let config = Config {
             cluster_name: self.cluster_id.clone(),
             enable_elect: false,
-            // The bound on the answer to a heartbeat, and on that to a vote.
+            // The time limits of the answer to a heartbeat and of the answer to a vote.
             heartbeat_interval: lease - 2,
             election_timeout_min: lease - 1,
             election_timeout_max: lease,
             enable_pre_vote: Some(true),
-            // A restarted leader stands again like everyone else.
+            // A restarted leader has to be elected again, like every other master.
             enable_leader_restore: Some(false),
             max_payload_entries: 512,
             replication_lag_threshold: self.snapshot_count,
@@ -194,7 +191,7 @@ impl ConsensusConfig {
             max_in_snapshot_log_to_keep: self.snapshot_count / 2,
             purge_batch_size: self.snapshot_count / MIN_SNAPSHOT_COUNT,
             install_snapshot_timeout: 15 * 60 * 1000,
-            // `network/append.rs` counts on it.
+            // `network/append.rs` relies on this.
             broadcast_submitted_on_append: Some(true),
             backoff: "50ms 100ms 200ms ..400ms".to_owned(),
             ..Config::default()

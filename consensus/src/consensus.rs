@@ -1,6 +1,5 @@
-//! The handle every other room holds: starts and stops a member and its tasks.
-//! What it can do lies in `propose.rs`, `read.rs`, `membership.rs`, `status.rs`
-//! and `service.rs`.
+//! The handle that other folders hold: starts and stops a member of the cluster and its tasks. Its other
+//! operations are in `propose.rs`, `read.rs`, `membership.rs`, `status.rs` and `service.rs`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -36,12 +35,13 @@ use crate::sync_delay::SyncDelay;
 use crate::types::{Leadership, NodeId};
 use crate::{Error, compare, discovery, disk_space, membership, recovery};
 
-/// The id of the master that initializes a cluster. Others get theirs from the
-/// log, whose indexes for that begin later.
+/// The id of the master that initializes a cluster. Other masters' ids are indexes of log entries, which
+/// are always higher.
 pub const FIRST_NODE_ID: NodeId = 1;
-/// The log is purged by whole segments: its size on disk is bounded to a quarter.
+/// Number of segments in the maximum size of the log. Only whole segments are purged, so the size on disk
+/// may exceed the bound by a quarter.
 const LOG_SEGMENTS: u64 = 4;
-/// Threads of the runtime of openraft: one may wait for the store while the other goes on.
+/// Number of threads of openraft's runtime: one may wait for the store while the other runs.
 const RAFT_THREADS: usize = 2;
 
 /// A member of the cluster.
@@ -49,12 +49,12 @@ pub struct Consensus {
     pub(crate) node_id: NodeId,
     pub(crate) cluster_id: String,
     pub(crate) info: MasterAddress,
-    /// The lease of a leader.
+    /// The lease of a leader: the greatest election timeout.
     pub(crate) lease: Duration,
-    /// Bytes of the log above which it is purged early.
+    /// Size of the log in bytes above which it is purged early.
     pub(crate) log_bytes: u64,
     pub(crate) env: Env,
-    /// Where openraft, its connections and what must not wait for others runs.
+    /// The runtime of openraft, its connections and other tasks that must not be delayed.
     pub(crate) runtime: Arc<PriorityRuntime>,
     pub(crate) raft: Raft,
     pub(crate) store: Arc<Store>,
@@ -66,13 +66,13 @@ pub struct Consensus {
     pub(crate) applied_index: watch::Receiver<u64>,
     pub(crate) elections: Elections,
     pub(crate) defence: Defence,
-    /// Not empty once this member has failed.
+    /// Why this member has failed for good; empty while it has not.
     pub(crate) failure: watch::Sender<String>,
-    /// Held while the membership changes.
+    /// Locked while the membership changes.
     pub(crate) changing: tokio::sync::Mutex<()>,
     pub(crate) stop: CancellationToken,
     pub(crate) data_dir: PathBuf,
-    /// Addresses where others may be.
+    /// Addresses at which other masters may be, beside those of the membership.
     pub(crate) hints: Vec<String>,
     pub(crate) fences: Fences,
     pub(crate) autopilot: Autopilot,
@@ -80,9 +80,9 @@ pub struct Consensus {
 }
 
 impl Consensus {
-    /// Starts a member on its data directory. It follows whoever leads; the
-    /// first member of a new cluster calls [`Consensus::initialize`] once.
-    /// Serve [`Consensus::raft_service`] on the peer port right after.
+    /// Starts a member on its data directory. It follows the leader; the first member of a new cluster
+    /// calls [`Consensus::initialize`] once. The caller serves [`Consensus::raft_service`] on the peer port
+    /// right after.
     pub async fn start(config: ConsensusConfig, env: Env) -> Result<Arc<Self>, Error> {
         let identity = MemberIdentity { node_id: config.node_id, cluster_id: config.cluster_id.clone() };
         identity.check(&config, env.disk.as_ref())?;
@@ -92,7 +92,7 @@ impl Consensus {
         let (store, log) = open(&config, &env).await?;
         check_order(&config, &store, &log)?;
         check_members(&store, &config.data_dir)?;
-        // Once log and objects are there: from now on they must be.
+        // Written only once log and objects exist: from now on they must.
         identity.claim(&config.data_dir, env.disk.as_ref())?;
         let durable = Arc::new(AtomicU64::new(0));
         let state_machine = StateMachine::new(store.clone(), durable.clone(), env.blocking)?;
@@ -166,7 +166,7 @@ impl Consensus {
         runtime.spawn_in(&mut tasks, this.clone().or_give_up("reads", read::run(this.clone(), reading)));
         let proposing = until(stop.clone(), proposing);
         runtime.spawn_in(&mut tasks, this.clone().or_give_up("proposals", proposing));
-        // These compute, or wait for the store.
+        // These tasks compute for long or wait for the store, so they run on the main runtime.
         tasks.spawn(again("replica comparison", |this| Box::pin(compare::run(this))));
         tasks.spawn(disk_space::run(this.clone(), this.data_dir.clone(), config.disk_reserve));
         tasks.spawn(again("autopilot", |this| Box::pin(autopilot::run(this))));
@@ -175,8 +175,8 @@ impl Consensus {
         Ok(this)
     }
 
-    /// Makes this master the only member of a new cluster. Does nothing when it
-    /// is a member already.
+    /// Makes this master the only member of a new cluster. Does nothing if the cluster is initialized
+    /// already.
     pub async fn initialize(&self) -> Result<(), Error> {
         let members = BTreeMap::from([(self.node_id, self.info.clone())]);
         match self.raft.initialize(members).await {
@@ -185,50 +185,50 @@ impl Consensus {
         }
     }
 
-    /// Where the peer port is to be listened on and served: what comes from other
-    /// masters then waits for nothing that the main runtime does.
+    /// Returns the runtime on which to listen and serve the peer port, so that calls from other masters do
+    /// not wait for anything on the main runtime.
     pub fn runtime(&self) -> &PriorityRuntime {
         &self.runtime
     }
 
-    /// The local replica.
+    /// Returns the local replica.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
     }
 
-    /// This master's id.
+    /// Returns this master's id.
     pub fn node_id(&self) -> NodeId {
         self.node_id
     }
 
-    /// The cluster's id.
+    /// Returns the cluster's id.
     pub fn cluster_id(&self) -> &str {
         &self.cluster_id
     }
 
-    /// Who leads, now and from now on.
+    /// Watches who leads.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.subscribe()
     }
 
-    /// The index of the last log entry applied here.
+    /// Returns the index of the last log entry applied here.
     pub fn applied_index(&self) -> u64 {
         *self.applied_index.borrow()
     }
 
-    /// Waits until this member has failed for good (a sync that did not succeed,
-    /// damaged files) and says why: the process should end then.
+    /// Waits until this member has failed for good (a failed sync, damaged files) and returns the reason:
+    /// the process should then end.
     pub async fn failed(&self) -> String {
         let mut failure = self.failure.subscribe();
         match failure.wait_for(|failure| !failure.is_empty()).await {
             Ok(reason) => reason.clone(),
-            // Not before this member itself is gone.
+            // The sender is gone only together with this member.
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// Stops this member: nothing is proposed or applied any more, everything
-    /// written is synced, and the data directory may be opened again.
+    /// Stops this member: nothing is proposed or applied any more, everything written is synced, and the
+    /// data directory may be opened again.
     pub async fn shutdown(&self) {
         self.stop.cancel();
         if let Err(error) = self.raft.shutdown().await {
@@ -248,14 +248,14 @@ impl Consensus {
         }
     }
 
-    /// Runs a task that cannot be started again: when it panics, this member has failed for good.
+    /// Runs a task that cannot be restarted: if it panics, this member has failed for good.
     async fn or_give_up(self: Arc<Self>, task: &'static str, work: impl Future<Output = ()>) {
         if let Err(panicked) = catch(task, work).await {
             self.give_up(AlarmKind::StoreFailed, panicked.to_string()).await;
         }
     }
 
-    /// The peer address of a member.
+    /// Returns the peer address of a member; `None` if it is no member.
     pub(crate) fn address_of(&self, node: NodeId) -> Option<String> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -263,10 +263,10 @@ impl Consensus {
     }
 }
 
-/// A master with entries but without members would follow for ever and never vote:
-/// what it has is not all it had.
+/// Refuses a master with entries but without members: its data is incomplete, and it would follow for ever
+/// and never vote.
 fn check_members(store: &Store, data_dir: &Path) -> Result<(), Error> {
-    // The first entry of every log says who the members are.
+    // The first entry of every log names the members.
     let (last, members) = decode_applied(&store.applied())?;
     match last {
         Some(last) if members.membership().nodes().next().is_none() => Err(Error::Config(format!(
@@ -278,7 +278,7 @@ fn check_members(store: &Store, data_dir: &Path) -> Result<(), Error> {
     }
 }
 
-/// Opens the object store and the log, which read their files.
+/// Opens the object store and the log, which read their files and so block.
 async fn open(config: &ConsensusConfig, env: &Env) -> Result<(Arc<Store>, Arc<Log>), Error> {
     let data_dir = config.data_dir.display().to_string();
     let damaged = |error: &dyn std::fmt::Display| Error::Damaged {
@@ -302,13 +302,13 @@ async fn open(config: &ConsensusConfig, env: &Env) -> Result<(Arc<Store>, Arc<Lo
         let log = Log::open(&config.data_dir.join(LOG_DIRECTORY), sealer, env.disk.clone(), options)?;
         Ok::<_, storage::Error>((store, log))
     });
-    // sled panics on some damage.
+    // sled panics on some damage, which ends the blocking task with an error.
     let opened = opened.await.map_err(|error| damaged(&error))?;
     opened.map_err(|error| if error.is_damage() { damaged(&error) } else { error.into() })
 }
 
-/// The log must begin where the objects end, or before: what is missing between
-/// them cannot be replayed.
+/// Checks that the log begins where the objects end, or before: missing entries between them cannot be
+/// replayed.
 fn check_order(config: &ConsensusConfig, store: &Store, log: &Log) -> Result<(), Error> {
     let applied = store.checkpoint(u64::MAX).map_or(0, |checkpoint| checkpoint.index);
     match log.state().purged {

@@ -1,59 +1,59 @@
-//! The failure detector of one master: how long nothing was heard from the leader, or,
-//! on the leader, from a quorum, and whether that is long enough to act. Pure and
-//! without a clock of its own; `elections.rs` feeds it and acts on it.
+//! The failure detector of one master: measures how long nothing was heard from the leader (on the leader:
+//! from a quorum), and decides whether that is long enough to act. It is pure and has no clock of its own;
+//! `elections.rs` feeds it and acts on it.
 //!
-//! Two things keep a master that is busy from being taken for dead:
+//! Two rules keep a busy master from declaring a live leader dead:
 //!
-//! - **Only time in which this master could have heard something counts.** Between two
-//!   looks that were meant to be [`Detector::interval`] apart no more than twice that
-//!   counts, or an eighth of what passed (at most a quarter of a lease). A master that
-//!   was itself stopped or starved gives the leader a full window before it stands.
-//! - **Patience follows what was measured.** The longest silence of the last seconds
-//!   that ended with a sign of life of the same leader is added twice, up to
-//!   [`EXTRA_LEASES`]. It comes down when it is calm again. Silence that ended with
-//!   another leader says nothing of how late a live one may be.
+//! - **Only time in which this master could have heard something counts.** Two looks are meant to be
+//!   [`Detector::interval`] apart. Of the time between them at most twice that interval counts, or an
+//!   eighth of the time (at most a quarter of a lease) if that is more. A master that was itself stopped or
+//!   starved so gives the leader a full window before it stands for election.
+//! - **The patience follows measured silences.** The longest recent silence that ended with a sign of life
+//!   from the same leader is added twice, up to [`EXTRA_LEASES`], and forgotten after a while. A silence
+//!   that ended with another leader does not count: it says nothing about how late a live leader may be.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Patience grows by at most this many leases.
+/// Maximum number of leases by which the patience grows.
 const EXTRA_LEASES: u32 = 8;
-/// Leases without an answer of a quorum after which a leader says so.
+/// Leases without an answer from a quorum after which a leader declares its quorum lost.
 const QUORUM_LOST_LEASES: u32 = 3;
-/// The longest delay is remembered for one to two of these.
+/// How long the longest silence is remembered: for one to two of these periods.
 const MEMORY: Duration = Duration::from_secs(10);
-/// Looks at the detector in one heartbeat interval.
+/// Number of looks at the detector in one heartbeat interval.
 const LOOKS_PER_HEARTBEAT: u32 = 5;
-/// The part of a delay of this master itself that counts as silence, so that one that is
-/// always late still notices, and the part of a lease that it is at most.
+/// Divisor of the time between two late looks: that share of it counts as silence, so that a master that is
+/// always late still notices a dead leader. The second divides the lease and bounds that share.
 const LATE_SHARE: u32 = 8;
 const LATE_LEASE_SHARE: u32 = 4;
 
 /// The timers that a master is configured with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Timers {
-    /// Between heartbeats.
+    /// Time between two heartbeats.
     pub(crate) heartbeat: Duration,
-    /// Least and greatest random time before a master stands.
+    /// Least and greatest random time that a master waits before it stands for election.
     pub(crate) election_min: Duration,
     pub(crate) election_max: Duration,
 }
 
-/// What a look sees.
+/// What one look at this master's state sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seen {
-    /// Messages of the leader of the current term so far.
+    /// Number of messages heard from the leader of the current term.
     pub(crate) heard: u64,
-    /// The last time for which a quorum has confirmed this leader, since any fixed one.
+    /// Latest time for which a quorum has confirmed this leader, since a fixed but arbitrary time; `None`:
+    /// never.
     pub(crate) acknowledged: Option<Duration>,
-    /// The vote of this master: term, candidate, and whether that one leads.
+    /// The vote of this master: term, candidate, and whether the candidate has become the leader.
     pub(crate) vote: (u64, u64, bool),
-    /// How long the log's slowest write of late took, or takes already.
+    /// Duration of the log's slowest recent write, including one still running.
     pub(crate) sync: Duration,
 }
 
-/// The longest of the durations of the last seconds.
+/// The longest duration added in the last one to two [`MEMORY`] periods.
 #[derive(Debug, Default)]
 pub(crate) struct RecentMax {
     since: Option<Instant>,
@@ -61,7 +61,7 @@ pub(crate) struct RecentMax {
     before: Duration,
 }
 
-/// How long something has not given a sign of life.
+/// How long the leader or a quorum has given no sign of life.
 #[derive(Debug, Default)]
 struct Silence {
     for_now: Duration,
@@ -75,9 +75,10 @@ pub(crate) struct Detector {
     looked: Option<(Instant, Seen)>,
     leader: Silence,
     quorum: Silence,
-    /// The random part of the patience before this master stands next.
+    /// The random part of the patience before this master stands for election next.
     jitter: Duration,
-    /// The silence at which this master stood last and was not elected.
+    /// Silence of the leader when this master stood last without being elected; `None`: it has not stood
+    /// since.
     stood_at: Option<Duration>,
 }
 
@@ -89,7 +90,7 @@ impl RecentMax {
         self.now = self.now.max(value);
     }
 
-    /// The longest.
+    /// Returns the longest recent duration.
     pub(crate) fn get(&self) -> Duration {
         self.now.max(self.before)
     }
@@ -108,7 +109,7 @@ impl RecentMax {
 // === impl Silence ===
 
 impl Silence {
-    /// Another `passed` has gone by, in which a sign of life came or not.
+    /// Adds `passed` to the silence, and ends the silence if there was a sign of life.
     fn pass(&mut self, now: Instant, passed: Duration, sign: bool) {
         self.for_now += passed;
         self.longest.turn(now);
@@ -122,18 +123,18 @@ impl Silence {
 // === impl Detector ===
 
 impl Detector {
-    /// A detector that has heard nothing yet; `jitter` see [`Self::stood`].
+    /// Makes a detector that has heard nothing yet; for `jitter` see [`Self::stood`].
     pub(crate) fn new(timers: Timers, jitter: Duration) -> Self {
         let (looked, leader, quorum, stood_at) = Default::default();
         Self { timers, looked, leader, quorum, jitter, stood_at }
     }
 
-    /// How often to look.
+    /// Returns the time between two looks.
     pub(crate) fn interval(&self) -> Duration {
         self.timers.heartbeat / LOOKS_PER_HEARTBEAT
     }
 
-    /// Takes in what is seen at `now`; gives how late this look is.
+    /// Takes in what is seen at `now`; returns how late this look is.
     pub(crate) fn look(&mut self, now: Instant, seen: Seen) -> Duration {
         let Some((at, before)) = self.looked.replace((now, seen)) else { return Duration::ZERO };
         let passed = now.saturating_duration_since(at);
@@ -141,7 +142,7 @@ impl Detector {
         let late = (passed / LATE_SHARE).min(self.timers.election_max / LATE_LEASE_SHARE);
         let counted = passed.min((interval * 2).max(late));
         if before.vote != seen.vote {
-            // Another leader or candidate, who gets a full window too.
+            // Another leader or candidate gets a full window, too.
             self.leader.for_now = Duration::ZERO;
             self.quorum.for_now = Duration::ZERO;
             self.stood_at = None;
@@ -155,8 +156,9 @@ impl Detector {
         passed.saturating_sub(interval)
     }
 
-    /// Whether this master should stand: nothing was heard from a leader for its lease, what was
-    /// measured, and the random time; or nobody was elected since it stood last.
+    /// Returns whether this master should stand for election: it has heard nothing from a leader for the
+    /// lease, the measured extra and the random time, or nobody was elected within `jitter` since it stood
+    /// last.
     pub(crate) fn should_stand(&self) -> bool {
         match self.stood_at {
             Some(at) => self.leader.for_now >= at + self.jitter,
@@ -164,41 +166,42 @@ impl Detector {
         }
     }
 
-    /// This master stands; it does so again after `jitter`, between the least and the greatest
-    /// election timeout.
+    /// Notes that this master stands for election. It stands again after `jitter`, which is between the
+    /// least and the greatest election timeout.
     pub(crate) fn stood(&mut self, jitter: Duration) {
         self.stood_at = Some(self.leader.for_now);
         self.jitter = jitter;
     }
 
-    /// Whether a leader has been silent for long enough that another one may be elected.
+    /// Returns whether the leader has been silent for so long that another one may be elected.
     pub(crate) fn misses_leader(&self) -> bool {
         self.leader.for_now >= self.leader_patience()
     }
 
-    /// Whether a leader has been heard from lately, by more than the time of an election.
+    /// Returns whether a leader was heard from recently: within a few leases, which leaves time for an
+    /// election.
     pub(crate) fn in_touch_with_leader(&self) -> bool {
         self.looked.is_some_and(|(_, seen)| seen.heard > 0)
             && self.leader.for_now <= self.timers.election_max * QUORUM_LOST_LEASES + self.extra(&self.leader)
     }
 
-    /// Whether a quorum has confirmed this leader lately.
+    /// Returns whether a quorum has confirmed this leader recently.
     pub(crate) fn in_touch_with_quorum(&self) -> bool {
         let syncs = self.looked.map_or(Duration::ZERO, |(_, seen)| seen.sync);
         let extra = self.extra(&self.quorum).max(syncs * 2).min(self.timers.election_max * EXTRA_LEASES);
         self.quorum.for_now <= self.timers.election_max * QUORUM_LOST_LEASES + extra
     }
 
-    /// What is waited for beyond what a calm machine needs.
+    /// Returns the patience added because of measured silences; zero on a calm machine.
     fn extra(&self, silence: &Silence) -> Duration {
         let expected = self.timers.heartbeat * 2;
         let beyond = silence.longest.get().saturating_sub(expected);
         (beyond * 2).min(self.timers.election_max * EXTRA_LEASES)
     }
 
-    /// Without the random part.
+    /// Returns the silence after which the leader is missed, without the random part.
     fn leader_patience(&self) -> Duration {
-        // Whoever has only voted for a candidate need not wait for a lease.
+        // A master that only voted for a candidate need not wait for a lease.
         let led = self.looked.is_none_or(|(_, seen)| seen.vote.2);
         let lease = if led { self.timers.election_max } else { Duration::ZERO };
         lease + self.extra(&self.leader)
@@ -217,7 +220,7 @@ mod tests {
     };
     const JITTER: Duration = Duration::from_millis(150);
 
-    /// A detector, its clock, and what it sees next.
+    /// A detector, its clock, and the state that it sees next.
     struct Fixture {
         detector: Detector,
         now: Instant,
@@ -233,7 +236,7 @@ mod tests {
             new
         }
 
-        /// Looks in time for so long; nothing is heard.
+        /// Looks at every interval for `time`; nothing is heard.
         fn silent_for(&mut self, time: Duration) {
             let end = self.now + time;
             while self.now < end {
@@ -252,7 +255,7 @@ mod tests {
             self.look_after(self.detector.interval());
         }
 
-        /// A heartbeat comes every interval for so long.
+        /// A heartbeat comes every heartbeat interval for `time`.
         fn led_for(&mut self, time: Duration) {
             let end = self.now + time;
             while self.now < end {
@@ -261,7 +264,7 @@ mod tests {
             }
         }
 
-        /// How long after the last heartbeat this master stands, by the wall clock.
+        /// Returns how long after the last heartbeat this master stands for election, by the wall clock.
         fn stands_after(&mut self, look: Duration) -> Duration {
             let from = self.now;
             while !self.detector.should_stand() {
@@ -280,7 +283,7 @@ mod tests {
         let mut fixture = Fixture::new();
         let after = fixture.stands_after(ms(10));
         assert!((ms(390)..=ms(410)).contains(&after), "{after:?}");
-        // And again, as long as nobody is elected.
+        // It stands again, as long as nobody is elected.
         fixture.detector.stood(ms(120));
         assert!(!fixture.detector.should_stand());
         let again = fixture.stands_after(ms(10));
@@ -290,7 +293,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_master_that_was_stopped_gives_the_leader_a_full_window() {
         let mut fixture = Fixture::new();
-        // Stopped for three seconds: nothing could be heard.
+        // This master was stopped for three seconds, in which it could hear nothing.
         fixture.now += ms(3000);
         assert_eq!(fixture.detector.look(fixture.now, fixture.seen), ms(2990));
         let after = fixture.stands_after(ms(10));
@@ -310,10 +313,10 @@ mod tests {
         fixture.silent_for(ms(300));
         fixture.beat();
         let after = fixture.stands_after(ms(10));
-        // 310 ms, beyond the 100 that are expected, twice.
+        // The silence was 310 ms; what exceeds the expected 100 ms is added twice.
         assert!((ms(800)..=ms(840)).contains(&after), "{after:?}");
         fixture.beat();
-        // However late: it is bounded.
+        // However late the leader is, the patience is bounded.
         for _ in 0..4 {
             fixture.silent_for(ms(5000));
             fixture.beat();
@@ -350,7 +353,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_leader_doubts_itself_after_a_window_of_its_own_and_not_before() {
         let mut fixture = Fixture::new();
-        // It was not running for two seconds; what was answered lies in its sockets.
+        // This master was stopped for two seconds; the answers wait in its sockets.
         fixture.look_after(ms(2000));
         assert!(fixture.detector.in_touch_with_quorum());
         fixture.beat();
@@ -359,7 +362,7 @@ mod tests {
         assert!(fixture.detector.in_touch_with_quorum());
         fixture.silent_for(ms(100));
         assert!(!fixture.detector.in_touch_with_quorum());
-        // A log that takes its time is waited for.
+        // A slow write of the log extends the patience.
         fixture.seen.sync = ms(400);
         fixture.look_after(ms(10));
         assert!(fixture.detector.in_touch_with_quorum());

@@ -1,9 +1,8 @@
-//! Finding one another without a leader. A master that hears from none asks every
-//! address it knows who is there: those of the membership, those that others
-//! called from, and the hints it was started with. So masters that all came back
-//! at other addresses meet again as soon as one of them is told where one other
-//! is; and a master that was removed, or whose cluster was recovered without it,
-//! is told so. A recovered master tells the members of the lost cluster itself.
+//! Discovery of masters without a leader. A master that hears from no leader asks every address it knows
+//! which master is there: those of the membership, those that others called from, and the hints it was
+//! started with. So masters that all came back at other addresses find each other as soon as one of them is
+//! told another's address. A master that was removed, or whose cluster was recovered without it, is told
+//! so. A recovered master itself tells the members of the lost cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,34 +20,34 @@ use crate::consensus::Consensus;
 use crate::fence::SUPERSEDED_KEY;
 use crate::types::NodeId;
 
-/// Between looks, and between the first questions of a master that hears from no leader.
+/// Time between two rounds, and between the first questions of a master that hears from no leader.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// Questions become rarer up to every so many looks: connections cost those most
-/// who are busy already.
+/// Maximum number of rounds between two questions. Questions become rarer, because connections cost most on
+/// machines that are already busy.
 const SELDOM: u32 = 8;
-/// Bound on one question, connecting included.
+/// Time limit of one question, including connecting.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// Looks between two tellings of a lost cluster's members.
+/// Rounds between two messages to the members of a lost cluster.
 const TELL_ROUNDS: u32 = 4;
-/// The most addresses asked at once: two each of seven voters and as many learners.
+/// Maximum number of addresses asked at once: two each of seven voters and as many learners.
 const ADDRESSES_MAX: usize = 32;
 
-/// When to ask, and over what.
+/// When to ask next, and the connections to ask over.
 #[derive(Default)]
 struct Rounds {
-    /// Looks so far.
+    /// Number of rounds so far.
     number: u32,
-    /// Looks until the next question, and between that one and the one after.
+    /// Rounds until the next question, and rounds between that one and the one after.
     wait: u32,
     pause: u32,
-    /// Connections that have not failed yet.
+    /// Connections that have not failed yet, by address.
     channels: BTreeMap<String, Channel>,
-    /// Who was found to be of another cluster: said once each, or it would fill the log.
+    /// Addresses found to be of another cluster; each is logged only once.
     strangers: BTreeSet<String>,
 }
 
 impl Rounds {
-    /// Whether to ask now, while no leader is heard from.
+    /// Returns whether to ask in this round, while no leader is heard from.
     fn due(&mut self) -> bool {
         if self.wait > 0 {
             self.wait -= 1;
@@ -60,7 +59,7 @@ impl Rounds {
     }
 }
 
-/// Asks and tells until the node stops.
+/// Runs discovery until the node stops.
 pub(crate) async fn run(consensus: Arc<Consensus>) {
     let mut rounds = Rounds::default();
     let mut superseded = consensus.peers.superseded();
@@ -114,7 +113,7 @@ impl Consensus {
         }
     }
 
-    /// Where others may be.
+    /// Returns the addresses at which other masters may be.
     fn addresses(&self) -> BTreeSet<String> {
         let (_, nodes) = self.membership();
         let known = nodes.values().map(|info| info.peer_address.clone());
@@ -150,10 +149,10 @@ impl Consensus {
         }
     }
 
-    /// Takes in what somebody answered who is at `address`.
+    /// Handles the answer of the master at `address`.
     fn met(&self, address: &str, answer: HelloResponse) {
         if answer.cluster_id != self.cluster_id {
-            // A member of a lost cluster that was told.
+            // The answer of a lost cluster's member, which has now been told.
             return;
         }
         if answer.removed {
@@ -161,14 +160,14 @@ impl Consensus {
             self.leave(&format!("this master (id {id}) is no member any more, says master {by} that leads"));
             return;
         }
-        // What it says of itself is surest, and it was reached there.
+        // The address it was reached at is newer than what other peers know, so it is learned last.
         for peer in answer.peers {
             self.peers.learn(peer.node_id, &peer.address);
         }
         self.peers.learn(answer.node_id, address);
     }
 
-    /// Answers a master that asks who is here.
+    /// Answers a master that asks which master is here.
     pub(crate) fn answer_hello(&self, request: &HelloRequest) -> Result<HelloResponse, Box<Status>> {
         let mut answer = HelloResponse {
             cluster_id: self.cluster_id.clone(),
@@ -189,8 +188,8 @@ impl Consensus {
         Ok(answer)
     }
 
-    /// Refuses what comes from another cluster, and says so to members of one that
-    /// this one goes on for.
+    /// Refuses a call from another cluster; tells members of a cluster that this one replaces that theirs
+    /// is superseded.
     pub(crate) fn same_cluster(&self, cluster_id: &str) -> Result<(), Box<Status>> {
         if cluster_id == self.cluster_id {
             return Ok(());
@@ -205,10 +204,10 @@ impl Consensus {
         Err(Box::new(status))
     }
 
-    /// Whether this master leads and a master that says it is a member is none. An
-    /// id is a member before its owner learns of it, and never comes back.
+    /// Returns whether this master leads and `id`, which claims to be a member, is none. An id is a member
+    /// before its owner learns of it, and is never used again.
     fn has_removed(&self, id: NodeId) -> bool {
-        // In the middle of a change nothing is certain.
+        // During a change of the membership the answer is not certain.
         let Ok(_unchanging) = self.changing.try_lock() else { return false };
         self.leadership.borrow().leading && !self.is_joint() && !self.membership().1.contains_key(&id)
     }

@@ -1,7 +1,7 @@
-//! DiskReserve on the disk. Below a reserve a master raises an alarm, lets another one
-//! lead that has room, and as leader refuses what makes objects grow; well before
-//! the disk is full it stops cleanly, to be started again when there is room.
-//! Here also the object store is rewritten when its files have outgrown it.
+//! Free space on the disk. Below a reserve a master raises an alarm, transfers leadership to a master with
+//! space, and as leader refuses writes that make the objects grow. Well before the disk is full it stops
+//! cleanly, to be started again when there is space. This file also rewrites the object store when its
+//! files have grown too large.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,34 +16,34 @@ use crate::alarms::AlarmKind;
 use crate::consensus::Consensus;
 use crate::types::NodeId;
 
-/// How often the disk is asked.
+/// Time between two checks of the free space.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How many times the interval the object store's size is looked at once.
+/// Number of checks of the free space between two checks of the object store's size.
 const REWRITE_EVERY: u64 = 30;
-/// What an object may grow by when it is replaced: a status, a timestamp.
+/// Bytes by which an object may still grow when it is replaced: a status, a timestamp.
 const SLACK_BYTES: usize = 256;
-/// How long a last word to the others, and handing over, may take.
+/// Time limit of telling other masters the alarms, and of transferring leadership.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// DiskReserve for the data directory.
+/// The space to keep free on the data directory's disk.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DiskReserve {
-    /// Bytes to be kept free; 0: the lesser of 256 MiB and 5 % of the disk.
+    /// Bytes to keep free; 0: the lesser of 256 MiB and 5 % of the disk.
     pub bytes: u64,
 }
 
-/// How much room there is.
+/// How much space is free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Level {
     Enough,
-    /// Less than the reserve.
+    /// Less than the reserve is free.
     Short,
-    /// So little that the next write may fail.
+    /// So little is free that the next write may fail.
     Gone,
 }
 
-/// Whether there is room. Once short, somewhat more than the reserve is asked for,
-/// so that the alarm does not come and go.
+/// Returns the level of the free space. Once short, somewhat more than the reserve has to be free, so that
+/// the alarm does not come and go.
 fn level(space: Space, reserve: u64, short: bool) -> Level {
     let wanted = space.reserve(reserve);
     if space.free < space.floor(reserve) {
@@ -55,7 +55,7 @@ fn level(space: Space, reserve: u64, short: bool) -> Level {
     }
 }
 
-/// Looks after the disk until the node stops.
+/// Watches the disk until the node stops.
 pub(crate) async fn run(consensus: Arc<Consensus>, data_dir: PathBuf, reserve: DiskReserve) {
     let mut looks: u64 = 0;
     loop {
@@ -67,7 +67,7 @@ pub(crate) async fn run(consensus: Arc<Consensus>, data_dir: PathBuf, reserve: D
         looks += 1;
         let (disk, directory) = (consensus.env.disk.clone(), data_dir.clone());
         let asked = consensus.env.blocking.run(move || disk.space(&directory)).await;
-        // A disk that does not say is a disk without a bound.
+        // A disk that does not report its space is taken to be unlimited.
         let Ok(Ok(Some(space))) = asked else { continue };
         consensus.defence.free_bytes.store(space.free, Ordering::Relaxed);
         let short = consensus.defence.short_of_space.load(Ordering::Acquire);
@@ -103,13 +103,13 @@ pub(crate) async fn run(consensus: Arc<Consensus>, data_dir: PathBuf, reserve: D
 }
 
 impl Consensus {
-    /// Whether this master has less room on its disk than it keeps free.
+    /// Returns whether less space is free on this master's disk than it has to keep free.
     pub fn is_short_of_space(&self) -> bool {
         self.defence.short_of_space.load(Ordering::Acquire)
     }
 
-    /// Ends this member for good: raises an alarm, tells the others, and then
-    /// whoever waits in [`Consensus::failed`].
+    /// Declares this member failed for good: raises an alarm, tells it to the other masters, and then wakes
+    /// the callers of [`Consensus::failed`].
     pub(crate) async fn give_up(&self, kind: AlarmKind, reason: String) {
         self.defence.alarms.raise(kind, reason.clone(), self.env.clock.as_ref());
         let _ = tokio::time::timeout(FAREWELL, self.tell_alarms()).await;
@@ -117,8 +117,8 @@ impl Consensus {
         self.env.shutdown.cancel();
     }
 
-    /// Why a leader does not take a transaction: there is no room for more on its
-    /// own disk, or on those of so many others that they might stop.
+    /// Returns why a leader refuses a transaction for lack of space: on its own disk, or on those of so
+    /// many voters that they might stop. `None`: it accepts the transaction.
     pub(crate) fn no_room_for(&self, txn: &Txn) -> Option<String> {
         let voters: Vec<NodeId> = self.members().iter().filter(|it| it.voter).map(|it| it.id).collect();
         let short = |id: &&NodeId| {
@@ -135,7 +135,7 @@ impl Consensus {
         Some("the masters' disks are nearly full: free some space, or delete objects".to_owned())
     }
 
-    /// Whether the objects are larger after a transaction.
+    /// Returns whether the objects are larger after a transaction.
     fn grows(&self, txn: &Txn) -> bool {
         let (mut before, mut after) = (0, 0);
         for mutation in &txn.mutations {
@@ -147,7 +147,7 @@ impl Consensus {
         after > before
     }
 
-    /// Hands leadership to a voter that has room and follows closely, if there is one.
+    /// Transfers leadership to a caught-up voter that has space, if there is one.
     async fn let_another_lead(&self) {
         if !self.raft.is_leader() {
             return;
@@ -177,12 +177,12 @@ impl Consensus {
         }
     }
 
-    /// Rewrites the object store when its files are far larger than what is in them.
+    /// Rewrites the object store if its files are far larger than their content.
     async fn rewrite_if_bloated(&self, space: Space) {
         let store = self.store.clone();
         let rewritten = self.env.blocking.run(move || {
             let sizes = store.sizes();
-            // The copy needs room while both are there.
+            // Both the old files and the copy need space during the rewrite.
             if !store.is_bloated() || space.free < sizes.object_bytes.saturating_mul(2) {
                 return None;
             }
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn an_alarm_ends_with_more_room_than_it_began_with() {
         let space = |free: u64| Space { free, total: 2_000 };
-        // A twentieth: 100 are kept free, 25 are the end.
+        // A twentieth is the reserve: 100 bytes are kept free, and below 25 the master stops.
         assert_eq!(level(space(100), 0, false), Level::Enough);
         assert_eq!(level(space(99), 0, false), Level::Short);
         assert_eq!(level(space(105), 0, true), Level::Short);

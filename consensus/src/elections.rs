@@ -1,9 +1,8 @@
-//! Heartbeats and elections: openraft does both on timers that are fixed when it
-//! starts, so here both are asked of it instead. A leader sends a heartbeat every
-//! interval; a follower whose failure detector (`detector.rs`) says that the leader is
-//! gone stands, with a pre-vote. `service.rs` says when a leader was heard, and asks
-//! before it takes part in a pre-vote; `leadership.rs` asks whether this master is in
-//! touch with the others.
+//! Heartbeats and elections. openraft's own timers are fixed when it starts, so this file triggers both
+//! instead. A leader sends a heartbeat every interval; a follower whose failure detector (`detector.rs`)
+//! says that the leader is gone stands for election, with a pre-vote. `service.rs` reports messages from
+//! the leader, and asks this file before it grants a pre-vote; `leadership.rs` asks whether this master is
+//! in touch with the others.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,24 +20,24 @@ use crate::detector::{Detector, RecentMax, Seen, Timers};
 use crate::network::lock;
 use crate::raft_types::TypeConfig;
 
-/// What this master knows of who is alive.
+/// The election state of this master: its failure detector, and what it has heard.
 pub(crate) struct Elections {
     timers: Timers,
     detector: Mutex<Detector>,
-    /// Messages of leaders of the term that was current then.
+    /// Number of messages from leaders of the term that was current at the time.
     heard: AtomicU64,
     syncs: Arc<SyncTimes>,
-    /// A time before everything that openraft does.
+    /// A time before everything that openraft does, from which acknowledgements are measured.
     began: InstantOf<TypeConfig>,
 }
 
-/// How long writes of the log take until they are durable.
+/// How long recent writes of the log took until they were durable.
 #[derive(Debug, Default)]
 pub(crate) struct SyncTimes(Mutex<Syncs>);
 
 #[derive(Debug, Default)]
 struct Syncs {
-    /// When writes that are not durable yet began, in order.
+    /// Start times of writes that are not durable yet, oldest first.
     under_way: VecDeque<Instant>,
     longest: RecentMax,
 }
@@ -46,12 +45,12 @@ struct Syncs {
 // === impl SyncTimes ===
 
 impl SyncTimes {
-    /// A write begins.
+    /// Notes that a write begins.
     pub(crate) fn begin(&self) {
         lock(&self.0).under_way.push_back(Instant::now());
     }
 
-    /// The write that began first is durable.
+    /// Notes that the oldest write in progress is durable.
     pub(crate) fn end(&self) {
         let mut syncs = lock(&self.0);
         if let Some(began) = syncs.under_way.pop_front() {
@@ -60,7 +59,7 @@ impl SyncTimes {
         }
     }
 
-    /// The longest that one took of late, or takes already.
+    /// Returns the duration of the longest recent write, including one in progress.
     fn longest(&self, now: Instant) -> Duration {
         let syncs = lock(&self.0);
         let waits = syncs.under_way.front().map(|began| now.saturating_duration_since(*began));
@@ -76,28 +75,28 @@ impl Elections {
         Self { timers, detector, heard: AtomicU64::new(0), syncs, began: InstantOf::<TypeConfig>::now() }
     }
 
-    /// A message came from the leader of the current term.
+    /// Notes a message from the leader of the current term.
     pub(crate) fn heard(&self) {
         self.heard.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether the leader has been silent for so long that another one may be elected.
+    /// Returns whether the leader has been silent for so long that another one may be elected.
     pub(crate) fn misses_leader(&self) -> bool {
         lock(&self.detector).misses_leader()
     }
 
-    /// Whether this master, which follows, has heard from the leader lately.
+    /// Returns whether this follower has heard from the leader recently.
     pub(crate) fn in_touch_with_leader(&self) -> bool {
         lock(&self.detector).in_touch_with_leader()
     }
 
-    /// Whether a quorum has confirmed this master, which leads, lately.
+    /// Returns whether a quorum has confirmed this leader recently.
     pub(crate) fn in_touch_with_quorum(&self) -> bool {
         lock(&self.detector).in_touch_with_quorum()
     }
 }
 
-/// A random time between the least and the greatest election timeout.
+/// Returns a random time between the least and the greatest election timeout.
 fn jitter(timers: Timers, random: &dyn Random) -> Duration {
     let mut bytes = [0; 8];
     random.fill(&mut bytes);
@@ -106,7 +105,7 @@ fn jitter(timers: Timers, random: &dyn Random) -> Duration {
     timers.election_min + Duration::from_micros(u64::from_le_bytes(bytes) % micros)
 }
 
-/// Sends heartbeats and stands for election until the node stops.
+/// Sends heartbeats and stands for elections until the node stops.
 pub(crate) async fn run(consensus: Arc<Consensus>) {
     let interval = lock(&consensus.elections.detector).interval();
     let mut ticks = tokio::time::interval(interval);
@@ -125,7 +124,8 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
 }
 
 impl Consensus {
-    /// Looks once, and does what is due. False once openraft has ended.
+    /// Looks at the leader once, and beats or stands for election if that is due. Returns false once
+    /// openraft has ended.
     async fn look_after_leader(&self, beat_at: &mut Instant) -> bool {
         let elections = &self.elections;
         let now = Instant::now();
@@ -151,7 +151,7 @@ impl Consensus {
             }
             match state {
                 ServerState::Leader => false,
-                // Nobody else is asked, so nobody is waited for.
+                // The only voter needs no other master's vote, so it does not wait.
                 ServerState::Follower if single => true,
                 _ if votes && detector.should_stand() => {
                     tracing::info!(?detector, "no leader is heard; this master stands");

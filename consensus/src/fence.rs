@@ -1,7 +1,7 @@
-//! What keeps a lost cluster from coming back beside the one that was recovered
-//! from it. A recovered master, and whoever joins it, knows the ids of the
-//! clusters that its own goes on for, and tells their members so; who hears that
-//! of its own cluster writes it down and never serves again.
+//! Fences, which keep a lost cluster from coming back beside the cluster that was recovered from it. A
+//! recovered master, and every master that joins it, knows the ids of the clusters that its own replaces,
+//! and tells their members so. A member that hears this of its own cluster notes it on disk and never
+//! serves again.
 
 use std::path::Path;
 
@@ -11,35 +11,35 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::consensus::Consensus;
 
-/// What a recovered cluster supersedes.
+/// File with the clusters that a recovered cluster replaces.
 const FENCES_FILE: &str = "recovered.json";
-/// Why this master is out.
+/// File with the reason why this master must not serve any more.
 const LEFT_FILE: &str = "left.json";
-/// Metadata of a refusal: the cluster that goes on in place of the caller's.
+/// Metadata key of a refusal: the id of the cluster that replaces the caller's.
 pub(crate) const SUPERSEDED_KEY: &str = "ephor-superseded-by";
 
-/// Clusters that this one goes on for.
+/// The clusters that this one replaces.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fences {
-    /// Their ids.
+    /// The ids of the replaced clusters.
     pub supersedes: Vec<String>,
-    /// `HOST:PORT` of peer ports of their members, who are told.
+    /// `HOST:PORT` of peer ports of their members, which are told that they are replaced.
     pub tell: Vec<String>,
 }
 
-/// Why this master may not serve any more.
+/// Why this master must not serve any more.
 #[derive(Debug, Serialize, Deserialize)]
 struct Left {
     reason: String,
 }
 
 impl Fences {
-    /// Those of a data directory.
+    /// Reads the fences of a data directory; empty if it has none.
     pub fn load(data_dir: &Path, disk: &dyn Disk) -> Result<Self, Error> {
         Ok(read(data_dir, FENCES_FILE, disk)?.unwrap_or_default())
     }
 
-    /// Puts them into a data directory.
+    /// Writes the fences to a data directory.
     pub fn store(&self, data_dir: &Path, disk: &dyn Disk) -> Result<(), Error> {
         write(data_dir, FENCES_FILE, self, disk)
     }
@@ -66,7 +66,7 @@ pub(crate) fn write<T: Serialize>(dir: &Path, name: &str, content: &T, disk: &dy
     disk.replace(&path, &bytes).map_err(|error| Error::Config(format!("{}: {error}", path.display())))
 }
 
-/// Refuses a data directory whose master was told that it is out.
+/// Fails if this data directory's master was told that it must not serve any more.
 pub(crate) fn check_not_out(data_dir: &Path, disk: &dyn Disk) -> Result<(), Error> {
     match read::<Left>(data_dir, LEFT_FILE, disk)? {
         Some(left) => Err(Error::Config(left.reason)),
@@ -75,7 +75,7 @@ pub(crate) fn check_not_out(data_dir: &Path, disk: &dyn Disk) -> Result<(), Erro
 }
 
 impl Consensus {
-    /// This master is out for good: writes that down and ends.
+    /// Notes on disk that this master must never serve again, and stops it.
     pub(crate) fn leave(&self, why: &str) {
         if self.stop.is_cancelled() || !self.failure.borrow().is_empty() {
             return;
@@ -85,14 +85,14 @@ impl Consensus {
         tracing::error!(reason, "this master is out and stops");
         let left = Left { reason: reason.clone() };
         if let Err(error) = write(data_dir, LEFT_FILE, &left, self.env.disk.as_ref()) {
-            // It will be told again.
+            // After a restart the master is told again.
             tracing::error!(%error, "writing that down failed");
         }
         self.failure.send_replace(reason);
         self.env.shutdown.cancel();
     }
 
-    /// The cluster of this master goes on as another one, without it.
+    /// Stops this master for good, because its cluster was replaced by the cluster `by`.
     pub(crate) fn superseded(&self, by: &str) {
         self.leave(&format!(
             "cluster {} was recovered as cluster {by} from another of its masters, and this one must not serve \
@@ -101,7 +101,7 @@ impl Consensus {
         ));
     }
 
-    /// The clusters this one goes on for.
+    /// Returns the ids of the clusters that this one replaces.
     pub fn supersedes(&self) -> &[String] {
         &self.fences.supersedes
     }

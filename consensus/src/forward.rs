@@ -1,5 +1,5 @@
-//! A follower's way to the leader: proposals that wait go in one call, in order,
-//! and one answer says what came of each. `proposer.rs` makes the batches.
+//! Forwards a follower's proposals to the leader: those that wait go in one call, in order, and one answer
+//! has the result of each. `proposer.rs` makes the batches.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,14 +13,14 @@ use crate::network::{Lane, Peers, lock};
 use crate::proposer::Verdict;
 use crate::types::NodeId;
 
-/// One leader, as a follower reaches it.
+/// The connection of a follower to one leader.
 #[derive(Clone)]
 pub(crate) struct Forward {
     pub(crate) peers: Arc<Peers>,
     pub(crate) leader: NodeId,
-    /// Its address, as the membership says.
+    /// The leader's peer address in the membership.
     pub(crate) address: String,
-    /// Calls that are open and idle: at most as many as there are batches under way.
+    /// Open calls that are idle; at most as many as there may be batches in flight.
     open: Arc<Mutex<Vec<Calls>>>,
 }
 
@@ -31,7 +31,7 @@ impl Forward {
         Self { peers, leader, address, open: Arc::default() }
     }
 
-    /// What the leader says of each, in order.
+    /// Sends the commands to the leader and returns its verdict on each, in order.
     pub(crate) async fn propose(&self, commands: Vec<Command>, until: Instant) -> Vec<Verdict> {
         let count = commands.len();
         let encoded: Result<Vec<_>, _> = commands.iter().map(|command| encode("command", command)).collect();
@@ -53,7 +53,7 @@ impl Forward {
         let mut client = peers
             .client(*leader, address, Lane::Forward)
             .map_err(|error| Verdict::NotEntered(error.to_string()))?;
-        // The leader gives its answer a little before this side stops waiting.
+        // The leader's deadline is a little earlier than this master's, so that its answer is back in time.
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
         let message = ProposeRequest { commands, deadline_ms };
         let open = lock(&self.open).pop();

@@ -1,5 +1,4 @@
-//! What lies inside a member, for who must judge it from outside: its vote and its
-//! log as they are now. The simulation's checks ask; nothing that runs depends on it.
+//! Inspection of a member's vote and log, for the simulation's checks. No production code uses it.
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::entry::RaftEntry as _;
@@ -9,38 +8,38 @@ use crate::consensus::Consensus;
 use crate::raft_types::{RaftEntry, Vote};
 use crate::types::NodeId;
 
-/// For whom a member voted last, or whom it follows.
+/// The master that a member voted for last, or follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VoteSeen {
-    /// In this term.
+    /// The term of the vote.
     pub term: u64,
-    /// For this member.
+    /// The id of the master voted for.
     pub candidate: NodeId,
 }
 
-/// An entry of a log.
+/// An entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogRecord {
-    /// Where it is.
+    /// The log index of the entry.
     pub index: u64,
-    /// The term it was proposed in.
+    /// The term in which the entry was proposed.
     pub term: u64,
-    /// What it says, as its bytes in the log.
+    /// The content of the entry, as its bytes in the log.
     pub bytes: bytes::Bytes,
 }
 
 impl Consensus {
-    /// The vote that lies in its log; none before the first.
+    /// Returns the vote saved in this member's log; `None` before the first vote.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// If the vote cannot be decoded.
     pub fn vote_kept(&self) -> storage::Result<Option<VoteSeen>> {
         let Some(bytes) = self.log.state().vote else { return Ok(None) };
         let vote: Vote = decode("vote", &bytes)?;
         Ok(Some(VoteSeen { term: vote.leader_id.term, candidate: vote.leader_id.voted_for }))
     }
 
-    /// The vote by which this member acts, once it has saved it.
+    /// Returns the vote by which this member acts, which it has saved.
     pub fn vote_seen(&self) -> VoteSeen {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -48,10 +47,10 @@ impl Consensus {
         VoteSeen { term: leader.term, candidate: leader.voted_for }
     }
 
-    /// The entries of the log from `from` on.
+    /// Returns the entries of the log from the index `from` on.
     ///
     /// # Errors
-    /// Where one cannot be read.
+    /// If an entry cannot be read.
     pub fn log_records(&self, from: u64) -> storage::Result<Vec<LogRecord>> {
         let records = self.log.read(from, u64::MAX, usize::MAX)?;
         let records = records.into_iter().map(|(index, bytes)| {

@@ -1,6 +1,6 @@
-//! Who leads, as a watch: derived from openraft's metrics and from what the failure
-//! detector (`elections.rs`) says of the others. Here also the node is stopped when
-//! openraft has failed, and the log is kept within its size.
+//! The watch of who leads, derived from openraft's metrics and from the failure detector's view of the
+//! other masters (`elections.rs`). This file also stops the node when openraft has failed, and keeps the
+//! log within its size.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use crate::consensus::Consensus;
 use crate::raft_types::TypeConfig;
 use crate::types::Leadership;
 
-/// How often what only time changes is looked at.
+/// Time between two looks at conditions that change only with time.
 const TICK: Duration = Duration::from_millis(100);
-/// Entries kept then for followers that lag a little.
+/// Number of entries kept in an early purge, for followers that lag a little.
 const LOG_ENTRIES_KEPT: u64 = 256;
 
-/// Keeps the watch up to date until the node stops.
+/// Keeps the watch of who leads up to date until the node stops.
 pub(crate) async fn run(consensus: Arc<Consensus>) {
     let mut metrics = consensus.raft.metrics();
     let mut server = consensus.raft.server_metrics();
@@ -41,7 +41,8 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
             return;
         }
         let next = consensus.judge(&now);
-        // Every entry changes the metrics several times; they matter only while something is on its way.
+        // Every entry changes the metrics several times; the changes matter only while leadership is not
+        // settled.
         let settled = next.quorum
             && next.leading == (now.state == ServerState::Leader)
             && (now.state, now.current_leader, now.vote) == (known.state, known.current_leader, known.vote)
@@ -57,13 +58,13 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
         tokio::select! {
             biased;
             () = consensus.stop.cancelled() => return,
-            // First: metrics may change far more often.
+            // Polled first, because metrics may change far more often.
             _ = ticks.tick() => {
                 let now = metrics.borrow_watched().clone();
                 consensus.bound_log(&now).await;
             }
             changed = server.changed() => if changed.is_err() && metrics.borrow_watched().running_state.is_ok() {
-                // Nobody is left to say what happened: its task panicked.
+                // The consensus has ended without an error to report, because its task panicked.
                 if !consensus.stop.is_cancelled() {
                     tracing::error!("the consensus has ended by itself; this master stops");
                     let reason = "the consensus has ended by itself".to_owned();
@@ -71,7 +72,7 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
                 }
                 return;
             },
-            // That there is nobody any more says `server` too.
+            // `server` also reports that the sender is gone.
             _ = metrics.changed(), if !settled => {}
         }
     }
@@ -92,9 +93,10 @@ impl Consensus {
         Leadership { term, leader: metrics.current_leader, leading, quorum }
     }
 
-    /// Large values fill the log long before the number of entries says so.
+    /// Purges the log early if it is too large on disk: large values fill it long before the number of
+    /// entries does.
     async fn bound_log(&self, metrics: &RaftMetrics<TypeConfig>) {
-        // Where room is short, what is not needed goes sooner.
+        // When disk space is short, entries that are not needed are purged sooner.
         let bound = if self.is_short_of_space() { self.log_bytes / 8 } else { self.log_bytes };
         if self.log.disk_bytes() < bound {
             return;

@@ -1,6 +1,6 @@
-//! The openraft adapter: it makes a replicated store out of `storage` and a peer
-//! network. `master/apiserver` proposes and reads through [`Consensus`],
-//! `master/node` starts it and serves its gRPC service on the peer port.
+//! The openraft adapter: makes a replicated store out of `storage` and a peer network. `master/apiserver`
+//! proposes and reads through [`Consensus`], `master/node` starts it and serves its gRPC service on the
+//! peer port.
 
 mod alarms;
 mod autopilot;
@@ -51,21 +51,21 @@ pub use service::{MastersOnly, RaftService};
 pub use status::{DigestError, Status};
 pub use types::{ChangeError, Leadership, Member, NodeId, ProposeError, ProposeOptions, ReadError};
 
-/// Why a member does not start.
+/// Why a member cannot start or has failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration or the data directory is not right.
+    /// The configuration or the data directory is invalid.
     #[error("{0}")]
     Config(String),
-    /// Log or object store failed.
+    /// The log or the object store failed.
     #[error(transparent)]
     Storage(#[from] storage::Error),
-    /// What lies on disk is not what was written.
+    /// The data on disk is not what was written.
     #[error(
         "{error}: the data in {data_dir} cannot be trusted; remove it and join again (a single master: restore a backup)"
     )]
     Damaged {
-        /// What was found.
+        /// The damage found.
         error: String,
         /// The data directory.
         data_dir: String,

@@ -1,5 +1,5 @@
-//! openraft's log storage over `storage::log`: encodes entries, votes and log
-//! ids, and reports completion when the disk has synced. Also its log reader.
+//! openraft's log storage and log reader on top of `storage::log`: encodes entries, votes and log ids, and
+//! reports completion once the disk has synced.
 
 use std::fmt::Debug;
 use std::io;
@@ -22,11 +22,11 @@ use crate::elections::SyncTimes;
 use crate::raft_types::{LogId, RaftEntry, TypeConfig, Vote};
 use crate::sync_delay::SyncDelay;
 
-/// The most bytes of entries in one AppendEntries request, or one larger entry.
-/// Far below the message limit of the wire.
+/// Maximum bytes of entries in one AppendEntries request, or one larger entry. Far below the message limit
+/// of the wire.
 const APPEND_BYTES: usize = 4 * 1024 * 1024;
 
-/// The log of one master. Clones share it.
+/// The log of one master. Clones share the log.
 #[derive(Clone)]
 pub(crate) struct LogStore {
     log: Arc<Log>,
@@ -36,9 +36,9 @@ pub(crate) struct LogStore {
     blocking: Blocking,
     sync_delay: SyncDelay,
     syncs: Arc<SyncTimes>,
-    /// The last entry appended.
+    /// Index of the last entry appended.
     appended: Option<u64>,
-    /// Up to where openraft surely gives entries out to be sent.
+    /// Index up to which openraft certainly offers entries for sending.
     given_out: watch::Sender<Option<u64>>,
 }
 
@@ -46,7 +46,7 @@ fn other(error: storage::Error) -> io::Error {
     io::Error::other(error)
 }
 
-/// Waits for a write of the log.
+/// Starts a write of the log and waits until it is durable.
 async fn written(sync_delay: &SyncDelay, write: impl FnOnce(Done)) -> io::Result<()> {
     let (sender, receiver) = oneshot::channel();
     let sync_delay = sync_delay.clone();
@@ -67,20 +67,21 @@ impl LogStore {
         Self { log, store, durable, blocking, sync_delay, syncs: Arc::default(), appended, given_out }
     }
 
-    /// The last entry that openraft surely gives to whoever asks it what to send. It does right after the append
-    /// (`broadcast_submitted_on_append`), which is seen at the next one: a little less than there is.
+    /// Watches the index of the last entry that openraft certainly offers for sending. openraft offers an
+    /// entry right after its append (`broadcast_submitted_on_append`), which is noticed here at the next
+    /// append, so the index is a little behind.
     pub(crate) fn given_out(&self) -> watch::Receiver<Option<u64>> {
         self.given_out.subscribe()
     }
 
-    /// How long appends take.
+    /// Returns how long appends take.
     pub(crate) fn sync_times(&self) -> Arc<SyncTimes> {
         self.syncs.clone()
     }
 
     fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<RaftEntry>> {
         let read = || self.log.read(from, to, max_bytes);
-        // What a follower that lags is sent may have to be read from the disk.
+        // Entries for a follower that lags may have to be read from the disk.
         let records = if self.log.is_in_memory(from) { read() } else { self.blocking.in_place(read) };
         let records = records.map_err(other)?;
         records.iter().map(|(_, bytes)| decode("log entry", bytes).map_err(other)).collect()
@@ -184,16 +185,17 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
-        // What is purged can no longer be replayed, so the objects must be
-        // durable first. A snapshot just built has seen to that already.
-        // Planted: they are not.
+        // Purged entries can no longer be replayed, so the objects must be durable first. A snapshot that
+        // was just built has synced them already.
+        // Planted: the objects are not synced.
         if self.durable.load(Ordering::Acquire) < log_id.index && !planted::is(Bug::PurgeBeforeDurable) {
             let store = self.store.clone();
             self.blocking.run(move || store.sync()).await?.map_err(other)?;
         }
         let id = encode("log id", &log_id).map_err(other)?;
-        // Not waited for: openraft's core waits here, and sends no heartbeat meanwhile. Entries that come back
-        // when the write is lost do no harm, and after one that failed the log takes no other.
+        // The purge is not waited for, because openraft's core would send no heartbeat meanwhile. If the
+        // write is lost, the entries come back, which does no harm; after a failed write the log takes no
+        // other.
         self.log.purge(log_id.index, id, Box::new(|_| {}));
         Ok(())
     }

@@ -1,8 +1,7 @@
-//! Changing the group of masters. Voter sets go from odd to odd in one joint
-//! change: a joiner stays a learner until two are caught up, then both become
-//! voters; a replacement is swapped for the one it replaces. Any master takes a
-//! request and hands it to the leader. What is safe is said in `plan.rs`; what the
-//! leader does by itself is in `autopilot.rs`.
+//! Changes of the group of masters. The number of voters stays odd, by one joint change each time: a joiner
+//! stays a learner until two learners are caught up, then both become voters; a replacement is swapped for
+//! the voter it replaces. Any master takes a request and forwards it to the leader. `plan.rs` has the
+//! safety rules; `autopilot.rs` has the changes that the leader makes by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,17 +21,17 @@ use crate::plan::{self, View};
 use crate::raft_types::{Content, MasterAddress, Proposal};
 use crate::types::{ChangeError, Member, NodeId};
 
-/// A learner this many entries behind, or fewer, is caught up.
+/// Maximum number of entries by which a learner may be behind and still count as caught up.
 const CAUGHT_UP_ENTRIES: u64 = 128;
 /// How often the leader looks for learners to promote.
 const PROMOTE_INTERVAL: Duration = Duration::from_millis(250);
-/// A voter that answered within this many leases runs.
+/// Number of leases within which a voter must have answered to count as running.
 const RUNNING_LEASES: u32 = 8;
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// Bound on one change, joint and uniform entry.
+/// Time limit of one change, with its joint and its uniform entry.
 pub(crate) const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What is asked of the leader.
+/// A change that the leader is asked to make.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum MembershipChange {
     Add(MasterAddress),
@@ -40,25 +39,25 @@ pub(crate) enum MembershipChange {
     SetInfo(NodeId, MasterAddress),
     TransferLeader(NodeId),
     Promote(BTreeSet<NodeId>),
-    /// The one that goes, and who takes its place (`None`: whoever can).
+    /// Replaces the first master by the second one (`None`: by any learner that can).
     Replace(NodeId, Option<NodeId>),
 }
 
-/// What the leader answers.
+/// The leader's answer to a [`MembershipChange`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum ChangeReply {
     Done,
     Added(NodeId),
-    /// This one took the place.
+    /// The voter was replaced by this master.
     Replaced(NodeId),
-    /// Ask whoever leads now.
+    /// This master does not lead, or not any more: the request has to go to the present leader.
     NotLeader(String),
     Refused(String),
 }
 
 impl Consensus {
-    /// Adds a master as a learner and gives its id, which no master had before.
-    /// It votes once the set of voters can stay odd.
+    /// Adds a master as a learner and returns its id, which no master had before. It becomes a voter once
+    /// the number of voters stays odd.
     pub async fn add_master(
         &self,
         address: MasterAddress,
@@ -70,8 +69,8 @@ impl Consensus {
         }
     }
 
-    /// Removes masters. A voter goes when a caught-up learner can take its place
-    /// or when an odd number of voters is left; otherwise the reason why not.
+    /// Removes masters. A voter is removed if a caught-up learner can take its place or an odd number of
+    /// voters is left; otherwise the error says why not.
     pub async fn remove_masters(&self, ids: &[NodeId], deadline: Duration) -> Result<(), ChangeError> {
         self.change(MembershipChange::Remove(ids.iter().copied().collect()), deadline).await.map(|_| ())
     }
@@ -81,14 +80,14 @@ impl Consensus {
         self.remove_masters(&[id], deadline).await
     }
 
-    /// Makes voters of learners that have caught up, with one more when that keeps
-    /// the number odd; otherwise the reason why not.
+    /// Makes voters of learners that have caught up, with one more learner if that keeps the number odd;
+    /// otherwise the error says why not.
     pub async fn promote_masters(&self, ids: &[NodeId], deadline: Duration) -> Result<(), ChangeError> {
         self.change(MembershipChange::Promote(ids.iter().copied().collect()), deadline).await.map(|_| ())
     }
 
-    /// Swaps a voter for a learner that has caught up (`None`: any) in one change,
-    /// and gives the learner's id. The one replaced is no member afterwards.
+    /// Swaps a voter for a caught-up learner (`None`: any) in one change, and returns the learner's id. The
+    /// replaced master is no member afterwards.
     pub async fn replace_master(
         &self,
         old: NodeId,
@@ -101,14 +100,14 @@ impl Consensus {
         }
     }
 
-    /// Hands leadership to another voter.
+    /// Transfers leadership to another voter.
     pub async fn transfer_leader(&self, to: NodeId, deadline: Duration) -> Result<(), ChangeError> {
         self.change(MembershipChange::TransferLeader(to), deadline).await.map(|_| ())
     }
 
-    /// All masters, voters and learners, as far as is known here. In the middle of
-    /// a change of voters only those count as voters who vote before and after it:
-    /// until it ends, the old set alone can still decide.
+    /// Returns all masters, voters and learners, as far as this master knows. In the middle of a change,
+    /// only masters that vote both before and after it count as voters: until the change ends, the old set
+    /// alone can still decide.
     pub fn members(&self) -> Vec<Member> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -126,7 +125,7 @@ impl Consensus {
         metrics.membership_config.nodes().map(member).collect()
     }
 
-    /// Asks the leader, whoever that is, until `deadline`.
+    /// Sends the change to the leader and retries, also with a new leader, until `deadline` has passed.
     async fn change(&self, change: MembershipChange, deadline: Duration) -> Result<ChangeReply, ChangeError> {
         let until = Instant::now() + deadline;
         let mut reason = "no leader is known".to_owned();
@@ -171,7 +170,7 @@ impl Consensus {
             .map_err(|error| failed(&error))
     }
 
-    /// Carries a change out as leader.
+    /// Carries out a change as the leader.
     pub(crate) async fn change_here(&self, change: MembershipChange) -> ChangeReply {
         if !self.raft.is_leader() {
             return ChangeReply::NotLeader("this master does not lead".to_owned());
@@ -208,7 +207,7 @@ impl Consensus {
                 info.replaces
             )));
         }
-        // A learner of the same name is an earlier attempt of the same joiner.
+        // A learner of the same name is left from an earlier attempt of the same joiner.
         let earlier = nodes.iter().filter(|(id, node)| node.name == info.name && !voters.contains(id));
         let earlier: BTreeSet<NodeId> = earlier.map(|(id, _)| *id).collect();
         if !earlier.is_empty() {
@@ -254,7 +253,7 @@ impl Consensus {
             && !view.nodes.contains_key(&old)
             && view.voters.contains(&new)
         {
-            // Done already, by an attempt whose answer was lost or by the leader itself.
+            // The swap was already made, by an attempt whose answer was lost or by the leader itself.
             return Ok(ChangeReply::Replaced(new));
         }
         let (next, new) = plan::replacement(&view, old, new).map_err(ChangeReply::Refused)?;
@@ -262,8 +261,8 @@ impl Consensus {
         Ok(ChangeReply::Replaced(new))
     }
 
-    /// Enters another set of voters. A leader that is not among them hands over
-    /// first, and the next one finishes it.
+    /// Changes the set of voters to `next`. A leader that is not in `next` transfers leadership first; the
+    /// new leader then finishes the change.
     async fn enter(&self, view: &View, next: BTreeSet<NodeId>) -> Result<ChangeReply, ChangeReply> {
         if next == view.voters {
             return Ok(ChangeReply::Done);
@@ -279,8 +278,8 @@ impl Consensus {
         self.apply_change(ChangeMembers::ReplaceAllVoters(next)).await
     }
 
-    /// A master's new name or addresses. One that was removed does not come back
-    /// that way.
+    /// Sets a master's new name or addresses. A master that was removed is refused, so it does not come
+    /// back this way.
     async fn set_info_here(&self, id: NodeId, info: MasterAddress) -> Result<ChangeReply, ChangeReply> {
         let (_, nodes) = self.membership();
         let Some(known) = nodes.get(&id) else {
@@ -313,8 +312,8 @@ impl Consensus {
     ) -> Result<ChangeReply, ChangeReply> {
         let not_leader = |error: &dyn std::fmt::Display| ChangeReply::NotLeader(error.to_string());
         let changed = self.raft.change_membership(change, false).await.map_err(|error| not_leader(&error))?;
-        // openraft answers a little before its metrics say so, and the next change goes by those: a master that had
-        // just joined would be unknown to its removal.
+        // openraft answers shortly before its metrics show the change. The next change is planned from the
+        // metrics: it would not know a master that had just joined.
         let mut metrics = self.raft.metrics();
         while *metrics.borrow_watched().membership_config.log_id() < Some(changed.log_id) {
             metrics.changed().await.map_err(|error| not_leader(&error))?;
@@ -322,23 +321,23 @@ impl Consensus {
         Ok(ChangeReply::Done)
     }
 
-    /// Voters and all members of the effective membership.
+    /// Returns the voters and all members of the effective membership.
     pub(crate) fn membership(&self) -> (BTreeSet<NodeId>, BTreeMap<NodeId, MasterAddress>) {
         let metrics = self.raft.metrics();
         let membership = metrics.borrow_watched().membership_config.clone();
         let nodes = membership.nodes().map(|(id, info)| (*id, info.clone())).collect();
-        // In the middle of a change: the voters it leads to.
+        // In the middle of a change these are the new voters.
         (membership.get_joint_config().last().cloned().unwrap_or_default(), nodes)
     }
 
-    /// Whether a change of voters was begun and not ended.
+    /// Returns whether a change of voters was begun and has not ended.
     pub(crate) fn is_joint(&self) -> bool {
         let metrics = self.raft.metrics();
         let membership = metrics.borrow_watched().membership_config.clone();
         membership.get_joint_config().len() > 1
     }
 
-    /// Whether a voter has answered this leader lately.
+    /// Returns whether a master has answered this leader recently.
     pub(crate) fn is_running(&self, id: NodeId) -> bool {
         let metrics = self.raft.metrics();
         let answered = metrics.borrow_watched().heartbeat.clone().unwrap_or_default();
@@ -346,7 +345,7 @@ impl Consensus {
         id == self.node_id || last.is_some_and(|at| at.elapsed() < self.lease * RUNNING_LEASES)
     }
 
-    /// What this leader sees of the masters.
+    /// Returns the leader's view of all masters.
     pub(crate) fn view(&self) -> View {
         let (voters, nodes) = self.membership();
         let running = nodes.keys().copied().filter(|id| self.is_running(*id)).collect();
@@ -364,7 +363,7 @@ impl Consensus {
         view
     }
 
-    /// The same, once a new leader had the time to hear from everyone.
+    /// Returns [`Self::view`] once a new leader has had the time to hear from every master.
     fn settled_view(&self) -> Result<View, ChangeReply> {
         let view = self.view();
         if view.voters.is_subset(&view.running) || self.has_led_for(self.lease * RUNNING_LEASES) {
@@ -373,7 +372,7 @@ impl Consensus {
         Err(ChangeReply::NotLeader("the leader is new and has not heard from everyone yet".to_owned()))
     }
 
-    /// Makes voters of learners when that keeps the number odd.
+    /// Makes voters of caught-up learners if that keeps the number odd.
     async fn promote(&self) {
         if !self.leadership.borrow().leading {
             return;
@@ -382,7 +381,7 @@ impl Consensus {
         let view = self.view();
         let changed = async {
             if self.is_joint() {
-                // Whoever began it has gone, or gave up waiting.
+                // The master that began the change has stopped, or has given up waiting.
                 let change = ChangeMembers::ReplaceAllVoters(view.voters.clone());
                 return self.apply_change(change).await;
             }
@@ -398,7 +397,7 @@ impl Consensus {
         }
     }
 
-    /// Tells the leader when this master's name or addresses have changed.
+    /// Tells the leader this master's name and addresses if they have changed.
     async fn announce(&self) {
         let (_, nodes) = self.membership();
         let differs = |known: &MasterAddress| {
@@ -415,7 +414,7 @@ impl Consensus {
     }
 }
 
-/// Promotes and announces until the node stops.
+/// Promotes learners and announces this master's addresses until the node stops.
 pub(crate) async fn run(consensus: Arc<Consensus>) {
     loop {
         tokio::select! {

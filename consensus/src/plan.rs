@@ -1,26 +1,25 @@
-//! Which sets of voters may follow which: pure rules over what a leader sees,
-//! used by `membership.rs` for what operators ask and by `autopilot.rs` for what
-//! it does by itself. A set is always odd, and a majority of the next one must
-//! be running before it is entered.
+//! Rules for changes of the set of voters: pure functions of the leader's view, used by `membership.rs` for
+//! operators' changes and by `autopilot.rs` for the leader's own. The number of voters is always odd, and a
+//! majority of the next set must be running before it is entered.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::raft_types::MasterAddress;
 use crate::types::NodeId;
 
-/// The most voters.
+/// Maximum number of voters.
 pub(crate) const VOTERS_MAX: usize = 7;
 
 type Ids = BTreeSet<NodeId>;
 
-/// What a leader sees of the masters.
+/// The leader's view of the masters.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct View {
-    /// Who votes.
+    /// The voters.
     pub voters: Ids,
     /// All members.
     pub nodes: BTreeMap<NodeId, MasterAddress>,
-    /// Members that have answered lately, the leader among them.
+    /// Members that have answered recently, and the leader.
     pub running: Ids,
     /// Running learners that have nearly all of the log.
     pub ready: Ids,
@@ -29,7 +28,7 @@ pub(crate) struct View {
 // === impl View ===
 
 impl View {
-    /// How a master is called in a text.
+    /// Returns a master's name and id for a message.
     pub(crate) fn called(&self, id: NodeId) -> String {
         match self.nodes.get(&id) {
             Some(info) => format!("{} (id {id})", info.name),
@@ -41,7 +40,7 @@ impl View {
         ids.into_iter().map(|id| self.called(id)).collect::<Vec<_>>().join(", ")
     }
 
-    /// Refuses a set that is even, or of which too few run.
+    /// Checks that a set of voters is odd and that enough of them run; otherwise returns the reason.
     fn checked(&self, next: Ids) -> Result<Ids, String> {
         if next.len().is_multiple_of(2) {
             return Err(format!(
@@ -67,8 +66,8 @@ impl View {
         Ok(next)
     }
 
-    /// The voter whose place a learner was let in to take: the one it names, or
-    /// one of its own name that came back without its data.
+    /// Returns the voter that a learner joined to replace: the one it names, or a voter of the learner's
+    /// own name that came back without its data.
     fn predecessor(&self, learner: NodeId) -> Option<NodeId> {
         let info = self.nodes.get(&learner)?;
         let namesake = |voter: &&NodeId| self.nodes.get(voter).is_some_and(|other| other.name == info.name);
@@ -84,7 +83,7 @@ impl View {
     }
 }
 
-/// The voters after learners that are ready joined them, if any should.
+/// Returns the voters after ready learners become voters; `None` if none should.
 pub(crate) fn promotion(view: &View) -> Option<Ids> {
     for learner in &view.ready {
         if let Some(old) = view.predecessor(*learner)
@@ -101,7 +100,7 @@ pub(crate) fn promotion(view: &View) -> Option<Ids> {
     view.checked(view.voters.iter().copied().chain(free.into_iter().take(2)).collect()).ok()
 }
 
-/// The voters after `ids` joined them as an operator asked, or why they may not.
+/// Returns the voters after `ids` become voters as an operator asked, or why they must not.
 pub(crate) fn promotion_of(view: &View, ids: &Ids) -> Result<Ids, String> {
     if let Some(unknown) = ids.iter().find(|id| !view.nodes.contains_key(id)) {
         return Err(format!("there is no master with id {unknown}"));
@@ -117,7 +116,7 @@ pub(crate) fn promotion_of(view: &View, ids: &Ids) -> Result<Ids, String> {
         next.insert(*id);
     }
     if next.len().is_multiple_of(2) {
-        // One more that is ready makes it odd.
+        // Another ready learner makes the number odd.
         let free = view.ready.difference(&next).copied().find(|id| view.predecessor(*id).is_none());
         let Some(second) = free else {
             return Err(format!(
@@ -131,7 +130,7 @@ pub(crate) fn promotion_of(view: &View, ids: &Ids) -> Result<Ids, String> {
     view.checked(next)
 }
 
-/// The voters after `ids` went, or why they may not.
+/// Returns the voters after `ids` are removed, or why they must not be.
 pub(crate) fn removal(view: &View, ids: &Ids) -> Result<Ids, String> {
     let mut next: Ids = view.voters.difference(ids).copied().collect();
     if next.len() == view.voters.len() {
@@ -145,8 +144,8 @@ pub(crate) fn removal(view: &View, ids: &Ids) -> Result<Ids, String> {
     view.checked(next)
 }
 
-/// The voters after `old` made place for `new` (`None`: any learner that is
-/// ready), and who that is; or why not.
+/// Returns the voters after `old` is replaced by `new` (`None`: by any ready learner), and the
+/// replacement's id; or why that must not be.
 pub(crate) fn replacement(view: &View, old: NodeId, new: Option<NodeId>) -> Result<(Ids, NodeId), String> {
     if !view.voters.contains(&old) {
         return Err(format!("{} does not vote: remove it instead", view.called(old)));
@@ -174,10 +173,9 @@ pub(crate) fn replacement(view: &View, old: NodeId, new: Option<NodeId>) -> Resu
     Ok((view.swapped(old, new)?, new))
 }
 
-/// The voters after a repair for those that have been `dead` for long: one makes
-/// place for a learner that is ready; or, of 5 or 7, two dead ones go. `None`
-/// when nothing should be done: three never become one, and a living voter is
-/// never given up.
+/// Returns the voters after a repair for voters that have been `dead` for long: one is replaced by a ready
+/// learner, or two dead ones of 5 or 7 are removed. Returns `None` if nothing should be done: three voters
+/// never become one, and a living voter is never removed.
 pub(crate) fn repair(view: &View, dead: &Ids) -> Option<Ids> {
     let dead: Vec<NodeId> = view.voters.intersection(dead).copied().collect();
     let first = *dead.first()?;
@@ -199,7 +197,7 @@ mod tests {
         ids.iter().copied().collect()
     }
 
-    /// Masters called by their ids; those in `silent` do not answer.
+    /// Makes a view of masters named after their ids; those in `silent` do not answer.
     fn view(voters: &[NodeId], learners: &[NodeId], silent: &[NodeId]) -> View {
         let all: Ids = voters.iter().chain(learners).copied().collect();
         let running: Ids = all.difference(&ids(silent)).copied().collect();
@@ -221,7 +219,7 @@ mod tests {
 
     #[test]
     fn learners_that_do_not_answer_are_never_counted_on() {
-        // Both would vote, neither would answer, and nothing could be written.
+        // With both as voters that do not answer, nothing could be written.
         assert_eq!(promotion(&view(&[1], &[5, 9], &[5, 9])), None);
         assert_eq!(promotion(&view(&[1], &[5, 9, 12], &[5])), Some(ids(&[1, 9, 12])));
     }
@@ -238,10 +236,10 @@ mod tests {
         let mut view = view(&[1, 5, 9], &[12, 13], &[5]);
         view.nodes.get_mut(&12).unwrap().replaces = 5;
         assert_eq!(promotion(&view), Some(ids(&[1, 9, 12])));
-        // While it catches up, it is not paired with another either.
+        // While the replacement catches up, it is not paired with another learner either.
         view.ready.remove(&12);
         assert_eq!(promotion(&view), None);
-        // Once its predecessor has gone it is like any other.
+        // Once its predecessor was removed, it is paired like any other learner.
         view.ready.insert(12);
         view.voters.remove(&5);
         view.voters.insert(4);
@@ -265,7 +263,7 @@ mod tests {
         let reason = removal(&view(&[1, 2, 3, 4, 5], &[], &[4, 5]), &ids(&[2, 3])).unwrap_err();
         assert!(reason.starts_with("only 1 of the 3 voters left would be running"), "{reason}");
         assert!(reason.contains("m4 (id 4), m5 (id 5)"), "{reason}");
-        // Those that are gone may go.
+        // Voters that do not answer may be removed.
         assert_eq!(removal(&view(&[1, 2, 3, 4, 5], &[], &[4, 5]), &ids(&[4, 5])), Ok(ids(&[1, 2, 3])));
     }
 
@@ -279,7 +277,7 @@ mod tests {
         behind.ready.remove(&5);
         let reason = promotion_of(&behind, &ids(&[5, 9])).unwrap_err();
         assert!(reason.contains("m5 (id 5) has not caught up"), "{reason}");
-        // The second is found by itself.
+        // The second learner is chosen automatically.
         assert_eq!(promotion_of(&view(&[1], &[5, 9], &[]), &ids(&[9])), Ok(ids(&[1, 5, 9])));
         assert!(promotion_of(&view(&[1], &[5, 9], &[]), &ids(&[7])).unwrap_err().contains("id 7"));
     }
@@ -295,22 +293,23 @@ mod tests {
 
     #[test]
     fn a_repair_swaps_or_takes_two_dead_ones_and_nothing_else() {
-        // A learner takes the place.
+        // A ready learner replaces the dead voter.
         assert_eq!(repair(&view(&[1, 2, 3], &[8], &[3]), &ids(&[3])), Some(ids(&[1, 2, 8])));
-        // Without one, three stay three.
+        // Without a learner, three voters stay three.
         assert_eq!(repair(&view(&[1, 2, 3], &[], &[3]), &ids(&[3])), None);
         assert_eq!(repair(&view(&[1, 2, 3], &[], &[2, 3]), &ids(&[2, 3])), None);
-        // Two dead of five or seven go together; one alone stays: a living voter would have to go too.
+        // Two dead of five or seven are removed together. A single dead one stays, because a living voter
+        // would have to go too.
         let five = [1, 2, 3, 4, 5];
         assert_eq!(repair(&view(&five, &[], &[5]), &ids(&[5])), None);
         assert_eq!(repair(&view(&five, &[], &[4, 5]), &ids(&[4, 5])), Some(ids(&[1, 2, 3])));
         let seven = [1, 2, 3, 4, 5, 6, 7];
         assert_eq!(repair(&view(&seven, &[], &[5, 6, 7]), &ids(&[5, 6, 7])), Some(ids(&[1, 2, 3, 4, 7])));
-        // Silent, but not for long enough.
+        // Silent, but not long enough.
         assert_eq!(repair(&view(&five, &[], &[4, 5]), &ids(&[5])), None);
         // Nobody is dead.
         assert_eq!(repair(&view(&five, &[8], &[]), &ids(&[])), None);
-        // Not a voter any more.
+        // The dead master is not a voter any more.
         assert_eq!(repair(&view(&[1, 2, 3], &[8], &[9]), &ids(&[9])), None);
     }
 }

@@ -1,6 +1,6 @@
-//! Proposing from any master: to the local queue when this one leads, else over
-//! the network to whoever does, and again, with the same id, when the leader
-//! changes, until the deadline. The id makes the resend harmless.
+//! Proposals from any master: they go to the local queue if this master leads, otherwise over the network
+//! to the leader. They are resent with the same id when the leader changes, until the deadline; the id
+//! makes a resend harmless.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,22 +18,22 @@ use crate::types::{NodeId, ProposeError, ProposeOptions};
 
 /// Pause before the same leader is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
-/// How long after the leader's answer the local replica may take to apply.
+/// Time that the local replica has after the leader's answer to apply the entry.
 const APPLY_GRACE: Duration = Duration::from_secs(2);
 
-/// The proposals of one master: a queue into its own log, and one towards whoever else leads.
+/// The proposals of one master: a queue for its own log, and one for another leader.
 pub(crate) struct Proposals {
     peers: Arc<Peers>,
     runtime: Arc<PriorityRuntime>,
     stop: CancellationToken,
-    /// Into the log of this master.
+    /// The queue for the log of this master.
     pub(crate) local: Proposer,
-    /// Towards the leader, where another one leads.
+    /// The queue for the leader if another master leads; `None` until it is first needed.
     remote: Mutex<Option<(Forward, Proposer)>>,
 }
 
 impl Proposals {
-    /// The proposals of a master, and the work of its own queue, which is to be spawned.
+    /// Makes the proposals of a master, and the future that serves its own queue, which is to be spawned.
     pub(crate) fn new(
         raft: Raft,
         peers: Arc<Peers>,
@@ -44,8 +44,8 @@ impl Proposals {
         (Self { peers, runtime, stop, local, remote: Mutex::default() }, working)
     }
 
-    /// The queue of proposals for another master that leads; that of an earlier leader ends when nobody waits in
-    /// it any more.
+    /// Returns the queue for another master that leads. The queue of an earlier leader ends once nobody
+    /// waits in it.
     fn towards(&self, leader: NodeId, address: String) -> Proposer {
         let mut remote = lock(&self.remote);
         if let Some((forward, proposer)) = &*remote
@@ -62,8 +62,8 @@ impl Proposals {
 }
 
 impl Consensus {
-    /// Proposes a transaction and waits for its outcome. Any master will do. On
-    /// `Ok` the local store has applied it.
+    /// Proposes a transaction, on any master, and waits for its outcome. On `Ok` the local store has
+    /// applied it.
     pub async fn propose(&self, txn: Txn, options: ProposeOptions) -> Result<TxnOutcome, ProposeError> {
         let mut id = [0; 16];
         self.env.random.fill(&mut id);
@@ -89,7 +89,7 @@ impl Consensus {
             }
             let leader = leadership.borrow_and_update().leader;
             let changed = async {
-                // Another leader, or none: this attempt may never be answered.
+                // When the leader changes, this attempt may never be answered.
                 while leadership.changed().await.is_ok() {
                     if leadership.borrow_and_update().leader != leader {
                         return;
@@ -117,7 +117,7 @@ impl Consensus {
                 }
                 Verdict::NotEntered(reason) => refused = reason,
                 Verdict::Unknown(reason) => unknown = Some(reason),
-                // An earlier attempt may be in a log all the same.
+                // An earlier attempt may have entered the log all the same.
                 Verdict::NoRoom(_) | Verdict::Overloaded(_) if unknown.is_some() => {
                     return Err(ProposeError::Unknown { reason: unknown.unwrap_or_default() });
                 }
@@ -130,7 +130,7 @@ impl Consensus {
         }
     }
 
-    /// Proposes as leader what may be proposed.
+    /// Proposes a command as the leader, unless this master has to refuse it.
     pub(crate) async fn propose_here(&self, command: Command, deadline: Duration) -> Verdict {
         if let Some(reason) = self.quarantined() {
             return Verdict::NotEntered(reason);
@@ -138,7 +138,7 @@ impl Consensus {
         if let Some(reason) = self.no_room_for(&command.txn) {
             return Verdict::NoRoom(reason);
         }
-        // Without a quorum everything waits, and is taken when there is one again.
+        // Without a quorum every proposal waits, and is accepted once there is a quorum again.
         if self.leadership.borrow().leading
             && let Some(reason) = self.proposals.local.overload()
         {

@@ -1,10 +1,8 @@
-//! Group commit: proposals wait in one bounded queue; as many as there are go on
-//! together, and a few such batches are under destination at once. Who finds nobody waiting
-//! and one batch less than that goes on alone. On the leader a batch
-//! is a log entry with its fsync, on a follower one call of the leader
-//! (`forward.rs`). What came of each proposal is told exactly: not entered,
-//! unknown, or its outcome. `propose.rs` feeds it, and `service.rs` with what
-//! others forward.
+//! Group commit: proposals wait in one bounded queue, are written in batches, and [`IN_FLIGHT`] batches may
+//! be in flight at once. If nobody waits and fewer batches are in flight, a proposal is written alone at
+//! once. On the leader a batch is a log entry with its fsync, on a follower a call to the leader
+//! (`forward.rs`). The result of each proposal is told exactly: not entered, unknown, or its outcome.
+//! `propose.rs` feeds the queue, and `service.rs` does with proposals that other masters forward.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,31 +17,32 @@ use crate::forward::Forward;
 use crate::network::lock;
 use crate::raft_types::{Content, Proposal, Raft, TypeConfig};
 
-/// While the next proposal in the queue has waited for longer than this, new ones are
-/// refused: what waits then is answered within a second, and the queue stays short.
+/// Wait of the next proposal in the queue above which new ones are refused: so proposals are answered
+/// within a second, and the queue stays short.
 const OVERLOADED_AFTER: Duration = Duration::from_millis(500);
-/// Proposals that wait.
+/// Maximum number of proposals that wait.
 const QUEUE: usize = 4096;
-/// Proposals in a batch.
+/// Maximum number of proposals in a batch.
 pub(crate) const BATCH_COMMANDS: usize = 512;
-/// Bytes of a batch, or one larger proposal.
+/// Maximum bytes of a batch, which may instead be one larger proposal.
 const BATCH_BYTES: usize = 1024 * 1024;
-/// Batches under destination: while one is written the next is gathered. More of them are smaller, and what a batch costs is
-/// most of what a write costs (with four: 1 to 21 % fewer writes a second of 64 and 1,000 clients).
+/// Maximum number of batches in flight: while one is written, the next is gathered. With more, batches are
+/// smaller, and most of a write's cost is that of its batch (with four: 1 to 21 % fewer writes a second of
+/// 64 and 1,000 clients).
 const IN_FLIGHT: usize = 2;
 
-/// What the leader says of a proposal.
+/// The leader's answer to a proposal.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Verdict {
-    /// Applied by the leader in the entry at this index, or an earlier one.
+    /// Applied by the leader in the entry at this index or in an earlier one.
     Applied { applied: Applied, index: u64 },
-    /// Certainly in no log because of this attempt.
+    /// Certainly not in the log because of this attempt; the reason.
     NotEntered(String),
-    /// It may be in a log.
+    /// Possibly in the log; the reason.
     Unknown(String),
-    /// In no log, and not to be tried again: there is no room.
+    /// Not in the log, and not to be retried: the disks are nearly full.
     NoRoom(String),
-    /// In no log: too much waits already. To be tried again a little later.
+    /// Not in the log because too many proposals wait; to be retried a little later.
     Overloaded(String),
 }
 
@@ -55,34 +54,34 @@ struct Pending {
     command: Command,
     size_bytes: usize,
     queued: Instant,
-    /// Nobody waits for it any longer than this.
+    /// The proposal's deadline: its author does not wait any longer.
     until: Instant,
     state: Arc<AtomicU8>,
     verdict: oneshot::Sender<Verdict>,
 }
 
-/// Where batches go.
+/// The destination of batches.
 #[derive(Clone)]
 pub(crate) enum Destination {
-    /// Into the log: this master leads.
+    /// The log: this master leads.
     Log(Raft),
-    /// To another master, which leads.
+    /// The master that leads.
     Leader(Forward),
 }
 
-/// The queue's entrance.
+/// The entrance to the queue of proposals.
 #[derive(Clone)]
 pub(crate) struct Proposer {
     queue: mpsc::Sender<Pending>,
     destination: Destination,
     in_flight: Arc<Semaphore>,
-    /// When the next proposal in line was queued; none: nothing waits.
+    /// When the next proposal in the queue was queued; `None`: the queue is empty.
     next_queued: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Proposer {
-    /// A proposer, and its work to be spawned; it ends when the last clone of
-    /// the proposer is gone.
+    /// Makes a proposer, and the future to be spawned that writes the batches. The future ends when the
+    /// last clone of the proposer is dropped.
     pub(crate) fn new(destination: Destination) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, receiver) = mpsc::channel(QUEUE);
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
@@ -91,25 +90,25 @@ impl Proposer {
         (Self { queue, destination, in_flight, next_queued }, running)
     }
 
-    /// How long the next proposal in line has waited.
+    /// Returns how long the next proposal in the queue has waited.
     pub(crate) fn waits_for(&self) -> Duration {
         lock(&self.next_queued).map_or(Duration::ZERO, |queued| queued.elapsed())
     }
 
-    /// Why nothing more is taken now, where that is so.
+    /// Returns why no more proposals are accepted now; `None`: they are accepted.
     pub(crate) fn overload(&self) -> Option<String> {
         let waits = self.waits_for();
         (waits > OVERLOADED_AFTER)
             .then(|| format!("writes wait for {} ms already; try again later", waits.as_millis()))
     }
 
-    /// The right to go on alone.
+    /// Takes a permit to write a proposal alone; `None`: it has to queue.
     fn alone(&self) -> Option<OwnedSemaphorePermit> {
         let nobody_waits = self.queue.capacity() == self.queue.max_capacity() && !self.queue.is_closed();
         if nobody_waits { self.in_flight.clone().try_acquire_owned().ok() } else { None }
     }
 
-    /// Proposes. After `deadline` the answer is what is certain then.
+    /// Proposes a command. If `deadline` passes, the verdict says what is certain at that time.
     pub(crate) async fn propose(&self, command: Command, deadline: Duration) -> Verdict {
         let state = Arc::new(AtomicU8::new(WAITING));
         let (verdict, receiver) = oneshot::channel();
@@ -143,8 +142,7 @@ impl Proposer {
     }
 }
 
-/// Keeps a proposal whose author went away out of the log, if it is not on its
-/// destination yet.
+/// Keeps the proposal of an author that went away out of the log, if it was not taken into a batch yet.
 struct Withdrawal(Arc<AtomicU8>);
 
 impl Withdrawal {
@@ -175,7 +173,7 @@ async fn run(
             },
         };
         *lock(&next_queued) = Some(first.queued);
-        // While batches are under destination, the batch grows.
+        // While all permits are in use, more proposals join the batch.
         let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
         *lock(&next_queued) = None;
         let mut bytes = first.size_bytes;
@@ -211,12 +209,12 @@ async fn write(destination: Destination, batch: Vec<Pending>, _permit: OwnedSema
         Destination::Leader(leader) => leader.propose(commands, until).await,
     };
     for (sender, verdict) in senders.into_iter().zip(verdicts) {
-        // Whoever asked may have gone away.
+        // The author may have gone away.
         let _ = sender.send(verdict);
     }
 }
 
-/// One log entry with all of them.
+/// Writes all commands as one log entry.
 async fn append(raft: &Raft, commands: Vec<Command>) -> Vec<Verdict> {
     let count = commands.len();
     match Proposal::encode(&Content::Commands(commands)) {
@@ -233,7 +231,7 @@ async fn append(raft: &Raft, commands: Vec<Command>) -> Vec<Verdict> {
 
 fn verdict_of(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Verdict {
     match error {
-        // openraft gives these before it appends anything.
+        // openraft returns these errors before it appends anything.
         RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
             Verdict::NotEntered(format!("this master may not write: {:?}", forward.reason))
         }

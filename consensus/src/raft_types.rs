@@ -12,7 +12,7 @@ use crate::state_machine::StateMachine;
 use crate::types::NodeId;
 
 openraft::declare_raft_types!(
-    /// Ephor's instance of openraft.
+    /// The types of Ephor's openraft instance.
     pub TypeConfig:
         D = Proposal,
         R = EntryResults,
@@ -28,50 +28,49 @@ pub(crate) type StoredMembership = StoredMembershipOf<TypeConfig>;
 pub(crate) type SnapshotMeta = SnapshotMetaOf<TypeConfig>;
 pub(crate) type RaftEntry = <TypeConfig as openraft::RaftTypeConfig>::Entry;
 
-/// What the membership says of a master besides its id.
+/// A master's name and addresses, as the membership stores them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct MasterAddress {
-    /// Its name.
+    /// The master's name.
     pub name: String,
     /// `HOST:PORT` of its peer port.
     pub peer_address: String,
     /// `HOST:PORT` of its API port.
     pub api_address: String,
-    /// The voter whose place it was let in to take; 0: none.
+    /// The id of the voter that the master joined to replace; 0: none.
     #[serde(default)]
     pub replaces: NodeId,
 }
 
-/// The content of a log entry, encoded once: the same bytes go to the log and
-/// to every follower.
+/// The content of a log entry, encoded once: the same bytes go to the log and to every follower.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proposal {
     encoded: Bytes,
 }
 
-/// What a [`Proposal`] says.
+/// The decoded content of a [`Proposal`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Content {
-    /// Transactions that share the entry.
+    /// Transactions that share one entry.
     Commands(Vec<Command>),
-    /// Nothing: the entry's index becomes the id of a new master.
+    /// No content: the entry's index becomes the id of a new master.
     NewNodeId,
-    /// A new cluster begins here with what one master of a lost one had: revisions
-    /// go on higher by this much, so that none that was given out is given again.
+    /// A new cluster begins with the state of one master of a lost cluster: revisions are raised by this
+    /// number, so that no revision is handed out twice.
     Recovered(u64),
 }
 
-/// What came of each command of an entry.
+/// The result of each command of an entry.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct EntryResults {
     pub(crate) results: Vec<Applied>,
 }
 
-/// A snapshot: taken here, or received and staged.
+/// A snapshot: either taken on this master, or received and staged.
 pub enum SnapshotData {
     /// A view of the local store.
     View(SnapshotView),
-    /// A state that waits to be installed.
+    /// A received state that waits to be installed.
     Staged(Box<Staged>),
 }
 

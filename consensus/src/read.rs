@@ -1,7 +1,6 @@
-//! Consistent reads on any master: the leader confirms itself with a quorum and
-//! says how far its log is committed (read index), and the reader waits until
-//! its own replica has applied that much. Readers that come while a round is
-//! under way share the next one.
+//! Consistent reads on any master: the leader confirms with a quorum that it still leads and returns its
+//! committed index (read index); the reader then waits until its own replica has applied that index.
+//! Readers that come during a round share the next one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,26 +16,26 @@ use crate::network::Lane;
 use crate::network::open_call::OpenCall;
 use crate::types::{NodeId, ReadError};
 
-/// Readers that wait for a round.
+/// Maximum number of readers that wait for a round.
 const QUEUE: usize = 8192;
-/// Bound on one round.
+/// Time limit of one round.
 const ROUND_TIMEOUT: Duration = Duration::from_millis(500);
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
-/// What a round gives: the index to wait for, or why there is none.
+/// The result of a round: the index to wait for, or why there is none.
 type Round = Result<u64, String>;
 
-/// The call to a leader that is asked for read indexes.
+/// The open call over which a leader is asked for read indexes.
 type ReadIndexCall = (NodeId, OpenCall<ReadIndexRequest, ReadIndexResponse>);
 
-/// Where readers queue for the next round.
+/// The queue of readers that wait for the next round.
 pub(crate) type ReadQueue = mpsc::Sender<oneshot::Sender<Round>>;
 
 pub(crate) fn queue() -> (ReadQueue, mpsc::Receiver<oneshot::Sender<Round>>) {
     mpsc::channel(QUEUE)
 }
 
-/// Runs rounds for as long as there are readers.
+/// Runs rounds while there are readers, until the node stops.
 pub(crate) async fn run(consensus: Arc<Consensus>, mut readers: mpsc::Receiver<oneshot::Sender<Round>>) {
     let mut asked = None;
     loop {
@@ -47,8 +46,8 @@ pub(crate) async fn run(consensus: Arc<Consensus>, mut readers: mpsc::Receiver<o
         };
         let Some(first) = first else { return };
         let mut waiting = vec![first];
-        // All that are here now; who comes after the round has begun must wait
-        // for another, or could miss a write acknowledged meanwhile.
+        // Takes all readers that wait now. One that comes after the round has begun must wait for the next,
+        // or it could miss a write acknowledged meanwhile.
         while let Ok(reader) = readers.try_recv() {
             waiting.push(reader);
         }
@@ -70,8 +69,7 @@ pub(crate) async fn run(consensus: Arc<Consensus>, mut readers: mpsc::Receiver<o
 }
 
 impl Consensus {
-    /// After `Ok` the local store holds every write that was acknowledged, by
-    /// any master, before the call.
+    /// Waits until the local store holds every write that any master acknowledged before the call.
     pub async fn read_barrier(&self, deadline: Duration) -> Result<(), ReadError> {
         // Planted: the local replica is as good as any.
         if planted::is(Bug::StaleRead) {
@@ -115,7 +113,8 @@ impl Consensus {
         }
     }
 
-    /// From this master or the leader, asked over the call that `asked` keeps open.
+    /// Returns a read index from this master or from the leader, asked over the call that `asked` keeps
+    /// open.
     async fn read_index(&self, asked: &mut Option<ReadIndexCall>) -> Round {
         let leader = self.leadership.borrow().leader.ok_or("no leader is known")?;
         if leader == self.node_id {
@@ -141,7 +140,7 @@ impl Consensus {
         }
     }
 
-    /// The read index of this master, which must lead.
+    /// Returns the read index of this master, which must lead.
     pub(crate) async fn local_read_index(&self) -> Round {
         // Planted: who thinks that it leads does not ask.
         if planted::is(Bug::ReadWithoutQuorum) && self.raft.is_leader() {

@@ -1,6 +1,6 @@
-//! A replica that differs from the majority throws its state away and takes the
-//! leader's. Nothing is applied meanwhile; the log goes on. When the leader itself
-//! is the one that differs, it hands leadership over first.
+//! The rebuild of a replica that differs from the majority: it discards its state and takes the leader's.
+//! Meanwhile nothing is applied, but the log goes on. A leader that itself differs transfers leadership
+//! first.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,23 +21,23 @@ use crate::types::NodeId;
 
 /// Pause before the leader is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// Bound on the pause between two frames, and on being let in.
+/// Time limit of waiting for the next frame, and of opening the call.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the leader waits until it has applied what is asked for.
+/// How long the leader waits until it has applied the requested entry.
 const APPLIED_TIMEOUT: Duration = Duration::from_secs(5);
-/// Frames on their way.
+/// Maximum number of frames sent ahead of the receiver.
 const FRAMES_AHEAD: usize = 4;
 
-/// What self-defence knows and holds.
+/// The state of replica comparison, disk space and rebuilds.
 pub(crate) struct Defence {
     pub(crate) alarms: Alarms,
-    /// Why this replica does not serve.
+    /// Why this replica does not serve; `None`: it serves.
     pub(crate) quarantine: watch::Sender<Option<String>>,
-    /// The disk has less room than is to be kept free.
+    /// Whether less space is free on the disk than has to be kept free.
     pub(crate) short_of_space: AtomicBool,
-    /// Free bytes, as last looked at.
+    /// Free bytes on the disk, as of the last check.
     pub(crate) free_bytes: AtomicU64,
-    /// Held by whoever changes the replicated state.
+    /// The last applied entry; locked while the replicated state changes.
     pub(crate) applied: SharedApplied,
     /// The log index up to which the store is durable.
     pub(crate) durable: Arc<AtomicU64>,
@@ -57,8 +57,8 @@ impl Defence {
 }
 
 impl Consensus {
-    /// Takes the leader's state in place of this one. `healthy` masters hold what
-    /// the majority holds. Returns when it is done, or when the node stops.
+    /// Replaces this replica's state by the leader's. `healthy` masters agree with the majority. Returns
+    /// when that is done or the node stops.
     pub(crate) async fn rebuild(self: &Arc<Self>, healthy: &[NodeId]) {
         tokio::select! {
             biased;
@@ -68,7 +68,7 @@ impl Consensus {
     }
 
     async fn rebuild_until_done(&self, healthy: &[NodeId]) {
-        // From here on nothing is applied.
+        // While this lock is held nothing is applied.
         let mut applied = self.defence.applied.lock().await;
         loop {
             if self.raft.is_leader() {
@@ -97,7 +97,7 @@ impl Consensus {
         }
     }
 
-    /// Lets one of `healthy` lead.
+    /// Transfers leadership to one of the `healthy` masters.
     async fn step_down(&self, healthy: &[NodeId]) {
         for to in healthy.iter().filter(|to| **to != self.node_id) {
             if self.transfer_here(*to).await.is_ok() {
@@ -117,7 +117,7 @@ impl Consensus {
         Ok(())
     }
 
-    /// The leader's state, staged, which includes the entry at `index`.
+    /// Receives the leader's state, which includes the entry at `index`, and stages it.
     async fn fetch_snapshot(&self, index: u64) -> Result<Staged, String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let leader = self.leadership.borrow().leader.ok_or("no leader is known")?;
@@ -145,7 +145,7 @@ impl Consensus {
         }
     }
 
-    /// This leader's state for another master.
+    /// Sends this leader's state to another master.
     pub(crate) async fn give_snapshot(
         &self,
         index: u64,

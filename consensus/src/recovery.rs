@@ -1,15 +1,14 @@
-//! Making a cluster of one out of what one master has, after a majority was lost
-//! for good. The master must not run. `master/node/src/recover.rs` asks whether
-//! that is right and calls this.
+//! Recovery of a cluster that has lost its majority for good: turns the data of one master into a cluster
+//! of one. The master must not run. `master/node/src/recover.rs` asks the operator for confirmation and
+//! calls this.
 //!
-//! Nothing is thrown away: two entries are appended to the log as it is, the
-//! first of which raises the revisions and is the master's new id, the second
-//! makes it the only member; and its vote is for itself in a later term. So
-//! entries that no majority had yet count from now on. The new id and a new
-//! cluster id fence the old members.
+//! No entry is thrown away. Two entries are appended to the log: the first raises the revisions, and its
+//! index is the master's new id; the second makes that id the only member. The master's vote is set to
+//! itself in a later term. So entries that no majority had yet become committed. The new id and a new
+//! cluster id fence off the old members.
 //!
-//! A plan is written first and removed last. In between the master refuses to
-//! start, and every step can be done again.
+//! A plan file is written first and removed last. While it exists the master refuses to start, and every
+//! step can be repeated.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -32,64 +31,64 @@ use crate::raft_types::{Content, LogId, MasterAddress, Proposal, RaftEntry, Vote
 use crate::state_machine::decode_applied;
 use crate::types::{Member, NodeId};
 
-/// Revisions go on higher by this much: more than a lost majority can have given
-/// out beyond what this master knows, and what etcd's documentation advises.
+/// Number by which revisions are raised: more than a lost majority can have handed out beyond what this
+/// master knows, and what etcd's documentation advises.
 const RAISE: u64 = 1_000_000_000;
 const PLAN_FILE: &str = "recovery.json";
 
-/// What is in a data directory.
+/// What was found in the data directory.
 #[derive(Debug, Clone)]
 pub struct Found {
-    /// Who this master was.
+    /// The identity of this master.
     pub identity: MemberIdentity,
-    /// The last entry of its log.
+    /// Index of the last entry of the log.
     pub last_log_index: u64,
-    /// The last entry that its objects contain.
+    /// Index of the last entry applied to the objects.
     pub applied_index: u64,
-    /// The last entry it knew to be on a majority.
+    /// Index of the last entry that this master knew to be on a majority.
     pub committed_index: u64,
-    /// Its last term.
+    /// The last term this master knew.
     pub term: u64,
-    /// The revision of its objects.
+    /// Revision of the objects.
     pub revision: u64,
-    /// How many objects it has.
+    /// Number of objects.
     pub objects: u64,
-    /// All members it knew.
+    /// All members this master knew.
     pub members: Vec<Member>,
-    /// The sets of voters: two in the middle of a change, of which a decision
-    /// needs a majority each.
+    /// The sets of voters: one, or two in the middle of a membership change, when a decision needs a
+    /// majority of each.
     pub voters: Vec<BTreeSet<NodeId>>,
 }
 
-/// What is to become of a data directory: written before anything else changes.
+/// The changes to make to a data directory, written before anything else changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Who the master was.
+    /// The master's identity before the recovery.
     pub old: MemberIdentity,
-    /// Who it will be.
+    /// The master's identity after the recovery.
     pub new: MemberIdentity,
-    /// Where others reached it; the first start tells its present addresses.
+    /// The master's last known addresses; its first start announces the present ones.
     address: MasterAddress,
-    /// The new term.
+    /// The term of the two entries and of the vote.
     term: u64,
-    /// The first of the two entries; its index is the new id.
+    /// Index of the first of the two entries, which is the master's new id.
     index: u64,
-    /// The other members, who are told that they are out.
+    /// Peer addresses of the other members, which are told that they are no members any more.
     tell: Vec<String>,
 }
 
-/// The data directory of a master that does not run, held until this is dropped.
+/// The data directory of a master that does not run, locked until this is dropped.
 pub struct Recovery {
     data_dir: PathBuf,
     disk: Arc<dyn Disk>,
-    // Holds the lock.
+    // Holds the lock on the directory.
     _store: Arc<Store>,
     log: Arc<Log>,
     found: Found,
     begun: Option<Plan>,
 }
 
-/// Refuses to start a master whose recovery did not end.
+/// Fails if a recovery was begun in this data directory and did not end.
 pub(crate) fn check_none_begun(data_dir: &Path, disk: &dyn Disk) -> Result<(), Error> {
     match fence::read::<Plan>(data_dir, PLAN_FILE, disk)? {
         None => Ok(()),
@@ -104,10 +103,10 @@ pub(crate) fn check_none_begun(data_dir: &Path, disk: &dyn Disk) -> Result<(), E
 // === impl Recovery ===
 
 impl Recovery {
-    /// Opens the data directory of a master that does not run, and looks.
+    /// Opens and locks the data directory of a master that does not run, and reads what is there.
     ///
     /// # Errors
-    /// Where the master runs, was never one, is out of its cluster or is damaged.
+    /// If the master runs, was never a member, was removed from its cluster or is damaged.
     pub fn open(data_dir: &Path, data_key: [u8; 32], env: &Env) -> Result<Self, Error> {
         let disk = env.disk.clone();
         fence::check_not_out(data_dir, disk.as_ref())?;
@@ -123,7 +122,7 @@ impl Recovery {
         let key = DataKey::new(data_key);
         let store = Store::open(&data_dir.join(OBJECTS_DIRECTORY), &key, env, Limits::default());
         let store = store.map_err(|error| match error.to_string() {
-            // sled says only in words that somebody else has the lock.
+            // sled reports a lock held by another process only in the error's text.
             text if text.contains("could not acquire lock") => Error::Config(format!(
                 "the master of {} is running: stop it first, so that it promises nothing any more",
                 data_dir.display()
@@ -136,20 +135,20 @@ impl Recovery {
         Ok(Self { data_dir: data_dir.to_owned(), disk, _store: store, log, found, begun })
     }
 
-    /// What is there.
+    /// Returns what was found in the data directory.
     pub fn found(&self) -> &Found {
         &self.found
     }
 
-    /// The plan of an earlier attempt that did not end: it is the one to go on with.
+    /// Returns the plan of an earlier attempt that did not end; it is the one to continue.
     pub fn begun(&self) -> Option<&Plan> {
         self.begun.as_ref()
     }
 
-    /// A plan for a new cluster.
+    /// Makes a plan for a new cluster of this id.
     ///
     /// # Errors
-    /// Where this master was no member.
+    /// If this master was no member.
     pub fn plan(&self, cluster_id: String) -> Result<Plan, Error> {
         let found = &self.found;
         let me = found.members.iter().find(|member| member.id == found.identity.node_id);
@@ -176,11 +175,11 @@ impl Recovery {
         })
     }
 
-    /// Carries a plan out, again and again if need be, but for its end
-    /// ([`Recovery::finish`]): the caller has an identity of its own to change.
+    /// Carries out a plan except for its end ([`Recovery::finish`]), because the caller has an identity of
+    /// its own to change before that. It can be repeated.
     ///
     /// # Errors
-    /// Where a file cannot be written.
+    /// If a file cannot be written.
     pub async fn rewrite(&self, plan: &Plan) -> Result<(), Error> {
         let disk = self.disk.as_ref();
         fence::write(&self.data_dir, PLAN_FILE, plan, disk)?;
@@ -194,17 +193,17 @@ impl Recovery {
         fence::write(&self.data_dir, IDENTITY_FILE, &plan.new, disk)
     }
 
-    /// The plan was carried out: the master may start.
+    /// Removes the plan file once the plan was carried out: the master may start.
     ///
     /// # Errors
-    /// Where the file cannot be removed.
+    /// If the file cannot be removed.
     pub fn finish(&self) -> Result<(), Error> {
         let path = self.data_dir.join(PLAN_FILE);
         self.disk.remove(&path).map_err(|error| Error::Config(format!("{}: {error}", path.display())))
     }
 
     async fn extend_log(&self, plan: &Plan) -> Result<(), Error> {
-        // What an earlier attempt appended, whole or torn.
+        // Remove the entries, whole or torn, that an earlier attempt appended.
         if self.log.state().last.is_some_and(|last| last >= plan.index) {
             self.written(|done| self.log.truncate_after(Some(plan.index - 1), done)).await?;
         }
@@ -249,7 +248,7 @@ fn look(identity: MemberIdentity, store: &Store, log: &Log) -> Result<Found, Err
     }
     let mut members = stored.membership().clone();
     let mut term = applied.map_or(0, |applied| applied.leader_id.term);
-    // Each entry has a bounded size, one is held at a time.
+    // An entry's size is bounded, and only one is held in memory at a time.
     for index in applied_index + 1..=last_log_index {
         for (_, bytes) in log.read(index, index + 1, 1)? {
             let entry: RaftEntry = decode("log entry", &bytes)?;

@@ -1,7 +1,6 @@
-//! Out of a cluster and into a new one: a view of the state for a backup, and the
-//! files of the only member of the cluster that a backup is restored into. The
-//! member starts as if it had installed a snapshot and purged its log up to
-//! there; others join it as usual. `master/node/src/backup` calls both.
+//! Backup and restore: a view of the state for a backup, and the data directory of the only member of the
+//! cluster that a backup is restored into. That member starts as if it had installed a snapshot and purged
+//! its log up to there; others join it as usual. `master/node/src/backup` calls both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -24,52 +23,52 @@ use crate::{Error, FIRST_NODE_ID};
 
 /// The state of this master at one applied log entry.
 pub struct BackupView {
-    /// The state.
+    /// The view of the state.
     pub view: SnapshotView,
     /// The log index of the last entry applied.
     pub applied_index: u64,
     /// The term of that entry.
     pub term: u64,
-    /// No quorum confirmed that this is the newest state, and why.
+    /// Why no quorum confirmed that this is the newest state; `None` if one did.
     pub stale: Option<String>,
 }
 
-/// Whom a backup is restored for.
+/// The master and cluster that a backup is restored for.
 #[derive(Clone)]
 pub struct RestoreTarget {
-    /// Where log, objects and identity are made; nothing of them may be there.
+    /// Directory in which log, objects and identity are made; none of them may exist.
     pub data_dir: PathBuf,
-    /// The id of the new cluster, which keeps members of the old one out.
+    /// The id of the new cluster, which keeps members of the old cluster out.
     pub cluster_id: String,
-    /// Encrypts log and objects.
+    /// The data key, which encrypts log and objects.
     pub data_key: [u8; 32],
-    /// The member; the addresses may be empty, it says them when it starts.
+    /// The member's name and addresses; empty addresses are announced when the member starts.
     pub address: MasterAddress,
 }
 
-/// A member in the making.
+/// A restore in progress.
 pub struct Restore {
     target: RestoreTarget,
     objects: Restoring,
     env: Env,
 }
 
-/// What was restored.
+/// The result of a restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Restored {
-    /// The only member of the new cluster: above all ids of the old one.
+    /// The id of the new cluster's only member, higher than all ids of the old cluster.
     pub node_id: NodeId,
-    /// The revision the backup was of.
+    /// The revision of the backup.
     pub revision_before: u64,
     /// The revision the new cluster begins with.
     pub revision: u64,
-    /// How many objects there are.
+    /// Number of objects.
     pub objects: u64,
 }
 
 impl Consensus {
-    /// The state as of now: with every write acknowledged before the call when a
-    /// quorum says so within `deadline`, otherwise what this master has.
+    /// Takes a view of the present state: with every write acknowledged before the call if a quorum
+    /// confirms that within `deadline`, otherwise with what this master has.
     pub async fn backup_view(&self, deadline: Duration) -> Result<BackupView, Error> {
         let stale = self.read_barrier(deadline).await.err().map(|error| error.to_string());
         let store = self.store.clone();
@@ -82,22 +81,21 @@ impl Consensus {
 }
 
 impl Restore {
-    /// Begins a member in an empty data directory. Blocks, like everything here.
+    /// Begins a restore into an empty data directory. Blocks, like all functions of this type.
     pub fn begin(target: RestoreTarget, env: Env) -> Result<Self, Error> {
         let key = DataKey::new(target.data_key);
         let objects = Restoring::begin(&target.data_dir.join(OBJECTS_DIRECTORY), &key, &env)?;
         Ok(Self { target, objects, env })
     }
 
-    /// Takes the next frame of the snapshot.
+    /// Adds the next frame of the snapshot.
     pub fn push(&mut self, frame: &[u8]) -> Result<(), Error> {
         Ok(self.objects.push(frame)?)
     }
 
-    /// Writes what is left: the state goes on `bump` revisions later, one log
-    /// entry and one term after the one that the backup was of. That entry is
-    /// the restore itself, and its index the id of the member: no master of the
-    /// old cluster that the backup knows had it, and none of the new one gets it.
+    /// Writes log and identity. The state continues `bump` revisions later, one log entry and one term
+    /// after the backup's last entry. That entry is the restore itself, and its index is the member's id:
+    /// no master known to the backup had that id, and no new master will get it.
     pub fn finish(self, bump: u64) -> Result<Restored, Error> {
         let Self { target, objects, env } = self;
         let mut place = None;
@@ -122,7 +120,7 @@ impl Restore {
     }
 }
 
-/// A membership of one voter, whose id is the index of the entry that made it.
+/// Makes a membership of one voter, whose id is the index of the entry that made it.
 fn only_member(at: LogId, address: &MasterAddress) -> storage::Result<StoredMembership> {
     let nodes = BTreeMap::from([(at.index, address.clone())]);
     let membership = Membership::new(vec![BTreeSet::from([at.index])], nodes);
@@ -131,8 +129,8 @@ fn only_member(at: LogId, address: &MasterAddress) -> storage::Result<StoredMemb
     Ok(StoredMembership::new(Some(at), membership))
 }
 
-/// A log that was purged up to `at`, with a vote of that term: the next leader's
-/// term is above every one of the backup.
+/// Writes a log that was purged up to `at`, with a vote of that term, so that the next leader's term is
+/// higher than every term of the backup.
 fn write_log(target: &RestoreTarget, at: LogId, env: &Env) -> Result<(), Error> {
     let sealer = Sealer::new(&DataKey::new(target.data_key), "log", env.random.clone());
     let options = log::Options { inline: true, ..log::Options::default() };

@@ -1,6 +1,5 @@
-//! The gRPC service masters call on each other. Everyone who calls must have
-//! proven to be a master of this cluster; then messages go to openraft, to the
-//! proposer or to the membership.
+//! The gRPC service that masters call on each other. Every caller must have authenticated as a master of
+//! this cluster; messages then go to openraft, to the proposer or to the membership.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -34,32 +33,31 @@ use crate::proposer::BATCH_COMMANDS;
 use crate::raft_types::{SnapshotData, TypeConfig};
 use crate::types::NodeId;
 
-/// The longest that the leader tries for a follower.
+/// Maximum time for which the leader tries to write a follower's proposals.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(60);
-/// What a follower's limit is shortened by, so that the leader's verdict is back
-/// in time.
+/// Time subtracted from a follower's deadline, so that the leader's verdict is back in time.
 const ANSWER_MARGIN: Duration = Duration::from_millis(50);
 
 /// The service of one master.
 #[derive(Clone)]
 pub struct RaftService(Arc<Consensus>);
 
-/// The service behind a check of who calls.
+/// The service, with a check that the caller is a master.
 pub type MastersOnly =
     InterceptedService<RaftServer<RaftService>, fn(Request<()>) -> Result<Request<()>, Status>>;
 
 type Answer<T> = Result<Response<T>, Status>;
-/// Answers of a call that stays open.
+/// The stream of answers of a call that stays open.
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Consensus {
-    /// The service for the peer port, beside whatever else is served there. The
-    /// server must accept through `proto_env::grpc::incoming`.
+    /// Returns the service for the peer port, which may be served beside other services. The server must
+    /// accept through `proto_env::grpc::incoming`.
     pub fn raft_service(self: &Arc<Self>) -> MastersOnly {
         let service = RaftServer::new(RaftService(self.clone()))
             .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
             .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
-        // Before any message is read: what they may hold is large.
+        // The caller is checked before any message is read, because messages may be large.
         InterceptedService::new(service, masters_only)
     }
 }
@@ -85,8 +83,8 @@ fn caller<T>(request: &Request<T>) -> Option<NodeId> {
     request.metadata().get(NODE_ID_KEY)?.to_str().ok()?.parse().ok()
 }
 
-/// Answers each message of a call before the next is read. The caller waits for what is committed to arrive by
-/// the log, too, and gets it at once.
+/// Answers each message of a call before the next one is read. The caller also waits until the committed
+/// entries reach it through the log, so it is sent the committed index at once.
 fn one_by_one<Q: Send + 'static, A: Send + 'static>(
     service: &RaftService,
     request: Request<Streaming<Q>>,
@@ -108,12 +106,12 @@ fn one_by_one<Q: Send + 'static, A: Send + 'static>(
 }
 
 impl RaftService {
-    /// Refuses what comes from another cluster or is meant for another master, and
-    /// remembers where the others listen.
+    /// Refuses calls from another cluster and calls meant for another master, and remembers the address on
+    /// which the caller listens.
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
     fn admit<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let text = |key| request.metadata().get(key).and_then(|value| value.to_str().ok());
-        // First: whoever calls from a lost cluster must learn that it is.
+        // Checked first: a caller from a lost cluster must learn that its cluster is superseded.
         self.0.same_cluster(text(CLUSTER_KEY).unwrap_or_default()).map_err(|status| *status)?;
         if text(TARGET_KEY).and_then(|target| target.parse().ok()) != Some(self.0.node_id) {
             return Err(Status::failed_precondition(format!("this is master {}", self.0.node_id)));
@@ -131,19 +129,21 @@ impl RaftService {
         decode("raft request", &message.payload).map_err(damaged)
     }
 
-    /// The messages of a call that its caller leaves open: it must not hold up a server that shuts down.
+    /// Returns the messages of a call until this master stops, because an open call must not delay the
+    /// server's shutdown.
     fn until_stopped<Q>(&self, messages: Streaming<Q>) -> impl Stream<Item = Result<Q, Status>> + use<Q> {
         futures::StreamExt::take_until(messages, self.0.stop.clone().cancelled_owned())
     }
 
-    /// Answers AppendEntries requests in order. A message that cannot be read, or a call that breaks, ends them.
+    /// Answers AppendEntries requests in order, until a message cannot be read or the call breaks.
     fn append_all(&self, messages: Streaming<RaftMessage>) -> Answers<RaftMessage> {
         let this = self.0.clone();
         let requests = self.until_stopped(messages).map_while(move |message| {
             let request = decode("raft request", &message.ok()?.payload);
             let request: AppendEntriesRequest<TypeConfig> =
                 request.inspect_err(|error| tracing::warn!(%error, "an append cannot be read")).ok()?;
-            // Before anything is done with it: it shows that the leader lives, however long a write takes here.
+            // Noted before the write: the request shows that the leader lives, however long the write takes
+            // here.
             if request.vote.committed && request.vote.leader_id.term >= this.leadership.borrow().term {
                 this.elections.heard();
             }
@@ -155,8 +155,9 @@ impl RaftService {
         )
     }
 
-    /// The answer to a candidate while this master does not miss the leader. openraft refuses during the
-    /// leader's lease alone, whatever delays were measured here.
+    /// Returns the refusal of a pre-vote while this master does not miss the leader; `None`: openraft
+    /// decides. openraft itself refuses only during the leader's lease, without regard to the delays
+    /// measured here.
     fn refuse_pre_vote(&self) -> Option<VoteResponse<TypeConfig>> {
         let metrics = self.0.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -237,7 +238,7 @@ impl RaftRpc for RaftService {
     async fn install_snapshot(&self, request: Request<Streaming<SnapshotChunk>>) -> Answer<RaftMessage> {
         self.admit(&request)?;
         let chunks = request.into_inner();
-        // Decoding a whole state takes time that heartbeats do not have.
+        // Runs on the main runtime: decoding a whole state would delay heartbeats.
         let (store, blocking) = (self.0.store.clone(), self.0.env.blocking);
         let main = self.0.runtime.main();
         let received = main.spawn(async move { snapshot::receive(&store, blocking, chunks).await });

@@ -1,5 +1,5 @@
-//! openraft's state machine over the store: decodes committed entries, applies
-//! them in batches, answers those who wait, and makes and installs snapshots.
+//! openraft's state machine on top of the store: decodes committed entries, applies them in batches,
+//! answers the waiting proposals, and makes and installs snapshots.
 
 use std::io;
 use std::sync::Arc;
@@ -19,8 +19,7 @@ use crate::raft_types::{
     Content, EntryResults, LogId, SnapshotData, SnapshotMeta, StoredMembership, TypeConfig,
 };
 
-/// Entries applied in one write to the backend, in number and in bytes (or one
-/// larger entry).
+/// Maximum number and bytes of entries applied in one write to the backend (or one larger entry).
 const APPLY_ENTRIES: usize = 64;
 const APPLY_BYTES: usize = 4 * 1024 * 1024;
 
@@ -31,7 +30,7 @@ pub(crate) type RaftSnapshot = Snapshot<
     SnapshotData,
 >;
 
-/// What is stored beside the state.
+/// The data that the consensus stores beside the state.
 type AppliedState = (Option<LogId>, StoredMembership);
 
 /// The state machine of one master.
@@ -42,18 +41,18 @@ pub struct StateMachine {
     blocking: Blocking,
 }
 
-/// What was applied last. Whoever changes the store holds it: the state machine, or
-/// who makes a diverged replica anew (`rebuild.rs`).
+/// The last applied entry. Its lock is held while the store changes: by the state machine, or by the
+/// rebuild of a diverged replica (`rebuild.rs`).
 pub(crate) struct Applied {
     pub(crate) last: Option<LogId>,
     pub(crate) membership: StoredMembership,
-    /// The index of `last`, for those who wait for it.
+    /// The index of `last`, for tasks that wait for it.
     pub(crate) index: watch::Sender<u64>,
 }
 
 pub(crate) type SharedApplied = Arc<tokio::sync::Mutex<Applied>>;
 
-/// Reports a snapshot once the store is durable up to it.
+/// Hands out a snapshot once the store is durable up to it.
 pub struct SnapshotBuilder {
     store: Arc<Store>,
     durable: Arc<AtomicU64>,
@@ -72,8 +71,8 @@ pub(crate) fn decode_applied(bytes: &[u8]) -> storage::Result<AppliedState> {
 }
 
 impl StateMachine {
-    /// The state machine of `store`. `durable` is the log index up to which the
-    /// store is known to be durable.
+    /// Makes the state machine of `store`. `durable` is the log index up to which the store is known to be
+    /// durable.
     pub(crate) fn new(
         store: Arc<Store>,
         durable: Arc<AtomicU64>,
@@ -85,20 +84,20 @@ impl StateMachine {
         Ok(Self { store, applied, durable, blocking })
     }
 
-    /// The index of the last entry applied, now and from now on. Before anything runs.
+    /// Watches the index of the last applied entry. Must be called before the state machine runs.
     pub(crate) fn applied_index(&self) -> watch::Receiver<u64> {
         self.applied.try_lock().map_or_else(|_| watch::channel(0).1, |applied| applied.index.subscribe())
     }
 
-    /// What was applied last, shared.
+    /// Returns the shared record of the last applied entry.
     pub(crate) fn shared(&self) -> SharedApplied {
         self.applied.clone()
     }
 
     async fn apply_batch(&mut self, mut batch: Vec<EntryResponder<TypeConfig>>) -> storage::Result<()> {
         let mut applied = self.applied.lock().await;
-        // The state may have been replaced meanwhile by one that has these entries.
-        // Nobody waits for them here: a replica that is replaced does not lead.
+        // A rebuild may have replaced the state by one with these entries already. Nobody waits for them
+        // here, because a replica that is rebuilt does not lead.
         batch.retain(|(entry, _)| applied.last.is_none_or(|last| entry.log_id().index > last.index));
         if batch.is_empty() {
             return Ok(());
@@ -129,7 +128,7 @@ impl StateMachine {
         }
         let stored = encode("applied state", &(applied.last, &applied.membership))?;
         let apply = || self.store.apply(entries, stored);
-        // A long list holds the objects: openraft's other tasks go on meanwhile.
+        // A long list may lock the objects; openraft's other tasks must go on meanwhile.
         let results = if self.store.is_busy() { self.blocking.in_place(apply) } else { apply() }?;
         applied.index.send_replace(applied.last.map_or(0, |last| last.index));
         for (results, responder) in results.into_iter().zip(responders) {
@@ -200,7 +199,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<RaftSnapshot>> {
-        // The store is its own snapshot: a view costs little at any time.
+        // The store is its own snapshot: a view can be taken at any time at little cost.
         if self.applied.lock().await.last.is_none() {
             return Ok(None);
         }

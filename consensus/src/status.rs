@@ -1,5 +1,5 @@
-//! What this master is at: figures, and the digest of its replica at a revision,
-//! which `ephor status` compares across masters.
+//! The status of this master: figures, and the digest of its replica at a revision, which `ephor status`
+//! compares across masters.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,43 +10,43 @@ use storage::{Digest, Sizes};
 use crate::consensus::Consensus;
 use crate::types::NodeId;
 
-/// How this master is doing.
+/// The figures of this master.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
     /// The current term.
     pub term: u64,
-    /// The last log index here.
+    /// Index of the last log entry on this master.
     pub last_log_index: u64,
-    /// The last log index applied here.
+    /// Index of the last log entry applied on this master.
     pub applied_index: u64,
-    /// The last log index purged here.
+    /// Index of the last log entry purged on this master.
     pub purged_index: u64,
     /// Bytes of the log on disk.
     pub log_bytes: u64,
-    /// The revision reached.
+    /// The revision that the store has reached.
     pub revision: u64,
-    /// Objects in the store.
+    /// Number of objects in the store.
     pub objects: u64,
-    /// Of a leader: the last index each other master is known to have.
+    /// On a leader, the last index that each other master is known to have; otherwise empty.
     pub replicated: Vec<(NodeId, u64)>,
 }
 
-/// Why there is no digest.
+/// Why a digest could not be computed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DigestError {
-    /// The replica is not there yet.
+    /// The replica did not reach the revision in time.
     #[error(transparent)]
     NotReached(#[from] storage::NotReached),
-    /// The replica no longer knows that revision.
+    /// The replica does not remember the revision any more.
     #[error(transparent)]
     Compacted(#[from] storage::Compacted),
-    /// The task that reads the objects ended.
+    /// The task that reads the objects has ended early.
     #[error("{0}")]
     Failed(String),
 }
 
 impl Consensus {
-    /// How this master is doing.
+    /// Returns the figures of this master.
     pub fn status(&self) -> Status {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -64,19 +64,19 @@ impl Consensus {
         }
     }
 
-    /// How large the local replica is.
+    /// Measures the size of the local replica.
     pub async fn sizes(&self) -> std::io::Result<Sizes> {
         let store = self.store.clone();
         self.env.blocking.run(move || store.sizes()).await
     }
 
-    /// Free bytes where the data lies, as last looked at; 0 when not known.
+    /// Returns the free bytes on the data directory's disk, as of the last check; 0 if not known.
     pub fn free_bytes(&self) -> u64 {
         self.defence.free_bytes.load(Ordering::Relaxed)
     }
 
-    /// The digest of the local replica at `revision` (`None`: where it is now),
-    /// once it has reached that, within `wait`.
+    /// Computes the digest of the local replica at `revision` (`None`: the present one); waits up to `wait`
+    /// for the replica to reach it.
     pub async fn state_digest(&self, revision: Option<u64>, wait: Duration) -> Result<Digest, DigestError> {
         if let Some(revision) = revision {
             self.store.wait_for(revision, wait).await?;

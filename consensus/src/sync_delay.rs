@@ -1,7 +1,6 @@
-//! Syncs that take their time where nothing may block: in the simulation a disk
-//! says how long a sync should have blocked ([`Disk::sync_time`]), and what follows
-//! from it waits here, in order. On a real disk everything goes straight through.
-//! `log_store.rs` asks.
+//! Delayed syncs for the simulation, where nothing may block: the disk says how long a sync should have
+//! blocked ([`Disk::sync_time`]), and the completions of syncs wait here, in order. On a real disk they are
+//! not delayed. Used by `log_store.rs`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,7 +11,7 @@ use tokio::time::Instant;
 
 type Then = Box<dyn FnOnce() + Send>;
 
-/// What waits for syncs of one disk.
+/// The queue of completions that wait for syncs of one disk.
 #[derive(Clone)]
 pub(crate) struct SyncDelay {
     disk: Arc<dyn Disk>,
@@ -21,14 +20,15 @@ pub(crate) struct SyncDelay {
 
 #[derive(Default)]
 struct Queue {
-    /// When the sync under way ends, and the one that takes all that came meanwhile.
+    /// When the sync in progress ends, and when the next one ends, which covers all writes made meanwhile;
+    /// `None` without one.
     ends: Option<Instant>,
     next: Option<Instant>,
     sender: Option<mpsc::UnboundedSender<(Instant, Then)>>,
 }
 
 impl Queue {
-    /// When a sync asked for at `now` ends: one that is under way does not take it.
+    /// Returns when a sync requested at `now` ends: a sync already in progress does not cover the write.
     fn due(&mut self, now: Instant, takes: Duration) -> Instant {
         while self.ends.is_some_and(|ends| ends <= now) {
             self.ends = self.next.take();
@@ -45,7 +45,7 @@ impl SyncDelay {
         Self { disk, queue: Arc::default() }
     }
 
-    /// Does `then` when the sync that has just been made counts.
+    /// Runs `then` when the sync that has just been made counts as done.
     pub(crate) fn after(&self, then: impl FnOnce() + Send + 'static) {
         let takes = self.disk.sync_time();
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
@@ -59,12 +59,12 @@ impl SyncDelay {
             tokio::spawn(run(receiver));
             sender
         });
-        // The other side ends with this one.
+        // The receiving task ends only together with this sender.
         let _ = sender.send((due, Box::new(then)));
     }
 }
 
-/// In the order they came: due times never fall.
+/// Runs the completions in the order in which they came; their due times never decrease.
 async fn run(mut waiting: mpsc::UnboundedReceiver<(Instant, Then)>) {
     while let Some((due, then)) = waiting.recv().await {
         tokio::time::sleep_until(due).await;

@@ -1,5 +1,4 @@
-//! A cluster of one for the tests of rooms above: real log, real store, no
-//! peers.
+//! A cluster of one master for tests of other folders: real log, real store, no peers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,8 +12,7 @@ use crate::{
     MasterAddress, Objects,
 };
 
-/// Starts a master in `data_dir` that is its own cluster, and waits until it
-/// leads.
+/// Starts a master in `data_dir` that is its own cluster, and waits until it leads.
 pub async fn lone_master(data_dir: &Path, env: &Env) -> Result<Arc<Consensus>, Error> {
     let config = ConsensusConfig {
         node_id: FIRST_NODE_ID,

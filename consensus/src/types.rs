@@ -1,28 +1,28 @@
-//! What callers of the consensus see: members, leadership, options and errors.
+//! The consensus's public types: members, leadership, options and errors.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Names a master for ever: ids come from the log and are never used again.
+/// The id of a master. Ids come from the log and are never used again.
 pub type NodeId = u64;
 
-/// A master.
+/// A master of the cluster, as this master knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// Its id.
+    /// The master's id.
     pub id: NodeId,
-    /// Its name.
+    /// The master's name.
     pub name: String,
     /// `HOST:PORT` of its peer port.
     pub peer_address: String,
     /// `HOST:PORT` of its API port.
     pub api_address: String,
-    /// Whether it votes; a learner only follows.
+    /// Whether the master votes; a learner only replicates.
     pub voter: bool,
-    /// Whether it leads, as far as is known here.
+    /// Whether the master leads, as far as this master knows.
     pub leader: bool,
-    /// The voter whose place it was let in to take; 0: none.
+    /// The id of the voter that the master joined to replace; 0: none.
     pub replaces: NodeId,
 }
 
@@ -31,19 +31,19 @@ pub struct Member {
 pub struct Leadership {
     /// The current term.
     pub term: u64,
-    /// Who leads it.
+    /// The id of the term's leader; `None` if no leader is known.
     pub leader: Option<NodeId>,
-    /// This master leads and has applied everything of earlier terms.
+    /// Whether this master leads and has applied all entries of earlier terms.
     pub leading: bool,
-    /// This master is in touch with a quorum: as leader, or through one.
+    /// Whether this master is in touch with a quorum, as the leader or through the leader.
     pub quorum: bool,
 }
 
-/// How a transaction is proposed.
+/// Options of a proposed transaction.
 #[derive(Debug, Clone, Copy)]
 pub struct ProposeOptions {
-    /// The term a leader-only component was started in; the write is refused in
-    /// later ones.
+    /// The term in which the proposing leader-only component was started: the write is refused in later
+    /// terms. `None`: it is never refused.
     pub fence: Option<u64>,
     /// How long to try.
     pub deadline: Duration,
@@ -55,34 +55,33 @@ impl Default for ProposeOptions {
     }
 }
 
-/// Why there is no outcome.
+/// Why a proposal has no outcome.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
-    /// The write is certainly in no log: it may be sent again.
+    /// The write is certainly in no log, so it may be sent again.
     #[error("the write was not accepted: {reason}")]
     NotEntered {
-        /// Why not.
+        /// Why the write was not accepted.
         reason: String,
     },
-    /// The write may happen yet, or have happened: it must not be sent again
-    /// blindly.
+    /// The write may have happened or may still happen, so it must not be sent again without a check.
     #[error("the outcome of the write is not known: {reason}")]
     Unknown {
-        /// What came in between.
+        /// Why the outcome is not known.
         reason: String,
     },
-    /// The masters' disks are nearly full and the write would make the objects
-    /// grow; it is in no log.
+    /// The masters' disks are nearly full and the write would make the objects grow. The write is in no
+    /// log.
     #[error("no space: {reason}")]
     NoRoom {
-        /// What to do.
+        /// What the operator can do.
         reason: String,
     },
-    /// The leader has more writes waiting than it can make soon; the write is in no
-    /// log and may be sent again a little later.
+    /// More writes wait at the leader than it can make soon. The write is in no log and may be sent again a
+    /// little later.
     #[error("too many writes: {reason}")]
     Overloaded {
-        /// How long others wait.
+        /// How long waiting writes have waited.
         reason: String,
     },
     /// This master is shutting down; the write is in no log.
@@ -96,7 +95,7 @@ pub enum ReadError {
     /// No leader could confirm itself in time.
     #[error("no quorum: {reason}")]
     NoQuorum {
-        /// What was tried.
+        /// Why no leader was confirmed.
         reason: String,
     },
     /// This master is shutting down.
@@ -107,10 +106,10 @@ pub enum ReadError {
 /// Why the group of masters was not changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
-    /// It would not be safe.
+    /// The change would not be safe.
     #[error("refused: {0}")]
     Refused(String),
-    /// The leader could not be asked, or did not finish, in time.
+    /// The leader could not be reached, or did not finish the change, in time.
     #[error("the membership was not changed in time: {0}")]
     Failed(String),
 }

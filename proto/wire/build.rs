@@ -1,4 +1,4 @@
-//! Makes the tonic code from the .proto files of this crate.
+//! Generates the tonic code from the .proto files of this crate.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure().compile_protos(

@@ -1,13 +1,12 @@
-//! The one place where bincode is called, always with a limit: without one, nine
-//! bytes that claim a huge length abort the process. `consensus` uses it for
-//! the wire, this crate for records.
+//! The only place that calls bincode, always with a limit: without one, nine bytes that claim a huge length
+//! abort the process. `consensus` uses it for the wire, this crate for records.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
 
-/// The most bytes one record may take or claim.
+/// Maximum bytes that one record may take or claim.
 pub const LIMIT_BYTES: usize = 64 * 1024 * 1024;
 
 fn config() -> bincode::config::Configuration<
@@ -24,7 +23,7 @@ pub fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>> {
         .map_err(|error| Error::Damaged { what, reason: error.to_string() })
 }
 
-/// Decodes a record that takes all of `bytes`.
+/// Decodes a record that takes all of `bytes`; `what` names it in errors.
 pub fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T> {
     let (value, used) = bincode::serde::decode_from_slice(bytes, config())
         .map_err(|error| Error::Damaged { what, reason: error.to_string() })?;

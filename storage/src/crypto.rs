@@ -1,6 +1,6 @@
-//! Encryption at the disk boundary: XChaCha20-Poly1305 with keys derived from
-//! the cluster's data key, one for each use. Log, objects and staged snapshots
-//! go through a [`Sealer`]; what replicas compare never does.
+//! Encryption at the disk boundary: XChaCha20-Poly1305 with keys derived from the cluster's data key, one
+//! for each purpose. Log, objects and staged snapshots go through a [`Sealer`]; fingerprints that replicas
+//! compare do not.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ const NONCE_BYTES: usize = 24;
 #[derive(Clone)]
 pub struct DataKey(Zeroizing<[u8; 32]>);
 
-/// Seals and opens records of one use.
+/// Encrypts and decrypts records of one purpose.
 pub struct Sealer {
     cipher: XChaCha20Poly1305,
     random: Arc<dyn Random>,
@@ -26,19 +26,19 @@ pub struct Sealer {
 // === impl DataKey ===
 
 impl DataKey {
-    /// The key with these bytes.
+    /// Makes the key with these bytes.
     pub fn new(bytes: [u8; 32]) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// A new key.
+    /// Generates a new key.
     pub fn generate(random: &dyn Random) -> Self {
         let mut bytes = Zeroizing::new([0; 32]);
         random.fill(&mut bytes[..]);
         Self(bytes)
     }
 
-    /// Its bytes, for the file under `DATA/pki` and for a joining master.
+    /// Returns the key's bytes, for the file under `DATA/pki` and for a joining master.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
@@ -53,14 +53,14 @@ impl std::fmt::Debug for DataKey {
 // === impl Sealer ===
 
 impl Sealer {
-    /// A sealer for the use that `context` names, with a key of its own.
+    /// Makes a sealer for the purpose that `context` names, with a key of its own.
     pub fn new(key: &DataKey, context: &str, random: Arc<dyn Random>) -> Self {
         let context = format!("ephor 2025 {context} seal");
         let derived = Zeroizing::new(blake3::derive_key(&context, key.as_bytes()));
         Self { cipher: XChaCha20Poly1305::new((&*derived).into()), random }
     }
 
-    /// Encrypts; `bound` must be the same when it is opened.
+    /// Encrypts `plain`; decryption needs the same `bound`.
     pub fn seal(&self, bound: &[u8], plain: &[u8]) -> Result<Vec<u8>> {
         let mut nonce = [0; NONCE_BYTES];
         self.random.fill(&mut nonce);
@@ -74,7 +74,8 @@ impl Sealer {
         Ok(out)
     }
 
-    /// Decrypts what [`Sealer::seal`] made of the same use and `bound`.
+    /// Decrypts the output of [`Sealer::seal`] with the same purpose and `bound`; `what` names the record
+    /// in errors.
     pub fn open(&self, what: &'static str, bound: &[u8], sealed: &[u8]) -> Result<Vec<u8>> {
         let damaged = |reason: &str| Error::Damaged { what, reason: reason.to_owned() };
         let (nonce, sealed) =

@@ -1,12 +1,10 @@
-//! A digest of the replicated state that is kept up to date with every change
-//! instead of being made anew: the sum of one hash for each record. Replicas
-//! compare it at the same log entry (`consensus/compare.rs`); on disk it lies
-//! beside the state, so that a record that is missing, or an old one in its
-//! place, is noticed when the state is opened.
+//! A digest of the replicated state that is updated with every change instead of being recomputed: the sum
+//! of one hash per record. Replicas compare it at the same log entry (`consensus/compare.rs`). On disk it
+//! is stored beside the state, so that a missing or outdated record is noticed when the state is opened.
 //!
-//! Sums of hashes tell sets apart that came to be by accident, which is what this
-//! is for ("A New Paradigm for Collision-free Hashing", Bellare and Micciancio,
-//! 1997); against someone who makes up records they are no defence, and sealing is.
+//! Sums of hashes detect accidental differences, which is their purpose here ("A New Paradigm for
+//! Collision-free Hashing", Bellare and Micciancio, 1997). They do not protect against forged records;
+//! encryption does.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,14 +21,14 @@ pub struct Fingerprint([u64; 4]);
 pub struct Checkpoint {
     /// The log index of the entry.
     pub index: u64,
-    /// The revision after it.
+    /// The revision after the entry.
     pub revision: Revision,
-    /// Of objects and remembered outcomes after it.
+    /// The fingerprint of objects and remembered outcomes after the entry.
     pub fingerprint: Fingerprint,
 }
 
 impl Fingerprint {
-    /// Its bytes, for the wire.
+    /// Returns the fingerprint's bytes, for the wire.
     pub fn to_bytes(self) -> [u8; 32] {
         let mut out = [0; 32];
         for (part, lane) in out.chunks_exact_mut(8).zip(self.0) {

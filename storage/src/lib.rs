@@ -1,7 +1,6 @@
-//! Bytes and revisions: the multi-version store every master replicates, its
-//! watches, its snapshots, its files and the log of the consensus above it. It
-//! knows neither Raft nor Kubernetes. `consensus` applies committed commands
-//! and keeps its log here; `master/apiserver` reads and watches.
+//! The multi-version store that every master replicates, with its watches, snapshots and files, and the log
+//! of the consensus. It handles bytes and revisions and knows neither Raft nor Kubernetes. `consensus`
+//! applies committed commands and keeps its log here; `master/apiserver` reads and watches.
 
 pub mod backend;
 pub mod codec;
@@ -27,44 +26,43 @@ pub use store::{Applied, Compacted, Digest, Entry, Limits, NotReached, Page, Rew
 pub use txn::{Command, Mutation, Precondition, ProposalId, Txn, TxnOutcome};
 pub use watch::{Watch, WatchClosed, WatchEvent, WatchItem};
 
-/// The replicated, strictly increasing number that every object change gets; it
-/// is the `resourceVersion` of the object and of lists.
+/// A revision: the replicated, strictly increasing number given to every object change. It is the
+/// `resourceVersion` of the object and of lists.
 pub type Revision = u64;
 
-/// What can go wrong between the store and its files.
+/// Errors of the store and its files.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The disk or file system failed. The node must stop: what was thought
-    /// durable may not be.
+    /// The disk or file system failed. The node must stop, because data believed to be durable may not be.
     #[error("{doing}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// sled failed, or found its files damaged.
+    /// sled failed or found its files damaged.
     #[error("object store: {0}")]
     Sled(#[from] sled::Error),
     /// Bytes on disk or from a peer cannot be decoded or authenticated.
     #[error("damaged {what}: {reason}")]
     Damaged {
-        /// Which record.
+        /// The kind of record.
         what: &'static str,
-        /// In which way.
+        /// How it is damaged.
         reason: String,
     },
     /// A record is larger than the format allows.
     #[error("{what} is too large")]
     TooLarge {
-        /// Which record.
+        /// The kind of record.
         what: &'static str,
     },
 }
 
 impl Error {
-    /// Whether bytes are not what was written, as against a disk that fails.
+    /// Returns whether the error means damaged data, not a failing disk.
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Damaged { .. } => true,
@@ -76,7 +74,7 @@ impl Error {
     }
 }
 
-/// Results of this crate.
+/// The result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 pub(crate) fn io(doing: &'static str) -> impl FnOnce(std::io::Error) -> Error {

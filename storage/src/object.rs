@@ -1,5 +1,4 @@
-//! A stored object at one revision, shared by the store, its history and every
-//! reader.
+//! A stored object at one revision, shared by the store, its history and all readers.
 
 use std::any::Any;
 use std::fmt;
@@ -9,28 +8,28 @@ use bytes::Bytes;
 
 use crate::Revision;
 
-/// A key with its value at one revision. Never changes.
+/// A key and its value at one revision. Immutable.
 pub struct Object {
     /// The key.
     pub key: Arc<str>,
     /// The value, without the revision.
     pub value: Bytes,
-    /// When the key came into being.
+    /// The revision at which the key was created.
     pub create_revision: Revision,
-    /// When it was last changed.
+    /// The revision at which the key was last changed.
     pub mod_revision: Revision,
     derived: OnceLock<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Object {
-    /// An object with nothing derived yet.
+    /// Makes an object without derived data.
     pub fn new(key: Arc<str>, value: Bytes, create_revision: Revision, mod_revision: Revision) -> Self {
         Self { key, value, create_revision, mod_revision, derived: OnceLock::new() }
     }
 
-    /// What a reader made of the value (parsed metadata, say), made once and
-    /// kept as long as the object. One type is kept, the first asked for; asked
-    /// for another, `init` runs each time.
+    /// Returns data that a reader derives from the value (parsed metadata, say). It is made once and kept
+    /// as long as the object. Only the first requested type is kept; for any other type `init` runs each
+    /// time.
     pub fn derived<T: Send + Sync + 'static>(&self, init: impl FnOnce(&Self) -> T) -> Arc<T> {
         let mut init = Some(init);
         let kept = self.derived.get_or_init(|| match init.take() {
@@ -40,12 +39,12 @@ impl Object {
         match (Arc::clone(kept).downcast::<T>(), init) {
             (Ok(derived), _) => derived,
             (Err(_), Some(init)) => Arc::new(init(self)),
-            // `init` ran above, so what is kept is a T.
+            // `init` ran above, so the kept value has type T.
             (Err(_), None) => unreachable!("what was just made has its own type"),
         }
     }
 
-    /// Roughly the memory it takes.
+    /// Returns the approximate bytes of memory that the object takes.
     pub(crate) fn size_bytes(&self) -> usize {
         self.key.len() + self.value.len() + 160
     }

@@ -1,13 +1,12 @@
-//! Outcomes of recent proposals, so that a resent one gets the first outcome.
-//! Replicated like the objects: filled by apply alone, bounded by count, part of
-//! snapshots.
+//! Outcomes of recent proposals, so that a resent proposal gets its first outcome. Replicated like the
+//! objects: filled only by apply, limited in number, part of snapshots.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::txn::{ProposalId, TxnOutcome};
 
-/// Proposals remembered. At 5,000 writes a second that is 13 seconds, longer
-/// than any internal resend goes on.
+/// Maximum number of remembered proposals. At 5,000 writes a second that is 13 seconds, longer than any
+/// internal resend goes on.
 const REMEMBERED_MAX: usize = 65_536;
 
 /// One log entry's proposals with their outcomes.
@@ -38,8 +37,8 @@ impl Recent {
         self.by_id.insert(id, outcome);
     }
 
-    /// Closes the log entry at `index`, whose proposals were inserted, and
-    /// gives the entries forgotten for it.
+    /// Ends the log entry at `index`, whose proposals were inserted; returns the entries forgotten to make
+    /// room.
     pub(crate) fn close(&mut self, index: u64, ids: Vec<ProposalId>) -> Vec<(u64, Outcomes)> {
         if !ids.is_empty() {
             self.by_index.push_back((index, ids));
@@ -54,18 +53,18 @@ impl Recent {
         forgotten
     }
 
-    /// Takes a stored record back in; records come in the order of indexes.
+    /// Restores a stored record; records come in the order of their log indexes.
     pub(crate) fn restore(&mut self, index: u64, outcomes: Outcomes) {
         self.by_index.push_back((index, outcomes.iter().map(|(id, _)| *id).collect()));
         self.by_id.extend(outcomes);
     }
 
-    /// Everything remembered, by log entry.
+    /// Returns all remembered outcomes, by log entry.
     pub(crate) fn records(&self) -> Vec<(u64, Outcomes)> {
         self.records_from(0, usize::MAX)
     }
 
-    /// The same from the log entry at `from` on, at most `max` of them.
+    /// Returns the remembered outcomes from the log entry at `from` on, of at most `max` entries.
     pub(crate) fn records_from(&self, from: u64, max: usize) -> Vec<(u64, Outcomes)> {
         let outcome = |id: &ProposalId| Some((*id, self.by_id.get(id)?.clone()));
         let start = self.by_index.partition_point(|(index, _)| *index < from);

@@ -1,7 +1,6 @@
-//! Snapshots that come out of a backup: checked frame by frame without keeping
-//! the objects ([`FrameReader`]), and written into a new, empty home as the state
-//! of a cluster that goes on from there ([`Restoring`]). `consensus/restore.rs`
-//! says who the members of that are; nothing here serves.
+//! Restoring snapshots from a backup: they are checked frame by frame without keeping the objects
+//! ([`FrameReader`]), and written into a new, empty home as the state from which a new cluster continues
+//! ([`Restoring`]). `consensus/restore.rs` sets that cluster's members; nothing here serves requests.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,14 +14,14 @@ use crate::snapshot::{FORMAT, Frame, digest_object};
 use crate::store::records::{self, State};
 use crate::{Error, Fingerprint, Object, Result, Revision, codec};
 
-/// What a complete snapshot said.
+/// The contents of a complete, checked snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checked {
-    /// The revision it is of.
+    /// The snapshot's revision.
     pub revision: Revision,
     /// What the consensus stored beside the state.
     pub applied: Vec<u8>,
-    /// How many objects it holds.
+    /// Number of objects.
     pub objects: u64,
 }
 
@@ -31,14 +30,14 @@ pub struct Checked {
 pub struct FrameReader {
     head: Option<State>,
     objects: u64,
-    /// Of the objects alone, and of all records.
+    /// Fingerprints of the objects alone, and of all records.
     of_objects: Fingerprint,
     of_all: Fingerprint,
     hasher: blake3::Hasher,
     complete: bool,
 }
 
-/// A state in the making, in a directory that held none.
+/// A restore in progress, into a directory that held no state.
 pub struct Restoring {
     home: SledHome,
     name: String,
@@ -53,9 +52,8 @@ fn damaged(reason: impl Into<String>) -> Error {
 // === impl FrameReader ===
 
 impl FrameReader {
-    /// Takes the next frame and gives its objects, in the order of keys. What
-    /// is remembered of recent proposals is left out: nobody resends those to
-    /// another cluster.
+    /// Checks the next frame and returns its objects, in the order of keys. Outcomes of recent proposals
+    /// are left out: nobody resends a proposal to another cluster.
     pub fn push(&mut self, frame: &[u8]) -> Result<Vec<Object>> {
         if self.complete {
             return Err(damaged("frames follow its end"));
@@ -98,7 +96,7 @@ impl FrameReader {
         Ok(objects)
     }
 
-    /// What it said, once its end was seen.
+    /// Returns the snapshot's contents; fails if its end was not seen.
     pub fn finish(self) -> Result<Checked> {
         let head = self.head.filter(|_| self.complete);
         let state = head.ok_or_else(|| damaged("it ends too early"))?;
@@ -109,8 +107,8 @@ impl FrameReader {
 // === impl Restoring ===
 
 impl Restoring {
-    /// Begins a state in `directory`, sealed with `key`, that [`crate::Store::open`]
-    /// opens once it is finished; until then it holds no current state.
+    /// Begins a state in `directory`, encrypted with `key`. Until it is finished the directory holds no
+    /// current state; then [`crate::Store::open`] can open it.
     pub fn begin(directory: &Path, key: &DataKey, env: &Env) -> Result<Self> {
         let sealer = Sealer::new(key, "objects", env.random.clone());
         let home = SledHome::new(directory, sealer, env.disk.clone())?;
@@ -118,7 +116,7 @@ impl Restoring {
         Ok(Self { home, name, backend, reader: FrameReader::default() })
     }
 
-    /// Takes the next frame.
+    /// Writes the objects of the next frame.
     pub fn push(&mut self, frame: &[u8]) -> Result<()> {
         let mut batch = Batch::default();
         for object in self.reader.push(frame)? {
@@ -127,15 +125,15 @@ impl Restoring {
         self.backend.write(batch)
     }
 
-    /// Ends it durably. `place` turns what the snapshot said into the revision
-    /// the state goes on from, the log index up to which everything is applied,
-    /// and what the consensus stores beside the state.
+    /// Makes the state durable and current. `place` turns the snapshot's contents into the revision from
+    /// which the state continues, the log index up to which everything is applied, and the data that the
+    /// consensus stores beside the state.
     pub fn finish(self, place: impl FnOnce(&Checked) -> Result<(Revision, u64, Vec<u8>)>) -> Result<Checked> {
         let fingerprint = self.reader.of_objects;
         let checked = self.reader.finish()?;
         let (revision, index, applied) = place(&checked)?;
         let mut batch = Batch::default();
-        // Proposals of before are forgotten, all of them.
+        // All outcomes of earlier proposals are forgotten.
         let state = State { revision, forgotten: index, applied, index, fingerprint };
         records::put_state(&mut batch, &state)?;
         self.backend.write(batch)?;
@@ -200,7 +198,7 @@ mod tests {
             let found = opened.get(&object.key).unwrap();
             assert_eq!((&found.value, found.mod_revision), (&object.value, object.mod_revision));
         }
-        // Whoever knows a revision of before lists again.
+        // A client that knows a revision from before the restore has to list again.
         assert!(opened.watch("/registry/core/configmaps/", 300).is_err());
         assert!(opened.range("/", None, 0, Some(300)).is_err());
         assert!(opened.watch("/registry/core/configmaps/", 1_300).is_ok());

@@ -1,9 +1,7 @@
-//! Snapshots: the whole replicated state as a stream of frames. A
-//! [`SnapshotView`] is taken in an instant (it shares the objects), and frames
-//! are made from it one at a time; a [`Staging`] takes them on the other side
-//! into a state of its own on disk, beside the current one, and the store then
-//! changes over to it at once (`Store::install`). `consensus/network` carries the
-//! frames.
+//! Snapshots: the whole replicated state as a stream of frames. A [`SnapshotView`] is taken at once,
+//! because it shares the objects, and its frames are made one at a time. A [`Staging`] writes received
+//! frames to a new state on disk beside the current one, and `Store::install` then switches to it at once.
+//! `consensus/network` carries the frames.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,9 +14,9 @@ use crate::recent::{Outcomes, Recent};
 use crate::store::records::{self, State};
 use crate::{Error, Fingerprint, Object, Result, Revision, codec};
 
-/// Frames carry objects up to about this many bytes, or one larger object.
+/// Approximate maximum bytes of objects in a frame, or one larger object.
 const FRAME_BYTES: usize = 512 * 1024;
-/// Proposals in a frame.
+/// Maximum number of proposals' outcomes in a frame.
 const FRAME_OUTCOMES: usize = 8_192;
 pub(crate) const FORMAT: u32 = 2;
 
@@ -49,13 +47,13 @@ pub(crate) struct Record {
     pub(crate) value: Bytes,
 }
 
-/// A state that a snapshot is received into.
+/// A state in progress, into which a snapshot is received.
 pub struct Staging {
     home: Arc<dyn Home>,
     name: Option<String>,
     backend: Arc<dyn Backend>,
     head: Option<State>,
-    /// Of what has come so far.
+    /// The fingerprint of the records received so far.
     fingerprint: Fingerprint,
     objects: BTreeMap<Arc<str>, Arc<Object>>,
     recent: Vec<(u64, Outcomes)>,
@@ -70,7 +68,7 @@ pub struct Staged {
     pub(crate) applied: Vec<u8>,
 }
 
-/// The parts of a state that has become the current one.
+/// The parts of a received state that has become the current one.
 pub(crate) struct Adopted {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) objects: BTreeMap<Arc<str>, Arc<Object>>,
@@ -91,22 +89,22 @@ pub(crate) fn digest_object(hasher: &mut blake3::Hasher, object: &Object) {
 // === impl SnapshotView ===
 
 impl SnapshotView {
-    /// The revision it is of.
+    /// Returns the view's revision.
     pub fn revision(&self) -> Revision {
         self.revision
     }
 
-    /// What the consensus stored beside the state when it was taken.
+    /// Returns what the consensus stored beside the state when the view was taken.
     pub fn applied(&self) -> &[u8] {
         &self.applied
     }
 
-    /// How many objects it holds.
+    /// Returns the number of objects.
     pub fn objects(&self) -> usize {
         self.objects.len()
     }
 
-    /// The frames, made one at a time as they are asked for.
+    /// Returns the frames, each made when it is asked for.
     pub fn frames(&self) -> impl Iterator<Item = Result<Bytes>> + Send + '_ {
         let state = State {
             revision: self.revision,
@@ -184,7 +182,7 @@ impl Staging {
         })
     }
 
-    /// Takes the next frame.
+    /// Receives the next frame.
     pub fn push(&mut self, frame: &[u8]) -> Result<()> {
         let damaged = |reason: &str| Error::Damaged { what: "snapshot", reason: reason.to_owned() };
         let frame = codec::decode("snapshot frame", frame)?;
@@ -213,7 +211,8 @@ impl Staging {
                 if objects != self.objects.len() as u64 || digest != *self.hasher.finalize().as_bytes() {
                     return Err(damaged("its content does not match its digest"));
                 }
-                // The sender's sum is as old as its state: memory that went bad since shows here.
+                // The fingerprint was kept up to date by the sender's writes, so it also shows damage to
+                // the sender's memory.
                 if self.head.as_ref().is_none_or(|state| state.fingerprint != self.fingerprint) {
                     return Err(damaged("its records do not add up to its sender's fingerprint"));
                 }
@@ -236,7 +235,7 @@ impl Staging {
         self.backend.write(batch)
     }
 
-    /// Ends the stream: checks that it was complete and makes the state durable.
+    /// Ends the stream: checks that the snapshot is complete and makes the state durable.
     pub fn finish(mut self) -> Result<Staged> {
         let head = self.head.take().filter(|_| self.complete);
         let state =
@@ -250,7 +249,7 @@ impl Staging {
         Ok(Staged { staging: self, revision, applied })
     }
 
-    /// Makes the state current and gives its parts to the store.
+    /// Makes the state the current one and returns its parts for the store.
     pub(crate) fn adopt(mut self) -> Result<Adopted> {
         if let Some(name) = self.name.take() {
             self.home.adopt(&name)?;
@@ -267,7 +266,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // Not adopted: abandoned.
+        // The state was not adopted, so its files are removed.
         if self.name.is_some() {
             self.backend.retire();
         }
@@ -277,12 +276,12 @@ impl Drop for Staging {
 // === impl Staged ===
 
 impl Staged {
-    /// The revision it is of.
+    /// Returns the snapshot's revision.
     pub fn revision(&self) -> Revision {
         self.revision
     }
 
-    /// What the sender's consensus stored beside the state.
+    /// Returns what the sender's consensus stored beside the state.
     pub fn applied(&self) -> &[u8] {
         &self.applied
     }

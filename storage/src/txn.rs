@@ -1,16 +1,15 @@
-//! What is proposed and applied: transactions of preconditions and mutations,
-//! and their outcomes. Made by `master/apiserver`, carried by `consensus`,
-//! evaluated in `store/apply.rs`.
+//! Transactions of preconditions and mutations, and their outcomes. `master/apiserver` makes them,
+//! `consensus` carries them, `store/apply.rs` applies them.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::Revision;
 
-/// Tells a resent proposal from a new one.
+/// The id of a proposal, which tells a resent one from a new one.
 pub type ProposalId = [u8; 16];
 
-/// Something that must hold at the moment a transaction is applied.
+/// A condition that must hold when a transaction is applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Precondition {
     /// The key does not exist.
@@ -29,50 +28,50 @@ pub enum Precondition {
 /// A change to one key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mutation {
-    /// Creates or replaces.
+    /// Creates or replaces the key.
     Put {
         /// The key.
         key: String,
         /// The new value.
         value: Bytes,
     },
-    /// Removes; a key that does not exist stays so, without an event.
+    /// Removes the key; if it does not exist, nothing happens and there is no event.
     Delete {
         /// The key.
         key: String,
     },
 }
 
-/// All mutations happen, in order and each with a revision of its own, or none:
-/// when a precondition fails.
+/// A transaction: all mutations are applied, in order and each with a revision of its own, or none if a
+/// precondition fails.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Txn {
-    /// All must hold.
+    /// Conditions that must all hold.
     pub preconditions: Vec<Precondition>,
-    /// Applied in order.
+    /// Changes, applied in order.
     pub mutations: Vec<Mutation>,
 }
 
-/// What applying a transaction came to; the same on every replica.
+/// The outcome of applying a transaction; the same on every replica.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TxnOutcome {
-    /// Applied.
+    /// The mutations were applied.
     Committed {
-        /// One per mutation, also for a delete.
+        /// One revision per mutation, also for a delete.
         revisions: Vec<Revision>,
     },
     /// A precondition did not hold; nothing changed.
     Failed {
-        /// Its position in the transaction.
+        /// The position of the failed precondition in the transaction.
         precondition: usize,
-        /// `mod_revision` of its key now; `None` when the key does not exist.
+        /// The present `mod_revision` of its key; `None` if the key does not exist.
         current: Option<Revision>,
-        /// The revision of the store when it was evaluated.
+        /// The revision of the store when the transaction was applied.
         at: Revision,
     },
     /// The transaction's author led in an earlier term; nothing changed.
     Fenced {
-        /// The term of the leader that put it into the log.
+        /// The term of the leader that put the transaction into the log.
         term: u64,
     },
 }
@@ -80,12 +79,12 @@ pub enum TxnOutcome {
 /// A transaction on its way through the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
-    /// The same in every resend.
+    /// The proposal's id, the same in every resend.
     pub id: ProposalId,
-    /// The log index its author had applied when it made the command: outcomes
-    /// forgotten since then might be this command's own.
+    /// The log index that the author had applied when it made the command. If outcomes since then were
+    /// forgotten, this command may have been applied already.
     pub born: u64,
-    /// Refuse it in entries of later terms.
+    /// Term after which the command is refused; `None`: never.
     pub fence: Option<u64>,
     /// The transaction.
     pub txn: Txn,
@@ -94,14 +93,15 @@ pub struct Command {
 // === impl Precondition ===
 
 impl Precondition {
-    /// The key it looks at.
+    /// Returns the key that the precondition checks.
     pub fn key(&self) -> &str {
         match self {
             Self::Absent(key) | Self::Present(key) | Self::AtRevision { key, .. } => key,
         }
     }
 
-    /// Whether it holds for a key last changed at `current`.
+    /// Returns whether the precondition holds for a key last changed at `current` (`None`: it does not
+    /// exist).
     pub(crate) fn holds(&self, current: Option<Revision>) -> bool {
         match self {
             Self::Absent(_) => current.is_none(),
@@ -114,7 +114,7 @@ impl Precondition {
 // === impl Txn ===
 
 impl Txn {
-    /// Roughly the bytes it takes in a log entry.
+    /// Returns the approximate bytes of the transaction in a log entry.
     pub fn size_bytes(&self) -> usize {
         let preconditions: usize = self.preconditions.iter().map(|it| it.key().len() + 16).sum();
         let mutations: usize = self

@@ -1,8 +1,7 @@
-//! Watches: the history of recent events and cursors into it. Events are kept
-//! once, shared; a watch holds the revision it has reached and a small buffer,
-//! so a slow one costs nothing and resumes exactly, until the history has moved
-//! past it and it is told so ([`WatchClosed::Lagged`]). `store/apply.rs`
-//! publishes, `master/apiserver` watches.
+//! Watches: the history of recent events, and cursors into it. Each event is kept once and shared. A watch
+//! holds the revision it has reached and a small buffer, so a slow watch costs nothing and continues
+//! exactly where it was. Once the history has dropped events that the watch has not delivered, the watch
+//! ends with [`WatchClosed::Lagged`]. `store/apply.rs` publishes events, `master/apiserver` watches.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -13,14 +12,14 @@ use tokio::sync::watch as signal;
 
 use crate::{Object, Revision};
 
-/// Events a watch takes out of the history at a time.
+/// Number of events that a watch takes out of the history at a time.
 const BUFFER_EVENTS: usize = 128;
-/// What an event takes beside the bytes of the object that it alone keeps: itself, its places
-/// in the history, and what readers derived from the object.
+/// Bytes counted for an event beside its previous object: the event itself, its entries in the history's
+/// queues, and what readers derived from the object.
 const EVENT_BYTES: usize = 512;
-/// A queue with room for this many times its events gives memory back.
+/// Factor by which a queue's capacity may exceed its number of events before memory is given back.
 const SPARE: usize = 4;
-/// How often an idle watch reports what it has reached, unless told otherwise.
+/// How often an idle watch reports the revision it has reached, unless told otherwise.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One change of one object.
@@ -28,9 +27,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 pub struct WatchEvent {
     /// The revision of the change.
     pub revision: Revision,
-    /// What the object became; `None`: it was deleted.
+    /// The object after the change; `None` if it was deleted.
     pub object: Option<Arc<Object>>,
-    /// What it was before; `None`: it was created.
+    /// The object before the change; `None` if it was created.
     pub previous: Option<Arc<Object>>,
 }
 
@@ -39,52 +38,52 @@ pub struct WatchEvent {
 pub enum WatchItem {
     /// The next event.
     Event(WatchEvent),
-    /// Nothing new: everything up to this revision was delivered.
+    /// No new event: everything up to this revision was delivered.
     Progress(Revision),
 }
 
 /// Why a watch ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WatchClosed {
-    /// Events it has not delivered are no longer known. List again.
+    /// The history has dropped events that this watch had not delivered: the client has to list again.
     #[error("events were compacted before this watch delivered them")]
     Lagged,
-    /// The store is gone.
+    /// The store has stopped.
     #[error("the store has stopped")]
     Stopped,
 }
 
-/// Events of recent revisions: all in order, and by bucket.
+/// The events of recent revisions: all of them in order, and the same events by bucket.
 pub(crate) struct History {
     all: Bucket,
     buckets: BTreeMap<Box<str>, Bucket>,
-    /// The revision everything up to which was published.
+    /// All events up to this revision were published.
     revision: Revision,
-    /// Events up to here are gone.
+    /// Events up to this revision were dropped.
     compacted: Revision,
-    /// Counts replacements of the whole state; older watches have lagged.
+    /// Number of times the whole state was replaced; a watch that began in an earlier epoch has lagged.
     epoch: u64,
-    /// The store is gone.
+    /// Whether the store has stopped.
     stopped: bool,
     size_bytes: usize,
     events_max: usize,
     bytes_max: usize,
-    /// Asks all watches how far they are.
+    /// Asks all watches to report the revision they have reached.
     ask: signal::Sender<()>,
 }
 
 struct Bucket {
     events: VecDeque<Arc<WatchEvent>>,
-    /// The last event dropped here, or before which the bucket knows nothing.
+    /// Revision of the last event dropped from this bucket; the bucket knows no event up to it.
     dropped: Revision,
     wake: signal::Sender<Revision>,
 }
 
-/// A stream of events of the keys with one prefix.
+/// A stream of the events of all keys with one prefix.
 pub struct Watch {
     history: Arc<RwLock<History>>,
     prefix: String,
-    /// Everything up to here is delivered or in the buffer.
+    /// Every event up to this revision is delivered or in the buffer.
     cursor: Revision,
     reported: Revision,
     epoch: u64,
@@ -97,14 +96,14 @@ pub struct Watch {
 // === impl WatchEvent ===
 
 impl WatchEvent {
-    /// The key that changed.
+    /// Returns the key that changed.
     pub fn key(&self) -> &str {
         self.object.as_ref().or(self.previous.as_ref()).map_or("", |object| &object.key)
     }
 
     fn size_bytes(&self) -> usize {
-        // The object is shared with the store until it is replaced: then the event of
-        // that counts it, as what it was before.
+        // The new object is shared with the store until it is replaced; the event of that replacement
+        // counts it, as its previous object.
         EVENT_BYTES + self.previous.as_ref().map_or(0, |object| object.size_bytes())
     }
 }
@@ -128,8 +127,8 @@ impl Bucket {
     }
 }
 
-/// The part of a key up to its fourth slash (`/registry/GROUP/RESOURCE/`), which
-/// nearly every watch and list stays inside of.
+/// Returns the part of a key up to its fourth slash (`/registry/GROUP/RESOURCE/`). Nearly every watch and
+/// list stays within one such bucket.
 fn bucket_of(key: &str) -> Option<&str> {
     let (end, _) = key.match_indices('/').nth(3)?;
     Some(&key[..=end])
@@ -138,7 +137,7 @@ fn bucket_of(key: &str) -> Option<&str> {
 // === impl History ===
 
 impl History {
-    /// A history that begins after `revision`.
+    /// Makes a history that begins after `revision`.
     pub(crate) fn new(revision: Revision, events_max: usize, bytes_max: usize) -> Self {
         // Planted: a history short enough for a simulation to outrun it.
         let events_max = if planted::is(Bug::WatchForgetsCompaction) { 16 } else { events_max };
@@ -160,26 +159,26 @@ impl History {
         self.compacted
     }
 
-    /// How many events are kept, and their bytes as they are counted.
+    /// Returns the number of events kept, and their counted bytes.
     #[cfg(test)]
     pub(crate) fn size(&self) -> (usize, usize) {
         (self.all.events.len(), self.size_bytes)
     }
 
-    /// Events that there is room for without asking for memory.
+    /// Returns the number of events for which memory is allocated.
     #[cfg(test)]
     pub(crate) fn capacity(&self) -> usize {
         self.buckets.values().chain([&self.all]).map(|bucket| bucket.events.capacity()).sum()
     }
 
-    /// How many watches are open.
+    /// Returns the number of open watches.
     pub(crate) fn watches(&self) -> u64 {
         let open = |bucket: &Bucket| bucket.wake.receiver_count() as u64;
         self.buckets.values().chain([&self.all]).map(open).sum()
     }
 
-    /// Adds events in the order of their revisions; everything up to `revision`
-    /// is then known.
+    /// Adds events, which are in the order of their revisions. All events up to `revision` are then
+    /// published.
     pub(crate) fn publish(&mut self, events: Vec<WatchEvent>, revision: Revision) {
         let mut woken: BTreeMap<&str, Revision> = BTreeMap::new();
         let events: Vec<_> = events.into_iter().map(Arc::new).collect();
@@ -211,7 +210,7 @@ impl History {
         }
     }
 
-    /// Forgets events up to `revision`, and gives the memory of what is gone back.
+    /// Drops the events up to `revision` and gives their memory back.
     pub(crate) fn compact(&mut self, revision: Revision) {
         while self.all.events.front().is_some_and(|event| event.revision <= revision) {
             self.drop_oldest();
@@ -232,7 +231,7 @@ impl History {
         true
     }
 
-    /// Begins anew after `revision`: the whole state was replaced.
+    /// Empties the history after the whole state was replaced; it goes on after `revision`.
     pub(crate) fn reset(&mut self, revision: Revision) {
         self.epoch += 1;
         self.revision = revision;
@@ -245,12 +244,12 @@ impl History {
         }
     }
 
-    /// Has every watch that has moved on since its last report say so at once.
+    /// Asks every watch that has advanced since its last report to report at once.
     pub(crate) fn ask_progress(&self) {
         self.ask.send_replace(());
     }
 
-    /// Ends all watches: the store goes away.
+    /// Ends all watches because the store stops.
     pub(crate) fn stop(&mut self) {
         self.stopped = true;
         let revision = self.revision;
@@ -266,8 +265,8 @@ impl History {
         }
     }
 
-    /// For every key of `prefix` changed after `at`: what it was at `at`. `None`
-    /// when some of that is forgotten.
+    /// Returns, for every key of `prefix` changed after revision `at`, its object at `at` (`None`: no
+    /// object). Returns `None` if the history no longer reaches back to `at`.
     pub(crate) fn undo(&self, prefix: &str, at: Revision) -> Option<BTreeMap<Arc<str>, Option<Arc<Object>>>> {
         let mut undo = BTreeMap::new();
         let Some(bucket) = self.bucket(prefix) else {
@@ -289,12 +288,12 @@ impl History {
 // === impl Watch ===
 
 impl Watch {
-    /// A watch of everything after `after`; `None` when some of it is forgotten.
+    /// Starts a watch of all events after revision `after`; `None` if some of them were dropped.
     pub(crate) fn start(history: &Arc<RwLock<History>>, prefix: &str, after: Revision) -> Option<Self> {
         let mut known = history.write().unwrap_or_else(PoisonError::into_inner);
         let compacted = known.compacted;
         let bucket = match bucket_of(prefix) {
-            // Made now if need be, so that there is something to wait on.
+            // The bucket is made now if it does not exist, so that the watch has a signal to wait on.
             Some(name) if !known.buckets.contains_key(name) => {
                 known.buckets.entry(name.into()).or_insert_with(|| Bucket::new(compacted))
             }
@@ -327,8 +326,8 @@ impl Watch {
         self.progress_interval = interval;
     }
 
-    /// The next event, or the revision reached when there is none for a while or it was asked for.
-    /// Cancel-safe: an event not returned is returned by the next call.
+    /// Returns the next event, or the revision reached when there was no event for a while or a report was
+    /// asked for. Cancel-safe: an event that was not returned is returned by the next call.
     pub async fn next(&mut self) -> Result<WatchItem, WatchClosed> {
         let mut idle_until = tokio::time::Instant::now() + self.progress_interval;
         loop {
@@ -336,7 +335,7 @@ impl Watch {
                 self.reported = event.revision;
                 return Ok(WatchItem::Event(event));
             }
-            // Marked before looking, so that what comes after the look wakes.
+            // Mark the signal as seen before reading the history, so that a later event wakes this watch.
             self.wake.borrow_and_update();
             self.fill()?;
             if !self.buffer.is_empty() {
@@ -356,12 +355,12 @@ impl Watch {
                 self.reported = self.cursor;
                 return Ok(WatchItem::Progress(self.cursor));
             }
-            // Nothing moved at all: look again after another interval.
+            // No revision was published at all: wait for another interval.
             idle_until = tokio::time::Instant::now() + self.progress_interval;
         }
     }
 
-    /// Takes the next events out of the history and moves the cursor.
+    /// Moves the next events from the history into the buffer and advances the cursor.
     fn fill(&mut self) -> Result<(), WatchClosed> {
         let known = self.history.read().unwrap_or_else(PoisonError::into_inner);
         if known.stopped {

@@ -1,5 +1,5 @@
-//! A dev cluster for one test: brought up with `ephor dev up`, taken down when
-//! the value is dropped, also when the test fails: then the nodes' logs are shown.
+//! A dev cluster for one test: started with `ephor dev up`, removed when the value is dropped. If the test
+//! has failed, the nodes' logs are printed first.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::wait::eventually;
 
-/// How a node's process ends.
+/// Ways to stop a node's process.
 #[derive(Debug, Clone, Copy)]
 pub enum How {
     /// SIGKILL.
@@ -32,18 +32,18 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts it with the test images on every worker.
+    /// Starts a cluster with the test images on every worker.
     pub async fn up(masters: u8, workers: u8) -> Result<Self> {
         Self::up_prepared(masters, workers, &[], |_| Ok(())).await
     }
 
-    /// The same with more arguments for `ephor dev up`.
+    /// Starts a cluster like [`Cluster::up`], with more arguments for `ephor dev up`.
     pub async fn up_with(masters: u8, workers: u8, more: &[&str]) -> Result<Self> {
         Self::up_prepared(masters, workers, more, |_| Ok(())).await
     }
 
-    /// The same; `prepare` is given the directory of the nodes' data before anything
-    /// lies in it.
+    /// Starts a cluster like [`Cluster::up_with`]; `prepare` is first called with the still empty directory
+    /// of the nodes' data.
     pub async fn up_prepared(
         masters: u8,
         workers: u8,
@@ -75,44 +75,44 @@ impl Cluster {
         Ok(Self { binary, root, client, passed: false })
     }
 
-    /// For the end of a test: without it the logs are shown.
+    /// Marks the test as passed; otherwise the logs are printed when the cluster is dropped.
     pub fn passed(mut self) -> Result<()> {
         self.passed = true;
         Ok(())
     }
 
-    /// A client through the balancer.
+    /// Returns a client that uses the balancer.
     pub fn client(&self) -> Client {
         self.client.clone()
     }
 
-    /// A client of one master alone.
+    /// Creates a client that uses one master only.
     pub async fn client_of(&self, master: &str) -> Result<Client> {
         let address = self.address(master)?;
         client_for(&self.kubeconfig(), Some(&format!("https://{address}:6443"))).await
     }
 
-    /// Where the nodes' files lie.
+    /// Returns the directory of the nodes' files.
     pub fn root(&self) -> &std::path::Path {
         &self.root
     }
 
-    /// The operator's kubeconfig.
+    /// Returns the path of the operator's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.root.join("kubeconfig")
     }
 
-    /// Where a node's data lies.
+    /// Returns the data directory of a node.
     pub fn data_dir(&self, node: &str) -> PathBuf {
         self.root.join("nodes").join(node)
     }
 
-    /// What a node has logged.
+    /// Returns the log of a node.
     pub fn log(&self, node: &str) -> Result<String> {
         Ok(std::fs::read_to_string(self.root.join("logs").join(format!("{node}.log")))?)
     }
 
-    /// The address of a node on the bridge.
+    /// Returns the address of a node on the bridge.
     pub fn address(&self, node: &str) -> Result<String> {
         let output = self.ephor(&["dev", "ps"])?;
         let line = output.lines().find(|l| l.split_whitespace().next() == Some(node));
@@ -120,24 +120,24 @@ impl Cluster {
         Ok(address.with_context(|| format!("no node {node} in:\n{output}"))?.to_owned())
     }
 
-    /// Runs `ephor` and returns what it printed; an error carries what it said.
+    /// Runs `ephor` and returns its standard output; the error contains its outputs.
     pub fn ephor(&self, arguments: &[&str]) -> Result<String> {
         Ok(String::from_utf8(run(&mut self.ephor_command(arguments))?.stdout)?)
     }
 
-    /// `ephor` for this cluster, for what needs more than arguments.
+    /// Builds an `ephor` command for this cluster, for callers that need more than arguments.
     pub fn ephor_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command.args(arguments).env("EPHOR_DEV_ROOT", &self.root).env("KUBECONFIG", self.kubeconfig());
         command
     }
 
-    /// Runs the real kubectl; an error carries what it said.
+    /// Runs the real kubectl and returns its standard output; the error contains its outputs.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         Ok(String::from_utf8(run(self.kubectl_command()?.args(arguments))?.stdout)?)
     }
 
-    /// The real kubectl, for what needs more than arguments.
+    /// Builds a command of the real kubectl, for callers that need more than arguments.
     pub fn kubectl_command(&self) -> Result<Command> {
         let program = std::env::var_os("EPHOR_KUBECTL").context("EPHOR_KUBECTL is not set: run ops/test")?;
         let mut command = Command::new(program);
@@ -145,7 +145,7 @@ impl Cluster {
         Ok(command)
     }
 
-    /// The name of the leading master.
+    /// Returns the name of the leading master.
     pub async fn leader(&self) -> Result<String> {
         eventually("a leader", async || {
             let members = self.ephor(&["members"])?;
@@ -155,7 +155,7 @@ impl Cluster {
         .await
     }
 
-    /// Ends or pauses a node's process.
+    /// Kills or pauses a node's process.
     pub fn stop(&self, node: &str, how: How) -> Result<()> {
         let how = match how {
             How::Kill => "kill",
@@ -169,12 +169,12 @@ impl Cluster {
         self.ephor(&["dev", "start", node]).map(drop)
     }
 
-    /// Lets a paused node go on.
+    /// Resumes a paused node.
     pub fn resume(&self, node: &str) -> Result<()> {
         self.ephor(&["dev", "resume", node]).map(drop)
     }
 
-    /// Cuts a node's link (`down`), or heals it (`up`).
+    /// Cuts a node's link (`down`) or restores it (`up`).
     pub fn link(&self, node: &str, state: &str) -> Result<()> {
         self.ephor(&["dev", "link", node, state]).map(drop)
     }
@@ -199,14 +199,14 @@ impl Cluster {
         .await
     }
 
-    /// Applies the example and waits until all three pods are ready.
+    /// Applies the example and waits until its three pods are ready.
     pub async fn deploy_web(&self) -> Result<()> {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../ops/examples/web.yaml");
         self.kubectl(&["apply", "-f", file])?;
         self.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]).map(drop)
     }
 
-    /// A pod that sleeps; returns once it has been accepted.
+    /// Creates a pod that sleeps; returns once the API server has accepted it.
     pub async fn create_sleeper(&self, name: &str) -> Result<Pod> {
         let pod: Pod = serde_json::from_value(json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
@@ -230,7 +230,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Prints the ends of the logs before they are removed with the cluster.
+/// Prints the ends of the logs, which are then removed with the cluster.
 fn keep_logs(root: &std::path::Path) {
     let Ok(entries) = std::fs::read_dir(root.join("logs")) else { return };
     for entry in entries.flatten() {

@@ -1,15 +1,15 @@
-//! Figures that tests print: medians and maxima of durations.
+//! Statistics that tests print: medians and maxima of durations.
 
 use std::time::Duration;
 
-/// The median; zero of nothing.
+/// Returns the median; zero if there are no durations.
 pub fn p50(durations: &[Duration]) -> Duration {
     let mut sorted = durations.to_vec();
     sorted.sort_unstable();
     sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
-/// One line: how many, median and maximum in milliseconds.
+/// Formats one line with number, median and maximum in milliseconds.
 pub fn summary(what: &str, durations: &[Duration]) -> String {
     let max = durations.iter().max().copied().unwrap_or_default();
     format!("{what}: n={} p50={} ms max={} ms", durations.len(), p50(durations).as_millis(), max.as_millis())

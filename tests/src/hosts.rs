@@ -1,6 +1,5 @@
-//! Hosts for masters that are started by hand: a network and a mount namespace
-//! each, on one bridge, which the test itself reaches too. Everything goes when
-//! the values are dropped.
+//! Hosts for masters that are started by hand: each has its own network and mount namespace, all are on one
+//! bridge that the test itself reaches too. Everything is removed when the values are dropped.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -8,12 +7,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-/// Runs a command and gives its standard output; an error carries all it said.
+/// Runs a command and returns its standard output; the error contains both outputs.
 pub fn run(command: &mut Command) -> Result<String> {
     outputs(command).map(|(out, _)| out)
 }
 
-/// Runs a command and gives what it said, on both outputs.
+/// Runs a command and returns both outputs.
 pub fn said(command: &mut Command) -> Result<String> {
     outputs(command).map(|(out, err)| out + &err)
 }
@@ -30,12 +29,12 @@ fn ip(line: &str) -> Result<String> {
     run(Command::new("ip").args(line.split_whitespace()))
 }
 
-/// The binary under test.
+/// Returns the path of the binary under test.
 pub fn binary() -> Result<PathBuf> {
     Ok(PathBuf::from(std::env::var_os("EPHOR_BIN").context("EPHOR_BIN is not set: run ops/test")?))
 }
 
-/// A bridge; the test has its address `.254`.
+/// A bridge; the test has the address `.254` on it.
 pub struct Bridge {
     prefix: String,
     network: String,
@@ -45,18 +44,18 @@ pub struct Bridge {
 pub struct Host {
     namespace: String,
     holder: Child,
-    /// Its address.
+    /// IP address of the host.
     pub address: String,
 }
 
-/// A process that is killed with SIGKILL, at the latest when this is dropped.
+/// A running process; it is killed with SIGKILL when this value is dropped.
 pub struct Running(Child);
 
 impl Bridge {
-    /// A bridge for the /24 network that `network` begins (`10.99.8`). Devices
-    /// and namespaces are named after `prefix`, of at most eight letters.
+    /// Creates a bridge for the /24 network that begins with `network` (`10.99.8`). Devices and namespaces
+    /// are named after `prefix`, of at most eight letters.
     pub fn new(prefix: &str, network: &str) -> Result<Self> {
-        // What a run that was killed has left.
+        // Remove what an earlier run that was killed has left.
         for line in ip("netns list")?.lines() {
             let name = line.split_whitespace().next().unwrap_or_default();
             if name.starts_with(&format!("{prefix}-")) {
@@ -71,12 +70,12 @@ impl Bridge {
         Ok(this)
     }
 
-    /// The address of the test.
+    /// Returns the address of the test on the bridge.
     pub fn address(&self) -> String {
         format!("{}.254", self.network)
     }
 
-    /// A host with a short name and the last number of its address.
+    /// Creates a host with a short name and the last number of its address.
     pub fn host(&self, name: &str, number: u8) -> Result<Host> {
         let Self { prefix, network } = self;
         let namespace = format!("{prefix}-{name}");
@@ -91,7 +90,7 @@ impl Bridge {
         ] {
             ip(&format!("-n {namespace} {line}"))?;
         }
-        // `ip netns exec` would hide the cgroups.
+        // nsenter, because `ip netns exec` would hide the cgroups.
         let net = format!("--net=/run/netns/{namespace}");
         let holder =
             Command::new("nsenter").args([&net, "unshare", "--mount", "sleep", "infinity"]).spawn()?;
@@ -108,26 +107,26 @@ impl Drop for Bridge {
 }
 
 impl Host {
-    /// A command inside.
+    /// Builds a command that runs on the host.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.holder.id().to_string(), "-n", "-m", "--"]).arg(program.as_ref());
         command
     }
 
-    /// `ephor` inside, not started yet.
+    /// Builds an `ephor` command that runs on the host.
     pub fn ephor_command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = self.command(binary()?);
         command.args(arguments);
         Ok(command)
     }
 
-    /// Runs `ephor` inside.
+    /// Runs `ephor` on the host.
     pub fn ephor(&self, arguments: &[&str]) -> Result<String> {
         run(&mut self.ephor_command(arguments)?)
     }
 
-    /// Runs `ephor` inside, which must fail; gives what it said.
+    /// Runs `ephor` on the host and checks that it fails; returns its outputs.
     pub fn refused(&self, arguments: &[&str]) -> Result<String> {
         match self.ephor(arguments) {
             Ok(output) => anyhow::bail!("{arguments:?} succeeded: {output}"),
@@ -135,7 +134,7 @@ impl Host {
         }
     }
 
-    /// Starts `ephor` in the background with its log in a file.
+    /// Starts `ephor` on the host in the background, with its output appended to a log file.
     pub fn start(&self, log: &Path, arguments: &[&str]) -> Result<Running> {
         let log = File::options().create(true).append(true).open(log)?;
         let mut command = self.ephor_command(arguments)?;
@@ -156,14 +155,14 @@ impl Drop for Host {
 }
 
 impl Running {
-    /// Ends it with SIGKILL.
+    /// Kills the process with SIGKILL.
     pub fn kill(mut self) -> Result<()> {
         self.0.kill()?;
         self.0.wait()?;
         Ok(())
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status; `None` while the process runs.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.0.try_wait()?)
     }

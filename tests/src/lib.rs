@@ -1,7 +1,6 @@
-//! The harness of the whole-system tests: real processes of the real binary in
-//! network namespaces, through the command line that users have. A test brings
-//! a cluster up, breaks it and looks at it from outside; nothing of Ephor's own
-//! crates is linked.
+//! The harness of the whole-system tests: real processes of the real binary in network namespaces, used
+//! through its command line. A test starts a cluster, breaks it and observes it from outside; no crate of
+//! Ephor is linked.
 //!
 //! `EPHOR_BIN` names the binary, `EPHOR_KUBECTL` the real kubectl,
 //! `EPHOR_TEST_IMAGES` the directory of `tests/images/build`; `ops/test` sets all.
@@ -19,7 +18,7 @@ pub use cluster::{Cluster, How};
 pub use masters::{Hosts, octet};
 pub use wait::{eventually, eventually_within};
 
-/// Checks that an output contains every one of some texts.
+/// Checks that an output contains every one of the `wanted` texts.
 pub fn says(output: &str, wanted: &[&str]) -> anyhow::Result<()> {
     for text in wanted {
         anyhow::ensure!(output.contains(text), "expected {text:?} in:\n{output}");

@@ -1,6 +1,5 @@
-//! Open-loop clients that run beside a fault and remember what was promised to
-//! them: writers, readers of the API and of a Service, and a watcher that
-//! resumes where it was.
+//! Load that runs beside a fault and records every answer: a writer, readers of the API and of a Service, and
+//! a watcher that resumes where it stopped. Their rate does not depend on the answers (open loop).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,26 +15,26 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
-/// The label that numbers a write.
+/// Label that holds the sequence number of a write.
 const SEQUENCE: &str = "sequence";
-/// A single request may take this long; later it counts as not answered.
+/// Deadline of a single request; after it the request counts as not answered.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// At most this many writes are under way.
+/// Maximum number of writes in progress.
 const WRITES_MAX: usize = 512;
 
-/// What became of the writes.
+/// Results of a writer's requests.
 #[derive(Debug, Default)]
 pub struct Writes {
-    /// Sequence numbers acknowledged: when each was sent and when it was answered.
+    /// Times at which each acknowledged write was sent and answered, by sequence number.
     pub acknowledged: BTreeMap<u64, (Instant, Instant)>,
-    /// How many were sent.
+    /// Number of writes sent.
     pub sent: u64,
-    /// How many were refused or not answered.
+    /// Number of writes refused or not answered.
     pub failed: u64,
 }
 
-/// A writer that sends a new ConfigMap every interval, whatever became of the
-/// last: half by name, half by `generateName`.
+/// A writer that sends a new ConfigMap every interval, whatever the result of the last: half with a name,
+/// half with `generateName`.
 pub struct Writer {
     writes: Arc<Mutex<Writes>>,
     stop: Arc<AtomicBool>,
@@ -44,7 +43,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts writing.
+    /// Starts a writer.
     pub fn start(client: Client, interval: Duration) -> Self {
         let writes = Arc::<Mutex<Writes>>::default();
         let stop = Arc::new(AtomicBool::new(false));
@@ -52,15 +51,15 @@ impl Writer {
         Self { writes, stop, start: Instant::now(), task }
     }
 
-    /// The first acknowledgement of a write that was sent after a moment: what
-    /// was on its way then may still be answered, and proves nothing.
+    /// Returns when a write sent after `moment` was first acknowledged. Writes in progress at `moment` may
+    /// still be answered and do not count.
     pub fn first_sent_after(&self, moment: Instant) -> Option<Instant> {
         let writes = lock(&self.writes);
         let later = writes.acknowledged.values().filter(|(sent, _)| *sent > moment);
         later.map(|(_, answered)| *answered).min()
     }
 
-    /// Ends it; returns what happened and the rate it reached, in writes a second.
+    /// Stops the writer; returns the results and the rate reached, in writes a second.
     pub async fn finish(self) -> Result<(Writes, f64)> {
         self.stop.store(true, Ordering::Relaxed);
         let elapsed = self.start.elapsed();
@@ -96,7 +95,7 @@ async fn write_loop(client: Client, interval: Duration, writes: Arc<Mutex<Writes
             drop(place);
         });
     }
-    // All places back: nothing is under way any more.
+    // Holding all permits means that no write is in progress any more.
     let all = u32::try_from(WRITES_MAX).unwrap_or(u32::MAX);
     drop(places.acquire_many(all).await);
 }
@@ -115,8 +114,7 @@ async fn write_one(api: &Api<ConfigMap>, sequence: u64) -> Result<()> {
     Ok(())
 }
 
-/// Compares what was promised with what is there: nothing acknowledged is
-/// missing, nothing was applied twice.
+/// Checks that no acknowledged write is missing and none was applied twice.
 pub async fn check_writes(client: Client, writes: &Writes) -> Result<()> {
     let api: Api<ConfigMap> = Api::default_namespaced(client);
     let list = api.list(&ListParams::default().labels(SEQUENCE)).await?;
@@ -132,22 +130,21 @@ pub async fn check_writes(client: Client, writes: &Writes) -> Result<()> {
     Ok(())
 }
 
-/// Asks again and again, and remembers every failure and the longest gap
-/// between two answers.
+/// A reader that asks repeatedly, and records every failure and the longest gap between two answers.
 pub struct Reader {
     state: Arc<Mutex<Reads>>,
     stop: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
-/// What became of the reads.
+/// Results of a reader's requests.
 #[derive(Debug, Default, Clone)]
 pub struct Reads {
-    /// How many were answered.
+    /// Number of requests answered.
     pub answered: u64,
-    /// What went wrong, each with its time since the start.
+    /// Failures, each with its time since the start.
     pub failures: Vec<(Duration, String)>,
-    /// The longest time without an answer.
+    /// Longest time without an answer.
     pub longest_gap: Duration,
 }
 
@@ -171,7 +168,7 @@ impl Reads {
 }
 
 impl Reader {
-    /// Asks with `ask` every `interval`.
+    /// Starts a reader that calls `ask` every `interval`.
     pub fn start<F>(interval: Duration, ask: impl Fn() -> F + Send + 'static) -> Self
     where
         F: Future<Output = Result<()>> + Send,
@@ -190,8 +187,8 @@ impl Reader {
         Self { state, stop, task }
     }
 
-    /// Reads the API through the client: a list that a replica may answer only
-    /// after it has heard from the leader.
+    /// Starts a reader of the API that lists ConfigMaps: a replica may answer a list only after it has heard
+    /// from the leader.
     pub fn of_api(client: Client) -> Self {
         Self::start(Duration::from_millis(10), move || {
             let api: Api<ConfigMap> = Api::default_namespaced(client.clone());
@@ -199,7 +196,7 @@ impl Reader {
         })
     }
 
-    /// Reads a Service over plain HTTP, a new connection each time.
+    /// Starts a reader of a Service over plain HTTP, with a new connection for each request.
     pub fn of_service(address: String) -> Self {
         Self::start(Duration::from_millis(20), move || {
             let address = address.clone();
@@ -207,7 +204,7 @@ impl Reader {
         })
     }
 
-    /// Ends it.
+    /// Stops the reader; returns the results.
     pub async fn finish(self) -> Result<Reads> {
         self.stop.store(true, Ordering::Relaxed);
         self.task.await?;
@@ -215,7 +212,7 @@ impl Reader {
     }
 }
 
-/// GET / over a new connection; returns the body.
+/// Sends GET / over a new connection; returns the body.
 pub async fn get(address: &str) -> Result<String> {
     let mut stream = tokio::net::TcpStream::connect(address).await.context("connecting")?;
     stream.write_all(format!("GET / HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
@@ -225,8 +222,8 @@ pub async fn get(address: &str) -> Result<String> {
     Ok(answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
 }
 
-/// Watches the writes across faults, resuming at the last revision seen, and
-/// checks that time never runs backwards.
+/// A watcher of the writes that continues across faults, resumes at the last revision seen, and checks that
+/// revisions never go backwards.
 pub struct Watcher {
     seen: Arc<Mutex<Seen>>,
     stop: Arc<AtomicBool>,
@@ -240,7 +237,7 @@ struct Seen {
 }
 
 impl Watcher {
-    /// Starts at the present revision.
+    /// Starts watching at the current revision.
     pub async fn start(client: Client) -> Result<Self> {
         let api: Api<ConfigMap> = Api::default_namespaced(client);
         let list = api.list(&ListParams::default().labels(SEQUENCE)).await?;
@@ -251,7 +248,7 @@ impl Watcher {
         Ok(Self { seen, stop, task })
     }
 
-    /// Ends it once it has seen every acknowledged write; returns how often it resumed.
+    /// Stops the watcher once it has seen every acknowledged write; returns how often it resumed.
     pub async fn finish(self, writes: &Writes) -> Result<u64> {
         crate::eventually("every acknowledged write on the watch", async || {
             ensure!(!self.task.is_finished(), "the watch has failed");

@@ -1,7 +1,6 @@
-//! Masters set up by hand, as the README says, each in a network namespace of its
-//! own on one bridge: for tests of what operators do to the group of masters.
-//! Nothing here is shared with `ephor dev`: two sets with other names and
-//! subnets may exist beside each other.
+//! Masters set up by hand as in the README, each in its own network namespace on one bridge, for tests of
+//! operations on the group of masters. Independent of `ephor dev`: several sets with different names and
+//! subnets can exist at the same time.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -15,12 +14,12 @@ use crate::cluster::client_for;
 use crate::hosts::{binary, run, said};
 use crate::wait::eventually;
 
-/// Timers that a machine busy with seven masters and their build can keep, with
-/// elections of up to about three seconds; else the tests would measure the machine.
+/// Timers slow enough for a machine busy with seven masters and their build (elections take up to about three
+/// seconds); with shorter ones the tests would measure the machine.
 const CONFIG: &str =
     "timers: {heartbeatMs: 200, electionMinMs: 1000, electionMaxMs: 1500, nodeGraceMs: 4000}\n";
 
-/// The hosts, the bridge between them, and the masters that run on them.
+/// The hosts, their bridge, and the masters that run on them.
 pub struct Hosts {
     prefix: &'static str,
     subnet: &'static str,
@@ -30,7 +29,7 @@ pub struct Hosts {
     masters: BTreeMap<String, Child>,
 }
 
-/// The last octet of the address of `m<number>`.
+/// Returns the last octet of the address of `m<number>`.
 pub fn octet(number: u8) -> u8 {
     10 + number
 }
@@ -40,8 +39,8 @@ fn ip(line: &str) -> Result<String> {
 }
 
 impl Hosts {
-    /// A bridge called `prefix` (at most 8 characters) with `.1` of `subnet` (three
-    /// octets) on it; what an earlier run left behind is removed first.
+    /// Creates a bridge called `prefix` (at most 8 characters) with the address `.1` of `subnet` (three
+    /// octets); remains of an earlier run are removed first.
     pub fn new(prefix: &'static str, subnet: &'static str) -> Result<Self> {
         let binary = binary()?;
         clear(prefix);
@@ -54,7 +53,7 @@ impl Hosts {
         Ok(hosts)
     }
 
-    /// Runs a test on new hosts, and prints the logs when it fails.
+    /// Runs a test on new hosts, and prints the logs if it fails.
     pub async fn run(
         prefix: &'static str,
         subnet: &'static str,
@@ -76,7 +75,7 @@ impl Hosts {
         format!("{}-{name}", self.prefix)
     }
 
-    /// The address with this last octet.
+    /// Returns the address with this last octet.
     pub fn address(&self, octet: u8) -> String {
         format!("{}.{octet}", self.subnet)
     }
@@ -95,7 +94,7 @@ impl Hosts {
         ip(&format!("-n {link} route add default via {}", self.address(1))).map(drop)
     }
 
-    /// Gives a host another address.
+    /// Changes the address of a host.
     pub fn readdress(&self, name: &str, octet: u8) -> Result<()> {
         let namespace = self.namespace(name);
         ip(&format!("-n {namespace} addr flush dev eth0"))?;
@@ -103,12 +102,12 @@ impl Hosts {
         ip(&format!("-n {namespace} route add default via {}", self.address(1))).map(drop)
     }
 
-    /// Where a master keeps its data.
+    /// Returns the data directory of a master.
     pub fn data_dir(&self, name: &str) -> String {
         self.root.path().join(name).to_string_lossy().into_owned()
     }
 
-    /// What a master has logged so far.
+    /// Returns the log of a master.
     pub fn log(&self, name: &str) -> String {
         fs::read_to_string(self.log_file(name)).unwrap_or_default()
     }
@@ -117,7 +116,7 @@ impl Hosts {
         self.root.path().join(format!("{name}.log"))
     }
 
-    /// Starts a master on its host; `line` is what is special about it.
+    /// Starts a master on its host with the additional arguments in `line`.
     pub fn start(&mut self, name: &str, octet: u8, line: &str) -> Result<()> {
         let log: File = OpenOptions::new().create(true).append(true).open(self.log_file(name))?;
         let mut command = self.master(name, octet, line);
@@ -126,7 +125,8 @@ impl Hosts {
         Ok(())
     }
 
-    /// `ephor master` on its host, not started yet.
+    /// Builds the command for a master on its host, with the additional arguments in `line`, without starting
+    /// it.
     pub fn master(&self, name: &str, octet: u8, line: &str) -> Command {
         let mut command = self.command(name, &self.binary);
         command.args(["master", "--data-dir", &self.data_dir(name), "--config"]).arg(self.config());
@@ -137,16 +137,16 @@ impl Hosts {
         command
     }
 
-    /// A command on a host.
+    /// Builds a command that runs on a host.
     pub fn command(&self, name: &str, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}", self.namespace(name))).arg("--").arg(program);
         command
     }
 
-    /// The process of a master.
+    /// Returns the process id of a master.
     pub fn pid(&self, name: &str) -> Result<u32> {
-        // nsenter has become the program it was given.
+        // nsenter replaces itself with the program, so its id is the master's.
         Ok(self.masters.get(name).with_context(|| format!("{name} does not run"))?.id())
     }
 
@@ -157,7 +157,7 @@ impl Hosts {
         child.wait().map(drop).map_err(anyhow::Error::from)
     }
 
-    /// Waits until a master has ended by itself.
+    /// Waits until a master's process ends by itself; returns its exit status.
     pub async fn end_of(&mut self, name: &str) -> Result<ExitStatus> {
         let mut child = self.masters.remove(name).with_context(|| format!("{name} does not run"))?;
         let ended = eventually(&format!("{name} to end"), async || Ok(child.try_wait()?)).await;
@@ -168,12 +168,12 @@ impl Hosts {
         ended
     }
 
-    /// The operator's kubeconfig, made by [`Hosts::found`].
+    /// Returns the path of the operator's kubeconfig, created by [`Hosts::found`].
     pub fn kubeconfig(&self) -> PathBuf {
         self.root.path().join("kubeconfig")
     }
 
-    /// Points the operator's kubeconfig at a master.
+    /// Makes the operator's kubeconfig use this master.
     pub fn use_master(&self, name: &str, octet: u8) -> Result<()> {
         let server = format!("https://{}:6443", self.address(octet));
         let output = self.kubeconfig();
@@ -182,18 +182,18 @@ impl Hosts {
         run(command.arg(output)).map(drop)
     }
 
-    /// Runs `ephor` from outside as an operator; what it said, on both outputs.
+    /// Runs `ephor` as an operator from outside the hosts; returns both outputs.
     pub fn ephor(&self, line: &str) -> Result<String> {
         let mut command = Command::new(&self.binary);
         said(command.args(line.split_whitespace()).env("KUBECONFIG", self.kubeconfig()))
     }
 
-    /// A client of one master alone.
+    /// Creates a client that uses one master only.
     pub async fn client(&self, octet: u8) -> Result<Client> {
         client_for(&self.kubeconfig(), Some(&format!("https://{}:6443", self.address(octet)))).await
     }
 
-    /// The first master, up and leading.
+    /// Creates the first master, and waits until it leads.
     pub async fn found(&mut self, name: &str, octet: u8, line: &str) -> Result<()> {
         self.add(name, octet)?;
         run(&mut self.master(name, octet, &format!("--init {line}")))?;
@@ -202,7 +202,8 @@ impl Hosts {
         self.voters(1).await
     }
 
-    /// `m1`, up and leading, with `m2` to `m<size>` voting beside it; `line` is what is special about all.
+    /// Creates `m1` as the leader and `m2` to `m<size>` as voters; `line` has additional arguments for all of
+    /// them.
     pub async fn cluster(&mut self, size: u8, line: &str) -> Result<()> {
         self.found("m1", octet(1), line).await?;
         let join = Self::join_line(&self.ephor("members add")?)?;
@@ -212,14 +213,14 @@ impl Hosts {
         self.voters(usize::from(size)).await
     }
 
-    /// Starts `m<number>` on a host of its own.
+    /// Starts `m<number>` on a new host.
     pub fn join(&mut self, number: u8, line: &str) -> Result<()> {
         let name = format!("m{number}");
         self.add(&name, octet(number))?;
         self.start(&name, octet(number), line)
     }
 
-    /// Waits until this many masters vote and one of them leads.
+    /// Waits until `wanted` masters vote and one of them leads.
     pub async fn voters(&self, wanted: usize) -> Result<()> {
         eventually(&format!("{wanted} voters"), async || {
             let list = self.ephor("members list")?;
@@ -231,7 +232,7 @@ impl Hosts {
         .await
     }
 
-    /// The name of the leader.
+    /// Returns the name of the leader.
     pub async fn leader(&self) -> Result<String> {
         eventually("a leader", async || {
             let list = self.ephor("members list")?;
@@ -241,7 +242,7 @@ impl Hosts {
         .await
     }
 
-    /// The addresses and the token of a printed join command.
+    /// Extracts the arguments of a printed join command.
     pub fn join_line(printed: &str) -> Result<String> {
         let line = printed.lines().find_map(|line| line.trim().strip_prefix("ephor master "));
         let line = line.with_context(|| format!("no join command in:\n{printed}"))?;
@@ -263,12 +264,12 @@ impl Hosts {
     }
 }
 
-/// Removes what a run that was killed may have left.
+/// Removes the remains of an earlier run that was killed.
 fn clear(prefix: &str) {
     let namespaces = ip("netns list").unwrap_or_default();
     let names = namespaces.lines().filter_map(|line| line.split_whitespace().next());
     for name in names.filter(|name| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-'))) {
-        // The namespace takes its end of the link away some time after it is gone; this is at once.
+        // Deleting a namespace removes its end of the link only later; deleting the link works at once.
         if Path::new("/sys/class/net").join(name).exists()
             && let Err(error) = ip(&format!("link del {name}"))
         {

@@ -1,5 +1,4 @@
-//! An S3 server for one test: the `s3s-fs` crate, which keeps objects as files and
-//! checks signatures, on a port of the machine.
+//! An S3 server for one test: the `s3s-fs` crate, which stores objects as files and checks signatures.
 
 use std::path::Path;
 
@@ -11,20 +10,20 @@ use s3s::service::S3ServiceBuilder;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// The only key it knows.
+/// The only access key the server accepts.
 pub const ACCESS_KEY: &str = "TESTACCESSKEY";
-/// Its secret.
+/// Secret of that key.
 pub const SECRET_KEY: &str = "testsecretkey";
 
-/// A running server, which ends with this value.
+/// A running server; it stops when this value is dropped.
 pub struct Server {
     task: JoinHandle<()>,
-    /// Its URL.
+    /// URL of the server.
     pub endpoint: String,
 }
 
 impl Server {
-    /// Serves the buckets that lie as directories in `root`.
+    /// Starts a server for the buckets that are directories in `root`.
     pub async fn start(root: &Path, address: &str) -> Result<Self> {
         let files = s3s_fs::FileSystem::new(root).map_err(|error| anyhow!("{error:?}"))?;
         let mut builder = S3ServiceBuilder::new(files);

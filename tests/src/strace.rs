@@ -1,5 +1,5 @@
-//! What processes did to their files, as strace tells it: attached to running
-//! masters, read back as events in order of time.
+//! File operations of processes, recorded by strace: attaches to running masters and parses its output into
+//! events in order of time.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,22 +10,22 @@ use anyhow::{Context, Result, ensure};
 
 use crate::eventually_within;
 
-/// What is traced: whatever changes files or makes them durable.
+/// Traced system calls: those that change files or make them durable.
 const CALLS: &str =
     "write,writev,pwrite64,pwritev,pwritev2,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat";
 const ATTACH_WITHIN: Duration = Duration::from_secs(20);
 const DETACH_WITHIN: Duration = Duration::from_secs(20);
 
-/// A system call that succeeded. Times are microseconds since the epoch, as of [`now`].
+/// A system call that succeeded. Times are microseconds since the Unix epoch, as from [`now`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// When it was entered.
+    /// Time at which the call was entered.
     pub start: u64,
-    /// When it had returned.
+    /// Time at which the call returned.
     pub end: u64,
-    /// Its name.
+    /// Name of the call.
     pub call: String,
-    /// The file; for a rename the new name.
+    /// Path of the file; for a rename, the new path.
     pub path: String,
 }
 
@@ -35,27 +35,27 @@ pub struct Strace {
     output: PathBuf,
 }
 
-/// Microseconds since the epoch.
+/// Returns the current time in microseconds since the Unix epoch.
 pub fn now() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Event {
-    /// Whether it made a file or directory durable.
+    /// Returns whether the call made a file or directory durable.
     pub fn is_sync(&self) -> bool {
         matches!(self.call.as_str(), "fsync" | "fdatasync")
     }
 
-    /// Whether it wrote to a file.
+    /// Returns whether the call wrote to a file.
     pub fn is_write(&self) -> bool {
         self.call.contains("write")
     }
 }
 
 impl Strace {
-    /// Attaches to a process. With `inject`, such as `fdatasync:retval=0`, calls are
-    /// not carried out but said to have succeeded; they are no events.
+    /// Attaches to a process. With `inject`, such as `fdatasync:retval=0`, the named calls are not carried
+    /// out but return success; they are not recorded as events.
     pub async fn attach(pid: u32, output: &Path, inject: Option<&str>) -> Result<Self> {
         let mut command = Command::new("strace");
         command.args(["-f", "-q", "-ttt", "-T", "-y", "-s", "0", "-e", &format!("trace={CALLS}")]);
@@ -79,9 +79,10 @@ impl Strace {
         Ok(this)
     }
 
-    /// Lets go of the process and gives what it did.
+    /// Detaches from the process and returns its events.
     pub async fn finish(mut self) -> Result<Vec<Event>> {
-        // strace detaches on SIGINT and writes what it has left; it may hang where threads come and go meanwhile.
+        // strace detaches on SIGINT and writes the rest of its output; it may hang if threads start and end
+        // meanwhile.
         let pid = self.child.id().to_string();
         ensure!(Command::new("kill").args(["-INT", &pid]).status()?.success(), "strace {pid} is gone");
         eventually_within(DETACH_WITHIN, "strace to let go", async || Ok(self.child.try_wait()?)).await?;
@@ -98,12 +99,12 @@ impl Drop for Strace {
     }
 }
 
-/// Reads strace's output.
+/// Parses strace's output.
 pub fn parse(text: &str) -> Result<Vec<Event>> {
     let mut unfinished: BTreeMap<&str, (u64, String)> = BTreeMap::new();
     let mut events = Vec::new();
     for line in text.lines() {
-        // Short thread ids are filled up with spaces.
+        // strace pads short thread ids with spaces.
         let Some((thread, rest)) = line.trim_start().split_once(' ') else { continue };
         let Some((time, what)) = rest.trim_start().split_once(' ') else { continue };
         let what = what.trim_start();
@@ -117,7 +118,7 @@ pub fn parse(text: &str) -> Result<Vec<Event>> {
             Some((_, rest)) => unfinished.remove(thread).map(|(start, begun)| (start, begun + rest)),
             None => Some((time, what.to_owned())),
         };
-        // What was under way when strace came has no beginning.
+        // The start of a call that was in progress when strace attached is unknown.
         if let Some((start, whole)) = whole {
             events.extend(event(start, &whole));
         }
@@ -126,13 +127,13 @@ pub fn parse(text: &str) -> Result<Vec<Event>> {
     Ok(events)
 }
 
-/// `1764088000.123456` in microseconds.
+/// Converts `1764088000.123456` to microseconds.
 fn micros(time: &str) -> Option<u64> {
     let (seconds, fraction) = time.split_once('.')?;
     Some(seconds.parse::<u64>().ok()? * 1_000_000 + fraction.get(..6)?.parse::<u64>().ok()?)
 }
 
-/// One whole call; `None` for what failed, was injected or is no call.
+/// Parses one complete call; `None` if it failed, was injected or is not a call.
 fn event(start: u64, whole: &str) -> Option<Event> {
     let (call, rest) = whole.split_once('(')?;
     let (arguments, result) = rest.rsplit_once(") = ")?;
@@ -141,7 +142,7 @@ fn event(start: u64, whole: &str) -> Option<Event> {
     }
     let took = result.rsplit_once('<')?.1.strip_suffix('>')?;
     let path = if call.starts_with("rename") || call.starts_with("unlink") {
-        // The names are in quotes; the last one counts.
+        // Paths are in quotes; the last one counts.
         arguments.rsplit('"').nth(1)?
     } else {
         arguments.split_once('<')?.1.split_once('>')?.0

@@ -1,19 +1,19 @@
-//! Waiting for conditions, never for time.
+//! Waits for conditions instead of sleeping for fixed times.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// Long enough for the slowest machine; only a failing test waits it out.
+/// Maximum wait, long enough for the slowest machine; only a failing test waits that long.
 const PATIENCE: Duration = Duration::from_secs(60);
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Asks until the answer is there; an error is an answer not there yet.
+/// Calls `ask` until it returns an answer; an error counts as no answer yet.
 pub async fn eventually<T>(what: &str, ask: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
     eventually_within(PATIENCE, what, ask).await
 }
 
-/// [`eventually`] with a bound that is part of what is asserted.
+/// Like [`eventually`], with a time limit that is part of what the test asserts.
 pub async fn eventually_within<T>(
     bound: Duration,
     what: &str,

@@ -1,9 +1,8 @@
-//! A cluster of three is backed up to a file, to S3 and at intervals, loses its
-//! quorum and then everything, and is restored on fresh hosts: the objects are
-//! there, revisions went up, a watch of before lists again and converges, others
-//! join, and what is left of the old cluster stays out.
+//! Backup and restore: a cluster of three is backed up to a file, to S3 and on a schedule, loses its quorum
+//! and then all masters, and is restored on new hosts. The objects are there, revisions have gone up, a watch
+//! from before lists again and converges, other masters join, and the old masters stay separate.
 //!
-//! `EPHOR_RESTORE_OBJECTS` says how many objects of 1 KiB there are.
+//! `EPHOR_RESTORE_OBJECTS` is the number of objects of 1 KiB.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,12 +23,12 @@ use tests::{eventually, says};
 
 const PREFIX: &str = "ephbk";
 const NETWORK: &str = "10.99.8";
-/// Bytes of an object's content.
+/// Size of an object's content in bytes.
 const CONTENT_BYTES: usize = 1024;
-/// Requests under way while objects are made.
+/// Maximum number of requests in progress while objects are created.
 const CREATING: usize = 64;
 
-/// Everything that is kept in files.
+/// Directory with all files of the test.
 struct Place {
     root: tempfile::TempDir,
 }
@@ -40,7 +39,7 @@ impl Place {
     }
 }
 
-/// How many objects there are.
+/// Returns the number of objects to create.
 fn count() -> Result<usize> {
     match std::env::var("EPHOR_RESTORE_OBJECTS") {
         Ok(text) => text.parse().context("EPHOR_RESTORE_OBJECTS"),
@@ -48,7 +47,7 @@ fn count() -> Result<usize> {
     }
 }
 
-/// A client of one master, with the credentials that were made for the first.
+/// Creates a client of one master from a kubeconfig made for the first master.
 async fn client(kubeconfig: &str, host: &Host, token: Option<&str>) -> Result<Client> {
     let mut file = Kubeconfig::read_from(kubeconfig)?;
     for cluster in file.clusters.iter_mut().filter_map(|c| c.cluster.as_mut()) {
@@ -81,7 +80,7 @@ async fn create(client: &Client, names: impl Iterator<Item = String>) -> Result<
         .await
 }
 
-/// The names, with their revisions, and the revision of the list.
+/// Lists the ConfigMaps: their names with revisions, and the revision of the list.
 async fn listed(client: &Client) -> Result<(BTreeMap<String, u64>, u64)> {
     let list = maps(client).list(&ListParams::default()).await?;
     let revision = list.metadata.resource_version.context("a list without a revision")?.parse()?;
@@ -90,7 +89,7 @@ async fn listed(client: &Client) -> Result<(BTreeMap<String, u64>, u64)> {
     Ok((names.collect::<Result<_>>()?, revision))
 }
 
-/// The flags of a master on a host.
+/// Returns the flags of a master on a host.
 fn master<'a>(host: &'a Host, name: &'a str, data: &'a str) -> Vec<&'a str> {
     vec!["master", "--name", name, "--data-dir", data, "--advertise-address", &host.address]
 }
@@ -109,7 +108,7 @@ async fn a_cluster_that_is_gone_comes_back_from_its_backup() -> Result<()> {
     result
 }
 
-/// The old cluster, as long as it is there.
+/// The old cluster, until it is destroyed.
 struct Old {
     hosts: Vec<Host>,
     running: Vec<Running>,
@@ -131,7 +130,7 @@ async fn from_backup_to_restore(place: &Place) -> Result<()> {
     std::fs::create_dir_all(place.path("s3/backups"))?;
     let s3 = Server::start(Path::new(&place.path("s3")), &bridge.address()).await?;
     let bundle = save(place, &old, &s3)?;
-    // A client of before the restore, which goes on after it.
+    // A client from before the restore, which is used after it too.
     let watching = watcher::Config::default();
     let (new_client, changed) = tokio::sync::watch::channel(old.client.clone());
     let watch = tokio::spawn(follow(changed, watching));
@@ -168,7 +167,7 @@ async fn from_backup_to_restore(place: &Place) -> Result<()> {
         .context("the watch did not converge")??;
     ensure!(seen? == after.len() + 1, "the watcher holds something else");
 
-    // The keys are those of before: a token that was given out then is good now.
+    // The restored keys are the old ones: a token issued before is valid now.
     let by_token = client(&old.kubeconfig, &x, Some(&token)).await?;
     let reviews = Api::<SelfSubjectReview>::all(by_token);
     let review = reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await?;
@@ -195,14 +194,14 @@ async fn old_cluster(place: &Place, bridge: &Bridge) -> Result<Old> {
         running.push(host.start(&log(name), &[&master(host, name, &data)[..], &join].concat())?);
     }
     voters(&hosts[0], &kubeconfig, 3).await?;
-    // The leader publishes the masters; from then on they are found without an address.
+    // The leader publishes the list of masters; from then on they are found without an address.
     let found = ["members", "--kubeconfig", &kubeconfig];
     eventually("the masters to be found", async || Ok(Some(hosts[2].ephor(&found)?))).await?;
     let client = client(&kubeconfig, &hosts[0], None).await?;
     Ok(Old { hosts, running, kubeconfig, client })
 }
 
-/// Waits until so many masters vote.
+/// Waits until `wanted` masters vote.
 async fn voters(host: &Host, kubeconfig: &str, wanted: usize) -> Result<()> {
     let address = format!("{}:6444", host.address);
     eventually("all masters to vote", async || {
@@ -223,7 +222,7 @@ async fn token_of(client: &Client) -> Result<String> {
     .await
 }
 
-/// Runs `ephor backup` with the passphrase, and for S3 its credentials.
+/// Runs `ephor backup` with the passphrase, and with S3 credentials if `s3` is given.
 fn backup(place: &Place, host: &Host, arguments: &[&str], s3: Option<&Server>) -> Result<String> {
     let passphrase = place.path("passphrase");
     let mut command = host.ephor_command(&["backup"])?;
@@ -235,7 +234,7 @@ fn backup(place: &Place, host: &Host, arguments: &[&str], s3: Option<&Server>) -
     run(&mut command)
 }
 
-/// Saves to a file, which is given back, and to S3, and damages a copy.
+/// Saves to S3 and to a file whose path is returned, and checks that a damaged copy is refused.
 fn save(place: &Place, old: &Old, s3: &Server) -> Result<String> {
     let (b, kubeconfig) = (&old.hosts[1], &old.kubeconfig);
     let bundle = place.path("cluster.ephor");
@@ -269,7 +268,7 @@ fn save(place: &Place, old: &Old, s3: &Server) -> Result<String> {
     Ok(bundle)
 }
 
-/// Lets the leader back up to S3, and sees that the oldest go.
+/// Lets the leader back up to S3 on a schedule, and checks that the oldest backups are removed.
 async fn scheduled(place: &Place, old: &Old, s3: &Server) -> Result<()> {
     let (a, kubeconfig) = (&old.hosts[0], ["--kubeconfig", old.kubeconfig.as_str()]);
     let nowhere = ["schedule", "--every", "10s", "--to", "/nowhere/at/all"];
@@ -304,7 +303,7 @@ async fn scheduled(place: &Place, old: &Old, s3: &Server) -> Result<()> {
     says(&a.ephor(&show)?, &["no backups are scheduled"])
 }
 
-/// Two of three masters die, the third is backed up, and dies.
+/// Kills two of three masters, backs up from the third, and kills that one too.
 fn without_quorum(place: &Place, old: &mut Old) -> Result<()> {
     let (hosts, kubeconfig) = (&old.hosts, &old.kubeconfig);
     for _ in 1..hosts.len() {
@@ -321,8 +320,8 @@ fn restore<'a>(passphrase: &'a str, bundle: &'a str, data: &'a str) -> [&'a str;
     ["backup", "restore", bundle, "--data-dir", data, "--name", "x", "--passphrase-file", passphrase]
 }
 
-/// Kills a restore as each of its files appears: no master starts from what is left, and the next attempt begins again. Leaves the
-/// data directory as the last kill did.
+/// Kills a restore as each of its files appears: no master starts from the remains, and the next attempt
+/// begins again. Leaves the data directory as the last kill left it.
 fn interrupted(place: &Place, host: &Host, bundle: &str) -> Result<()> {
     let (data, passphrase) = (place.path("x"), place.path("passphrase"));
     let log = place.root.path().join("restore.log");
@@ -348,7 +347,7 @@ fn interrupted(place: &Place, host: &Host, bundle: &str) -> Result<()> {
             half += 1;
             says(&host.refused(&master(host, "x", &data))?, &["half restored", "ephor backup restore"])?;
         } else if Path::new(&data).join("node.json").exists() {
-            // It was faster than the kill: the whole directory is there.
+            // The restore was faster than the kill: the directory is complete.
             std::fs::remove_dir_all(&data)?;
         }
     }
@@ -357,7 +356,7 @@ fn interrupted(place: &Place, host: &Host, bundle: &str) -> Result<()> {
     Ok(())
 }
 
-/// What a client knew before is too old: 410, whichever way it asks.
+/// Checks that revisions from before the restore are refused with 410, in every kind of request.
 async fn gone(client: &Client, objects: &BTreeMap<String, u64>, revision: u64) -> Result<()> {
     let watch = maps(client).watch(&WatchParams::default(), &revision.to_string()).await;
     let code = match watch {
@@ -374,7 +373,7 @@ async fn gone(client: &Client, objects: &BTreeMap<String, u64>, revision: u64) -
         Err(kube::Error::Api(status)) if status.code == 410 => {}
         other => anyhow::bail!("a list of an old revision: {:?}", other.map(|list| list.items.len())),
     }
-    // An object's own revision is still what an update may name.
+    // Updates may still name an object's own old revision.
     let (name, _) = objects.iter().next().context("there are objects")?;
     let mut map = maps(client).get(name).await?;
     map.metadata.labels = Some(BTreeMap::from([("seen".to_owned(), "after".to_owned())]));
@@ -383,8 +382,8 @@ async fn gone(client: &Client, objects: &BTreeMap<String, u64>, revision: u64) -
     Ok(())
 }
 
-/// Watches as client-go does, with one client after the other; ends when it has
-/// seen the first object of the new cluster, and says how many it holds.
+/// Watches as client-go does, with one client after the other; ends at the first object of the new
+/// cluster, and returns the number of known objects.
 async fn follow(mut clients: tokio::sync::watch::Receiver<Client>, config: watcher::Config) -> Result<usize> {
     let first = clients.borrow_and_update().clone();
     // Lists and watches the old cluster until its masters are gone.
@@ -402,7 +401,7 @@ async fn follow(mut clients: tokio::sync::watch::Receiver<Client>, config: watch
                         revision = map.resource_version().unwrap_or_default();
                     }
                     Some(Ok(_)) => {}
-                    // The masters are dying; the client will be told of the new one.
+                    // The masters are dying; the client of the new cluster will follow.
                     Some(Err(_)) | None => { clients.changed().await?; break }
                 },
             }
@@ -427,7 +426,7 @@ async fn follow(mut clients: tokio::sync::watch::Receiver<Client>, config: watch
             }
             watcher::Event::Delete(map) => drop(known.remove(&map.name_any())),
             watcher::Event::Init => whole = false,
-            // Before, the list comes object by object.
+            // Until then the list arrives object by object.
             watcher::Event::InitDone => whole = true,
         }
         if whole && known.contains_key("new") && known.contains_key("kube-root-ca.crt") {
@@ -438,7 +437,7 @@ async fn follow(mut clients: tokio::sync::watch::Receiver<Client>, config: watch
     anyhow::bail!("the watch ended")
 }
 
-/// Two more masters join the restored one.
+/// Lets two more masters join the restored one.
 async fn grown(place: &Place, hosts: &[&Host; 3], kubeconfig: &str) -> Result<Vec<Running>> {
     let (x, to) = (hosts[0], format!("{}:6444", hosts[0].address));
     let server = place.path("kubeconfig-x");
@@ -466,8 +465,8 @@ async fn grown(place: &Place, hosts: &[&Host; 3], kubeconfig: &str) -> Result<Ve
     Ok(running)
 }
 
-/// The old masters come back with the same keys at their old addresses: they
-/// stay a cluster of their own, and the new one takes nothing from them.
+/// Starts the old masters with their keys at their old addresses: they remain a separate cluster, and the new
+/// one accepts nothing from them.
 async fn fenced(place: &Place, old: &Old, x: &Host) -> Result<()> {
     let mut running = Vec::new();
     for (host, name) in old.hosts.iter().zip(["a", "b", "c"]) {

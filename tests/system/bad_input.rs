@@ -1,5 +1,5 @@
-//! Bad input gets the answer Kubernetes gives; the server stays up and nothing
-//! is lost. Sent as raw HTTP, so that no client library mends it on the way.
+//! Sends bad input and expects the answers Kubernetes gives; the server stays up and loses nothing. Requests
+//! are raw HTTP, so that no client library corrects them.
 
 use anyhow::{Context, Result, ensure};
 use http::Request;
@@ -7,7 +7,7 @@ use kube::Client;
 use serde_json::{Value, json};
 use tests::Cluster;
 
-/// What is sent, and what must come back: HTTP status, reason, and a part of the message.
+/// One bad request with the expected answer: HTTP status, reason, and a part of the message.
 struct Case {
     what: &'static str,
     method: &'static str,
@@ -236,7 +236,7 @@ async fn bad_input_gets_the_answer_of_kubernetes_and_harms_nothing() -> Result<(
     cluster.passed()
 }
 
-/// A client certificate of another CA is no identity here.
+/// Checks that a client certificate of another CA does not authenticate.
 fn foreign_certificate(cluster: &Cluster) -> Result<()> {
     let directory = std::env::temp_dir().join(format!("ephor-foreign-{}", std::process::id()));
     std::fs::create_dir_all(&directory)?;
@@ -272,7 +272,7 @@ fn foreign_certificate(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// An archive that is not what it says is refused, and nothing of it stays.
+/// Checks that a damaged archive is refused and nothing of it is kept.
 fn corrupt_image(cluster: &Cluster) -> Result<()> {
     let images = std::env::var("EPHOR_TEST_IMAGES")?;
     let archive = std::fs::read_dir(images)?

@@ -1,9 +1,9 @@
-//! Certificates that live for seconds: a cluster renews all of them while it serves
-//! and fails over, and starts again after it was off until long after their end,
-//! without anybody's help. And who lost its data creates no cluster.
+//! Certificates with a lifetime of seconds: a cluster renews all of them while it serves and fails over, and
+//! starts again by itself after it was off until long after their expiry. Also: a master that has lost its
+//! data does not create a new cluster.
 //!
-//! `EPHOR_CERTIFICATE_LIFETIME=5m EPHOR_CERTIFICATE_RUN=60m` runs it for an hour;
-//! units are `s` and `m`.
+//! `EPHOR_CERTIFICATE_LIFETIME=5m EPHOR_CERTIFICATE_RUN=60m` runs the test for an hour; the units are `s` and
+//! `m`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,8 +18,8 @@ use tests::load::{Writer, check_writes};
 use tests::{Cluster, How, eventually, eventually_within, says};
 
 const WRITE_INTERVAL: Duration = Duration::from_millis(10);
-/// The longest time without an acknowledged write: an election on a busy machine, and
-/// clients that find the next master.
+/// Maximum time without an acknowledged write: an election on a busy machine, and the clients' search for the
+/// new leader.
 const LONGEST_GAP: Duration = Duration::from_secs(5);
 const METRIC: &str = "ephor_certificate_expiration_timestamp_seconds";
 const MASTERS: [&str; 3] = ["m1", "m2", "m3"];
@@ -48,7 +48,7 @@ async fn certificates_are_renewed_under_load_and_after_a_year_off() -> Result<()
     let mut round = 0;
     while began.elapsed() < time {
         round += 1;
-        // The times of faults have nothing to do with those of renewals.
+        // The times of faults are independent of those of renewals.
         let until = began + (lifetime * round * 2 / 3).min(time);
         tokio::time::sleep_until(until.into()).await;
         let leader = cluster.leader().await?;
@@ -81,7 +81,7 @@ async fn certificates_are_renewed_under_load_and_after_a_year_off() -> Result<()
     cluster.passed()
 }
 
-/// When each certificate of each master ends, as its metrics say.
+/// Reads from each master's metrics when each of its certificates expires.
 async fn expirations(cluster: &Cluster) -> Result<BTreeMap<String, f64>> {
     let mut found = BTreeMap::new();
     for master in MASTERS {
@@ -98,8 +98,8 @@ async fn expirations(cluster: &Cluster) -> Result<BTreeMap<String, f64>> {
     Ok(found)
 }
 
-/// A new pod runs, and its log is read through the API: that is the agent's client
-/// certificate, its serving certificate and the API server's as a client of nodes.
+/// Checks that a new pod runs and its log can be read through the API, which needs three certificates: the
+/// agent's client and serving certificates, and the API server's client certificate for nodes.
 async fn runs_a_pod(cluster: &Cluster, name: &str) -> Result<()> {
     cluster.create_sleeper(name).await?;
     let pods: Api<Pod> = Api::default_namespaced(cluster.client());
@@ -111,7 +111,7 @@ async fn runs_a_pod(cluster: &Cluster, name: &str) -> Result<()> {
     cluster.kubectl(&["logs", name]).map(drop)
 }
 
-/// Everything was off until more than a year later: every certificate but the CA is over.
+/// Stops everything and starts it more than a year later, when every certificate but the CA has expired.
 async fn starts_a_year_later(cluster: &Cluster) -> Result<()> {
     for node in NODES {
         cluster.stop(node, How::Kill)?;
@@ -119,7 +119,7 @@ async fn starts_a_year_later(cluster: &Cluster) -> Result<()> {
     let library = faketime()?;
     let later = |arguments: &[&str]| -> Result<String> {
         let mut command = cluster.ephor_command(arguments);
-        // Of the wall clock alone; children inherit it.
+        // Only the wall clock is faked; child processes inherit it.
         command.env("LD_PRELOAD", &library);
         command.env("FAKETIME", "+400d").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         run(&mut command)
@@ -137,7 +137,7 @@ async fn starts_a_year_later(cluster: &Cluster) -> Result<()> {
     })
     .await?;
     later(&["token", "create", "--kubeconfig", &kubeconfig]).context("a write")?;
-    // With a certificate that had been over for a year.
+    // The worker renews with a certificate that expired long ago.
     let before = cluster.log("w1")?.matches("the certificates of this node were renewed").count();
     eventually("the worker's new certificates", async || {
         let now = cluster.log("w1")?.matches("the certificates of this node were renewed").count();
@@ -150,7 +150,7 @@ async fn starts_a_year_later(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// The library of Debian's `faketime`, wherever this architecture has it.
+/// Finds the library of Debian's `faketime` for this architecture.
 fn faketime() -> Result<PathBuf> {
     let places =
         std::fs::read_dir("/usr/lib")?.flatten().map(|e| e.path().join("faketime/libfaketimeMT.so.1"));
@@ -171,7 +171,7 @@ async fn who_lost_its_data_creates_no_cluster_and_says_how_to_come_back() -> Res
         let refused = cluster.start(node).err().context("it was started without data")?;
         says(&format!("{refused:#}"), &["has lost its data", &format!("ephor dev start {node} --rejoin")])?;
     }
-    // What a unit runs every day.
+    // The command that a systemd unit runs at every start.
     let data = cluster.data_dir("m1").to_string_lossy().into_owned();
     let daily = ["master", "--name", "m1", "--advertise-address", "127.0.0.1", "--data-dir", &data];
     let refused = cluster.ephor(&daily).err().context("an empty directory was started")?;
@@ -196,8 +196,8 @@ async fn who_lost_its_data_creates_no_cluster_and_says_how_to_come_back() -> Res
     cluster.passed()
 }
 
-/// Masters are told by their certificates, nodes by theirs: what one node proves does not
-/// make it another, nor a server that clients of the API believe.
+/// Checks that a node's certificate proves only that node's identity: not another node's, and not that of a
+/// server that API clients trust.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_s_certificates_are_good_for_nothing_else() -> Result<()> {
     let cluster = Cluster::up(1, 1).await?;

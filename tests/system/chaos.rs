@@ -1,7 +1,6 @@
-//! Experiments on a live cluster, end to end: one that kills the leader and cuts
-//! the next one off passes; a fault is undone by the node's agent though its runner
-//! was killed and every master is dead, and again though the agent died too;
-//! `ephor chaos recover` undoes everything at once.
+//! Chaos experiments on a live cluster: an experiment that kills the leader and isolates the next one passes;
+//! the node's agent ends a fault although its runner was killed and every master is dead, and also after the
+//! agent itself was restarted; `ephor chaos recover` ends all faults at once.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tests::{Cluster, How, eventually};
 
-/// A leader that is killed, another that is alone, then slow, and a follower whose words are held back.
+/// Experiment: the leader is killed, its successor is isolated and then slowed down, and a follower's
+/// messages are delayed.
 const QUICK: &str = "
 apiVersion: ephor.dev/v1alpha1
 kind: Experiment
@@ -30,7 +30,7 @@ spec:
   duration: 20s
 ";
 
-/// One node is down for longer than its runner lives.
+/// Experiment whose faults last longer (FOR) than its runner lives.
 const LONG: &str = "
 apiVersion: ephor.dev/v1alpha1
 kind: Experiment
@@ -58,7 +58,7 @@ impl Chaos {
         Ok(path)
     }
 
-    /// A runner in the background.
+    /// Starts a runner of an experiment in the background.
     fn run(&self, file: &Path) -> Result<Child> {
         let binary = std::env::var_os("EPHOR_BIN").context("EPHOR_BIN is not set: run ops/test")?;
         let mut run = Command::new(binary);
@@ -78,7 +78,7 @@ impl Chaos {
         eventually(&what, async || Ok((self.runs(node)? == runs).then_some(()))).await
     }
 
-    /// Whether packets are dropped on a node.
+    /// Returns whether packets are dropped on a node.
     fn is_cut(&self, node: &str) -> Result<bool> {
         let tables = self.cluster.ephor(&["dev", "exec", node, "--", "nft", "list", "tables", "inet"])?;
         Ok(tables.contains("ephor_chaos_"))
@@ -120,7 +120,8 @@ fn a_quick_experiment_passes(chaos: &Chaos) -> Result<()> {
     Ok(())
 }
 
-/// The runner is killed, all masters are dead, and an agent dies and comes back.
+/// Checks that a fault ends at its time limit although the runner was killed, all masters are dead, and an
+/// agent was restarted.
 async fn an_orphaned_fault_ends_at_its_limit(chaos: &Chaos) -> Result<()> {
     let begun = Instant::now();
     let mut runner = chaos.run(&chaos.file("orphan.yaml", &LONG.replace("FOR", "20s"))?)?;

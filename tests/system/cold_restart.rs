@@ -1,5 +1,5 @@
-//! Everything of Ephor is killed at once while containers keep running, and
-//! started again: same objects, same revisions, the same containers.
+//! All processes of Ephor are killed at once while containers keep running, and started again: objects,
+//! revisions and containers are the same.
 
 use anyhow::{Result, ensure};
 use tests::load::get;
@@ -7,14 +7,15 @@ use tests::{Cluster, How, eventually};
 
 const NODES: [&str; 5] = ["m1", "m2", "m3", "w1", "w2"];
 
-/// Name, uid and revision of what does not change by itself, and the container ids.
+/// Returns name, UID and revision of the objects that do not change by themselves, and the container ids.
 fn picture(cluster: &Cluster) -> Result<(String, String)> {
     let columns = "-o=custom-columns=KIND:.kind,NS:.metadata.namespace,NAME:.metadata.name,UID:.metadata.uid,\
                    GENERATION:.metadata.generation";
     let revisions = format!("{columns},RV:.metadata.resourceVersion");
     let mut objects =
         cluster.kubectl(&["get", "configmaps,secrets,services,serviceaccounts", "-A", &revisions])?;
-    // Their status follows the readiness of pods, which the restarted agents find out anew.
+    // Without revisions: their status follows the readiness of pods, which the restarted agents determine
+    // again.
     objects += &cluster.kubectl(&["get", "deployments,replicasets", "-A", columns])?;
     let containers = cluster.kubectl(&[
         "get",
@@ -55,7 +56,7 @@ async fn everything_killed_at_once_comes_back_as_it_was() -> Result<()> {
     cluster.passed()
 }
 
-/// The pids of the web servers of all pods, with their start times.
+/// Returns the pids of all pods' web servers, with their start times.
 fn web_pids() -> Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {

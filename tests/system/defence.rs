@@ -1,6 +1,5 @@
-//! A master defends itself: a replica that differs from the others stops serving
-//! and takes the leader's state, and a full disk ends one master cleanly, which
-//! comes back by itself once there is room.
+//! Masters protect themselves: a replica that differs from the others stops serving and takes over the
+//! leader's state; a full disk stops one master cleanly, which comes back by itself once there is room.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,7 +22,7 @@ fn run(command: &mut Command) -> Result<String> {
     Ok(text)
 }
 
-/// The tool beside this test: target/PROFILE/deps/defence-... -> target/PROFILE.
+/// Returns the path of the tool built beside this test: target/PROFILE/deps/defence-... -> target/PROFILE.
 fn diverge_tool() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     let directory = test.parent().and_then(Path::parent).context("a test lies in target")?;
@@ -34,7 +33,7 @@ async fn get(client: &Client, path: &str) -> Result<String> {
     Ok(client.request_text(http::Request::get(path).body(Vec::new())?).await?)
 }
 
-/// What `ephor status` prints, though it fails while there are alarms.
+/// Returns the output of `ephor status`, which fails while there are alarms.
 fn status(cluster: &Cluster) -> String {
     cluster.ephor(&["status"]).unwrap_or_else(|error| format!("{error:#}"))
 }
@@ -55,14 +54,16 @@ async fn a_replica_that_differs_is_taken_out_and_made_anew() -> Result<()> {
     cluster.masters_agree().await?;
     let leader = cluster.leader().await?;
     let victim = ["m1", "m2", "m3"].into_iter().find(|name| **name != leader).context("a follower")?;
-    // Politely: killed, its objects would be older than its log, which mends them.
+    // The master is stopped cleanly: after a kill its objects would be older than its log, which would repair
+    // them.
     cluster.ephor(&["dev", "stop", victim])?;
     let mut tool = Command::new(diverge_tool()?);
     run(tool.arg(cluster.data_dir(victim)).args(["/configmaps/default/planted", "original", "tampered"]))?;
     let started = Instant::now();
     cluster.start(victim)?;
     let direct = cluster.client_of(victim).await?;
-    // In its log: what `ephor status` and `/readyz` say of it may be over within a few tenths of a second.
+    // Checked in the log, because the state in `ephor status` and `/readyz` may last only a few tenths of a
+    // second.
     eventually("the replica to notice that it differs", async || {
         says(&cluster.log(victim)?, &["this replica differs from the majority"]).map(Some)
     })
@@ -81,8 +82,8 @@ async fn a_replica_that_differs_is_taken_out_and_made_anew() -> Result<()> {
     cluster.passed()
 }
 
-/// A file system of its own for one master's data, and what fills it. Unmounted
-/// before the cluster, which removes the directory, goes.
+/// A small file system for one master's data, and the file that fills it. It must be unmounted before the
+/// cluster is dropped, which removes the directory.
 struct SmallDisk {
     directory: PathBuf,
 }
@@ -105,10 +106,10 @@ impl SmallDisk {
         Ok(numbers.iter().product())
     }
 
-    /// Takes up all but `left` bytes.
+    /// Fills the file system except for `left` bytes.
     fn fill(&self, left: u64) -> Result<()> {
         if left == 0 {
-            // The master writes meanwhile: whatever is left when it comes to that.
+            // The master is writing at the same time: dd takes whatever is left.
             let mut write = Command::new("dd");
             write.args(["if=/dev/zero", "bs=64k", "oflag=append", "conv=notrunc", "status=none"]);
             let ended = write.arg(format!("of={}", self.ballast().display())).output()?;
@@ -133,7 +134,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Fields are dropped in this order.
+/// Cluster and disk of the test; fields are dropped in this order.
 struct Place {
     disk: SmallDisk,
     cluster: Cluster,
@@ -155,7 +156,7 @@ async fn a_full_disk_ends_one_master_cleanly_and_room_brings_it_back() -> Result
     cluster.ephor(&["members", "transfer-leader", id])?;
     let writer = Writer::start(cluster.client(), Duration::from_millis(50));
 
-    // Nearly full: an alarm, and another one leads.
+    // Nearly full: there is an alarm, and another master leads.
     disk.fill(3 << 20)?;
     eventually("another master to lead", async || Ok((cluster.leader().await? != "m3").then_some(())))
         .await?;
@@ -164,7 +165,7 @@ async fn a_full_disk_ends_one_master_cleanly_and_room_brings_it_back() -> Result
     says(&metrics, &["ephor_alarm{alarm=\"no-space\"} 1", "ephor_alarm{alarm=\"diverged\"} 0"])?;
     says(&metrics, &["ephor_log_bytes ", "ephor_object_store_bytes ", "ephor_disk_free_bytes "])?;
 
-    // Full: it ends, and says why; the cluster goes on.
+    // Full: the master ends and logs why; the cluster goes on.
     disk.fill(0)?;
     eventually("m3 to stop", async || {
         says(&cluster.log("m3")?, &["this master has stopped and starts again once"]).map(Some)
@@ -181,14 +182,14 @@ async fn a_full_disk_ends_one_master_cleanly_and_room_brings_it_back() -> Result
     eventually("writes without m3", async || Ok(writer.first_sent_after(full))).await?;
     ensure!(!cluster.log("m3")?.contains("panicked"), "it panicked");
 
-    // Room: it comes back by itself.
+    // Room again: the master comes back by itself.
     disk.clear()?;
     let freed = Instant::now();
     cluster.masters_agree().await?;
     println!("back {:?} after there was room", freed.elapsed());
     eventually("no alarm", async || Ok((!status(cluster).contains("ALARM")).then_some(()))).await?;
 
-    // Started on a full disk it says so, harms nothing, and waits.
+    // A master started on a full disk says so, does no harm, and waits.
     cluster.stop("m3", How::Kill)?;
     disk.fill(0)?;
     cluster.start("m3")?;

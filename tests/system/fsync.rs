@@ -1,7 +1,6 @@
-//! What masters ask of the kernel, under strace: every acknowledged write follows
-//! a sync of the log on a quorum, every removed log segment and every adopted
-//! snapshot a sync of every file of the object store. That the test can fail it
-//! shows itself, by having strace leave syncs out.
+//! Durability of the masters' files, observed with strace: every acknowledged write follows a sync of the log
+//! on a quorum, and every removed log segment and adopted snapshot follows a sync of every file of the object
+//! store. The tests also leave syncs out through strace, to show that they can fail.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +22,7 @@ const PURGE_WITHIN: std::time::Duration = std::time::Duration::from_secs(300);
 const PREFIX: &str = "ephfsy";
 const SUBNET: &str = "10.99.11";
 
-/// When a write was sent and when it was acknowledged.
+/// Times at which a write was sent and acknowledged.
 type Window = (u64, u64);
 
 fn pid_of(cluster: &Cluster, node: &str) -> Result<u32> {
@@ -38,14 +37,14 @@ async fn attach(pid: u32, inject: Option<&str>) -> Result<Strace> {
     Strace::attach(pid, &output, inject).await
 }
 
-/// Writes one after the other, so that each needs syncs of its own.
+/// Writes one object after the other, so that each needs its own syncs.
 async fn write(cluster: &Cluster, name: &str) -> Result<Vec<Window>> {
     let api: Api<ConfigMap> = Api::default_namespaced(cluster.client());
     let mut windows = Vec::new();
     for number in 0..WRITES {
         let object = serde_json::from_value(json!({ "metadata": { "name": format!("{name}-{number}") } }))?;
         let sent = now();
-        // One that was refused, as during an election, proves nothing.
+        // A refused write, as during an election, is not counted.
         if api.create(&PostParams::default(), &object).await.is_ok() {
             windows.push((sent, now()));
         }
@@ -54,7 +53,7 @@ async fn write(cluster: &Cluster, name: &str) -> Result<Vec<Window>> {
     Ok(windows)
 }
 
-/// On how many masters a log was written and then synced within a window.
+/// Returns on how many masters a log was written and then synced within the window of a write.
 fn synced_masters(traces: &[Vec<Event>], (sent, acknowledged): Window) -> usize {
     let synced = |trace: &&Vec<Event>| {
         let within = |event: &&Event| event.start >= sent && event.end <= acknowledged;
@@ -113,7 +112,7 @@ async fn a_write_is_acknowledged_after_a_quorum_has_synced_its_log() -> Result<(
     cluster.passed()
 }
 
-/// Overwrites a few large objects again and again until `done`.
+/// Overwrites a few large objects repeatedly until `done` returns true.
 async fn fill(client: &Client, what: &str, done: impl Fn() -> Result<bool>) -> Result<()> {
     let api: Api<ConfigMap> = Api::default_namespaced(client.clone());
     let mut round = 0;
@@ -134,7 +133,7 @@ async fn fill(client: &Client, what: &str, done: impl Fn() -> Result<bool>) -> R
             }
         });
         for result in futures::future::join_all(writes).await {
-            // During an election; the next round is another one.
+            // Failures are expected during an election; the next round tries again.
             failed = result.err().map_or_else(String::new, |error| format!("{error:#}"));
         }
         round += 1;
@@ -146,7 +145,7 @@ async fn fill(client: &Client, what: &str, done: impl Fn() -> Result<bool>) -> R
     })
 }
 
-/// The first segment of a master's log.
+/// Returns the path of the first segment of a master's log.
 fn first_segment(hosts: &Hosts, master: &str) -> Result<PathBuf> {
     let mut names = std::fs::read_dir(Path::new(&hosts.data_dir(master)).join("log"))?
         .map(|entry| Ok(entry?.path()))
@@ -155,8 +154,8 @@ fn first_segment(hosts: &Hosts, master: &str) -> Result<PathBuf> {
     names.into_iter().next().context("a master without a log")
 }
 
-/// Before `until`, and after `since`, the database was synced, and with it every
-/// file of its directory that had been written, and the directory.
+/// Checks that before `until` and after `since` the database was synced, together with its directory and
+/// every file in it that had been written.
 fn check_objects(trace: &[Event], since: u64, until: u64, what: &str) -> Result<()> {
     let of_objects = |event: &&Event| event.path.contains("/objects/state-");
     let syncs = || trace.iter().filter(|it| it.is_sync() && it.end <= until).filter(of_objects);
@@ -164,14 +163,14 @@ fn check_objects(trace: &[Event], since: u64, until: u64, what: &str) -> Result<
     let swept = syncs().rfind(|it| of_state(&it.path) && it.start >= since);
     let swept =
         swept.with_context(|| format!("{what}: the directory of the database was not synced before it"))?;
-    // sled syncs the file by itself too: what counts is the sync that the directory's followed.
+    // sled also syncs the file by itself: only the sync before that of the directory counts.
     let database = format!("{}/db", swept.path);
     let database = syncs().rfind(|it| it.path == database && it.start >= since && it.end <= swept.start);
     let database = database.with_context(|| format!("{what}: the database was not synced before it"))?;
     let mut files = 0;
     for written in trace.iter().filter(|it| it.is_write() && it.end <= database.start).filter(of_objects) {
         let synced = syncs().any(|it| it.path == written.path && it.start >= written.end);
-        // A file that sled has replaced by then needs no sync.
+        // A file that sled has deleted by then needs no sync.
         let gone = trace.iter().any(|it| {
             it.call.starts_with("unlink")
                 && it.path == written.path
@@ -185,11 +184,11 @@ fn check_objects(trace: &[Event], since: u64, until: u64, what: &str) -> Result<
     Ok(())
 }
 
-/// Every segment that was removed; how many there were.
+/// Checks the removal of every segment; returns the number of removed segments.
 fn check_purges(trace: &[Event]) -> Result<usize> {
     let mut removed = 0;
     for event in trace.iter().filter(|it| it.call.starts_with("unlink") && it.path.contains("/log/log-")) {
-        // What is in the segment was applied, at the latest, when the objects were synced.
+        // The content of a segment has been applied, at the latest, when the objects are synced.
         let since =
             trace.iter().rfind(|it| it.is_write() && it.path == event.path).map_or(0, |last| last.end);
         check_objects(trace, since, event.start, &format!("removing {}", event.path))?;
@@ -198,7 +197,7 @@ fn check_purges(trace: &[Event]) -> Result<usize> {
     Ok(removed)
 }
 
-/// Every snapshot that became the current state; how many there were.
+/// Checks every snapshot that became the current state; returns their number.
 fn check_snapshots(trace: &[Event]) -> Result<usize> {
     let mut adopted = 0;
     for event in
@@ -210,7 +209,7 @@ fn check_snapshots(trace: &[Event]) -> Result<usize> {
     Ok(adopted)
 }
 
-/// What is removed from the logs of `m1` and `m2` while they are traced.
+/// Traces `m1` and `m2` until both remove log segments, and checks the removals.
 async fn purges(hosts: &Hosts, client: &Client) -> Result<()> {
     let straces = (attach(hosts.pid("m1")?, None).await?, attach(hosts.pid("m2")?, None).await?);
     let before = [first_segment(hosts, "m1")?, first_segment(hosts, "m2")?];
@@ -233,7 +232,7 @@ async fn purges(hosts: &Hosts, client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// What the others have purged, the third must be sent as a snapshot.
+/// Checks the third master, which needs a snapshot because the others have purged their logs.
 async fn adoption(hosts: &mut Hosts) -> Result<()> {
     let current = Path::new(&hosts.data_dir("m3")).join("objects/CURRENT");
     let old = std::fs::read_to_string(&current)?;
@@ -243,7 +242,7 @@ async fn adoption(hosts: &mut Hosts) -> Result<()> {
         Ok((std::fs::read_to_string(&current)? != old).then_some(()))
     })
     .await?;
-    // Alive, it would make threads while strace lets go of it.
+    // The master is killed first: while alive it would start threads as strace detaches.
     hosts.kill("m3")?;
     let adopted = check_snapshots(&strace.finish().await?)?;
     ensure!(adopted > 0, "no snapshot was adopted under strace");

@@ -1,5 +1,5 @@
-//! Random masters, and now and then all at once, die by SIGKILL under load and
-//! come back on the same files: nothing acknowledged is lost, every start succeeds.
+//! Random masters, sometimes all at once, are killed with SIGKILL under load and started again on the same
+//! files: no acknowledged write is lost, and every start succeeds.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use tests::{Cluster, How, eventually};
 const WRITE_INTERVAL: Duration = Duration::from_millis(10);
 const MASTERS: [&str; 3] = ["m1", "m2", "m3"];
 
-/// How many kills; the acceptance asks for 300 (`EPHOR_RANDOM_KILLS=300`), a run of all tests for fewer.
+/// Returns the number of kills: `EPHOR_RANDOM_KILLS`, which is 300 for the acceptance, or 6.
 fn kills() -> Result<u32> {
     Ok(std::env::var("EPHOR_RANDOM_KILLS").ok().map(|v| v.parse()).transpose()?.unwrap_or(6))
 }
 
-/// Whom to kill and when; printed, and taken from `EPHOR_SEED` to repeat it.
+/// Returns the seed of victims and times: `EPHOR_SEED`, to repeat a run, or a random one. It is printed.
 fn seed() -> Result<u64> {
     Ok(std::env::var("EPHOR_SEED").ok().map(|v| v.parse()).transpose()?.unwrap_or_else(rand::random))
 }
@@ -44,7 +44,7 @@ async fn masters_killed_at_random_lose_nothing_and_always_start_again() -> Resul
         for victim in &victims {
             cluster.start(victim)?;
         }
-        // Again while it opens its files.
+        // Sometimes the master is killed again while it opens its files.
         if random.random_bool(0.2) {
             tokio::time::sleep(Duration::from_millis(random.random_range(0..150))).await;
             cluster.stop(victims[0], How::Kill)?;
@@ -52,7 +52,7 @@ async fn masters_killed_at_random_lose_nothing_and_always_start_again() -> Resul
             (killed, while_starting) = (killed + 1, while_starting + 1);
         }
         all_back(&cluster).await.with_context(|| format!("after {killed} kills, the last of {victims:?}"))?;
-        // The moment of the next one is part of the experiment.
+        // The time of the next kill is random too.
         tokio::time::sleep(Duration::from_millis(random.random_range(0..400))).await;
         if killed >= told + 20 {
             println!("{killed} kills");
@@ -73,7 +73,7 @@ async fn masters_killed_at_random_lose_nothing_and_always_start_again() -> Resul
     cluster.passed()
 }
 
-/// Waits until every master votes again, which needs its files to have opened.
+/// Waits until every master votes again, which means that it could open its files.
 async fn all_back(cluster: &Cluster) -> Result<()> {
     eventually("every master to be back", async || {
         let status = cluster.ephor(&["status"])?;

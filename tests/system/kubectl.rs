@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::{Cluster, eventually, says};
 
-/// A namespace of its own on the cluster of this file.
+/// The cluster of this file's tests, in which each test has its own namespace.
 struct Bench {
     cluster: Cluster,
 }
@@ -26,7 +26,7 @@ impl Bench {
         self.cluster.kubectl(&arguments)
     }
 
-    /// kubectl with a manifest on its standard input; returns output and exit code.
+    /// Runs kubectl with a manifest on its standard input; returns output and exit code.
     fn fed(&self, line: &str, input: &str) -> Result<(String, i32)> {
         let mut command = self.cluster.kubectl_command()?;
         command
@@ -208,7 +208,7 @@ async fn containers(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
-/// A kubectl that runs until it is dropped.
+/// A kubectl process that is killed when this value is dropped.
 struct Background(Child);
 
 impl Drop for Background {
@@ -223,7 +223,7 @@ fn port_forward(bench: &Bench) -> Result<()> {
     let mut command = bench.cluster.kubectl_command()?;
     command.args(["port-forward", "service/web", ":80"]).stdout(Stdio::piped());
     let mut child = Background(command.spawn()?);
-    // Kept open: kubectl would die of a closed pipe with its next line.
+    // The pipe is kept open: with a closed one kubectl would die at its next line.
     let mut output = child.0.stdout.take().context("no output")?;
     let line = read_line(&mut output)?;
     let port = line.split(" -> ").next().and_then(|l| l.rsplit(':').next()).context("no port")?.to_owned();
@@ -264,7 +264,8 @@ fn dry_runs(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
-/// A List: no resource, so kubectl looks at the v2 document, in protobuf, to know how its items are validated.
+/// Tests a List: it is no resource, so kubectl reads the OpenAPI v2 document, in protobuf, to learn how to
+/// validate its items.
 fn lists(bench: &Bench) -> Result<()> {
     let list = |field: &str| {
         format!(

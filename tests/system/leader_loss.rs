@@ -1,5 +1,5 @@
-//! The leading master is killed, or paused, again and again under load: nothing
-//! acknowledged is lost, nothing is applied twice, watches and the Service go on.
+//! The leading master is killed or paused repeatedly under load: no acknowledged write is lost, none is
+//! applied twice, and watches and the Service go on.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use tests::{Cluster, How, eventually};
 
 const WRITE_INTERVAL: Duration = Duration::from_millis(5);
 
-/// How many kills; the acceptance asks for 20 (`EPHOR_KILLS=20`), a run of all tests for fewer.
+/// Returns the number of kills: `EPHOR_KILLS`, which is 20 for the acceptance, or 5.
 fn kills() -> Result<u32> {
     Ok(std::env::var("EPHOR_KILLS").ok().map(|v| v.parse()).transpose()?.unwrap_or(5))
 }
@@ -26,7 +26,7 @@ struct Times {
 async fn killing_the_leader_loses_nothing_and_stops_nothing() -> Result<()> {
     let cluster = Cluster::up(3, 2).await?;
     cluster.deploy_web().await?;
-    // The watch begins before the first write, so that it owes every one of them.
+    // The watch starts before the first write, so that it must show every write.
     let watcher = Watcher::start(cluster.client()).await?;
     let writer = Writer::start(cluster.client(), WRITE_INTERVAL);
     let api = Reader::of_api(cluster.client());
@@ -35,7 +35,7 @@ async fn killing_the_leader_loses_nothing_and_stops_nothing() -> Result<()> {
     for round in 0..kills()? {
         let victim = cluster.leader().await?;
         cluster.stop(&victim, How::Kill)?;
-        // `stop` returns once the process is gone.
+        // `stop` returns only when the process is gone.
         let killed = Instant::now();
         let (write, pod) =
             tokio::join!(first_write(&writer, killed), first_pod(&cluster, format!("after-{round}"), killed));
@@ -88,7 +88,7 @@ async fn first_pod(cluster: &Cluster, name: String, killed: Instant) -> Result<D
     eventually("a new pod to be accepted", async || {
         match cluster.create_sleeper(&name).await {
             Ok(_) => Ok(Some(())),
-            // An attempt whose answer was lost may have created it.
+            // An earlier attempt whose answer was lost may have created the pod.
             Err(error) => Ok(pods.get_opt(&name).await?.map(drop).or_else(|| {
                 eprintln!("creating {name}: {error:#}");
                 None
@@ -108,7 +108,7 @@ async fn first_pod(cluster: &Cluster, name: String, killed: Instant) -> Result<D
 async fn a_leader_that_was_paused_changes_nothing_when_it_wakes_up() -> Result<()> {
     let cluster = Cluster::up(3, 2).await?;
     cluster.deploy_web().await?;
-    // The watch begins before the first write, so that it owes every one of them.
+    // The watch starts before the first write, so that it must show every write.
     let watcher = Watcher::start(cluster.client()).await?;
     let writer = Writer::start(cluster.client(), WRITE_INTERVAL);
     let service = Reader::of_service(format!("{}:30080", cluster.address("w1")?));
@@ -117,7 +117,7 @@ async fn a_leader_that_was_paused_changes_nothing_when_it_wakes_up() -> Result<(
     let paused = Instant::now();
     let recovered = first_write(&writer, paused).await?;
     println!("pause to first acknowledged write: {} ms", recovered.as_millis());
-    // The pause is the fault itself: 10 s, while the others go on.
+    // The pause lasts 10 s in all, while the other masters go on.
     tokio::time::sleep(Duration::from_secs(10).saturating_sub(paused.elapsed())).await;
     let successor = leader_other_than(&cluster, &victim).await?;
     cluster.resume(&victim)?;

@@ -1,6 +1,5 @@
-//! What operators do to the group of masters: 1, 3, 5, 7 and 3 again under load,
-//! a dead one replaced in one command or by the leader itself, all at new
-//! addresses, and what is refused.
+//! Operations on the group of masters: 1, 3, 5, 7 and 3 again under load, a dead master replaced by one
+//! command or by the leader itself, all masters moved to new addresses, and refused requests.
 
 use std::time::{Duration, Instant};
 
@@ -11,10 +10,10 @@ use tests::{Hosts, eventually, eventually_within, octet, says};
 const PREFIX: &str = "ephmem";
 const SUBNET: &str = "10.99.8";
 const WRITE_INTERVAL: Duration = Duration::from_millis(25);
-/// Twice an election by the timers of these tests (`tests/src/masters.rs`).
+/// Twice the length of an election with the timers of these tests (`tests/src/masters.rs`).
 const ELECTION_BOUND: Duration = Duration::from_secs(6);
 
-/// The longest time in which nothing was acknowledged.
+/// Returns the longest time in which no write was acknowledged.
 fn longest_gap(writes: &Writes) -> Duration {
     let mut moments: Vec<Instant> = writes.acknowledged.values().map(|(_, answered)| *answered).collect();
     moments.sort_unstable();
@@ -28,7 +27,7 @@ fn refused(result: Result<String>, wanted: &[&str]) -> Result<()> {
     }
 }
 
-/// The line of a master in the table that `members list` begins with.
+/// Returns the line of a master in the table that `members list` prints first.
 fn line_of<'a>(list: &'a str, name: &str) -> Option<&'a str> {
     list.lines().find(|line| {
         let mut columns = line.split_whitespace();
@@ -59,13 +58,13 @@ async fn one_three_five_seven_and_back_without_a_failed_write() -> Result<()> {
         }
         refused(hosts.ephor("members remove m7"), &["6 of 7 voters would be left"])?;
         refused(hosts.ephor("members remove nobody"), &["there is no master nobody"])?;
-        // The leader is among those that go.
+        // The leader is among the masters to be removed.
         hosts.ephor("members transfer-leader m7")?;
         hosts.ephor("members remove m6 m7")?;
         hosts.voters(5).await?;
         hosts.ephor("members remove m4 m5")?;
         hosts.voters(3).await?;
-        // Who was removed is told so, and ends.
+        // Removed masters are told so, and end.
         for name in ["m4", "m5", "m6", "m7"] {
             ensure!(!hosts.end_of(name).await?.success(), "{name} ended as if all were well");
             says(&hosts.log(name), &["is no member any more", "join again"])?;
@@ -96,7 +95,7 @@ async fn a_dead_master_is_replaced_in_one_command_or_by_the_leader_itself() -> R
         hosts.kill("m3")?;
         refused(hosts.ephor("members remove m2"), &["2 of 3 voters would be left"])?;
         refused(hosts.ephor("members remove m2 m3 m1"), &["0 of 3 voters would be left"])?;
-        // With nobody to take the place, the command to run on a new host.
+        // Without a learner to take the place, the command prints the command for a new host.
         let join = Hosts::join_line(&hosts.ephor("members replace m3")?)?;
         ensure!(join.contains("--replace"), "{join}");
         let started = Instant::now();
@@ -108,7 +107,7 @@ async fn a_dead_master_is_replaced_in_one_command_or_by_the_leader_itself() -> R
         })
         .await?;
         println!("from the command to m4 voting in place of m3: {} ms", started.elapsed().as_millis());
-        // A learner waits; the next one that dies is replaced by it without a command.
+        // With a learner waiting, the next master that dies is replaced without a command.
         let join = Hosts::join_line(&hosts.ephor("members add --name m5")?)?;
         hosts.join(5, &format!("{join} --replace-dead-after 3s"))?;
         eventually("m5 to wait", async || {
@@ -129,7 +128,7 @@ async fn a_dead_master_is_replaced_in_one_command_or_by_the_leader_itself() -> R
         .await?;
         println!("from the kill to m5 voting by itself: {} ms", killed.elapsed().as_millis());
         says(&hosts.ephor("status")?, &["autopilot (m1): m2 ", "was replaced by m5"])?;
-        // The dead come back, are told, and do not start again.
+        // The replaced masters come back, are told, and do not start again.
         hosts.start("m2", octet(2), "")?;
         ensure!(!hosts.end_of("m2").await?.success(), "m2 goes on");
         says(&hosts.log("m2"), &["is no member any more"])?;

@@ -1,6 +1,5 @@
-//! A cluster set up by hand, as the README says: a master, a token, a worker on
-//! a host of its own; an image from a registry; and `ephor reset` after a
-//! crash, which leaves nothing behind.
+//! A cluster set up by hand as in the README: a master, a token, and a worker on its own host; an image
+//! pulled from a registry; and `ephor reset` after a crash, which leaves nothing behind.
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +17,7 @@ const CGROUP: &str = "/ephor-ops";
 /// The registry listens on the worker's own loopback address.
 const REGISTRY_PORT: &str = "5555";
 
-/// Everything of the cluster that is kept in files.
+/// Directory with all files of the cluster.
 struct Place {
     root: tempfile::TempDir,
 }
@@ -60,7 +59,7 @@ async fn from_init_to_reset(place: &Place) -> Result<()> {
     let server = format!("https://{MASTER}:6443");
     m.ephor(&["kubeconfig", "--data-dir", &data, "--server", &server, "-o", &kubeconfig])?;
     eventually("the API", async || Ok(kubectl(&m, &kubeconfig, "get --raw /readyz").ok())).await?;
-    // The leader publishes where masters are a moment after it serves.
+    // The leader publishes the list of masters a moment after it starts serving.
     eventually("the members", async || {
         says(&m.ephor(&["members", "--kubeconfig", &kubeconfig])?, &[" a ", "leader"]).map(Some)
     })
@@ -87,7 +86,7 @@ async fn from_init_to_reset(place: &Place) -> Result<()> {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         w.start(&place.root.path().join("worker.log"), &arguments)
     };
-    // The right CA, a secret nobody gave out.
+    // A token with the right CA but an invalid secret.
     let forged = format!("{}.0000000000000000", token.rsplit_once('.').context("a token has parts")?.0);
     let mut turned_away = start(&forged)?;
     let end = eventually("the end of the worker", async || turned_away.ended()).await?;
@@ -118,7 +117,7 @@ fn kubectl(host: &Host, kubeconfig: &str, line: &str) -> Result<String> {
     run(host.command(program).args(line.split_whitespace()).env("KUBECONFIG", kubeconfig))
 }
 
-/// Creates, lists and deletes tokens; returns one for a worker.
+/// Creates, lists and deletes tokens; returns a token for a worker.
 fn tokens(host: &Host, kubeconfig: &str) -> Result<String> {
     let token = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().chain(["--kubeconfig", kubeconfig]).collect();
@@ -134,7 +133,7 @@ fn tokens(host: &Host, kubeconfig: &str) -> Result<String> {
     Ok(worker)
 }
 
-/// Pulls an image from a registry, by hand and through a pod.
+/// Pulls an image from a registry, first by hand and then through a pod.
 async fn pull(worker: &Host, run_dir: &str, master: &Host, kubeconfig: &str) -> Result<()> {
     let images = std::env::var("EPHOR_TEST_IMAGES")?;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/images/registry");
@@ -154,7 +153,7 @@ async fn pull(worker: &Host, run_dir: &str, master: &Host, kubeconfig: &str) -> 
     kubectl(master, kubeconfig, "wait --for=condition=Ready pod/web --timeout=60s").map(drop)
 }
 
-/// The script ends its registry when it is asked politely.
+/// The registry script; on SIGTERM it ends its registry.
 struct Registry(Child);
 
 impl Drop for Registry {
@@ -166,7 +165,7 @@ impl Drop for Registry {
     }
 }
 
-/// Processes that a command line places in a directory.
+/// Lists the processes whose command line names a directory.
 fn processes(directory: &str) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {

@@ -1,7 +1,6 @@
-//! The leader stands still (SIGSTOP) for longer than an election, again and again, with
-//! linearizable reads waiting in its sockets when it wakes. Whatever it answers is no
-//! older than what its successor acknowledged before the read began; etcd before 3.6.9
-//! answers with what it had before.
+//! The leader is paused (SIGSTOP) for longer than an election, repeatedly, with linearizable reads waiting in
+//! its sockets when it resumes. Its answers must not be older than the writes that its successor acknowledged
+//! before the read began; etcd before 3.6.9 answers with older values.
 
 use std::time::Duration;
 
@@ -14,12 +13,12 @@ use serde_json::json;
 use tests::{Cluster, How, eventually};
 
 const REGISTER: &str = "register";
-/// Reads that wait when the leader wakes, and as many that come right then.
+/// Number of reads that wait when the leader resumes, and of reads sent right then.
 const READS: usize = 16;
-/// Until a read is in the leader's sockets.
+/// Time for a read to reach the leader's sockets.
 const SENT: Duration = Duration::from_millis(50);
 
-/// How many pauses; the record asks for 50 (`EPHOR_PAUSES=50`), a run of all tests for fewer.
+/// Returns the number of pauses: `EPHOR_PAUSES`, which is 50 for the record, or 5.
 fn pauses() -> Result<u64> {
     Ok(std::env::var("EPHOR_PAUSES").ok().map(|v| v.parse()).transpose()?.unwrap_or(5))
 }
@@ -38,7 +37,7 @@ async fn a_leader_that_stood_still_answers_no_stale_read() -> Result<()> {
     for round in 1..=pauses()? {
         let victim = cluster.leader().await?;
         let old = cluster.client_of(&victim).await?;
-        // Connections of their own, open before it stands still.
+        // Each reader has its own connection, opened before the pause.
         let readers = join_all((0..READS).map(|_| cluster.client_of(&victim))).await;
         let readers = readers.into_iter().collect::<Result<Vec<Client>>>()?;
         for reader in &readers {
@@ -89,7 +88,7 @@ async fn read(client: Client) -> Result<u64> {
     Ok(value.parse()?)
 }
 
-/// Writes through this master until that is acknowledged.
+/// Writes through this master, retrying until the write is acknowledged.
 async fn write(cluster: &Cluster, master: &str, value: u64) -> Result<()> {
     let client = cluster.client_of(master).await?;
     let change = Patch::Merge(json!({"data": {"v": value.to_string()}}));

@@ -1,5 +1,5 @@
-//! Two of three masters are destroyed; `ephor recover` makes a writable cluster
-//! out of the one that is left, and the others, when they do come back, stop.
+//! Two of three masters are destroyed. `ephor recover` makes a writable cluster from the remaining one, and
+//! the other two stop if they come back.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ const PREFIX: &str = "ephquo";
 const SUBNET: &str = "10.99.9";
 const WRITE_INTERVAL: Duration = Duration::from_millis(10);
 
-/// `ephor recover` on a host; what it said and whether it succeeded.
+/// Runs `ephor recover` on a host; returns whether it succeeded, and its outputs.
 fn recover(hosts: &Hosts, name: &str, more: &[&str]) -> Result<(bool, String)> {
     let mut command = hosts.command(name, &binary()?);
     command.args(["recover", "--from-this-node", "--data-dir", &hosts.data_dir(name)]).args(more);
@@ -34,7 +34,7 @@ async fn a_cluster_is_recovered_from_one_master_of_three() -> Result<()> {
 async fn lose_and_recover(hosts: &mut Hosts) -> Result<()> {
     hosts.cluster(3, "").await?;
     hosts.ephor("members transfer-leader m1")?;
-    // A follower's own replica is what is left; it holds what was acknowledged once it has applied it.
+    // Only the follower's replica is left; it contains the acknowledged writes once it has applied them.
     let client = hosts.client(octet(1)).await?;
     let writer = Writer::start(client.clone(), WRITE_INTERVAL);
     let begun = Instant::now();
@@ -80,7 +80,7 @@ async fn lose_and_recover(hosts: &mut Hosts) -> Result<()> {
         .context("no leader")?;
     ensure!(id > greatest, "id {id} is not above {greatest}");
 
-    // A majority of the old cluster comes back at once: it must not go on beside the new one.
+    // A majority of the old cluster comes back at once: it must not continue beside the new cluster.
     for number in 2..=3 {
         hosts.start(&format!("m{number}"), octet(number), "")?;
     }
@@ -88,11 +88,11 @@ async fn lose_and_recover(hosts: &mut Hosts) -> Result<()> {
         ensure!(!hosts.end_of(name).await?.success(), "{name} ended as if all were well");
         says(&hosts.log(name), &["was recovered as cluster", "join again"])?;
     }
-    // Nor when it is started again, with nobody there to tell it.
+    // Nor may it continue when started again with no other master to tell it.
     hosts.start("m2", octet(2), "")?;
     ensure!(!hosts.end_of("m2").await?.success(), "m2 goes on");
 
-    // Others join on empty data directories, and the cluster is whole again.
+    // Other masters join with empty data directories, and the cluster is complete again.
     let join = Hosts::join_line(&hosts.ephor("members add")?)?;
     for number in 2..=3 {
         let name = format!("m{number}");

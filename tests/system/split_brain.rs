@@ -1,6 +1,5 @@
-//! The leader is cut off from both other masters but not from a client: the
-//! minority acknowledges nothing, the majority goes on, and after healing all
-//! three hold the same state.
+//! The leader is cut off from both other masters but not from a client: the minority acknowledges nothing,
+//! the majority goes on, and after the link is restored all three hold the same state.
 
 use std::process::Command;
 use std::time::Duration;
@@ -12,11 +11,11 @@ use kube::{Api, Client};
 use serde_json::json;
 use tests::{Cluster, eventually};
 
-/// How long the minority may take to say that it has no quorum.
+/// Maximum time in which the minority must answer that it has no quorum.
 const MINORITY_WAIT: Duration = Duration::from_secs(15);
 
-/// Drops, or lets through again, what two masters send each other; the client
-/// on the bridge still reaches both.
+/// Drops the packets between `one` and the `others` if `cut`, else lets them pass again; the client on the
+/// bridge reaches all of them.
 fn separate(cluster: &Cluster, one: &str, others: &[&str], cut: bool) -> Result<()> {
     let rule = if cut {
         let mut rules = String::from(

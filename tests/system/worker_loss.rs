@@ -1,12 +1,11 @@
-//! A worker is cut off: its pods run elsewhere soon, and when it comes back
-//! nothing runs twice.
+//! A worker is cut off: its pods soon run elsewhere, and no pod runs twice after the worker is back.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tests::{Cluster, eventually, eventually_within};
 
-/// The bound of the acceptance: from the cut to three pods ready elsewhere.
+/// Maximum time of the acceptance, from the cut until three pods are ready on other nodes.
 const MOVED_WITHIN: Duration = Duration::from_secs(15);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -46,7 +45,7 @@ fn pod_names(table: &str, node: &str) -> Vec<String> {
     rows.filter_map(|l| l.split_whitespace().next().map(str::to_owned)).collect()
 }
 
-/// How many pods' shims run on a node: their directories are below the node's own.
+/// Returns how many pods have a shim on a node, recognised by directories below the node's own.
 fn shims_of(node: &str) -> Result<usize> {
     let directory = format!("/run/ephor-dev/{node}/");
     let mut count = 0;

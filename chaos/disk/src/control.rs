@@ -1,5 +1,5 @@
-//! The client of a disk's control socket: one line of JSON each way. The
-//! injector of live experiments and the harness of power cuts use it.
+//! Client of a disk's control socket: requests and answers are one line of JSON each. The injector of live
+//! experiments and the power-cut harness use it.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize};
 use crate::cut::PowerCut;
 use crate::fault::{Counts, DiskFault};
 
-/// The most bytes of a line.
+/// Maximum length of a line, in bytes.
 pub(crate) const LINE_BYTES: u64 = 4096;
-/// A disk that takes longer to answer is dead.
+/// Maximum time to wait for an answer; after that the disk counts as dead.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What can be asked of a disk.
+/// Request to a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Ask {
@@ -26,7 +26,7 @@ pub(crate) enum Ask {
     Counts,
 }
 
-/// What it answers.
+/// Answer of a disk.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Told {
@@ -36,16 +36,16 @@ pub(crate) enum Told {
     Error(String),
 }
 
-/// Why a disk did not do what it was asked.
+/// Reason why a disk did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody listens, or the disk went away.
+    /// No disk listens on the socket, or the connection broke.
     #[error("the disk's control socket: {0}")]
     Socket(#[from] io::Error),
-    /// The disk could not do it.
+    /// The disk refused the request or failed to carry it out.
     #[error("the disk: {0}")]
     Refused(String),
-    /// The answer is none.
+    /// The answer does not parse.
     #[error("the disk's answer: {0}")]
     Answer(#[from] serde_json::Error),
 }
@@ -67,18 +67,18 @@ impl Control {
         Ok(Self { stream: BufReader::new(stream) })
     }
 
-    /// Sets a fault in place of the one there is.
+    /// Sets a fault, which replaces the present one.
     pub fn set(&mut self, fault: DiskFault) -> Result<(), Error> {
         self.ask(Ask::Set(fault)).map(drop)
     }
 
-    /// Ends the fault.
+    /// Ends the present fault; does nothing if there is none.
     pub fn clear(&mut self) -> Result<(), Error> {
         self.ask(Ask::Clear).map(drop)
     }
 
-    /// Cuts the power. On return the disk is back with what survived, which depends
-    /// on what was pending and on `seed`; files opened before fail with EIO.
+    /// Cuts the power. On return the disk is back with what survived, which depends on what was not synced
+    /// and on `seed`; file handles opened before fail with EIO.
     pub fn power_cut(&mut self, seed: u64) -> Result<PowerCut, Error> {
         match self.ask(Ask::PowerCut(seed))? {
             Told::PowerCut(report) => Ok(report),
@@ -86,7 +86,7 @@ impl Control {
         }
     }
 
-    /// How often what happened so far.
+    /// Returns how often each kind of event happened so far.
     pub fn counts(&mut self) -> Result<Counts, Error> {
         match self.ask(Ask::Counts)? {
             Told::Counts(counts) => Ok(counts),
@@ -106,7 +106,7 @@ impl Control {
     }
 }
 
-/// Reads one line; `None` at the end.
+/// Reads one line; `None` at the end of the stream.
 pub(crate) fn read<T: for<'de> Deserialize<'de>>(
     stream: &mut BufReader<UnixStream>,
 ) -> Result<Option<T>, Error> {

@@ -1,6 +1,5 @@
-//! The power cut: decides from a seed what of the unsynced names and bytes had
-//! reached the disk, and takes the rest away. Called by the control socket
-//! through `state`.
+//! The power cut: decides from a seed which unsynced names and bytes had reached the disk, and takes the rest
+//! away. The control socket calls it through `state`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,19 +14,19 @@ use crate::names::Names;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PowerCut {
-    /// Changes of directories that were not synced.
+    /// Number of directory changes that were not synced.
     pub names_pending: u64,
-    /// How many of these are undone.
+    /// Number of these changes that were undone.
     pub names_lost: u64,
-    /// Files with bytes or a length that were not synced.
+    /// Number of files with bytes or a length that were not synced.
     pub files_pending: u64,
-    /// Blocks of 4 KiB that were not synced.
+    /// Number of 4 KiB blocks that were not synced.
     pub blocks_pending: u64,
-    /// How many of these are as before, or torn.
+    /// Number of these blocks that were restored to their old content, or torn.
     pub blocks_lost: u64,
 }
 
-/// Cuts the power: the backing directory then holds what survived.
+/// Cuts the power: afterwards the backing directory holds what survived.
 pub(crate) fn cut(names: &mut Names, seed: u64) -> io::Result<PowerCut> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut report = PowerCut { names_pending: names.changes.len() as u64, ..PowerCut::default() };
@@ -48,8 +47,8 @@ pub(crate) fn cut(names: &mut Names, seed: u64) -> io::Result<PowerCut> {
     Ok(report)
 }
 
-/// Up to which change each directory has come: all, none or a prefix of what is
-/// pending. A change of two directories is there in both or in neither.
+/// Draws up to which change each directory survives: all, none or a prefix of its pending changes. A change
+/// of two directories survives in both or in neither.
 fn limits(names: &Names, random: &mut StdRng) -> BTreeMap<u64, u64> {
     let mut pending: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
     for change in &names.changes {

@@ -1,6 +1,5 @@
-//! One file's bytes that are not synced: for every block written since the last
-//! sync, what it held before. `state` calls it for each write and sync, `cut`
-//! when the power goes.
+//! Unsynced bytes of one file: for every block written since the last sync, its content before. `state` calls
+//! it for each write and sync, `cut` at a power cut.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,50 +10,50 @@ use std::sync::Arc;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-/// A page of the page cache: what is written back together.
+/// Size of a page of the page cache, the unit of write-back, in bytes.
 pub(crate) const BLOCK: u64 = 4096;
-/// What a disk writes whole or not at all.
+/// Size of a sector, which a disk writes completely or not at all, in bytes.
 const SECTOR: usize = 512;
-/// Memory of an entry beside its bytes, roughly.
+/// Approximate memory of an entry in addition to its bytes.
 const ENTRY_BYTES: u64 = 96;
 
-/// An open file of the backing directory and what of it is not synced.
+/// An open file of the backing directory, with what of it is not synced.
 pub(crate) struct Data {
     file: Arc<File>,
-    /// As programs see it.
+    /// Length as programs see it.
     len: u64,
-    /// As of the last sync.
+    /// Length at the last sync.
     durable_len: u64,
     pending: BTreeMap<u64, Pending>,
     pending_bytes: u64,
 }
 
 struct Pending {
-    /// When it was written last.
+    /// Sequence number of the block's last write.
     sequence: u64,
-    /// What it held at the last sync; nothing if it lay beyond the end.
+    /// Content at the last sync; `None` if the block lay beyond the end.
     before: Option<Box<[u8]>>,
-    /// A sync of it has failed: the kernel will not try again.
+    /// Whether a sync of the block has failed: the kernel does not write it again.
     forsaken: bool,
 }
 
-/// How a file comes through a power cut.
+/// How a file survives a power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    /// As it was synced last.
+    /// The file is as it was at its last sync.
     Dropped,
-    /// The disk had all of it.
+    /// The whole file had reached the disk.
     Kept,
-    /// What was written up to some moment is there.
+    /// All writes up to some moment survive, and none after.
     Prefix,
-    /// Each block for itself is new, old or torn, in any order; so is the length.
+    /// Each block on its own is new, old or torn, in any order; so is the length.
     Torn,
 }
 
 // === impl Data ===
 
 impl Data {
-    /// The data of a file whose present content is durable, or of a new, empty one.
+    /// Creates the data of a file whose present content is durable, or of a new, empty file.
     pub(crate) fn new(file: File) -> io::Result<Self> {
         let len = file.metadata()?.len();
         Ok(Self { file: Arc::new(file), len, durable_len: len, pending: BTreeMap::new(), pending_bytes: 0 })
@@ -72,12 +71,12 @@ impl Data {
         self.pending.is_empty() && self.len == self.durable_len
     }
 
-    /// Memory that remembers, in bytes.
+    /// Returns the memory used for old contents, in bytes.
     pub(crate) fn pending_bytes(&self) -> u64 {
         self.pending_bytes
     }
 
-    /// Remembers what the blocks from `start` to before `end` hold, if not done yet.
+    /// Saves the old content of the blocks from `start` to before `end`, unless it is saved already.
     fn remember(&mut self, start: u64, end: u64, sequence: u64) -> io::Result<()> {
         for number in start / BLOCK..end.div_ceil(BLOCK) {
             if let Some(pending) = self.pending.get_mut(&number) {
@@ -91,7 +90,7 @@ impl Data {
         Ok(())
     }
 
-    /// A block as it is now, zeros beyond the end.
+    /// Reads a block as it is now, with zeros beyond the end of the file.
     fn block(&self, number: u64) -> io::Result<Box<[u8]>> {
         let mut block = vec![0; BLOCK as usize];
         let mut filled = 0;
@@ -121,7 +120,7 @@ impl Data {
         Ok(())
     }
 
-    /// Everything but what is forsaken is durable. Gives the memory set free.
+    /// Marks everything as durable, except blocks whose sync has failed. Returns the memory freed, in bytes.
     pub(crate) fn synced(&mut self) -> u64 {
         self.durable_len = self.len;
         let before = self.pending_bytes;
@@ -131,13 +130,13 @@ impl Data {
         before - self.pending_bytes
     }
 
-    /// A sync has failed: what it was for will not reach the disk any more.
+    /// Marks the pending blocks as failed: their sync has failed, and they will not reach the disk any more.
     pub(crate) fn forsake(&mut self) {
         self.pending.values_mut().for_each(|pending| pending.forsaken = true);
     }
 
-    /// What the power cut leaves. Gives how many blocks were pending, and how
-    /// many of them are not wholly there.
+    /// Restores what a power cut leaves of the file. Returns the number of pending blocks, and how many of
+    /// these did not survive completely.
     pub(crate) fn cut(mut self, random: &mut StdRng) -> io::Result<(u64, u64)> {
         let fate = match random.random_range(0..10) {
             0..3 => Fate::Dropped,
@@ -149,7 +148,7 @@ impl Data {
         let until = moments.get(random.random_range(0..moments.len().max(1))).copied().unwrap_or(0);
         let (total, mut lost, mut kept_end) = (moments.len() as u64, 0, 0);
         let pending = std::mem::take(&mut self.pending);
-        // Grow first, cut last: blocks are put back in between.
+        // The file is extended first and truncated last; blocks are restored in between.
         for (number, pending) in pending {
             let whole = !pending.forsaken
                 && match fate {
@@ -172,7 +171,7 @@ impl Data {
         Ok((total, lost))
     }
 
-    /// Puts a block back as it was: all of it, or with `random` some of its sectors.
+    /// Restores a block: all of it, or with `random` only some of its sectors.
     fn put_back(
         &self,
         number: u64,
@@ -192,7 +191,7 @@ impl Data {
         match fate {
             Fate::Dropped => self.durable_len,
             Fate::Kept => self.len,
-            // A file that was cut shorter: either happened.
+            // The file was truncated: either length may survive.
             _ if self.len <= self.durable_len => {
                 if random.random_bool(0.5) {
                     self.len
@@ -200,7 +199,7 @@ impl Data {
                     self.durable_len
                 }
             }
-            // It grew with what was written.
+            // The file grew with the writes that survive.
             Fate::Prefix => kept_end.clamp(self.durable_len, self.len),
             Fate::Torn => match random.random_range(0..3) {
                 0 => self.len,

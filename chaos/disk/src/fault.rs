@@ -1,75 +1,75 @@
-//! What can be wrong with the disk besides losing power, and how often it was.
+//! Faults of the disk other than a power cut, and counters of how often they took effect.
 
 use std::time::{Duration, Instant};
 
 use fuser::Errno;
 use serde::{Deserialize, Serialize};
 
-/// One fault; it stays until it is cleared or replaced by another.
+/// A fault of the disk; it stays until it is cleared or replaced by another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum DiskFault {
-    /// Reads, writes, syncs and changes of names fail with EIO. As on Linux, what a
-    /// failed sync did not bring to the disk is not brought there by a later one
-    /// that succeeds, unless it was written again.
+    /// Reads, writes, syncs and changes of names fail with EIO. As on Linux, data whose sync failed is not
+    /// written by a later sync that succeeds, unless it was written again.
     Eio,
-    /// The disk is full: what needs new space fails with ENOSPC. Overwriting,
-    /// removing and syncing go on.
+    /// The disk is full: operations that need new space fail with ENOSPC. Overwriting, removing and syncing
+    /// work.
     Enospc,
     /// Every sync takes this much longer.
     SlowFsync(Duration),
     /// Every write takes this much longer.
     SlowWrite(Duration),
-    /// Writes and syncs go one after the other, so many a second.
+    /// Writes and syncs are done one after the other, at most this many a second.
     Iops(u32),
 }
 
-/// How often what happened, since the disk was mounted.
+/// Number of events since the disk was mounted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Counts {
-    /// Calls that failed with EIO because of [`DiskFault::Eio`].
+    /// Number of calls that failed with EIO because of [`DiskFault::Eio`].
     pub eio: u64,
-    /// Calls that failed with ENOSPC because of [`DiskFault::Enospc`].
+    /// Number of calls that failed with ENOSPC because of [`DiskFault::Enospc`].
     pub enospc: u64,
-    /// Syncs that [`DiskFault::SlowFsync`] held up.
+    /// Number of syncs that [`DiskFault::SlowFsync`] delayed.
     pub slow_fsync: u64,
-    /// Writes that [`DiskFault::SlowWrite`] held up.
+    /// Number of writes that [`DiskFault::SlowWrite`] delayed.
     pub slow_write: u64,
-    /// Writes and syncs that [`DiskFault::Iops`] held up.
+    /// Number of writes and syncs that [`DiskFault::Iops`] delayed.
     #[serde(default)]
     pub limited: u64,
-    /// Power cuts.
+    /// Number of power cuts.
     pub cuts: u64,
-    /// Writes of data.
+    /// Number of writes of data.
     pub writes: u64,
-    /// Syncs of files and directories.
+    /// Number of syncs of files and directories.
     pub syncs: u64,
-    /// Files whose unsynced data went to the disk unasked, because too much had piled up.
+    /// Number of files whose unsynced data was written back early, because its memory exceeded the limit.
     pub written_back: u64,
-    /// Bytes of memory that remember what is not synced.
+    /// Memory for data that is not synced, in bytes.
     pub pending_bytes: u64,
 }
 
-/// What a call wants of the disk.
+/// Kind of access that a call makes to the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Read,
-    /// Within the space the file has.
+    /// Writes within the file's present space.
     Overwrite,
-    /// Needs new space.
+    /// Writes that need new space.
     Grow,
     Sync,
-    /// Removes or renames.
+    /// Removes or renames a file.
     Name,
 }
 
 // === impl DiskFault ===
 
 impl DiskFault {
-    /// Whether a call fails, or how much longer it takes.
+    /// Returns how much longer a call takes; fails if the fault makes the call fail.
     ///
-    /// `now` is when it comes, and `free` when a disk of so many operations a second has done all before it.
+    /// `now` is the time of the call, `free` the time at which a disk limited in operations has done all
+    /// earlier ones.
     pub(crate) fn meets(
         self,
         access: Access,
@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(ask(Access::Grow, now), Duration::from_millis(10));
         assert_eq!(ask(Access::Sync, now), Duration::from_millis(20));
         assert_eq!(ask(Access::Read, now), Duration::ZERO);
-        // After a rest nothing has been saved up.
+        // Idle time does not accumulate: the next operation waits as usual.
         let later = now + Duration::from_secs(1);
         assert_eq!(ask(Access::Sync, later), Duration::from_millis(10));
         assert_eq!(counts.limited, 3);

@@ -1,10 +1,9 @@
-//! The kernel's requests, each handed to [`State`]. What is to take longer waits
-//! in a thread of its own, so that the rest of the disk goes on.
+//! Handles the kernel's requests and passes each to [`State`]. A request that a fault delays waits in a
+//! thread of its own, so that others are not held up.
 //!
-//! Files are open for direct I/O: every read and write comes here, and nothing
-//! of before a power cut can be read from the kernel's cache after it. Shared
-//! writable mappings are refused for the same reason. `sync_file_range` and
-//! `sync` never reach a FUSE file system, so they make nothing durable.
+//! Files are open for direct I/O: every read and write comes to this file system, and the kernel's cache
+//! holds nothing from before a power cut. Shared writable mappings are refused for the same reason.
+//! `sync_file_range` and `sync` never reach a FUSE file system, so they make nothing durable.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -22,10 +21,10 @@ use fuser::{
 use crate::lock;
 use crate::state::{Attributes, State};
 
-/// Nothing is cached: names and sizes change with a power cut.
+/// Time for which the kernel may cache names and sizes: zero, since a power cut changes them.
 const TTL: Duration = Duration::ZERO;
 
-/// The file system as the kernel sees it.
+/// The file system that serves the kernel's requests.
 pub(crate) struct Volume {
     state: Arc<Mutex<State>>,
 }
@@ -46,7 +45,7 @@ impl Volume {
     }
 }
 
-/// Does it now, or in a thread that first waits.
+/// Runs `work` now, or in a new thread after `delay`.
 fn after(delay: Duration, work: impl FnOnce() + Send + 'static) {
     if delay.is_zero() {
         return work();
@@ -235,7 +234,7 @@ impl Filesystem for Volume {
         reply: ReplyWrite,
     ) {
         let answer = |result: Result<(), Errno>, length: usize, reply: ReplyWrite| match result {
-            // A request has at most 16 MiB.
+            // A request has at most 16 MiB, so the length fits.
             Ok(()) => reply.written(length as u32),
             Err(error) => reply.error(error),
         };

@@ -1,12 +1,10 @@
-//! A disk that can fail and lose power: a FUSE file system over an ordinary
-//! directory. What lies in the directory is what programs see; what of it they
-//! have not synced yet is remembered beside it, so that a power cut can take it
-//! away again, whole or in pieces. `ephor chaos disk` mounts it below a master of
-//! a live experiment, `power-cuts` below the store alone; both steer it through
-//! a socket, with [`Control`].
+//! A disk that can fail and lose power: a FUSE file system over an ordinary directory. The directory holds
+//! what programs see; the old state of what they have not synced yet is kept beside it, so that a power cut
+//! can take changes away again, completely or in part. `ephor chaos disk` mounts it below a master of a live
+//! experiment, `power-cuts` below the store alone; both control it through a socket, with [`Control`].
 //!
-//! What survives a power cut, and which disks and file systems that stands for,
-//! is in `ops/docs/decisions/power-cuts.md`.
+//! What survives a power cut, and which real disks and file systems this models, is described in
+//! `ops/docs/decisions/power-cuts.md`.
 
 mod control;
 mod cut;
@@ -37,11 +35,10 @@ use self::fuse::Volume;
 use self::server::Server;
 use self::state::State;
 
-/// Requests served at once.
+/// Number of threads that serve requests.
 const THREADS: usize = 2;
 
-/// A mounted disk. Dropping it unmounts; what was written stays in the backing
-/// directory.
+/// A mounted disk. Dropping it unmounts the disk; the backing directory keeps what was written.
 pub struct Mounted {
     session: Option<BackgroundSession>,
     backing: PathBuf,
@@ -56,8 +53,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 // === impl Mounted ===
 
 impl Mounted {
-    /// Mounts `backing` at the directory `at` and listens on the socket `control`.
-    /// Both directories are made when they are not there. Needs root.
+    /// Mounts `backing` at the directory `at` and listens on the socket `control`. Creates both directories
+    /// if they are missing. Needs root.
     pub fn mount(backing: &Path, at: &Path, control: &Path) -> io::Result<Self> {
         let mut builder = std::fs::DirBuilder::new();
         builder.recursive(true).mode(0o700).create(backing)?;
@@ -78,12 +75,12 @@ impl Mounted {
         Ok(Self { session: Some(session), backing, at: at.to_owned(), _server: server })
     }
 
-    /// Takes the mount away, also from under programs that still use it: they get errors.
+    /// Unmounts the disk, also if programs still use it: their calls then fail.
     pub fn unmount(mut self) -> io::Result<()> {
         self.detach()
     }
 
-    /// Whether it is still mounted: somebody else may have unmounted it.
+    /// Returns whether the disk is still mounted: another program may have unmounted it.
     pub fn is_mounted(&self) -> bool {
         self.session.as_ref().is_some_and(|session| !session.guard.is_finished())
     }
@@ -94,7 +91,7 @@ impl Mounted {
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
             Err(error) => return Err(error.into()),
         }
-        // The thread ends with the last open file, which nobody may wait for.
+        // The thread ends with the last open file, which must not be waited for.
         drop(session);
         names::clean(&self.backing)
     }
@@ -108,7 +105,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Takes away what a killed predecessor left mounted.
+/// Unmounts what a killed earlier process left mounted at `at`.
 fn unmount_stale(at: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(at) {
         Err(error) if error.raw_os_error() == Some(Errno::ENOTCONN as i32) => {

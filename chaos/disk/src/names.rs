@@ -1,6 +1,6 @@
-//! The tree of names: which file the kernel means by a number, and the changes
-//! of directories that are not synced. A removed or replaced file waits in a
-//! hidden directory until its removal is durable and nobody has it open.
+//! The directory tree: which file each of the kernel's node numbers means, and the directory changes that are
+//! not synced. A removed or replaced file is kept in a hidden directory until its removal is durable and no
+//! handle is open on it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -12,11 +12,11 @@ use fuser::Errno;
 
 use crate::data::Data;
 
-/// Where removed files wait, in the backing directory.
+/// Name of the directory for removed files, in the backing directory.
 const TRASH: &str = ".chaos-disk-removed";
 pub(crate) const ROOT: u64 = 1;
 
-/// Files, directories and what is pending of their names.
+/// Files, directories and their names' pending changes.
 pub(crate) struct Names {
     backing: PathBuf,
     nodes: BTreeMap<u64, Node>,
@@ -30,14 +30,14 @@ pub(crate) struct Names {
 /// A file or directory that the kernel, a change or a child refers to.
 pub(crate) struct Node {
     place: Place,
-    /// How often the kernel was told of it.
+    /// Number of times the kernel has looked the node up and not forgotten it.
     lookups: u64,
-    /// Open handles.
+    /// Number of open handles.
     pub(crate) handles: u64,
-    /// Changes that name it.
+    /// Number of pending changes that refer to the node.
     changes: u64,
     children: u64,
-    /// There while it is open or not synced.
+    /// Unsynced data of a file; `None` if the file is neither open nor unsynced.
     pub(crate) data: Option<Data>,
 }
 
@@ -63,7 +63,7 @@ enum Kind {
 // === impl Change ===
 
 impl Change {
-    /// The directories whose entries it changes.
+    /// Returns the directories whose entries the change alters.
     pub(crate) fn directories(&self) -> impl Iterator<Item = u64> + use<> {
         let (first, second) = match &self.kind {
             Kind::Create { directory, .. } => (*directory, None),
@@ -73,7 +73,7 @@ impl Change {
         [Some(first), second].into_iter().flatten()
     }
 
-    /// Every node it refers to.
+    /// Returns every node that the change refers to.
     fn nodes(&self) -> Vec<u64> {
         let own = match &self.kind {
             Kind::Create { node, .. } | Kind::Remove { node, .. } => [Some(*node), None],
@@ -86,7 +86,7 @@ impl Change {
 // === impl Names ===
 
 impl Names {
-    /// The tree of `backing`, all of it durable.
+    /// Creates the tree of `backing`, all of it durable.
     pub(crate) fn new(backing: &Path) -> io::Result<Self> {
         let mut names = Self {
             backing: backing.to_owned(),
@@ -100,24 +100,24 @@ impl Names {
         Ok(names)
     }
 
-    /// Forgets every node and empties the trash: what is in the tree is durable.
+    /// Forgets every node and deletes removed files: all that is in the tree is durable then.
     pub(crate) fn start_over(&mut self) -> io::Result<()> {
         clean(&self.backing)?;
         fs::create_dir(self.backing.join(TRASH))?;
         self.nodes.clear();
         self.children.clear();
         self.changes.clear();
-        // Its number never changes, and the kernel never forgets it.
+        // The root's number never changes, and the kernel never forgets it.
         self.nodes.insert(ROOT, Node::new(Place::Root));
         Ok(())
     }
 
     pub(crate) fn node(&mut self, number: u64) -> Result<&mut Node, Errno> {
-        // One of before a power cut.
+        // An unknown number is from before a power cut.
         self.nodes.get_mut(&number).ok_or(Errno::EIO)
     }
 
-    /// Where a node lies in the backing directory.
+    /// Returns the path of a node in the backing directory.
     pub(crate) fn path(&self, number: u64) -> Result<PathBuf, Errno> {
         match &self.nodes.get(&number).ok_or(Errno::EIO)?.place {
             Place::Root => Ok(self.backing.clone()),
@@ -126,7 +126,7 @@ impl Names {
         }
     }
 
-    /// Where a name lies in the backing directory.
+    /// Returns the path of a name in the backing directory.
     pub(crate) fn path_of(&self, directory: u64, name: &OsStr) -> Result<PathBuf, Errno> {
         if is_hidden(directory, name) {
             return Err(Errno::ENOENT);
@@ -138,7 +138,7 @@ impl Names {
         self.backing.join(TRASH).join(place.to_string())
     }
 
-    /// The node of a name that is there; the kernel knows it from now on.
+    /// Returns the node of an existing name, and counts the lookup by the kernel.
     pub(crate) fn look_up(&mut self, directory: u64, name: &OsStr) -> Result<u64, Errno> {
         fs::symlink_metadata(self.path_of(directory, name)?)?;
         let number = self.known(directory, name)?;
@@ -146,7 +146,7 @@ impl Names {
         Ok(number)
     }
 
-    /// The node of a name that is there.
+    /// Returns the node of an existing name; creates the node if it is new.
     fn known(&mut self, directory: u64, name: &OsStr) -> Result<u64, Errno> {
         if let Some(number) = self.children.get(&(directory, name.to_owned())) {
             return Ok(*number);
@@ -159,7 +159,7 @@ impl Names {
         Ok(number)
     }
 
-    /// The kernel forgets a node as often as it was told of it.
+    /// Subtracts the lookups that the kernel has forgotten.
     pub(crate) fn forget(&mut self, number: u64, lookups: u64) {
         if let Some(node) = self.nodes.get_mut(&number) {
             node.lookups = node.lookups.saturating_sub(lookups);
@@ -167,7 +167,7 @@ impl Names {
         }
     }
 
-    /// Lets go of what nobody refers to any more.
+    /// Drops a node, and then its parents, if nothing refers to it any more.
     pub(crate) fn settle(&mut self, mut number: u64) {
         while number != ROOT {
             let Some(node) = self.nodes.get_mut(&number) else { return };
@@ -177,7 +177,7 @@ impl Names {
             if let Place::Trash(place) = node.place {
                 node.data = None;
                 let path = self.trash(place);
-                // Gone already if it was let go of before.
+                // The file does not exist any more if the node was dropped before.
                 if fs::remove_file(&path).is_err() {
                     let _gone = fs::remove_dir(&path);
                 }
@@ -200,7 +200,7 @@ impl Names {
         }
     }
 
-    /// A file or directory was made: its name is pending.
+    /// Records a new file or directory, whose name is not synced yet.
     pub(crate) fn created(&mut self, directory: u64, name: &OsStr, sequence: u64) -> Result<u64, Errno> {
         let node = self.known(directory, name)?;
         self.node(node)?.lookups += 1;
@@ -208,7 +208,7 @@ impl Names {
         Ok(node)
     }
 
-    /// Removes a name.
+    /// Removes a name from a directory; the removal is pending until the directory is synced.
     pub(crate) fn remove(&mut self, directory: u64, name: &OsStr, sequence: u64) -> Result<(), Errno> {
         let node = self.known(directory, name)?;
         self.discard(node)?;
@@ -216,7 +216,7 @@ impl Names {
         Ok(())
     }
 
-    /// Renames; what has the new name is replaced.
+    /// Renames a file or directory; a file with the new name is replaced.
     pub(crate) fn rename(
         &mut self,
         from: (u64, &OsStr),
@@ -249,8 +249,8 @@ impl Names {
         self.changes.push(change);
     }
 
-    /// A directory is synced: its changes are durable, and with one that is of two
-    /// directories everything before it in the other.
+    /// Marks a directory's changes as durable after a sync; for a change of two directories, also all earlier
+    /// changes of the other one.
     pub(crate) fn synced(&mut self, directory: u64) {
         let mut limits = BTreeMap::from([(directory, u64::MAX)]);
         let mut durable = Vec::new();
@@ -279,7 +279,7 @@ impl Names {
         }
     }
 
-    /// Makes a change not to have happened. Later changes of its directories must be undone before.
+    /// Undoes a change. Later changes of its directories must be undone first.
     pub(crate) fn undo(&mut self, change: Change) -> io::Result<()> {
         match change.kind {
             Kind::Create { node, .. } => self.discard(node),
@@ -316,7 +316,7 @@ impl Names {
         Ok(())
     }
 
-    /// The data of the files in the tree that are not synced.
+    /// Takes the data of the files in the tree that are not synced.
     pub(crate) fn take_unsynced(&mut self) -> Vec<Data> {
         let numbers: Vec<u64> =
             self.nodes.keys().copied().filter(|number| self.is_in_tree(*number)).collect();
@@ -334,12 +334,12 @@ impl Names {
         }
     }
 
-    /// Memory that remembers what is not synced, in bytes.
+    /// Returns the memory for data that is not synced, in bytes.
     pub(crate) fn pending_bytes(&self) -> u64 {
         self.nodes.values().filter_map(|node| node.data.as_ref()).map(Data::pending_bytes).sum()
     }
 
-    /// The file with the most memory of what is not synced.
+    /// Returns the file with the most memory for data that is not synced.
     pub(crate) fn heaviest(&mut self) -> Option<&mut Data> {
         let data = self.nodes.values_mut().filter_map(|node| node.data.as_mut());
         data.max_by_key(|data| data.pending_bytes())
@@ -354,7 +354,7 @@ impl Node {
     }
 }
 
-/// Removes what is our own from a backing directory.
+/// Deletes our hidden directory from a backing directory.
 pub(crate) fn clean(backing: &Path) -> io::Result<()> {
     match fs::remove_dir_all(backing.join(TRASH)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -362,7 +362,7 @@ pub(crate) fn clean(backing: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a name is our own.
+/// Returns whether a name is that of our hidden directory.
 pub(crate) fn is_hidden(directory: u64, name: &OsStr) -> bool {
     directory == ROOT && name == TRASH
 }

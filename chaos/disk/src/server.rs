@@ -1,4 +1,4 @@
-//! Listens on the control socket and does what [`crate::Control`] asks.
+//! Listens on the control socket and carries out the requests of [`crate::Control`].
 
 use std::io::{self, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -11,10 +11,10 @@ use crate::control::{self, Ask, Error, Told};
 use crate::lock;
 use crate::state::State;
 
-/// Connections at once; more are closed at once.
+/// Maximum number of connections at once; further ones are closed immediately.
 const CONNECTIONS: usize = 16;
 
-/// Listens until the process ends; dropping it removes the socket.
+/// The control socket's listener, which runs until the process ends; dropping it removes the socket.
 pub(crate) struct Server {
     path: PathBuf,
 }

@@ -1,5 +1,5 @@
-//! All of a disk behind one lock: names, open handles, the fault that is set.
-//! `fuse` asks it for every request of the kernel, `server` steers it.
+//! State of a disk behind one lock: names, open handles, the fault that is set. `fuse` calls it for every
+//! request of the kernel, `server` for every control request.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -19,12 +19,12 @@ use crate::data::{BLOCK, Data};
 use crate::fault::{Access, Counts, DiskFault};
 use crate::names::{Names, is_hidden};
 
-/// Memory for what is not synced, in bytes; beyond, the heaviest file is written back.
+/// Maximum memory for data that is not synced, in bytes; beyond it the file that uses most is written back.
 const PENDING_BYTES: u64 = 256 * 1024 * 1024;
-/// Writes from one look at the memory to the next.
+/// Number of writes between two checks of that memory.
 const PENDING_CHECK: u64 = 256;
 
-/// A disk.
+/// State of a disk.
 pub(crate) struct State {
     names: Names,
     handles: HashMap<u64, Handle>,
@@ -32,11 +32,11 @@ pub(crate) struct State {
     sequence: u64,
     fault: Option<DiskFault>,
     counts: Counts,
-    /// When a disk of so many operations a second has done all that came.
+    /// Moment at which a disk limited in operations has done all operations so far.
     free: Instant,
 }
 
-/// An entry of a directory as it was when it was opened.
+/// An entry of a directory, as of the time the directory was opened.
 pub(crate) struct Entry {
     pub(crate) number: u64,
     pub(crate) kind: FileType,
@@ -49,7 +49,7 @@ enum Handle {
     Directory { node: u64, entries: Arc<Vec<Entry>> },
 }
 
-/// What `setattr` changes.
+/// Attributes that `setattr` changes; `None` for those it leaves.
 #[derive(Debug, Default)]
 pub(crate) struct Attributes {
     pub(crate) mode: Option<u32>,
@@ -94,20 +94,20 @@ impl State {
         Counts { pending_bytes: self.names.pending_bytes(), ..self.counts }
     }
 
-    /// Cuts the power: what was not synced may be gone, and every open file is of the past.
+    /// Cuts the power: what was not synced may be lost, and every open handle becomes invalid.
     pub(crate) fn power_cut(&mut self, seed: u64) -> io::Result<PowerCut> {
         self.counts.cuts += 1;
         self.handles.clear();
         cut::cut(&mut self.names, seed)
     }
 
-    /// Whether the fault lets a call through, and how much longer it takes.
+    /// Returns how much longer a call takes; fails if the fault makes the call fail.
     pub(crate) fn admit(&mut self, access: Access) -> Answer<Duration> {
         let (now, counts, free) = (Instant::now(), &mut self.counts, &mut self.free);
         self.fault.map_or(Ok(Duration::ZERO), |fault| fault.meets(access, counts, now, free))
     }
 
-    /// Changes of names are not slowed, only refused.
+    /// Checks a change of names against the fault, which may refuse it but does not delay it.
     fn admit_name(&mut self, access: Access) -> Answer<()> {
         match self.fault {
             Some(fault @ (DiskFault::Eio | DiskFault::Enospc)) => {
@@ -232,7 +232,7 @@ impl State {
 
     // --- files ---
 
-    /// The data of a file, opened if it is not.
+    /// Returns the data of a file, opening the file if needed.
     fn data(&mut self, node: u64) -> Answer<&mut Data> {
         if self.names.node(node)?.data.is_none() {
             let file = OpenOptions::new().read(true).write(true).open(self.names.path(node)?)?;
@@ -272,7 +272,7 @@ impl State {
     }
 
     pub(crate) fn release(&mut self, handle: u64) {
-        // Not there any more after a power cut.
+        // After a power cut the handle does not exist any more.
         if let Some(handle) = self.handles.remove(&handle)
             && let Ok(node) = self.names.node(handle.node())
         {
@@ -285,14 +285,14 @@ impl State {
         self.handles.get(&handle).cloned().ok_or(Errno::EIO)
     }
 
-    /// The file to read from.
+    /// Returns the file to read from.
     pub(crate) fn reading(&mut self, handle: u64) -> Answer<Arc<File>> {
         let node = self.opened(handle)?.node();
         self.admit(Access::Read)?;
         Ok(self.data(node)?.file().clone())
     }
 
-    /// What a write needs; its delay.
+    /// Checks a write against the fault; returns its delay.
     pub(crate) fn admit_write(&mut self, handle: u64, end: u64) -> Answer<Duration> {
         let node = self.opened(handle)?.node();
         let grows = end > self.data(node)?.len();
@@ -319,7 +319,8 @@ impl State {
         Ok(())
     }
 
-    /// Syncs what a handle is open on. A refused one is remembered by its file.
+    /// Checks a sync of an open file or directory against the fault; a failed sync marks the file's data as
+    /// lost.
     pub(crate) fn admit_sync(&mut self, handle: u64) -> Answer<Duration> {
         let node = self.opened(handle)?.node();
         let admitted = self.admit(Access::Sync);
@@ -364,7 +365,7 @@ impl State {
         }
     }
 
-    /// The space of the backing file system, and none left if the disk is to be full.
+    /// Returns the space of the backing file system, with none free if the disk is to be full.
     pub(crate) fn space(&mut self) -> Answer<nix::sys::statvfs::Statvfs> {
         let root = self.names.path(crate::names::ROOT)?;
         nix::sys::statvfs::statvfs(&root).map_err(|errno| Errno::from_i32(errno as i32))

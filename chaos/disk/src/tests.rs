@@ -1,4 +1,4 @@
-//! What the disk promises, mounted for real: needs root and `/dev/fuse`.
+//! Tests what the disk promises on a real mount: needs root and `/dev/fuse`.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::*;
 
 struct Fixture {
-    // Unmounted before the directory goes.
+    // Dropped first: the disk is unmounted before its directory is removed.
     _mounted: Mounted,
     control: Control,
     directory: tempfile::TempDir,
@@ -39,7 +39,7 @@ impl Fixture {
         file
     }
 
-    /// Writes a file that no power cut takes.
+    /// Writes a file that survives every power cut.
     fn write_durably(&self, name: &str, bytes: &[u8]) {
         self.write(name, bytes).sync_all().unwrap();
         self.sync(".");
@@ -117,7 +117,7 @@ fn names_come_back_in_the_order_they_went_and_directories_are_for_themselves() {
         fixture.sync(".");
         fixture.write("a/1", b"1").sync_all().unwrap();
         fixture.sync("a");
-        // Pending from here on: a move out of `a`, and two files of `a` in order.
+        // Not synced from here on: a move out of `a`, and two files created in `a` in order.
         fs::rename(fixture.path("a/1"), fixture.path("b/1")).unwrap();
         fixture.write("a/2", b"");
         fixture.write("a/3", b"");
@@ -132,7 +132,7 @@ fn names_come_back_in_the_order_they_went_and_directories_are_for_themselves() {
         fs::remove_dir_all(fixture.path("b")).unwrap();
         fixture.sync(".");
     }
-    // Seven are possible: 1 in a, in b or gone; 2 and 3 only if it is not in a.
+    // Seven trees are possible: file 1 in a, in b or gone; files 2 and 3 only if 1 is not in a.
     assert!(trees.len() >= 5, "{trees:?}");
 }
 

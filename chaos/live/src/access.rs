@@ -1,5 +1,5 @@
-//! The ways into a live cluster: its API, the Admin service of every master, the
-//! chaos agent of every node. One operator's certificate opens all of them.
+//! Clients for a live cluster: its API, the Admin service of every master, the chaos agent of every node. One
+//! operator's certificate is accepted by all of them.
 
 use std::io;
 use std::net::IpAddr;
@@ -22,28 +22,28 @@ use tonic::transport::Channel;
 
 use crate::effect::Effect;
 
-/// Whom the certificate of every agent names.
+/// Organization in the certificate of every agent.
 pub const AGENTS_ORGANIZATION: &str = "system:ephor:chaos";
-/// Bound on connecting to a node, TLS handshake included.
+/// Maximum time to connect to a node, TLS handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(800);
-/// How long an agent may take: killing waits until the process is gone.
+/// Maximum time of a call to an agent: killing waits until the process is gone.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Why a cluster cannot be reached.
+/// Reason why a cluster cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The certificates of the kubeconfig.
+    /// The certificates of the kubeconfig are unusable.
     #[error("the operator's certificate: {0}")]
     Certificate(String),
-    /// The address of a node.
+    /// The address of a node is not `HOST:PORT`.
     #[error("{0} is no HOST:PORT")]
     Address(String),
-    /// A node, or what it said.
+    /// A node did not answer, or answered with an error.
     #[error("{0}")]
     Node(String),
 }
 
-/// The keys to all of them.
+/// An operator's credentials, and the network to connect with.
 #[derive(Clone)]
 pub struct Access {
     network: Arc<TlsNetwork>,
@@ -55,10 +55,10 @@ fn certificate(error: impl std::fmt::Display) -> Error {
     Error::Certificate(error.to_string())
 }
 
-/// What a call of a service came to, its deadline kept.
+/// Awaits a gRPC call for at most `limit` and returns its answer.
 ///
 /// # Errors
-/// What the service said, or that it said nothing.
+/// Fails with what the service answered, or if it did not answer in time.
 pub async fn within<T>(
     limit: Duration,
     call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
@@ -71,10 +71,10 @@ pub async fn within<T>(
 }
 
 impl Access {
-    /// With an operator's certificate, of `system:masters`.
+    /// Creates the access from an operator's certificate, one of `system:masters`.
     ///
     /// # Errors
-    /// Where it is no usable PEM.
+    /// Fails if the certificate material is no usable PEM.
     pub fn new(material: &TlsMaterial) -> Result<Self, Error> {
         let network = Arc::new(TlsNetwork::new(material).map_err(certificate)?);
         let authorities =
@@ -99,28 +99,29 @@ impl Access {
         Ok(Self { network, api: Arc::new(api), ca_hash })
     }
 
-    /// SHA-256 of the CA, which join tokens carry.
+    /// Returns the SHA-256 of the CA, which join tokens carry.
     pub fn ca_hash(&self) -> [u8; 32] {
         self.ca_hash
     }
 
-    /// TLS for the API port, as the operator.
+    /// Returns the TLS connector for the API port, with the operator's certificate.
     pub fn api(&self) -> TlsConnector {
         TlsConnector::from(self.api.clone())
     }
 
-    /// The Admin service of the master at `HOST:PORT`. Its calls need a deadline.
+    /// Returns a client of the Admin service of the master at `HOST:PORT`. The caller sets deadlines on its
+    /// calls.
     ///
     /// # Errors
-    /// Where the address is none.
+    /// Fails if the address does not parse.
     pub fn admin(&self, address: &str) -> Result<AdminClient<Channel>, Error> {
         Ok(AdminClient::new(self.channel(address, MASTERS_ORGANIZATION)?))
     }
 
-    /// The agent at `HOST:PORT`.
+    /// Returns a client of the agent at `HOST:PORT`.
     ///
     /// # Errors
-    /// Where the address is none.
+    /// Fails if the address does not parse.
     pub fn agent(&self, address: &str) -> Result<Agent, Error> {
         Ok(Agent {
             client: AgentClient::new(self.channel(address, AGENTS_ORGANIZATION)?),
@@ -138,7 +139,7 @@ impl Access {
     }
 }
 
-/// The agent of a node.
+/// A client of a node's agent.
 #[derive(Clone)]
 pub struct Agent {
     client: AgentClient<Channel>,
@@ -146,23 +147,24 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Where it is, as `HOST:PORT`.
+    /// Returns the agent's address, as `HOST:PORT`.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// What it holds.
+    /// Asks the agent what its node is and which faults it holds.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// Fails if the agent does not answer.
     pub async fn describe(&self) -> Result<DescribeResponse, Error> {
         within(AGENT_TIMEOUT, self.client.clone().describe(DescribeRequest {})).await
     }
 
-    /// Puts a fault on its node for `limit`, and says how often it took effect at once.
+    /// Applies a fault to the agent's node for `limit`; returns how often it took effect at once.
     ///
     /// # Errors
-    /// Where it cannot, or does not answer; the fault may be there in that case.
+    /// Fails if the agent cannot apply it or does not answer; in the latter case the fault may have been
+    /// applied.
     pub async fn inject(&self, id: &str, effect: &Effect, limit: Duration) -> Result<u64, Error> {
         let effect_json = serde_json::to_string(effect).map_err(|error| Error::Node(error.to_string()))?;
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
@@ -170,29 +172,30 @@ impl Agent {
         Ok(within(AGENT_TIMEOUT, self.client.clone().inject(request)).await?.fired)
     }
 
-    /// Takes faults away, or all where `ids` is empty.
+    /// Undoes the faults of `ids`, or all if `ids` is empty; with `keep_down` killed processes are not
+    /// started.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// Fails if the agent does not answer.
     pub async fn undo(&self, ids: Vec<String>, keep_down: bool) -> Result<Vec<Undone>, Error> {
         let request = UndoRequest { ids, keep_down };
         Ok(within(AGENT_TIMEOUT, self.client.clone().undo(request)).await?.undone)
     }
 
-    /// Starts a master on its node, which joins.
+    /// Starts a master on the agent's node so that it joins the masters `join` with `token`.
     ///
     /// # Errors
-    /// Where it cannot, or does not answer.
+    /// Fails if the agent cannot start it or does not answer.
     pub async fn start_node(&self, join: Vec<String>, token: String) -> Result<(), Error> {
         let request = StartNodeRequest { join, token };
         within(AGENT_TIMEOUT, self.client.clone().start_node(request)).await.map(drop)
     }
 }
 
-/// The address in `HOST:PORT`, where the host is one.
+/// Returns the IP address in `HOST:PORT`.
 ///
 /// # Errors
-/// Where it is a name, or nothing of the kind.
+/// Fails if the host is a name, or the text has another form.
 pub fn host_of(address: &str) -> io::Result<IpAddr> {
     let parsed = address.parse::<std::net::SocketAddr>();
     parsed

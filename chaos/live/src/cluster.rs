@@ -1,6 +1,6 @@
-//! The cluster as an experiment names it: which live master is `m1`, where its
-//! API is, where the agent of every node is. Made once at the beginning of a run;
-//! `members` changes it when masters come and go.
+//! Maps the names of an experiment to a live cluster: which master is `m1`, where its API is, where the agent
+//! of every node is. Discovered once at the beginning of a run; `members` changes it when masters join or
+//! leave.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,43 +14,43 @@ use serde_json::Value;
 use crate::access::{Access, Agent, Error, host_of, within};
 use crate::http::Client;
 
-/// How long one question at the beginning may take.
+/// Maximum time of one request during discovery.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A master of the experiment.
+/// A master that the experiment names.
 #[derive(Debug, Clone)]
 pub struct Master {
-    /// What the cluster calls it.
+    /// Name of the master in the cluster.
     pub name: String,
-    /// Its id.
+    /// Id of the master.
     pub id: u64,
-    /// Where its peer port is, as `HOST:PORT`.
+    /// Address of its peer port, as `HOST:PORT`.
     pub peer: String,
-    /// Where its API is.
+    /// Address of its API.
     pub api: SocketAddr,
 }
 
-/// All nodes.
+/// All nodes of the cluster.
 pub struct Cluster {
-    /// The keys.
+    /// Credentials for the cluster.
     pub access: Access,
-    /// The masters that are members, or should soon be again.
+    /// Masters that are members, or should soon be again.
     pub masters: BTreeMap<NodeName, Master>,
-    /// Where the workers are.
+    /// Addresses of the workers.
     pub workers: BTreeMap<NodeName, IpAddr>,
-    /// The agents there should be, on spare machines too.
+    /// Agents of all nodes, also of spare machines; an agent need not be running.
     pub agents: BTreeMap<NodeName, Agent>,
 }
 
-/// Where agents are beside the usual place: on spare machines, on other ports.
+/// Addresses of agents that are not at the default place, on spare machines or other ports, by node name.
 pub type Agents = BTreeMap<String, String>;
 
 impl Cluster {
-    /// Looks at the cluster that has masters at `peers`; agents listen on
-    /// `agent_port` of every node, or where `agents` says.
+    /// Discovers the cluster that has masters at `peers`; agents listen on `agent_port` of every node, or at
+    /// the address in `agents`.
     ///
     /// # Errors
-    /// Where no master answers, or what it says is nothing to work with.
+    /// Fails if no master answers, or the answers are unusable.
     pub async fn discover(
         access: Access,
         peers: &[String],
@@ -80,22 +80,22 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The node of the master with this id.
+    /// Returns the node of the master with this id.
     pub fn node_of(&self, id: u64) -> Option<NodeName> {
         self.masters.iter().find(|(_, master)| master.id == id).map(|(node, _)| *node)
     }
 
-    /// What the cluster calls its masters.
+    /// Returns the names that the cluster has for its masters.
     pub fn names(&self) -> std::collections::BTreeSet<String> {
         self.masters.values().map(|master| master.name.clone()).collect()
     }
 
-    /// Where the API is.
+    /// Returns the API addresses of all masters.
     pub fn apis(&self) -> Vec<SocketAddr> {
         self.masters.values().map(|master| master.api).collect()
     }
 
-    /// The address of a node that is a member or a worker.
+    /// Returns the address of a node that is a member or a worker; `None` for others.
     pub fn address(&self, node: NodeName) -> Option<IpAddr> {
         let master = self.masters.get(&node).and_then(|master| host_of(&master.peer).ok());
         master.or_else(|| self.workers.get(&node).copied())
@@ -134,8 +134,8 @@ fn address(place: &str) -> Result<IpAddr, Error> {
     host_of(place).map_err(|error| Error::Node(error.to_string()))
 }
 
-/// Names as the experiment has them: the cluster's own where they are such names
-/// (`m1`, `m2`, ...), else numbers in the order of ids.
+/// Gives the members names of the experiment: their own where all of these have that form (`m1`, `m2`, ...),
+/// else numbers in the order of ids.
 fn masters(members: &[Member]) -> Result<BTreeMap<NodeName, Master>, Error> {
     let own: Vec<Option<NodeName>> = members.iter().map(|member| member.name.parse().ok()).collect();
     let fits = own.iter().all(|name| name.is_some_and(|name| name.role() == chaos_spec::Role::Master));
@@ -152,16 +152,16 @@ fn masters(members: &[Member]) -> Result<BTreeMap<NodeName, Master>, Error> {
     Ok(masters)
 }
 
-/// A member as a master of the experiment.
+/// Converts a member to a master of the experiment.
 ///
 /// # Errors
-/// Where its API has no address.
+/// Fails if the address of its API does not parse.
 pub fn master_of(member: &Member) -> Result<Master, Error> {
     let api = member.api_address.parse().map_err(|_| Error::Address(member.api_address.clone()))?;
     Ok(Master { name: member.name.clone(), id: member.id, peer: member.peer_address.clone(), api })
 }
 
-/// The nodes of a list, by the same rule as masters.
+/// Gives the nodes of a list names of the experiment, by the same rule as [`masters`].
 fn workers(list: &Value) -> BTreeMap<NodeName, IpAddr> {
     let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut found: Vec<(&str, IpAddr)> = items

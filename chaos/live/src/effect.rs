@@ -1,68 +1,66 @@
-//! What an agent does to its node: a fault of the experiment, with names looked
-//! up and taken apart into what each node must do. The runner makes it, the
-//! agent keeps it in its journal and applies it.
+//! What an agent does to its node: one node's part of an experiment's fault, with all names resolved. The
+//! runner creates it; the agent writes it to its journal and applies it.
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// One part of a fault, on one node.
+/// The part of a fault that one node's agent applies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Effect {
-    /// Packets are dropped.
+    /// Drops packets.
     Drop(Drop),
-    /// Packets arrive late.
+    /// Delays packets that arrive.
     Delay(Delay),
-    /// The process of the node is killed, and started again when this is undone.
+    /// Kills the node's process; undoing starts it again.
     Kill,
-    /// The process of the node stands still, and goes on when this is undone.
+    /// Pauses the node's process; undoing lets it continue.
     Pause,
-    /// The process of the node is killed, and what its disk had not synced is
-    /// gone; it is started again when this is undone.
+    /// Kills the node's process and takes away what its disk had not synced; undoing starts the process
+    /// again.
     #[serde(rename_all = "camelCase")]
     PowerLoss {
-        /// Decides what is gone of what was not synced.
+        /// Seed that decides which unsynced data is lost.
         seed: u64,
     },
-    /// The disk of the node fails.
+    /// Makes the node's disk fail.
     Disk(DiskEffect),
-    /// Other programs keep the node's machine busy.
+    /// Runs other programs that keep the node's machine busy.
     Busy(BusyEffect),
 }
 
-/// Packets that are dropped in the node's network namespace; never those of the
-/// agent itself.
+/// Packets to drop in the node's network namespace; the agent's own packets are never dropped.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Drop {
-    /// Peers whose packets are dropped when they arrive.
+    /// Peers whose packets are dropped on arrival.
     #[serde(default)]
     pub from: Vec<IpAddr>,
-    /// Peers to whom packets are dropped before they leave.
+    /// Peers to which packets are dropped before they leave.
     #[serde(default)]
     pub to: Vec<IpAddr>,
-    /// How many of 10 000 packets, at random; 10 000 are all.
+    /// How many of 10 000 packets are dropped, at random; 10 000 drops all.
     pub of_ten_thousand: u32,
 }
 
-/// Packets that the node's network namespace gets later than they arrived; never those of the agent itself.
+/// Packets to delay in the node's network namespace; the agent's own packets are never delayed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Delay {
-    /// Peers whose packets are late.
+    /// Peers whose packets are delayed.
     pub from: Vec<IpAddr>,
-    /// By how much, in milliseconds; without, until this is undone.
+    /// Delay in milliseconds; `None` delays packets until the effect is undone.
     pub latency_ms: Option<u64>,
-    /// By how much that varies, up and down, evenly, in milliseconds; at most `latency_ms`.
+    /// Maximum deviation of the delay, up or down, evenly distributed, in milliseconds; at most `latency_ms`.
     #[serde(default)]
     pub jitter_ms: u64,
 }
 
-/// All packets.
+/// Value of [`Drop::of_ten_thousand`] that drops all packets.
 pub const ALL_PACKETS: u32 = 10_000;
 
-/// In which way the disk fails.
+/// Way in which the disk fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum DiskEffect {
@@ -73,28 +71,28 @@ pub enum DiskEffect {
     /// Syncs take longer.
     #[serde(rename_all = "camelCase")]
     SlowFsync {
-        /// Added to every sync, in milliseconds.
+        /// Time added to every sync, in milliseconds.
         delay_ms: u64,
     },
-    /// Only so many writes and syncs a second.
+    /// Only a limited number of writes and syncs a second are done.
     Iops {
-        /// How many.
+        /// Maximum number of writes and syncs a second.
         limit: u32,
     },
 }
 
-/// What other programs want all of.
+/// Resource that other programs use up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum BusyEffect {
     /// Every core.
     Processor,
-    /// The disk beside the node's pid file.
+    /// The disk of the node's pid file.
     Disk,
 }
 
 impl Effect {
-    /// Whether the process of the node is down as long as this lasts.
+    /// Returns whether the node's process is down while this effect lasts.
     pub fn is_down(&self) -> bool {
         matches!(self, Self::Kill | Self::PowerLoss { .. })
     }

@@ -1,6 +1,6 @@
-//! A Kubernetes client of the experiment: plain HTTP/1.1 over TLS to one master,
-//! as the operator. What matters here is what a failure means: the request never
-//! left, or nobody knows. `workload`, `watcher` and `truth` use it.
+//! A Kubernetes client of the experiment: plain HTTP/1.1 over TLS to one master, as the operator. It tells
+//! requests that were never sent from requests whose outcome is unknown. `workload`, `watcher`, `members` and
+//! `run` use it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,29 +19,29 @@ use tokio::net::TcpStream;
 
 use crate::access::Access;
 
-/// How long a client waits for an answer.
+/// Maximum time a client waits for an answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Why there is no answer.
+/// Reason why a request has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// The request never left.
+    /// The request was never sent.
     NotSent,
-    /// It may have arrived.
+    /// The request was sent and may have arrived.
     Unknown,
 }
 
-/// An answer.
+/// An answer of the API server.
 #[derive(Debug)]
 pub struct Answer {
-    /// Its code.
+    /// HTTP status code.
     pub status: StatusCode,
-    /// Its object, or the Status.
+    /// The object, or a Kubernetes `Status` on an error.
     pub body: Value,
 }
 
-/// A connection to one master, made when it is needed.
+/// A client of one master; connects at the first request.
 pub struct Client {
     access: Access,
     master: SocketAddr,
@@ -49,15 +49,15 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the API at `master`.
+    /// Creates a client of the API at `master`.
     pub fn new(access: &Access, master: SocketAddr) -> Self {
         Self { access: access.clone(), master, connection: None }
     }
 
-    /// Asks, and waits a few seconds for the whole answer.
+    /// Sends a request and waits a few seconds for the whole answer.
     ///
     /// # Errors
-    /// Where no whole answer came; the connection is not used again.
+    /// Fails if no whole answer came; the connection is then not used again.
     pub async fn ask(&mut self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, Failure> {
         let response = self.send(method, path, body).await?;
         let status = response.status();
@@ -69,10 +69,10 @@ impl Client {
         Ok(Answer { status, body })
     }
 
-    /// Makes a call on a collection, page after page where it is a list in pages.
+    /// Makes a call on a collection; a paged list is read page by page and joined.
     ///
     /// # Errors
-    /// Where no whole answer came. Pages that show different states are no whole answer.
+    /// Fails if no whole answer came, or if the pages of a list show different states.
     pub async fn call(&mut self, collection: &str, call: &Call) -> Result<Answer, Failure> {
         let (method, path, body) = calls::request(collection, call);
         let mut answer = self.ask(method, &path, body.as_ref()).await?;
@@ -91,10 +91,10 @@ impl Client {
         Ok(answer)
     }
 
-    /// Asks and gives the answer as it comes: watches.
+    /// Sends a request and returns the answer as a stream, for watches.
     ///
     /// # Errors
-    /// Where no answer began.
+    /// Fails if no answer began.
     pub async fn send(
         &mut self,
         method: Method,
@@ -124,8 +124,8 @@ impl Client {
         }
     }
 
-    /// The connection there is, once it takes another request: until its task has
-    /// seen the end of the last answer, hyper refuses to send.
+    /// Returns the existing connection once it accepts another request: hyper refuses to send until its task
+    /// has seen the end of the last answer.
     async fn reuse(&mut self) -> Option<SendRequest<Full<Bytes>>> {
         let mut connection = self.connection.take()?;
         let ready = tokio::time::timeout(CONNECT_TIMEOUT, connection.ready()).await;
@@ -142,7 +142,7 @@ impl Client {
         };
         let (sender, connection) = tokio::time::timeout(CONNECT_TIMEOUT, connect).await.ok()??;
         tokio::spawn(async move {
-            // Its end shows in the sender.
+            // The end of the connection shows in the request sender.
             let _ = connection.await;
         });
         Some(sender)

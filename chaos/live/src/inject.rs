@@ -1,8 +1,7 @@
-//! Carries the schedule of an experiment out on a live cluster: at its time each
-//! fault is taken apart, handed to the agents of the nodes it strikes, and taken
-//! away again. A fault counts when it really happened: a process was killed, a
-//! packet dropped, a call of the disk failed. What cannot be injected counts as
-//! never fired, with the reason in its line, and makes the verdict unknown.
+//! Carries out the schedule of an experiment on a live cluster: each fault is split into one part per node at
+//! its time, handed to the agents of these nodes, and undone at its end. A fault counts as fired when it took
+//! effect: a process was killed, a packet dropped, a call of the disk failed. A fault that cannot be injected
+//! counts as never fired, with the reason in its line, and makes the verdict unknown.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -27,14 +26,14 @@ use crate::members::Changer;
 use crate::parts;
 use crate::workload::{Workload, generator};
 
-/// Told of everything that happens, one line each.
+/// Callback for progress messages, one line each.
 pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// A part of a fault that an agent holds.
+/// A part of a fault that was handed to an agent.
 struct Placed {
     node: NodeName,
     id: String,
-    /// How often it took effect, as far as that was counted.
+    /// Number of times the part took effect, as far as that was counted.
     fired: u64,
 }
 
@@ -43,11 +42,11 @@ struct Active {
     end: Duration,
     index: usize,
     placed: Vec<Placed>,
-    /// Nodes whose process is down because of it.
+    /// Nodes whose process is down because of the fault.
     down: Vec<NodeName>,
 }
 
-/// What a change of members came to.
+/// Result of a change of members.
 struct Changed {
     index: usize,
     added: Option<(NodeName, Master)>,
@@ -55,15 +54,15 @@ struct Changed {
     failed: Option<String>,
 }
 
-/// The hand that does it.
+/// Injects the faults of one run.
 pub struct Injector {
-    /// The nodes.
+    /// Nodes of the cluster.
     pub cluster: Cluster,
-    /// Who asks the masters there are.
+    /// Clients, which are told which masters there are.
     workload: Workload,
     changer: Changer,
     token: Option<JoinToken>,
-    /// Begins the ids of all faults of this run.
+    /// Prefix of the ids of all faults of this run.
     run: String,
     schedule: VecDeque<(usize, Entry)>,
     duration: Duration,
@@ -78,7 +77,7 @@ pub struct Injector {
 }
 
 impl Injector {
-    /// For an experiment on a cluster. `token` is what new masters join with.
+    /// Creates the injector of an experiment on a cluster. `token` is the token that new masters join with.
     pub fn new(
         experiment: &Experiment,
         cluster: Cluster,
@@ -116,12 +115,12 @@ impl Injector {
         }
     }
 
-    /// What became of each entry of the schedule.
+    /// Returns what became of each entry of the schedule.
     pub fn records(&self) -> Vec<FaultRecord> {
         self.records.clone()
     }
 
-    /// Begins and ends what is due, `now` after the schedule began.
+    /// Begins and ends the faults that are due at `now`, a time since the schedule began.
     pub async fn step(&mut self, now: Duration) {
         while let Some(Ok(changed)) = self.changes.try_join_next() {
             self.changed(changed, now).await;
@@ -137,7 +136,7 @@ impl Injector {
         }
     }
 
-    /// Ends everything that is wrong; changes of members get `patience` to end.
+    /// Ends every fault; waits at most `patience` for changes of members to end.
     pub async fn heal(&mut self, now: Duration, patience: Duration) {
         self.schedule.clear();
         self.end_due(Duration::MAX, now).await;
@@ -145,7 +144,7 @@ impl Injector {
         while let Ok(Some(changed)) = tokio::time::timeout_at(end, self.changes.join_next()).await {
             if let Ok(changed) = changed {
                 self.changed(changed, now).await;
-                // A master that left is held down, for the last time.
+                // The process of a master that left is kept down, for the last time.
                 self.end_due(Duration::MAX, now).await;
             }
         }
@@ -154,7 +153,7 @@ impl Injector {
 
     fn group(&mut self, with_down: bool) -> Group {
         let mut order: Vec<NodeName> = self.cluster.masters.keys().copied().collect();
-        // What is down already cannot be struck, but it can be replaced.
+        // A node that is down cannot be struck again, but it can be replaced.
         order.retain(|node| with_down || !self.down.contains(node));
         order.shuffle(&mut self.random);
         let observer = &self.workload.observer;
@@ -202,7 +201,7 @@ impl Injector {
         self.active.push(active);
     }
 
-    /// Asks an agent to inject; also what failed is placed, for half of it may be there.
+    /// Asks an agent to inject; a part that failed is kept too, since it may have been applied partly.
     async fn place(
         &self,
         index: usize,
@@ -257,7 +256,7 @@ impl Injector {
                         }
                     }
                 }
-                // It undoes the fault at its limit, which is now or past.
+                // The agent undoes the fault itself at its deadline, which is now or past.
                 Some(Err(error)) => (self.progress)(&format!("the agent of {}: {error}", placed.node)),
                 None => {}
             }
@@ -320,7 +319,7 @@ impl Injector {
         if let Some(node) = removed {
             self.cluster.masters.remove(&node);
             self.gone.insert(node);
-            // It has left: its process must not go on as if it had not.
+            // The master has left: its process must not run on as if it were still a member.
             let limit = self.duration.saturating_sub(now).clamp(Duration::from_secs(1), LIMIT_MAX);
             let (placed, failed) = self.place(index, node, Effect::Kill, limit).await;
             if failed.is_none() {
@@ -341,7 +340,7 @@ impl Injector {
     }
 }
 
-/// A new master joins, then an old one leaves; either may be left out.
+/// Adds a new master, then removes an old one; either may be `None`.
 async fn replace(
     changer: Changer,
     index: usize,

@@ -1,18 +1,17 @@
-//! The chaos laboratory on a live cluster: the agent that breaks a node and mends
-//! it again, and the runner that carries an experiment file out through the agents,
-//! works through the API like any client, and judges what it saw with the same
-//! oracle as the simulation. `ephor chaos` calls both.
+//! The chaos laboratory on a live cluster: the agent that injects faults into a node and undoes them, and the
+//! runner that carries out an experiment file through the agents, works through the API like any client, and
+//! judges what it saw with the same oracle as the simulation. `ephor chaos` calls both.
 //!
 //! | module | does |
 //! | --- | --- |
 //! | [`agent`] | applies effects to its node, and undoes each at its limit whoever is alive |
-//! | [`effect`] | what an agent can do |
-//! | [`access`] | the ways into the cluster: API, masters, agents |
-//! | [`cluster`] | which node is which |
+//! | [`effect`] | the effects that an agent can apply |
+//! | [`access`] | clients for the cluster: API, masters, agents |
+//! | [`cluster`] | maps the experiment's names to nodes |
 //! | `http`, `workload`, `watcher` | the clients |
-//! | `poll`, `view` | what the masters say of themselves |
-//! | `observer` | all that was seen |
-//! | `parts`, `inject`, `members` | the faults, when it is time |
+//! | `poll`, `view` | the masters' answers about themselves and each other |
+//! | `observer` | records all that is seen |
+//! | `parts`, `inject`, `members` | injects the faults at their times |
 //! | [`run`], `steady`, `report` | one run, from the first look to the verdict |
 
 pub mod access;

@@ -1,6 +1,6 @@
-//! Changes of the group of masters, as an operator makes them: through the Admin
-//! service of a master, and the agent of the machine where a new one starts.
-//! `inject` runs each as a task of its own, for it takes as long as it takes.
+//! Changes the group of masters as an operator would: through the Admin service of a master, and the agent of
+//! the machine where a new master starts. `inject` runs each change as a task of its own, since it may take
+//! long.
 
 use std::time::Duration;
 
@@ -15,44 +15,44 @@ use crate::access::{Access, Agent, Error, within};
 use crate::http::Client;
 use crate::observer::Observer;
 
-/// How long a change may take.
+/// Maximum time of a change.
 const CHANGE_WITHIN: Duration = Duration::from_secs(60);
-/// How long one request may take.
+/// Maximum time of one request.
 const ASK_WITHIN: Duration = Duration::from_secs(35);
-/// Until it is asked again.
+/// Pause before a request is repeated.
 const AGAIN: Duration = Duration::from_millis(300);
 const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
 
-/// What a change of members needs.
+/// Changes the members of a cluster.
 #[derive(Clone)]
 pub struct Changer {
-    /// The keys.
+    /// Credentials for the cluster.
     pub access: Access,
-    /// Who leads, and who the members are.
+    /// Observer that knows the leader and the members.
     pub observer: Observer,
 }
 
 impl Changer {
-    /// The leadership goes to the master with this id.
+    /// Transfers leadership to the master with this id.
     ///
     /// # Errors
-    /// What the masters said last.
+    /// Fails with the masters' last answer.
     pub async fn transfer(&self, id: u64) -> Result<(), Error> {
         self.until(Order::Lead(id)).await
     }
 
-    /// The master with this id leaves for good.
+    /// Removes the master with this id for good.
     ///
     /// # Errors
-    /// What the masters said last.
+    /// Fails with the masters' last answer.
     pub async fn remove(&self, id: u64) -> Result<(), Error> {
         self.until(Order::Leave(id)).await
     }
 
-    /// A new master called `name` starts where `agent` is, and joins.
+    /// Starts a new master called `name` on the node of `agent`, and waits until it is a member.
     ///
     /// # Errors
-    /// Where it did not become a member.
+    /// Fails if it did not become a member in time.
     pub async fn add(&self, agent: &Agent, name: &str, token: &JoinToken) -> Result<Member, Error> {
         let known = |observer: &Observer| observer.views(|views| views.members(observer.elapsed()));
         let before: Vec<u64> = known(&self.observer).iter().map(|member| member.id).collect();
@@ -70,7 +70,7 @@ impl Changer {
         Err(Error::Node(format!("{name} did not join within {CHANGE_WITHIN:?}")))
     }
 
-    /// Asks whoever leads, until it is done.
+    /// Repeats a request to the current leader until it has taken effect.
     async fn until(&self, order: Order) -> Result<(), Error> {
         let end = tokio::time::Instant::now() + CHANGE_WITHIN;
         let mut last = Error::Node("nobody leads".to_owned());
@@ -103,17 +103,17 @@ impl Changer {
     }
 }
 
-/// What a leader is asked for, with the id of a master.
+/// Request to a leader, with the id of the master concerned.
 #[derive(Debug, Clone, Copy)]
 enum Order {
     Lead(u64),
     Leave(u64),
 }
 
-/// Makes a token for masters, good for an hour, and stores it through the API at `client`.
+/// Creates a token that masters join with, valid for an hour, and stores it through the API of `client`.
 ///
 /// # Errors
-/// Where it was not stored.
+/// Fails if the token was not stored.
 pub async fn store_token(
     access: &Access,
     client: &mut Client,
@@ -141,7 +141,7 @@ pub async fn store_token(
     }
 }
 
-/// Deletes a token again; false where nobody knows.
+/// Deletes a token; returns false if it may still be there.
 pub async fn delete_token(client: &mut Client, token: &JoinToken) -> bool {
     let path = format!("{SECRETS}/bootstrap-token-{}", token.id);
     let answer = client.ask(Method::DELETE, &path, None).await;

@@ -1,6 +1,6 @@
-//! Sees everything that can be seen from outside: what clients did, what each
-//! master's watch told, who led when, when the cluster was whole. Clients,
-//! watchers and pollers report here; the run takes the history in the end.
+//! Records all that can be seen of a run from outside: clients' operations, changes delivered by each
+//! master's watch, leaders, and when the cluster was whole. Clients, watchers and pollers report to it; the
+//! run takes the history in the end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,12 +11,12 @@ use chaos_oracle::history::{Closing, Event, History, Operation, Outcome, Stamps,
 
 use crate::view::{Leader, Views};
 
-/// Revisions that a watch has gone through without a gap: those after `from`, up to `to`.
+/// Range of revisions that a watch has delivered without a gap: those after `from`, up to `to`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Covered {
-    /// Not itself covered.
+    /// Revision before the first covered one.
     pub from: u64,
-    /// Covered.
+    /// Last covered revision.
     pub to: u64,
 }
 
@@ -28,19 +28,19 @@ struct Seen {
     acknowledged: usize,
     last_acknowledged: Duration,
     watches: BTreeMap<usize, Watched>,
-    /// How far each watching client has come.
+    /// Highest revision that each watching client has reached.
     reached: BTreeMap<usize, u64>,
-    /// Operations that read the final state of a master.
+    /// Indexes of the operations that read the final state of a master.
     finals: Vec<usize>,
     closing: Option<Closing>,
     truth: BTreeMap<u64, Event>,
     violations: Vec<Violation>,
     views: Views,
-    /// When the cluster became whole, or no longer was.
+    /// Moments at which the cluster became whole (`true`) or ceased to be whole (`false`).
     wholeness: Vec<(Duration, bool)>,
 }
 
-/// What is seen of the run; clones share it.
+/// Collects what is seen of the run; clones share the data.
 #[derive(Clone)]
 pub struct Observer {
     begun: Instant,
@@ -54,7 +54,7 @@ impl Default for Observer {
 }
 
 impl Observer {
-    /// Nothing seen yet; its clock begins.
+    /// Creates an empty observer, whose clock begins now.
     pub fn new() -> Self {
         let seen = Seen {
             stamps: Stamps::default(),
@@ -78,18 +78,18 @@ impl Observer {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Since the observer began to look.
+    /// Returns the time since the observer was created.
     pub fn elapsed(&self) -> Duration {
         self.begun.elapsed()
     }
 
-    /// The number of this moment in the history, in nanoseconds.
+    /// Returns the stamp of this moment in the history, in nanoseconds.
     pub fn stamp(&self) -> u64 {
         let now = u64::try_from(self.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.lock().stamps.next(now)
     }
 
-    /// A client's operation has ended.
+    /// Records a client's operation that has ended.
     pub fn operation(&self, operation: Operation) {
         let now = self.elapsed();
         let mut seen = self.lock();
@@ -103,17 +103,17 @@ impl Observer {
         seen.operations.push(operation);
     }
 
-    /// What a watching client has seen so far.
+    /// Records what a watching client has seen so far.
     pub fn watched(&self, watched: Watched) {
         self.lock().watches.insert(watched.client, watched);
     }
 
-    /// A watching client has come to this revision.
+    /// Records that a watching client has reached this revision.
     pub fn reaches(&self, client: usize, revision: u64) {
         self.lock().reached.insert(client, revision);
     }
 
-    /// An operation has ended that read the final state of a master.
+    /// Records an operation that has read the final state of a master.
     pub fn read_final(&self, operation: Operation) {
         let mut seen = self.lock();
         let number = seen.operations.len();
@@ -121,12 +121,12 @@ impl Observer {
         seen.operations.push(operation);
     }
 
-    /// From now on these watches must come to this revision.
+    /// Sets the revision that the watches of these clients must reach from now on.
     pub fn close(&self, revision: u64, clients: Vec<usize>) {
         self.lock().closing = Some(Closing { revision, clients });
     }
 
-    /// Whether they have.
+    /// Returns whether these watches have reached the revision set by [`Observer::close`].
     pub fn is_closed(&self) -> bool {
         let seen = self.lock();
         let Some(closing) = &seen.closing else { return true };
@@ -134,7 +134,7 @@ impl Observer {
         closing.clients.iter().all(reached)
     }
 
-    /// A master's own watch told of a change.
+    /// Records a change that a master's own watch delivered.
     pub fn applied(&self, master: u64, event: Event) {
         let mut seen = self.lock();
         let known = seen.truth.entry(event.revision).or_insert_with(|| event.clone()).clone();
@@ -144,18 +144,18 @@ impl Observer {
         }
     }
 
-    /// Something that must never happen has happened.
+    /// Records a violation.
     pub fn violation(&self, check: &'static str, what: String) {
         tracing::error!(check, what, "violation");
         self.lock().violations.push(Violation { check, what });
     }
 
-    /// Lets a poller, or whoever asks, look at what the masters say.
+    /// Gives access to what the masters said of themselves.
     pub fn views<T>(&self, look: impl FnOnce(&mut Views) -> T) -> T {
         look(&mut self.lock().views)
     }
 
-    /// The cluster is whole, or is not, as of now.
+    /// Records whether the cluster is whole as of now.
     pub fn whole(&self, whole: bool) {
         let now = self.elapsed();
         let mut seen = self.lock();
@@ -164,29 +164,29 @@ impl Observer {
         }
     }
 
-    /// How many writes were acknowledged, and when the last was.
+    /// Returns the number of acknowledged writes, and when the last was acknowledged.
     pub fn acknowledged(&self) -> (usize, Duration) {
         let seen = self.lock();
         (seen.acknowledged, seen.last_acknowledged)
     }
 
-    /// Acknowledged writes at or below revision `covered` that no master's watch told of.
+    /// Counts acknowledged writes at or below revision `covered` that no master's watch delivered.
     pub fn lost(&self, covered: u64) -> u64 {
         let seen = self.lock();
         seen.promised.range(..=covered).filter(|revision| !seen.truth.contains_key(revision)).count() as u64
     }
 
-    /// Who led each term, and since when.
+    /// Returns the leader of each term, and since when it was seen.
     pub fn leaders(&self) -> Vec<Leader> {
         self.lock().views.leaders()
     }
 
-    /// When the cluster became whole, or no longer was.
+    /// Returns the moments at which the cluster became whole (`true`) or ceased to be whole (`false`).
     pub fn wholeness(&self) -> Vec<(Duration, bool)> {
         self.lock().wholeness.clone()
     }
 
-    /// Everything seen, and the violations noticed on the way.
+    /// Takes the whole history, and the violations noticed during the run.
     pub fn take(&self) -> (History, Vec<Violation>) {
         let mut seen = self.lock();
         let mut violations = std::mem::take(&mut seen.violations);
@@ -202,7 +202,7 @@ impl Observer {
     }
 }
 
-/// How far the truth is known without a gap, where it is known from `origin` on.
+/// Returns the revision up to which the covered ranges have no gap, from `origin` on.
 pub fn reached(origin: u64, covered: &[Covered]) -> u64 {
     let sorted: BTreeSet<(u64, u64)> = covered.iter().map(|part| (part.from, part.to)).collect();
     sorted

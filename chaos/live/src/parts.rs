@@ -1,6 +1,6 @@
-//! Takes a fault apart: which effect which node's agent must have, with the
-//! addresses of the nodes as they are when the fault fires. Pure. `inject` calls it.
-//! What no agent can do is said here, with the reason.
+//! Splits a fault into the effects that each node's agent must apply, with the nodes' addresses at that
+//! moment. Returns an error with the reason for faults that no agent can inject. Does no I/O. `inject` calls
+//! it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,15 +12,14 @@ use chaos_spec::{Group, NodeName, Target};
 
 use crate::effect::{ALL_PACKETS, BusyEffect, Delay, DiskEffect, Drop, Effect};
 
-/// Which node gets which effect.
+/// Effects with the node that each is for.
 pub type Parts = Vec<(NodeName, Effect)>;
 
-/// The parts of a fault on `group` and `workers` (those not struck already, in the
-/// order of chance); `address` knows where nodes are, `seed` decides what a power
-/// loss takes.
+/// Returns the parts of a fault on `group` and `workers` (both without nodes that are struck already, in
+/// random order). `address` returns a node's address; `seed` decides what a power loss takes away.
 ///
 /// # Errors
-/// Why no part of it can be injected into a live cluster.
+/// Fails with the reason why the fault cannot be injected into a live cluster.
 pub fn of(
     fault: &Fault,
     group: &Group,
@@ -75,7 +74,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Receivers, and where those are who send to them.
+/// Groups links by receiver; returns the addresses of each receiver's senders.
 fn senders(links: &[Link], address: impl Fn(NodeName) -> Option<IpAddr>) -> BTreeMap<NodeName, Vec<IpAddr>> {
     let mut from: BTreeMap<NodeName, Vec<IpAddr>> = BTreeMap::new();
     for (sender, receiver) in links {
@@ -84,13 +83,13 @@ fn senders(links: &[Link], address: impl Fn(NodeName) -> Option<IpAddr>) -> BTre
     from
 }
 
-/// The receiver of every direction drops what arrives.
+/// Makes the receiver of every link drop what arrives.
 fn drops(links: &[Link], of_ten_thousand: u32, address: impl Fn(NodeName) -> Option<IpAddr>) -> Parts {
     let drop = |from| Effect::Drop(Drop { from, to: Vec::new(), of_ten_thousand });
     senders(links, address).into_iter().map(|(node, from)| (node, drop(from))).collect()
 }
 
-/// The receiver of every direction takes late what arrives.
+/// Makes the receiver of every link delay what arrives.
 fn delays(
     links: &[Link],
     latency_ms: Option<u64>,

@@ -1,5 +1,5 @@
-//! Asks every master again and again what it thinks, and tells the observer. A
-//! master that becomes a member is asked from then on.
+//! Polls every master for its status and reports the answers to the observer. A master that becomes a member
+//! is polled from then on.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,12 +14,12 @@ use crate::access::{Access, Error, within};
 use crate::observer::Observer;
 use crate::view::View;
 
-/// Between two questions to one master.
+/// Interval between two requests to one master.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// How long one answer may take.
+/// Maximum time of one answer.
 const PATIENCE: Duration = Duration::from_millis(700);
 
-/// Asks `members` and whoever joins them until `stop`.
+/// Polls `members`, and masters that join them, until `stop`.
 pub async fn run(access: Access, observer: Observer, members: Vec<Member>, stop: CancellationToken) {
     let mut asked = BTreeMap::new();
     let mut tasks = JoinSet::new();
@@ -42,10 +42,10 @@ pub async fn run(access: Access, observer: Observer, members: Vec<Member>, stop:
 async fn ask_on(access: Access, observer: Observer, id: u64, address: String) {
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // An address that is none never becomes one.
+    // An address that does not parse will never do so.
     while let Ok(mut admin) = access.admin(&address) {
         ticks.tick().await;
-        // As long as it answers; over a new connection then.
+        // Uses one connection as long as the master answers, then a new one.
         while let Ok(view) = ask(&mut admin, &observer, id).await {
             observer.views(|views| views.add(id, view));
             ticks.tick().await;

@@ -1,5 +1,5 @@
-//! Turns what was seen of a live run into the report that simulated runs have too:
-//! verdict, what became of each fault, availability, latencies. `run` calls it last.
+//! Turns what was seen of a live run into the same report as that of a simulated run: verdict, result of each
+//! fault, availability, latencies. `run` calls it last.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,29 +13,29 @@ use chaos_spec::{Experiment, Reason, Report, Verdict};
 use crate::steady;
 use crate::view::Leader;
 
-/// What was seen. Moments are since the observer began to look.
+/// What was seen of a run. Moments are durations since the observer was created.
 pub struct Seen {
-    /// What clients did and masters applied.
+    /// Operations of the clients and changes that the masters applied.
     pub history: History,
-    /// What did not hold.
+    /// Violations found by the checks.
     pub violations: Vec<Violation>,
-    /// What else speaks against passing.
+    /// Other reasons why the run has not passed.
     pub others: Vec<Reason>,
-    /// Who led from when on.
+    /// Leader of each term, and since when it led.
     pub leaders: Vec<Leader>,
-    /// When each term was first seen.
+    /// Moment at which each term was first seen.
     pub terms: Vec<(Duration, u64)>,
-    /// When the cluster became whole, or no longer was.
+    /// Moments at which the cluster became whole (`true`) or ceased to be whole (`false`).
     pub wholeness: Vec<(Duration, bool)>,
-    /// When the schedule began.
+    /// Moment at which the schedule began.
     pub origin: Duration,
-    /// When the run ended.
+    /// Moment at which the run ended.
     pub ended: Duration,
-    /// What else a reader should know.
+    /// Other notes for the reader of the report.
     pub notes: Vec<String>,
 }
 
-/// The report of a run, and the history it is about.
+/// Builds the report of a run; returns it with the history it is about.
 pub fn build(
     experiment: &Experiment,
     seed: u64,
@@ -80,7 +80,7 @@ pub fn build(
     (report, seen.history)
 }
 
-/// The times of a fault, as far as they came before the next one began.
+/// Sets the recovery times of a fault, as far as they lie before `until`, when the next fault began.
 fn recovery(fault: &mut FaultRecord, until: Duration, seen: &Seen, acknowledged: &[Answered]) {
     if fault.fired == 0 {
         return;

@@ -1,7 +1,7 @@
-//! One run of an experiment on a live cluster: looks at it, lets clients work while
-//! things go wrong, heals everything, and judges. `ephor chaos run --live` calls it.
+//! One run of an experiment on a live cluster: looks at the cluster, lets clients work while faults are
+//! injected, heals everything, and judges. `ephor chaos run --live` calls it.
 //!
-//! look -> chaos -> heal (the cluster must come back by itself) -> drain -> judge
+//! Phases: look -> chaos -> heal (the cluster must come back by itself) -> drain -> judge
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -28,36 +28,36 @@ use crate::report::{self, Seen};
 use crate::watcher::{Truth, witness_of};
 use crate::workload::{Workload, generator, list_at};
 
-/// The cluster is whole within this before anything begins.
+/// Maximum time until the cluster is whole before the run begins.
 const WHOLE_WITHIN: Duration = Duration::from_secs(30);
-/// Writes acknowledged after the last fault before the cluster counts as serving.
+/// Number of writes that must be acknowledged after the last fault before the cluster counts as serving.
 const HEALED_WRITES: usize = 20;
-/// Longer than any call of a client.
+/// Time for the last calls to end, longer than any call of a client.
 const DRAIN: Duration = Duration::from_secs(10);
-/// The last lists, and until all watches have told of what is in them.
+/// Maximum time for the last lists, and until all watches have delivered what is in them.
 const LAST_LOOK: Duration = Duration::from_secs(20);
-/// How often it is looked what is due.
+/// Interval at which due faults are looked for.
 const TICK: Duration = Duration::from_millis(20);
-/// How often it is looked whether an acknowledged write is missing, in ticks.
+/// Number of ticks between two checks whether an acknowledged write is missing.
 const LOST_TICKS: u32 = 50;
-/// How long the comparison of the replicas may take.
+/// Maximum time of the comparison of the replicas.
 const COMPARE_WITHIN: Duration = Duration::from_secs(20);
-/// Clients that list in the end have numbers from here on.
+/// First number of the clients that list everything at the end.
 const LAST_CLIENT: usize = 20_000;
 
-/// What is run, and where.
+/// Options of a run.
 pub struct Options {
-    /// What happens.
+    /// The experiment to run.
     pub experiment: Experiment,
-    /// Decides everything that the experiment leaves open.
+    /// Seed that decides everything the experiment leaves open.
     pub seed: u64,
     /// Peer addresses of masters, as `HOST:PORT`.
     pub peers: Vec<String>,
-    /// The port of agents.
+    /// Default port of agents.
     pub agent_port: u16,
-    /// Agents elsewhere.
+    /// Addresses of agents at other places.
     pub agents: Agents,
-    /// Told of everything that happens.
+    /// Callback for progress messages.
     pub progress: Progress,
 }
 
@@ -68,23 +68,23 @@ struct Run {
     workload: Workload,
     injector: Injector,
     truth: Truth,
-    /// The clients that each watch one master.
+    /// Clients that each watch one master.
     witnesses: BTreeSet<usize>,
-    /// The revision at which nothing was there.
+    /// Revision at which none of the clients' objects existed yet.
     origin_revision: u64,
-    /// When the schedule began.
+    /// Moment at which the schedule began.
     origin: Duration,
     stop: CancellationToken,
     others: Vec<Reason>,
     notes: Vec<String>,
 }
 
-/// Runs the experiment. What went wrong in it is in the report; the history is what
-/// it was judged by. Cancelling `stop` ends it early, with all faults undone.
+/// Runs the experiment; returns the report, which has what went wrong, and the history it was judged by.
+/// Cancelling `stop` ends the run early, with all faults undone.
 ///
 /// # Errors
-/// Where it cannot begin: the cluster does not answer, is not the one the experiment
-/// needs, is not whole, or has faults already.
+/// Fails if the run cannot begin: the cluster does not answer, is not the one the experiment needs, is not
+/// whole, or has faults already.
 pub async fn run(
     options: Options,
     access: Access,
@@ -181,7 +181,7 @@ impl Run {
         whole
     }
 
-    /// The schedule, until it is over or something stops it.
+    /// Carries out the schedule until it is over or the run must be aborted.
     async fn break_things(&mut self) {
         let duration = self.options.experiment.spec.duration;
         let mut ticks = 0_u32;
@@ -198,7 +198,7 @@ impl Run {
         }
     }
 
-    /// Why the run should not go on.
+    /// Returns the reason to abort the run; `None` to go on.
     fn aborts(&self, look_for_lost: bool) -> Option<String> {
         if self.stop.is_cancelled() {
             return Some("it was interrupted".to_owned());
@@ -214,7 +214,7 @@ impl Run {
         (lost >= limit).then(|| format!("{lost} acknowledged writes are lost"))
     }
 
-    /// Takes all faults away and waits until the cluster serves again, whole.
+    /// Ends all faults and waits until the cluster is whole and serves again.
     async fn heal(&mut self) {
         (self.options.progress)("everything is undone");
         let limit = self.options.experiment.spec.recover_within;
@@ -235,8 +235,8 @@ impl Run {
         }
     }
 
-    /// Lists everything at every master, and waits until the truth is known up to
-    /// that, and every master's own watch has come to it; says whether it is known.
+    /// Lists everything at every master, and waits until the truth is known up to these lists and every
+    /// master's own watch has reached them. Returns whether the truth is known.
     async fn last_look(&mut self) -> bool {
         let end = tokio::time::Instant::now() + LAST_LOOK;
         let mut revisions = Vec::new();
@@ -249,7 +249,7 @@ impl Run {
         }
         let Some(last) = revisions.into_iter().max() else { return false };
         let witnesses = self.injector.cluster.masters.values().filter_map(|master| witness_of(master.id));
-        // Masters that joined meanwhile have none.
+        // Masters that joined during the run have no witness.
         let witnesses = witnesses.filter(|client| self.witnesses.contains(client));
         self.observer.close(last, witnesses.collect());
         loop {
@@ -312,7 +312,7 @@ impl Run {
         (self.options.progress)(&format!("judging {} operations", history.operations.len()));
         let experiment = &self.options.experiment;
         if !known {
-            // Without all changes these would find what is not there.
+            // If some changes are unknown, these checks would report violations that are none.
             let by_truth =
                 [Invariant::AcknowledgedWritesKept, Invariant::NoPhantoms, Invariant::WatchesExact];
             let why = "no set of masters' watches told of all changes without a gap".to_owned();
@@ -354,7 +354,7 @@ impl Run {
         report::build(&self.options.experiment, self.options.seed, self.injector.records(), seen)
     }
 
-    /// Takes away what the run made in the cluster, as far as it answers.
+    /// Deletes what the run created in the cluster, as far as the cluster answers.
     async fn clean(&mut self, namespace: &str, token: Option<&JoinToken>) {
         for master in self.injector.cluster.masters.values() {
             let mut client = Client::new(&self.access, master.api);
@@ -373,7 +373,7 @@ impl Run {
     }
 }
 
-/// The cluster is as large as the experiment needs.
+/// Checks that the cluster is as large as the experiment needs.
 fn fits(experiment: &Experiment, cluster: &Cluster) -> Result<(), Error> {
     let wanted = experiment.spec.cluster;
     let counts = [
@@ -389,8 +389,8 @@ fn fits(experiment: &Experiment, cluster: &Cluster) -> Result<(), Error> {
     Ok(())
 }
 
-/// No agent holds a fault of an earlier run. One that does not answer is found out
-/// when it is needed.
+/// Checks that no agent holds a fault of an earlier run. An agent that does not answer is noticed when it is
+/// needed.
 async fn unhurt(cluster: &Cluster) -> Result<(), Error> {
     for (node, agent) in &cluster.agents {
         if let Ok(described) = agent.describe().await
@@ -431,7 +431,7 @@ async fn whole(observer: &Observer, cluster: &Cluster) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes the namespace the clients work in; says at which revision nothing is there.
+/// Creates the clients' namespace; returns the revision at which none of their objects exists yet.
 async fn create_namespace(client: &mut Client, name: &str) -> Result<u64, Error> {
     let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
     let failed = |what: String| Error::Node(format!("namespace {name}: {what}"));
@@ -439,7 +439,7 @@ async fn create_namespace(client: &mut Client, name: &str) -> Result<u64, Error>
     let mut tries = 0_u32;
     loop {
         let made = client.ask(Method::POST, "/api/v1/namespaces", Some(&object)).await;
-        // A first try without an answer may have made it.
+        // A first attempt without an answer may have created it.
         let exists = |status: StatusCode| status == StatusCode::CONFLICT && tries > 0;
         let why = match made {
             Ok(answer) if answer.status.is_success() || exists(answer.status) => break,
@@ -462,7 +462,7 @@ async fn create_namespace(client: &mut Client, name: &str) -> Result<u64, Error>
     revision.ok_or_else(|| failed("the list has no revision".to_owned()))
 }
 
-/// A join token, where masters will join.
+/// Creates a join token if the experiment adds masters; `None` if it does not.
 async fn token(options: &Options, access: &Access, client: &mut Client) -> Result<Option<JoinToken>, Error> {
     let joins = |fault: &Fault| matches!(fault, Fault::Member(MemberFault::Add(_) | MemberFault::Replace(_)));
     if !options.experiment.spec.schedule.iter().any(|entry| joins(&entry.fault)) {

@@ -1,9 +1,9 @@
-//! The steady state: what held outside faults. A fault lasts, for this, from its
-//! begin until the cluster has healed after it. Pure. `report` calls it.
+//! Checks the steady state: what must hold outside faults. In this check a fault lasts from its begin until
+//! the cluster has healed after it. Does no I/O. `report` calls it.
 //!
-//! A bound on a time is one on the 99th percentile of the calls made while nothing
-//! was wrong, where a call without an answer counts as one that took for ever: a
-//! single slow call is the machine's, one in a hundred is ours.
+//! A bound on a time holds for the 99th percentile of the calls made outside faults; a call without an answer
+//! counts as infinitely slow. A single slow call may be due to the machine, one in a hundred is due to the
+//! cluster.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use chaos_spec::experiment::Probe;
 use chaos_spec::report::{FaultRecord, Violation, Window};
 use chaos_spec::units::Percent;
 
-/// The share of calls that a bound is for.
+/// Share of calls that must keep a bound on a time.
 const SHARE: f64 = 0.99;
 
-/// The name of a probe, as reports list it.
+/// Returns the name of a probe, as reports list it.
 pub fn name(probe: &Probe) -> String {
     match probe {
         Probe::Write(bound) => format!("steady write within {:?}", bound.within),
@@ -24,7 +24,7 @@ pub fn name(probe: &Probe) -> String {
     }
 }
 
-/// What did not hold of a probe.
+/// Returns how a probe was violated; `None` if it held.
 pub fn check(
     probe: &Probe,
     history: &History,
@@ -41,26 +41,26 @@ pub fn check(
     what.map(|what| Violation { check: name(probe), what })
 }
 
-/// The time outside faults.
+/// The time outside faults, kept as the begin and end of each fault.
 struct Quiet(Vec<(Duration, Duration)>);
 
 impl Quiet {
     fn new(faults: &[FaultRecord]) -> Self {
         let over = |fault: &FaultRecord| match (fault.full_heal, fault.ended) {
             (Some(heal), _) => fault.at + heal,
-            // It happened once; there was nothing to heal.
+            // A fault that happened once, with nothing to heal.
             (None, Some(ended)) if ended == fault.at => ended,
             _ => Duration::MAX,
         };
         Self(faults.iter().map(|fault| (fault.at, over(fault))).collect())
     }
 
-    /// Whether no fault was there at any moment of a stretch.
+    /// Returns whether no fault was there at any moment from `from` to `to`.
     fn all(&self, from: Duration, to: Duration) -> bool {
         self.0.iter().all(|(begin, end)| to < *begin || from > *end)
     }
 
-    /// A stretch without the faults in it.
+    /// Returns how much of the time from `from` to `to` lies outside faults.
     fn within(&self, from: Duration, to: Duration) -> Duration {
         let mut cuts: Vec<(Duration, Duration)> =
             self.0.iter().map(|(begin, end)| ((*begin).clamp(from, to), (*end).clamp(from, to))).collect();

@@ -1,7 +1,6 @@
-//! What the masters say of themselves and of each other, asked often: who leads
-//! which term, who is a member, how far each has come. `observer` keeps it.
-//! An invariant is here: at most one leader a term (Raft, section 5.2), as far as
-//! it can be seen from outside.
+//! What the masters say of themselves and of each other when polled: who leads which term, who is a member,
+//! which revision each has reached. `observer` keeps it. Also checks an invariant as far as it can be seen
+//! from outside: at most one leader a term (Raft, section 5.2).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,42 +8,42 @@ use std::time::Duration;
 use chaos_oracle::Violation;
 use proto_wire::cluster::Member;
 
-/// An answer older than this says nothing of now.
+/// Maximum age of an answer that still counts as current.
 const FRESH: Duration = Duration::from_millis(1500);
 
-/// Who led a term.
+/// A master that led a term.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Leader {
-    /// Since when it was seen.
+    /// Moment since which the master was seen to lead.
     pub since: Duration,
-    /// Which term.
+    /// The term.
     pub term: u64,
-    /// The id of the master.
+    /// Id of the master.
     pub master: u64,
 }
 
-/// What a master said last.
+/// Last answer of a master.
 #[derive(Debug, Clone, Default)]
 pub struct View {
-    /// When.
+    /// Moment of the answer.
     pub at: Duration,
-    /// Its term.
+    /// Term of the master.
     pub term: u64,
-    /// Whether it thinks that it leads.
+    /// Whether the master considers itself leader.
     pub leads: bool,
-    /// Whom it takes for the leader.
+    /// Id of the master that it considers leader; `None` if it knows none.
     pub leader: Option<u64>,
-    /// All members, as it knows them.
+    /// All members, as the master knows them.
     pub members: Vec<Member>,
-    /// How far its store has come.
+    /// Revision of the master's store.
     pub revision: u64,
 }
 
-/// What all of them said last.
+/// Last answers of all masters.
 #[derive(Debug, Default)]
 pub struct Views {
     latest: BTreeMap<u64, View>,
-    /// How far each had come a look earlier, and when.
+    /// Moment and revision of each master's previous answer.
     earlier: BTreeMap<u64, (Duration, u64)>,
     leaders: BTreeMap<u64, Leader>,
     terms: Vec<(Duration, u64)>,
@@ -52,14 +51,14 @@ pub struct Views {
 }
 
 impl Views {
-    /// Master `id` has answered.
+    /// Adds an answer of master `id`.
     pub fn add(&mut self, id: u64, view: View) {
         if self.terms.last().is_none_or(|(_, term)| *term < view.term) {
             self.terms.push((view.at, view.term));
         }
         if let Some(before) = self.latest.get(&id) {
             self.earlier.insert(id, (before.at, before.revision));
-            // Said twice: one answer may have been put together while the term changed.
+            // Counts only if two answers in a row say so: one may have been composed while the term changed.
             if view.leads && before.leads && before.term == view.term {
                 let claim = Leader { since: before.at, term: view.term, master: id };
                 let known = *self.leaders.entry(view.term).or_insert(claim);
@@ -72,21 +71,21 @@ impl Views {
         self.latest.insert(id, view);
     }
 
-    /// Who leads now, as it thinks itself; of several the one of the latest term.
+    /// Returns the master that now considers itself leader; of several the one with the highest term.
     pub fn leader(&self, now: Duration) -> Option<u64> {
         let leading = self.fresh(now).filter(|(_, view)| view.leads);
         leading.max_by_key(|(_, view)| view.term).map(|(id, _)| id)
     }
 
-    /// The members as the leader knows them, or else whoever answered last.
+    /// Returns the members as the leader knows them; without a leader, as the latest answer has them.
     pub fn members(&self, now: Duration) -> Vec<Member> {
         let leader = self.leader(now).and_then(|id| self.latest.get(&id));
         let latest = || self.latest.values().max_by_key(|view| view.at);
         leader.or_else(latest).map(|view| view.members.clone()).unwrap_or_default()
     }
 
-    /// Whether every master of `expected` (by name) answers, follows one leader, is
-    /// a member as all know it, an odd number of them votes, and all have caught up.
+    /// Returns whether every master of `expected` (by name) answers, follows one leader, and is a member that
+    /// all others know, an odd number of them vote, and all have caught up.
     pub fn is_whole(&self, expected: &BTreeSet<String>, now: Duration) -> bool {
         let Some(leader) = self.leader(now) else { return false };
         let Some(of_leader) = self.latest.get(&leader) else { return false };
@@ -108,22 +107,22 @@ impl Views {
         names == *expected && voters == odd && of_leader.members.iter().all(fit)
     }
 
-    /// Who led each term, in the order of terms.
+    /// Returns the leaders in the order of their terms.
     pub fn leaders(&self) -> Vec<Leader> {
         self.leaders.values().copied().collect()
     }
 
-    /// When each term was first seen, in order.
+    /// Returns when each term was first seen, in order.
     pub fn terms(&self) -> &[(Duration, u64)] {
         &self.terms
     }
 
-    /// What did not hold.
+    /// Takes the violations found so far.
     pub fn violations(&mut self) -> Vec<Violation> {
         std::mem::take(&mut self.violations)
     }
 
-    /// In words, for when the cluster is not what it should be.
+    /// Describes the masters' answers in words, for messages about a cluster that is not whole.
     pub fn words(&self, now: Duration) -> String {
         let word = |(id, view): (&u64, &View)| {
             let age = now.saturating_sub(view.at);

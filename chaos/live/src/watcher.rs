@@ -1,8 +1,7 @@
-//! Clients that watch: list, watch from there, and when a watch ends go on from
-//! what was seen last (Kubernetes API concepts, "Efficient detection of changes").
-//! Most roam from master to master. One stays with each master and tells the
-//! observer all that this master applied: together they are the truth that the
-//! oracle judges by, and it counts as known only as far as it has no gap.
+//! Clients that watch: they list, watch from there, and when a watch ends resume from the last revision seen
+//! (Kubernetes API concepts, "Efficient detection of changes"). Most move from master to master. One client
+//! stays with each master (its witness) and reports every change that this master applied: together the
+//! witnesses' changes are the truth that the oracle judges by, known only as far as it has no gap.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,28 +20,28 @@ use crate::http::Client;
 use crate::observer::Covered;
 use crate::workload::{Workload, generator};
 
-/// A watch with bookmarks is never silent for longer, unless something is wrong.
+/// Maximum silence of a watch with bookmarks when nothing is wrong; after that the watch is given up.
 const SILENCE: Duration = Duration::from_secs(5);
-/// Longest time the server is asked to keep a watch of a roaming client, in seconds.
+/// Maximum duration of a roaming client's watch that the server is asked for, in seconds.
 const WATCH_SECONDS: u64 = 20;
-/// The same for a witness.
+/// Maximum duration of a witness's watch that the server is asked for, in seconds.
 const WITNESS_SECONDS: u64 = 300;
-/// After a watch ended.
+/// Pause after a watch has ended.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Numbers of witnesses begin here; the others are those of their clients.
+/// First client number of witnesses; other watchers have the numbers of their clients.
 const WITNESS: usize = 10_000;
 
-/// The number of the client that watches this master alone.
+/// Returns the number of the client that watches only this master.
 pub fn witness_of(master: u64) -> Option<usize> {
     usize::try_from(master).ok().map(|master| WITNESS + master)
 }
 
-/// What all witnesses have seen without a gap; clones share it.
+/// Revisions that the witnesses have seen without a gap; clones share the data.
 #[derive(Clone, Default)]
 pub struct Truth(Arc<Mutex<Vec<Covered>>>);
 
 impl Truth {
-    /// All parts.
+    /// Returns all covered ranges.
     pub fn covered(&self) -> Vec<Covered> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -61,11 +60,11 @@ impl Truth {
     }
 }
 
-/// Whom a watcher asks.
+/// Masters that a watcher asks.
 enum Place {
-    /// Any master, another one every time.
+    /// Any master, a different one each time.
     Roams(Box<StdRng>),
-    /// One alone.
+    /// Only one master.
     Stays { at: SocketAddr, master: u64, truth: Truth, part: usize },
 }
 
@@ -76,8 +75,8 @@ struct Watcher {
 }
 
 impl Workload {
-    /// Roaming watcher number `number`, until the load ends and a while longer:
-    /// until `stop`, so that it sees the last changes.
+    /// Runs roaming watcher number `number`. It goes on after the load has ended, until `stop`, so that it
+    /// sees the last changes.
     pub async fn roam(self, number: usize, stop: tokio_util::sync::CancellationToken) {
         let place = Place::Roams(Box::new(generator(self.seed, 2000 + number as u64)));
         let watched = Watched { client: number, streams: Vec::new() };
@@ -85,8 +84,8 @@ impl Workload {
         watcher.run(stop).await;
     }
 
-    /// The witness of master `master` at `at`, from revision `origin` on, at which
-    /// nothing was there.
+    /// Runs the witness of master `master` at address `at`, from revision `origin` on, at which none of the
+    /// clients' objects existed.
     pub async fn witness(
         self,
         master: u64,
@@ -138,7 +137,7 @@ impl Watcher {
         Client::new(&self.workload.access, at)
     }
 
-    /// Begins a stream with a list.
+    /// Begins a stream with a list; `None` if the list failed.
     async fn list(&mut self) -> Option<()> {
         let collection = self.workload.collection.clone();
         let answer = self.client().ask(Method::GET, &collection, None).await.ok()?;
@@ -154,7 +153,7 @@ impl Watcher {
         Some(())
     }
 
-    /// One watch, from what was seen last.
+    /// Runs one watch from the revision that was seen last.
     async fn watch(&mut self) -> End {
         let from = self.watched.streams.last().map_or(0, |stream| stream.reached);
         let seconds = match &mut self.place {

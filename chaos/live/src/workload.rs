@@ -1,7 +1,6 @@
-//! The clients of a live run: each works on a few ConfigMaps through the API of
-//! whichever master it likes, and reports every call with what it knows of its
-//! outcome. An outcome that is not known stays so. The load is open: calls begin
-//! when it is time, answered or not.
+//! Clients of a live run: each works on a few ConfigMaps through the API of any master, and reports every
+//! call with its outcome as far as the client knows it. An unknown outcome is reported as unknown. The load
+//! is open: calls begin on time, whether or not earlier ones have been answered.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,25 +21,26 @@ use crate::access::Access;
 use crate::http::{Client, Failure};
 use crate::observer::Observer;
 
-/// Calls of one client that overlap; more are not begun.
+/// Maximum number of concurrent calls of one client; further calls are skipped.
 const CALLS_MAX: u32 = 16;
-/// How often the steady client writes.
+/// Interval between the writes of the steady client.
 const STEADY: Duration = Duration::from_millis(100);
-/// Calls of the steady client that overlap: those of a few seconds without an answer.
+/// Maximum number of concurrent calls of the steady client: as many as begin in a few seconds without an
+/// answer.
 const STEADY_MAX: u32 = 64;
-/// Connections of one client to one master that wait to be used again.
+/// Maximum number of idle connections of one client to one master.
 const IDLE_MAX: usize = 4;
 
-/// What all clients share.
+/// Data shared by all clients.
 #[derive(Clone)]
 pub struct Workload {
-    /// The way to the masters.
+    /// Credentials for connecting to the masters.
     pub access: Access,
-    /// Where calls are reported.
+    /// Observer to which calls are reported.
     pub observer: Observer,
-    /// Path of the ConfigMaps they work on.
+    /// API path of the clients' ConfigMaps.
     pub collection: Arc<str>,
-    /// Decides what the clients do.
+    /// Seed that decides what the clients do.
     pub seed: u64,
     /// Cancelled when no more calls may begin.
     pub ended: CancellationToken,
@@ -48,7 +48,7 @@ pub struct Workload {
     masters: Arc<Mutex<Vec<SocketAddr>>>,
 }
 
-/// A client; calls that overlap share it.
+/// A client; its concurrent calls share the data.
 struct Worker {
     workload: Workload,
     number: usize,
@@ -57,19 +57,20 @@ struct Worker {
 
 struct State {
     memory: Memory,
-    /// Connections that are free, by master.
+    /// Idle connections by master.
     idle: BTreeMap<SocketAddr, Vec<Client>>,
-    /// The master this client prefers for a while.
+    /// Master that this client prefers for now.
     at: SocketAddr,
 }
 
-/// Randomness of its own for part `part` of a run.
+/// Returns a random number generator for part `part` of a run.
 pub fn generator(seed: u64, part: u64) -> StdRng {
     StdRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(part))
 }
 
 impl Workload {
-    /// The load of an experiment on the ConfigMaps of `collection`; `masters` must not be empty.
+    /// Creates the clients for an experiment's load on the ConfigMaps of `collection`; `masters` must not be
+    /// empty.
     pub fn new(
         access: Access,
         observer: Observer,
@@ -89,20 +90,20 @@ impl Workload {
         }
     }
 
-    /// Which masters the clients may ask from now on; an empty list changes nothing.
+    /// Sets the masters that clients may ask from now on; an empty list changes nothing.
     pub fn set_masters(&self, masters: Vec<SocketAddr>) {
         if !masters.is_empty() {
             *self.masters.lock().unwrap_or_else(PoisonError::into_inner) = masters;
         }
     }
 
-    /// One of them.
+    /// Returns a random master that clients may ask.
     pub fn any_master(&self, random: &mut StdRng) -> SocketAddr {
         let masters = self.masters.lock().unwrap_or_else(PoisonError::into_inner);
         masters[random.random_range(0..masters.len())]
     }
 
-    /// Starts all clients; the set is empty once they ended and their last calls are answered.
+    /// Starts all clients; the set is empty once they have ended and their last calls are answered.
     pub fn start(&self) -> JoinSet<()> {
         let mut clients = JoinSet::new();
         for number in 0..self.spec.clients as usize {
@@ -112,9 +113,9 @@ impl Workload {
         clients
     }
 
-    /// A client whose writes nobody's forbid, so that each is acknowledged when
-    /// writes are at all: it makes an object of its own ten times a second and
-    /// deletes it again. The others may be refused for half a second by chance.
+    /// Runs a client with objects of its own, whose writes no other client can make fail: ten times a second
+    /// it creates an object and deletes it again, so each is acknowledged whenever writes are. The writes of
+    /// other clients may by chance all be refused for half a second.
     async fn steady(self, number: usize) {
         let mut random = generator(self.seed, 1000 + number as u64);
         let in_flight = Arc::new(Semaphore::new(STEADY_MAX as usize));
@@ -150,7 +151,7 @@ impl Workload {
         }
     }
 
-    /// How many clients watch: one for each of the others, if the experiment watches at all.
+    /// Returns the number of watching clients: as many as read and write, or 0 if the mix has no watches.
     pub fn watchers(&self) -> usize {
         if self.spec.mix.watch > 0 { self.spec.clients as usize } else { 0 }
     }
@@ -178,7 +179,7 @@ impl Workload {
                 });
             }
         }
-        // Every call has a deadline, so this ends.
+        // Every call has a deadline, so this wait ends.
         drop(in_flight.acquire_many(CALLS_MAX).await);
     }
 }
@@ -188,7 +189,7 @@ impl Worker {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Until the next call: between nothing and twice the mean.
+    /// Draws the pause until the next call: between zero and twice the mean.
     fn pause(&self) -> Duration {
         let mean_us = 1_000_000 * u64::from(self.workload.spec.clients) / u64::from(self.workload.spec.rate);
         Duration::from_micros(self.lock().memory.random.random_range(0..=2 * mean_us))
@@ -212,7 +213,7 @@ impl Worker {
         {
             let state = &mut *self.lock();
             if matches!(outcome, Outcome::NotEntered | Outcome::Unknown) {
-                // Elsewhere it may go better.
+                // The call failed: try another master.
                 state.at = self.workload.any_master(&mut state.memory.random);
             } else {
                 let idle = state.idle.entry(at).or_default();
@@ -227,7 +228,7 @@ impl Worker {
     }
 }
 
-/// Asks and says when, and what came of it; none, and a violation, for an answer that makes no sense.
+/// Makes a call and returns it with its times and outcome; `None`, and a violation, if the answer is invalid.
 async fn ask(
     workload: &Workload,
     client: &mut Client,
@@ -249,8 +250,7 @@ async fn ask(
     outcome.map(|outcome| (called, returned, outcome))
 }
 
-/// Lists everything at one master, as client `number`, until that is answered or
-/// `limit` is over; says at which revision.
+/// Lists everything at one master as client `number`, retrying until `limit`; returns the list's revision.
 pub async fn list_at(workload: &Workload, master: SocketAddr, number: usize, limit: Duration) -> Option<u64> {
     let end = tokio::time::Instant::now() + limit;
     while tokio::time::Instant::now() < end {

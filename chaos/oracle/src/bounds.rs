@@ -1,6 +1,5 @@
-//! What an experiment bounds throughout, in and outside faults: elections, the longest
-//! write, and how soon the loss of a leader is noticed. Pure. The reports of simulated
-//! and live runs call it.
+//! Checks an experiment's bounds on the whole run, in and outside faults: elections, the longest write, and
+//! how soon the loss of a leader is noticed. Does no I/O. The reports of simulated and live runs call it.
 
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use chaos_spec::{FaultKind, Target};
 
 use crate::history::{History, Operation, Outcome};
 
-/// The bounds of an experiment, as reports list them.
+/// Returns the names of the bounds that an experiment sets, as reports list them.
 pub fn names(bounds: &Bounds) -> Vec<String> {
     let elections = bounds.elections.map(elections_name);
     let longest = bounds.longest_write.map(longest_name);
@@ -30,7 +29,8 @@ fn noticed_name(within: Duration) -> String {
     format!("lost leaders noticed within {within:?}")
 }
 
-/// What was not kept. Stamps of the history and `origin` have one zero; operations before it do not count.
+/// Returns the violated bounds. Stamps of the history and `origin` have the same zero; operations before
+/// `origin` do not count.
 pub fn check(
     bounds: &Bounds,
     history: &History,
@@ -58,13 +58,13 @@ pub fn check(
     found
 }
 
-/// Whether a fault takes the leader away; its line begins as `Fault` writes it.
+/// Returns whether a fault kills the leader; its line begins as `Fault` formats it.
 fn loses_leader(fault: &FaultRecord) -> bool {
     let leader = format!(" {}", Target::Leader);
     matches!(fault.kind, FaultKind::Kill | FaultKind::Powerloss) && fault.what.contains(&leader)
 }
 
-/// The slowest write, where it took longer than it may.
+/// Describes the slowest write and counts those slower than `within`; `None` if there are none.
 fn longest(history: &History, origin: Duration, within: Duration) -> Option<String> {
     let waited = |operation: &&Operation| match operation.outcome {
         Outcome::Unknown => Duration::MAX,
@@ -117,7 +117,7 @@ mod tests {
     fn what_is_within_its_bounds_passes() {
         let bounds = Bounds { elections: Some(1), longest_write: Some(ms(1000)), noticed: Some(ms(1000)) };
         let written = Outcome::Written { revision: 1 };
-        // What came before the origin is no part of it.
+        // Operations before the origin do not count.
         let history = history(&[(10, 9000, written.clone()), (5000, 5900, written)]);
         let faults = [kill("kill leader (m1)", Some(ms(700))), kill("kill follower (m2)", None)];
         assert_eq!(check(&bounds, &history, ms(1000), 1, &faults), []);

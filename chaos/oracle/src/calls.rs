@@ -1,5 +1,5 @@
-//! A client's call as a request of the Kubernetes API, and what an answer proves
-//! about it. Pure: simulated and live clients ask and read alike.
+//! Converts a client's call to a Kubernetes API request, and an answer to what it proves about the call. Does
+//! no I/O: simulated and live clients use the same code.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use crate::history::{Call, Outcome, Refusal, Versioned};
 
-/// What the names of the clients' objects begin with; others in the namespace are the cluster's own.
+/// Prefix of the names of the clients' objects; other objects in the namespace belong to the cluster.
 pub const KEY_PREFIX: &str = "reg-";
 
-/// How the API server says that it gave a write up because others always came first.
+/// Prefix of the API server's message when it gave up a write after repeated conflicts.
 const STARVING: &str = "the object changed too often";
 
 fn object(key: &str, value: &str, revision: Option<u64>) -> Value {
@@ -24,7 +24,7 @@ fn object(key: &str, value: &str, revision: Option<u64>) -> Value {
     object
 }
 
-/// The request of a call on a collection of ConfigMaps.
+/// Returns the request for a call on a collection of ConfigMaps: method, path and body.
 pub fn request(collection: &str, call: &Call) -> (Method, String, Option<Value>) {
     let path = |key: &str| format!("{collection}/{key}");
     match call {
@@ -50,16 +50,16 @@ pub fn request(collection: &str, call: &Call) -> (Method, String, Option<Value>)
     }
 }
 
-/// The Content-Type of what a method sends.
+/// Returns the Content-Type of a request body for a method.
 pub fn content_type(method: &Method) -> &'static str {
     if *method == Method::PATCH { "application/merge-patch+json" } else { "application/json" }
 }
 
-/// Where the next page of a list is, whose last page this is; none where it is whole.
+/// Returns the path of the page that follows `page`; `None` if the list is complete or not paged.
 pub fn next_page(collection: &str, call: &Call, page: &Value) -> Option<String> {
     let Call::Pages { limit } = call else { return None };
     let token = page["metadata"]["continue"].as_str().filter(|token| !token.is_empty())?;
-    // What a token may hold besides letters and digits is escaped (RFC 3986, section 2.1).
+    // Characters of a continue token other than letters and digits are escaped (RFC 3986, section 2.1).
     let escape = |byte: u8| match byte {
         b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'_' | b'.' => char::from(byte).to_string(),
         other => format!("%{other:02X}"),
@@ -68,7 +68,7 @@ pub fn next_page(collection: &str, call: &Call, page: &Value) -> Option<String> 
     Some(format!("{collection}?limit={limit}&continue={token}"))
 }
 
-/// Adds a page to those before it; false where it shows another state than they do.
+/// Appends a page to the earlier ones; returns false if it shows a different state (resourceVersion).
 pub fn add_page(whole: &mut Value, mut page: Value) -> bool {
     let same = whole["metadata"]["resourceVersion"] == page["metadata"]["resourceVersion"];
     if let (Some(items), Value::Array(more)) = (whole["items"].as_array_mut(), page["items"].take()) {
@@ -78,13 +78,13 @@ pub fn add_page(whole: &mut Value, mut page: Value) -> bool {
     same
 }
 
-/// The object in an answer, as clients remember it.
+/// Returns the version and value of the object in an answer; `None` if it has none.
 pub fn versioned(object: &Value) -> Option<Versioned> {
     let revision = object["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
     Some(Versioned { revision, value: object["data"]["v"].as_str()?.to_owned() })
 }
 
-/// The clients' objects of a list, by key.
+/// Returns the clients' objects of a list, by key.
 pub fn objects(list: &Value) -> BTreeMap<String, Versioned> {
     let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
     let named = items.iter().filter_map(|item| Some((item["metadata"]["name"].as_str()?, item)));
@@ -92,7 +92,7 @@ pub fn objects(list: &Value) -> BTreeMap<String, Versioned> {
     ours.filter_map(|(name, item)| Some((name.to_owned(), versioned(item)?))).collect()
 }
 
-/// What an answer says of its call; none where it makes no sense.
+/// Returns what an answer proves about its call; `None` if the answer is invalid.
 pub fn outcome(call: &Call, status: StatusCode, body: &Value) -> Option<Outcome> {
     let write = call.is_write();
     let message = body["message"].as_str().unwrap_or_default();
@@ -117,12 +117,12 @@ pub fn outcome(call: &Call, status: StatusCode, body: &Value) -> Option<Outcome>
         StatusCode::CONFLICT if body["reason"] == "AlreadyExists" => {
             Some(Outcome::Refused(Refusal::AlreadyExists))
         }
-        // It gave up before it proposed the last time.
+        // The server gave up before it proposed the write again.
         StatusCode::CONFLICT if message.starts_with(STARVING) => Some(Outcome::NotEntered),
         StatusCode::CONFLICT if write => Some(Outcome::Refused(Refusal::Conflict)),
-        // What the first page showed is no longer known.
+        // The state that the first page showed was compacted.
         StatusCode::GONE if matches!(call, Call::Pages { .. }) => Some(Outcome::NotEntered),
-        // Sent only where the write certainly never entered a log.
+        // The server sends these only if the write certainly never entered a log.
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Some(Outcome::NotEntered),
         StatusCode::GATEWAY_TIMEOUT => Some(Outcome::Unknown),
         status if status.is_server_error() => Some(Outcome::Unknown),

@@ -1,7 +1,6 @@
-//! The figures of a run that both simulated and live reports have: which writes
-//! were acknowledged, when writes were available, counts and latencies, and what a
-//! check of the oracle stands for. Pure. The reports of `chaos/sim` and `chaos/live`
-//! are put together from these.
+//! Figures that simulated and live reports share: acknowledged writes, times of availability, counts,
+//! latencies, and the invariant that each check of the oracle stands for. Does no I/O. The reports of
+//! `chaos/sim` and `chaos/live` use it.
 
 use std::time::Duration;
 
@@ -11,21 +10,21 @@ use chaos_spec::{Invariant, Reason};
 use crate::history::{History, Operation, Outcome};
 use crate::{Violation, finals, linearizable, lists, lost, order, phantom, watches};
 
-/// Writes are available while one is answered at least this often, or none is asked for.
+/// Maximum time between answers, while any call waits, for writes to count as available.
 const AVAILABILITY_WINDOW: Duration = Duration::from_millis(500);
 
-/// The commit this was built from, where the build knew it.
+/// Commit that this was built from, if the build set it.
 pub const COMMIT: &str = match option_env!("EPHOR_COMMIT") {
     Some(commit) => commit,
     None => "unknown",
 };
 
-/// When a write was called and when its answer came, since the origin of the schedule.
+/// Times of a call and its answer, since the origin of the schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answered {
-    /// When it was called.
+    /// Time of the call.
     pub called: Duration,
-    /// When its answer came.
+    /// Time of the answer.
     pub returned: Duration,
 }
 
@@ -38,7 +37,7 @@ fn is_acknowledged(operation: &Operation) -> bool {
     matches!(operation.outcome, Outcome::Written { .. } | Outcome::Deleted { .. })
 }
 
-/// The acknowledged writes, by the time of their answers.
+/// Returns the acknowledged writes, ordered by the time of their answers.
 pub fn acknowledged(history: &History, origin: Duration) -> Vec<Answered> {
     let writes = history.operations.iter().filter(|operation| is_acknowledged(operation));
     let mut writes: Vec<_> = writes.map(|operation| answered(operation, origin)).collect();
@@ -46,9 +45,9 @@ pub fn acknowledged(history: &History, origin: Duration) -> Vec<Answered> {
     writes
 }
 
-/// When writes were available, from the origin to `end`. A refusal by the state of the
-/// object is an answer. Time without an answer is an outage from the first call on that
-/// got none in time; where nobody asked, nothing was missing.
+/// Returns when writes were available, from the origin to `end`. A refusal because of the object's state is
+/// an answer. Time without an answer is an outage from the first call on that got none in time; time without
+/// calls counts as available.
 pub fn availability(history: &History, origin: Duration, end: Duration) -> Vec<Window> {
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     for operation in history.operations.iter().filter(|operation| operation.call.is_write()) {
@@ -91,7 +90,7 @@ impl Windows {
     }
 }
 
-/// How many calls came to what.
+/// Counts operations by outcome.
 pub fn operations(history: &History, violations: &[Violation]) -> Operations {
     let mut counts = Operations::default();
     for operation in &history.operations {
@@ -113,7 +112,7 @@ pub fn operations(history: &History, violations: &[Violation]) -> Operations {
     counts
 }
 
-/// How long acknowledged writes took.
+/// Returns the latencies of acknowledged writes.
 pub fn latency(history: &History) -> Latency {
     let mut latency = Latency::default();
     for operation in history.operations.iter().filter(|operation| is_acknowledged(operation)) {
@@ -122,8 +121,8 @@ pub fn latency(history: &History) -> Latency {
     latency
 }
 
-/// The first moment at or after `moment` at which the cluster was whole; `wholeness` has
-/// the moments at which that changed.
+/// Returns the first moment at or after `moment` at which the cluster was whole; `wholeness` has the moments
+/// at which that changed.
 pub fn whole_after(wholeness: &[(Duration, bool)], moment: Duration) -> Option<Duration> {
     let next = wholeness.iter().position(|(at, _)| *at > moment).unwrap_or(wholeness.len());
     if next.checked_sub(1).and_then(|before| wholeness.get(before)).is_some_and(|(_, whole)| *whole) {
@@ -132,7 +131,8 @@ pub fn whole_after(wholeness: &[(Duration, bool)], moment: Duration) -> Option<D
     wholeness[next..].iter().find(|(_, whole)| *whole).map(|(at, _)| *at)
 }
 
-/// What the oracle found, as reports say it: what is broken, and what leaves the verdict open.
+/// Splits the oracle's findings into violations and reasons that leave the verdict open, as reports have
+/// them.
 pub fn findings(violations: &[Violation], acknowledged: &[Answered]) -> (Vec<Broken>, Vec<Reason>) {
     let (undecided, broken): (Vec<_>, Vec<_>) = violations.iter().partition(|found| found.is_undecided());
     let broken = broken.iter().map(|found| Broken {
@@ -150,7 +150,7 @@ pub fn findings(violations: &[Violation], acknowledged: &[Answered]) -> (Vec<Bro
     (broken.collect(), open)
 }
 
-/// The invariant that a check of the oracle stands for.
+/// Returns the invariant that a check of the oracle stands for.
 fn invariant(check: &'static str) -> &'static str {
     match check {
         lost::CHECK | finals::CHECK => Invariant::AcknowledgedWritesKept.name(),

@@ -1,12 +1,11 @@
-//! What was acknowledged is in the final state of every replica. `lost.rs` asks
-//! whether a write was ever applied; here it is asked whether it is still there when
-//! nobody writes any more, so a write that vanished from all replicas is found though
-//! no client ever read its key again. Called by `check`.
+//! Checks that acknowledged writes are in the final state of every replica. `lost.rs` checks whether a write
+//! was ever applied; this file checks whether it is still there after the last write. It finds a write that
+//! vanished from all replicas even if no client ever read its key again. Called by `check`.
 //!
-//! Nothing here looks at the truth: of each key the acknowledged write of the highest
-//! revision is there, or something newer is, or a delete that can have come after it
-//! was called. The final states are lists in the history (`History::finals`), so
-//! `lists.rs`, `order.rs` and `linearizable.rs` judge them as well, against the truth.
+//! This check does not use the truth: for each key the final state must have the acknowledged write of the
+//! highest revision, or something newer, or the effect of a delete that can have come after it was called.
+//! The final states are lists in the history (`History::finals`), so `lists.rs`, `order.rs` and
+//! `linearizable.rs` judge them as well, against the truth.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +13,10 @@ use super::Violation;
 use super::index::{Index, may_delete, violation};
 use crate::history::{History, Operation, Outcome, Versioned};
 
-/// Name of this check.
+/// Name of this check in reports.
 pub const CHECK: &str = "final state";
 
-/// The acknowledged writes that the final state of some replica lacks.
+/// Returns a violation for each acknowledged write that the final state of some replica lacks.
 pub fn check(history: &History) -> Vec<Violation> {
     let index = Index::new(history);
     let newest = newest(history);
@@ -42,7 +41,7 @@ pub fn check(history: &History) -> Vec<Violation> {
     found
 }
 
-/// The acknowledged write of the highest revision of each key, by its number.
+/// Returns for each key the acknowledged write of the highest revision: its index and that revision.
 fn newest(history: &History) -> BTreeMap<&str, (usize, u64)> {
     let mut newest: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
     for (number, operation) in history.operations.iter().enumerate() {
@@ -57,7 +56,7 @@ fn newest(history: &History) -> BTreeMap<&str, (usize, u64)> {
     newest
 }
 
-/// Why what a replica has of a key cannot be what came of this write.
+/// Returns why a replica's value of a key cannot be the result of this write; `None` if it can.
 fn missing(history: &History, (writer, at): (usize, u64), there: Option<&Versioned>) -> Option<String> {
     let write = &history.operations[writer];
     match there {
@@ -69,7 +68,7 @@ fn missing(history: &History, (writer, at): (usize, u64), there: Option<&Version
     }
 }
 
-/// Whether an operation can have deleted what this write made.
+/// Returns whether an operation can have deleted what this write wrote.
 fn may_follow(operation: &Operation, write: &Operation) -> bool {
     let unanswered = matches!(operation.outcome, Outcome::Unknown);
     may_delete(operation)
@@ -82,7 +81,7 @@ mod tests {
     use super::super::fixtures::{Run, rejected};
     use super::*;
 
-    /// Ends the run with what a replica has.
+    /// Ends a run with a replica's final list.
     fn ended(mut run: Run, revision: u64, found: &[(&str, &str, u64)]) -> Vec<Violation> {
         run.list(99, revision, found, (1000, 1001));
         run.history.finals = vec![run.history.operations.len() - 1];
@@ -99,7 +98,7 @@ mod tests {
     #[test]
     fn what_was_acknowledged_and_is_there_passes() {
         assert_eq!(ended(run(), 9, &[("a", "a2", 5), ("b", "b1", 6)]), []);
-        // A write of which nobody knows may have come after it, a delete too.
+        // A write with an unknown outcome may have come after it, and so may a delete.
         assert_eq!(ended(run(), 9, &[("a", "a3", 8), ("b", "b1", 6)]), []);
         let mut deleted = run();
         deleted.delete(2, "a", None, (7, 8), None).unknown_delete(3, "b", 9);

@@ -1,4 +1,4 @@
-//! Histories made by hand and seeded randomness, for the tests of the checks.
+//! Hand-made histories and seeded random numbers, for the tests of the checks.
 
 use std::collections::BTreeMap;
 
@@ -114,21 +114,21 @@ impl Run {
         self.add(client, Call::List, times, Outcome::Listed { revision, objects: objects(found) })
     }
 
-    /// A put in the truth.
+    /// Adds a put to the truth.
     pub(super) fn put(&mut self, key: &str, value: &str, revision: u64) -> &mut Self {
         let change = Change::Put { value: value.into() };
         self.history.truth.events.push(Event { revision, key: key.into(), change });
         self
     }
 
-    /// A deletion in the truth.
+    /// Adds a deletion to the truth.
     pub(super) fn deleted(&mut self, key: &str, value: &str, revision: u64) -> &mut Self {
         let change = Change::Deleted { value: value.into() };
         self.history.truth.events.push(Event { revision, key: key.into(), change });
         self
     }
 
-    /// The next stream of a client, with all that the truth has so far.
+    /// Adds the next stream of a client, which delivers all of the truth so far.
     pub(super) fn watch(&mut self, client: usize, from: u64, reached: u64) -> &mut Self {
         let events = self.history.truth.events.iter();
         let events = events.filter(|e| e.revision > from && e.revision <= reached).cloned().collect();
@@ -153,14 +153,14 @@ pub(super) fn objects(found: &[(&str, &str, u64)]) -> BTreeMap<String, Versioned
     found.iter().map(|(key, value, revision)| ((*key).to_owned(), versioned((value, *revision)))).collect()
 }
 
-/// Some violation has both texts.
+/// Asserts that some violation contains both texts.
 #[track_caller]
 pub(super) fn rejected(found: &[Violation], one: &str, other: &str) {
     let has = |violation: &&Violation| violation.what.contains(one) && violation.what.contains(other);
     assert!(found.iter().any(|v| has(&v)), "no violation with {one:?} and {other:?}: {found:#?}");
 }
 
-/// xorshift64 (Marsaglia 2003).
+/// Random number generator xorshift64 (Marsaglia 2003).
 pub(super) struct Random(u64);
 
 impl Random {

@@ -1,13 +1,11 @@
-//! What a simulated run did, as its clients saw it and as the final replicas
-//! know it. The workload of the simulation records it, `oracle::check` judges
-//! it, and a failed run writes it out as JSON next to its seed.
+//! History of a run, as its clients saw it and as the final replicas know it. The clients record it,
+//! `oracle::check` judges it, and a failed run writes it as JSON next to its seed.
 //!
-//! Clients work on ConfigMaps through the Kubernetes API. A key is an object's
-//! name; a value is unique for every write of the whole run, so that a value
-//! names the write it came from; a revision is a resourceVersion: one counter
-//! for the whole store, a new number for every change of any object
-//! (<https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions>).
-//! Changes of objects outside the workload leave gaps in the revisions seen here.
+//! Clients work on ConfigMaps through the Kubernetes API. A key is an object's name. A value is unique for
+//! every write of the whole run, so that it identifies the write that it came from. A revision is a
+//! resourceVersion: one counter for the whole store, a new number for every change of any object
+//! (<https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions>). Changes of other
+//! objects leave gaps between the revisions in the history.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,43 +15,43 @@ use serde::{Deserialize, Serialize};
 /// A value and the revision of the change that wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Versioned {
-    /// resourceVersion of the object.
+    /// resourceVersion of the object at that change.
     pub revision: u64,
-    /// Its value.
+    /// Value that the change wrote.
     pub value: String,
 }
 
-/// What a client asked for.
+/// A request of a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Call {
-    /// POST: only if the key is absent.
+    /// POST: creates the object only if the key is absent.
     Create {
         /// Name of the object.
         key: String,
-        /// What to write.
+        /// Value to write.
         value: String,
     },
-    /// PUT with a resourceVersion: compare-and-swap.
+    /// PUT with a resourceVersion: replaces the object only at that version (compare-and-swap).
     Update {
         /// Name of the object.
         key: String,
-        /// What the client read, and the resourceVersion it sends.
+        /// Version that the client read; it sends its resourceVersion.
         expected: Versioned,
-        /// What to write.
+        /// Value to write.
         value: String,
     },
-    /// DELETE, with a resourceVersion as precondition or without any.
+    /// DELETE, with or without a resourceVersion as precondition.
     Delete {
         /// Name of the object.
         key: String,
-        /// The precondition.
+        /// Version whose resourceVersion is the precondition; `None` for no precondition.
         expected: Option<Versioned>,
     },
-    /// PATCH (merge) without resourceVersion: whatever is there, if anything is.
+    /// PATCH (merge) without resourceVersion: changes any version of the object, if it exists.
     Patch {
         /// Name of the object.
         key: String,
-        /// What to write.
+        /// Value to write.
         value: String,
     },
     /// GET without resourceVersion: the most recent state.
@@ -63,17 +61,17 @@ pub enum Call {
     },
     /// LIST without resourceVersion of all keys: the most recent state.
     List,
-    /// The same in pages, with `continue`: all of the state that the first page shows.
+    /// LIST as pages with `continue`: all pages show the state of the first page.
     Pages {
-        /// Objects in a page.
+        /// Maximum number of objects in a page.
         limit: u32,
     },
-    /// LIST with `resourceVersion=0`: any state there was.
+    /// LIST with `resourceVersion=0`: any past state.
     ListAny,
 }
 
 impl Call {
-    /// The key it is about; none for a list.
+    /// Returns the key of the call; `None` for a list.
     pub fn key(&self) -> Option<&str> {
         match self {
             Self::Create { key, .. }
@@ -85,12 +83,12 @@ impl Call {
         }
     }
 
-    /// Whether it is meant to change something.
+    /// Returns whether the call is meant to change something.
     pub fn is_write(&self) -> bool {
         matches!(self, Self::Create { .. } | Self::Update { .. } | Self::Delete { .. } | Self::Patch { .. })
     }
 
-    /// The value it would write: that of a create, an update or a patch.
+    /// Returns the value of a create, an update or a patch; `None` for other calls.
     pub fn value(&self) -> Option<&str> {
         match self {
             Self::Create { value, .. } | Self::Update { value, .. } | Self::Patch { value, .. } => {
@@ -101,101 +99,100 @@ impl Call {
     }
 }
 
-/// Why a write was refused by the state of its object.
+/// Reason why the object's state made a write fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refusal {
-    /// 409 AlreadyExists: a create of what exists.
+    /// 409 AlreadyExists: a create of an existing object.
     AlreadyExists,
-    /// 409 Conflict: the object exists and is not the expected version.
+    /// 409 Conflict: the object exists and is not at the expected version.
     Conflict,
-    /// 404 NotFound: an update or a delete of what does not exist.
+    /// 404 NotFound: an update or a delete of an object that does not exist.
     NotFound,
 }
 
-/// What a client knows of how its call ended.
+/// What a client knows of the outcome of its call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// A create, an update or a patch took effect at this revision.
     Written {
-        /// resourceVersion of the answered object.
+        /// resourceVersion of the object in the answer.
         revision: u64,
     },
     /// A delete took effect.
     Deleted {
-        /// Revision of the deletion, where the answer told it.
+        /// Revision of the deletion; `None` if the answer did not have it.
         revision: Option<u64>,
     },
-    /// The state of the object forbade the write, which had no effect.
+    /// The write was refused because of the object's state, and had no effect.
     Refused(Refusal),
-    /// What a get found; `None` for 404.
+    /// Object that a get found; `None` for 404.
     Read(Option<Versioned>),
-    /// What a list found.
+    /// Objects that a list found.
     Listed {
-        /// resourceVersion of the list: the state of the store it shows.
+        /// resourceVersion of the list, the revision of the store that it shows.
         revision: u64,
-        /// All objects, by key.
+        /// All objects of the list, by key.
         objects: BTreeMap<String, Versioned>,
     },
-    /// What a list found that may show an earlier state.
+    /// Objects that a list of any version found, which may be an earlier state.
     Shown {
-        /// resourceVersion of the list: the state of the store it shows.
+        /// resourceVersion of the list, the revision of the store that it shows.
         revision: u64,
-        /// All objects, by key.
+        /// All objects of the list, by key.
         objects: BTreeMap<String, Versioned>,
     },
-    /// It may have happened, or may happen yet.
+    /// The call may have had an effect, or may still have one.
     Unknown,
-    /// It never happened and never will.
+    /// The call never had an effect and never will.
     NotEntered,
 }
 
 /// One call of one client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
-    /// Who called.
+    /// Number of the client.
     pub client: usize,
-    /// What was asked for.
+    /// The client's request.
     pub call: Call,
-    /// When, in simulated nanoseconds; a number of `Stamps`.
+    /// Time of the call, in simulated nanoseconds; a stamp of [`Stamps`].
     pub called: u64,
-    /// When the answer came; a number of `Stamps`. Without meaning for `Unknown`
-    /// and `NotEntered`.
+    /// Time of the answer; a stamp of [`Stamps`]. Without meaning for `Unknown` and `NotEntered`.
     pub returned: u64,
-    /// What it came to.
+    /// Outcome of the call.
     pub outcome: Outcome,
 }
 
 impl Operation {
-    /// Whether it may have changed the store.
+    /// Returns whether the operation may have changed the store.
     pub fn may_write(&self) -> bool {
         self.call.is_write() && !matches!(self.outcome, Outcome::Refused(_) | Outcome::NotEntered)
     }
 }
 
-/// What a change did to its object.
+/// Effect of a change on its object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
-    /// ADDED or MODIFIED.
+    /// The object was created or modified (ADDED or MODIFIED).
     Put {
-        /// The value from here on.
+        /// Value after the change.
         value: String,
     },
-    /// DELETED.
+    /// The object was deleted (DELETED).
     Deleted {
-        /// The last value.
+        /// Value before the deletion.
         value: String,
     },
 }
 
 impl Change {
-    /// The value put, or the last one of what was deleted.
+    /// Returns the value that was put, or the last value of a deleted object.
     pub fn value(&self) -> &str {
         match self {
             Self::Put { value } | Self::Deleted { value } => value,
         }
     }
 
-    /// The value there is after it.
+    /// Returns the object's value after the change; `None` if it was deleted.
     pub fn after(&self) -> Option<&str> {
         match self {
             Self::Put { value } => Some(value),
@@ -204,86 +201,86 @@ impl Change {
     }
 }
 
-/// A change of an object.
+/// A change of an object, as in the store or in a watch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Revision of the change.
     pub revision: u64,
     /// Name of the object.
     pub key: String,
-    /// What it did.
+    /// Effect of the change.
     pub change: Change,
 }
 
-/// One watch request and all that came of it.
+/// One watch request and all that it delivered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stream {
-    /// The resourceVersion asked for: events begin after exactly this revision.
+    /// resourceVersion of the request: events begin after exactly this revision.
     pub from: u64,
-    /// What the client listed at revision `from`, where it had to list first.
+    /// Objects that the client listed at revision `from`; `None` if it did not list first.
     pub listed: Option<BTreeMap<String, Versioned>>,
-    /// What was delivered, in order of arrival.
+    /// Events delivered, in order of arrival.
     pub events: Vec<Event>,
-    /// Highest revision the client takes as seen, bookmarks included: where its
-    /// next stream resumes. At least `from`.
+    /// Highest revision that the client has seen, bookmarks included; its next stream resumes there. At least
+    /// `from`.
     pub reached: u64,
 }
 
 /// The watch of one client over all keys: its streams, one after the other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watched {
-    /// Who watched.
+    /// Number of the client.
     pub client: usize,
-    /// Its streams in order.
+    /// Streams of the client, in order.
     pub streams: Vec<Stream>,
 }
 
-/// The total order of all changes as the final replicas know it, from revision 0.
+/// All changes in their total order, as the final replicas know them, from revision 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Truth {
-    /// All changes of all keys.
+    /// All changes of all keys, in the order of the store.
     pub events: Vec<Event>,
 }
 
-/// A run.
+/// History of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
-    /// All calls of all clients, in any order; a violation names them by index.
+    /// All calls of all clients, in any order; violations refer to them by index.
     pub operations: Vec<Operation>,
-    /// All watches.
+    /// Watches of all watching clients.
     pub watches: Vec<Watched>,
-    /// What really happened.
+    /// Changes that the store really made.
     pub truth: Truth,
-    /// The numbers of those operations that read the final state of one replica each, when no client
-    /// worked any more. `finals.rs` holds what was acknowledged against them.
+    /// Indexes of operations that read the final state of one replica each, after the last client had ended.
+    /// `finals.rs` compares acknowledged writes with them.
     #[serde(default)]
     pub finals: Vec<usize>,
-    /// The revision that every watch listed here had to reach before the run ended.
+    /// Revision that the watches of the listed clients had to reach before the run ended; `None` if the run
+    /// did not check that.
     #[serde(default)]
     pub closing: Option<Closing>,
 }
 
-/// What every watch that was open at the end had to deliver.
+/// Revision that every watch that was open at the end had to reach.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Closing {
-    /// The revision of all replicas once no client worked any more.
+    /// Revision of all replicas after the last client had ended.
     pub revision: u64,
-    /// The watching clients that had time to reach it.
+    /// Watching clients that had time to reach that revision.
     pub clients: Vec<usize>,
 }
 
-/// Gives the moments of a history their numbers. Simulated time stands still
-/// while tasks run, so that a client's answer and its next call would carry the
-/// same nanosecond and count as concurrent; a stamp is the simulated time, or one
-/// more than the last stamp, so that the order of stamps is the order of events.
-/// One instance serves a whole run.
+/// Assigns stamps to the moments of a history. Simulated time stands still while tasks run, so a client's
+/// answer and its next call would have the same nanosecond and count as concurrent. A stamp is the simulated
+/// time, or one more than the last stamp, so that the order of stamps is the order of events. One instance
+/// serves a whole run.
 #[derive(Clone, Debug, Default)]
 pub struct Stamps {
     last: u64,
 }
 
 impl Stamps {
-    /// The stamp for something that happens now, at this simulated nanosecond.
+    /// Returns the stamp of an event that happens at simulated nanosecond `now`.
     pub fn next(&mut self, now: u64) -> u64 {
         self.last = now.max(self.last.saturating_add(1));
         self.last

@@ -1,29 +1,28 @@
-//! Look-ups over a history that several checks share: the truth by revision and
-//! by key, who wrote a value, and which revisions were known at a moment. Every
-//! check makes its own.
+//! Look-ups in a history that several checks share: the truth by revision and by key, the writer of a value,
+//! and the revisions known at a moment. Every check builds its own.
 
 use std::collections::BTreeMap;
 
 use super::Violation;
 use crate::history::{Call, Event, History, Operation, Outcome, Versioned};
 
-/// The look-ups.
+/// Look-ups in a history.
 pub(super) struct Index<'a> {
     history: &'a History,
     by_revision: BTreeMap<u64, &'a Event>,
     by_key: BTreeMap<&'a str, Vec<&'a Event>>,
     puts: BTreeMap<&'a str, &'a Event>,
     writers: BTreeMap<&'a str, usize>,
-    /// When it was known that the store had come to a revision: (returned, highest
-    /// revision answered until then, by which operation).
+    /// Revisions known from answers: (returned, highest revision answered until then, index of that
+    /// operation).
     known: Vec<(u64, u64, usize)>,
-    /// What was not yet begun: (called, lowest revision that anything called then
-    /// or later came to, by which operation), latest call first.
+    /// Revisions that calls reached: (called, lowest revision that this or a later call reached, index of
+    /// that operation), latest call first.
     begun: Vec<(u64, u64, usize)>,
 }
 
 impl<'a> Index<'a> {
-    /// Of a history.
+    /// Builds the look-ups for a history.
     pub(super) fn new(history: &'a History) -> Self {
         let mut index = Self {
             history,
@@ -51,27 +50,27 @@ impl<'a> Index<'a> {
         index
     }
 
-    /// The change at a revision, the first if the truth has several.
+    /// Returns the change at a revision, the first one if the truth has several.
     pub(super) fn at(&self, revision: u64) -> Option<&'a Event> {
         self.by_revision.get(&revision).copied()
     }
 
-    /// The change that put a value.
+    /// Returns the change that put a value.
     pub(super) fn put(&self, value: &str) -> Option<&'a Event> {
         self.puts.get(value).copied()
     }
 
-    /// All changes of a key.
+    /// Returns all changes of a key.
     pub(super) fn of(&self, key: &str) -> &[&'a Event] {
         self.by_key.get(key).map_or(&[], Vec::as_slice)
     }
 
-    /// The operation that was to write a value: its number and itself.
+    /// Returns the operation whose call was to write a value, with its index.
     pub(super) fn writer(&self, value: &str) -> Option<(usize, &'a Operation)> {
         self.writers.get(value).map(|&number| (number, &self.history.operations[number]))
     }
 
-    /// The objects as they were at a revision, by key.
+    /// Returns the objects at a revision, by key.
     pub(super) fn state(&self, revision: u64) -> BTreeMap<String, Versioned> {
         let mut state = BTreeMap::new();
         for (key, events) in &self.by_key {
@@ -84,22 +83,22 @@ impl<'a> Index<'a> {
         state
     }
 
-    /// The highest revision some client had been told before this moment, and by
-    /// which operation: what is called now comes to no lower one.
+    /// Returns the highest revision that any client had been told before this moment, and the operation that
+    /// told it: a call made now cannot have a lower one.
     pub(super) fn floor(&self, called: u64) -> Option<(u64, usize)> {
         let before = self.known.partition_point(|(returned, ..)| *returned < called);
         before.checked_sub(1).map(|last| (self.known[last].1, self.known[last].2))
     }
 
-    /// The lowest revision of what was called after this moment, and by which
-    /// operation: what has returned by now lies at or below it, or below it where
-    /// that operation is a write.
+    /// Returns the lowest revision of the operations called after this moment, and the operation that has it:
+    /// an operation that has returned by now has no higher revision, and a lower one if the later operation
+    /// is a write.
     pub(super) fn ceiling(&self, returned: u64) -> Option<(u64, usize)> {
         let after = self.begun.partition_point(|(called, ..)| *called > returned);
         after.checked_sub(1).map(|last| (self.begun[last].1, self.begun[last].2))
     }
 
-    /// An operation with its number, for the text of a violation.
+    /// Describes an operation with its index, for the text of a violation.
     pub(super) fn name(&self, number: usize) -> String {
         format!("operation {number} ({})", self.history.operations[number])
     }
@@ -117,7 +116,7 @@ impl<'a> Index<'a> {
         begun
     }
 
-    /// A revision that no operation which returned before this one can lie above.
+    /// Returns a revision that no operation which returned before this one was called can exceed.
     fn upper(&self, operation: &Operation) -> Option<u64> {
         match &operation.outcome {
             Outcome::Written { revision } | Outcome::Deleted { revision: Some(revision) } => Some(*revision),
@@ -128,12 +127,12 @@ impl<'a> Index<'a> {
     }
 }
 
-/// A violation of a check.
+/// Creates a violation of a check.
 pub(super) fn violation(check: &'static str, what: String) -> Violation {
     Violation { check, what }
 }
 
-/// Whether an acknowledged or unknown operation is a delete.
+/// Returns whether an operation is a delete that may have taken effect.
 pub(super) fn may_delete(operation: &Operation) -> bool {
     matches!(operation.call, Call::Delete { .. }) && operation.may_write()
 }
@@ -150,7 +149,7 @@ fn known(history: &History) -> Vec<(u64, u64, usize)> {
     known
 }
 
-/// A revision the store had certainly come to when this was answered.
+/// Returns a revision that the store had certainly reached when this was answered.
 fn lower(outcome: &Outcome) -> Option<u64> {
     match outcome {
         Outcome::Written { revision } | Outcome::Deleted { revision: Some(revision) } => Some(*revision),
@@ -160,7 +159,7 @@ fn lower(outcome: &Outcome) -> Option<u64> {
     }
 }
 
-/// Makes every revision the most extreme so far.
+/// Replaces each entry's revision by the most extreme one up to that entry.
 fn keep_extreme(entries: &mut [(u64, u64, usize)], better: impl Fn(u64, u64) -> bool) {
     for i in 1..entries.len() {
         let (_, revision, number) = entries[i - 1];

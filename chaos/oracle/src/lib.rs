@@ -1,10 +1,10 @@
-//! The oracle: judges the history of a finished run, simulated or live. The runner
-//! calls `check` once all faults are healed and the final state has been read; what
-//! it gets is empty, or says which guarantee broke and by which operations.
+//! The oracle: judges the history of a finished run, simulated or live. The runner calls `check` once all
+//! faults are undone and the final state has been read; the result is empty, or tells which guarantee was
+//! broken and by which operations.
 //!
-//! One check a file, each a pure function of the history. Two of them judge the
-//! same guarantee by different means: `linearizable.rs` searches without looking
-//! at the truth, `order.rs` follows the truth without searching.
+//! There is one check per file, each a pure function of the history. Two of them judge the same guarantee by
+//! different means: `linearizable.rs` searches without using the truth, `order.rs` follows the truth without
+//! searching.
 
 mod index;
 mod matching;
@@ -39,15 +39,15 @@ use crate::history::History;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 #[error("{check}: {what}")]
 pub struct Violation {
-    /// The `CHECK` of the file that found it, or `linearizable::UNDECIDED`.
+    /// Name of the check that found it (the `CHECK` of its file), or `linearizable::UNDECIDED`.
     pub check: &'static str,
-    /// One to three lines that name the operations involved.
+    /// Description in one to three lines that name the operations involved.
     pub what: String,
 }
 
 impl Violation {
-    /// Whether the check gave up: no proof of a fault, and none of its absence. A
-    /// run with such a result has not passed.
+    /// Returns whether the check gave up: it proved neither a violation nor its absence. A run with such a
+    /// result has not passed.
     pub fn is_undecided(&self) -> bool {
         self.check == linearizable::UNDECIDED
     }

@@ -1,12 +1,10 @@
-//! Every key is linearizable (Herlihy & Wing 1990): its gets, creates, updates
-//! and deletes, and what lists saw of it, fit one order that respects real time.
-//! Keys are checked one by one, since linearizability is local (theorem 1 there).
-//! The search is porcupine-rs, the algorithm of Wing & Gong 1993 with the memory
-//! of Lowe 2017 ("Testing for linearizability"). Called by `check`. Nothing here
-//! looks at the truth, so a wrong truth cannot hide a wrong answer.
+//! Checks that every key is linearizable (Herlihy & Wing 1990): its gets, creates, updates and deletes, and
+//! what lists saw of it, fit one order that respects real time. Keys are checked one by one, since
+//! linearizability is local (theorem 1 there). The search is porcupine-rs, the algorithm of Wing & Gong 1993
+//! with the memory of Lowe 2017 ("Testing for linearizability"). Called by `check`. The truth is not used, so
+//! a wrong truth cannot hide a wrong answer.
 //!
-//! `search.rs` is that search; here is what goes into it, and what a violation
-//! is traced to.
+//! `search.rs` has the search; this file prepares its input, and traces a violation to operations.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,31 +14,30 @@ use super::search::{Entry, Verdict, search};
 use super::semantics::{Condition, Role, role};
 use crate::history::{History, Operation, Outcome};
 
-/// Name of this check.
+/// Name of this check in reports.
 pub const CHECK: &str = "linearizable";
 
-/// Name of what it reports when it gives up on a key.
+/// Name of the finding that a key could not be decided.
 pub const UNDECIDED: &str = "linearizable: undecided";
 
-/// What the search of one key may cost: 1 for a step that is rejected, 32 for one
-/// that is taken and remembered. Half a million of those take some hundred MiB at
-/// most; a thousand operations of a key, a tenth of them unknown, cost about a
-/// hundredth of it.
+/// Maximum cost of the search of one key: 1 for a step that is rejected, 32 for one that is taken and
+/// remembered. Half a million remembered steps take some hundred MiB at most; a thousand operations of a key,
+/// a tenth of them unknown, cost about a hundredth of the budget.
 pub const BUDGET: u64 = 16_000_000;
 
-/// The keys that are not linearizable, or could not be decided within `BUDGET`.
+/// Returns the keys that are not linearizable, or could not be decided within [`BUDGET`].
 pub fn check(history: &History) -> Vec<Violation> {
     check_within(history, BUDGET)
 }
 
-/// The same with another budget for each key.
+/// Like [`check`], with a budget for each key.
 pub fn check_within(history: &History, budget: u64) -> Vec<Violation> {
     let index = Index::new(history);
     let keys = partitions(history);
     keys.iter().filter_map(|(key, entries)| judge(&index, key, entries, budget)).collect()
 }
 
-/// Sorts what was done and seen by key, with numbers for values.
+/// Groups operations and observations by key, with numbers in place of values.
 fn partitions(history: &History) -> BTreeMap<&str, Vec<Entry>> {
     let mut keys: BTreeSet<&str> = history.operations.iter().filter_map(|o| o.call.key()).collect();
     for operation in &history.operations {
@@ -73,7 +70,7 @@ fn entry(number: usize, operation: &Operation, role: Role<u32>) -> Entry {
     Entry { number, called: operation.called, returned, role }
 }
 
-/// Numbers for values, so that states are small.
+/// Assigns a number to each value, so that the states of the search are small.
 #[derive(Default)]
 struct Numbers<'a>(BTreeMap<&'a str, u32>);
 
@@ -121,9 +118,8 @@ fn judge(index: &Index<'_>, key: &str, entries: &[Entry], budget: u64) -> Option
     }
 }
 
-/// The operation with whose answer a violated key ceases to be linearizable, and
-/// those under way beside it. Prefixes of a linearizable history are linearizable,
-/// so the answers can be halved.
+/// Returns the operation with whose answer a key ceases to be linearizable, and those concurrent with it.
+/// Prefixes of a linearizable history are linearizable, so a binary search over the answers finds it.
 fn first_violated(entries: &[Entry], budget: u64) -> (usize, Vec<usize>) {
     let mut answers: Vec<(u64, usize)> =
         entries.iter().filter_map(|e| e.returned.map(|returned| (returned, e.number))).collect();
@@ -144,7 +140,7 @@ fn first_violated(entries: &[Entry], budget: u64) -> (usize, Vec<usize>) {
     (culprit, entries.iter().filter(beside).map(|e| e.number).collect())
 }
 
-/// The history up to a moment: what had not returned by then is unknown.
+/// Returns the history up to a moment: operations that had not returned by then are unknown.
 fn prefix(entries: &[Entry], until: u64) -> Vec<Entry> {
     let called = entries.iter().filter(|e| e.called <= until).cloned();
     called
@@ -152,7 +148,7 @@ fn prefix(entries: &[Entry], until: u64) -> Vec<Entry> {
             e.returned = e.returned.filter(|returned| *returned <= until);
             e
         })
-        // What changes nothing and is not answered says nothing.
+        // An operation that changes nothing and is not answered is no evidence.
         .filter(|e| e.returned.is_some() || matches!(e.role, Role::Change { .. }))
         .collect()
 }

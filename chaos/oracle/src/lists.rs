@@ -1,9 +1,9 @@
-//! What was read is what was there. A list is a snapshot: exactly the objects of
-//! the truth at the revision it carries, with their values and revisions
-//! (<https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions>;
-//! a list torn across revisions is the read skew of Berenson et al. 1995). A get
-//! shows a value at the revision that put it. Whether either is fresh is for
-//! `order.rs` and `linearizable.rs`; a list of any version need not be. Called by `check`.
+//! Checks that lists and gets show a state that existed. A list is a snapshot: exactly the objects of the
+//! truth at its revision, with their values and revisions
+//! (<https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions>; a list torn across
+//! revisions is the read skew of Berenson et al. 1995). A get shows a value at the revision that put it.
+//! Whether either is fresh is checked by `order.rs` and `linearizable.rs`; a list of any version need not be.
+//! Called by `check`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,10 +11,10 @@ use super::Violation;
 use super::index::{Index, violation};
 use crate::history::{History, Outcome, Versioned};
 
-/// Name of this check.
+/// Name of this check in reports.
 pub const CHECK: &str = "lists";
 
-/// The lists and gets that show what never was.
+/// Returns the lists and gets that show a state that never existed.
 pub fn check(history: &History) -> Vec<Violation> {
     let index = Index::new(history);
     let mut found = Vec::new();
@@ -38,8 +38,8 @@ pub fn check(history: &History) -> Vec<Violation> {
     found
 }
 
-/// Where listed objects differ from those of the truth; `None` where they do not.
-/// `watches.rs` asks too.
+/// Describes how listed objects differ from those of the truth; `None` if they do not. `watches.rs` uses it
+/// too.
 pub(super) fn differences(
     listed: &BTreeMap<String, Versioned>,
     truth: &BTreeMap<String, Versioned>,

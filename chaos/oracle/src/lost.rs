@@ -1,11 +1,9 @@
-//! No acknowledged write is lost, and none is applied twice: durability and
-//! exactly-once, the "lost write" and "duplicate" of Jepsen's etcd analysis
-//! (<https://jepsen.io/analyses/etcd-3.4.3>). Called by `check`.
+//! Checks that no acknowledged write is lost or applied twice: durability and exactly-once, the "lost write"
+//! and "duplicate" of Jepsen's etcd analysis (<https://jepsen.io/analyses/etcd-3.4.3>). Called by `check`.
 //!
-//! An acknowledged create or update is in the truth at its revision with its key
-//! and value; an acknowledged delete has a deletion of its own there, at its
-//! revision or, where the answer told none, at one that real time allows. The
-//! value of a write is unique, so a value put twice is a write applied twice.
+//! An acknowledged create or update must be in the truth at its revision with its key and value. An
+//! acknowledged delete must have a deletion of its own there: at its revision or, if the answer had none, at
+//! one that real time allows. The value of a write is unique, so a value put twice is a write applied twice.
 
 use std::collections::BTreeMap;
 
@@ -13,10 +11,10 @@ use super::index::{Index, violation};
 use super::{Violation, matching};
 use crate::history::{Change, Event, History, Operation, Outcome};
 
-/// Name of this check.
+/// Name of this check in reports.
 pub const CHECK: &str = "lost";
 
-/// The writes that are lost or applied twice.
+/// Returns the writes that are lost or applied twice.
 pub fn check(history: &History) -> Vec<Violation> {
     let index = Index::new(history);
     let mut found = writes(history, &index);

@@ -1,8 +1,7 @@
-//! Whether the history is one the other checks can judge: values are unique,
-//! answers fit their calls, and the moments of one client are told apart. A
-//! recorder that breaks this would make the oracle blind without anyone noticing
-//! (Jepsen refuses malformed histories for the same reason:
-//! <https://github.com/jepsen-io/history>). Called by `check` before all others.
+//! Checks that the other checks can judge the history: values are unique, answers fit their calls, and the
+//! moments of one client are distinct. A recorder that breaks this would make the oracle blind without being
+//! noticed (Jepsen rejects malformed histories for the same reason: <https://github.com/jepsen-io/history>).
+//! Called by `check` before all others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,10 +9,10 @@ use super::Violation;
 use super::index::violation;
 use crate::history::{Call, History, Operation, Outcome, Refusal};
 
-/// Name of this check.
+/// Name of this check in reports.
 pub const CHECK: &str = "malformed";
 
-/// What makes the history unfit for judgement.
+/// Returns what makes the history unfit for the other checks.
 pub fn check(history: &History) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut values = BTreeMap::new();
@@ -54,7 +53,7 @@ fn fits(operation: &Operation) -> bool {
         (Call::Update { .. }, outcome) => {
             matches!(outcome, Outcome::Written { .. } | Outcome::Refused(Conflict | NotFound))
         }
-        // Without a precondition there is nothing to conflict with.
+        // A delete without a precondition cannot conflict.
         (Call::Delete { expected: None, .. }, Outcome::Refused(Conflict)) => false,
         (Call::Delete { .. }, outcome) => {
             matches!(outcome, Outcome::Deleted { .. } | Outcome::Refused(Conflict | NotFound))

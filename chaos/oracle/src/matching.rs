@@ -1,14 +1,13 @@
-//! Which delete made which deletion. An event does not say whose it is, so
-//! `lost.rs` asks whether every acknowledged delete can have a deletion of its
-//! own, and `phantom.rs` whether every deletion can have a delete of its own.
-//! Both are bipartite matchings; that one matching can serve both is the theorem
-//! of Mendelsohn and Dulmage (1958), so each may be asked alone.
+//! Matches deletes with deletions. An event does not say which delete caused it, so `lost.rs` checks whether
+//! every acknowledged delete can have a deletion of its own, and `phantom.rs` whether every deletion can have
+//! a delete of its own. Both are bipartite matchings; by the theorem of Mendelsohn and Dulmage (1958) one
+//! matching can satisfy both, so each may be checked alone.
 
 use super::index::{Index, may_delete};
 use crate::history::{Call, Change, Event, History, Operation, Outcome};
 
-/// Gives each of `left` one of the `right` it may have (by index), none twice, by
-/// augmenting paths (Kuhn 1955). Returns those of `left` that go without.
+/// Assigns to each of `left` one of the `right` that it allows (by index), none twice, by augmenting paths
+/// (Kuhn 1955). Returns the indexes of `left` that get none.
 pub(super) fn unmatched(allowed: &[Vec<usize>], right: usize) -> Vec<usize> {
     let mut owner = vec![None; right];
     let mut without = Vec::new();
@@ -35,18 +34,18 @@ fn augment(left: usize, allowed: &[Vec<usize>], owner: &mut [Option<usize>], tri
     false
 }
 
-/// The deletes that may have taken effect, with their numbers.
+/// Returns the deletes that may have taken effect, with their indexes.
 pub(super) fn deletes(history: &History) -> Vec<(usize, &Operation)> {
     history.operations.iter().enumerate().filter(|(_, o)| may_delete(o)).collect()
 }
 
-/// The deletions of the truth.
+/// Returns the deletions of the truth.
 pub(super) fn deletions(history: &History) -> Vec<&Event> {
     history.truth.events.iter().filter(|e| matches!(e.change, Change::Deleted { .. })).collect()
 }
 
-/// Whether a delete can have made a deletion: key, precondition, revision where
-/// it is known, and real time agree.
+/// Returns whether a delete can have caused a deletion: key, precondition, revision if it is known, and real
+/// time agree.
 pub(super) fn made(index: &Index<'_>, delete: &Operation, deletion: &Event) -> bool {
     let Call::Delete { key, expected } = &delete.call else { return false };
     if *key != deletion.key || expected.as_ref().is_some_and(|e| e.value != deletion.change.value()) {

@@ -1,5 +1,5 @@
-//! What a client knows, and the calls it draws from that. The clients of simulated and
-//! live runs make them; `calls.rs` says how they are asked and what an answer proves.
+//! What a client knows, and the calls that it draws from that. Simulated and live clients use it; `calls.rs`
+//! converts the calls to requests and the answers to outcomes.
 
 use std::collections::BTreeMap;
 
@@ -10,23 +10,23 @@ use rand::rngs::StdRng;
 use crate::calls::KEY_PREFIX;
 use crate::history::{Call, Outcome, Versioned};
 
-/// What one client knows and draws its calls from.
+/// A client's knowledge, from which it draws its calls.
 pub struct Memory {
-    /// All that is left to chance.
+    /// Random numbers for all choices.
     pub random: StdRng,
     client: usize,
-    /// What it last saw of each object.
+    /// Version of each object that the client has seen last.
     seen: BTreeMap<String, Versioned>,
     writes: u64,
 }
 
 impl Memory {
-    /// A client that has seen nothing.
+    /// Creates the memory of a client that has seen nothing.
     pub fn new(client: usize, random: StdRng) -> Self {
         Self { random, client, seen: BTreeMap::new(), writes: 0 }
     }
 
-    /// The next call, by the weights of the mix.
+    /// Draws the next call, by the weights of the mix.
     pub fn next_call(&mut self, spec: &spec::Workload) -> Call {
         let key = format!("{KEY_PREFIX}{}", self.random.random_range(0..spec.keys));
         let seen = self.seen.get(&key).cloned();
@@ -44,7 +44,7 @@ impl Memory {
         match (drawn, seen) {
             (Some(0), _) | (Some(1), None) => Call::Create { key, value: self.value() },
             (Some(1), Some(expected)) => Call::Update { key, expected, value: self.value() },
-            // One in three does not care which version it deletes.
+            // One delete in three has no precondition.
             (Some(2), expected) => {
                 Call::Delete { key, expected: expected.filter(|_| self.random.random_ratio(2, 3)) }
             }
@@ -56,13 +56,13 @@ impl Memory {
         }
     }
 
-    /// A value that no other write has.
+    /// Returns a value that no other write has.
     fn value(&mut self) -> String {
         self.writes += 1;
         format!("{}-{}", self.client, self.writes)
     }
 
-    /// What the next calls build on.
+    /// Updates the client's knowledge by the outcome of a call.
     pub fn learn(&mut self, call: &Call, outcome: &Outcome) {
         match (call, outcome) {
             (

@@ -1,15 +1,14 @@
-//! Revisions respect real time, and each change fits the one before it: what
-//! strict serializability (Papadimitriou 1979; Herlihy & Wing 1990, section 3.3;
-//! <https://jepsen.io/consistency/models/strong-serializable>) asks of a store
-//! whose order of changes is known, and what etcd promises of its revisions
-//! (<https://etcd.io/docs/v3.6/learning/api_guarantees/>). Called by `check`.
+//! Checks that revisions respect real time, and that each change fits the one before it: what strict
+//! serializability (Papadimitriou 1979; Herlihy & Wing 1990, section 3.3;
+//! <https://jepsen.io/consistency/models/strong-serializable>) requires of a store whose order of changes is
+//! known, and what etcd promises of its revisions (<https://etcd.io/docs/v3.6/learning/api_guarantees/>).
+//! Called by `check`.
 //!
-//! Because the truth tells the order of all changes, no search is needed. Every
-//! answered operation is given the lowest revision of the store at which it can
-//! have happened and that is not below any operation which returned before it
-//! was called; it is at fault if there is none. The lowest is the best choice,
-//! since it constrains later operations least. This spans keys, where
-//! `linearizable.rs` looks at each alone.
+//! Because the truth has the order of all changes, no search is needed. Every answered operation is given the
+//! lowest revision of the store at which it can have happened and that is not below that of any operation
+//! which returned before it was called; if there is none, the operation is a violation. The lowest revision
+//! is the best choice, since it constrains later operations least. This check spans keys, while
+//! `linearizable.rs` looks at each key alone.
 
 use std::collections::BTreeMap;
 
@@ -18,14 +17,14 @@ use super::index::{Index, violation};
 use super::semantics::{Condition, Role, role};
 use crate::history::{Call, Change, Event, History, Operation, Outcome};
 
-/// Name of this check.
+/// Name of this check in reports.
 pub const CHECK: &str = "order";
 
-/// Where the truth contradicts itself, or real time.
+/// Returns where the truth contradicts itself or real time.
 pub fn check(history: &History) -> Vec<Violation> {
     let index = Index::new(history);
     let mut found = increasing(history);
-    // Without an order of changes there is nothing to hold operations against.
+    // Operations cannot be placed if the truth has no consistent order of changes.
     if found.is_empty() {
         found.extend(fitting(history, &index));
         found.extend(real_time(history, &index));
@@ -43,7 +42,7 @@ fn increasing(history: &History) -> Vec<Violation> {
         .collect()
 }
 
-/// Whether each change fits the one before it on its key.
+/// Checks that each change fits the one before it on its key.
 fn fitting(history: &History, index: &Index<'_>) -> Vec<Violation> {
     let mut last: BTreeMap<&str, &Event> = BTreeMap::new();
     let mut found = Vec::new();
@@ -52,7 +51,7 @@ fn fitting(history: &History, index: &Index<'_>) -> Vec<Violation> {
         let state = before.and_then(|before| Some((before.revision, before.change.after()?)));
         let fits = match &event.change {
             Change::Deleted { value } => state.is_some_and(|(_, last)| last == value),
-            // A value without a writer is for `phantom.rs`.
+            // `phantom.rs` reports a value without a writer.
             Change::Put { value } => match index.writer(value).map(|(_, writer)| &writer.call) {
                 Some(Call::Create { .. }) => state.is_none(),
                 Some(Call::Patch { .. }) => state.is_some(),
@@ -75,11 +74,11 @@ fn fitting(history: &History, index: &Index<'_>) -> Vec<Violation> {
     found
 }
 
-/// Places every operation, in the order of their calls.
+/// Assigns a revision to every operation, in the order of their calls.
 fn real_time(history: &History, index: &Index<'_>) -> Vec<Violation> {
     let mut by_call: Vec<usize> = (0..history.operations.len()).collect();
     by_call.sort_by_key(|&number| (history.operations[number].called, number));
-    // Placed and not yet below the floor: by the moment of the answer.
+    // Placed operations that are not yet in the floor, by the time of their answers.
     let mut returning: BTreeMap<(u64, usize), u64> = BTreeMap::new();
     let mut floor: (u64, Option<usize>) = (0, None);
     let mut found = Vec::new();
@@ -109,8 +108,8 @@ fn real_time(history: &History, index: &Index<'_>) -> Vec<Violation> {
     found
 }
 
-/// The lowest revision from `floor` on at which an operation can have happened;
-/// `None` where it says nothing. A write makes a revision of its own, above it.
+/// Returns the lowest revision from `floor` on at which an operation can have happened; `None` if the
+/// operation proves nothing. A write has a revision of its own, above `floor`.
 fn place(index: &Index<'_>, operation: &Operation, floor: u64) -> Result<Option<u64>, String> {
     let own = |revision: u64| match revision > floor {
         true => Ok(Some(revision)),
@@ -144,7 +143,7 @@ fn place(index: &Index<'_>, operation: &Operation, floor: u64) -> Result<Option<
     }
 }
 
-/// The lowest revision from `floor` on at which a condition holds of a key.
+/// Returns the lowest revision from `floor` on at which a condition on a key's state holds.
 fn observable(events: &[&Event], condition: Condition<&str>, floor: u64) -> Option<u64> {
     let (past, future) = events.split_at(events.partition_point(|event| event.revision <= floor));
     let holds = |event: &&Event| condition.holds(event.change.after().as_ref());
@@ -167,7 +166,7 @@ mod tests {
         run.create(0, "a", "a1", (1, 2), 1).put("a", "a1", 1);
         run.create(1, "b", "b1", (3, 8), 2).put("b", "b1", 2);
         run.update(0, "a", ("a1", 1), "a2", (4, 7), 5).put("a", "a2", 5);
-        // Concurrent with both writes: the old state and the new are right, also the absence.
+        // The reads are concurrent with both writes: the old state, the new state and absence are all right.
         run.read(2, "a", Some(("a1", 1)), (5, 6)).read(3, "b", None, (5, 6)).list(4, 5, &[], (5, 6));
         run.unknown_delete(1, "b", 9).deleted("b", "b1", 6).unknown_delete(5, "a", 9);
         run.refused(0, update("a", ("a1", 1), "x"), Refusal::Conflict, (10, 11));
@@ -277,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_read_that_falls_behind_across_keys() {
-        // Each key alone is linearizable: b's creation is unknown and may come late.
+        // Each key alone is linearizable: the creation of b is unknown and may come late.
         let mut run = Run::default();
         run.unknown_create(0, "b", "b1", 1).put("b", "b1", 1);
         run.create(1, "a", "a1", (2, 3), 2).put("a", "a1", 2).read(2, "b", None, (4, 5));

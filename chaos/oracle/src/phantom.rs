@@ -1,18 +1,17 @@
-//! Nothing is there that nobody wrote. Every value in the truth, in an answer or
-//! in a watch comes from a write of that key that could have had an effect and
-//! had been called by then, and every deletion from a delete of its own. A write
-//! that was refused or never entered and still shows is Jepsen's aborted read
-//! (G1a of Adya 1999, <https://jepsen.io/consistency/phenomena/g1a>). Called by
+//! Checks that every value and deletion was written by a client. Every value in the truth, in an answer or in
+//! a watch comes from a write of that key that could have had an effect and had been called by then, and
+//! every deletion from a delete of its own. A write that was refused or never entered and still shows is
+//! Jepsen's aborted read (G1a of Adya 1999, <https://jepsen.io/consistency/phenomena/g1a>). Called by
 //! `check`.
 
 use super::index::{Index, violation};
 use super::{Violation, matching};
 use crate::history::{History, Outcome, Versioned};
 
-/// Name of this check.
+/// Name of this check in reports.
 pub const CHECK: &str = "phantom";
 
-/// A value that showed somewhere.
+/// A value that was seen in the truth, an answer or a watch.
 struct Sighting<'a> {
     key: &'a str,
     value: &'a str,
@@ -20,17 +19,17 @@ struct Sighting<'a> {
     when: When,
 }
 
-/// What is known of the moment by which it was there.
+/// What is known of the time by which a value was there.
 enum When {
-    /// In an answer that came then.
+    /// It was in an answer that came at this time.
     Returned(u64),
-    /// At a revision of the truth.
+    /// It was at this revision of the truth.
     Revision(u64),
-    /// Watches carry no times.
+    /// No time is known: watches carry no times.
     Any,
 }
 
-/// The values and deletions that come from nowhere.
+/// Returns the values and deletions that no client's write explains.
 pub fn check(history: &History) -> Vec<Violation> {
     let index = Index::new(history);
     let mut sightings = in_truth(history);

@@ -1,24 +1,22 @@
-//! The search for an order of one key's operations: the model that porcupine-rs
-//! runs (Wing & Gong 1993 with the memory of Lowe 2017), a budget, and what keeps
-//! unknown outcomes from multiplying it. Called by `linearizable.rs`.
+//! Searches an order of one key's operations: the model that porcupine-rs runs (Wing & Gong 1993 with the
+//! memory of Lowe 2017), a budget, and rules that keep unknown outcomes from multiplying the search. Called
+//! by `linearizable.rs`.
 //!
-//! Porcupine's usual model lets an operation with an unknown outcome return at
-//! infinity, and happen without effect wherever it does not apply. Here it
-//! happens only where it applies. A last operation, `End`, comes after all
-//! answers, and what did not happen before it never did. Three more things keep
-//! the search small; none of them changes a verdict:
+//! Porcupine's usual model lets an operation with an unknown outcome return at infinity, and happen without
+//! effect wherever it does not apply. In this model it happens only where it applies. A last operation,
+//! `End`, comes after all answers; an unknown operation that did not happen before `End` never happened.
+//! Three more rules keep the search small; none of them changes a verdict:
 //!
-//! - Values that no condition names are one value.
+//! - Values that no condition names are treated as one value.
 //! - Unknown operations that do the same at any time, deletes without a
 //!   precondition and creates of such values, happen in the order of their calls:
 //!   the earlier can always stand in for the later.
-//! - A value is written once, so a state is left only when all that certainly
-//!   found it there have done so: they could not later.
+//! - A value is written once. So its state is left only after all operations that certainly found the value
+//!   have happened: they could not happen later.
 //!
-//! Each step has a cost, and past the budget all steps fail, which ends the
-//! search. A clock, as porcupine-rs offers, would make verdicts depend on the
-//! machine. Its entry point for one partition without a timeout starts no thread
-//! either, which is why keys are not given to it as partitions.
+//! Each step has a cost, and beyond the budget all steps fail, which ends the search. A timeout, as
+//! porcupine-rs offers, would make verdicts depend on the machine. Its entry point for one partition without
+//! a timeout starts no thread either, so each key is searched by a call of its own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,41 +26,41 @@ use porcupine_rs::{Model, Operation, check_operations};
 
 use super::semantics::{Condition, Role};
 
-/// When `End` is called. No moment of a history is this late.
+/// Time at which `End` is called, later than any moment of a history.
 const END: i64 = i64::MAX - 2;
 
-/// The number of all values that no condition names.
+/// Number that stands for all values that no condition names.
 const UNNAMED: u32 = u32::MAX;
 
-/// What a step costs that porcupine-rs remembers; a rejected one costs 1.
+/// Cost of a step that porcupine-rs remembers; a rejected step costs 1.
 pub(super) const ACCEPTED: u64 = 32;
 
-/// What an operation says of one key, with numbers for values.
+/// What an operation proves about one key, with numbers in place of values.
 #[derive(Clone)]
 pub(super) struct Entry {
-    /// The operation.
+    /// Index of the operation in the history.
     pub(super) number: usize,
-    /// When it was called.
+    /// Time of the call.
     pub(super) called: u64,
-    /// When it was answered; `None` where the outcome is unknown.
+    /// Time of the answer; `None` if the outcome is unknown.
     pub(super) returned: Option<u64>,
-    /// What it did or saw.
+    /// What the operation did or saw.
     pub(super) role: Role<u32>,
 }
 
-/// What came of a search.
+/// Result of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// An order was found.
     Linearizable,
-    /// There is none.
+    /// No order exists.
     Violated,
-    /// The budget did not suffice.
+    /// The budget was used up before the search ended.
     Undecided,
 }
 
-/// Searches an order for the operations of one key, for at most `budget`: each step
-/// costs 1, or `ACCEPTED`.
+/// Searches an order for the operations of one key with a budget of `budget`: each step costs 1, or
+/// [`ACCEPTED`] if it is taken.
 pub(super) fn search(entries: &[Entry], budget: u64) -> Verdict {
     let budget = Arc::new(AtomicU64::new(budget));
     if check_operations(&prepare(entries, &budget)) {
@@ -74,7 +72,7 @@ pub(super) fn search(entries: &[Entry], budget: u64) -> Verdict {
     }
 }
 
-/// The operations for porcupine-rs, and `End`.
+/// Converts the operations to porcupine-rs's type, and adds `End`.
 fn prepare(entries: &[Entry], budget: &Arc<AtomicU64>) -> Vec<Operation<Key>> {
     let named = named(entries);
     let mut entries: Vec<&Entry> = entries.iter().collect();
@@ -107,7 +105,7 @@ fn prepare(entries: &[Entry], budget: &Arc<AtomicU64>) -> Vec<Operation<Key>> {
     operations
 }
 
-/// The values that conditions name, and how many operations certainly found each.
+/// Returns the values that conditions name, each with the number of answered operations that found it.
 fn named(entries: &[Entry]) -> BTreeMap<u32, u32> {
     let mut named = BTreeMap::new();
     for entry in entries {
@@ -133,19 +131,19 @@ fn time(stamp: u64) -> i64 {
 #[derive(Clone, Debug)]
 struct Key;
 
-/// A value there is.
+/// The value of an existing object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Held {
     value: u32,
-    /// How many operations must still find it there.
+    /// Number of answered operations that must still find the value before it may change.
     awaited: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
-    /// What there is, and how many unknown operations of each class have happened.
+    /// The object's present value, and how many unknown operations of each class have happened.
     Open(Option<Held>, [u32; 2]),
-    /// All answers have been given.
+    /// `End` has happened.
     Ended,
 }
 
@@ -167,7 +165,8 @@ impl Effect {
         }
     }
 
-    /// Operations of one class do the same, at any time.
+    /// Returns the class of an effect: effects of one class are the same at any time. `None` for other
+    /// effects.
     fn class(&self) -> Option<usize> {
         match self {
             Self::Change { when: Condition::Present, to: None } => Some(0),
@@ -176,7 +175,7 @@ impl Effect {
         }
     }
 
-    /// What comes of it in a state; `None` where it cannot happen.
+    /// Returns the state after the effect; `None` if it cannot happen in this state.
     fn on(&self, held: Option<Held>, certain: bool) -> Option<Option<Held>> {
         let (Self::Change { when: condition, .. } | Self::Observe(condition)) = self;
         if !condition.holds(held.map(|held| held.value).as_ref()) {
@@ -197,7 +196,7 @@ impl Effect {
 #[derive(Clone, Copy, Debug)]
 enum Action {
     Certain(Effect),
-    /// With its class and its place there.
+    /// An operation with an unknown outcome, with its class and its position in that class.
     Unknown(Effect, Option<(usize, u32)>),
     End,
 }
@@ -205,7 +204,7 @@ enum Action {
 #[derive(Clone, Debug)]
 struct Step {
     action: Action,
-    /// What is left to spend.
+    /// Budget left, shared by all steps of a search.
     budget: Arc<AtomicU64>,
 }
 
@@ -219,7 +218,7 @@ impl Model for Key {
     }
 
     fn step(state: &State, step: &Step) -> (bool, State) {
-        // There is one thread, so the order of memory does not matter.
+        // Only one thread runs the search, so the memory ordering does not matter.
         let left = step.budget.load(Ordering::Relaxed);
         let spend = |cost| step.budget.store(left.saturating_sub(cost), Ordering::Relaxed);
         if left == 0 {
@@ -250,7 +249,7 @@ mod tests {
     use super::*;
     use Condition::{Absent, Is, IsNot, Present};
 
-    /// porcupine-rs with the plain model: no `End`, no classes, nothing awaited.
+    /// porcupine-rs's plain model for comparison: no `End`, no classes, nothing awaited.
     #[derive(Clone, Debug)]
     struct Plain;
 
@@ -286,7 +285,7 @@ mod tests {
         }
     }
 
-    /// Small entries at random, mostly near to linearizable.
+    /// Returns a few random entries, mostly close to linearizable.
     fn random(seed: u64) -> Vec<Entry> {
         let mut random = Random::new(seed);
         let mut below = |bound: u32| u32::try_from(random.below(bound as usize)).unwrap();

@@ -1,27 +1,26 @@
-//! What an operation says of its key: the sequential specification of a
-//! Kubernetes object. `order.rs` holds it against the truth, `linearizable.rs`
-//! gives it to the search.
+//! Sequential specification of a Kubernetes object: what an operation proves about its key. `order.rs`
+//! compares it with the truth, `linearizable.rs` gives it to the search.
 //!
-//! States are compared by value alone: values are unique in a run, so value and
-//! revision name each other (`lists.rs` and `lost.rs` check that they do).
+//! States are compared by value alone: values are unique in a run, so value and revision identify each other
+//! (`lists.rs` and `lost.rs` check that they do).
 
 use crate::history::{Call, Operation, Outcome, Refusal};
 
-/// What must hold of a key's state.
+/// Condition on the state of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Condition<T> {
-    /// There is no object.
+    /// No object exists.
     Absent,
-    /// There is one.
+    /// An object exists.
     Present,
-    /// There is one with this value.
+    /// An object with this value exists.
     Is(T),
-    /// There is one with another value.
+    /// An object with another value exists.
     IsNot(T),
 }
 
 impl<T: PartialEq> Condition<T> {
-    /// Whether it holds of a state.
+    /// Returns whether the condition holds for a state; `None` is the absent object.
     pub(super) fn holds(&self, state: Option<&T>) -> bool {
         match (self, state) {
             (Self::Absent, state) => state.is_none(),
@@ -35,14 +34,14 @@ impl<T: PartialEq> Condition<T> {
 /// What an operation did, or what it saw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role<T> {
-    /// Replaced the state by another where the condition held.
+    /// Replaced the state by `to` (`None` deletes) where the condition held.
     Change { when: Condition<T>, to: Option<T> },
     /// Saw that the condition held.
     Observe(Condition<T>),
 }
 
-/// The role of an operation on its key. `None` where it says nothing: it never
-/// entered, it is a read without an answer, or a list, which is about all keys.
+/// Returns the role of an operation on its key; `None` if it proves nothing: it never entered, it is a read
+/// without an answer, or it is a list, which concerns all keys.
 pub(super) fn role(operation: &Operation) -> Option<Role<&str>> {
     use Condition::{Absent, Is, IsNot, Present};
     let role = match (&operation.call, &operation.outcome) {

@@ -1,5 +1,5 @@
-//! Reads what a watch delivers, as bytes of any length, into the stream that
-//! `watches.rs` judges. Pure: the watching clients of simulated and live runs call it.
+//! Parses what a watch delivers, in pieces of any length, into the stream that `watches.rs` judges. Does no
+//! I/O: the watching clients of simulated and live runs call it.
 
 use serde_json::Value;
 
@@ -9,22 +9,23 @@ use crate::history::{Change, Event, Stream};
 /// How a watch ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It can be resumed from what was seen last.
+    /// The watch can be resumed from the revision seen last.
     Resume,
-    /// What was seen last is no longer known: list again.
+    /// The revision seen last was compacted: the client must list again.
     Expired,
 }
 
-/// Reads one watch.
+/// Parser of one watch.
 #[derive(Debug)]
 pub struct Reader {
-    /// The beginning of a line whose end is still to come.
+    /// Incomplete last line, whose rest has not come yet.
     pending: Vec<u8>,
-    /// The last bookmark.
+    /// Revision of the last bookmark.
     promised: u64,
-    /// How the watch ends, as far as it has said so itself.
+    /// How the watch ends, as far as its events have said.
     end: End,
-    /// The first event that came although a bookmark had said that nothing up to it would.
+    /// First event at or below the revision of an earlier bookmark, which is a violation; `None` if there was
+    /// none.
     broken: Option<String>,
 }
 
@@ -35,7 +36,7 @@ impl Default for Reader {
 }
 
 impl Reader {
-    /// Takes what has come and adds it to `stream`; gives the events that are new.
+    /// Parses the bytes that have come and adds their events to `stream`; returns the new events.
     pub fn take(&mut self, bytes: &[u8], stream: &mut Stream) -> Vec<Event> {
         self.pending.extend_from_slice(bytes);
         let mut events = Vec::new();
@@ -46,12 +47,12 @@ impl Reader {
         events
     }
 
-    /// How the watch ended.
+    /// Returns how the watch ended.
     pub fn end(&self) -> End {
         self.end
     }
 
-    /// What a bookmark had promised and an event broke, once.
+    /// Takes the description of an event that contradicts a bookmark, if there was one.
     pub fn broken(&mut self) -> Option<String> {
         self.broken.take()
     }
@@ -69,7 +70,7 @@ impl Reader {
             self.promised = stream.reached;
             return None;
         }
-        // "Bookmarkable" in etcd's API guarantees.
+        // This is the property "Bookmarkable" of etcd's API guarantees.
         if revision <= self.promised && self.broken.is_none() {
             self.broken = Some(format!("{revision} after a bookmark at {}", self.promised));
         }

@@ -1,5 +1,5 @@
-//! The whole oracle on random runs of a correct store, which must pass, and on
-//! the same runs with one thing spoiled, which must not.
+//! Tests the whole oracle on random runs of a correct store, which must pass, and on the same runs with one
+//! thing spoiled, which must fail.
 
 mod spoil;
 mod store;
@@ -24,7 +24,7 @@ fn correct_runs_pass() {
             *kinds.entry(kind).or_default() += 1;
         }
     }
-    // The runs are worth something only if all outcomes occur.
+    // The runs are useful only if all outcomes occur.
     for kind in [
         "Written",
         "Deleted",

@@ -1,24 +1,23 @@
-//! Watches are exact: the guarantees that etcd's robustness tests hold its watch
-//! to (<https://etcd.io/docs/v3.6/learning/api_guarantees/#watch-apis>: ordered,
-//! unique, reliable, resumable, bookmarkable) and that Kubernetes builds on
-//! (<https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes>).
-//! Atomic has nothing to say here, since every change has its own revision.
-//! Called by `check`.
+//! Checks that watches are exact: the guarantees that etcd's robustness tests require of its watch
+//! (<https://etcd.io/docs/v3.6/learning/api_guarantees/#watch-apis>: ordered, unique, reliable, resumable,
+//! bookmarkable) and that Kubernetes builds on
+//! (<https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes>). The
+//! guarantee "atomic" does not apply, since every change has its own revision. Called by `check`.
 //!
-//! A stream delivers precisely the truth's events after `from` up to `reached`,
-//! in order. The next stream of the client resumes at `reached`, or lists anew at
-//! that revision or a later one. The last stream of a client that watched until the
-//! end reaches the final revision: one that delivers nothing is not exact.
+//! A stream delivers exactly the truth's events after `from` up to `reached`, in order. The next stream of
+//! the client resumes at `reached`, or lists anew at that revision or a later one. The last stream of a
+//! client that watched until the end reaches the final revision, so a stream that delivers nothing is a
+//! violation.
 
 use super::Violation;
 use super::index::{Index, violation};
 use super::lists::differences;
 use crate::history::{Event, History, Stream};
 
-/// Name of this check.
+/// Name of this check in reports.
 pub const CHECK: &str = "watches";
 
-/// Where a watch differs from the truth.
+/// Returns where a watch differs from the truth.
 pub fn check(history: &History) -> Vec<Violation> {
     let index = Index::new(history);
     let mut found = Vec::new();
@@ -39,7 +38,7 @@ pub fn check(history: &History) -> Vec<Violation> {
     found
 }
 
-/// The watches that never came to the final revision.
+/// Returns the watches that never reached the final revision.
 fn unfinished(history: &History) -> Vec<Violation> {
     let Some(closing) = &history.closing else { return Vec::new() };
     let late = closing.clients.iter().filter_map(|client| {
@@ -58,7 +57,7 @@ fn unfinished(history: &History) -> Vec<Violation> {
     late.collect()
 }
 
-/// Whether a stream begins where the one before it ended.
+/// Checks that a stream begins where the one before it ended; returns what is wrong.
 fn resumed(before: &Stream, stream: &Stream) -> Option<String> {
     let Stream { from, listed, .. } = stream;
     let reached = before.reached;
@@ -76,7 +75,7 @@ fn listed(index: &Index<'_>, stream: &Stream) -> Option<String> {
     Some(format!("the list is not the state at {}: {differ}", stream.from))
 }
 
-/// The first fault in what a stream delivered: what follows it is noise.
+/// Returns the first error in what a stream delivered: later ones may only follow from it.
 fn delivered(history: &History, stream: &Stream) -> Option<String> {
     let Stream { from, events, reached, .. } = stream;
     if reached < from {
@@ -84,7 +83,7 @@ fn delivered(history: &History, stream: &Stream) -> Option<String> {
     }
     let truth = history.truth.events.iter().filter(|e| e.revision > *from && e.revision <= *reached);
     let mut expected: Vec<&Event> = truth.collect();
-    // The order of revisions is the order of the watch, whatever `order.rs` finds of the truth.
+    // Events of a watch are ordered by revision, whatever `order.rs` finds in the truth.
     expected.sort_by_key(|event| event.revision);
     let mut expected = expected.into_iter();
     let mut last = *from;
@@ -133,7 +132,7 @@ mod tests {
         run
     }
 
-    /// The fault of a stream that delivered everything, once `spoil` had its way.
+    /// Returns the violations after `spoil` has changed a stream that delivered everything.
     fn spoiled(spoil: impl Fn(&mut Stream)) -> Vec<Violation> {
         let mut run = run();
         run.watch(7, 1, 9);
@@ -162,7 +161,7 @@ mod tests {
         rejected(&check(&run.history), "silent: client 8", "its last stream began after 0 and reached 6");
         run.history.closing = closing(&[9]);
         rejected(&check(&run.history), "silent: client 9", "no stream at all");
-        // It resumed where it had ended, and nothing came any more.
+        // The client resumed where the stream had ended, and nothing was delivered after that.
         run.watch(8, 6, 6);
         run.history.closing = closing(&[8]);
         rejected(&check(&run.history), "silent: client 8", "began after 6 and reached 6");

@@ -1,4 +1,4 @@
-//! The machine's disk with some of its syncs left out: what a bug would be.
+//! The machine's disk with some syncs left out, as a bug might do.
 
 use std::io;
 use std::path::Path;
@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use proto_env::{AppendFile, Disk, SystemDisk};
 
-/// What is not synced.
+/// Syncs that can be left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Without {
     /// The log's `fdatasync`.
     LogSync,
-    /// The files of the object store before the log is purged.
+    /// The syncs of the object store's files before the log is purged.
     ObjectsSync,
 }
 
@@ -19,7 +19,7 @@ struct LazyDisk(Without);
 
 struct LazyFile(Box<dyn AppendFile>);
 
-/// The machine's disk, without some syncs.
+/// Returns the machine's disk, without the syncs of `without`.
 pub fn disk(without: Option<Without>) -> Arc<dyn Disk> {
     match without {
         None => Arc::new(SystemDisk),

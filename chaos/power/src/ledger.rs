@@ -1,4 +1,4 @@
-//! What the children said, and what may therefore be found by the next one.
+//! What the child processes reported, and what the next child may therefore find.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,26 +9,26 @@ use crate::value::{KEYS, is_deletion};
 pub struct Ledger {
     keys: BTreeMap<u64, Known>,
     vote: Known,
-    /// No version from here on was started yet.
+    /// First version that no child has started yet.
     pub next_version: u64,
-    /// How many writes were acknowledged.
+    /// Number of acknowledged writes.
     pub acknowledged: u64,
 }
 
 #[derive(Debug, Default)]
 struct Known {
-    /// The last version acknowledged or seen.
+    /// Last version that was acknowledged or found.
     certain: u64,
-    /// Versions started after it.
+    /// Versions started after the last certain one, which may or may not survive.
     possible: BTreeSet<u64>,
 }
 
-/// What a child found when it had started.
+/// What a child found after its start.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// Versions by key.
+    /// Version found for each key.
     pub keys: BTreeMap<u64, u64>,
-    /// The vote; 0 if there is none.
+    /// The vote found; 0 if there is none.
     pub vote: u64,
 }
 
@@ -40,7 +40,7 @@ impl Known {
         self.possible = self.possible.split_off(&(self.certain + 1));
     }
 
-    /// The versions that may be there, newest last.
+    /// Returns the versions that may be found, newest last.
     fn allowed(&self) -> impl DoubleEndedIterator<Item = u64> + '_ {
         [self.certain].into_iter().chain(self.possible.iter().copied())
     }
@@ -49,31 +49,31 @@ impl Known {
 // === impl Ledger ===
 
 impl Ledger {
-    /// A version was handed to the store.
+    /// Records that a version was handed to the store.
     pub fn started(&mut self, key: u64, version: u64) {
         self.keys.entry(key).or_default().possible.insert(version);
         self.next_version = self.next_version.max(version + 1);
     }
 
-    /// A version was acknowledged.
+    /// Records that a version was acknowledged.
     pub fn acknowledged(&mut self, key: u64, version: u64) {
         self.acknowledged += 1;
         self.keys.entry(key).or_default().acknowledge(version);
     }
 
-    /// A vote is being saved.
+    /// Records that a vote is being saved.
     pub fn vote_started(&mut self, vote: u64) {
         self.vote.possible.insert(vote);
         self.next_version = self.next_version.max(vote + 1);
     }
 
-    /// A vote was saved.
+    /// Records that a vote was saved.
     pub fn vote_saved(&mut self, vote: u64) {
         self.vote.acknowledge(vote);
     }
 
-    /// Compares with what was found. What was found has been read, so from now on
-    /// it may not vanish either.
+    /// Checks what a child found, and returns a message for each error. What was found counts as certain from
+    /// now on: it has been read, so it must not vanish.
     pub fn check(&mut self, found: &Found) -> Vec<String> {
         let mut wrong = Vec::new();
         for key in 0..KEYS {

@@ -1,9 +1,8 @@
-//! `power-cuts`: the log and the object store of a master on a disk that loses
-//! power again and again (`chaos/disk`). A child process writes and says what was
-//! acknowledged; the power goes at a moment that the seed decides; the next child
-//! opens what survived and says what is there. Nothing acknowledged, or read
-//! after a start, may be missing, nothing else may be there, and every start
-//! must succeed.
+//! `power-cuts`: tests the log and the object store of a master on a disk that loses power again and again
+//! (`chaos/disk`). A child process writes and reports what was acknowledged; the power is cut at a moment
+//! that the seed decides; the next child opens what survived and reports what it found. Nothing that was
+//! acknowledged, or read after a start, may be missing, nothing else may be there, and every start must
+//! succeed.
 //!
 //! | file | does |
 //! | --- | --- |
@@ -29,7 +28,7 @@ use clap::{Parser, Subcommand};
 
 use crate::lazy::Without;
 
-/// Cuts the power below a master's log and object store and checks what survives.
+/// Cuts the power of a disk below a master's log and object store, and checks what survives.
 #[derive(Debug, Parser)]
 #[command(name = "power-cuts", version)]
 struct CommandLine {
@@ -41,37 +40,37 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Child {
-    /// One life (started by the harness)
+    /// Run one child process (used by the harness)
     #[command(hide = true)]
     Life(Life),
 }
 
-/// What a life is told.
+/// Arguments of one life: one run of a child process until the power is cut.
 #[derive(Debug, clap::Args)]
 struct Life {
-    /// Where log and objects lie
+    /// Directory of the log and the objects
     #[arg(long)]
     directory: PathBuf,
-    /// Decides what is written
+    /// Seed that decides what is written
     #[arg(long)]
     seed: u64,
-    /// The first version it may write
+    /// First version that the child may write
     #[arg(long)]
     from: u64,
-    /// Who writes
+    /// Kind of child process
     #[arg(long)]
     kind: Kind,
-    /// Leave these syncs out
+    /// Syncs to leave out
     #[arg(long)]
     without: Option<Without>,
 }
 
-/// Who writes.
+/// Kind of child process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Kind {
-    /// Log and store by hand.
+    /// Uses log and store directly.
     Store,
-    /// A cluster of one.
+    /// Runs a cluster of one master.
     Master,
 }
 

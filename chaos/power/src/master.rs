@@ -1,5 +1,5 @@
-//! A life that is a cluster of one master: openraft, the state machine and the
-//! log store above log and objects, with snapshots and purges as they come.
+//! A child that runs a cluster of one master: openraft, the state machine and the log store on top of log and
+//! objects, with snapshots and purges at their usual times.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,13 +21,13 @@ use crate::store::{say_store, transaction};
 use crate::value::KEYS;
 use crate::{Life, lazy};
 
-/// Writers at once; each has keys of its own.
+/// Number of concurrent writers; each has keys of its own.
 const WRITERS: u64 = 16;
-/// The log is purged when it has this many bytes.
+/// Size at which the log is purged, in bytes.
 const LOG_BYTES: u64 = 512 * 1024;
 const LEAD_WITHIN: Duration = Duration::from_secs(20);
 
-/// Writes until the power goes.
+/// Writes until the power is cut.
 pub fn live(life: &Life) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(write(life))
@@ -37,7 +37,7 @@ async fn write(life: &Life) -> Result<()> {
     let mut env = Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new());
     env.disk = lazy::disk(life.without);
     let consensus = start(life, env).await?;
-    // What is read after a start is what a quorum of one has: it must not vanish again.
+    // With a quorum of one, what is read after a start is committed: it must not vanish again.
     say_store(consensus.store(), 0)?;
     let versions = Arc::new(AtomicU64::new(life.from));
     let mut writers = tokio::task::JoinSet::new();

@@ -1,6 +1,5 @@
-//! The harness: one life after the other on one disk, and a new disk now and
-//! then. Prints the seed; a run from the same seed does the same as far as the
-//! threads of the children allow.
+//! The harness: runs one child after the other on one disk, and changes to a new disk now and then. Prints
+//! the seed; a run with the same seed is the same as far as the threads of the children allow.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -18,38 +17,38 @@ use crate::Kind;
 use crate::lazy::Without;
 use crate::ledger::{Found, Ledger};
 
-/// A start that takes longer has failed.
+/// Maximum time of a child's start; a longer one counts as failed.
 const START_WITHIN: Duration = Duration::from_secs(60);
-/// Lines of a child on their way.
+/// Maximum number of a child's lines that wait to be read.
 const LINES: usize = 4096;
 
-/// Flags of `power-cuts`.
+/// Command-line flags of `power-cuts`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// How often the power is cut
+    /// Number of power cuts
     #[arg(long, default_value_t = 300)]
     runs: u64,
-    /// Decides when, and what survives; without, one from the clock
+    /// Seed of the moments of power cuts and of what survives; by default taken from the clock
     #[arg(long)]
     seed: Option<u64>,
-    /// Power cuts in a row on one disk; then a new one, for the other kind of child
+    /// Number of power cuts on one disk, before a new disk is used with the other kind of child
     #[arg(long, default_value_t = 10)]
     lives: u64,
-    /// Only this kind of child
+    /// Run only this kind of child
     #[arg(long)]
     only: Option<Kind>,
-    /// The longest life, in milliseconds
+    /// Maximum time that a child runs, in milliseconds
     #[arg(long, default_value_t = 1500)]
     longest: u64,
-    /// Leave these syncs out: then the run must fail
+    /// Syncs to leave out: the run must then fail
     #[arg(long)]
     without: Option<Without>,
-    /// Where the disks lie; what a failed run left is kept there
+    /// Directory for the disks; those of a failed run are kept there
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
 }
 
-/// What happened in all.
+/// Counters of the whole run.
 #[derive(Debug, Default)]
 struct Tally {
     cuts: u64,
@@ -60,9 +59,9 @@ struct Tally {
     pending: PowerCut,
 }
 
-/// One disk and what is known of it.
+/// One disk and what is known of its content.
 struct Disk {
-    // Unmounted before the directory goes.
+    // Dropped first: the disk is unmounted before its directory is removed.
     _mounted: Mounted,
     control: Control,
     data: PathBuf,
@@ -70,7 +69,7 @@ struct Disk {
     kind: Kind,
 }
 
-/// A child's line.
+/// A line of a child's output.
 enum Line {
     Started(u64, u64),
     Acknowledged(u64, u64),
@@ -81,14 +80,14 @@ enum Line {
     Ready,
 }
 
-/// A child process and its lines.
+/// A running child process and its output lines.
 struct Running {
     child: Child,
     lines: Receiver<Line>,
     words: PathBuf,
 }
 
-/// Says a line to the harness; nobody to hear it is the end.
+/// Prints a line for the harness; ends the process if nobody reads it.
 pub fn say(line: std::fmt::Arguments<'_>) {
     let mut out = std::io::stdout().lock();
     if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
@@ -148,7 +147,7 @@ fn all(arguments: &Arguments, seed: u64, directory: &Path, tally: &mut Tally) ->
             disk.live(arguments, &mut random, tally)
                 .with_context(|| format!("disk {number} ({kind:?}), life {life}"))?;
         }
-        // The last cut needs a start to be judged.
+        // The last cut is judged by another start.
         disk.start_and_check(arguments, &mut random, tally)
             .with_context(|| format!("disk {number} ({kind:?}), after its last cut"))?
             .end()?;
@@ -214,7 +213,7 @@ impl Disk {
         let (sender, lines) = sync_channel(LINES);
         std::thread::spawn(move || {
             for line in BufReader::new(out).lines().map_while(Result::ok) {
-                // A line cut short by the kill says nothing.
+                // A line that was cut short by the kill is ignored.
                 if let Some(line) = parse(&line)
                     && sender.send(line).is_err()
                 {
@@ -225,7 +224,7 @@ impl Disk {
         Ok(Running { child, lines, words })
     }
 
-    /// One life and its end.
+    /// Runs one child and cuts the power at its end.
     fn live(&mut self, arguments: &Arguments, random: &mut StdRng, tally: &mut Tally) -> Result<()> {
         let early = random.random_bool(0.15);
         let running = if early {
@@ -239,8 +238,8 @@ impl Disk {
             self.listen(&running, until)?;
             running
         };
-        // Killed alone, it leaves a state that the next start reads from the page
-        // cache, and builds on, and that may yet be taken away.
+        // If only the process is killed, the next start reads unsynced state from the page cache and builds
+        // on it; a later power cut may still take that state away.
         if random.random_bool(0.15) {
             tally.kills += 1;
         } else {
@@ -281,7 +280,7 @@ impl Disk {
         Ok(running)
     }
 
-    /// Notes what a child says until its time is over.
+    /// Records a child's lines until `until`.
     fn listen(&mut self, running: &Running, until: Instant) -> Result<()> {
         let mut found = Found::default();
         loop {
@@ -312,7 +311,7 @@ impl Disk {
 // === impl Running ===
 
 impl Running {
-    /// Kills it; gives what it had still said.
+    /// Kills the child; returns the lines that it had printed and that were not read yet.
     fn end(mut self) -> Result<Vec<Line>> {
         self.child.kill()?;
         let rest = self.lines.into_iter().collect();
@@ -320,7 +319,7 @@ impl Running {
         Ok(rest)
     }
 
-    /// What it said on standard error.
+    /// Returns what the child printed on standard error.
     fn words(&self) -> Result<String> {
         Ok(std::fs::read_to_string(&self.words)?.trim().to_owned())
     }

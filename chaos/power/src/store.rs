@@ -1,7 +1,6 @@
-//! A life that uses log and store as a master's consensus does, but by hand and
-//! more wildly: entries are appended, synced, applied and acknowledged; the
-//! objects are synced and the log is purged; entries that were never committed are
-//! truncated; the state is replaced by a snapshot of itself.
+//! A child that uses log and store as a master's consensus does, but directly and with more variation:
+//! entries are appended, synced, applied and acknowledged; the objects are synced and the log is purged;
+//! entries that were never committed are truncated; the state is replaced by a snapshot of itself.
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -20,21 +19,21 @@ use crate::run::say;
 use crate::value::{self, KEYS};
 use crate::{Life, lazy};
 
-/// Small, so that segments are closed and removed all the time.
+/// Size of a log segment, in bytes: small, so that segments are often closed and removed.
 const SEGMENT_BYTES: u64 = 256 * 1024;
-/// Log entries kept when the log is purged.
+/// Number of log entries kept when the log is purged.
 const KEPT: u64 = 20;
 
 struct Machine {
     log: Arc<Log>,
     store: Arc<Store>,
-    /// The last entry applied.
+    /// Index of the last applied entry.
     index: u64,
     next_version: u64,
     random: StdRng,
 }
 
-/// Writes until the power goes.
+/// Writes until the power is cut.
 pub fn live(life: &Life) -> Result<()> {
     let mut machine = Machine::open(life)?;
     machine.say_what_is_there()?;
@@ -50,10 +49,10 @@ pub fn live(life: &Life) -> Result<()> {
     }
 }
 
-/// Does a write of the log and waits until it is durable.
+/// Makes a write to the log and waits until it is durable.
 fn durably(write: impl FnOnce(Done)) -> Result<()> {
     let (sender, receiver) = channel();
-    // The receiver waits for it.
+    // The receiver waits below, so sending succeeds.
     write(Box::new(move |result| drop(sender.send(result))));
     Ok(receiver.recv()??)
 }
@@ -61,7 +60,7 @@ fn durably(write: impl FnOnce(Done)) -> Result<()> {
 // === impl Machine ===
 
 impl Machine {
-    /// Opens what is there and applies what the log has beyond it.
+    /// Opens what is on the disk and applies the log's entries that the store lacks.
     fn open(life: &Life) -> Result<Self> {
         let disk: Arc<dyn Disk> = lazy::disk(life.without);
         let key = DataKey::new([7; 32]);
@@ -81,7 +80,7 @@ impl Machine {
     }
 
     fn replay(&mut self) -> Result<()> {
-        // An entry that was acknowledged by nobody counts as committed: there is but one member.
+        // An entry that was never acknowledged counts as committed too: there is only one member.
         for (index, bytes) in self.log.read(self.index + 1, u64::MAX, usize::MAX)? {
             ensure!(index == self.index + 1, "entry {} of the log is missing", self.index + 1);
             self.apply(index, decode("entry", &bytes)?)?;
@@ -101,7 +100,7 @@ impl Machine {
         say_store(&self.store, vote)
     }
 
-    /// One to a few entries of one to a few writes.
+    /// Appends one to a few entries with one to a few writes each, applies and acknowledges them.
     fn write(&mut self) -> Result<()> {
         let (sender, receiver) = channel();
         let mut entries = Vec::new();
@@ -113,7 +112,7 @@ impl Machine {
             written.iter().for_each(|(key, version)| say(format_args!("started {key} {version}")));
             let commands: Vec<Command> = written.iter().map(|write| self.command(*write)).collect();
             let (sender, bytes) = (sender.clone(), Bytes::from(encode("entry", &commands)?));
-            // The receiver waits for it.
+            // The receiver waits below, so sending succeeds.
             self.log.append(vec![(index, bytes)], Box::new(move |result| drop(sender.send(result))));
             entries.push((index, commands, written));
         }
@@ -143,7 +142,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Entries that another leader would have taken back.
+    /// Appends entries and truncates them, as when another leader replaces them.
     fn truncate(&mut self) -> Result<()> {
         let noise = Bytes::from(encode("entry", &Vec::<Command>::new())?);
         let entries = (1..4).map(|next| (self.index + next, noise.clone())).collect();
@@ -151,7 +150,8 @@ impl Machine {
         durably(|done| self.log.truncate_after(Some(self.index), done))
     }
 
-    /// As `consensus/log_store.rs`: what is purged can no longer be replayed.
+    /// Purges the log as `consensus/log_store.rs` does: the store is synced first, since purged entries
+    /// cannot be replayed.
     fn purge(&mut self) -> Result<()> {
         self.store.sync()?;
         let purged = self.log.state().purged.map_or(0, |(index, _)| index);
@@ -162,7 +162,7 @@ impl Machine {
         Ok(())
     }
 
-    /// As a follower that receives a snapshot: the log is purged past it.
+    /// Replaces the state as a follower that receives a snapshot does: the log is purged past it.
     fn replace_state(&mut self) -> Result<()> {
         let view = self.store.view();
         let mut staging = self.store.stage()?;
@@ -175,7 +175,7 @@ impl Machine {
     }
 }
 
-/// What writes a version.
+/// Returns the transaction that writes a version of a key.
 pub fn transaction(key: u64, version: u64) -> Txn {
     let name = value::key(key);
     let mutation = if value::is_deletion(version) {
@@ -186,7 +186,7 @@ pub fn transaction(key: u64, version: u64) -> Txn {
     Txn { preconditions: Vec::new(), mutations: vec![mutation] }
 }
 
-/// Says every key with its version, the vote, and that the start has succeeded.
+/// Reports every key with its version, the vote, and that the start has succeeded.
 pub fn say_store(store: &Store, vote: u64) -> Result<()> {
     for object in store.range("", None, 0, None)?.objects {
         let number = value::number(&object.key)?;

@@ -1,31 +1,31 @@
-//! Keys and values: each version of each key has one possible value, and says
-//! which one it is.
+//! Keys and values: each version of each key has exactly one possible value, from which the version can be
+//! read.
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 
-/// Keys that are written.
+/// Number of keys that are written.
 pub const KEYS: u64 = 400;
 const HEAD: usize = 16;
 
-/// The name of a key in the store.
+/// Returns the name of a key in the store.
 pub fn key(number: u64) -> String {
     format!("/registry/power/{number:06}")
 }
 
-/// The number of a key.
+/// Returns the number of a key from its name.
 pub fn number(key: &str) -> Result<u64> {
     Ok(key.rsplit('/').next().context("no key of ours")?.parse()?)
 }
 
-/// Whether this version is a deletion.
+/// Returns whether this version is a deletion.
 pub fn is_deletion(version: u64) -> bool {
     version % 9 == 8
 }
 
-/// The value of a version: mostly small, now and then of many pieces.
+/// Returns the value of a version: mostly small, sometimes of many pieces.
 pub fn of(key: u64, version: u64) -> Bytes {
     let mut random = StdRng::seed_from_u64(key << 40 ^ version);
     let size = match random.random_range(0..200) {
@@ -40,7 +40,7 @@ pub fn of(key: u64, version: u64) -> Bytes {
     bytes.into()
 }
 
-/// Which version of a key a value is.
+/// Returns the version that a value of a key belongs to; fails if the value is not valid.
 pub fn version(key: u64, value: &[u8]) -> Result<u64> {
     let version = value.get(8..HEAD).context("the value is too short")?;
     let version = u64::from_le_bytes(version.try_into()?);

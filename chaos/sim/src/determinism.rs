@@ -1,8 +1,6 @@
-//! What makes a run repeat itself byte for byte: every random number and every
-//! reading of a clock of this process comes from the seed, and addresses are the
-//! same each time (ahash hashes them). `main.rs` calls this before anything
-//! else; it works for one run in a process, so the fuzzer starts a process for
-//! each seed.
+//! Makes a run repeat itself byte for byte: every random number and every clock reading of this process comes
+//! from the seed, and memory addresses are the same each time (ahash hashes them). `main.rs` calls this
+//! before anything else. It works for one run in a process, so the fuzzer starts a process for each seed.
 
 use std::os::unix::process::CommandExt;
 
@@ -11,20 +9,20 @@ use nix::sys::personality::{self, Persona};
 use rand_tamed::SeedableRng;
 use rand_tamed::rngs::StdRng;
 
-/// As much as a main thread has.
+/// Stack size of the simulation's thread, as large as a main thread's.
 const STACK_BYTES: usize = 8 * 1024 * 1024;
 
-/// For glibc: memory of a run is kept until it ends.
+/// Environment variable that makes glibc keep freed memory until the run ends.
 const MEMORY: (&str, &str) = (
     "GLIBC_TUNABLES",
     "glibc.malloc.tcache_count=1000:glibc.malloc.trim_threshold=268435456:glibc.malloc.mmap_threshold=268435456:\
      glibc.malloc.top_pad=16777216",
 );
 
-/// Runs this program again without address randomization, unless it is off.
+/// Runs this program again without address randomization; returns at once if that is already off.
 ///
 /// # Errors
-/// Where the kernel does not allow that, or the program cannot be started again.
+/// Fails if the kernel does not allow that, or the program cannot be started again.
 pub fn fix_addresses() -> Result<()> {
     let now = personality::get().context("reading the personality")?;
     if now.contains(Persona::ADDR_NO_RANDOMIZE) {
@@ -37,11 +35,11 @@ pub fn fix_addresses() -> Result<()> {
     Err(error).context("starting this program again")
 }
 
-/// Runs `work` with clocks and randomness out of the simulation. On a thread of its own: the keys of hash tables are
-/// drawn once a thread, and the main one has drawn its own from the machine already.
+/// Runs `work` with clocks and randomness taken from the simulation, on a new thread: hash table keys are
+/// drawn once per thread, and the main thread has already drawn its keys from the operating system.
 ///
 /// # Errors
-/// Where the thread cannot be started, or panics.
+/// Fails if the thread cannot be started, or panics.
 pub fn tamed<T: Send + 'static>(seed: u64, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     mad_turmoil::rand::set_rng(StdRng::seed_from_u64(seed));
     let thread = std::thread::Builder::new().name("simulation".to_owned()).stack_size(STACK_BYTES);

@@ -1,6 +1,6 @@
-//! A Kubernetes client of the simulation: plain HTTP/1.1 over the simulated
-//! network, as the administrator unless told otherwise. What matters here is what a failure means: the
-//! request never left, or nobody knows. `workload.rs` and `watcher.rs` use it.
+//! A Kubernetes client of the simulation: plain HTTP/1.1 over the simulated network, as the administrator by
+//! default. It tells requests that were never sent from requests whose outcome is unknown. `workload.rs` and
+//! `watcher.rs` use it.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -20,28 +20,28 @@ use crate::machine::API_PORT;
 use crate::seams::links::Links;
 use crate::seams::network::connect_as;
 
-/// How long a client waits for an answer.
+/// Maximum time a client waits for an answer.
 pub const TIMEOUT: Duration = Duration::from_secs(3);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Why there is no answer.
+/// Reason why a request has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// The request never left.
+    /// The request was never sent.
     NotSent,
-    /// It may have arrived.
+    /// The request was sent and may have arrived.
     Unknown,
 }
 
-/// An answer.
+/// An answer of the API server.
 pub struct Answer {
-    /// Its code.
+    /// HTTP status code.
     pub status: StatusCode,
-    /// Its object, or the Status.
+    /// The object, or a Kubernetes `Status` on an error.
     pub body: Value,
 }
 
-/// A connection to one master, made when it is needed.
+/// A client of one master; connects at the first request.
 pub struct Client {
     master: IpAddr,
     links: Links,
@@ -50,7 +50,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the master at `master`.
+    /// Creates a client of the master at `master` that identifies itself as the administrator.
     pub fn new(master: IpAddr, links: Links) -> Self {
         let identity = PeerIdentity {
             common_name: "simulation".to_owned(),
@@ -59,15 +59,15 @@ impl Client {
         Self::with_identity(master, links, identity)
     }
 
-    /// The same as somebody else.
+    /// Creates a client of the master at `master` that identifies itself as `identity`.
     pub fn with_identity(master: IpAddr, links: Links, identity: PeerIdentity) -> Self {
         Self { master, links, identity, connection: None }
     }
 
-    /// Asks, within [`TIMEOUT`].
+    /// Sends a request and waits for the whole answer, at most [`TIMEOUT`].
     ///
     /// # Errors
-    /// Where no whole answer came; the connection is not used again.
+    /// Fails if no whole answer came; the connection is then not used again.
     pub async fn ask(&mut self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, Failure> {
         let response = self.send(method, path, body).await?;
         let status = response.status();
@@ -80,10 +80,10 @@ impl Client {
         Ok(Answer { status, body })
     }
 
-    /// Makes a call on a collection, page after page where it is a list in pages.
+    /// Makes a call on a collection; a paged list is read page by page and joined.
     ///
     /// # Errors
-    /// Where no whole answer came. Pages that show different states are no whole answer.
+    /// Fails if no whole answer came, or if the pages of a list show different states.
     pub async fn call(&mut self, collection: &str, call: &Call) -> Result<Answer, Failure> {
         let (method, path, body) = calls::request(collection, call);
         let mut answer = self.ask(method, &path, body.as_ref()).await?;
@@ -102,10 +102,10 @@ impl Client {
         Ok(answer)
     }
 
-    /// Asks and gives the answer as it comes: watches.
+    /// Sends a request and returns the answer as a stream, for watches.
     ///
     /// # Errors
-    /// Where no answer began.
+    /// Fails if no answer began.
     pub async fn send(
         &mut self,
         method: Method,
@@ -141,7 +141,7 @@ impl Client {
         let stream = connected.ok()?.ok()?.stream;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
         tokio::spawn(async move {
-            // Its end shows in the sender.
+            // The end of the connection shows in the request sender.
             let _ = connection.await;
         });
         Some(sender)

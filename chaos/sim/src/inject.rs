@@ -1,8 +1,7 @@
-//! Carries the schedule of an experiment out, between two steps of the
-//! simulation. A fault counts when it really happened: a link was there to be
-//! cut, a process to be killed, a call of the disk failed. One that finds nobody to
-//! strike when it is due, as while nobody leads, waits for somebody. What the
-//! simulation cannot do counts as never fired, which makes the verdict unknown.
+//! Carries out the schedule of an experiment, between two steps of the simulation. A fault counts as fired
+//! when it took effect: a link was cut, a process killed, a call of the disk failed. A fault that finds no
+//! node to strike when it is due (such as the leader while there is none) waits for one. A fault that the
+//! simulation does not support counts as never fired, which makes the verdict unknown.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -27,65 +26,65 @@ use crate::seams::links::Shape;
 use crate::seams::random::generator;
 use crate::world::World;
 
-/// A fault of the disk that nothing has felt when it should end goes on for so long.
+/// Time by which a disk fault is extended, again and again, while no call has met it when it should end.
 const UNFELT: Duration = Duration::from_millis(100);
-/// How long a power loss waits for somebody who has just voted.
+/// Maximum time a power loss waits for a master that has just voted.
 const AIM: Duration = Duration::from_secs(4);
-/// For how long a master whose processor is busy stands still, and goes on, in milliseconds.
+/// Range of the time a master with a busy processor stands still, and then runs, in milliseconds.
 const STALL_MS: std::ops::RangeInclusive<u64> = 2..=40;
-/// What a sync takes on a disk that others write to as fast as they can.
+/// Duration of a sync on a disk that other programs keep busy.
 const BUSY_SYNC: Duration = Duration::from_millis(60);
-/// Where on a machine files are damaged.
+/// Directory of a machine in which files at rest are damaged.
 const AT_REST: &str = "/master/log";
 
-/// What ends a fault.
+/// What to undo when a fault ends.
 enum Undo {
     Repair(Vec<Link>),
     Unshape(Vec<Link>, fn(&mut Shape)),
     Start(Vec<NodeName>),
     Resume(Vec<NodeName>),
-    /// With how often they stood still before.
+    /// Masters with a busy processor, and the total of stalls before the fault.
     Calm(Vec<NodeName>, u64),
-    /// With how many syncs there had been before.
+    /// A master with slow syncs, and its number of syncs before the fault.
     Quick(NodeName, u64),
-    /// With how many calls had failed before.
+    /// A master with a failing disk, and its number of failed calls before the fault.
     Disk(NodeName, u64),
     Clock(NodeName),
-    /// With when it began.
+    /// A worker, how it was struck, and when the fault began.
     Worker(NodeName, WorkerKind, Duration),
 }
 
-/// Carries out the schedule of one run.
+/// Injects the faults of one run by its schedule.
 pub struct Injector {
     schedule: VecDeque<(usize, Entry)>,
-    /// What is due and has found nobody to strike yet.
+    /// Entries that are due and have found no node to strike yet.
     waiting: Vec<(usize, Entry)>,
-    /// When the schedule began, in simulated time.
+    /// Simulated time at which the schedule began.
     origin: Duration,
     duration: Duration,
     random: StdRng,
-    /// Faults under way: when they end, and whose they are.
+    /// Faults under way: when each ends, its index in the schedule, and what to undo.
     active: Vec<(Duration, usize, Undo)>,
-    /// How many faults hold each direction cut.
+    /// Number of faults that cut each direction of a link.
     cuts: BTreeMap<Link, u32>,
     down: BTreeSet<NodeName>,
-    /// How many faults let each master stand still.
+    /// Number of faults that pause each master.
     paused: BTreeMap<NodeName, u32>,
-    /// Masters whose processor others keep busy: whether each stands still, and until when that stays so.
+    /// Masters with a busy processor: whether each stands still now, and until when.
     busy: BTreeMap<NodeName, (bool, Duration)>,
-    /// How often masters stood still because of that.
+    /// Number of times masters stood still because of a busy processor.
     stalls: u64,
-    /// How many faults keep each worker away.
+    /// Number of faults that keep each worker away.
     away: BTreeMap<NodeName, u32>,
-    /// When a worker last came back.
+    /// Simulated time at which a worker last came back.
     back: Duration,
     records: Vec<FaultRecord>,
-    /// The votes at the last step, while a power loss waits for one.
+    /// Votes at the last step, kept while a power loss waits for a new vote.
     votes: BTreeMap<NodeName, VoteSeen>,
 }
 
 impl Injector {
-    /// Begins the schedule at `origin`.
+    /// Creates an injector for a schedule that begins at `origin`.
     pub fn new(schedule: &[Entry], duration: Duration, seed: u64, origin: Duration) -> Self {
         let record = |entry: &Entry| FaultRecord {
             kind: entry.fault.kind(),
@@ -117,17 +116,17 @@ impl Injector {
         }
     }
 
-    /// What became of each entry of the schedule.
+    /// Returns what became of each entry of the schedule.
     pub fn records(self) -> Vec<FaultRecord> {
         self.records
     }
 
-    /// Begins and ends what is due.
+    /// Begins and ends the faults that are due.
     pub fn step(&mut self, world: &mut World<'_>) {
         let now = world.elapsed().saturating_sub(self.origin);
         self.end_due(world, now);
         self.stall(world, now);
-        // A master that has come meanwhile may link two sides.
+        // A master that has joined meanwhile may link two sides.
         if !self.cuts.is_empty() {
             self.isolate(world);
         }
@@ -138,13 +137,13 @@ impl Injector {
             self.votes.clear();
         }
         for (index, entry) in std::mem::take(&mut self.waiting) {
-            // What is down already cannot be struck, but it can be replaced.
+            // A node that is down cannot be struck again, but it can be replaced.
             let mut order = world.members();
             order.retain(|node| matches!(entry.fault, Fault::Member(_)) || !self.down.contains(node));
             order.shuffle(&mut self.random);
             if self.aims(index, &entry, now) {
                 let voted = self.voted(world);
-                // Nobody has voted just now: wait for it.
+                // No master has voted since the last step: wait for a vote.
                 if !order.iter().any(|node| voted.contains(node)) {
                     self.waiting.push((index, entry));
                     continue;
@@ -168,7 +167,7 @@ impl Injector {
         }
     }
 
-    /// Lets masters whose processor is busy stand still for a while, and go on for a while.
+    /// Makes masters with a busy processor stand still and run again in turns.
     fn stall(&mut self, world: &mut World<'_>, now: Duration) {
         for (node, (stands, until)) in &mut self.busy {
             if *until > now {
@@ -183,9 +182,8 @@ impl Injector {
         }
     }
 
-    /// Whether this is a power loss that should strike who has just voted: what a
-    /// master has promised a moment ago is what it must not forget. Half of those that
-    /// strike somebody, for a while.
+    /// Returns whether this power loss should strike a master that has just voted, whose promise must
+    /// survive. That is so for half of the power losses, and for a limited time.
     fn aims(&self, index: usize, entry: &Entry, now: Duration) -> bool {
         let Fault::Powerloss(strike) = &entry.fault else { return false };
         matches!(strike.target, Target::Any | Target::Follower)
@@ -194,7 +192,7 @@ impl Injector {
             && now + AIM < self.duration
     }
 
-    /// Who has voted since the last step.
+    /// Returns the masters that have voted since the last step.
     fn voted(&mut self, world: &World<'_>) -> BTreeSet<NodeName> {
         let now = world.observer.votes();
         let before = std::mem::replace(&mut self.votes, now);
@@ -202,7 +200,7 @@ impl Injector {
         self.votes.iter().filter(|(node, vote)| changed(node, vote)).map(|(node, _)| *node).collect()
     }
 
-    /// Tells the observer who reaches no majority.
+    /// Tells the observer which masters reach no majority.
     fn isolate(&self, world: &World<'_>) {
         let masters: BTreeSet<NodeName> = world.members().into_iter().collect();
         let cuts: BTreeSet<Link> = self.cuts.keys().copied().collect();
@@ -210,7 +208,7 @@ impl Injector {
         world.observer.isolated(&alone, world.elapsed());
     }
 
-    /// Ends everything that is wrong, and starts every node that is down.
+    /// Ends every fault, and starts every node that is down.
     pub fn heal(&mut self, world: &mut World<'_>) {
         tracing::info!(target: "chaos", "everything heals");
         self.schedule.clear();
@@ -263,7 +261,7 @@ impl Injector {
                 for node in nodes {
                     let held = self.paused.entry(node).or_insert(1);
                     *held -= 1;
-                    // One that was killed meanwhile and started again does not stand still.
+                    // A process that was killed and started again meanwhile is not paused.
                     if *held == 0 {
                         self.paused.remove(&node);
                         world.pause(node, false);
@@ -315,7 +313,7 @@ impl Injector {
         }
     }
 
-    /// Begins a fault and says how often it took effect so far; none where there is nobody to strike.
+    /// Begins a fault and returns how often it took effect so far; `None` if there is no node to strike.
     fn begin(&mut self, world: &mut World<'_>, group: &Group, index: usize, entry: &Entry) -> Option<u64> {
         let end = entry.end(self.duration);
         match &entry.fault {
@@ -433,7 +431,7 @@ impl Injector {
         nodes.into_iter().filter_map(|node| Some((node, world.machine(node)?))).collect()
     }
 
-    /// Takes processes away, and with `power` what their disks had not synced.
+    /// Kills processes; with `power` their disks also lose what was not synced.
     fn stop(
         &mut self,
         world: &mut World<'_>,
@@ -470,7 +468,7 @@ impl Injector {
                 machine.disk.set_failure(Some(failure));
                 Undo::Disk(node, machine.disk.failed())
             };
-            // Counted at its end, by the calls that felt it.
+            // The fault counts as fired by the calls that met it, counted when it ends.
             let undo = match kind {
                 DiskKind::Eio => fails(Failure::SyncFails),
                 DiskKind::Enospc => fails(Failure::Full),
@@ -496,7 +494,7 @@ impl Injector {
         fired
     }
 
-    /// A machine restarts on files that are not what it wrote.
+    /// Restarts a machine on files that were damaged; returns whether a file was damaged.
     fn damage(&mut self, world: &mut World<'_>, machine: &Machine, damage: Damage) -> bool {
         world.stop(machine.node, false);
         let damaged = machine.disk.damage(Path::new(AT_REST), damage, &mut self.random);
@@ -508,8 +506,8 @@ impl Injector {
         damaged.is_some()
     }
 
-    /// A worker that was away for long enough has lost its pods to the others, if somebody led and they were there
-    /// all the while.
+    /// Checks that a worker that was away long enough lost its pods to other workers, if there was a leader
+    /// and the other workers were there all the while.
     fn judge_pods(&self, world: &World<'_>, node: NodeName, began: Duration) {
         let now = world.elapsed();
         let elected = world.observer.leaders().last().map(|(since, ..)| *since).unwrap_or_default();
@@ -545,7 +543,7 @@ impl Injector {
     }
 }
 
-/// None for nobody.
+/// Returns `None` for an empty list.
 fn some<T>(all: Vec<T>) -> Option<Vec<T>> {
     (!all.is_empty()).then_some(all)
 }

@@ -1,6 +1,6 @@
-//! One machine of the simulated cluster with the master that runs on it: the same
-//! `master_node::build` as in production, over simulated seams. What lies on
-//! its disk outlives restarts; `world.rs` starts, pauses and kills the rest.
+//! One machine of the simulated cluster with the master that runs on it: the same `master_node::build` as in
+//! production, over simulated seams. Its disk outlives restarts; `world.rs` starts, pauses and kills the
+//! process.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -29,58 +29,58 @@ use crate::seams::random::SimRandom;
 use crate::seams::sockets::Sockets;
 use crate::workload::Workload;
 
-/// Port of the API.
+/// Port of the Kubernetes API.
 pub const API_PORT: u16 = 6443;
-/// Port of everything between masters, and of workers' beats.
+/// Port for traffic between masters and for workers' heartbeats.
 pub const PEER_PORT: u16 = 6444;
-/// How long a master that ended stays down, as under a supervisor.
+/// Time until a master that ended is started again, as by a supervisor.
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
 const ORDERS_MAX: usize = 8;
 const ORDER_TIMEOUT: Duration = Duration::from_secs(2);
 const DATA_DIR: &str = "/master";
 
-/// A machine.
+/// A machine for a master.
 pub struct Machine {
-    /// `m1`, `m2`, ...; `m1` founds the cluster.
+    /// Name of the node: `m1`, `m2`, ...; `m1` founds the cluster.
     pub node: NodeName,
-    /// The same as a text.
+    /// The name as text.
     pub name: String,
-    /// Its address.
+    /// IP address of the machine.
     pub ip: IpAddr,
-    /// Its disk, but for the objects.
+    /// The machine's disk, without the object store.
     pub disk: SimDisk,
-    /// Where its objects lie.
+    /// Storage of the master's objects.
     pub home: MemoryHome,
-    /// Its clocks.
+    /// The machine's clocks.
     pub clock: Arc<SimClock>,
-    /// Its sockets, which outlive a pause of the master but no end of it.
+    /// The machine's sockets: they survive a pause of the master, but not its end.
     pub sockets: Sockets,
-    /// Seed, ways and whom to ask: shared by everything in the world.
+    /// Seed, links and masters to ask, shared by all machines and clients.
     workload: Workload,
     scale: Scale,
-    /// Entries between two snapshots.
+    /// Number of log entries between two snapshots.
     snapshot_count: u64,
     starts: AtomicU64,
-    /// How often in a row the master did not come up.
+    /// Number of consecutive starts at which the master did not come up.
     failures: AtomicU64,
-    /// To the master that runs.
+    /// Channel for orders to the running master; `None` if none runs.
     orders: Mutex<Option<mpsc::Sender<Order>>>,
 }
 
-/// What an operator asks of a master.
+/// An operator's request to a master.
 #[derive(Debug, Clone)]
 pub enum Order {
-    /// Hand leadership to this master.
+    /// Transfers leadership to this master.
     TransferLeader(NodeId),
-    /// Let these masters go.
+    /// Removes these masters from the group.
     Remove(Vec<NodeId>),
 }
 
 impl Machine {
-    /// A machine with an empty disk; `m1` founds the cluster with fixed keys.
+    /// Creates a machine with an empty disk; `m1` founds the cluster with fixed keys.
     ///
     /// # Errors
-    /// Where the fixed keys do not parse.
+    /// Fails if the fixed keys do not parse.
     pub fn new(node: NodeName, workload: &Workload, cluster: &Cluster) -> Result<Arc<Self>> {
         let machine = Self {
             node,
@@ -104,7 +104,7 @@ impl Machine {
         Ok(Arc::new(machine))
     }
 
-    /// Runs the master, and again when it ends, until its process is taken away.
+    /// Runs the master, and starts it again whenever it ends, until the process is dropped.
     pub async fn run(self: Arc<Self>) {
         loop {
             match self.once().await {
@@ -118,13 +118,13 @@ impl Machine {
         }
     }
 
-    /// Asks the master that runs here; false when none does.
+    /// Sends an order to the running master; returns false if none runs.
     pub fn order(&self, order: Order) -> bool {
         let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         orders.as_ref().is_some_and(|orders| orders.try_send(order).is_ok())
     }
 
-    /// How often in a row the master has not come up.
+    /// Returns at how many consecutive starts the master did not come up.
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }
@@ -182,7 +182,7 @@ async fn obey(consensus: Arc<Consensus>, mut orders: mpsc::Receiver<Order>) {
     }
 }
 
-/// All at once, for two voters may go where one may not; or, where that is refused, one after the other.
+/// Removes all at once, since two voters may go where one may not; if that is refused, one after the other.
 async fn remove(consensus: &Consensus, ids: &[NodeId]) -> Result<(), ChangeError> {
     let mut result = consensus.remove_masters(ids, ORDER_TIMEOUT).await;
     if result.is_err() && ids.len() > 1 {
@@ -193,12 +193,12 @@ async fn remove(consensus: &Consensus, ids: &[NodeId]) -> Result<(), ChangeError
     result
 }
 
-/// The address of master number `number`.
+/// Returns the IP address of master number `number`.
 fn address(number: u32) -> IpAddr {
     IpAddr::from([10, 0, 0, u8::try_from(number).unwrap_or(u8::MAX)])
 }
 
-/// The master whose machine has this address.
+/// Returns the master whose machine has this address; `None` for other addresses.
 pub fn master_at(ip: IpAddr) -> Option<NodeName> {
     match ip {
         IpAddr::V4(ip) if ip.octets()[..3] == [10, 0, 0] => NodeName::master(ip.octets()[3].into()),
@@ -206,7 +206,7 @@ pub fn master_at(ip: IpAddr) -> Option<NodeName> {
     }
 }
 
-/// The token masters join with; the bootstrap client stores it.
+/// Returns the fixed token that masters join with; the bootstrap client stores it.
 pub fn token() -> JoinToken {
     JoinToken { ca_hash: [0; 32], id: "simula".to_owned(), secret: "0123456789abcdef".to_owned() }
 }

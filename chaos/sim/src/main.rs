@@ -1,18 +1,18 @@
-//! `ephor-sim`: a whole cluster of masters in one process, one thread and one
-//! seed, judged by `chaos/oracle`. `cargo xtask fuzz` starts it for one seed after the other.
+//! `ephor-sim`: simulates a whole cluster of masters in one process and one thread, from one seed, and lets
+//! `chaos/oracle` judge it. `cargo xtask fuzz` starts it for one seed after the other.
 //!
 //! | file | does |
 //! | --- | --- |
-//! | `determinism.rs`, `trace.rs` | the same seed, the same run, and the proof of it |
+//! | `determinism.rs`, `trace.rs` | make runs of one seed identical, and record a trace to prove it |
 //! | `seams/` | processes, sockets, clock, random, network and disk as a master sees them |
-//! | `plan.rs` | an experiment drawn from the seed, where no file gives one |
-//! | `scale.rs` | how far apart the masters are, and what follows |
+//! | `plan.rs` | draws an experiment from the seed, if no file gives one |
+//! | `scale.rs` | times that depend on the distance between masters |
 //! | `world.rs`, `machine.rs` | the machines, each with its master built as in production |
 //! | `worker.rs` | simulated workers |
 //! | `workload.rs`, `watcher.rs`, `http.rs` | the clients |
-//! | `inject.rs` | what goes wrong, when it is time |
-//! | `observer.rs`, `checks/` | what is seen, and what must hold of the masters meanwhile |
-//! | `run.rs`, `report.rs` | one run, from boot to verdict, and what is said of it |
+//! | `inject.rs` | injects the faults at their times |
+//! | `observer.rs`, `checks/` | record what happens, and check the masters' invariants meanwhile |
+//! | `run.rs`, `report.rs` | one run, from boot to verdict, and its report |
 
 mod checks;
 mod determinism;
@@ -43,21 +43,21 @@ use crate::plan::Pace;
 use crate::run::Options;
 use crate::trace::Trace;
 
-/// Runs one simulation and says what came of it: ends with 0 where it passed,
-/// with 1 where something that must hold did not, with 2 where nobody knows.
+/// Runs one simulation and reports its outcome. Exit code: 0 if it passed, 1 if an invariant was violated, 2
+/// if the outcome is unknown.
 #[derive(Debug, Parser)]
 #[command(name = "ephor-sim", version)]
 struct Arguments {
-    /// Decides everything that the experiment leaves open
+    /// Seed that decides everything the experiment leaves open
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Run this experiment; without, one is drawn from the seed
+    /// Run the experiment of this file; by default one is drawn from the seed
     #[arg(long, value_name = "FILE", conflicts_with_all = ["masters", "duration"])]
     experiment: Option<PathBuf>,
-    /// Masters of a drawn experiment: 1, 3, 5 or 7
+    /// Number of masters in a drawn experiment: 1, 3, 5 or 7
     #[arg(long, default_value_t = 3)]
     masters: u32,
-    /// How long things go wrong in a drawn experiment, in simulated time
+    /// Duration of a drawn experiment, in simulated time
     #[arg(long = "for", default_value = "60s", value_parser = humantime::parse_duration)]
     duration: Duration,
     /// Draw a quiet experiment, for a long `--for`: masters far apart, few calls, faults half a minute apart
@@ -80,12 +80,12 @@ struct Arguments {
     #[cfg(feature = "planted")]
     #[arg(long)]
     bugs: bool,
-    /// How the report looks
+    /// Output format of the report
     #[arg(long, value_enum, default_value_t = Form::Text)]
     output: Form,
 }
 
-/// The forms of a report.
+/// Output formats of the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Form {
     /// For a terminal
@@ -151,7 +151,7 @@ fn experiment(arguments: &Arguments) -> Result<Experiment> {
     Experiment::parse(&text).with_context(|| path.display().to_string())
 }
 
-/// A panic anywhere ends the run: tokio would only end the task it was in.
+/// Ends the process at a panic in any task; tokio alone would only end that task.
 fn stop_on_panic(seed: u64) {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

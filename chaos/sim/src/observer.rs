@@ -1,8 +1,8 @@
-//! Sees everything: what clients did, what every replica applied, who led when.
-//! Machines attach their masters, clients report their operations, the run takes
-//! the history in the end. Here also the invariants that hold at every moment:
-//! one leader a term (Raft, Ongaro and Ousterhout 2014, "Election Safety") and
-//! the same change at the same revision on every replica ("State Machine Safety").
+//! Records what happens in a run: clients' operations, changes that every replica applied, leaders of each
+//! term. Machines attach their masters, clients report their operations, the run takes the history in the
+//! end. Also checks the invariants that hold at every moment: one leader a term (Raft, Ongaro and Ousterhout
+//! 2014, "Election Safety") and the same change at the same revision on every replica ("State Machine
+//! Safety").
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -22,9 +22,9 @@ use chaos_oracle::history::{
     Call, Change, Closing, Event, History, Operation, Outcome, Stamps, Truth, Versioned, Watched,
 };
 
-/// Where the clients' objects lie in the store.
+/// Store prefix of the clients' objects.
 const PREFIX: &str = "/registry/core/configmaps/default/";
-/// The final state of master `mN` is read as this client and N.
+/// First client number for final reads: the final state of master `mN` is read as client `FINAL` + N.
 const FINAL: usize = 20_000;
 
 #[derive(Default)]
@@ -33,23 +33,23 @@ struct Seen {
     operations: Vec<Operation>,
     acknowledged: usize,
     watches: BTreeMap<usize, Arc<Mutex<Watched>>>,
-    /// Operations that read the final state of a replica.
+    /// Indexes of the operations that read the final state of a replica.
     finals: Vec<usize>,
     closing: Option<Closing>,
     truth: BTreeMap<u64, Event>,
-    /// Who led each term.
+    /// First leader seen in each term, and when.
     leaders: BTreeMap<u64, (Duration, NodeName)>,
     violations: Vec<Violation>,
     masters: BTreeMap<NodeName, Weak<Consensus>>,
     ids: BTreeMap<NodeName, NodeId>,
     given: ids::Ids,
     votes: votes::Votes,
-    /// What leaders wrote into their journal, by revision.
+    /// Entries that leaders wrote into their journal, by revision.
     journal: BTreeMap<u64, fence::Written>,
     minority: minority::Minority,
 }
 
-/// What is seen of the run; clones share it.
+/// Collects what is seen of the run; clones share the data.
 #[derive(Clone, Default)]
 pub struct Observer(Arc<Mutex<Seen>>);
 
@@ -63,17 +63,17 @@ impl Observer {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The number of this moment in the history.
+    /// Returns the stamp of this moment in the history.
     pub fn stamp(&self) -> u64 {
         let now = u64::try_from(clock::elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.lock().stamps.next(now)
     }
 
-    /// A client's operation, which it asked of this machine, has ended.
+    /// Records a client's operation that has ended; `asked` is the machine it was sent to.
     pub fn operation(&self, operation: Operation, asked: IpAddr) {
         tracing::info!(target: "client", %operation, "operation");
         let mut seen = self.lock();
-        // A list of any version needs no majority.
+        // A list of any version may be answered without a majority.
         let answered =
             !matches!(operation.outcome, Outcome::NotEntered | Outcome::Unknown | Outcome::Shown { .. });
         if let Some(by) = machine::master_at(asked).filter(|_| answered)
@@ -85,18 +85,18 @@ impl Observer {
         seen.operations.push(operation);
     }
 
-    /// A client watches, and adds here to what it has seen, until the end of the run.
+    /// Registers what client `client` sees in its watches; the client adds to it until the end of the run.
     pub fn watches(&self, client: usize, watched: &Arc<Mutex<Watched>>) {
         self.lock().watches.insert(client, watched.clone());
     }
 
-    /// From now on every watch must come to this revision.
+    /// Sets the revision that every watch must reach from now on.
     pub fn close(&self, revision: u64) {
         let mut seen = self.lock();
         seen.closing = Some(Closing { revision, clients: seen.watches.keys().copied().collect() });
     }
 
-    /// Whether every watch has come to the revision of [`Observer::close`].
+    /// Returns whether every watch has reached the revision set by [`Observer::close`].
     pub fn is_closed(&self) -> bool {
         let seen = self.lock();
         let closing = seen.closing.as_ref().map_or(0, |closing| closing.revision);
@@ -106,7 +106,7 @@ impl Observer {
         })
     }
 
-    /// Reads what the replica of each of these nodes holds, as a list of nobody's that is part of the history.
+    /// Reads the replica of each of these nodes and adds it to the history as a list by a client of its own.
     pub fn read_finals(&self, nodes: &[NodeName]) {
         for (node, master) in self.masters().into_iter().filter(|(node, _)| nodes.contains(node)) {
             let called = self.stamp();
@@ -134,24 +134,24 @@ impl Observer {
         }
     }
 
-    /// Something that must never happen has happened.
+    /// Records a violation of an invariant.
     pub fn violation(&self, check: &'static str, what: String) {
         let violation = violation(check, what);
         self.lock().violations.push(violation);
     }
 
-    /// From `now` on, which no machine tells between two ticks, these masters reach no majority.
+    /// Sets which masters reach no majority from `now` on; machines report nothing between two ticks.
     pub fn isolated(&self, alone: &BTreeSet<NodeName>, now: Duration) {
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         self.lock().minority.now(alone, now);
     }
 
-    /// For whom each master that runs has voted last.
+    /// Returns the last vote of each running master.
     pub fn votes(&self) -> BTreeMap<NodeName, VoteSeen> {
         self.masters().into_iter().map(|(node, master)| (node, master.vote_seen())).collect()
     }
 
-    /// The process on a node is about to be taken away: what it has saved must be there when it comes back.
+    /// Records the vote of a node whose process is about to be killed: it must be there at the next start.
     pub fn last_seen(&self, node: NodeName) {
         let master = self.lock().masters.get(&node).and_then(Weak::upgrade);
         if let Some(master) = master {
@@ -159,7 +159,8 @@ impl Observer {
         }
     }
 
-    /// Looks into the master that starts on a node, until it ends. `journal` is the pause between two entries.
+    /// Observes the master that starts on a node until it ends; `journal` is the pause between two journal
+    /// entries.
     pub fn attach(&self, node: NodeName, consensus: &Arc<Consensus>, journal: Duration) {
         let given_before = self.lock().given.seen(node, consensus.node_id());
         given_before.into_iter().for_each(|what| self.violation(ids::CHECK, what));
@@ -183,7 +184,7 @@ impl Observer {
         }
     }
 
-    /// Takes note of what a replica holds, and watches it from there.
+    /// Records what a replica holds, and starts a watch from that revision.
     fn look(&self, node: NodeName, store: &Store) -> Option<storage::Watch> {
         let from = store.revision();
         if let Ok(page) = store.range(PREFIX, None, 0, None) {
@@ -195,14 +196,14 @@ impl Observer {
         watch.map_err(|error| self.violation("observer", format!("{node}: {error}"))).ok()
     }
 
-    /// The masters that run.
+    /// Returns the running masters.
     pub fn masters(&self) -> Vec<(NodeName, Arc<Consensus>)> {
         let seen = self.lock();
         let masters = seen.masters.iter();
         masters.filter_map(|(node, weak)| Some((*node, weak.upgrade()?))).collect()
     }
 
-    /// Who leads, as he thinks himself; of several the one of the latest term.
+    /// Returns the master that considers itself leader; of several the one with the highest term.
     pub fn leader(&self) -> Option<NodeName> {
         let leading = self.masters().into_iter().filter_map(|(node, consensus)| {
             let now = *consensus.leadership().borrow();
@@ -211,28 +212,28 @@ impl Observer {
         leading.max().map(|(_, node)| node)
     }
 
-    /// How many writes were acknowledged.
+    /// Returns the number of acknowledged writes.
     pub fn acknowledged(&self) -> usize {
         self.lock().acknowledged
     }
 
-    /// The id a node's master had when it was last seen.
+    /// Returns the id that a node's master had when it was last seen.
     pub fn node_id(&self, node: NodeName) -> Option<NodeId> {
         self.lock().ids.get(&node).copied()
     }
 
-    /// The members as a node's master knows them.
+    /// Returns the members as a node's master knows them.
     pub fn members_of(&self, node: NodeName) -> Vec<Member> {
         let master = self.lock().masters.get(&node).and_then(Weak::upgrade);
         master.map(|master| master.members()).unwrap_or_default()
     }
 
-    /// Who led each term, and since when.
+    /// Returns the leader of each term, and since when it led.
     pub fn leaders(&self) -> Vec<(Duration, u64, NodeName)> {
         self.lock().leaders.iter().map(|(term, (since, node))| (*since, *term, *node)).collect()
     }
 
-    /// Everything seen, and the violations noticed on the way.
+    /// Takes the whole history, and the violations noticed during the run.
     pub fn take(&self) -> (History, Vec<Violation>) {
         let mut seen = self.lock();
         let history = History {
@@ -273,7 +274,7 @@ impl Observer {
     }
 }
 
-/// The change as clients would see it; none for objects that are not theirs.
+/// Converts a change to an event as clients see it; `None` for objects that are not the clients'.
 fn event_of(revision: u64, now: Option<&Object>, before: Option<&Object>) -> Option<Event> {
     let object = now.or(before)?;
     let key = object.key.strip_prefix(PREFIX).filter(|key| key.starts_with(KEY_PREFIX))?;
@@ -299,7 +300,8 @@ async fn follow_leadership(
     }
 }
 
-/// What replicas that were cut off apply later, others have shown before.
+/// Records journal entries as a replica applies them; those it applies late, other replicas have shown
+/// before.
 async fn follow_journal(observer: Observer, mut watch: storage::Watch) {
     while let Ok(item) = watch.next().await {
         if let WatchItem::Event(WatchEvent { revision, object: Some(object), .. }) = item
@@ -317,7 +319,7 @@ async fn follow_store(observer: Observer, node: NodeName, store: Weak<Store>, mu
                 observer.applied(node, revision, object.as_deref(), previous.as_deref());
             }
             Ok(WatchItem::Progress(_)) => {}
-            // It has installed a snapshot: what it skipped, others have applied.
+            // The replica has installed a snapshot: other replicas have applied what it skipped.
             Err(WatchClosed::Lagged) => {
                 let Some(anew) = store.upgrade().and_then(|store| observer.look(node, &store)) else {
                     return;

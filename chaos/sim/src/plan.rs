@@ -1,6 +1,6 @@
-//! An experiment drawn from a seed: what the fuzzer runs. It is the same kind of
-//! thing as a file of `chaos/experiments`, so that one that failed can be kept as
-//! one, made smaller, and run again. `main.rs` asks for it.
+//! Draws an experiment from a seed, for the fuzzer. The result is the same type as a file of
+//! `chaos/experiments`, so a failed experiment can be saved as a file, shrunk and run again. `main.rs` calls
+//! it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,21 +18,21 @@ use rand::rngs::StdRng;
 
 use crate::seams::random::generator;
 
-/// Masters that join in one run besides the first ones.
+/// Maximum number of masters that join in one run after the first ones.
 const REPLACEMENTS_MAX: u32 = 2;
-/// The search for a linearization grows fast with the calls of one object that nobody knows the outcome of.
+/// Maximum of operations per object: the linearizability search grows fast with an object's unknown outcomes.
 const OPERATIONS_PER_KEY: u64 = 150;
 
-/// The last fault begins so long before the end that it finds somebody to strike.
+/// Minimum time between the begin of the last fault and the end, so that the fault finds a node to strike.
 const MARGIN: Duration = Duration::from_secs(5);
 
-/// How much happens.
+/// How densely calls and faults follow each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
-    /// Masters side by side, many calls, faults on each other's heels.
+    /// Masters near each other, many calls, faults in quick succession.
     Busy,
-    /// Masters far apart, a few calls a second, faults some half a minute apart: for long runs, in which history is
-    /// compacted, events expire and watches grow old.
+    /// Masters far apart, a few calls a second, faults about half a minute apart: for long runs, in which
+    /// history is compacted, events expire and watches grow old.
     Calm,
 }
 
@@ -51,7 +51,8 @@ impl Pace {
         }
     }
 
-    /// A run makes some ten thousand entries, and masters as they are by default would never purge them.
+    /// Draws the number of log entries between two snapshots: a run has some ten thousand entries, and the
+    /// default would never purge them.
     fn snapshot_count(self, random: &mut StdRng) -> Option<u64> {
         let drawn = match self {
             Self::Busy => [None, Some(50), Some(200), Some(1_000)],
@@ -60,7 +61,7 @@ impl Pace {
         drawn[random.random_range(0..drawn.len())]
     }
 
-    /// How many times longer than in a busy run faults and what lies between them last.
+    /// Factor by which faults and the pauses between them are longer than in a busy run.
     fn stretch(self) -> u32 {
         match self {
             Self::Busy => 1,
@@ -69,10 +70,10 @@ impl Pace {
     }
 }
 
-/// Draws what happens to a cluster of `masters` within `duration`.
+/// Draws an experiment for a cluster of `masters` masters that lasts `duration`.
 ///
 /// # Errors
-/// Where what was drawn is no valid experiment, which is a bug here.
+/// Fails if the drawn experiment is not valid, which is a bug in this file.
 pub fn random(seed: u64, masters: u32, duration: Duration, pace: Pace) -> Result<Experiment> {
     let mut random = generator(seed, 1);
     let rate = pace.rate(&mut random);
@@ -115,13 +116,14 @@ pub fn random(seed: u64, masters: u32, duration: Duration, pace: Pace) -> Result
     Ok(experiment)
 }
 
-/// As many objects as keep the history of each one short enough to be decided.
+/// Returns the number of objects with which each object's history stays short enough to be decided.
 fn keys(rate: u32, duration: Duration) -> u32 {
     let operations = u64::from(rate) * duration.as_secs();
     u32::try_from(operations / OPERATIONS_PER_KEY).unwrap_or(u32::MAX).max(2)
 }
 
-/// Faults one after the other, often overlapping. Those the rules of experiments forbid together are left out.
+/// Draws faults one after the other, often overlapping; leaves out those that an experiment's rules forbid
+/// together.
 fn schedule(random: &mut StdRng, experiment: &mut Experiment, stretch: u32) {
     let (masters, duration) = (experiment.spec.cluster.masters, experiment.spec.duration);
     let mut at = Duration::from_secs(1);
@@ -131,13 +133,13 @@ fn schedule(random: &mut StdRng, experiment: &mut Experiment, stretch: u32) {
         let mut lasts = (Duration::from_millis(random.random_range(200..6000)) * stretch).min(duration - at);
         let fault = match random.random_range(0..12) {
             0 if experiment.spec.cluster.workers > 0 => {
-                // Pods leave after nine seconds at the earliest.
+                // Pods are evicted after nine seconds at the earliest.
                 let longest = if stretch > 1 { 75_000 } else { 25_000 };
                 lasts = Duration::from_millis(random.random_range(1000..longest)).min(duration - at);
                 Some(worker(random))
             }
             1 => {
-                // Half of them are short, as of a processor that does something else.
+                // Half of the pauses are short, as when the processor does something else.
                 if random.random_bool(0.5) {
                     lasts =
                         (Duration::from_millis(random.random_range(50..400)) * stretch).min(duration - at);
@@ -187,7 +189,7 @@ fn fault(
                 0..2 => DiskKind::Eio,
                 2..4 => DiskKind::Enospc,
                 4 => DiskKind::SlowFsync { delay: Duration::from_millis(random.random_range(20..800)) },
-                // No more than a minority, or what was promised may be gone.
+                // At most one disk is damaged: if a majority were, acknowledged writes could be gone.
                 _ if several && !std::mem::replace(damaged, true) => DiskKind::Bitflip,
                 _ => return None,
             };
@@ -206,7 +208,7 @@ fn fault(
     })
 }
 
-/// Masters that stand still, most of all the one that leads.
+/// Draws a pause of one or more masters, most often of the leader.
 fn pause(random: &mut StdRng, masters: u32) -> Fault {
     let target = match random.random_range(0..8) {
         0 => Target::All,
@@ -253,7 +255,8 @@ fn disturbance(random: &mut StdRng) -> Option<Fault> {
     })
 }
 
-/// A master that was there from the beginning is replaced by a new one.
+/// Draws the replacement of a master that was there from the beginning by a new one; `None` if that is not
+/// allowed.
 fn replacement(random: &mut StdRng, masters: u32, replaced: &mut BTreeSet<u32>) -> Option<Fault> {
     let count = u32::try_from(replaced.len()).unwrap_or(u32::MAX);
     let old = random.random_range(1..=masters);

@@ -1,5 +1,5 @@
-//! Turns what was seen of a run into the report that live runs have too: verdict,
-//! what became of each fault, availability, latencies. `run.rs` calls it last.
+//! Turns what was seen of a simulated run into the same report as that of a live run: verdict, result of each
+//! fault, availability, latencies. `run.rs` calls it last.
 
 use std::time::Duration;
 
@@ -9,23 +9,23 @@ use chaos_oracle::{Violation, bounds};
 use chaos_spec::report::{FaultRecord, Mode};
 use chaos_spec::{Experiment, NodeName, Report, Verdict};
 
-/// What was seen.
+/// What was seen of a run.
 pub struct Seen<'a> {
-    /// What clients did and replicas applied.
+    /// Operations of the clients and changes that the replicas applied.
     pub history: &'a History,
-    /// What did not hold.
+    /// Violations found by the checks.
     pub violations: Vec<Violation>,
-    /// Who led from when on: simulated time, term, node.
+    /// Leader of each term: since when (simulated time), the term, the node.
     pub leaders: Vec<(Duration, u64, NodeName)>,
-    /// When the cluster became whole, or no longer was.
+    /// Moments at which the cluster became whole (`true`) or ceased to be whole (`false`).
     pub wholeness: Vec<(Duration, bool)>,
-    /// When the schedule began, in simulated time.
+    /// Simulated time at which the schedule began.
     pub origin: Duration,
-    /// When the run ended.
+    /// Simulated time at which the run ended.
     pub ended: Duration,
 }
 
-/// The report of a run.
+/// Builds the report of a run.
 pub fn build(experiment: &Experiment, seed: u64, mut faults: Vec<FaultRecord>, seen: Seen<'_>) -> Report {
     let acknowledged = figures::acknowledged(seen.history, seen.origin);
     for fault in &mut faults {
@@ -62,7 +62,7 @@ pub fn build(experiment: &Experiment, seed: u64, mut faults: Vec<FaultRecord>, s
 fn recovery(fault: &mut FaultRecord, seen: &Seen<'_>, acknowledged: &[Answered]) {
     let at = fault.at;
     let since = |moment: Duration| moment.saturating_sub(seen.origin).checked_sub(at);
-    // A leader is seen in the moment in which it begins to lead: nobody sees its term before.
+    // A term is seen only when its leader begins to lead, so detection and election have the same time.
     fault.detect = seen.leaders.iter().find_map(|(moment, ..)| since(*moment).filter(|it| !it.is_zero()));
     fault.elect = seen.leaders.iter().find_map(|(moment, ..)| since(*moment).filter(|it| !it.is_zero()));
     let first = acknowledged.iter().find(|write| write.called >= at);

@@ -1,7 +1,7 @@
-//! One run of an experiment: boots the cluster, lets clients work while things go
-//! wrong, heals everything, and judges. `main.rs` calls it once in a process.
+//! One run of an experiment: boots the cluster, lets clients work while faults are injected, heals
+//! everything, and judges. `main.rs` calls it once in a process.
 //!
-//! boot -> chaos -> heal (the cluster must come back by itself) -> drain -> judge
+//! Phases: boot -> chaos -> heal (the cluster must come back by itself) -> drain -> judge
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -17,43 +17,43 @@ use crate::world::World;
 use chaos_oracle as oracle;
 use chaos_oracle::history::History;
 
-/// A cluster boots within this, in simulated time.
+/// Maximum simulated time until the cluster has booted.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
-/// Writes acknowledged after the last fault before the cluster counts as serving.
+/// Number of writes that must be acknowledged after the last fault before the cluster counts as serving.
 const HEALED_WRITES: usize = 20;
-/// Longer than any call of a client.
+/// Simulated time for the last calls to end, longer than any call of a client.
 const DRAIN: Duration = Duration::from_secs(8);
-/// How long all watches may take to come to the final revision, masters side by side: those that meet a silent one
-/// go on elsewhere after some seconds.
+/// Maximum time until all watches reach the final revision, for near masters: a watch at a silent master goes
+/// on elsewhere only after some seconds.
 const CLOSE: Duration = Duration::from_secs(30);
-/// How often it is looked whether the cluster is whole, with masters side by side.
+/// Interval of the check whether the cluster is whole, for near masters.
 const SAMPLE: Duration = Duration::from_millis(50);
-/// How often it is looked into all masters.
+/// Interval of the checks of all masters' state, for near masters.
 const CHECK: Duration = Duration::from_millis(500);
 
-/// What is run.
+/// Options of a run.
 pub struct Options {
-    /// Decides everything that the experiment leaves open.
+    /// Seed that decides everything the experiment leaves open.
     pub seed: u64,
-    /// What happens.
+    /// The experiment to run.
     pub experiment: Experiment,
-    /// Where the history of the run is written.
+    /// File for the history of the run; `None` to write none.
     pub history: Option<PathBuf>,
 }
 
 struct Run<'a> {
     world: World<'a>,
     options: Options,
-    /// When the cluster became whole, or no longer was.
+    /// Moments at which the cluster became whole (`true`) or ceased to be whole (`false`).
     wholeness: Vec<(Duration, bool)>,
     ticks: u64,
     sampler: Sampler,
 }
 
-/// Runs the experiment. What went wrong in it is in the report.
+/// Runs the experiment; what went wrong in the cluster is in the report.
 ///
 /// # Errors
-/// Where the simulation itself cannot go on.
+/// Fails if the simulation itself cannot go on.
 pub fn run(options: Options) -> Result<Report> {
     let world = World::new(&options.experiment, options.seed)?;
     let mut run = Run { world, options, wholeness: Vec::new(), ticks: 0, sampler: Sampler::default() };
@@ -112,7 +112,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Steps until `done`, at most for `limit`; says whether it came to that.
+    /// Steps until `done` returns true, for at most `limit`; returns whether `done` did.
     fn until(&mut self, limit: Duration, mut done: impl FnMut(&World<'_>) -> bool) -> Result<bool> {
         let end = self.world.elapsed() + limit;
         while !done(&self.world) {
@@ -124,7 +124,7 @@ impl Run<'_> {
         Ok(true)
     }
 
-    /// Takes all faults away and waits until the cluster serves again, whole.
+    /// Ends all faults and waits until the cluster is whole and serves again.
     fn heal(&mut self, injector: &mut Injector) -> Result<()> {
         injector.heal(&mut self.world);
         self.world.mark_healed();
@@ -152,7 +152,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// No more calls; those under way end, and all replicas catch up.
+    /// Stops new calls, and waits until those under way have ended and all replicas have caught up.
     fn drain(&mut self) -> Result<()> {
         self.world.end_load();
         self.until(DRAIN, |_| false)?;
@@ -164,7 +164,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Every watch comes to the revision that all replicas have now, streams in progress too.
+    /// Waits until every watch, also those that are in progress, has reached the revision of all replicas.
     fn close(&mut self) -> Result<()> {
         let masters = self.world.observer.masters();
         let Some(revision) = masters.iter().map(|(_, master)| master.store().revision()).min() else {
@@ -177,7 +177,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Replicas at one revision hold the same bytes (TigerBeetle's storage checker does the same).
+    /// Checks that replicas at the same revision hold the same bytes (as TigerBeetle's storage checker does).
     fn compare_replicas(&self) {
         let observer = &self.world.observer;
         let members = self.world.members();

@@ -1,30 +1,29 @@
-//! How far the masters of an experiment are from each other, and what follows:
-//! the tick of simulated time, latencies, the masters' timers, and how often the
-//! runner looks. `world.rs` and `run.rs` go by it.
+//! Time scale of a simulation, by the distance between its masters: the tick of simulated time, latencies,
+//! the masters' timers, and how often the runner looks. `world.rs` and `run.rs` use it.
 
 use std::time::Duration;
 
 use chaos_spec::experiment::Distance;
 use master_node::config::Timers;
 
-/// What follows from a distance.
+/// Times that follow from the distance between masters.
 #[derive(Debug, Clone, Copy)]
 pub struct Scale {
-    /// The unit of simulated time, between two of which nothing happens.
+    /// Step of simulated time; nothing happens between two ticks.
     pub tick: Duration,
-    /// The longest latency of a link that nothing is wrong with.
+    /// Maximum latency of a link without a fault.
     pub latency: Duration,
-    /// How often a worker looks at its pods.
+    /// Interval at which a worker looks at its pods.
     pub look: Duration,
-    /// How long the pods of a worker that is away may take to run elsewhere: four seconds of silence, five that
-    /// pods tolerate, and what follows.
+    /// Maximum time until the pods of a worker that is away run elsewhere: four seconds of silence, five
+    /// seconds that pods tolerate, and the time to start them.
     pub moved: Duration,
-    /// How many times slower than side by side.
+    /// Factor by which times are longer than with near masters.
     times: u32,
 }
 
 impl Scale {
-    /// That of a distance.
+    /// Returns the scale for a distance.
     pub fn of(distance: Distance) -> Self {
         match distance {
             Distance::Near => Self {
@@ -44,17 +43,17 @@ impl Scale {
         }
     }
 
-    /// What takes this long with masters side by side.
+    /// Converts a duration that is given for near masters to this scale.
     pub fn stretch(self, near: Duration) -> Duration {
         near * self.times
     }
 
-    /// The same in ticks, at least one.
+    /// Converts a duration that is given for near masters to ticks of this scale, at least one.
     pub fn ticks(self, near: Duration) -> u64 {
         u64::try_from(self.stretch(near).as_nanos() / self.tick.as_nanos()).unwrap_or(u64::MAX).max(1)
     }
 
-    /// The timers of the masters. How long a worker may be silent does not depend on masters.
+    /// Returns the masters' timers; those for a silent worker do not depend on the distance of masters.
     pub fn timers(self) -> Timers {
         let (near, times) = (Timers::default(), u64::from(self.times));
         Timers {

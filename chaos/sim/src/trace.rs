@@ -1,6 +1,5 @@
-//! The trace of a run: every log line of every node, with simulated time, as a
-//! hash and, when asked for, as a file. Two runs of one seed must have the same.
-//! `main.rs` installs it; the double run compares the hashes.
+//! Trace of a run: every log line of every node with its simulated time, as a hash and optionally as a file.
+//! Two runs of one seed must have the same trace. `main.rs` installs it; the double run compares the hashes.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -15,7 +14,7 @@ use tracing_subscriber::fmt::time::FormatTime;
 
 use crate::seams::clock;
 
-/// What goes into the trace unless `RUST_LOG` says otherwise. Spans of turmoil name the node.
+/// Default log filter of the trace, unless `RUST_LOG` is set. Turmoil's spans name the node.
 const FILTER: &str = "info,turmoil=info,h2=off,hyper=off,tower=off,kube=off";
 
 struct Sink {
@@ -24,7 +23,7 @@ struct Sink {
     file: Option<BufWriter<File>>,
 }
 
-/// The trace so far; clones share it.
+/// Trace of this process; clones share the data.
 #[derive(Clone)]
 pub struct Trace(Arc<Mutex<Sink>>);
 
@@ -37,10 +36,10 @@ impl FormatTime for SimulatedTime {
 }
 
 impl Trace {
-    /// Begins to trace this process.
+    /// Installs the trace for this process.
     ///
     /// # Errors
-    /// Where the file cannot be made, or something traces already.
+    /// Fails if the file cannot be created, or if another subscriber is installed already.
     pub fn begin(file: Option<&Path>) -> Result<Self> {
         let file = file.map(|path| File::create(path).with_context(|| path.display().to_string()));
         let file = file.transpose()?.map(BufWriter::new);
@@ -60,11 +59,11 @@ impl Trace {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hash and number of the lines so far.
+    /// Returns the hash and the number of the lines so far.
     pub fn digest(&self) -> (String, u64) {
         let mut sink = self.lock();
         if let Some(file) = &mut sink.file {
-            // A trace that cannot be written is missing, not wrong: the hash counts.
+            // An error is ignored: only the file is incomplete, the hash is right.
             let _ = file.flush();
         }
         (sink.hasher.finalize().to_hex().to_string(), sink.lines)

@@ -1,7 +1,7 @@
-//! Clients that watch: list, watch from there, and when a watch ends go on from
-//! what was seen last (Kubernetes API concepts, "Efficient detection of changes").
-//! Most go on at another master each time. When the load has ended one more watches
-//! each master and stays there, so that no master is silent without being noticed.
+//! Clients that watch: they list, watch from there, and when a watch ends resume from the last revision seen
+//! (Kubernetes API concepts, "Efficient detection of changes"). Most resume at another master each time. When
+//! the load has ended, one additional client watches each master and stays there, so that a master that
+//! delivers nothing is noticed.
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
@@ -20,20 +20,20 @@ use chaos_oracle::calls::objects;
 use chaos_oracle::history::{Stream, Watched};
 use chaos_oracle::stream::{End, Reader};
 
-/// A watch with bookmarks is never silent for longer, unless something is wrong.
+/// Maximum silence of a watch with bookmarks when nothing is wrong; after that the watch is given up.
 const SILENCE: Duration = Duration::from_secs(5);
-/// Longest time the server is asked to keep a watch, in seconds.
+/// Maximum duration of a watch that the server is asked for, in seconds.
 const WATCH_SECONDS: u64 = 20;
-/// After a watch or a list ended.
+/// Pause after a watch or a list has ended.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Numbers of the clients that watch one master at the end begin here.
+/// First number of the clients that each watch one master at the end.
 const STAYING: usize = 3000;
 
-/// Whom a watcher asks.
+/// Masters that a watcher asks.
 enum Place {
-    /// Any master, another one every time.
+    /// Any master, a different one each time.
     Any,
-    /// This one alone.
+    /// Only this master.
     One(IpAddr),
 }
 
@@ -45,7 +45,7 @@ struct Watcher {
 }
 
 impl Workload {
-    /// Watching client number `number`, until the end of the run.
+    /// Runs watching client number `number` until the end of the run.
     pub async fn watcher(self, number: usize) {
         while !self.begun.load(Ordering::Relaxed) {
             tokio::time::sleep(PAUSE / 2).await;
@@ -53,7 +53,8 @@ impl Workload {
         Watcher::new(self, number, Place::Any).run().await;
     }
 
-    /// A watcher of each master, from the time after the last fault on, once the load has ended.
+    /// Once the load has ended, watches each master with one client, from the revision after the last fault
+    /// on.
     pub async fn last_watchers(self) {
         while !self.ended.load(Ordering::Relaxed) {
             tokio::time::sleep(PAUSE).await;
@@ -105,7 +106,7 @@ impl Watcher {
         Client::new(at, self.workload.links.clone())
     }
 
-    /// Begins a stream with a list.
+    /// Begins a stream with a list; `None` if the list failed.
     async fn list(&mut self) -> Option<()> {
         let answer = self.client().ask(Method::GET, COLLECTION, None).await.ok()?;
         if answer.status != StatusCode::OK {
@@ -117,7 +118,7 @@ impl Watcher {
         Some(())
     }
 
-    /// One watch, from what was seen last.
+    /// Runs one watch from the revision that was seen last.
     async fn watch(&mut self) -> End {
         let from = self.with(|watched| watched.streams.last().map_or(0, |stream| stream.reached));
         let seconds = self.random.random_range(1..=WATCH_SECONDS);

@@ -1,6 +1,6 @@
-//! A simulated worker: registers a Node, beats to the leader over the same stream
-//! as a real one, and says of every pod bound to it that it runs. No containers: what
-//! is judged is what masters make of workers that die (`world.rs`).
+//! A simulated worker: registers a Node, sends heartbeats to the leader over the same stream as a real one,
+//! and reports every pod bound to it as running. It runs no containers: the tests judge how masters react to
+//! workers that die (`world.rs`).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,39 +24,39 @@ use crate::seams::network::SimNetwork;
 use crate::seams::random::generator;
 use crate::workload::Workload;
 
-/// Beats go out this often, as a real worker's do.
+/// Interval of heartbeats, as of a real worker.
 const BEAT: Duration = Duration::from_millis(1000);
 const ANSWER: Duration = Duration::from_millis(1500);
 const RETRY: Duration = Duration::from_millis(200);
 
-/// A machine that runs pods.
+/// A simulated worker.
 pub struct Worker {
-    /// `w1`, `w2`, ...
+    /// Name of the node: `w1`, `w2`, ...
     pub node: NodeName,
-    /// Its address.
+    /// IP address of the worker.
     pub ip: IpAddr,
     name: String,
     workload: Workload,
-    /// How often it looks at pods.
+    /// Interval at which it looks at its pods.
     interval: Duration,
-    /// It stands still: nothing of it goes on, and nothing breaks.
+    /// Whether the worker is paused: its tasks wait, and its connections stay open.
     paused: AtomicBool,
 }
 
 impl Worker {
-    /// A worker of this world.
+    /// Creates a worker that is not yet running.
     pub fn new(node: NodeName, workload: &Workload, scale: Scale) -> Arc<Self> {
         let ip = IpAddr::from([10, 0, 1, u8::try_from(node.number()).unwrap_or(u8::MAX)]);
         let (name, workload, paused) = (node.to_string(), workload.clone(), AtomicBool::new(false));
         Arc::new(Self { node, ip, name, workload, interval: scale.look, paused })
     }
 
-    /// Stands still, or goes on.
+    /// Pauses the worker, or lets it continue.
     pub fn pause(&self, paused: bool) {
         self.paused.store(paused, Ordering::Relaxed);
     }
 
-    /// Runs until turmoil takes it away.
+    /// Runs the worker until turmoil stops it.
     pub async fn run(self: Arc<Self>) {
         self.pause(false);
         let mut random = generator(self.workload.seed, 3000 + u64::from(self.node.number()));
@@ -64,7 +64,7 @@ impl Worker {
         let mut at = self.workload.any_master(&mut random);
         let mut client = self.client(at);
         loop {
-            // Like a real one it stays with a master that serves it, and leaves one that does not.
+            // Like a real worker, it stays with a master that serves it and leaves one that does not.
             if self.look(&mut client).await.is_none() {
                 tokio::time::sleep(RETRY).await;
                 at = self.workload.another_master(at, &mut random);
@@ -74,7 +74,7 @@ impl Worker {
         }
     }
 
-    /// Waits, and for as long as it stands still.
+    /// Waits for `pause`, and then for as long as the worker is paused.
     async fn rest(&self, pause: Duration) {
         tokio::time::sleep(pause).await;
         while self.paused.load(Ordering::Relaxed) {
@@ -93,7 +93,7 @@ impl Worker {
         }
     }
 
-    /// Beats to whoever leads.
+    /// Sends heartbeats to the leader.
     async fn beat(self: Arc<Self>) {
         let mut sequence = 0;
         loop {
@@ -104,7 +104,7 @@ impl Worker {
         }
     }
 
-    /// Beats to one master while it leads and answers.
+    /// Sends heartbeats to one master while it leads and answers.
     async fn beats(&self, master: IpAddr, sequence: &mut u64) -> Option<bool> {
         let options = ChannelOptions {
             purpose: Purpose::Peer,
@@ -133,7 +133,7 @@ impl Worker {
         NodeBeat { node: self.name.clone(), sequence: *sequence, ready: true, reason: String::new() }
     }
 
-    /// Registers, and does with every pod what it is there for.
+    /// Registers the node and reports its pods as running; `None` if a request failed.
     async fn look(&self, client: &mut Client) -> Option<()> {
         let node = format!("/api/v1/nodes/{}", self.name);
         let known = client.ask(Method::GET, &node, None).await.ok()?;
@@ -194,17 +194,17 @@ impl Worker {
     }
 }
 
-/// Where the pods of the workers are.
+/// Store prefix of the workers' pods.
 pub const PODS: &str = "/registry/core/pods/default/";
-/// Pods for each worker.
+/// Number of pods per worker.
 const PODS_EACH: u32 = 2;
 
-/// How many pods the workers run.
+/// Returns the number of pods for this number of workers.
 pub fn replicas(workers: u32) -> u32 {
     workers * PODS_EACH
 }
 
-/// Asks for them, until somebody has taken it down.
+/// Creates the Deployment of the pods, retrying until a master has accepted it.
 pub async fn deploy(workload: Workload, workers: u32) {
     let deployment = json!({
         "apiVersion": "apps/v1", "kind": "Deployment",
@@ -231,7 +231,7 @@ pub async fn deploy(workload: Workload, workers: u32) {
     }
 }
 
-/// On which worker a pod runs; none where it does not, or is about to go.
+/// Returns the worker on which a pod runs; `None` if it does not run or is being deleted.
 pub fn runs_on(pod: &[u8]) -> Option<NodeName> {
     let pod: Value = serde_json::from_slice(pod).ok()?;
     let stays = pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["phase"] == "Running";

@@ -1,5 +1,5 @@
-//! The clients: each works on a few ConfigMaps through the API of whichever master
-//! it likes, and reports every call with what it knows of its outcome. An outcome that is not known stays so.
+//! The clients: each works on a few ConfigMaps through the API of any master, and reports every call with its
+//! outcome as far as the client knows it. An unknown outcome is reported as unknown.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -23,32 +23,32 @@ use chaos_oracle::calls::outcome;
 use chaos_oracle::history::{Operation, Outcome};
 use chaos_oracle::memory::Memory;
 
-/// Where the clients' objects are.
+/// API path of the clients' objects.
 pub const COLLECTION: &str = "/api/v1/namespaces/default/configmaps";
 const TOKENS: &str = "/api/v1/namespaces/kube-system/secrets";
-/// Calls of one client that overlap; more are not begun.
+/// Maximum number of concurrent calls of one client; further calls are skipped.
 const CALLS_MAX: usize = 16;
 
-/// What all clients share.
+/// Data shared by all clients.
 #[derive(Clone)]
 pub struct Workload {
-    /// Set when the clients may begin.
+    /// Set to true when the clients may begin.
     pub begun: Arc<AtomicBool>,
-    /// Set when no more calls may begin.
+    /// Set to true when no more calls may begin.
     pub ended: Arc<AtomicBool>,
-    /// The revision of the masters when the last fault had ended.
+    /// Revision of the masters when the last fault had ended.
     pub healed_at: Arc<AtomicU64>,
-    /// Where calls are reported.
+    /// Observer to which calls are reported.
     pub observer: Observer,
     /// Seed of the run.
     pub seed: u64,
-    /// The ways between all machines.
+    /// Links between all machines.
     pub links: Links,
     spec: spec::Workload,
     masters: Arc<Mutex<Vec<IpAddr>>>,
 }
 
-/// A client; calls that overlap share it.
+/// A client; its concurrent calls share the data.
 struct Worker {
     number: usize,
     workload: Workload,
@@ -57,53 +57,53 @@ struct Worker {
 
 struct State {
     memory: Memory,
-    /// Connections that are free, by master.
+    /// Idle connections by master.
     idle: BTreeMap<IpAddr, Vec<Client>>,
-    /// The master this client prefers for a while.
+    /// Master that this client prefers for now.
     at: IpAddr,
 }
 
 impl Workload {
-    /// The load of an experiment.
+    /// Creates the clients for an experiment's load.
     pub fn new(spec: &spec::Workload, observer: Observer, seed: u64, links: Links) -> Self {
         let (begun, ended, healed_at, masters) = Default::default();
         Self { begun, ended, healed_at, observer, seed, links, spec: *spec, masters }
     }
 
-    /// Which masters the clients may ask from now on.
+    /// Sets the masters that clients may ask from now on.
     pub fn set_masters(&self, masters: Vec<IpAddr>) {
         *self.masters.lock().unwrap_or_else(PoisonError::into_inner) = masters;
     }
 
-    /// Those.
+    /// Returns the masters that clients may ask.
     pub fn masters(&self) -> Vec<IpAddr> {
         self.masters.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// One of them.
+    /// Returns a random master that clients may ask.
     pub fn any_master(&self, random: &mut StdRng) -> IpAddr {
         let masters = self.masters.lock().unwrap_or_else(PoisonError::into_inner);
         masters[random.random_range(0..masters.len())]
     }
 
-    /// A master other than this one, where there is another.
+    /// Returns a random master other than `than`, if there is another.
     pub fn another_master(&self, than: IpAddr, random: &mut StdRng) -> IpAddr {
         let masters = self.masters();
         let others: Vec<_> = masters.iter().filter(|ip| **ip != than).collect();
         others.get(random.random_range(0..others.len().max(1))).map_or(than, |ip| **ip)
     }
 
-    /// How many clients read and write.
+    /// Returns the number of clients that read and write.
     pub fn clients(&self) -> usize {
         self.spec.clients as usize
     }
 
-    /// How many clients watch: one for each of the others, if the experiment watches at all.
+    /// Returns the number of watching clients: as many as read and write, or 0 if the mix has no watches.
     pub fn watchers(&self) -> usize {
         if self.spec.mix.watch > 0 { self.clients() } else { 0 }
     }
 
-    /// All clients, until the end of the run.
+    /// Runs all clients until the end of the run.
     pub async fn everyone(self) {
         for number in 0..self.watchers() {
             tokio::spawn(self.clone().watcher(number));
@@ -117,8 +117,8 @@ impl Workload {
         std::future::pending().await
     }
 
-    /// Client number `number`, until the end of the run. The load is open: calls begin when it is time, answered
-    /// or not.
+    /// Runs client number `number` until the end of the run. The load is open: calls begin on time, whether
+    /// or not earlier ones have been answered.
     pub async fn client(self, number: usize) {
         let mut random = generator(self.seed, 1000 + number as u64);
         let at = self.any_master(&mut random);
@@ -142,7 +142,7 @@ impl Workload {
     }
 }
 
-/// Stores the token that masters join with, as soon as there is an API.
+/// Stores the join token for masters as soon as the API answers.
 pub async fn store_token(founder: IpAddr, links: Links) {
     let token = machine::token();
     let secret = json!({
@@ -168,7 +168,7 @@ impl Worker {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Until the next call: between nothing and twice the mean.
+    /// Draws the pause until the next call: between zero and twice the mean.
     fn pause(&self) -> Duration {
         let mean_us = 1_000_000 * u64::from(self.workload.spec.clients) / u64::from(self.workload.spec.rate);
         Duration::from_micros(self.lock().memory.random.random_range(0..=2 * mean_us))
@@ -200,7 +200,7 @@ impl Worker {
         {
             let state = &mut *self.lock();
             if matches!(outcome, Outcome::NotEntered | Outcome::Unknown) {
-                // Elsewhere it may go better.
+                // The call failed: try another master.
                 state.at = self.workload.any_master(&mut state.memory.random);
             } else {
                 state.idle.entry(at).or_default().push(client);

@@ -1,5 +1,5 @@
-//! The simulated world: machines with masters, clients, and the network between
-//! them. `run.rs` steps it, `inject.rs` breaks it.
+//! The simulated cluster: machines with masters, clients, and the network between them. `run.rs` steps it,
+//! `inject.rs` injects faults into it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -28,53 +28,53 @@ use crate::seams::random::generator;
 use crate::worker::{self, Worker};
 use crate::workload::{Workload, store_token};
 
-/// How often whoever leads is asked again to let a master go, with masters side by side.
+/// Interval at which the leader is asked again to remove a master, for near masters.
 const RETIRE: Duration = Duration::from_millis(500);
-/// Where connections come from. Turmoil never takes back the port of one that a cut has swallowed, and an hour has
-/// many.
+/// Ports of outgoing connections. Turmoil never frees the port of a connection that a cut has swallowed, and
+/// a run of an hour has many of those.
 const PORTS: RangeInclusive<u16> = 10_000..=65_535;
 /// Stream of the seed for the order of processes.
 const ORDER: u64 = 4;
-/// A master that has refused its files so often in a row does not come up by itself.
+/// Number of consecutive failed starts after which a master is taken to refuse its damaged files.
 const REFUSALS: u64 = 3;
 
-/// Everything there is.
+/// The simulated cluster: machines, workers, clients and network.
 pub struct World<'a> {
-    /// Sees everything.
+    /// Records all that happens.
     pub observer: Observer,
-    /// What the clients share.
+    /// Data shared by the clients.
     pub workload: Workload,
     links: Links,
     sim: Sim<'a>,
-    /// What follows from how far apart the masters are.
+    /// Time scale of this cluster.
     pub scale: Scale,
     cluster: Cluster,
     ticks: u64,
     machines: BTreeMap<NodeName, Arc<Machine>>,
-    /// What runs on the machines of masters that are up.
+    /// Processes on the machines of masters that are up.
     processes: BTreeMap<NodeName, Process>,
-    /// In which order processes go on, another one each tick.
+    /// Random numbers for the order in which processes run, a different order each tick.
     order: StdRng,
     workers: BTreeMap<NodeName, Arc<Worker>>,
-    /// Who should be a member in the end.
+    /// Masters that should be members in the end.
     expected: BTreeSet<NodeName>,
-    /// Who is to leave, and has not yet.
+    /// Masters that are to leave and have not left yet.
     retiring: BTreeSet<NodeName>,
-    /// Whose files are damaged.
+    /// Masters whose files are damaged.
     suspects: BTreeSet<NodeName>,
-    /// How many masters there were at the beginning.
+    /// Number of masters at the beginning.
     founders: usize,
-    /// The highest number of a master that the experiment names.
+    /// Highest number of a master that the experiment names.
     named: u32,
-    /// The masters that the experiment itself replaces. Whoever is replaced twice leaves an even number of masters.
+    /// Masters that the experiment itself replaces: replacing one of them again would leave an even number.
     replaced: BTreeSet<NodeName>,
 }
 
 impl<'a> World<'a> {
-    /// The world of an experiment, before anything has happened.
+    /// Creates the world of an experiment, before anything has happened.
     ///
     /// # Errors
-    /// Where the machines cannot be laid out.
+    /// Fails if the machines cannot be set up.
     pub fn new(experiment: &Experiment, seed: u64) -> Result<Self> {
         let cluster = experiment.spec.cluster;
         let scale = Scale::of(cluster.distance);
@@ -132,7 +132,7 @@ impl<'a> World<'a> {
         Ok(world)
     }
 
-    /// A host on which this software runs, and again after each start.
+    /// Adds a turmoil host that runs `software`, again after each restart.
     fn host<F: Future<Output = ()> + 'static>(&mut self, at: impl ToIpAddr, software: impl Fn() -> F + 'a) {
         self.sim.host(at, move || {
             let running = software();
@@ -171,7 +171,7 @@ impl<'a> World<'a> {
             }
             Ok(())
         });
-        // One machine for all of them: each machine costs time at every tick, idle or not.
+        // All clients share one machine: each machine costs time at every tick, idle or not.
         let workload = self.workload.clone();
         self.host("clients", move || workload.clone().everyone());
     }
@@ -189,12 +189,12 @@ impl<'a> World<'a> {
         }
     }
 
-    /// The workers.
+    /// Returns the workers by name.
     pub fn workers(&self) -> &BTreeMap<NodeName, Arc<Worker>> {
         &self.workers
     }
 
-    /// Does something to the machine of a worker: takes it away, brings it back, or parts it from all masters.
+    /// Applies a change to a worker's machine: stops it, starts it, or cuts it off from all masters.
     pub fn on_worker(&mut self, node: NodeName, change: impl Fn(&mut Sim<'_>, IpAddr, &[IpAddr])) {
         let masters: Vec<IpAddr> = self.machines.values().map(|machine| machine.ip).collect();
         if let Some(worker) = self.workers.get(&node) {
@@ -202,7 +202,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// How many pods run on workers other than these, as whoever leads knows.
+    /// Returns the number of pods on workers other than `nodes`, as the leader knows it.
     pub fn pods_beside(&self, nodes: &BTreeSet<NodeName>) -> u32 {
         let leader = self.leader();
         let masters = self.observer.masters();
@@ -213,12 +213,12 @@ impl<'a> World<'a> {
         u32::try_from(run.count()).unwrap_or(u32::MAX)
     }
 
-    /// Whether all pods run that should.
+    /// Returns whether all pods that should run do.
     pub fn serves(&self) -> bool {
         self.workers.is_empty() || self.pods_beside(&BTreeSet::new()) >= self.pods_wanted()
     }
 
-    /// How many pods there should be.
+    /// Returns the number of pods that should run.
     pub fn pods_wanted(&self) -> u32 {
         worker::replicas(u32::try_from(self.workers.len()).unwrap_or(u32::MAX))
     }
@@ -227,15 +227,15 @@ impl<'a> World<'a> {
         self.expected.iter().filter_map(|node| self.machines.get(node)).map(|machine| machine.ip).collect()
     }
 
-    /// Simulated time since the beginning.
+    /// Returns the simulated time since the beginning.
     pub fn elapsed(&self) -> Duration {
         self.sim.elapsed()
     }
 
-    /// One tick.
+    /// Advances the simulation by one tick.
     ///
     /// # Errors
-    /// Where the simulation itself cannot go on.
+    /// Fails if the simulation itself cannot go on.
     pub fn step(&mut self) -> Result<()> {
         self.ticks += 1;
         if self.ticks.is_multiple_of(self.scale.ticks(RETIRE)) {
@@ -246,7 +246,7 @@ impl<'a> World<'a> {
         self.sim.step().map(drop).map_err(|error| anyhow!("the simulation stopped: {error}"))
     }
 
-    /// One tick of all processes that do not stand still, in an order drawn from the seed.
+    /// Runs all processes that are not paused for one tick, in a random order.
     fn run_processes(&mut self) {
         let (now, tick) = (self.sim.elapsed(), self.scale.tick);
         let mut processes: Vec<&mut Process> = self.processes.values_mut().collect();
@@ -254,7 +254,7 @@ impl<'a> World<'a> {
         processes.into_iter().for_each(|process| process.tick(now, tick));
     }
 
-    /// The process on a node stands still, or goes on; false where none runs.
+    /// Pauses the process of a node, or lets it continue; returns false if none runs.
     pub fn pause(&mut self, node: NodeName, paused: bool) -> bool {
         let (Some(process), Some(machine)) = (self.processes.get_mut(&node), self.machines.get(&node)) else {
             return false;
@@ -264,34 +264,34 @@ impl<'a> World<'a> {
         true
     }
 
-    /// Who is a member, or should soon be.
+    /// Returns the masters that are members, or should soon be.
     pub fn members(&self) -> Vec<NodeName> {
         self.expected.iter().copied().collect()
     }
 
-    /// How many masters are a majority, however the group changes meanwhile: its size stays.
+    /// Returns the size of a majority; changes of members do not alter it, since the group keeps its size.
     pub fn quorum(&self) -> usize {
-        // Of an even number one does not vote.
+        // With an even number of masters, one does not vote.
         let voters = (self.workload.masters().len().min(self.founders).max(1) - 1) / 2 * 2 + 1;
         voters / 2 + 1
     }
 
-    /// The machine of a node.
+    /// Returns the machine of a node.
     pub fn machine(&self, node: NodeName) -> Option<Arc<Machine>> {
         self.machines.get(&node).cloned()
     }
 
-    /// Who leads, as it thinks itself.
+    /// Returns the master that considers itself leader.
     pub fn leader(&self) -> Option<NodeName> {
         self.observer.leader()
     }
 
-    /// The id that a node's master got when it joined.
+    /// Returns the id that a node's master got when it joined.
     pub fn node_id(&self, node: NodeName) -> Option<NodeId> {
         self.observer.node_id(node)
     }
 
-    /// Does something to the link between two machines.
+    /// Applies a change to the link between two machines.
     pub fn on_link(&mut self, (from, to): Link, change: impl FnOnce(&mut Sim<'_>, IpAddr, IpAddr)) {
         let ip = |node| self.machines.get(&node).map(|machine| machine.ip);
         if let (Some(from), Some(to)) = (ip(from), ip(to)) {
@@ -299,7 +299,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Changes what is wrong with the way between two machines.
+    /// Changes the faults of the link from one machine to another.
     pub fn shape(&mut self, (from, to): Link, change: impl FnOnce(&mut Shape)) {
         let ip = |node| self.machines.get(&node).map(|machine| machine.ip);
         if let (Some(from), Some(to)) = (ip(from), ip(to)) {
@@ -307,7 +307,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// SIGKILL, or with `power` the whole machine goes: then nothing answers at all.
+    /// Kills the process of a node; with `power` its whole machine goes down and answers nothing.
     pub fn stop(&mut self, node: NodeName, power: bool) {
         if let Some(machine) = self.machines.get(&node) {
             self.observer.last_seen(node);
@@ -318,7 +318,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Starts what was stopped, unless it has left for good.
+    /// Starts a node that was stopped, unless it has left for good.
     pub fn start(&mut self, node: NodeName) {
         if let Some(machine) = self.machines.get(&node).filter(|_| self.expected.contains(&node)) {
             self.links.refuse(machine.ip, false);
@@ -329,7 +329,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A new machine joins; false where there is one of that name.
+    /// Adds a machine whose master joins; returns false if the name is taken.
     pub fn add(&mut self, node: NodeName) -> bool {
         if self.machines.contains_key(&node) {
             return false;
@@ -343,7 +343,8 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A master is to leave for good: whoever leads is asked until it has. False where it never joined.
+    /// Makes a master leave for good: the leader is asked until it has left. Returns false if it never
+    /// joined.
     pub fn retire(&mut self, node: NodeName) -> bool {
         let known = self.node_id(node).is_some() && self.expected.contains(&node);
         if known {
@@ -352,7 +353,7 @@ impl<'a> World<'a> {
         known
     }
 
-    /// The files of a machine are damaged: if its master refuses to start on them, an operator replaces it.
+    /// Marks a machine's files as damaged: if its master refuses to start, the master is replaced.
     pub fn suspect(&mut self, node: NodeName) {
         self.suspects.insert(node);
     }
@@ -395,8 +396,8 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Whether every master that should be there runs, is a member and follows one leader, an odd number of them
-    /// votes, and all know the same members.
+    /// Returns whether every expected master runs, is a member and follows the same leader, an odd number of
+    /// them vote, and all know the same members.
     pub fn is_whole(&self) -> bool {
         let Some(leader) = self.leader().filter(|_| self.retiring.is_empty()) else { return false };
         let members = self.observer.members_of(leader);
@@ -407,7 +408,7 @@ impl<'a> World<'a> {
         let known = |members: &[consensus::Member]| -> BTreeSet<(u64, bool)> {
             members.iter().map(|member| (member.id, member.voter)).collect()
         };
-        // A master that does not know the members serves, but will never vote.
+        // A master that does not know the members may serve, but will never vote.
         let fit = |node: &NodeName| {
             let master = masters.iter().find(|(of, _)| of == node).map(|(_, master)| master);
             master.is_some_and(|master| {
@@ -419,18 +420,18 @@ impl<'a> World<'a> {
             && self.expected.iter().all(fit)
     }
 
-    /// The last fault has ended: what comes now every master must tell of in the end.
+    /// Records the current revision as that after the last fault; every master must show later changes.
     pub fn mark_healed(&self) {
         let revisions = self.observer.masters().into_iter().map(|(_, master)| master.store().revision());
         self.workload.healed_at.store(revisions.min().unwrap_or_default(), Ordering::Relaxed);
     }
 
-    /// Clients begin.
+    /// Lets the clients begin.
     pub fn begin_load(&self) {
         self.workload.begun.store(true, Ordering::Relaxed);
     }
 
-    /// No more calls begin.
+    /// Stops the clients from beginning calls.
     pub fn end_load(&self) {
         self.workload.ended.store(true, Ordering::Relaxed);
     }

@@ -1,7 +1,6 @@
-//! YAML text to a JSON value, strictly: a key given twice, a
-//! tag or a number that JSON does not know is an error. `experiment`
-//! calls it and decodes the value. The detour through JSON is because serde's
-//! YAML writes an enum as a tag (`!cut`) where the file has `cut: {...}`.
+//! Converts YAML text to a JSON value, strictly: a duplicate key, a tag or a number that JSON cannot hold is
+//! an error. `experiment` calls it and decodes the value. JSON is the intermediate form because serde's YAML
+//! writes an enum as a tag (`!cut`), while the file has `cut: {...}`.
 
 use std::fmt;
 
@@ -10,17 +9,17 @@ use serde_json::{Map, Number, Value};
 
 use crate::Error;
 
-/// Reads one YAML document.
+/// Parses one YAML document.
 ///
 /// # Errors
-/// Text that is no YAML, more than one document, a duplicate key, a tag, an
-/// infinite or undefined number.
+/// Fails for text that is no YAML, more than one document, a duplicate key, a tag, or an infinite or
+/// undefined number.
 pub(crate) fn read(text: &str) -> Result<Value, Error> {
     let yaml = serde_norway::Deserializer::from_str(text);
     let read: Result<Strict, _> = serde_path_to_error::deserialize(yaml);
     read.map(|Strict(value)| value).map_err(|error| {
         let text = error.inner().to_string();
-        // A path says better where it is than the begin of the map it is in.
+        // The path tells the position better than the begin of the map that contains it.
         match error.inner().location() {
             Some(place) if error.path().iter().len() > 0 => {
                 let place = format!(" at line {} column {}", place.line(), place.column());
@@ -31,7 +30,7 @@ pub(crate) fn read(text: &str) -> Result<Value, Error> {
     })
 }
 
-/// A JSON value that was read without losing anything.
+/// A JSON value that was deserialized with these strict checks.
 struct Strict(Value);
 
 impl<'de> Deserialize<'de> for Strict {
@@ -70,7 +69,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
         Ok(value.into())
     }
 
-    /// An empty document.
+    /// Reads an empty document as null.
     fn visit_none<E>(self) -> Result<Value, E> {
         Ok(Value::Null)
     }

@@ -1,17 +1,15 @@
-//! The one error of this crate: a field, what is wrong with it, and what to do.
-//! `document`, `experiment` and the forms of the faults make it; the command
-//! line prints it as one line.
+//! The error type of this crate: a field, what is wrong with it, and what to write instead. `document`,
+//! `experiment` and the forms of the faults create it; the command line prints it as one line.
 
-/// Parts the cause from the hint, in an [`Error`] and in the messages that our
-/// `Deserialize` code gives to serde, which carries nothing but a string.
+/// Separates the cause from the hint, in an [`Error`] and in messages that our `Deserialize` code gives to
+/// serde, which can carry only a string.
 pub(crate) const HINT: &str = "; hint: ";
 
-/// What is wrong with an experiment file, as `path: cause; hint: hint` on one line.
+/// An error in an experiment file, formatted as `path: cause; hint: hint` on one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {cause}{HINT}{hint}")]
 pub struct Error {
-    /// Path of the field, as `spec.schedule[2].fault.cut.from`; `file` when the
-    /// text is no YAML at all.
+    /// Path of the field, as `spec.schedule[2].fault.cut.from`; `file` if the text is no YAML at all.
     pub path: String,
     /// What is wrong.
     pub cause: String,
@@ -20,13 +18,13 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error at `path`.
+    /// Creates an error at `path`.
     pub(crate) fn new(path: impl Into<String>, cause: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { path: path.into(), cause: cause.into(), hint: hint.into() }
     }
 
-    /// From what serde said at `path`: finds our own hint in it, or makes one of
-    /// what serde expected.
+    /// Converts serde's message about `path`: takes the hint from the message if our code has put one there,
+    /// else makes a hint of what serde expected.
     pub(crate) fn from_serde(path: &serde_path_to_error::Path, message: &str) -> Self {
         let path = printable(&path.to_string());
         let path = if path == "." { "file".to_owned() } else { path };
@@ -46,12 +44,12 @@ impl Error {
     }
 }
 
-/// One line that steers no terminal, whatever it quotes from the file.
+/// Replaces control characters, so that text quoted from the file is one line and cannot control a terminal.
 fn printable(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 
-/// What the word at `path` stands for.
+/// Returns the noun for the value at `path`, for messages.
 fn noun(path: &str) -> &str {
     let last = path.rsplit('.').next().unwrap_or(path);
     match last.split('[').next().unwrap_or(last) {

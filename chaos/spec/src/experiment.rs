@@ -1,6 +1,6 @@
-//! The experiment file: which cluster, which load, which faults when, and what
-//! must hold. `ephor-sim` and the live runner read it here ([`Experiment::parse`])
-//! and run it; a shrinker writes what is left of one ([`Experiment::to_yaml`]).
+//! The experiment file: the cluster, the load, the faults with their times, and what must hold. `ephor-sim`
+//! and the live runner parse it ([`Experiment::parse`]) and run it; a shrinker writes a smaller one
+//! ([`Experiment::to_yaml`]).
 
 mod check;
 mod overlap;
@@ -14,73 +14,72 @@ use crate::fault::Fault;
 use crate::units::{self, Percent};
 use crate::{Error, document};
 
-/// An experiment, as its file writes it.
+/// An experiment, with the fields of its file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Experiment {
-    /// The version of the file format.
+    /// Version of the file format.
     pub api_version: ApiVersion,
-    /// Always `Experiment`.
+    /// Kind of the file, always `Experiment`.
     pub kind: Kind,
-    /// What it is called.
+    /// Name of the experiment.
     pub metadata: Metadata,
-    /// What it does.
+    /// Cluster, load, faults and checks of the experiment.
     pub spec: Spec,
 }
 
-/// The versions of the file format that are read.
+/// Supported versions of the file format.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ApiVersion {
-    /// `ephor.dev/v1alpha1`
+    /// Version `ephor.dev/v1alpha1`.
     #[default]
     #[serde(rename = "ephor.dev/v1alpha1")]
     V1Alpha1,
 }
 
-/// The kinds of file that are read.
+/// Supported kinds of file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
-    /// `Experiment`
+    /// Kind `Experiment`.
     #[default]
     Experiment,
 }
 
-/// What an experiment is called.
+/// Name of an experiment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metadata {
-    /// A DNS label (RFC 1123), as names in Kubernetes are; reports are filed
-    /// under it.
+    /// Name as a DNS label (RFC 1123), like names in Kubernetes; reports are stored under it.
     pub name: String,
 }
 
-/// What an experiment does.
+/// Cluster, load, faults and checks of an experiment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Spec {
-    /// The cluster it needs.
+    /// The cluster that the experiment needs.
     pub cluster: Cluster,
-    /// What holds before the first fault and, outside faults, throughout.
+    /// Probes that must hold before the first fault and, outside faults, throughout.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steady_state: Vec<Probe>,
-    /// What the clients do meanwhile.
+    /// Load of the clients during the experiment.
     pub workload: Workload,
     /// The faults, in the order in which they begin.
     pub schedule: Vec<Entry>,
-    /// What must hold, at least one.
+    /// Invariants that must hold, at least one.
     pub invariants: Vec<Invariant>,
-    /// How long the cluster may take, after the last fault has ended, until
-    /// writes are acknowledged again and the replicas agree; default 10 s.
+    /// Maximum time, after the last fault has ended, until writes are acknowledged again and the replicas
+    /// agree; default 10 s.
     #[serde(default = "recover_within", with = "units::duration")]
     pub recover_within: Duration,
-    /// What holds throughout, in and outside faults.
+    /// Bounds that must hold throughout, in and outside faults.
     #[serde(default, skip_serializing_if = "Bounds::is_empty")]
     pub bounds: Bounds,
-    /// When to give up before the end.
+    /// Conditions for ending the run early.
     #[serde(default, skip_serializing_if = "AbortIf::is_empty")]
     pub abort_if: AbortIf,
-    /// How long the clients run. At the end every fault is undone and every node
-    /// that is down is started, and `recover_within` begins.
+    /// How long the clients run. Then every fault is undone, every node that is down is started, and
+    /// `recover_within` begins.
     #[serde(with = "units::duration")]
     pub duration: Duration,
 }
@@ -89,24 +88,24 @@ fn recover_within() -> Duration {
     Duration::from_secs(10)
 }
 
-/// How many nodes: masters `m1`, `m2`, ... and workers `w1`, `w2`, ...
+/// Number of nodes: masters `m1`, `m2`, ... and workers `w1`, `w2`, ...
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Cluster {
-    /// 1, 3, 5 or 7.
+    /// Number of masters: 1, 3, 5 or 7.
     pub masters: u32,
-    /// Default none.
+    /// Number of workers; default 0.
     #[serde(default)]
     pub workers: u32,
-    /// How far the masters are from one another.
+    /// Distance between the masters.
     #[serde(default, skip_serializing_if = "Distance::is_near")]
     pub distance: Distance,
-    /// Entries of the log between two snapshots, in a simulation; default as masters have it.
+    /// Number of log entries between two snapshots in a simulation; `None` for the masters' default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_count: Option<u64>,
 }
 
-/// How far the masters of a cluster are from one another.
+/// Distance between the masters of a cluster.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Distance {
@@ -118,63 +117,63 @@ pub enum Distance {
 }
 
 impl Distance {
-    /// Whether it is the default.
+    /// Returns whether this is the default, which the file omits.
     pub fn is_near(&self) -> bool {
         *self == Self::Near
     }
 }
 
-/// A probe of the steady state and its tolerance.
+/// A probe of the steady state with its tolerance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Probe {
-    /// A write is acknowledged within a time.
+    /// Every write must be acknowledged within this time.
     Write(Within),
-    /// A linearizable read is answered within a time.
+    /// Every linearizable read must be answered within this time.
     Read(Within),
-    /// Writes are acknowledged for a share of the time outside faults. A fault
-    /// lasts, for this, until the cluster has healed after it.
+    /// Writes must be acknowledged for this share of the time outside faults. Here a fault lasts until the
+    /// cluster has healed after it.
     Availability(AtLeast),
 }
 
-/// A bound on a time.
+/// An upper bound on a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Within {
-    /// At most this, above zero.
+    /// Maximum time, above zero.
     #[serde(with = "units::duration")]
     pub within: Duration,
 }
 
-/// A bound on a share.
+/// A lower bound on a share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AtLeast {
-    /// At least this.
+    /// Minimum share.
     pub at_least: Percent,
 }
 
-/// What the clients do.
+/// Load of the clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Workload {
-    /// How many clients, at least one.
+    /// Number of clients, at least one.
     pub clients: u32,
-    /// Operations begun a second by all clients together, at least one. The load
-    /// is open: it does not wait for answers.
+    /// Number of operations begun per second by all clients together, at least one. The load is open: it does
+    /// not wait for answers.
     pub rate: u32,
-    /// How many objects they share, at least one.
+    /// Number of objects that the clients share, at least one.
     pub keys: u32,
-    /// How often which operation.
+    /// Relative frequency of each operation.
     pub mix: Mix,
 }
 
-/// How often which operation, as weights: 3 is three times as often as 1, and
-/// what is left out never happens. One at least is above zero.
+/// Relative frequency of each operation, as weights: 3 is three times as often as 1, and 0 (the default) is
+/// never. At least one is above zero.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Mix {
-    /// Makes an object.
+    /// Creates an object.
     pub create: u32,
     /// Replaces an object at the resourceVersion last seen.
     pub update: u32,
@@ -186,10 +185,10 @@ pub struct Mix {
     pub list: u32,
     /// Watches from the resourceVersion last seen.
     pub watch: u32,
-    /// Patches an object, whatever it is.
+    /// Patches an object, whatever its version.
     #[serde(skip_serializing_if = "is_zero")]
     pub patch: u32,
-    /// Lists all objects in pages of a few.
+    /// Lists all objects in pages of a few objects each.
     #[serde(skip_serializing_if = "is_zero")]
     pub page: u32,
     /// Lists all objects of any version (`resourceVersion=0`).
@@ -197,32 +196,31 @@ pub struct Mix {
     pub any_version: u32,
 }
 
-/// What is not asked for is left out of the file.
+/// Returns whether a weight is zero, so that the file omits it.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
 fn is_zero(weight: &u32) -> bool {
     *weight == 0
 }
 
-/// A fault and its time.
+/// A fault and when it happens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
-    /// When it begins, since the clients began; before `duration`.
+    /// When the fault begins, since the clients began; before `duration`.
     #[serde(with = "units::duration")]
     pub at: Duration,
-    /// How long it lasts (`for` in the file), within `duration`; then it is
-    /// undone, and a node that is down is started. Absent: until `duration`, so
-    /// a node killed stays down for the rest of the run. A fault that happens
-    /// once has none.
+    /// How long the fault lasts (`for` in the file), within `duration`; then it is undone, and a node that is
+    /// down is started. `None`: until `duration`, so a killed node stays down for the rest of the run. A
+    /// fault that happens once has none.
     #[serde(default, rename = "for", with = "units::optional", skip_serializing_if = "Option::is_none")]
     pub lasts: Option<Duration>,
-    /// What happens.
+    /// The fault.
     pub fault: Fault,
 }
 
 impl Entry {
-    /// When it is undone, in a run of `duration`; for a fault that happens once,
-    /// when it begins.
+    /// Returns when the fault is undone, in a run of `duration`; for a fault that happens once, when it
+    /// begins.
     pub fn end(&self, duration: Duration) -> Duration {
         match self.lasts {
             _ if self.fault.is_instant() => self.at,
@@ -232,13 +230,13 @@ impl Entry {
     }
 }
 
-/// What must hold over the whole run.
+/// An invariant that must hold over the whole run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Invariant {
-    /// What was acknowledged is there at the end.
+    /// Acknowledged writes are there at the end.
     AcknowledgedWritesKept,
-    /// Nothing is there that nobody wrote.
+    /// No object or value is there that no client wrote.
     NoPhantoms,
     /// The history of every object is linearizable (Herlihy and Wing 1990).
     Linearizable,
@@ -246,7 +244,7 @@ pub enum Invariant {
     WatchesExact,
     /// At most one master leads in a term (Raft, section 5.2).
     OneLeaderPerTerm,
-    /// All masters hold the same objects once the faults are over.
+    /// All masters hold the same objects after the faults.
     ReplicasIdentical,
     /// Masters without a quorum acknowledge nothing.
     MinoritySilent,
@@ -256,7 +254,7 @@ pub enum Invariant {
 }
 
 impl Invariant {
-    /// Every invariant, in order.
+    /// All invariants, in their order.
     pub const ALL: [Self; 8] = [
         Self::AcknowledgedWritesKept,
         Self::NoPhantoms,
@@ -268,7 +266,7 @@ impl Invariant {
         Self::Heals,
     ];
 
-    /// The name in the file and in reports.
+    /// Returns the name used in the file and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::AcknowledgedWritesKept => "acknowledged-writes-kept",
@@ -289,17 +287,19 @@ impl fmt::Display for Invariant {
     }
 }
 
-/// What holds throughout the run, in and outside faults.
+/// Bounds that must hold throughout the run, in and outside faults.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Bounds {
-    /// At most so many times another master leads, or the same in another term.
+    /// Maximum number of elections after the first leader; `None` for no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elections: Option<u64>,
-    /// No write waits longer for its answer, above zero. One that gets none waits for ever.
+    /// Maximum time until any write is answered, above zero; an unanswered write exceeds it. `None` for no
+    /// bound.
     #[serde(default, with = "units::optional", skip_serializing_if = "Option::is_none")]
     pub longest_write: Option<Duration>,
-    /// After each kill and each power loss of the leader a higher term is there within this, above zero.
+    /// Maximum time after each kill or power loss of the leader until a higher term is seen, above zero;
+    /// `None` for no bound.
     #[serde(default, with = "units::optional", skip_serializing_if = "Option::is_none")]
     pub noticed: Option<Duration>,
 }
@@ -310,14 +310,14 @@ impl Bounds {
     }
 }
 
-/// When to give up: on any of what is given.
+/// Conditions for ending the run early: any of those given.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AbortIf {
-    /// No write was acknowledged for this long, above zero.
+    /// Abort if no write was acknowledged for this long, above zero; `None` for never.
     #[serde(default, with = "units::optional", skip_serializing_if = "Option::is_none")]
     pub unavailable_for: Option<Duration>,
-    /// This many acknowledged writes are lost, at least one.
+    /// Abort if this many acknowledged writes are lost, at least one; `None` for never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_writes: Option<u64>,
 }
@@ -329,11 +329,11 @@ impl AbortIf {
 }
 
 impl Experiment {
-    /// Reads an experiment file.
+    /// Parses an experiment file.
     ///
     /// # Errors
-    /// The first thing wrong with it: no YAML, unknown or duplicate or missing
-    /// fields, bad values, and everything [`Experiment::check`] finds.
+    /// Fails with the first thing wrong: no YAML, unknown, duplicate or missing fields, bad values, and
+    /// everything that [`Experiment::check`] finds.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let value = document::read(text)?;
         let experiment: Self = serde_path_to_error::deserialize(value)
@@ -342,20 +342,20 @@ impl Experiment {
         Ok(experiment)
     }
 
-    /// Checks what the types cannot, of an experiment that was made and not read.
+    /// Checks what the types do not ensure, for an experiment that was built in code and not parsed.
     ///
     /// # Errors
-    /// The first thing wrong: a number out of range, a name of no node, a target
-    /// that the fault cannot strike, a fault after the end or out of order, two
-    /// faults that contradict each other, an invariant that this load cannot decide.
+    /// Fails with the first thing wrong: a number out of range, an unknown node, a target that the fault
+    /// cannot strike, a fault after the end or out of order, two faults that contradict each other, an
+    /// invariant that this load cannot decide.
     pub fn check(&self) -> Result<(), Error> {
         check::all(self)
     }
 
-    /// The text of its file, which [`Experiment::parse`] reads as the same.
+    /// Returns the text of the experiment's file, which [`Experiment::parse`] reads as the same experiment.
     ///
     /// # Errors
-    /// None that is known; what the YAML library says.
+    /// Fails only if the YAML library does; no such case is known.
     pub fn to_yaml(&self) -> Result<String, Error> {
         let failed =
             |error: &dyn fmt::Display| Error::new("file", error.to_string(), "this is a bug of Ephor");

@@ -1,6 +1,6 @@
-//! The vocabulary of faults, the same in the simulation and on a live cluster.
-//! `experiment` holds one in every entry of the schedule; the runners inject
-//! it; `report` names it by its `Display` and counts it by its [`FaultKind`].
+//! Types of all faults, the same in the simulation and on a live cluster. Every entry of an experiment's
+//! schedule holds one; the runners inject it; `report` prints it with its `Display` and counts it by its
+//! [`FaultKind`].
 
 mod form;
 mod kind;
@@ -17,35 +17,34 @@ use crate::units::{self, Offset, Percent};
 
 /// One fault. In the file it is a map with one key, as `kill: {target: leader}`.
 ///
-/// A fault between nodes strikes what they send each other, never what clients
-/// send; `from` and `to` may overlap, and nobody is parted from itself.
+/// A fault between nodes affects what they send each other, never clients' messages; `from` and `to` may
+/// overlap, and a node's messages to itself are not affected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Fault {
-    /// Nothing gets through between nodes.
+    /// No message gets through between nodes.
     Cut(Cut),
-    /// Messages between nodes take longer.
+    /// Messages between nodes are delayed.
     Slow(Slow),
     /// Some messages between nodes are lost.
     Lose(Lose),
-    /// Messages between nodes wait, and all arrive when the fault ends.
+    /// Messages between nodes are held back, and all arrive when the fault ends.
     Hold(Hold),
     /// The process is killed (SIGKILL), and started again when the fault ends.
     Kill(Strike),
-    /// The process stands still (SIGSTOP), and goes on when the fault ends (SIGCONT).
+    /// The process is paused (SIGSTOP), and continues when the fault ends (SIGCONT).
     Pause(Strike),
-    /// The machine loses power: what was not synced is gone. It is started again
-    /// when the fault ends.
+    /// The machine loses power: what was not synced is lost. It is started again when the fault ends.
     Powerloss(Strike),
-    /// The disk fails in one of several ways.
+    /// The disk fails in one of the ways of [`DiskKind`].
     Disk(Disk),
-    /// Other programs of the machine want all of something.
+    /// Other programs use up a resource of the machine.
     Busy(Busy),
-    /// The wall clock is wrong. The monotonic clock is right.
+    /// The wall clock is wrong; the monotonic clock stays right.
     Clock(Clock),
-    /// The group of masters changes, as an operator would change it.
+    /// The group of masters is changed, as an operator would do it.
     Member(Member),
-    /// A worker is struck.
+    /// A worker fails.
     Worker(Worker),
 }
 
@@ -53,86 +52,86 @@ pub enum Fault {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "form::Cut", into = "form::Cut")]
 pub enum Cut {
-    /// The whole group is parted in a well-known way.
+    /// The whole group of masters is partitioned in a well-known way.
     Shape(Shape),
     /// The links between two sides.
     Links {
-        /// Who sends.
+        /// Nodes that send.
         from: Target,
-        /// Who should receive.
+        /// Nodes that receive.
         to: Target,
-        /// Only what `from` sends is lost, not what `to` answers.
+        /// Whether only messages from `from` to `to` are lost, and not those in the other direction.
         one_way: bool,
     },
 }
 
-/// How a group of masters is parted. Three masters at least, for a ring five.
+/// Way to partition a group of masters. Needs at least three masters, a ring five.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Shape {
-    /// Every master hears a bare majority (itself and its nearest neighbours in
-    /// a ring), and no two hear the same one: Jepsen's `majorities-ring`.
+    /// Every master reaches a bare majority (itself and its nearest neighbours in a ring), each a different
+    /// one: Jepsen's `majorities-ring`.
     Ring,
-    /// The leader is with the minority, parted from the majority.
+    /// The leader is in the minority, separated from the majority.
     Minority,
-    /// The leader is with the majority, parted from the minority.
+    /// The leader is in the majority, separated from the minority.
     Majority,
-    /// The leader is parted from every other master.
+    /// The leader is separated from every other master.
     LeaderAlone,
 }
 
-/// Longer ways between nodes.
+/// Added latency between nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Slow {
-    /// Who sends.
+    /// Nodes that send.
     pub from: Target,
-    /// Who receives.
+    /// Nodes that receive.
     pub to: Target,
-    /// Only what `from` sends is slow; default both ways.
+    /// Whether only messages from `from` to `to` are slow; by default both directions are.
     #[serde(default, skip_serializing_if = "is_false")]
     pub one_way: bool,
-    /// Added to the way of every message.
+    /// Latency added to every message.
     #[serde(with = "units::duration")]
     pub latency: Duration,
-    /// The latency varies by up to this, up and down, evenly; at most `latency`.
+    /// Maximum deviation of the latency, up or down, evenly distributed; at most `latency`. `None` for none.
     #[serde(default, with = "units::optional", skip_serializing_if = "Option::is_none")]
     pub jitter: Option<Duration>,
 }
 
-/// Lost messages between nodes.
+/// Loss of messages between nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Lose {
-    /// Who sends.
+    /// Nodes that send.
     pub from: Target,
-    /// Who receives.
+    /// Nodes that receive.
     pub to: Target,
-    /// Only what `from` sends is lost; default both ways.
+    /// Whether only messages from `from` to `to` are lost; by default both directions are.
     #[serde(default, skip_serializing_if = "is_false")]
     pub one_way: bool,
-    /// How many of the messages, above 0 %.
+    /// Share of the messages that are lost, above 0 %.
     pub percent: Percent,
 }
 
-/// Messages that wait.
+/// Messages between nodes that are held back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Hold {
-    /// Who sends.
+    /// Nodes that send.
     pub from: Target,
-    /// Who receives.
+    /// Nodes that receive.
     pub to: Target,
-    /// Only what `from` sends waits; default both ways.
+    /// Whether only messages from `from` to `to` are held back; by default both directions are.
     #[serde(default, skip_serializing_if = "is_false")]
     pub one_way: bool,
 }
 
-/// Masters whose process or machine is struck.
+/// Masters whose process or machine fails.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Strike {
-    /// Which masters.
+    /// Masters that fail.
     pub target: Target,
 }
 
@@ -140,51 +139,50 @@ pub struct Strike {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "form::Disk", into = "form::Disk")]
 pub struct Disk {
-    /// On which masters.
+    /// Masters whose disk fails.
     pub target: Target,
-    /// In which way.
+    /// Way in which the disk fails.
     pub kind: DiskKind,
 }
 
-/// In which way a disk fails.
+/// Way in which a disk fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskKind {
     /// Reads and writes fail with EIO.
     Eio,
     /// Writes fail with ENOSPC.
     Enospc,
-    /// One bit of a file, chosen by the seed, is turned over; once.
+    /// One bit of a file is flipped, once; the seed chooses it.
     Bitflip,
-    /// A file, chosen by the seed, loses its end; once.
+    /// One file is truncated, once; the seed chooses it.
     Truncate,
-    /// A sync takes longer.
+    /// Every sync takes longer.
     SlowFsync {
-        /// Added to every sync, above zero.
+        /// Time added to every sync, above zero.
         delay: Duration,
     },
-    /// No more than so many writes and syncs a second, one after the other.
+    /// Writes and syncs are done one after the other, at most this many a second.
     Iops {
-        /// How many, above zero.
+        /// Maximum number of writes and syncs a second, above zero.
         limit: u32,
     },
 }
 
-/// A machine that other programs keep busy.
+/// Machines that other programs keep busy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Busy {
-    /// On which masters.
+    /// Masters whose machine is busy.
     pub target: Target,
-    /// What they want.
+    /// Resource that is used up.
     pub kind: BusyKind,
 }
 
-/// What other programs want all of.
+/// Resource that other programs use up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BusyKind {
-    /// Every core computes. In the simulation masters stand still for some
-    /// milliseconds again and again.
+    /// Every core computes. In the simulation masters stand still for some milliseconds again and again.
     Processor,
     /// Large files are written and synced beside the data. In the simulation
     /// syncs take longer.
@@ -195,18 +193,18 @@ pub enum BusyKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "form::Clock", into = "form::Clock")]
 pub struct Clock {
-    /// On which masters.
+    /// Masters whose clock is wrong.
     pub target: Target,
-    /// In which way.
+    /// Way in which the clock is wrong.
     pub change: ClockChange,
 }
 
-/// In which way a clock is wrong.
+/// Way in which a clock is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClockChange {
-    /// Off by this much as long as the fault lasts, then right again.
+    /// The clock is off by this much while the fault lasts, then right again.
     Skew(Offset),
-    /// Set by this much, once; it stays so.
+    /// The clock is moved by this much once, and stays so.
     Jump(Offset),
 }
 
@@ -216,49 +214,48 @@ pub enum ClockChange {
 pub enum Member {
     /// A new master joins under this name.
     Add(NodeName),
-    /// A master leaves for good; one at a time.
+    /// A master leaves for good; the target must be a single one.
     Remove(Target),
     /// A master leaves for good and a new one takes its place.
     Replace(Replace),
-    /// The leadership goes to this master. If it leads already, that counts as
-    /// having fired.
+    /// The leadership is transferred to this master. If it leads already, the fault counts as fired.
     TransferLeader(Target),
 }
 
-/// Who goes and who comes.
+/// The master that leaves and the one that joins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Replace {
-    /// The one that leaves.
+    /// The master that leaves.
     pub old: Target,
-    /// The name of the one that joins.
+    /// Name of the master that joins.
     pub new: NodeName,
 }
 
-/// A fault of a worker.
+/// Workers that fail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Worker {
-    /// Which workers: `any`, `all` or names.
+    /// Workers that fail: `any`, `all` or names.
     pub target: Target,
-    /// In which way.
+    /// Way in which the workers fail.
     pub kind: WorkerKind,
 }
 
-/// In which way a worker is struck.
+/// Way in which a worker fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WorkerKind {
-    /// It hears and reaches no master.
+    /// The worker is cut off from all masters.
     Cut,
-    /// Its process is killed, and started again when the fault ends.
+    /// The worker's process is killed, and started again when the fault ends.
     Kill,
-    /// Its process stands still, and goes on when the fault ends.
+    /// The worker's process is paused, and continues when the fault ends.
     Pause,
 }
 
 impl Fault {
-    /// What to count it as.
+    /// Returns the kind that the fault counts as.
     pub fn kind(&self) -> FaultKind {
         match self {
             Self::Cut(Cut::Shape(Shape::Ring)) => FaultKind::CutRing,
@@ -297,7 +294,7 @@ impl Fault {
         }
     }
 
-    /// Its key in the file.
+    /// Returns the fault's key in the file.
     pub fn key(&self) -> &'static str {
         match self {
             Self::Cut(_) => "cut",
@@ -315,7 +312,7 @@ impl Fault {
         }
     }
 
-    /// The targets it has, each with the path of its field below `fault`.
+    /// Returns the fault's targets, each with the path of its field below `fault`.
     pub fn targets(&self) -> Vec<(&'static str, &Target)> {
         match self {
             Self::Cut(Cut::Links { from, to, .. }) => vec![("cut.from", from), ("cut.to", to)],
@@ -336,8 +333,8 @@ impl Fault {
         }
     }
 
-    /// The links it strikes, as sender, receiver and whether only that way; a
-    /// shape has none of its own.
+    /// Returns the links that the fault affects, as sender, receiver and whether only that direction; `None`
+    /// for faults without links, such as a shape.
     pub fn links(&self) -> Option<(&Target, &Target, bool)> {
         match self {
             Self::Cut(Cut::Links { from, to, one_way })
@@ -348,7 +345,7 @@ impl Fault {
         }
     }
 
-    /// Whether it happens once and lasts no time, so that nothing is to be undone.
+    /// Returns whether the fault happens once and lasts no time, so that nothing needs to be undone.
     pub fn is_instant(&self) -> bool {
         match self {
             Self::Disk(disk) => matches!(disk.kind, DiskKind::Bitflip | DiskKind::Truncate),
@@ -359,7 +356,7 @@ impl Fault {
     }
 }
 
-/// What is not so is left out of the file.
+/// Returns whether a flag is false, so that the file omits it.
 fn is_false(value: &bool) -> bool {
     !value
 }
@@ -372,7 +369,7 @@ mod tests {
 
     use super::*;
 
-    /// Every fault as the file writes it, what to count it as and its line.
+    /// Returns every fault as the file writes it, with its kind and its report line.
     fn every_fault() -> Vec<(Value, &'static str, &'static str)> {
         vec![
             (json!({"cut": {"from": "m1", "to": ["m2", "m3"]}}), "cut", "cut m1 <-> m2, m3"),

@@ -1,7 +1,6 @@
-//! The language of the chaos laboratory: what an experiment is, which faults it
-//! may inject, when it has passed and how a run is reported. `ephor-sim` and the
-//! live runner read the same experiment file through this crate, and hand it
-//! what they saw. It does no I/O and knows no clock.
+//! Types of the chaos laboratory: what an experiment is, which faults it may inject, when it has passed and
+//! how a run is reported. `ephor-sim` and the live runner read the same experiment file through this crate,
+//! and give it what they saw. The crate does no I/O and reads no clock.
 //!
 //! | module         | what it holds                                                    |
 //! |----------------|------------------------------------------------------------------|

@@ -1,6 +1,6 @@
-//! What a run saw. The runners fill a [`Report`]; the forms below turn it into
-//! text for a terminal, a journal for tools, JUnit for a build server and a
-//! page for a browser. All of them are pure: the same report, the same bytes.
+//! Report of a run. The runners fill a [`Report`]; the submodules format it as text for a terminal, a journal
+//! for tools, JUnit for a build server and an HTML page. All formats are pure: the same report gives the same
+//! bytes.
 
 mod html;
 mod journal;
@@ -27,7 +27,7 @@ pub use text::text;
 use crate::fault::FaultKind;
 use crate::verdict::{Reason, Verdict};
 
-/// Everything a run saw.
+/// Everything that a run saw.
 ///
 /// Instants are durations since `started`. In JSON durations are whole
 /// microseconds, in fields that end in `Us`.
@@ -36,36 +36,35 @@ use crate::verdict::{Reason, Verdict};
 pub struct Report {
     /// Name of the experiment.
     pub experiment: String,
-    /// The seed of all that was random; none when nothing was seeded.
+    /// Seed of all random choices; `None` if nothing was seeded.
     pub seed: Option<u64>,
-    /// The commit of Ephor that was run.
+    /// Commit of Ephor that was run.
     pub commit: String,
-    /// Where it was run.
+    /// Where the experiment was run.
     pub mode: Mode,
-    /// When it began: since the zero of the simulated clock, or since the Unix epoch.
+    /// When the run began: since the zero of the simulated clock, or since the Unix epoch.
     #[serde(rename = "startedUs", with = "micros")]
     pub started: Duration,
-    /// When it ended, on the same clock.
+    /// When the run ended, on the same clock.
     #[serde(rename = "endedUs", with = "micros")]
     pub ended: Duration,
-    /// Whether it passed.
+    /// Outcome of the run.
     pub verdict: Verdict,
-    /// What was checked, by name: every probe and invariant of the experiment,
-    /// whatever came of it.
+    /// Names of all checks: every probe and invariant of the experiment, whatever its outcome.
     pub checks: Vec<String>,
-    /// What happened to the scheduled faults, in their order.
+    /// Results of the scheduled faults, in their order.
     pub faults: Vec<FaultRecord>,
-    /// When writes were acknowledged and when not: windows without gaps, in order.
+    /// Windows in which writes were acknowledged or not, in order and without gaps.
     pub availability: Vec<Window>,
-    /// What became of the operations.
+    /// Numbers of operations by outcome.
     pub operations: Operations,
-    /// How long acknowledged operations took.
+    /// Latencies of acknowledged operations.
     pub latency: Latency,
-    /// How many leaders were elected after the first.
+    /// Number of leaders elected after the first.
     pub elections: u64,
-    /// What did not hold.
+    /// What did not hold, one violation each.
     pub violations: Vec<Violation>,
-    /// Anything else a reader should know.
+    /// Other notes for the reader.
     pub notes: Vec<String>,
 }
 
@@ -73,14 +72,14 @@ pub struct Report {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Mode {
-    /// In `ephor-sim`, on a simulated clock; the seed repeats it exactly.
+    /// In `ephor-sim`, on a simulated clock; a run with the same seed is exactly the same.
     Simulated,
-    /// On a running cluster.
+    /// On a live cluster.
     Live,
 }
 
 impl Mode {
-    /// `simulated` or `live`.
+    /// Returns `simulated` or `live`.
     pub fn word(self) -> &'static str {
         match self {
             Self::Simulated => "simulated",
@@ -89,72 +88,71 @@ impl Mode {
     }
 }
 
-/// What happened to one scheduled fault. The times of the recovery are since
-/// `at`; none is known when it is `None`.
+/// Result of one scheduled fault. Recovery times are since `at`; `None` if unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FaultRecord {
-    /// What it counts as.
+    /// Kind that the fault counts as.
     pub kind: FaultKind,
-    /// Its line, with the nodes that were struck.
+    /// The fault as one line, with the nodes that were struck.
     pub what: String,
-    /// When it began.
+    /// When the fault began.
     #[serde(rename = "atUs", with = "micros")]
     pub at: Duration,
-    /// When it was undone; `None` if it never was.
+    /// When the fault was undone; `None` if it never was.
     #[serde(rename = "endedUs", with = "micros::optional", default)]
     pub ended: Option<Duration>,
-    /// How often it took effect: messages dropped, processes killed, syncs
-    /// delayed. With 0 the run has not tested it.
+    /// Number of times the fault took effect: messages dropped, processes killed, syncs delayed. With 0 the
+    /// run has not tested the fault.
     pub fired: u64,
-    /// Until the rest of the group noticed (a follower called an election).
+    /// Time until the other masters noticed (a follower called an election).
     #[serde(rename = "detectUs", with = "micros::optional", default)]
     pub detect: Option<Duration>,
-    /// Until a new leader was elected.
+    /// Time until a new leader was elected.
     #[serde(rename = "electUs", with = "micros::optional", default)]
     pub elect: Option<Duration>,
-    /// Until a write that was sent after the fault was acknowledged.
+    /// Time until a write that was sent after the fault was acknowledged.
     #[serde(rename = "firstWriteUs", with = "micros::optional", default)]
     pub first_write: Option<Duration>,
-    /// Until the fault was undone and all masters had caught up.
+    /// Time until the fault was undone and all masters had caught up.
     #[serde(rename = "fullHealUs", with = "micros::optional", default)]
     pub full_heal: Option<Duration>,
 }
 
-/// A stretch of time in which writes were acknowledged, or not.
+/// A span of time in which writes were acknowledged, or were not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Window {
-    /// Its begin.
+    /// Begin of the window.
     #[serde(rename = "fromUs", with = "micros")]
     pub from: Duration,
-    /// Its end.
+    /// End of the window.
     #[serde(rename = "toUs", with = "micros")]
     pub to: Duration,
     /// Whether writes were acknowledged.
     pub available: bool,
 }
 
-/// What became of the operations.
+/// Numbers of operations by outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Operations {
-    /// Promised to the client.
+    /// Operations that were acknowledged.
     pub acknowledged: u64,
-    /// Denied to the client: they have surely not happened.
+    /// Operations that were refused: they certainly had no effect.
     pub refused: u64,
-    /// Not answered: they may have happened or not.
+    /// Operations that were not answered: they may have had an effect or not.
     pub unknown: u64,
-    /// Not sent, for no connection was there: they have surely not happened.
+    /// Operations that never entered the system, as without a connection: they certainly had no effect.
     pub not_entered: u64,
-    /// Acknowledged, and not there at the end.
+    /// Acknowledged writes that are not there at the end.
     pub lost: u64,
-    /// There at the end, and by nobody.
+    /// Values that are there at the end though no client wrote them.
     pub phantom: u64,
 }
 
 impl Operations {
-    /// Each count with its name in reports.
+    /// Returns each count with its name in reports.
     fn named(&self) -> [(&'static str, u64); 6] {
         [
             ("acknowledged", self.acknowledged),
@@ -167,17 +165,17 @@ impl Operations {
     }
 }
 
-/// Something that did not hold.
+/// A check that did not hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Violation {
-    /// The invariant or the probe.
+    /// Name of the invariant or probe.
     pub check: String,
-    /// How it did not hold, on one line.
+    /// How the check did not hold, on one line.
     pub what: String,
 }
 
-/// How one check ended.
+/// Outcome of one check.
 enum Outcome<'a> {
     Held,
     Violated(Vec<&'a str>),
@@ -185,12 +183,12 @@ enum Outcome<'a> {
 }
 
 impl Report {
-    /// How long the run took.
+    /// Returns the duration of the run.
     pub fn duration(&self) -> Duration {
         self.ended.saturating_sub(self.started)
     }
 
-    /// For how much of the time writes were acknowledged, and for how much not.
+    /// Returns for how long writes were acknowledged, and for how long not.
     pub fn up_and_down(&self) -> (Duration, Duration) {
         let sum = |available: bool| {
             let windows = self.availability.iter().filter(|window| window.available == available);
@@ -201,15 +199,15 @@ impl Report {
         (sum(true), sum(false))
     }
 
-    /// The share of the time in which writes were acknowledged, from 0 to 1;
-    /// `None` if nobody looked.
+    /// Returns the share of the time in which writes were acknowledged, from 0 to 1; `None` if there are no
+    /// windows.
     pub fn availability_share(&self) -> Option<f64> {
         let (up, down) = self.up_and_down();
         let all = up.saturating_add(down);
         (!all.is_zero()).then(|| up.as_secs_f64() / all.as_secs_f64())
     }
 
-    /// Every check with its outcome, in order; those only a violation names come last.
+    /// Returns every check with its outcome, in order; checks that only a violation names come last.
     fn outcomes(&self) -> Vec<(&str, Outcome<'_>)> {
         let mut violated: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for violation in &self.violations {
@@ -233,8 +231,8 @@ impl Report {
         names.map(|name| (name, outcome(name))).collect()
     }
 
-    /// Reasons that are no violation of a check and no idle fault, which the
-    /// forms show elsewhere.
+    /// Returns the reasons for the verdict that are neither a violation of a check nor a fault that never
+    /// fired, which the formats show elsewhere.
     fn aborts(&self) -> impl Iterator<Item = &str> {
         self.verdict.reasons().iter().filter_map(|reason| match reason {
             Reason::Aborted(why) => Some(why.as_str()),
@@ -243,7 +241,7 @@ impl Report {
     }
 }
 
-/// A duration for people, to three digits or so: `1.24s`, `350ms`, `-` for none.
+/// Formats a duration for people, with about three digits: `1.24s`, `350ms`, `-` for `None`.
 fn short(duration: Option<Duration>) -> String {
     let Some(duration) = duration else { return "-".to_owned() };
     match duration.as_micros() {
@@ -255,9 +253,9 @@ fn short(duration: Option<Duration>) -> String {
     }
 }
 
-/// An instant of the run's clock as RFC 3339. A simulated run begins in 1970.
+/// Formats an instant of the run's clock as RFC 3339; a simulated run begins in 1970.
 fn rfc3339(instant: Duration) -> String {
-    // The last second that RFC 3339 can write.
+    // Latest second that RFC 3339 can express.
     const LAST: Duration = Duration::from_secs(253_402_300_799);
     let time = SystemTime::UNIX_EPOCH.checked_add(instant.min(LAST)).unwrap_or(SystemTime::UNIX_EPOCH);
     humantime::format_rfc3339_micros(time).to_string()

@@ -1,31 +1,30 @@
-//! Which nodes a fault strikes, the same for the simulation and for a live
-//! cluster: a target's words and a cut's shapes, looked up in the group of
-//! masters as it is when the fault fires. Both runners call it.
+//! Resolves which nodes a fault strikes, the same in the simulation and on a live cluster: a target's words
+//! and a cut's shapes are looked up in the group of masters at the time the fault fires. Both runners call
+//! it.
 
 use crate::fault::{Cut, Shape};
 use crate::target::{NodeName, Role, Target};
 
-/// A group of masters at one moment. Everything that is left to chance comes from
-/// the order the masters are given in, so that the words of one fault fit together:
-/// its `minority` and its `majority` are parts of one whole.
+/// A group of masters at one moment. All random choices come from the order in which the masters are given,
+/// so that the words of one fault fit together: `minority` and `majority` are the two parts of one whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
-    /// All masters, in the order of chance.
+    /// All masters, in random order.
     order: Vec<NodeName>,
     leader: Option<NodeName>,
 }
 
-/// A direction that is struck: from whom to whom.
+/// A direction of a link: sender and receiver.
 pub type Link = (NodeName, NodeName);
 
 impl Group {
-    /// The group whose masters were shuffled to `order`.
+    /// Creates the group whose masters were shuffled to `order`.
     pub fn new(order: Vec<NodeName>, leader: Option<NodeName>) -> Self {
         Self { order, leader }
     }
 
-    /// The masters a target means; none where nobody leads, or where the nodes
-    /// named are no masters of this group.
+    /// Returns the masters that a target means; empty if it needs a leader and there is none, or if the named
+    /// nodes are no masters of this group.
     pub fn nodes(&self, target: &Target) -> Vec<NodeName> {
         let few = self.order.len().saturating_sub(1) / 2;
         match target {
@@ -42,7 +41,7 @@ impl Group {
         }
     }
 
-    /// The directions between two targets; nobody is cut from himself.
+    /// Returns the directions between two targets, without those from a node to itself.
     pub fn links(&self, from: &Target, to: &Target, one_way: bool) -> Vec<Link> {
         let mut links = across(&self.nodes(from), &self.nodes(to));
         if !one_way {
@@ -53,13 +52,13 @@ impl Group {
         links
     }
 
-    /// The directions that a cut takes away.
+    /// Returns the directions that a cut blocks.
     pub fn cut(&self, cut: &Cut) -> Vec<Link> {
         let shape = match cut {
             Cut::Links { from, to, one_way } => return self.links(from, to, *one_way),
             Cut::Shape(shape) => shape,
         };
-        // Without a leader these shapes mean nothing.
+        // The shapes other than the ring need a leader.
         let Some(leader) = self.leader.filter(|_| *shape != Shape::Ring) else {
             return if *shape == Shape::Ring { self.ring() } else { Vec::new() };
         };
@@ -82,7 +81,8 @@ impl Group {
         self.order.iter().filter(|node| Some(**node) != self.leader).copied()
     }
 
-    /// Each master hears the bare majority around it, every one another.
+    /// Returns the directions that a ring cuts: each master still reaches the bare majority around it, each a
+    /// different one.
     fn ring(&self) -> Vec<Link> {
         let count = self.order.len();
         let beside = count / 2;
@@ -146,7 +146,7 @@ mod tests {
         assert_eq!(links(false), [(m(1), m(2)), (m(2), m(1)), (m(2), m(3)), (m(3), m(2))]);
     }
 
-    /// Whom each master still hears.
+    /// Returns the masters that each master still hears.
     fn heard(group: &Group, cut: &Cut) -> Vec<BTreeSet<NodeName>> {
         let links = group.cut(cut);
         let hears = |a: &NodeName, b: &NodeName| !links.contains(&(*b, *a));

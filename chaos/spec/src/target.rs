@@ -1,6 +1,5 @@
-//! Whom a fault strikes: a role that is looked up when the fault fires, a node
-//! or a list of nodes. The faults hold it; the runners resolve it against the
-//! cluster they run.
+//! Target of a fault: a role that is resolved when the fault fires, a node or a list of nodes. Faults hold
+//! it; the runners resolve it against their cluster.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,12 +8,12 @@ use std::str::FromStr;
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeSeq, Serializer};
 
-/// What a node is for. The order is that of [`NodeName`].
+/// Role of a node in the cluster. The order is that of [`NodeName`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// One of the group that replicates; named `m1`, `m2`, ...
+    /// A member of the replicating group; named `m1`, `m2`, ...
     Master,
-    /// Runs pods; named `w1`, `w2`, ...
+    /// A node that runs pods; named `w1`, `w2`, ...
     Worker,
 }
 
@@ -27,22 +26,22 @@ pub struct NodeName {
 }
 
 impl NodeName {
-    /// The `number`th master, from 1; `None` for 0.
+    /// Returns the name of the `number`th master, from 1; `None` for 0.
     pub fn master(number: u32) -> Option<Self> {
         (number > 0).then_some(Self { role: Role::Master, number })
     }
 
-    /// The `number`th worker, from 1; `None` for 0.
+    /// Returns the name of the `number`th worker, from 1; `None` for 0.
     pub fn worker(number: u32) -> Option<Self> {
         (number > 0).then_some(Self { role: Role::Worker, number })
     }
 
-    /// Master or worker.
+    /// Returns the role that the name stands for.
     pub fn role(self) -> Role {
         self.role
     }
 
-    /// Its number, from 1.
+    /// Returns the number in the name, from 1.
     pub fn number(self) -> u32 {
         self.number
     }
@@ -61,7 +60,7 @@ impl fmt::Display for NodeName {
 impl FromStr for NodeName {
     type Err = String;
 
-    /// The error says what a name looks like.
+    /// Parses a name; the error says what a name looks like.
     fn from_str(text: &str) -> Result<Self, String> {
         let number = |digits: &str| {
             let plain = digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
@@ -90,11 +89,10 @@ impl<'de> Deserialize<'de> for NodeName {
     }
 }
 
-/// Whom a fault strikes. In the file it is a word, a name or a list of names.
+/// Target of a fault. In the file it is a word, a name or a list of names.
 ///
-/// A role is looked up when the fault fires, among the masters that run then,
-/// and stays with the nodes found until the fault ends. Within one fault
-/// `minority` and `majority` are the two sides of one division.
+/// A role is resolved when the fault fires, among the masters that run at that time, and means the same nodes
+/// until the fault ends. Within one fault `minority` and `majority` are the two sides of one division.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// The master that leads.
@@ -107,22 +105,22 @@ pub enum Target {
     All,
     /// Fewer than half of the masters, as many as possible, chosen by the seed.
     Minority,
-    /// The masters without the minority.
+    /// All masters except the minority.
     Majority,
     /// These nodes, at least one.
     Nodes(BTreeSet<NodeName>),
 }
 
-/// The words for the roles, for messages.
+/// Words for the roles, for error messages.
 const WORDS: &str = "leader, follower, any, all, minority, majority";
 
 impl Target {
-    /// One node by its name.
+    /// Creates the target of a single node.
     pub fn node(name: NodeName) -> Self {
         Self::Nodes(BTreeSet::from([name]))
     }
 
-    /// The word of a role; `None` for named nodes.
+    /// Returns the word of a role; `None` for named nodes.
     pub fn word(&self) -> Option<&'static str> {
         match self {
             Self::Leader => Some("leader"),
@@ -135,13 +133,13 @@ impl Target {
         }
     }
 
-    /// The nodes named; empty for a role.
+    /// Returns the named nodes; none for a role.
     pub fn names(&self) -> impl Iterator<Item = NodeName> + '_ {
         let nodes = if let Self::Nodes(nodes) = self { Some(nodes) } else { None };
         nodes.into_iter().flatten().copied()
     }
 
-    /// Whether it is one node, whichever that will be.
+    /// Returns whether the target is a single node, whichever that will be.
     pub fn is_one(&self) -> bool {
         match self {
             Self::Leader | Self::Follower | Self::Any => true,
@@ -223,7 +221,7 @@ impl<'de> Visitor<'de> for TargetVisitor {
     }
 }
 
-/// A node within a list, with an error for a role there.
+/// A node within a list; parsing a role there is an error.
 struct Member(NodeName);
 
 impl<'de> Deserialize<'de> for Member {

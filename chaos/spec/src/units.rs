@@ -1,6 +1,5 @@
-//! Durations, percentages and clock offsets as an experiment file writes them:
-//! `1m 30s`, `99.9%`, `-5s`. The types of `experiment` and `fault` decode their
-//! fields through it; the runners get plain numbers.
+//! Durations, percentages and clock offsets in the notation of experiment files: `1m 30s`, `99.9%`, `-5s`.
+//! `experiment` and `fault` parse their fields with it.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,19 +7,19 @@ use std::time::Duration;
 use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 use serde::ser::{Serialize, Serializer};
 
-/// A duration in the words of `humantime`, as the file and all messages write it.
+/// Formats a duration in `humantime`'s notation, as in files and messages.
 pub(crate) fn words(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()
 }
 
-/// Reads `1m 30s`; the error says what is wrong with it and gives a hint.
+/// Parses a duration such as `1m 30s`; the error has the cause and a hint.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| {
         format!("`{text}` is no duration: {error}; hint: write it like 500ms, 10s or 1m 30s")
     })
 }
 
-/// `#[serde(with)]` for a duration written as `10s`.
+/// `#[serde(with)]` module for a duration written as `10s`.
 pub(crate) mod duration {
     use super::*;
 
@@ -33,7 +32,7 @@ pub(crate) mod duration {
     }
 }
 
-/// `#[serde(with)]` for a duration that may be left out.
+/// `#[serde(with)]` module for a duration that may be missing.
 pub(crate) mod optional {
     use super::*;
 
@@ -47,8 +46,8 @@ pub(crate) mod optional {
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<Duration>, D::Error> {
-        // A field that is there must have a value: `for:` with nothing behind it
-        // is a slip, not "until the end".
+        // A field that is present must have a value: `for:` with nothing behind it is a mistake and does not
+        // mean "until the end".
         duration::deserialize(deserializer).map(Some)
     }
 }
@@ -76,25 +75,25 @@ impl Visitor<'_> for DurationVisitor {
 pub struct Percent(u32);
 
 impl Percent {
-    /// The whole.
+    /// The percentage 100 %.
     pub const WHOLE: Self = Self(10_000);
 
-    /// From hundredths of a percent (basis points); `None` above 10 000.
+    /// Creates a percentage from hundredths of a percent (basis points); `None` above 10 000.
     pub fn from_hundredths(hundredths: u32) -> Option<Self> {
         (hundredths <= Self::WHOLE.0).then_some(Self(hundredths))
     }
 
-    /// In hundredths of a percent, 0 to 10 000.
+    /// Returns the percentage in hundredths of a percent, 0 to 10 000.
     pub fn hundredths(self) -> u32 {
         self.0
     }
 
-    /// As a fraction from 0 to 1.
+    /// Returns the percentage as a fraction from 0 to 1.
     pub fn fraction(self) -> f64 {
         f64::from(self.0) / f64::from(Self::WHOLE.0)
     }
 
-    /// Reads `99`, `99.9` or `99.95`, the sign already taken off.
+    /// Parses `99`, `99.9` or `99.95`, without the percent sign.
     fn parse(digits: &str) -> Option<Self> {
         let (whole, part) = digits.split_once('.').unwrap_or((digits, "0"));
         let all_digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
@@ -175,22 +174,22 @@ pub struct Offset {
 }
 
 impl Offset {
-    /// Ahead of the true time; `None` for zero.
+    /// Creates an offset ahead of the true time; `None` for zero.
     pub fn ahead(by: Duration) -> Option<Self> {
         (!by.is_zero()).then_some(Self { behind: false, by })
     }
 
-    /// Behind the true time; `None` for zero.
+    /// Creates an offset behind the true time; `None` for zero.
     pub fn behind(by: Duration) -> Option<Self> {
         (!by.is_zero()).then_some(Self { behind: true, by })
     }
 
-    /// Whether the clock is behind the true time.
+    /// Returns whether the clock is behind the true time.
     pub fn is_behind(self) -> bool {
         self.behind
     }
 
-    /// How far it is off, never zero.
+    /// Returns the absolute offset, never zero.
     pub fn by(self) -> Duration {
         self.by
     }

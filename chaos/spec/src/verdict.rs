@@ -1,6 +1,6 @@
-//! Whether a run has passed. The runner gives what it found, the verdict goes
-//! into the [`Report`](crate::Report). There is no score: one violation fails a
-//! run, and what was not tested is unknown, never passed.
+//! Decides whether a run has passed. The runner gives what it found; the verdict goes into the
+//! [`Report`](crate::Report). There is no score: one violation fails a run, and what was not tested is
+//! unknown, never passed.
 
 use std::fmt;
 
@@ -9,36 +9,35 @@ use serde::{Deserialize, Serialize};
 use crate::experiment::Invariant;
 use crate::report::{FaultRecord, Violation};
 
-/// The outcome of a run.
+/// Outcome of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "outcome", content = "reasons")]
 pub enum Verdict {
-    /// Every fault fired, and everything asked held.
+    /// Every fault fired, and every check held.
     Pass,
-    /// Something asked did not hold. Violations come first; then what made the
-    /// rest of the run unknown.
+    /// A check did not hold. Violations come first, then the reasons that leave the rest of the run unknown.
     Fail(Vec<Reason>),
-    /// Nothing is known to be wrong, but the run does not prove what it should.
+    /// No check was violated, but the run does not prove all that it should.
     Unknown(Vec<Reason>),
 }
 
-/// Why a run has not passed.
+/// Reason why a run has not passed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Reason {
     /// An invariant or a probe did not hold.
     Violated(Violation),
-    /// A scheduled fault never fired; holds its line.
+    /// A scheduled fault never fired; holds the fault as one line.
     NeverFired(String),
     /// An invariant could not be decided.
     #[serde(rename_all = "camelCase")]
     Undecided {
-        /// Which one.
+        /// The invariant.
         invariant: Invariant,
-        /// Why not.
+        /// Reason why it could not be decided.
         why: String,
     },
-    /// The run ended before its time.
+    /// The run ended early, with the reason.
     Aborted(String),
 }
 
@@ -60,10 +59,10 @@ impl fmt::Display for Reason {
 }
 
 impl Verdict {
-    /// From all that speaks against passing: a violation fails, anything else
-    /// makes unknown, nothing passes.
+    /// Returns the verdict for these reasons: `Fail` if any is a violation, `Unknown` if there are only
+    /// others, `Pass` if there are none.
     pub fn from_reasons(mut reasons: Vec<Reason>) -> Self {
-        // Stable: violations first, each part in the order found.
+        // The sort is stable: violations first, both parts in the order found.
         reasons.sort_by_key(|reason| !reason.is_violation());
         match reasons.first() {
             None => Self::Pass,
@@ -72,8 +71,8 @@ impl Verdict {
         }
     }
 
-    /// The verdict on a run: what was violated, which faults were scheduled, and
-    /// what else (an undecided invariant, an abort) speaks against passing.
+    /// Returns the verdict on a run from its violations, its scheduled faults and other reasons (an undecided
+    /// invariant, an abort).
     pub fn judge(
         violations: &[Violation],
         faults: &[FaultRecord],
@@ -85,7 +84,7 @@ impl Verdict {
         Self::from_reasons(violated.chain(idle).chain(others).collect())
     }
 
-    /// The verdict on two runs together, or two parts of one.
+    /// Combines the verdicts on two runs, or on two parts of one run.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         let mut reasons = self.into_reasons();
@@ -93,7 +92,7 @@ impl Verdict {
         Self::from_reasons(reasons)
     }
 
-    /// Why the run has not passed; empty when it has.
+    /// Returns why the run has not passed; empty if it has.
     pub fn reasons(&self) -> &[Reason] {
         match self {
             Self::Pass => &[],
@@ -101,7 +100,7 @@ impl Verdict {
         }
     }
 
-    /// `pass`, `fail` or `unknown`.
+    /// Returns `pass`, `fail` or `unknown`.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Pass => "pass",

@@ -1,19 +1,18 @@
-//! AppendEntries to one follower as one call that stays open: several requests are
-//! under way at once, and each costs a message instead of a call. openraft makes the
-//! requests and takes the answers (`NetStreamAppend`); `service.rs` is the other end.
+//! AppendEntries to one follower, as one call that stays open: several requests are in flight at once, and
+//! each costs a message instead of a call. openraft makes the requests and takes the answers
+//! (`NetStreamAppend`); `service.rs` serves the other end.
 //!
-//! openraft makes a request without entries whenever more is committed. Two things
-//! are done about those:
+//! openraft makes a request without entries whenever the committed index advances. Two rules apply to
+//! those:
 //!
-//! - **None follows a request that was not answered.** openraft takes an answer that
-//!   names a log index for the answer to every request up to that index, and the time
-//!   at which it made the last of them for a proof that this master led then. With one
-//!   that adds nothing behind one that is unanswered, an answer given before a read
-//!   came would prove that this master led after it: a stale read, if another leads by
+//! - **None is sent behind a request without an answer.** openraft takes an answer that names a log index
+//!   as the answer to every request up to that index, and the time at which it made the last of them as
+//!   proof that this master led then. If an empty request followed an unanswered one, an answer given
+//!   before a read came would prove that this master led after it: a stale read if another master leads by
 //!   now (`a_commit_does_not_follow_what_is_unanswered`).
-//! - **While entries come in quick succession it waits for the next**, which tell what
-//!   is committed as well: half the messages of a client that writes one thing after
-//!   the other.
+//! - **While entries come in quick succession, an empty request waits for the next entries**, which carry
+//!   the committed index as well. This halves the messages of a client that makes one write after the
+//!   other.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,41 +34,41 @@ use super::{CallError, Lane, Peers};
 use crate::raft_types::TypeConfig;
 use crate::types::NodeId;
 
-/// Requests sent and not answered. Each has at most what `log_store.rs` reads at once.
+/// Maximum number of requests sent and not answered. Each has at most what `log_store.rs` reads at once.
 const IN_FLIGHT: usize = 8;
-/// Entries that come sooner after others come in quick succession.
+/// Maximum time between two entries that are in quick succession.
 const SUCCESSION: Duration = Duration::from_millis(3);
 
 pub(super) type Answer = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
 
 type Request = AppendEntriesRequest<TypeConfig>;
 
-/// An open call.
+/// An open call to one follower.
 struct Session<S, A> {
     peers: Arc<Peers>,
     target: NodeId,
-    /// None once it has ended, and the sender with it.
+    /// openraft's requests and the call's sender; `None` once openraft's requests have ended.
     requests: Option<(S, mpsc::Sender<RaftMessage>)>,
     answers: A,
     waiting: usize,
-    /// When nothing has come back for too long.
+    /// When the call fails unless an answer comes before.
     due: Instant,
-    /// The last entry that the follower has once it has answered.
+    /// Index of the last entry sent; the follower has it once it has answered.
     sent: Option<u64>,
     given_out: watch::Receiver<Option<u64>>,
-    /// When entries were last sent, and how long after those before.
+    /// When entries were last sent, and how long after the entries before them.
     succession: Option<(Instant, Duration)>,
-    /// A request without entries, and until when it waits for some.
+    /// A request without entries that is held back, and until when it waits for entries.
     held: Option<(Request, Instant)>,
-    /// The follower waits to hear what is committed.
+    /// Notified when the follower should hear the committed index at once.
     urges: Arc<Notify>,
     urged: bool,
 }
 
-/// Opens the call with the first request; gives no answers if there is none.
+/// Opens the call with the first request; returns an empty stream of answers if there is no request.
 ///
 /// # Errors
-/// Where the follower cannot be reached, or refuses.
+/// If the follower cannot be reached or refuses.
 pub(super) async fn open<S>(
     peers: Arc<Peers>,
     target: NodeId,
@@ -85,7 +84,8 @@ where
     };
     let (sender, receiver) = mpsc::channel(IN_FLIGHT);
     let patience = APPEND_TIMEOUT + post(&sender, &first)?;
-    // Not before there is something to send: the follower may have moved while openraft held it back.
+    // The client is made only now that there is a request: the follower may have moved while openraft held
+    // it back.
     let mut client = client().map_err(unreachable)?;
     let call = client.append_entries(peers.request(target, ReceiverStream::new(receiver)));
     let answers = peers.call(target, Lane::Append, patience, call).await.map_err(unreachable)?;
@@ -94,7 +94,7 @@ where
     let answers = futures::stream::unfold(Some(session), async |session| {
         let mut session = session?;
         let answer = session.next().await?;
-        // An answer that is an error is the last.
+        // An answer that is an error is the last one.
         let goes_on = matches!(answer, Ok(Ok(_)));
         Some((answer, goes_on.then_some(session)))
     });
@@ -106,19 +106,19 @@ pub(super) fn message(request: &Request) -> storage::Result<RaftMessage> {
     Ok(RaftMessage { payload })
 }
 
-/// Gives a request to the call; says how much longer it may take for its size.
+/// Puts a request into the call; returns how much longer its answer may take because of its size.
 fn post(sender: &mpsc::Sender<RaftMessage>, request: &Request) -> Result<Duration, RPCError<TypeConfig>> {
     let message = message(request).map_err(unreachable)?;
     let longer = transfer(&message.payload);
     match sender.try_send(message) {
-        // Where the other side has ended the call, it says why next.
+        // If the other side has ended the call, its next answer says why.
         Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(longer),
-        // There is room for all that may be under way.
+        // The channel has room for all requests that may be in flight.
         Err(full) => Err(unreachable(full)),
     }
 }
 
-/// The last entry that whoever accepts the request has.
+/// Returns the index of the last entry of a follower that accepts the request.
 fn last(request: &Request) -> Option<u64> {
     let added = request.entries.last().map(|entry| entry.log_id.index);
     added.or(request.prev_log_id.map(|previous| previous.index))
@@ -129,7 +129,7 @@ where
     S: Stream<Item = Request> + Send + Unpin,
     A: Stream<Item = Result<RaftMessage, Status>> + Send + Unpin,
 {
-    /// A call over which `first` was sent and is to be answered at the time given.
+    /// Wraps a call over which `first` was sent, whose answer is due at the given time.
     fn new(
         peers: Arc<Peers>,
         target: NodeId,
@@ -154,7 +154,7 @@ where
         }
     }
 
-    /// The next answer; sends what there is to send meanwhile.
+    /// Waits for the next answer; meanwhile sends the requests that are due.
     async fn next(&mut self) -> Option<Answer> {
         loop {
             if self.waiting == 0 && self.requests.is_none() {
@@ -166,7 +166,7 @@ where
                 if self.waiting == IN_FLIGHT {
                     return std::future::pending().await;
                 }
-                // With these the next request has entries.
+                // When entries with these indexes exist, openraft's next request has entries.
                 let more = |given_out: &Option<u64>| *given_out > self.sent;
                 if self.waiting > 0 && self.given_out.wait_for(more).await.is_err() {
                     return std::future::pending().await;
@@ -190,7 +190,7 @@ where
         }
     }
 
-    /// Sends what openraft made, or holds it back.
+    /// Sends the request that openraft made, or holds it back.
     fn take(&mut self, request: Option<Request>) -> Result<(), RPCError<TypeConfig>> {
         let Some(request) = request else {
             let released = self.release();
@@ -219,7 +219,7 @@ where
         self.release()
     }
 
-    /// Sends what is held back.
+    /// Sends the request that is held back, if there is one.
     fn release(&mut self) -> Result<(), RPCError<TypeConfig>> {
         match self.held.take() {
             Some((request, _)) => self.send(&request),
@@ -228,7 +228,7 @@ where
     }
 
     fn send(&mut self, request: &Request) -> Result<(), RPCError<TypeConfig>> {
-        // It says all that one held back does.
+        // This request carries the committed index of the one held back, too.
         self.held = None;
         self.urged = false;
         let Some((_, sender)) = &self.requests else { return Ok(()) };
@@ -247,7 +247,7 @@ where
         match answer {
             Some(Ok(message)) => {
                 self.waiting = self.waiting.saturating_sub(1);
-                // Never sooner than before: what is still under way has its time.
+                // Never earlier than before: requests still in flight keep their time.
                 self.due = self.due.max(Instant::now() + APPEND_TIMEOUT);
                 decode("raft response", &message.payload).map_err(unreachable)
             }
@@ -266,7 +266,7 @@ mod tests {
     use super::*;
     use crate::raft_types::{LogId, RaftEntry, Vote};
 
-    /// Both ends of a session over which the entry 1 was sent.
+    /// Both ends of a session over which entry 1 was sent.
     struct Fixture {
         requests: mpsc::Sender<Request>,
         given_out: watch::Sender<Option<u64>>,
@@ -283,7 +283,7 @@ mod tests {
         Request { entries: vec![RaftEntry::new_blank(id(index))], ..commit(index - 1) }
     }
 
-    /// Says that all is committed up to an entry that was sent before.
+    /// Makes an empty request that commits an entry sent before.
     fn commit(index: u64) -> Request {
         let vote = Vote::new_committed(1, 1);
         Request { vote, prev_log_id: Some(id(index)), entries: vec![], leader_commit: Some(id(index)) }
@@ -320,7 +320,8 @@ mod tests {
             self.answers.send(Ok(RaftMessage { payload })).await.unwrap();
         }
 
-        /// The next request sent: when, what it follows, and how many entries it has.
+        /// Returns the next request sent: when it was sent, the entry it follows, and its number of
+        /// entries.
         async fn sent(&mut self) -> (Duration, u64, usize) {
             let begun = Instant::now();
             let message = self.sent.recv().await.unwrap();
@@ -333,7 +334,7 @@ mod tests {
             assert!(waited.is_err(), "{waited:?}");
         }
 
-        /// Brings the entries up to `last` to the follower, one after the other.
+        /// Sends the entries up to `last` to the follower, one after the other.
         async fn succession(&mut self, last: u64) {
             for index in 2..=last {
                 self.answer(index - 1).await;

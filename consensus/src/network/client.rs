@@ -1,4 +1,4 @@
-//! openraft's network: one client per target, over the lanes of [`Peers`].
+//! openraft's network: one client per target master, over the lanes of [`Peers`].
 
 use std::future::Future;
 use std::sync::Arc;
@@ -28,32 +28,32 @@ use crate::raft_types::{MasterAddress, SnapshotData, TypeConfig, Vote};
 use crate::state_machine::RaftSnapshot;
 use crate::types::NodeId;
 
-/// Bound on an append with entries: a slow disk at the other end. Liveness is the
-/// heartbeats' business.
+/// Time limit of an append with entries, long enough for a slow disk at the follower. Heartbeats, not
+/// appends, show whether the follower is alive.
 pub(super) const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
-/// A link at least this fast, in bytes a second, brings any append through: it may
-/// take longer the larger it is, or it would be sent again and again for ever.
+/// Slowest supported link, in bytes a second. The time limit of an append grows with its size accordingly;
+/// otherwise a large append on a slow link would be resent for ever.
 const SLOWEST_LINK: u64 = 256 * 1024;
 
-/// Makes the clients.
+/// Makes the clients for openraft.
 pub(crate) struct Factory {
     pub(crate) peers: Arc<Peers>,
     /// See [`LogStore::given_out`](crate::log_store::LogStore::given_out).
     pub(crate) given_out: watch::Receiver<Option<u64>>,
 }
 
-/// A client of one target.
+/// A client of one target master.
 pub(crate) struct PeerClient {
     peers: Arc<Peers>,
     target: NodeId,
     node: MasterAddress,
     lane: Lane,
     given_out: watch::Receiver<Option<u64>>,
-    /// The call that carries heartbeats, as long as they are answered.
+    /// The open call that carries heartbeats; `None` if its last heartbeat was not answered.
     beats: Option<OpenCall<RaftMessage, RaftMessage>>,
 }
 
-/// Which call.
+/// The method of a call.
 #[derive(Clone, Copy)]
 enum Method {
     Vote,
@@ -64,9 +64,9 @@ enum Method {
 impl RaftNetworkFactory<TypeConfig> for Factory {
     type Network = PeerClient;
 
-    /// Called when a term's replication begins. What carried the entries of an
-    /// earlier one may have died unseen while nothing was sent, and the first
-    /// append of a new leader would find that out after [`APPEND_TIMEOUT`].
+    /// Makes the client when a term's replication begins. The connection of an earlier term may have broken
+    /// unnoticed while nothing was sent, and a new leader's first append would notice only after
+    /// [`APPEND_TIMEOUT`], so a new connection is made.
     async fn new_client(&mut self, target: NodeId, node: &MasterAddress) -> PeerClient {
         self.peers.forget(target, Lane::Append);
         self.client(target, node, Lane::Append)
@@ -88,7 +88,7 @@ impl Factory {
     }
 }
 
-/// How much longer a message may take for its size.
+/// Returns how much longer a message may take because of its size.
 pub(super) fn transfer(payload: &[u8]) -> Duration {
     Duration::from_millis(payload.len() as u64 * 1000 / SLOWEST_LINK)
 }
@@ -102,7 +102,7 @@ impl PeerClient {
         self.peers.client(self.target, &self.node.peer_address, lane)
     }
 
-    /// Entries and heartbeats, each over a call that stays open.
+    /// Sends entries and heartbeats, each over a call that stays open.
     async fn append<'s, S>(
         &'s mut self,
         input: S,
@@ -121,7 +121,7 @@ impl PeerClient {
         Ok(Box::pin(answers))
     }
 
-    /// Sends the one request of `input`, a heartbeat.
+    /// Sends the only request of `input`, a heartbeat.
     async fn beat<S>(&mut self, mut input: S, deadline: Duration) -> Option<append::Answer>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
@@ -138,14 +138,14 @@ impl PeerClient {
         let local = |error: storage::Error| CallError::Local(error.to_string());
         let message = append::message(request).map_err(local)?;
         let mut client = self.client(Lane::Control)?;
-        // Taken: a call on which no answer came in time is not used again.
+        // The call is taken out, so that it is not used again unless its answer comes in time.
         let call = OpenCall::ask(self.beats.take(), message, async |messages| {
             client.append_entries(self.peers.request(self.target, messages)).await
         });
         let (answer, open) = self.peers.call(self.target, Lane::Control, deadline, call).await?;
         let answer: StreamAppendResult<TypeConfig> =
             decode("raft response", &answer.payload).map_err(local)?;
-        // One that is an error is the call's last.
+        // An answer that is an error is the call's last.
         self.beats = answer.is_ok().then_some(open);
         Ok(answer)
     }
@@ -184,7 +184,7 @@ impl PeerClient {
 impl RaftNetworkV2<TypeConfig> for PeerClient {
     type SnapshotData = SnapshotData;
 
-    /// openraft itself asks for [`Self::stream_append`] alone.
+    /// Required by the trait; openraft itself calls only [`Self::stream_append`].
     async fn append_entries(
         &mut self,
         rpc: AppendEntriesRequest<TypeConfig>,

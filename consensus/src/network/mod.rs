@@ -1,6 +1,6 @@
-//! Connections to other masters: one channel per peer and lane, so that a large
-//! append or a snapshot holds up neither heartbeats nor votes. [`client`] is
-//! openraft's side of it, [`append`] carries log entries, [`snapshot`] snapshots.
+//! Connections to other masters: one channel per peer and lane, so that a large append or a snapshot delays
+//! neither heartbeats nor votes. [`client`] implements openraft's network, [`append`] carries log entries,
+//! [`snapshot`] snapshots.
 
 mod append;
 pub(crate) mod client;
@@ -25,20 +25,20 @@ use tonic::transport::Channel;
 use crate::fence::SUPERSEDED_KEY;
 use crate::types::NodeId;
 
-/// Metadata of every call: of which cluster the caller is.
+/// Metadata key of every call: the id of the caller's cluster.
 pub(crate) const CLUSTER_KEY: &str = "ephor-cluster-id";
-/// Metadata of every call: who calls, and where it listens.
+/// Metadata key of every call: the caller's id. [`ADDRESS_KEY`] has the address on which it listens.
 pub(crate) const NODE_ID_KEY: &str = "ephor-node-id";
-/// Metadata of every call: who is meant. An address may have gone over to
-/// another master, and one that answered for two would count twice in a quorum.
+/// Metadata key of every call: the id of the master that is called. An address may have passed to another
+/// master, and a master that answered for two would count twice in a quorum.
 pub(crate) const TARGET_KEY: &str = "ephor-target-id";
 pub(crate) const ADDRESS_KEY: &str = "ephor-peer-address";
 
-/// Calls in a row without an answer after which a control lane connects anew.
+/// Number of calls in a row without an answer after which a control lane reconnects.
 const LATE_HEARTBEATS: u32 = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a channel is for.
+/// The purpose of a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Lane {
     /// Heartbeats, votes and read indexes: small and urgent.
@@ -63,8 +63,7 @@ pub(crate) enum CallError {
 }
 
 impl CallError {
-    /// Whether the call certainly never reached the other side: there was no
-    /// connection.
+    /// Returns whether the call certainly never reached the other side because there was no connection.
     pub(crate) fn never_sent(&self) -> bool {
         let Self::Status(status) = self else { return matches!(self, Self::Local(_)) };
         let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(status.as_ref());
@@ -84,26 +83,27 @@ impl CallError {
     }
 }
 
-/// The other masters, as they can be reached.
+/// Channels to the other masters, and what is known of their addresses.
 pub(crate) struct Peers {
     network: Arc<dyn Network>,
-    /// Where connections live.
+    /// The runtime that connections run on.
     runtime: Arc<PriorityRuntime>,
     me: NodeId,
-    /// Id, address, cluster.
+    /// This master's id, its peer address, and its cluster's id, as sent with every call.
     identity: (MetadataValue<Ascii>, MetadataValue<Ascii>, MetadataValue<Ascii>),
     channels: Mutex<BTreeMap<(NodeId, Lane), (String, Channel)>>,
-    /// Calls in a row without an answer.
+    /// Number of calls in a row without an answer.
     silent: Mutex<BTreeMap<(NodeId, Lane), u32>>,
-    /// Told when a peer should hear at once what is committed.
+    /// Notified when a peer should hear the committed index at once.
     urges: Mutex<BTreeMap<NodeId, Arc<Notify>>>,
-    /// This replica differs from the others: nobody gets its state.
+    /// Whether this replica differs from the others, so that no peer may get its state.
     pub(crate) quarantined: AtomicBool,
-    /// Addresses that peers called from, newer than the membership's.
+    /// Addresses that peers sent with their calls, newer than those of the membership.
     learned: Mutex<BTreeMap<NodeId, String>>,
-    /// The membership's of now: openraft keeps telling a client the one with which it was made.
+    /// Addresses of the present membership; openraft gives a client only the address with which it was
+    /// made.
     members: Mutex<BTreeMap<NodeId, String>>,
-    /// The cluster that goes on in place of this one, once somebody said so.
+    /// Id of the cluster that replaces this one; empty until a peer has told it.
     superseded: watch::Sender<String>,
 }
 
@@ -138,12 +138,12 @@ impl Peers {
         }))
     }
 
-    /// Where connections live.
+    /// Returns the runtime that connections run on.
     pub(crate) fn runtime(&self) -> &PriorityRuntime {
         &self.runtime
     }
 
-    /// Remembers where a peer says it listens.
+    /// Remembers the address on which a peer says it listens.
     pub(crate) fn learn(&self, node: NodeId, address: &str) {
         if node == self.me {
             return;
@@ -154,22 +154,22 @@ impl Peers {
         }
     }
 
-    /// Where peers say they listen.
+    /// Returns the addresses on which peers say they listen.
     pub(crate) fn learned(&self) -> BTreeMap<NodeId, String> {
         lock(&self.learned).clone()
     }
 
-    /// Takes in the membership's addresses.
+    /// Sets the addresses of the present membership.
     pub(crate) fn members(&self, addresses: impl Iterator<Item = (NodeId, String)>) {
         *lock(&self.members) = addresses.collect();
     }
 
-    /// The cluster that goes on in place of this one, once somebody says so.
+    /// Watches the id of the cluster that replaces this one; empty until a peer has told it.
     pub(crate) fn superseded(&self) -> watch::Receiver<String> {
         self.superseded.subscribe()
     }
 
-    /// Notes it when the answer to a call says that this cluster is superseded.
+    /// Waits for a call, and notes it if the answer says that this cluster is superseded.
     pub(crate) async fn noting<T>(
         &self,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
@@ -183,15 +183,16 @@ impl Peers {
         }
     }
 
-    /// What came of a call over `lane` that this status ended.
+    /// Turns the status that ended a call over `lane` into an error, and forgets a learned address that was
+    /// wrong.
     pub(crate) fn refused(&self, node: NodeId, lane: Lane, status: tonic::Status) -> CallError {
         self.note(&status);
         if matches!(status.code(), tonic::Code::Unavailable | tonic::Code::FailedPrecondition) {
             let channels = lock(&self.channels);
             let called = channels.get(&(node, lane)).map(|(address, _)| address);
             let mut learned = lock(&self.learned);
-            // Nobody, or somebody else, is at the address it called from. That nobody is at an earlier one says
-            // nothing.
+            // The learned address is no longer that of this peer. If an earlier address was called, the
+            // learned one may still be right.
             if learned.get(&node) == called {
                 learned.remove(&node);
             }
@@ -199,17 +200,17 @@ impl Peers {
         Box::new(status).into()
     }
 
-    /// Where to hear that `node` should be told at once what is committed.
+    /// Returns what is notified when `node` should hear the committed index at once.
     pub(crate) fn urges(&self, node: NodeId) -> Arc<Notify> {
         lock(&self.urges).entry(node).or_default().clone()
     }
 
-    /// Connects anew when a lane is used next.
+    /// Drops a lane's channel: the next use of the lane reconnects.
     pub(crate) fn forget(&self, node: NodeId, lane: Lane) {
         lock(&self.channels).remove(&(node, lane));
     }
 
-    /// A client for `node`, whose membership entry says `address` or said so once.
+    /// Returns a client for `node`; `address` is used if no newer address is known.
     pub(crate) fn client(
         &self,
         node: NodeId,
@@ -228,7 +229,7 @@ impl Peers {
                     organization: Some(MASTERS_ORGANIZATION),
                     connect_timeout: CONNECT_TIMEOUT,
                 };
-                // It spawns what carries the calls.
+                // The channel spawns the tasks that carry its calls, on this runtime.
                 let _there = self.runtime.enter();
                 let channel = grpc::channel(self.network.clone(), &address, options)
                     .map_err(|error| CallError::Local(error.to_string()))?;
@@ -241,7 +242,7 @@ impl Peers {
             .max_encoding_message_size(MESSAGE_LIMIT_BYTES))
     }
 
-    /// A request that says who sends it, and to whom.
+    /// Makes a request whose metadata name its sender and its target.
     pub(crate) fn request<T>(&self, target: NodeId, message: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);
         request.metadata_mut().insert(TARGET_KEY, MetadataValue::from(target));
@@ -251,9 +252,8 @@ impl Peers {
         request
     }
 
-    /// Waits for a call's answer, no longer than `deadline`. A connection on
-    /// which nothing came back is not used again: what lies between may have
-    /// swallowed it.
+    /// Waits for a call's answer until `deadline`. A connection without an answer is not used again,
+    /// because something between the masters may drop its packets.
     pub(crate) async fn call<T>(
         &self,
         node: NodeId,
@@ -272,7 +272,7 @@ impl Peers {
                 let mut silent = lock(&self.silent);
                 let count = silent.entry((node, lane)).or_insert(0);
                 *count += 1;
-                // Heartbeats are late now and then on a busy machine.
+                // On a busy machine a heartbeat is late now and then.
                 if lane != Lane::Control || *count >= LATE_HEARTBEATS {
                     silent.remove(&(node, lane));
                     lock(&self.channels).remove(&(node, lane));
@@ -299,13 +299,13 @@ mod tests {
         };
         let refused = || drop(peers.refused(2, Lane::Append, tonic::Status::unavailable("gone")));
         assert_eq!(called(), "first");
-        // It calls from elsewhere while a call to where it was is under way.
+        // The peer calls from a new address while a call to its old one is in progress.
         peers.learn(2, "second");
         refused();
         assert_eq!(called(), "second");
         refused();
         assert_eq!(called(), "first");
-        // The membership has moved on since openraft made its client.
+        // The membership has changed since openraft made its client.
         peers.members(std::iter::once((2, "third".to_owned())));
         assert_eq!(called(), "third");
         peers.learn(2, "fourth");

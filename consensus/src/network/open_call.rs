@@ -1,6 +1,5 @@
-//! A call that stays open and carries one exchange after the other: a message each
-//! way costs a fraction of a call. Heartbeats, read indexes and forwarded proposals
-//! go so. `service.rs` is the other end.
+//! A call that stays open and carries one exchange after another: a message each way costs a fraction of a
+//! call. Used for heartbeats, read indexes and forwarded proposals. `service.rs` serves the other end.
 
 use std::future::Future;
 
@@ -8,19 +7,19 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
-/// An open call on which nothing is under way.
+/// An open call with no exchange in progress.
 pub(crate) struct OpenCall<Q, A> {
     requests: mpsc::Sender<Q>,
     answers: Streaming<A>,
 }
 
 impl<Q: Send + 'static, A> OpenCall<Q, A> {
-    /// Asks over the `open` call, or over one that `call` makes, and waits for the answer. The call is given back for
-    /// the next exchange; whoever stops waiting drops it.
+    /// Sends a request over the `open` call, or over a new one made by `call`, and waits for the answer.
+    /// Returns the call for the next exchange; a caller that stops waiting drops the call.
     ///
     /// # Errors
-    /// The status of the call that ended. Its source tells whether there was a connection only for a new one: what
-    /// went over an open call may have arrived, whatever became of it.
+    /// The status that ended the call. Only for a new call does its source tell whether there was a
+    /// connection: a request sent over an open call may have arrived in any case.
     pub(crate) async fn ask<F>(
         open: Option<Self>,
         request: Q,
@@ -33,7 +32,7 @@ impl<Q: Send + 'static, A> OpenCall<Q, A> {
             None => request,
             Some(open) => match open.requests.try_send(request) {
                 Ok(()) => return open.answer().await.map_err(|status| sourceless(&status)),
-                // It has ended, and nothing was sent.
+                // The open call has ended, so the request was not sent over it.
                 Err(
                     mpsc::error::TrySendError::Closed(request) | mpsc::error::TrySendError::Full(request),
                 ) => request,
@@ -79,12 +78,12 @@ mod tests {
 
     use super::*;
 
-    /// Breaks the connection instead of an answer.
+    /// Breaks the connection instead of answering.
     const BREAK: u64 = 0;
     /// Ends the call after this answer.
     const LAST: u64 = 99;
 
-    /// The other side: answers a number with itself.
+    /// The other side, which answers a number with itself.
     struct Echo(AtomicUsize);
 
     impl Echo {
@@ -131,7 +130,7 @@ mod tests {
             assert_eq!(answer, number);
             calls += usize::from(number == 1 || number == 3);
             if number == LAST {
-                // What took the requests is gone.
+                // The receiver of the requests was dropped.
                 open = Some(OpenCall { requests: mpsc::channel(1).0, answers: next.answers });
                 continue;
             }

@@ -1,6 +1,5 @@
-//! Snapshots on the wire: a header with the leader's vote and the snapshot's
-//! place in the log, then the frames of `storage`. Frames are made as fast as
-//! they are taken, so neither side holds more than a few.
+//! Snapshots on the wire: a header with the leader's vote and the snapshot's log position, then the frames
+//! of `storage`. Frames are made only as fast as they are received, so neither side holds more than a few.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,15 +22,15 @@ use crate::raft_types::{LogId, SnapshotData, SnapshotMeta, StoredMembership, Typ
 use crate::state_machine::RaftSnapshot;
 use crate::types::NodeId;
 
-/// Bound on a whole snapshot.
+/// Time limit of sending a whole snapshot.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
-/// Bound on the pause between two frames.
+/// Time limit of waiting for the next frame.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
-/// Frames on their way.
+/// Maximum number of frames sent ahead of the receiver.
 const FRAMES_AHEAD: usize = 4;
 
-/// (vote, last log id, membership): `SnapshotMeta` itself does not survive a
-/// codec without field names.
+/// Vote, last log id and membership. `SnapshotMeta` itself cannot be encoded by a codec without field
+/// names.
 type Header = (Vote, Option<LogId>, StoredMembership);
 
 pub(super) async fn send(
@@ -53,7 +52,7 @@ pub(super) async fn send(
     let (sender, receiver) = mpsc::channel(FRAMES_AHEAD);
     let (objects, revision) = (view.objects(), view.revision());
     tracing::info!(target, objects, revision, "sending a snapshot");
-    // Encoding a whole state takes time that heartbeats do not have.
+    // Runs on the main runtime: encoding a whole state would delay heartbeats.
     let producer = peers.runtime().main().spawn(async move {
         let mut chunk = SnapshotChunk { header, data: Vec::new() };
         for frame in view.frames() {

@@ -1,5 +1,5 @@
-//! A replica that differs is noticed, does not serve and is made anew; a disk
-//! without room is felt before it is full.
+//! A replica that differs is detected, does not serve and is rebuilt; a disk that is nearly full is noticed
+//! before it is full.
 
 use std::io;
 use std::path::Path;
@@ -19,7 +19,7 @@ async fn spoil(cluster: &Cluster, position: usize) {
     wait_for("the object", async || consensus.store().get("/planted").is_some().then_some(())).await;
     assert!(consensus.store().diverge("/planted", "original", "tampered").unwrap().is_some());
     assert!(tokio::time::timeout(LONG, quarantine.wait_for(Option::is_some)).await.is_ok(), "nobody noticed");
-    // What it holds is served to nobody.
+    // The diverged replica's state is not served to any reader.
     let read = consensus.read_barrier(LONG).await;
     assert!(read.is_err() || consensus.quarantined().is_none(), "{read:?}");
     wait_for("the replica to be right again", async || consensus.quarantined().is_none().then_some(())).await;
@@ -83,7 +83,7 @@ async fn where_no_majority_agrees_nobody_is_convicted() {
         .await;
         assert_eq!(cluster.consensus(position).quarantined(), None);
     }
-    // The third settles it.
+    // The third replica makes a majority.
     cluster.restart(third).await;
     wait_for("the wrong one to be made anew", async || {
         let store = cluster.consensus(follower).store();
@@ -92,7 +92,7 @@ async fn where_no_majority_agrees_nobody_is_convicted() {
     .await;
 }
 
-/// A disk with as much room as a test says.
+/// A disk with as much free space as the test sets.
 struct Small(SystemDisk, AtomicU64);
 
 impl Disk for Small {

@@ -1,4 +1,5 @@
-//! From one master to three and five and back, always odd.
+//! Clusters that grow from one master to three and five and shrink again, always with an odd number of
+//! voters.
 
 use super::harness::*;
 use crate::*;

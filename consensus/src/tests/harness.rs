@@ -1,5 +1,5 @@
-//! Masters in this process, over loopback TLS with certificates of a CA of their
-//! own, on temporary data directories: started, killed, restarted.
+//! Masters within the test's process, over loopback TLS with certificates of their own CA, on temporary
+//! data directories. They can be started, killed and restarted.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,9 +16,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::*;
 
-/// Bytes of the log above which it is purged early.
+/// Size of the log in bytes above which it is purged early.
 pub const LOG_BYTES: u64 = 1024 * 1024;
-/// Bound on everything a test waits for.
+/// Time limit of everything that a test waits for.
 pub const LONG: Duration = Duration::from_secs(180);
 
 pub struct Authority {
@@ -51,14 +51,14 @@ impl Authority {
     }
 }
 
-/// A running master.
+/// A running master of the test cluster.
 pub struct Running {
     pub consensus: Arc<Consensus>,
     server: tokio::task::JoinHandle<()>,
     stop: CancellationToken,
 }
 
-/// A master that runs or not.
+/// A master of the test cluster, running or stopped.
 pub struct Master {
     pub id: NodeId,
     pub name: String,
@@ -67,7 +67,7 @@ pub struct Master {
     pub network: Arc<dyn Network>,
     pub cluster_id: String,
     pub autopilot: AutopilotConfig,
-    /// Where it is told that others are.
+    /// Addresses of other masters with which it is started.
     pub peers: Vec<String>,
     running: Option<Running>,
 }
@@ -76,10 +76,10 @@ pub struct Cluster {
     pub authority: Authority,
     pub masters: Vec<Master>,
     directory: tempfile::TempDir,
-    /// Half or more of the default timers are lost to other work on a busy
-    /// machine, so the tests use slower ones unless they measure.
+    /// Heartbeat interval and election timeouts. Other work on a busy machine takes half or more of the
+    /// default timeouts, so tests use longer ones unless they measure.
     pub timers: [Duration; 3],
-    /// Of masters that are made from now on.
+    /// Autopilot settings of masters that are made from now on.
     pub autopilot: AutopilotConfig,
 }
 
@@ -110,7 +110,7 @@ impl Master {
 
     async fn start(&mut self, timers: [Duration; 3]) {
         let config = self.config(timers);
-        // Tasks of the one that ran before may hold its files a little longer.
+        // Tasks of the previous run may hold its files a little longer.
         let consensus = wait_for("the data directory is free", async || {
             Consensus::start(config.clone(), env(&self.network)).await.ok()
         })
@@ -122,7 +122,7 @@ impl Master {
             let listener = loop {
                 match network.listen(&address).await {
                     Ok(listener) => break listener,
-                    // The one that ran before may hold it a little longer.
+                    // The previous run may hold the port a little longer.
                     Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
                 }
             };
@@ -144,9 +144,9 @@ impl Master {
 }
 
 impl Cluster {
-    /// A cluster of one that leads.
+    /// Makes a cluster of one master and waits until it leads.
     pub async fn one() -> Self {
-        // What happened, for a test that failed: RUST_LOG=openraft=info,consensus=info.
+        // Logs for a failed test: RUST_LOG=openraft=info,consensus=info.
         let logging = tracing_subscriber::fmt().with_env_filter(EnvFilter::from_default_env());
         let _ = logging.with_test_writer().try_init();
         let ms = Duration::from_millis;
@@ -163,7 +163,7 @@ impl Cluster {
         cluster
     }
 
-    /// A cluster of `size` voters.
+    /// Makes a cluster of `size` voters.
     pub async fn of(size: usize) -> Self {
         let mut cluster = Self::one().await;
         while cluster.masters.len() < size {
@@ -197,12 +197,12 @@ impl Cluster {
         }
     }
 
-    /// Adds a master and starts it; gives its id.
+    /// Adds a master and starts it; returns its id.
     pub async fn join(&mut self) -> NodeId {
         self.join_in_place_of(0).await
     }
 
-    /// Adds a master that is to take a voter's place (0: none) and starts it.
+    /// Adds a master that is to replace a voter (0: none) and starts it.
     pub async fn join_in_place_of(&mut self, replaces: NodeId) -> NodeId {
         let name = format!("master-{}", self.masters.len());
         let network = self.authority.network(&name, MASTERS_ORGANIZATION);
@@ -227,7 +227,7 @@ impl Cluster {
         self.running().next().unwrap()
     }
 
-    /// Ends a master as abruptly as a process can end its own part.
+    /// Ends a master as abruptly as is possible within one process.
     pub async fn kill(&mut self, position: usize) {
         let running = self.masters[position].running.take().unwrap();
         running.stop.cancel();
@@ -248,7 +248,7 @@ impl Cluster {
         master.start(timers).await;
     }
 
-    /// The position of the master that leads, once one does.
+    /// Waits for a leader and returns its position.
     pub async fn leader(&self) -> usize {
         wait_for("a leader", async || {
             let leads = |master: &Master| {
@@ -292,12 +292,12 @@ impl Cluster {
     }
 }
 
-/// An address where nobody listens.
+/// Returns a loopback address on which nobody listens.
 fn free_address() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// Waits until `look` finds something.
+/// Waits until `look` returns a value.
 pub async fn wait_for<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let found = async {
         loop {

@@ -1,4 +1,4 @@
-//! A machine that is busy with other things.
+//! A cluster on a machine that is busy with other work.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 use super::harness::*;
 use crate::*;
 
-/// The default timers: the test is about whether they hold.
+/// The default timers: the test checks that they suffice.
 const TIMERS: [Duration; 3] = [DEFAULT_HEARTBEAT, DEFAULT_ELECTION_MIN, DEFAULT_ELECTION_MAX];
 const WORKERS: usize = 2;
 
-/// Blocks every worker of the runtime that runs this for `time`.
+/// Blocks every worker of the calling runtime for `time`.
 async fn block_all_workers(time: Duration) {
     let all = Arc::new(Barrier::new(WORKERS));
     let block = move || {
         let all = all.clone();
         async move {
-            // Each takes another worker: nobody gets on before all are taken.
+            // Each blocked task holds another worker, and all wait until every worker is held.
             all.wait();
             let began = Instant::now();
             while began.elapsed() < time {
@@ -49,7 +49,7 @@ fn a_group_whose_callers_are_starved_keeps_its_leader_and_goes_on_writing() {
     let leader = cluster.running().find(|it| it.leadership().borrow().leading).unwrap().clone();
     let term = leader.leadership().borrow().term;
     let follower = cluster.running().find(|it| it.node_id() != leader.node_id()).unwrap().clone();
-    // Somebody else writes, through both, on a thread that is not starved.
+    // Another client writes, through both masters, on a thread that is not starved.
     let (starved, written) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
     let writer = {
         let (starved, written) = (starved.clone(), written.clone());
@@ -80,17 +80,17 @@ fn a_group_whose_callers_are_starved_keeps_its_leader_and_goes_on_writing() {
     for consensus in cluster.running() {
         assert_eq!(consensus.leadership().borrow().term, term, "there was an election");
     }
-    // What it was about ends on the runtime that it began on.
+    // The cluster is dropped on the runtime on which it was started.
     busy.block_on(async { drop(cluster) });
 }
 
-/// How long the machine is kept busy: `EPHOR_LOAD_SECONDS`, for figures.
+/// Returns how long the machine is kept busy: `EPHOR_LOAD_SECONDS`, for measurements.
 fn load_time() -> Duration {
     let seconds = std::env::var("EPHOR_LOAD_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
     Duration::from_secs(seconds.unwrap_or(3))
 }
 
-/// Threads that never let go of a processor, two for each core, until this is dropped.
+/// Threads that keep processors busy, two for each core, until this is dropped.
 struct Hogs(Arc<AtomicBool>);
 
 impl Hogs {

@@ -1,4 +1,4 @@
-//! Masters that go away and come back.
+//! Masters that stop and come back.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,9 +67,9 @@ async fn a_lagging_master_installs_a_snapshot() {
     cluster.restart(behind).await;
     let digest = cluster.converge().await;
     assert_eq!(digest.objects, 25);
-    // It came as a snapshot: what went before is no history here.
+    // The state came as a snapshot, so earlier events are not in the history.
     assert!(cluster.consensus(behind).store().watch("/", revision - 1).is_err());
-    // And it is durable: the master restarts from it.
+    // The received state is durable: the master restarts from it.
     cluster.kill(behind).await;
     cluster.restart(behind).await;
     assert_eq!(cluster.converge().await, digest);
@@ -115,7 +115,7 @@ async fn a_minority_acknowledges_nothing_and_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_leader_writes_soon_after_the_old_one_died() {
     let mut cluster = Cluster::of(3).await;
-    // The default timers, one master after the other.
+    // Restart with the default timers, one master after the other.
     cluster.timers = [DEFAULT_HEARTBEAT, DEFAULT_ELECTION_MIN, DEFAULT_ELECTION_MAX];
     for position in 0..3 {
         cluster.kill(position).await;

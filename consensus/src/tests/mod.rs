@@ -1,4 +1,4 @@
-//! What a cluster promises, with real logs, stores and TLS on loopback.
+//! The guarantees of a cluster, with real logs, stores and TLS on loopback.
 
 mod defence;
 mod growth;
@@ -25,7 +25,7 @@ async fn any_master_writes_and_reads_what_others_wrote() {
     for number in 0..30 {
         let writer = cluster.consensus(number % 3);
         let revision = write(writer, &format!("/k{number}"), "v").await;
-        // On Ok the local store has it already.
+        // After `Ok` the local store has applied the write.
         assert_eq!(writer.store().get(&format!("/k{number}")).unwrap().mod_revision, revision);
         let reader = cluster.consensus((number + 1) % 3);
         reader.read_barrier(LONG).await.unwrap();
@@ -146,7 +146,7 @@ async fn strangers_are_refused() {
     let other_cluster = call(&cluster.authority, MASTERS_ORGANIZATION, "other", master.id).await;
     assert_eq!(other_cluster.unwrap_err(), tonic::Code::PermissionDenied);
     assert!(call(&Authority::new(), MASTERS_ORGANIZATION, "test", master.id).await.is_err());
-    // It answers for no other master, whatever its address was.
+    // A master refuses calls meant for another id, even at the same address.
     let another = call(&cluster.authority, MASTERS_ORGANIZATION, "test", master.id + 1).await;
     assert_eq!(another.unwrap_err(), tonic::Code::FailedPrecondition);
 }
@@ -175,9 +175,9 @@ async fn a_master_that_has_lost_its_log_does_not_come_back_as_the_same_voter() {
     let check = |config: &ConsensusConfig| {
         identity.check(config, &proto_env::SystemDisk).map_err(|error| error.to_string())
     };
-    // Not a master yet.
+    // The directory belongs to no master yet.
     check(&config).unwrap();
-    // Everything is gone, but for what says that it was one.
+    // All data is gone, except for the note that it was a master.
     config.started_before = true;
     assert!(check(&config).unwrap_err().contains("has lost its log"));
     config.started_before = false;

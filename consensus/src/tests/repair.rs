@@ -15,7 +15,7 @@ fn voters(consensus: &Consensus) -> Vec<NodeId> {
     consensus.members().into_iter().filter(|member| member.voter).map(|member| member.id).collect()
 }
 
-/// Why a master that was just started ends.
+/// Waits until a master that was just started fails; returns the reason.
 async fn end_of(consensus: &Consensus) -> String {
     tokio::time::timeout(LONG, consensus.failed()).await.expect("it goes on")
 }
@@ -48,7 +48,7 @@ async fn a_dead_voter_makes_place_for_a_waiting_learner_by_itself() {
         action.text.contains("was replaced by").then_some(())
     })
     .await;
-    // It comes back, is told, and does not start again.
+    // The removed master comes back, is told so, and does not start again.
     cluster.restart(victim).await;
     let why = end_of(cluster.consensus(victim)).await;
     assert!(why.contains("is no member any more"), "{why}");
@@ -70,7 +70,7 @@ async fn a_learner_that_never_comes_up_is_forgotten_and_is_in_nobodys_way() {
     let never = cluster.any().add_master(info, LONG).await.unwrap();
     cluster.join().await;
     cluster.join().await;
-    // Both vote, the one that never came up does not.
+    // The two live learners become voters, the one that never came up does not.
     wait_for("three voters", async || (voters(cluster.any()).len() == 3).then_some(())).await;
     assert!(!voters(cluster.any()).contains(&never));
     wait_for("the one that never came up is forgotten", async || {
@@ -83,7 +83,7 @@ async fn a_learner_that_never_comes_up_is_forgotten_and_is_in_nobodys_way() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_joiner_takes_the_place_of_the_one_it_names() {
     let mut cluster = Cluster::of(3).await;
-    // The leader itself is replaced: it hands over first.
+    // Replacing the leader itself makes it transfer leadership first.
     let old = cluster.masters[cluster.leader().await].id;
     let unknown = MasterAddress { name: "x".to_owned(), replaces: 77, ..cluster.masters[0].master_address() };
     let refused = cluster.any().add_master(unknown, LONG).await.unwrap_err();
@@ -132,7 +132,7 @@ async fn one_master_of_three_becomes_a_cluster_and_the_others_are_fenced() {
     }
     let before = cluster.converge().await;
     let used: Vec<NodeId> = cluster.masters.iter().map(|master| master.id).collect();
-    // It runs: nothing is opened.
+    // The master still runs, so its data directory is not opened.
     let key = [9; 32];
     let (directory, network) = (cluster.masters[0].directory.clone(), cluster.masters[0].network.clone());
     let running = {
@@ -145,7 +145,7 @@ async fn one_master_of_three_becomes_a_cluster_and_the_others_are_fenced() {
     for position in 0..3 {
         cluster.kill(position).await;
     }
-    // Interrupted, the master does not start; done again, the plan is the same.
+    // An interrupted recovery keeps the master from starting; when repeated, the plan is the same.
     let mut plan = None;
     for attempt in 0..3 {
         let recovery = Recovery::open(&directory, key, &env(&network)).unwrap();
@@ -171,9 +171,9 @@ async fn one_master_of_three_becomes_a_cluster_and_the_others_are_fenced() {
     let survivor = cluster.consensus(0).clone();
     assert_eq!(survivor.store().len(), 21);
     assert_eq!(voters(&survivor), [plan.new.node_id]);
-    // A watch of before would miss what was lost.
+    // A watch from an earlier revision would miss the lost changes, so it is refused.
     assert!(survivor.store().watch("/", before.revision + 5).is_err());
-    // The others were a majority of the old cluster. They come back, and stop.
+    // The other masters were a majority of the old cluster. They come back, and stop.
     for position in 1..3 {
         cluster.restart(position).await;
     }
@@ -184,7 +184,7 @@ async fn one_master_of_three_becomes_a_cluster_and_the_others_are_fenced() {
     }
     assert_eq!(voters(&survivor), [plan.new.node_id]);
     write(&survivor, "/more", "v").await;
-    // Others join anew, by the log or by a snapshot, and hold the same.
+    // The other masters join again, by the log or by a snapshot, and hold the same state.
     for position in 1..3 {
         cluster.masters[position].directory.set_extension("anew");
         cluster.masters[position].cluster_id = plan.new.cluster_id.clone();

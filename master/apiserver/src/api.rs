@@ -1,4 +1,4 @@
-//! What every request of one master shares. `server.rs` makes it, `chain.rs` and the handlers read it.
+//! State that all requests of one master share. `server.rs` creates it; `chain.rs` and the handlers read it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,33 +15,33 @@ use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::table::Rows;
 
-/// The largest request body, in bytes, as in stock.
+/// Maximum size of a request body in bytes, as in stock.
 pub const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
-/// How long a request that is not a watch or a stream may take.
+/// Maximum duration of a request that is not a watch or a stream.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The state of one API server.
 pub struct Api {
-    /// Objects.
+    /// Reads and writes objects.
     pub registry: Registry,
-    /// Who a request comes from.
+    /// Determines the user of a request.
     pub authenticator: Authenticator,
-    /// What it may do.
+    /// Decides whether the user may carry out a request.
     pub authorizer: Authorizer,
-    /// How many requests run.
+    /// Limits the number of running requests.
     pub in_flight: InFlight,
-    /// Where large answers and bodies are encoded and decoded.
+    /// Thread pool that encodes and decodes large answers and bodies.
     pub heavy: HeavyWork,
-    /// Rows of Tables, made once a revision.
+    /// Cache of Table rows.
     pub rows: Rows,
     /// Counters for `/metrics`.
     pub metrics: Metrics,
-    /// Makes ServiceAccount tokens.
+    /// Issues and verifies ServiceAccount tokens.
     pub tokens: Arc<TokenIssuer>,
-    /// Connections to nodes' HTTPS servers, and to pods.
+    /// Connects to nodes' HTTPS servers.
     pub nodes: NodeDialer,
-    /// `HOST:PORT` clients reach this API server at, for discovery.
+    /// `HOST:PORT` at which clients reach this API server; discovery reports it.
     pub advertise_address: String,
-    /// Cancelled when the server stops: watches end, streams close.
+    /// Cancelled when the server stops; watches and streams end then.
     pub shutdown: CancellationToken,
 }

@@ -1,4 +1,4 @@
-//! Response bodies and the few ways answers are made. Every handler and filter ends here.
+//! Response bodies and the functions that build answers; every handler and filter returns through them.
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
@@ -8,21 +8,21 @@ use http_body_util::{BodyExt, Full};
 use proto_api::status::Status;
 use serde_json::Value;
 
-/// Errors of a body, type-erased as hyper wants them.
+/// Error of a body, type-erased as hyper requires.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A request or response body: whole or streamed.
+/// A request or response body: complete in memory, or streamed.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
 /// `application/json`, the default encoding.
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// A body that is known whole.
+/// Returns a body of bytes that are all in memory.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// An empty body.
+/// Returns an empty body.
 pub fn empty() -> Body {
     full(Bytes::new())
 }
@@ -36,7 +36,7 @@ where
     body.map_err(Into::into).boxed_unsync()
 }
 
-/// An answer with the given type and bytes.
+/// Returns an answer with the given content type and bytes.
 pub fn bytes_response(
     code: StatusCode,
     content_type: HeaderValue,
@@ -48,7 +48,7 @@ pub fn bytes_response(
     response
 }
 
-/// A JSON answer.
+/// Returns a JSON answer.
 pub fn json_response(code: StatusCode, value: &Value) -> Response<Body> {
     match serde_json::to_vec(value) {
         Ok(bytes) => bytes_response(code, JSON, bytes),
@@ -56,7 +56,7 @@ pub fn json_response(code: StatusCode, value: &Value) -> Response<Body> {
     }
 }
 
-/// Plain text, as health checks and unknown paths answer.
+/// Returns a plain text answer, as used for health checks and unknown paths.
 pub fn text_response(code: StatusCode, text: impl Into<String>) -> Response<Body> {
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
     let mut response = bytes_response(code, kind, text.into());
@@ -64,7 +64,7 @@ pub fn text_response(code: StatusCode, text: impl Into<String>) -> Response<Body
     response
 }
 
-/// A Status as an answer, with `Retry-After` where the Status carries seconds.
+/// Returns a Status as an answer, with `Retry-After` where the Status carries seconds.
 pub fn status_response(status: &Status) -> Response<Body> {
     let code = StatusCode::from_u16(status.http_code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let bytes = serde_json::to_vec(status)

@@ -1,5 +1,5 @@
-//! Every filter a request passes, in order: [`handle`] is the whole chain on one screen. The listener and the
-//! in-process client call it; `handlers::dispatch` is its end.
+//! The chain of filters that every request passes, in order: [`handle`] runs it, called by the listener and
+//! the in-process client; `handlers::dispatch` is its last step.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -25,13 +25,13 @@ use crate::options::Query;
 use crate::request_info::RequestInfo;
 
 const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
-/// Answers above this size are compressed for clients that accept gzip, as in stock.
+/// Size in bytes from which an answer is compressed for clients that accept gzip, as in stock.
 const GZIP_MIN_BYTES: u64 = 128 * 1024;
-/// The longest sum of warnings sent whole; above it each is cut, as in stock.
+/// Longest total of warnings that is sent in full; above it each warning is shortened, as in stock.
 const WARNINGS_MAX_BYTES: usize = 4096;
 const WARNING_CUT_CHARS: usize = 256;
 
-/// Takes a request through all filters to its handler, and the answer back.
+/// Passes a request through all filters to its handler and returns the answer.
 pub async fn handle(api: Arc<Api>, request: Request<Body>) -> Response<Body> {
     let started = api.registry.clock.monotonic();
     let gzip = accepts_gzip(&request);
@@ -60,7 +60,7 @@ pub async fn handle(api: Arc<Api>, request: Request<Body>) -> Response<Body> {
     if ctx.gzip { compress(&api.heavy, response).await } else { response }
 }
 
-/// Authentication, limits, authorization, deadline, dispatch.
+/// Runs authentication, limits, authorization and the deadline, then dispatches to the handler.
 async fn filters(
     api: &Arc<Api>,
     ctx: &mut Context,
@@ -77,7 +77,8 @@ async fn filters(
         Ok(Authentication::Refused) => return body::status_response(&Status::unauthorized()),
         Err(status) => return body::status_response(&status),
     }
-    // Nobody may impersonate yet; to go on as oneself would do more than was asked for.
+    // Impersonation is not implemented: to serve the request as the real user could allow more than the
+    // client meant.
     if request.headers().keys().any(|name| name.as_str().starts_with("impersonate-")) {
         let why = format!("User {:?} cannot impersonate resource \"users\" in API group \"\"", ctx.user.name);
         return body::status_response(&Status::forbidden("", "users", "", why));
@@ -106,7 +107,7 @@ async fn filters(
     }
 }
 
-/// Asks the authorizer; a refusal made on a replica that may lag is looked at again behind a read barrier.
+/// Asks the authorizer; repeats a refusal that a lagging replica may have caused after a read barrier.
 async fn authorize(api: &Api, ctx: &Context) -> Result<(), Status> {
     let query = Query::parse(&ctx.query);
     let asked = Attributes { field_selector: query.text("fieldSelector"), ..Attributes::of(ctx) };
@@ -118,7 +119,7 @@ async fn authorize(api: &Api, ctx: &Context) -> Result<(), Status> {
     if decision.allowed {
         return Ok(());
     }
-    // Without credentials the answer is who are you, not you may not.
+    // A client without credentials gets 401 (authenticate first), not 403.
     if !ctx.user.in_group("system:authenticated") {
         return Err(Status::unauthorized());
     }
@@ -135,7 +136,7 @@ fn context(api: &Api, request: &Request<Body>) -> Context {
     ctx
 }
 
-/// The `timeout` a client asks for, at most the server's own.
+/// Returns the `timeout` the client asks for, at most the server's own.
 fn request_timeout(query: &str) -> Result<Duration, Status> {
     let query = Query::parse(query);
     let Some(text) = query.get("timeout").filter(|t| !t.is_empty()) else { return Ok(REQUEST_TIMEOUT) };
@@ -148,7 +149,7 @@ fn request_timeout(query: &str) -> Result<Duration, Status> {
     }
 }
 
-/// A duration as Go writes it: `1m30s`, `500ms`; a plain `0` too.
+/// Parses a duration as Go writes it (`1m30s`, `500ms`, plain `0`); `None` for any other text.
 fn go_duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
@@ -185,7 +186,7 @@ fn recover(api: &Api, ctx: &Context) -> Response<Body> {
     body::status_response(&Status::internal(text))
 }
 
-/// Headers every answer has, and the warnings gathered on the way.
+/// Adds the headers that every answer carries, and the warnings gathered while the request was served.
 fn decorate(ctx: &Context, response: &mut Response<Body>) {
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&ctx.audit_id) {
@@ -217,7 +218,7 @@ fn accepts_gzip(request: &Request<Body>) -> bool {
         .is_some_and(|v| v.split(',').any(|e| e.trim().starts_with("gzip")))
 }
 
-/// Compresses a large answer that is known whole.
+/// Compresses a large answer whose body is complete; a streamed answer stays as it is.
 async fn compress(heavy: &HeavyWork, response: Response<Body>) -> Response<Body> {
     let large = response.body().size_hint().exact().is_some_and(|size| size >= GZIP_MIN_BYTES);
     if !large || response.headers().contains_key(CONTENT_ENCODING) {
@@ -240,7 +241,7 @@ async fn compress(heavy: &HeavyWork, response: Response<Body>) -> Response<Body>
             parts.headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
             Response::from_parts(parts, body::full(packed))
         }
-        // Writing into memory does not fail; the plain answer is right in any case.
+        // Writing into memory does not fail; if it did, the uncompressed answer would still be correct.
         Err(_) => Response::from_parts(parts, body::full(bytes)),
     }
 }

@@ -1,5 +1,5 @@
-//! What a request carries through the chain: its identity, its target, its deadline and the warnings it
-//! gathers. Made by `chain.rs`; handlers and the registry read it.
+//! State of a request in the filter chain: its user, its target, its deadline and the warnings gathered so
+//! far. `chain.rs` creates it; handlers and the registry read it.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -10,30 +10,30 @@ use crate::request_info::RequestInfo;
 /// The user a request comes from.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct UserInfo {
-    /// The name, such as `system:node:a` or `alice`.
+    /// User name, such as `system:node:a` or `alice`.
     pub name: String,
-    /// Unique across time, where the authenticator knows one.
+    /// Id that is never reused; empty where the authenticator knows none.
     pub uid: String,
-    /// Groups, among them `system:authenticated`.
+    /// Groups of the user; every authenticated user is in `system:authenticated`.
     pub groups: Vec<String>,
-    /// Further facts of the authenticator.
+    /// Further attributes set by the authenticator.
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
 impl UserInfo {
-    /// An authenticated user with the given groups.
+    /// Returns an authenticated user with the given groups.
     pub fn authenticated(name: impl Into<String>, groups: &[&str]) -> Self {
         let mut groups: Vec<String> = groups.iter().map(|g| (*g).to_owned()).collect();
         groups.push("system:authenticated".to_owned());
         Self { name: name.into(), groups, ..Self::default() }
     }
 
-    /// The cluster administrator: `system:masters`.
+    /// Returns a cluster administrator, a member of `system:masters`.
     pub fn admin(name: impl Into<String>) -> Self {
         Self::authenticated(name, &["system:masters"])
     }
 
-    /// A request without credentials; reaches health and version alone.
+    /// Returns the user of a request without credentials, who may read only health and version.
     pub fn anonymous() -> Self {
         Self {
             name: "system:anonymous".to_owned(),
@@ -42,27 +42,27 @@ impl UserInfo {
         }
     }
 
-    /// Whether the user is in a group.
+    /// Returns whether the user is in a group.
     pub fn in_group(&self, group: &str) -> bool {
         self.groups.iter().any(|g| g == group)
     }
 
-    /// The node's name, where the user is a node.
+    /// Returns the node's name where the user is a node.
     pub fn node_name(&self) -> Option<&str> {
         self.name.strip_prefix("system:node:").filter(|_| self.in_group("system:nodes"))
     }
 }
 
-/// In-process clients put this into a request's extensions: who they are and the term that fences them.
+/// Identity of an in-process client, which puts it into the request's extensions.
 #[derive(Clone, Debug)]
 pub struct LocalIdentity {
     /// User the client acts as.
     pub user: UserInfo,
-    /// Writes are refused once this term has passed.
+    /// Term after which the client's writes are refused; `None` for no fence.
     pub fence: Option<u64>,
 }
 
-/// A request on its way from the filters to its handler.
+/// State of one request, which filters fill and handlers read.
 #[derive(Debug)]
 pub struct Context {
     /// User the request comes from.
@@ -73,19 +73,19 @@ pub struct Context {
     pub query: String,
     /// `Audit-Id` of the request and its answer.
     pub audit_id: String,
-    /// The term that fences the request's writes.
+    /// Term after which the request's writes are refused; `None` for no fence.
     pub fence: Option<u64>,
-    /// How long the request may take in all.
+    /// Longest time the request may take in all.
     pub timeout: Duration,
-    /// The client's address, where there is one.
+    /// The client's address; `None` for an in-process client.
     pub remote: Option<std::net::SocketAddr>,
-    /// Whether the client takes a streamed answer compressed.
+    /// Whether the client accepts a streamed answer compressed with gzip.
     pub gzip: bool,
     warnings: Mutex<Vec<String>>,
 }
 
 impl Context {
-    /// A context without warnings.
+    /// Creates a context without warnings.
     pub fn new(
         user: UserInfo,
         info: RequestInfo,
@@ -106,7 +106,7 @@ impl Context {
         }
     }
 
-    /// Adds a warning for the client, once.
+    /// Adds a warning for the client unless the same text was added before.
     pub fn warn(&self, text: impl Into<String>) {
         let text = text.into();
         let mut warnings = self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -115,7 +115,7 @@ impl Context {
         }
     }
 
-    /// The warnings so far.
+    /// Takes the warnings gathered so far.
     pub fn take_warnings(&self) -> Vec<String> {
         std::mem::take(&mut *self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }

@@ -1,6 +1,6 @@
-//! From a request body to an object: content types, syntax, apiVersion and kind, types, `fieldValidation`,
-//! defaults. Handlers call [`decode_object`] for bodies and [`finish`] for what a patch left; both answer with
-//! the Status a stock server gives.
+//! Decodes a request body into an object: content types, syntax, apiVersion and kind, types,
+//! `fieldValidation`, defaults. Handlers call [`decode_object`] for bodies and [`finish`] for patched
+//! objects; both fail with the Status a stock server gives.
 
 use proto_api::field::{Error, ErrorList, Path};
 use proto_api::go;
@@ -14,27 +14,27 @@ mod document;
 
 use document::{Document, format};
 
-/// The largest request body, in bytes.
+/// Size of the largest request body, in bytes.
 pub const MAX_BODY: usize = 3 * 1024 * 1024;
 
 const SCHEME: &str = "pkg/runtime/scheme.go:111";
 
-/// A group, a version and a kind, as a request's path means them.
+/// A group, a version and a kind.
 pub type Gvk<'a> = (&'a str, &'a str, &'a str);
 
-/// What is done about unknown and duplicate fields.
+/// How unknown and duplicate fields are treated (`fieldValidation`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum FieldValidation {
-    /// Dropped in silence.
+    /// They are dropped silently.
     Ignore,
-    /// Dropped with a warning each.
+    /// They are dropped, each with a warning.
     Warn,
-    /// Refused.
+    /// They make the request fail.
     Strict,
 }
 
 impl FieldValidation {
-    /// Reads the query parameter; absent and empty mean Warn.
+    /// Parses the `fieldValidation` query parameter; absent and empty mean Warn.
     ///
     /// # Errors
     ///
@@ -53,16 +53,16 @@ impl FieldValidation {
     }
 }
 
-/// An object and what the client should be told about it.
+/// A decoded object and the warnings for its client.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decoded {
-    /// The object: typed, pruned, with defaults, with apiVersion and kind.
+    /// The object: typed, without unknown fields, with defaults, with apiVersion and kind.
     pub object: Value,
     /// Texts for `Warning: 299 - "..."` headers.
     pub warnings: Vec<String>,
 }
 
-/// The media type of a Content-Type header, without parameters, in lower case.
+/// Returns the media type of a Content-Type header, in lower case and without parameters.
 pub fn media_type(content_type: Option<&str>) -> String {
     let header = content_type.unwrap_or_default();
     header.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
@@ -72,7 +72,7 @@ pub fn media_type(content_type: Option<&str>) -> String {
 ///
 /// # Errors
 ///
-/// 413.
+/// 413 for a body longer than [`MAX_BODY`].
 pub fn check_size(length: usize) -> Result<(), Status> {
     if length > MAX_BODY {
         return Err(Status::request_entity_too_large(format!("limit is {MAX_BODY}")));
@@ -80,7 +80,7 @@ pub fn check_size(length: usize) -> Result<(), Status> {
     Ok(())
 }
 
-/// Decodes the body of a create or update as the kind the path means.
+/// Decodes the body of a create or update as the kind that the path names.
 ///
 /// # Errors
 ///
@@ -113,12 +113,12 @@ pub fn decode_object(
     Ok(Decoded { object: typed(decoded.value, gvk), warnings })
 }
 
-/// Decodes a value as a kind of which no resource is served under this path, such as `DeleteOptions`: any of the
-/// served groups may name it. Defaults are not set.
+/// Decodes a value as a kind that is not the path's resource, such as `DeleteOptions`; its apiVersion may
+/// name any served group. Defaults are not set.
 ///
 /// # Errors
 ///
-/// As [`decode_object`].
+/// The errors of [`decode_object`].
 pub fn decode_options(content_type: Option<&str>, body: &[u8], gvk: Gvk<'_>) -> Result<Value, Status> {
     let format = format(content_type)?;
     check_size(body.len())?;
@@ -129,12 +129,13 @@ pub fn decode_options(content_type: Option<&str>, body: &[u8], gvk: Gvk<'_>) -> 
     decoded.map(|d| d.value).map_err(|e| Status::bad_request(shown.cannot(&e)))
 }
 
-/// Decodes what a patch left. `patched` is also what the error quotes.
+/// Decodes the object that a patch produced; errors quote it as `patched`. `found` are the strict errors of
+/// the patch itself.
 ///
 /// # Errors
 ///
-/// 422 with the field `patch` for a value that is not of its types, or, in Strict mode, has unknown fields.
-/// `found` are strict errors of the patch itself.
+/// 422 with the field `patch` for a value of a wrong type or, in Strict mode, for unknown fields and for
+/// `found`.
 pub fn finish(
     patched: &Value,
     found: Vec<String>,
@@ -155,14 +156,14 @@ pub fn finish(
     Ok(Decoded { object: typed(decoded.value, gvk), warnings })
 }
 
-/// Brings an object into the form in which it is stored and sent.
+/// Converts an object to the canonical form in which it is stored and sent.
 pub fn canonical(object: &mut Value, gvk: Gvk<'_>) {
     if let Some(schema) = Schema::of(gvk.0, gvk.1, gvk.2) {
         schema::encode(schema, object);
     }
 }
 
-/// What an error calls the object.
+/// Names of the object in error messages.
 struct Shown<'a> {
     kind: &'a str,
     version: &'a str,
@@ -182,7 +183,7 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// Refuses an apiVersion and kind that are not those of the path.
+/// Checks that apiVersion and kind are those of the path.
 fn check_kind(api_version: &str, kind: &str, gvk: Gvk<'_>) -> Result<(), Status> {
     let expected = kinds::api_version(gvk.0, gvk.1);
     let shown = Shown::of(api_version, kind, gvk);
@@ -209,7 +210,7 @@ fn check_kind(api_version: &str, kind: &str, gvk: Gvk<'_>) -> Result<(), Status>
     Err(Status::bad_request(shown.cannot(&why)))
 }
 
-/// The Go package of a group's internal types; events are core's.
+/// Returns the Go package of a group's internal types; for events it is that of core.
 fn internal_package(group: &str) -> &str {
     match group {
         "" | "events.k8s.io" => "core",
@@ -237,7 +238,7 @@ fn typed(mut object: Value, gvk: Gvk<'_>) -> Value {
     object
 }
 
-/// The text of several strict errors.
+/// Returns the message that reports several strict errors together.
 fn strict(errors: &[String]) -> String {
     format!("strict decoding error: {}", errors.join(", "))
 }
@@ -248,7 +249,8 @@ fn unrecognized(kind: &str, why: &str, body: &[u8]) -> Status {
     Status::bad_request(message)
 }
 
-/// The beginning of a body: as text where it looks like JSON, in hexadecimal otherwise.
+/// Returns the beginning of a body for an error message: text where it looks like JSON, hexadecimal
+/// otherwise.
 fn summary(body: &[u8]) -> String {
     const LENGTH: usize = 30;
     let start = &body[..body.len().min(LENGTH)];

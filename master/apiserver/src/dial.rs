@@ -1,6 +1,6 @@
-//! Connections from the API server: TLS with a client certificate to nodes' HTTPS servers, plain TCP to pods and to
-//! other ports of nodes. Where they may go is decided here, because the addresses come from statuses that nodes
-//! write: an API server stands where a node cannot reach, and shows a certificate.
+//! Connections from the API server: TLS with a client certificate to nodes' HTTPS servers, plain TCP to pods
+//! and to other ports of nodes. Addresses come from statuses that nodes write, so allowed destinations are
+//! checked here: the API server can reach addresses that a node cannot, and shows a certificate.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -19,42 +19,42 @@ use crate::tls::NodeClient;
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_NODE_PORT: u16 = 10250;
-/// What Kubernetes says to an address that a proxy must not reach.
+/// Kubernetes' error text for an address that a proxy must not reach.
 const NOT_ALLOWED: &str = "address not allowed";
 
-/// Any byte stream.
+/// Any byte stream between the API server and a backend.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for T {}
 
-/// Dials nodes.
+/// Connects to nodes' HTTPS servers with the API server's client certificate.
 pub struct NodeDialer(RwLock<NodeClient>);
 
-/// A node's HTTPS server.
+/// Address of a node's HTTPS server.
 #[derive(Clone, Debug)]
 pub struct NodeAddress {
-    /// The node.
+    /// Name of the node.
     pub node: String,
-    /// Where it listens.
+    /// Address the server listens on.
     pub address: SocketAddr,
 }
 
 impl NodeDialer {
-    /// A dialer that shows the client's certificate.
+    /// Creates a dialer that shows the client's certificate.
     pub fn new(client: NodeClient) -> Self {
         Self(RwLock::new(client))
     }
 
-    /// Shows another certificate from now on.
+    /// Replaces the client certificate for new connections.
     pub fn replace(&self, client: NodeClient) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = client;
     }
 
-    /// Connects to a node.
+    /// Connects to a node's HTTPS server.
     ///
     /// # Errors
     ///
-    /// What went wrong, with the address.
+    /// The reason of the failure, with the address.
     pub async fn dial(&self, registry: &Registry, to: &NodeAddress) -> Result<Box<dyn Stream>, String> {
         let text = |error: &dyn std::fmt::Display| format!("dial tcp {}: {error}", to.address);
         let client = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -72,11 +72,11 @@ impl NodeDialer {
     }
 }
 
-/// Connects to a pod, or to a port of a node that is not its HTTPS server's.
+/// Connects to a pod, or to a port of a node other than its HTTPS server's.
 ///
 /// # Errors
 ///
-/// What went wrong, with the address.
+/// The reason of the failure, with the address.
 pub async fn dial_plain(registry: &Registry, address: SocketAddr) -> Result<Box<dyn Stream>, String> {
     match tokio::time::timeout(DIAL_TIMEOUT, connect(registry, address)).await {
         Ok(Ok(stream)) => Ok(Box::new(stream)),
@@ -85,7 +85,7 @@ pub async fn dial_plain(registry: &Registry, address: SocketAddr) -> Result<Box<
     }
 }
 
-/// Connects to an address that is no port of a master.
+/// Connects to an address; refuses the ports of masters.
 async fn connect(registry: &Registry, address: SocketAddr) -> std::io::Result<TcpStream> {
     let refused = || std::io::Error::new(std::io::ErrorKind::PermissionDenied, NOT_ALLOWED);
     let masters = MasterPorts::of(registry);
@@ -93,8 +93,8 @@ async fn connect(registry: &Registry, address: SocketAddr) -> std::io::Result<Tc
         return Err(refused());
     }
     let stream = TcpStream::connect(address).await?;
-    // A connection to this machine has one address at both ends, also where the master's own is not known to be one
-    // of this machine's.
+    // A connection to this machine has the same IP at both ends; this finds a master on this machine whose
+    // listed address is another one.
     let here = stream.local_addr()?.ip().to_canonical() == address.ip().to_canonical();
     if here && masters.ports.contains(&address.port()) { Err(refused()) } else { Ok(stream) }
 }
@@ -111,7 +111,7 @@ pub fn check_proxyable(registry: &Registry, address: SocketAddr) -> Result<(), S
     Err(Status::bad_request(NOT_ALLOWED))
 }
 
-/// Go's `IP.IsGlobalUnicast`.
+/// Returns the result of Go's `IP.IsGlobalUnicast`.
 fn is_global_unicast(ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     let local = match ip {
@@ -121,12 +121,12 @@ fn is_global_unicast(ip: IpAddr) -> bool {
     !(local || ip.is_unspecified() || ip.is_loopback() || ip.is_multicast())
 }
 
-/// Where masters listen.
+/// Addresses and ports on which masters listen.
 #[derive(Debug, Default)]
 struct MasterPorts {
     addresses: BTreeSet<SocketAddr>,
     ports: BTreeSet<u16>,
-    /// The address of Service `default/kubernetes`, which leads to the API servers.
+    /// The address of Service `default/kubernetes`, which forwards to the API servers.
     service: Option<IpAddr>,
 }
 
@@ -148,8 +148,8 @@ impl MasterPorts {
     }
 }
 
-/// Where a node's HTTPS server is, from the Node's status: InternalIP before other addresses, and the kubelet
-/// endpoint's port.
+/// Returns the address of a node's HTTPS server, from the Node's status: InternalIP before other addresses,
+/// and the port of the kubelet endpoint.
 ///
 /// # Errors
 ///

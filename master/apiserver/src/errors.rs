@@ -1,23 +1,23 @@
-//! The one place where errors of the store and of consensus become Kubernetes Statuses.
+//! Converts errors of the store and of consensus to Kubernetes Statuses; no other file does.
 //!
-//! client-go resends every 429 and 5xx that carries Retry-After, whatever the verb. So Retry-After goes out
-//! only when a write certainly never entered a log; an outcome that is not known is 504 without it.
+//! client-go resends every 429 and 5xx that carries Retry-After, whatever the verb. So Retry-After is sent
+//! only when a write certainly never entered a log; an unknown outcome gets 504 without Retry-After.
 
 use consensus::{ProposeError, ReadError};
 use proto_api::status::Status;
 use proto_env::planted::{self, Bug};
 
-/// A write that was not acknowledged.
+/// Converts the error of a write that was not acknowledged.
 pub fn propose(error: ProposeError) -> Status {
     match error {
         ProposeError::NotEntered { reason } => {
             Status::service_unavailable(format!("no quorum: {reason}")).with_retry_after(1)
         }
-        // Planted: it sounds as if it might be sent again.
+        // Planted bug: answers as if the write could safely be sent again.
         ProposeError::Unknown { reason } if planted::is(Bug::UnknownAsNotEntered) => {
             Status::service_unavailable(format!("no quorum: {reason}")).with_retry_after(1)
         }
-        // Nothing is gained by trying again soon.
+        // A longer `Retry-After`: an early retry would find the store still full.
         ProposeError::NoRoom { reason } => {
             Status::service_unavailable(format!("no space: {reason}")).with_retry_after(10)
         }
@@ -27,7 +27,7 @@ pub fn propose(error: ProposeError) -> Status {
     }
 }
 
-/// A read that could not be made consistent.
+/// Converts the error of a read that could not be made consistent.
 pub fn read(error: ReadError) -> Status {
     match error {
         ReadError::Stopped => Status::service_unavailable("this master is shutting down").with_retry_after(1),
@@ -38,7 +38,7 @@ pub fn read(error: ReadError) -> Status {
     }
 }
 
-/// A writer whose term has passed: it can never succeed again.
+/// Returns the 403 for a writer whose term has passed; no later write with that term can succeed.
 pub fn fenced(term: u64) -> Status {
     Status::failure(
         403,
@@ -47,7 +47,7 @@ pub fn fenced(term: u64) -> Status {
     )
 }
 
-/// The history a list or watch asked for is gone.
+/// Returns the 410 for a list or watch whose history has been compacted.
 pub fn compacted(requested: u64, oldest: u64) -> Status {
     Status::expired(format!("too old resource version: {requested} ({oldest})"))
 }

@@ -1,5 +1,6 @@
-//! `/healthz`, `/livez` and `/readyz`: plain, `?verbose`, `?exclude=`, and one path a check, as in stock. A leader's
-//! answers also name the masters that are silent, for the balancers of workers (`proto_api::silent_masters`).
+//! `/healthz`, `/livez` and `/readyz`: plain, `?verbose`, `?exclude=`, and one path per check, as in stock. A
+//! leader's answers also name the masters that do not answer it, for the workers' load balancers
+//! (`proto_api::silent_masters`).
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,11 +14,11 @@ use crate::body::{self, Body};
 use crate::context::Context;
 use crate::options::Query;
 
-/// A master that has not answered its leader for this long is called silent towards balancers. Heartbeats come
-/// many times in it, and masters answer them on threads that no request of a client takes.
+/// Time without an answer to its leader after which a master is reported as silent to load balancers. It
+/// spans many heartbeats, which masters answer on threads that clients' requests do not use.
 const SILENT_AFTER: Duration = Duration::from_secs(1);
 
-/// One check: its name and what is wrong, if anything.
+/// Name of a check and its failure; `None` where the check passes.
 type Check = (&'static str, Option<String>);
 
 /// Answers a health path; `None` for any other.
@@ -51,7 +52,8 @@ pub async fn handle(api: &Api, ctx: &Context) -> Option<Response<Body>> {
     Some(response)
 }
 
-/// Masters that have not answered this leader for [`SILENT_AFTER`]; none where another master leads.
+/// Returns the masters that have not answered this leader for [`SILENT_AFTER`]; none where another master
+/// leads.
 fn silent_masters(api: &Api) -> Vec<SocketAddr> {
     let consensus = &api.registry.consensus;
     let silence = |health: MemberHealth| health.heard.or(health.silent).unwrap_or_default();
@@ -66,17 +68,18 @@ fn silent_masters(api: &Api) -> Vec<SocketAddr> {
 
 async fn run(api: &Api, endpoint: &str) -> Vec<Check> {
     let mut checks: Vec<Check> = vec![("ping", None), ("log", None)];
-    // Liveness must not depend on a quorum: a restart would not bring one back.
+    // Liveness must not depend on a quorum: restarting this master would not restore a lost quorum.
     let lost = endpoint != "livez" && !api.registry.has_quorum();
     let quorum = lost.then(|| "no quorum".to_owned());
     checks.push(("etcd", quorum));
     if endpoint != "livez" {
-        // A restart would not mend it: the replica mends itself.
+        // Not a liveness check: a restart would not repair the replica, which repairs itself.
         checks.push(("replica", api.registry.consensus.quarantined()));
     }
     if endpoint == "readyz" {
-        // A joining master, or one whose replica lags, would answer with what was. Balancers probe several times a
-        // second: mostly this looks at what is known and asks nobody. Without a quorum there is nobody to ask.
+        // A joining or lagging replica would serve old state. Balancers probe several times a second, so this
+        // mostly uses the time of the last read barrier and asks no other master. Without a quorum no leader
+        // can be asked.
         let lags = !lost && !api.registry.has_caught_up().await;
         let lag = lags.then(|| "this master's replica lags behind the leader's".to_owned());
         checks.push(("caught-up", lag));
@@ -97,7 +100,7 @@ fn report(endpoint: &str, checks: Vec<Check>, query: &Query) -> Response<Body> {
             None => format!("[+]{name} ok\n"),
             Some(_) => {
                 failed = true;
-                // Stock withholds them all; what is wrong with the replica is no secret.
+                // Stock withholds every reason; the replica's state is no secret, so its reasons are shown.
                 let told = matches!(*name, "replica" | "caught-up");
                 let reason = if told { wrong.as_deref() } else { None };
                 format!("[-]{name} failed: {}\n", reason.unwrap_or("reason withheld"))

@@ -1,7 +1,8 @@
-//! Where work runs that keeps a processor busy for long: encoding and compressing large answers, decoding large
-//! bodies. Few threads do it, so that however much of it is asked for, the runtime's threads stay free for what
-//! elections, heartbeats and small requests need. Small objects are never handed over: that would cost them more
-//! than it saves. The simulation has one thread and does everything in place.
+//! A small thread pool for work that takes long on a processor: encoding and compressing large answers,
+//! decoding large bodies. Its size is bounded, so that however much of this work there is, the runtime's
+//! threads stay free for elections, heartbeats and small requests. Small objects are handled in place, since
+//! handing them over would cost more than it saves. The simulation has one thread and does everything in
+//! place.
 
 use std::io;
 use std::sync::Arc;
@@ -11,14 +12,14 @@ use proto_env::Blocking;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// From how many bytes on an answer or a body is large: about a millisecond of work.
+/// Size from which an answer or a body counts as large, in bytes: about a millisecond of work.
 pub const LARGE_BYTES: usize = 64 * 1024;
 
-/// How many large answers may be on their way at once. Each holds about two frames of
-/// `respond/list.rs` while its client reads, so that all together stay below 256 MiB.
+/// Maximum number of large answers being sent at once. Each holds about two frames of `respond/list.rs` while
+/// its client reads, so that all together stay below 256 MiB.
 const MAX_STREAMS: usize = 512;
 
-/// The pool. Cheap to clone.
+/// The thread pool for heavy work. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct HeavyWork {
     blocking: Blocking,
@@ -27,7 +28,7 @@ pub struct HeavyWork {
 }
 
 impl HeavyWork {
-    /// A pool with half of the machine's processors, at least one.
+    /// Creates a pool with half of the machine's processors as threads, at least one.
     pub fn new(blocking: Blocking) -> Self {
         let threads = match blocking {
             Blocking::Threads => available_parallelism().map_or(1, |n| (n.get() / 2).max(1)),
@@ -37,7 +38,7 @@ impl HeavyWork {
         HeavyWork { blocking, threads: Arc::new(threads), streams: Arc::new(streams) }
     }
 
-    /// Does a piece of work once a thread is free and gives its result.
+    /// Runs `work` once a thread is free and returns its result.
     ///
     /// # Errors
     ///
@@ -47,7 +48,7 @@ impl HeavyWork {
             return Ok(work());
         }
         let permit = Arc::clone(&self.threads).acquire_owned().await.map_err(io::Error::other)?;
-        // Within the work: who stops waiting for it does not stop it.
+        // The permit is released inside the work, which goes on even when the caller stops waiting for it.
         let run = self.blocking.run(move || {
             let done = work();
             drop(permit);
@@ -56,8 +57,8 @@ impl HeavyWork {
         run.await
     }
 
-    /// Does a piece of work on `bytes` bytes in place; where that is much, the thread's other tasks move to
-    /// another thread first.
+    /// Runs `work` on `bytes` bytes on the current thread; where `bytes` is large, the runtime first moves
+    /// the thread's other tasks to another thread.
     pub fn in_place<T>(&self, bytes: usize, work: impl FnOnce() -> T) -> T {
         let threads =
             || Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread);
@@ -67,7 +68,7 @@ impl HeavyWork {
         work()
     }
 
-    /// Room for one more large answer; `None` where too many are on their way.
+    /// Reserves one large answer; `None` where `MAX_STREAMS` are being sent already.
     pub fn stream(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.streams).try_acquire_owned().ok()
     }
@@ -100,7 +101,7 @@ mod tests {
                 })
             })
             .collect();
-        // All 20 wait for the gate or for a thread, and timers fire all the same.
+        // All 20 tasks wait for the gate or for a thread; timers must fire nevertheless.
         tokio::time::timeout(Duration::from_secs(10), tokio::time::sleep(Duration::from_millis(1)))
             .await
             .expect("the runtime is free");

@@ -1,5 +1,6 @@
-//! How many requests may run at once. Reads and writes are counted apart, long-running requests and the
-//! in-process clients not at all; more gets 429 with Retry-After, as in stock.
+//! Limits on concurrent requests, separate for reads and writes. Long-running requests, health checks,
+//! in-process clients and `system:masters` are not counted; a request above the limit gets 429 with
+//! Retry-After, as in stock.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::body::{self, Body};
 use crate::context::Context;
 
-/// The two limits.
+/// The limits for reads and for writes, with the permits in use.
 #[derive(Debug)]
 pub struct InFlight {
     reads: Arc<Semaphore>,
@@ -22,12 +23,12 @@ fn is_probe(path: &str) -> bool {
 }
 
 impl InFlight {
-    /// Limits for reads and for writes (stock: 400 and 200).
+    /// Creates the limits for reads and for writes (stock: 400 and 200).
     pub fn new(reads: usize, writes: usize) -> Self {
         Self { reads: Arc::new(Semaphore::new(reads)), writes: Arc::new(Semaphore::new(writes)) }
     }
 
-    /// A permit to run a request; `None` where the request is not counted.
+    /// Returns a permit to run a request; `None` where the request is not counted.
     ///
     /// # Errors
     ///
@@ -37,7 +38,7 @@ impl InFlight {
         ctx: &Context,
         in_process: bool,
     ) -> Result<Option<OwnedSemaphorePermit>, Box<Response<Body>>> {
-        // A busy server is alive: probes are not counted either.
+        // Health checks are not counted: a busy server must still report that it is alive.
         let probe = !ctx.info.is_resource && is_probe(&ctx.info.path);
         if in_process || probe || ctx.info.is_long_running() || ctx.user.in_group("system:masters") {
             return Ok(None);

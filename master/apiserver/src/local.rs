@@ -1,6 +1,6 @@
-//! The in-process client: kube-rs over a tower service that goes through the same chain as every other
-//! request, with an identity and a fence instead of credentials. Scheduler, controllers and `master/node`
-//! use it.
+//! The in-process client: kube-rs over a tower service that sends requests through the same filter chain as
+//! all others, with an identity and a fencing term instead of credentials. Scheduler, controllers and
+//! `master/node` use it.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -16,7 +16,7 @@ use crate::body::{self, Body};
 use crate::chain;
 use crate::context::{LocalIdentity, UserInfo};
 
-/// One identity's way into the chain.
+/// A tower service that sends requests of one in-process identity into the filter chain.
 #[derive(Clone)]
 pub struct LocalService {
     api: Arc<Api>,
@@ -24,7 +24,7 @@ pub struct LocalService {
 }
 
 impl LocalService {
-    /// A service that acts as `user`; its writes are refused once the term `fence` has passed.
+    /// Returns a service that acts as `user`; its writes are refused once the term `fence` has passed.
     pub fn new(api: Arc<Api>, user: UserInfo, fence: Option<u64>) -> Self {
         Self { api, identity: LocalIdentity { user, fence } }
     }

@@ -1,5 +1,5 @@
-//! Prometheus metrics under the names stock uses, served at `/metrics`. `chain.rs` observes every request,
-//! `watch.rs` counts open watches, `metrics/store.rs` adds the master's own.
+//! Prometheus metrics under stock's names, served at `/metrics`. `chain.rs` records every request, `watch.rs`
+//! counts open watches, `metrics/store.rs` adds the metrics of the master itself.
 
 mod store;
 
@@ -30,7 +30,7 @@ pub struct Metrics {
     certificates: GaugeVec,
 }
 
-/// One open watch; dropping it counts it out.
+/// Counts an open watch until it is dropped.
 #[derive(Debug)]
 pub struct WatchGuard(IntGauge);
 
@@ -40,7 +40,7 @@ impl Drop for WatchGuard {
     }
 }
 
-/// One running request; dropping it counts it out.
+/// Counts a running request until it is dropped.
 #[derive(Debug)]
 pub struct InFlightGuard(IntGauge);
 
@@ -55,7 +55,7 @@ impl Metrics {
     ///
     /// # Errors
     ///
-    /// Where two metrics have one name, which only a change of this file can cause.
+    /// Where two metrics have the same name, which only a change of this file can cause.
     pub fn new() -> Result<Self, prometheus::Error> {
         let labels = ["verb", "group", "version", "resource", "subresource", "scope"];
         let mut with_code = labels.to_vec();
@@ -95,14 +95,14 @@ impl Metrics {
         Ok(Self { registry, requests, duration, in_flight, watches, panics, certificates })
     }
 
-    /// Counts a request in.
+    /// Counts a request as running until the guard is dropped.
     pub fn request_started(&self, mutating: bool) -> InFlightGuard {
         let gauge = self.in_flight.with_label_values(&[if mutating { "mutating" } else { "readOnly" }]);
         gauge.inc();
         InFlightGuard(gauge)
     }
 
-    /// Counts an answer. Label values come from what is served, never freely from a client.
+    /// Records an answer. Label values are limited to those the server knows, never free text of a client.
     pub fn answered(&self, ctx: &Context, code: StatusCode, seconds: f64) {
         let info = &ctx.info;
         let known = info.is_resource
@@ -140,12 +140,12 @@ impl Metrics {
         self.requests.with_label_values(&with_code).inc();
     }
 
-    /// Counts a panic that was caught.
+    /// Records a panic that was caught.
     pub fn panicked(&self, verb: &str) {
         self.panics.with_label_values(&[verb]).inc();
     }
 
-    /// Says when certificates end.
+    /// Records when each named certificate expires.
     pub fn certificates_expire(&self, expirations: &[(&str, SystemTime)]) {
         for (name, at) in expirations {
             let since_1970 = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -153,13 +153,13 @@ impl Metrics {
         }
     }
 
-    /// Counts a watch in.
+    /// Counts a watch as open until the guard is dropped.
     pub fn watch_started(&self) -> WatchGuard {
         self.watches.inc();
         WatchGuard(self.watches.clone())
     }
 
-    /// All metrics in Prometheus' text format.
+    /// Returns all metrics in Prometheus' text format.
     pub fn render(&self, objects: &Objects) -> Response<Body> {
         let mut out = Vec::new();
         let encoder = TextEncoder::new();

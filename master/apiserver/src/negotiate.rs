@@ -1,9 +1,9 @@
-//! Which representation a client accepts: JSON, YAML, or either as a Table or as metadata alone. Handlers ask
-//! before they read; `respond.rs` makes the answer.
+//! Content negotiation: which representation a client accepts (JSON or YAML; whole object, Table or metadata
+//! alone). Handlers negotiate before they read; `respond.rs` encodes the answer.
 
 use proto_api::status::Status;
 
-/// How bytes are encoded.
+/// How an answer's bytes are encoded.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Encoding {
     /// `application/json`.
@@ -12,7 +12,7 @@ pub enum Encoding {
     Yaml,
 }
 
-/// What is encoded.
+/// Which form of the object or list is encoded.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Shape {
     /// The object or list itself.
@@ -25,23 +25,23 @@ pub enum Shape {
     PartialMetadataList,
 }
 
-/// The representation to answer with.
+/// The representation of an answer: its encoding and form.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Representation {
-    /// The bytes.
+    /// Encoding of the bytes.
     pub encoding: Encoding,
-    /// The object.
+    /// Form of the object or list.
     pub shape: Shape,
 }
 
 const ACCEPTABLE: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 
 /// Chooses the first acceptable clause of an Accept header, by quality, then order. `transforms` says whether
-/// Table and metadata shapes exist here.
+/// this resource can be served as a Table or as metadata alone.
 ///
 /// # Errors
 ///
-/// 406 where nothing fits.
+/// 406 where the server has none of the accepted representations.
 pub fn negotiate(accept: Option<&str>, transforms: bool) -> Result<Representation, Status> {
     let plain = Representation { encoding: Encoding::Json, shape: Shape::Object };
     let Some(accept) = accept.filter(|a| !a.trim().is_empty()) else { return Ok(plain) };

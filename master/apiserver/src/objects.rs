@@ -1,5 +1,5 @@
-//! What admission and authentication ask about the cluster's objects beside the one a request is about. The registry
-//! answers; this seam keeps both from knowing it, and lets tests answer as a replica that lags.
+//! What admission and authentication look up about the cluster's other objects. The registry implements this
+//! trait; it keeps both modules independent of the registry, and lets tests act as a replica that lags.
 
 use async_trait::async_trait;
 use proto_api::status::Status;
@@ -7,29 +7,30 @@ use serde_json::Value;
 
 use crate::settings::ClusterSettings;
 
-/// The objects of the cluster as one master sees them.
+/// Access to the cluster's objects and settings from one master's replica.
 #[async_trait]
 pub trait Objects: Send + Sync {
-    /// An object of the core group in the local replica; `None` where it is not there.
+    /// Returns an object of the core group from the local replica; `None` where it is not there.
     fn core(&self, resource: &str, namespace: &str, name: &str) -> Option<Value>;
 
-    /// Waits until the local replica holds every write acknowledged before.
+    /// Waits until the local replica holds every write that was acknowledged before the call.
     ///
     /// # Errors
     ///
     /// 503 without a quorum.
     async fn catch_up(&self) -> Result<(), Status>;
 
-    /// Settings all masters share.
+    /// Returns the settings that all masters share.
     fn settings(&self) -> &ClusterSettings;
 
-    /// A random suffix for a generated name.
+    /// Returns a random suffix for a generated name.
     fn suffix(&self, letters: usize) -> String;
 
-    /// Seconds since 1970, by this master's clock.
+    /// Returns the seconds since 1970, by this master's clock.
     fn unix_now(&self) -> i64;
 
-    /// As [`Objects::core`], but an object is called missing only by a replica that has caught up.
+    /// Returns an object as [`Objects::core`] does, but reports it missing only after the replica has caught
+    /// up.
     ///
     /// # Errors
     ///

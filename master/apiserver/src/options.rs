@@ -1,5 +1,5 @@
-//! Query parameters and option bodies: list, watch, create, update, patch and delete options, parsed and
-//! validated as Kubernetes does. Handlers call it first.
+//! Parses and validates query parameters and option bodies as Kubernetes does: list, watch, create, update,
+//! patch and delete options. Handlers call it first.
 
 mod delete;
 
@@ -12,10 +12,10 @@ use proto_api::status::Status;
 pub use delete::DeleteOptions;
 
 const META_GROUP: &str = "meta.k8s.io";
-/// Longest `timeoutSeconds` that is kept, a year: clocks have to be able to say when it is over.
+/// Maximum of `timeoutSeconds`, a year; longer values are cut to it, so that no deadline overflows a clock.
 const TIMEOUT_MAX_SECONDS: i64 = 365 * 24 * 3600;
 
-/// A query, decoded: every value of every key, in order.
+/// A decoded query: every value of each key, in order.
 #[derive(Debug, Default)]
 pub struct Query(BTreeMap<String, Vec<String>>);
 
@@ -30,31 +30,31 @@ impl Query {
         Self(map)
     }
 
-    /// The first value of a key.
+    /// Returns the first value of a key.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).and_then(|v| v.first()).map(String::as_str)
     }
 
-    /// The first value of a key, or the empty string.
+    /// Returns the first value of a key, or the empty string.
     pub fn text(&self, key: &str) -> &str {
         self.get(key).unwrap_or_default()
     }
 
-    /// Every value of a key.
+    /// Returns every value of a key.
     pub fn all(&self, key: &str) -> &[String] {
         self.0.get(key).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// A boolean: any value but `false` and `0` is true.
+    /// Returns a boolean: any value but `false` and `0` is true.
     pub fn flag(&self, key: &str) -> Option<bool> {
         self.get(key).map(|v| !matches!(v.to_ascii_lowercase().as_str(), "false" | "0"))
     }
 
-    /// A signed integer.
+    /// Parses a signed integer.
     ///
     /// # Errors
     ///
-    /// 400 with the text of Go's parser.
+    /// 400 with the error text of Go's parser.
     pub fn int(&self, key: &str) -> Result<Option<i64>, Status> {
         match self.get(key) {
             None | Some("") => Ok(None),
@@ -77,44 +77,44 @@ fn bad_int(text: &str) -> Status {
     Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: {why}"))
 }
 
-/// How a list's or watch's resourceVersion is meant (`resourceVersionMatch`).
+/// How the resourceVersion of a list or watch is to be matched (`resourceVersionMatch`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum VersionMatch {
-    /// That revision and no other.
+    /// Exactly that revision.
     Exact,
     /// That revision or a later one.
     NotOlderThan,
 }
 
-/// metav1.ListOptions.
+/// The fields of metav1.ListOptions.
 #[derive(Clone, Debug, Default)]
 pub struct ListOptions {
     /// `labelSelector`, unparsed.
     pub label_selector: String,
     /// `fieldSelector`, unparsed.
     pub field_selector: String,
-    /// `allowWatchBookmarks`.
+    /// Whether `allowWatchBookmarks` was given.
     pub allow_bookmarks: bool,
     /// `resourceVersion`; empty where unset.
     pub resource_version: String,
-    /// `resourceVersionMatch`.
+    /// `resourceVersionMatch`; `None` where unset.
     pub version_match: Option<VersionMatch>,
-    /// `timeoutSeconds`, at most a year.
+    /// `timeoutSeconds`, at most a year; `None` where unset.
     pub timeout_seconds: Option<i64>,
-    /// `limit`; 0 for all.
+    /// `limit`; 0 for no limit.
     pub limit: usize,
-    /// `continue`.
+    /// `continue`; empty where unset.
     pub continue_token: String,
-    /// `sendInitialEvents`.
+    /// `sendInitialEvents`; `None` where unset.
     pub send_initial_events: Option<bool>,
 }
 
 impl ListOptions {
-    /// Parses and validates; `watch` chooses the rules.
+    /// Parses and validates the options; `watch` selects the rules of watches instead of those of lists.
     ///
     /// # Errors
     ///
-    /// 400 for what does not parse, 422 for what may not be combined.
+    /// 400 for options that do not parse, 422 for options that may not be combined.
     pub fn parse(query: &Query, watch: bool) -> Result<Self, Status> {
         let limit = query.int("limit")?.unwrap_or(0);
         let timeout_seconds = query.int("timeoutSeconds")?.map(|seconds| seconds.min(TIMEOUT_MAX_SECONDS));
@@ -146,7 +146,7 @@ impl ListOptions {
         })
     }
 
-    /// The resourceVersion as a number; `None` where unset.
+    /// Returns the resourceVersion as a number; `None` where unset.
     ///
     /// # Errors
     ///
@@ -165,7 +165,7 @@ impl ListOptions {
     }
 }
 
-/// The text of Go's `strconv.ParseUint` for something that is no number.
+/// Returns the error text of Go's `strconv.ParseUint` for `text`.
 pub fn bad_uint(text: &str) -> String {
     let why = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         "value out of range"
@@ -230,21 +230,21 @@ fn validate_watch(query: &Query, raw_match: &str, initial: Option<bool>, errs: &
     }
 }
 
-/// metav1.CreateOptions, UpdateOptions and PatchOptions: what they share.
+/// The fields that metav1.CreateOptions, UpdateOptions and PatchOptions share.
 #[derive(Clone, Debug, Default)]
 pub struct WriteOptions {
-    /// `dryRun=All`.
+    /// Whether `dryRun=All` was given.
     pub dry_run: bool,
-    /// `fieldValidation`, unparsed; validated.
+    /// `fieldValidation`, validated but not parsed.
     pub field_validation: String,
-    /// `fieldManager`.
+    /// `fieldManager`; empty where unset.
     pub field_manager: String,
-    /// `force` (apply only).
+    /// `force` (server-side apply only); `None` where unset.
     pub force: Option<bool>,
 }
 
 impl WriteOptions {
-    /// Parses and validates; `kind` is `CreateOptions`, `UpdateOptions` or `PatchOptions`.
+    /// Parses and validates the options; `kind` is `CreateOptions`, `UpdateOptions` or `PatchOptions`.
     ///
     /// # Errors
     ///

@@ -1,37 +1,36 @@
-//! Reading API objects as JSON values with Go's zero-value rules: an absent field, a null and the empty value
-//! of a type are the same thing unless the caller asks for an `Option`. Strategies and admission plugins read
-//! through this.
+//! Reads API objects as JSON values by Go's zero-value rules: an absent field, a null and the empty value of
+//! a type are the same unless the caller asks for an `Option`. Strategies and admission plugins use it.
 
 use serde_json::{Map, Value};
 
-/// What stands in for an absent object or list item.
+/// Null value, returned for an absent object or list item.
 pub const NULL: &Value = &Value::Null;
 
-/// Zero-value accessors; a value of the wrong type reads as absent (the schema check runs before).
+/// Accessors with Go's zero values; a value of the wrong type reads as absent (the schema check ran before).
 pub trait Read {
-    /// The field, unless absent or null.
+    /// Returns the field; `None` where it is absent or null.
     fn at(&self, key: &str) -> Option<&Value>;
-    /// The field as an object to descend into; null when absent.
+    /// Returns the field as an object to read further fields from; null where absent.
     fn sub(&self, key: &str) -> &Value;
-    /// Whether a field is present and not null: a non-nil pointer.
+    /// Returns whether a field is present and not null: a non-nil pointer in Go.
     fn has(&self, key: &str) -> bool;
-    /// A string, empty when absent.
+    /// Returns a string field; empty where absent.
     fn text(&self, key: &str) -> &str;
-    /// A string pointer.
+    /// Returns a string field, a pointer in Go; `None` where absent.
     fn opt_text(&self, key: &str) -> Option<&str>;
-    /// A number, 0 when absent.
+    /// Returns a number field; 0 where absent.
     fn int(&self, key: &str) -> i64;
-    /// A number pointer.
+    /// Returns a number field, a pointer in Go; `None` where absent.
     fn opt_int(&self, key: &str) -> Option<i64>;
-    /// A bool, false when absent.
+    /// Returns a bool field; false where absent.
     fn flag(&self, key: &str) -> bool;
-    /// A bool pointer.
+    /// Returns a bool field, a pointer in Go; `None` where absent.
     fn opt_flag(&self, key: &str) -> Option<bool>;
-    /// A list, empty when absent.
+    /// Returns the items of a list field; empty where absent.
     fn items(&self, key: &str) -> &[Value];
-    /// A map, empty when absent.
+    /// Returns a map field; empty where absent.
     fn entries(&self, key: &str) -> Entries<'_>;
-    /// The strings of a list.
+    /// Returns the strings of a list field.
     fn texts(&self, key: &str) -> Vec<&str>;
 }
 
@@ -85,7 +84,7 @@ impl Read for Value {
     }
 }
 
-/// A map field that may be absent.
+/// A map field; `None` where the field is absent.
 #[derive(Clone, Copy, Debug)]
 pub struct Entries<'a>(Option<&'a Map<String, Value>>);
 
@@ -95,67 +94,67 @@ impl<'a> Entries<'a> {
         self.0.map_or(0, Map::len)
     }
 
-    /// Whether there are none.
+    /// Returns whether the map has no entries.
     pub fn is_empty(self) -> bool {
         self.len() == 0
     }
 
-    /// The value of a key; null counts as present, as in a Go map.
+    /// Returns the value of a key; null counts as present, as in a Go map.
     pub fn get(self, key: &str) -> Option<&'a Value> {
         self.0.and_then(|m| m.get(key))
     }
 
-    /// The string value of a key.
+    /// Returns the string value of a key; `None` where the key is absent, empty where the value is no string.
     pub fn text(self, key: &str) -> Option<&'a str> {
         self.get(key).map(|v| v.as_str().unwrap_or_default())
     }
 
-    /// Keys and values in key order.
+    /// Iterates over keys and values in key order.
     pub fn iter(self) -> impl Iterator<Item = (&'a str, &'a Value)> {
         self.0.into_iter().flatten().map(|(k, v)| (k.as_str(), v))
     }
 
-    /// Keys and string values in key order.
+    /// Iterates over keys and string values in key order; any other value is given as an empty string.
     pub fn texts(self) -> impl Iterator<Item = (&'a str, &'a str)> {
         self.iter().map(|(k, v)| (k, v.as_str().unwrap_or_default()))
     }
 }
 
-/// `metadata.annotations`.
+/// Returns `metadata.annotations`.
 pub fn annotations(obj: &Value) -> Entries<'_> {
     obj.sub("metadata").entries("annotations")
 }
 
-/// `metadata.labels`.
+/// Returns `metadata.labels`.
 pub fn labels(obj: &Value) -> Entries<'_> {
     obj.sub("metadata").entries("labels")
 }
 
-/// `metadata.name`.
+/// Returns `metadata.name`; empty where absent.
 pub fn name(obj: &Value) -> &str {
     obj.sub("metadata").text("name")
 }
 
-/// `metadata.namespace`.
+/// Returns `metadata.namespace`; empty where absent.
 pub fn namespace(obj: &Value) -> &str {
     obj.sub("metadata").text("namespace")
 }
 
-/// Sets a field of an object; a value that is no object stays as it is.
+/// Sets a field of an object; does nothing where `obj` is not an object.
 pub fn set(obj: &mut Value, key: &str, value: impl Into<Value>) {
     if let Some(map) = obj.as_object_mut() {
         map.insert(key.to_owned(), value.into());
     }
 }
 
-/// Sets a field that is absent, null or the zero value of its type.
+/// Sets a field only where it is absent, null or the zero value of its type.
 pub fn set_default(obj: &mut Value, key: &str, value: impl Into<Value>) {
     if is_zero(obj.sub(key)) {
         set(obj, key, value);
     }
 }
 
-/// Sets a field that is absent or null: the default of a pointer field.
+/// Sets a field only where it is absent or null: the default of a pointer field.
 pub fn set_absent(obj: &mut Value, key: &str, value: impl Into<Value>) {
     if !obj.has(key) {
         set(obj, key, value);
@@ -169,7 +168,7 @@ pub fn unset(obj: &mut Value, key: &str) {
     }
 }
 
-/// Puts the field of `old` into `new`, or removes it there when `old` has none.
+/// Copies the field of `old` into `new`, or removes it from `new` where `old` has none.
 pub fn keep(new: &mut Value, old: &Value, key: &str) {
     match old.at(key) {
         Some(value) => set(new, key, value.clone()),
@@ -177,7 +176,7 @@ pub fn keep(new: &mut Value, old: &Value, key: &str) {
     }
 }
 
-/// The field as a mutable object, made when absent. `None` when `obj` is no object.
+/// Returns the field as a mutable object, created where absent; `None` where `obj` is no object.
 pub fn ensure<'a>(obj: &'a mut Value, key: &str) -> Option<&'a mut Value> {
     let map = obj.as_object_mut()?;
     let value = map.entry(key.to_owned()).or_insert(Value::Null);
@@ -187,7 +186,7 @@ pub fn ensure<'a>(obj: &'a mut Value, key: &str) -> Option<&'a mut Value> {
     Some(value)
 }
 
-/// The items of a list, mutable; none when absent.
+/// Iterates over the items of a list, mutable; none when absent.
 pub fn items_mut<'a>(obj: &'a mut Value, key: &str) -> impl Iterator<Item = &'a mut Value> {
     obj.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten().map(|item| {
         if item.is_null() {
@@ -197,7 +196,7 @@ pub fn items_mut<'a>(obj: &'a mut Value, key: &str) -> impl Iterator<Item = &'a 
     })
 }
 
-/// Whether a value is what Go calls the zero value or an empty container.
+/// Returns whether a value is Go's zero value or an empty container.
 pub fn is_zero(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -209,8 +208,8 @@ pub fn is_zero(value: &Value) -> bool {
     }
 }
 
-/// Semantic equality: absent, null and empty containers are alike at every depth. Quantities and times are
-/// canonical strings by now, so that text equality is theirs too.
+/// Returns whether two values are semantically equal: absent, null and empty containers are alike at every
+/// depth. Quantities and times are canonical strings by now, so comparing their text is enough.
 pub fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Object(x), Value::Object(y)) => {
@@ -223,7 +222,7 @@ pub fn same(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// Null or an empty list or map, the values `same` takes for absent.
+/// Returns whether a value is null or an empty list or map, which `same` treats as absent.
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,

@@ -1,5 +1,5 @@
-//! What a request is about, read from its method, path and query as Kubernetes' RequestInfo resolver does:
-//! verb, group, version, resource, subresource, namespace and name. `chain.rs` makes it once; the
+//! RequestInfo: verb, group, version, resource, subresource, namespace and name of a request, parsed from its
+//! method, path and query as Kubernetes' RequestInfo resolver does. `chain.rs` makes it once per request; the
 //! authorizer, metrics and handlers read it.
 
 use http::{Method, Uri};
@@ -18,7 +18,7 @@ pub struct RequestInfo {
     pub group: String,
     /// The API version.
     pub version: String,
-    /// The namespace in the path; for a Namespace object its own name.
+    /// The namespace in the path; for a Namespace object, its own name.
     pub namespace: String,
     /// The plural resource name.
     pub resource: String,
@@ -28,15 +28,15 @@ pub struct RequestInfo {
     pub name: String,
     /// Path parts after the subresource (`proxy` only).
     pub rest: Vec<String>,
-    /// The path used the deprecated `/watch/` prefix.
+    /// Whether the path uses the deprecated `/watch/` prefix.
     pub watch_prefix: bool,
 }
 
-/// Subresources of `namespaces`: what else follows `namespaces/NAME` is a resource in it.
+/// Subresources of `namespaces`; any other part after `namespaces/NAME` is a resource in that namespace.
 const NAMESPACE_SUBRESOURCES: [&str; 2] = ["status", "finalize"];
 
 impl RequestInfo {
-    /// Reads a request's target.
+    /// Parses the target of a request.
     pub fn parse(method: &Method, uri: &Uri) -> Self {
         let path = percent_decode_str(uri.path()).decode_utf8_lossy().into_owned();
         let mut info =
@@ -89,7 +89,7 @@ impl RequestInfo {
         if self.name.is_empty() && self.verb == "delete" {
             self.verb = "deletecollection".to_owned();
         }
-        // exec, attach and port-forward open a session: a WebSocket's GET is authorized as create.
+        // exec, attach and port-forward open a session: also the GET of a WebSocket is authorized as create.
         if self.resource == "pods"
             && self.verb == "get"
             && matches!(self.subresource.as_str(), "exec" | "attach" | "portforward")
@@ -98,13 +98,14 @@ impl RequestInfo {
         }
     }
 
-    /// Whether the request may stay open for long: exempt from deadlines and in-flight limits.
+    /// Returns whether the request may stay open for long; it is then exempt from deadlines and in-flight
+    /// limits.
     pub fn is_long_running(&self) -> bool {
         self.verb == "watch"
             || matches!(self.subresource.as_str(), "proxy" | "attach" | "exec" | "log" | "portforward")
     }
 
-    /// Whether the request may change objects.
+    /// Returns whether the request may change objects.
     pub fn is_mutating(&self) -> bool {
         !matches!(self.verb.as_str(), "get" | "list" | "watch" | "head" | "options")
     }
@@ -121,7 +122,7 @@ fn method_verb(method: &Method) -> &'static str {
     }
 }
 
-/// Whether `watch` is set; Kubernetes takes any value but `false` and `0` for true.
+/// Returns whether `watch` is set; as in Kubernetes, any value but `false` and `0` is true.
 fn wants_watch(query: &str) -> bool {
     query.split('&').any(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));

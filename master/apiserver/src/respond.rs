@@ -1,5 +1,5 @@
-//! Answers made of objects: JSON or YAML, whole, as a Table or as metadata alone. Handlers and watches call
-//! it; what a client accepts was settled by `negotiate.rs`. Lists are written by `respond/list.rs`.
+//! Encodes objects as answers: JSON or YAML; whole, as a Table or as metadata alone. Handlers and watches
+//! call this file after `negotiate.rs` has chosen the representation. Lists are encoded by `respond/list.rs`.
 
 use std::time::Duration;
 
@@ -20,16 +20,16 @@ mod list;
 /// How much of an object a Table row carries (`includeObject`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum IncludeObject {
-    /// Nothing.
+    /// No part of the object.
     None,
-    /// Its metadata, the default.
+    /// The object's metadata, the default.
     Metadata,
-    /// All of it.
+    /// The whole object.
     Object,
 }
 
 impl IncludeObject {
-    /// Parses the query parameter.
+    /// Parses the `includeObject` query parameter.
     ///
     /// # Errors
     ///
@@ -46,25 +46,25 @@ impl IncludeObject {
     }
 }
 
-/// How objects are shown to one client.
+/// How objects are encoded for one client.
 #[derive(Clone, Copy)]
 pub struct Format<'a> {
-    /// What they are.
+    /// Kind and namespace of the objects.
     pub target: Target<'a>,
-    /// What is accepted.
+    /// Encoding and form that the client accepts.
     pub representation: Representation,
-    /// What Table rows carry.
+    /// Part of the object that each Table row carries.
     pub include: IncludeObject,
-    /// Now, for ages in Tables.
+    /// Current time, for ages in Tables.
     pub now: jiff::Timestamp,
-    /// Rows of Tables that were made before.
+    /// Cache of Table rows.
     pub rows: &'a Rows,
-    /// Now by a clock that never goes back, for how long rows are kept.
+    /// Current time by a monotonic clock, which decides how long rows are cached.
     pub monotonic: Duration,
 }
 
 impl Format<'_> {
-    /// An answer with one object, given in its storage form.
+    /// Returns an answer with one object, given in its storage form.
     pub fn object(&self, code: StatusCode, value: Value) -> Response<Body> {
         let value = match self.representation.shape {
             Shape::Object => convert::from_storage(self.target.kind, value),
@@ -90,7 +90,7 @@ impl Format<'_> {
         self.encode(code, &value)
     }
 
-    /// An answer with one stored object.
+    /// Returns an answer with one stored object.
     pub fn stored(&self, object: &Object) -> Response<Body> {
         let plain = Representation { encoding: Encoding::Json, shape: Shape::Object };
         if self.representation == plain {
@@ -104,7 +104,7 @@ impl Format<'_> {
         }
     }
 
-    /// Appends one object as JSON; `item` leaves apiVersion and kind out.
+    /// Appends one object as JSON; `item` leaves out apiVersion and kind, as in the items of lists.
     pub fn write_object(&self, out: &mut Vec<u8>, object: &Object, revision: Revision, item: bool) {
         if convert::is_converted(self.target.kind) {
             if let Ok(value) = object::value(object, revision) {
@@ -136,13 +136,13 @@ impl Format<'_> {
         out.extend_from_slice(b"]}");
     }
 
-    /// Appends the row of one object, of a Table of many.
+    /// Appends the row of one object to a Table of many objects.
     pub fn write_row(&self, out: &mut Vec<u8>, object: &Object, revision: Revision) {
         out.extend_from_slice(b"{\"cells\":");
         self.write_rest_of_row(out, object, revision);
     }
 
-    /// Appends a Table up to the cells of its first row.
+    /// Appends the beginning of a Table, up to the cells of its first row.
     fn write_table_head(&self, out: &mut Vec<u8>, version: &Value, headers: bool) {
         let (group, resource) = (self.target.kind.storage.0, self.target.kind.resource);
         let columns = if headers { table::columns(group, resource) } else { Value::Null };
@@ -168,7 +168,7 @@ impl Format<'_> {
         out.push(b'}');
     }
 
-    /// Encodes any value as the client wants it.
+    /// Encodes any value in the encoding the client accepts.
     pub fn encode(&self, code: StatusCode, value: &Value) -> Response<Body> {
         encode(self.representation.encoding, code, value)
     }
@@ -184,7 +184,7 @@ impl Format<'_> {
     }
 }
 
-/// Encodes any value.
+/// Encodes any value in the given encoding.
 pub fn encode(encoding: Encoding, code: StatusCode, value: &Value) -> Response<Body> {
     match encoding {
         Encoding::Json => body::json_response(code, value),
@@ -195,7 +195,7 @@ pub fn encode(encoding: Encoding, code: StatusCode, value: &Value) -> Response<B
     }
 }
 
-/// An object as PartialObjectMetadata.
+/// Returns an object as PartialObjectMetadata.
 pub fn partial(value: &Value) -> Value {
     json!({
         "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",

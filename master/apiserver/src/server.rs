@@ -1,5 +1,5 @@
 //! The listener of one master: TLS, HTTP/1.1 and HTTP/2, limits and timeouts on connections, graceful
-//! shutdown. `master/node` builds an [`ApiServer`], serves it, and takes in-process clients from it.
+//! shutdown. `master/node` builds an [`ApiServer`], serves it, and gets in-process clients from it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,28 +37,28 @@ use crate::settings::ClusterSettings;
 use crate::table::Rows;
 use crate::tls::{self, NodeClient, Serving, TlsIdentity};
 
-/// A handshake that takes longer is given up.
+/// Longest TLS handshake; the connection is closed after it.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long HTTP/1.1 headers may take, idle time between requests included.
+/// Longest wait for the headers of an HTTP/1.1 request, idle time between requests included.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(120);
-/// A connection on which no request came for this long after the handshake is closed.
+/// Longest wait for the first request after the handshake; the connection is closed after it.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// HTTP/2 connections are pinged this often.
+/// Interval between pings on HTTP/2 connections.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// How long running requests may go on after shutdown began.
+/// Time that running requests have to end after shutdown began.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 const MAX_HEADER_BYTES: usize = 1 << 20;
-/// Watches of one client share a connection: enough streams for all of a controller-manager's.
+/// Maximum number of HTTP/2 streams per connection; all watches of a controller-manager share one connection.
 const MAX_STREAMS: u32 = 1000;
 
 /// Limits of one API server; the defaults are stock's where stock has them.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections open at once; more wait to be accepted.
+    /// Maximum number of open connections; further ones wait to be accepted.
     pub connections: usize,
-    /// Reads running at once.
+    /// Maximum number of reads running at once.
     pub reads: usize,
-    /// Writes running at once.
+    /// Maximum number of writes running at once.
     pub writes: usize,
 }
 
@@ -68,7 +68,7 @@ impl Default for Limits {
     }
 }
 
-/// Everything an API server is made of.
+/// What an API server is built from.
 pub struct Config {
     /// This master's consensus, with its store.
     pub consensus: Arc<Consensus>,
@@ -76,31 +76,31 @@ pub struct Config {
     pub settings: ClusterSettings,
     /// The serving certificate, and the CA that client certificates come from.
     pub serving: TlsIdentity,
-    /// The certificate shown to nodes' HTTPS servers on 10250.
+    /// Client certificate shown to nodes' HTTPS servers on 10250.
     pub node_client: TlsIdentity,
-    /// Signs ServiceAccount tokens: RSA or P-256, PKCS#8 PEM.
+    /// Private key that signs ServiceAccount tokens: RSA or P-256, PKCS#8 PEM.
     pub service_account_key_pem: String,
-    /// Lookups of bearer tokens that are no ServiceAccount tokens.
+    /// Lookups of bearer tokens other than ServiceAccount tokens.
     pub token_authenticators: Vec<Arc<dyn TokenAuthenticator>>,
-    /// `HOST:PORT` clients reach this API server at.
+    /// `HOST:PORT` at which clients reach this API server.
     pub advertise_address: String,
-    /// Limits.
+    /// Limits on connections and requests.
     pub limits: Limits,
 }
 
-/// Why an API server cannot be built or go on.
+/// Why an API server cannot be built or keep running.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// TLS material.
+    /// TLS material cannot be used.
     #[error(transparent)]
     Tls(#[from] tls::Error),
-    /// The ServiceAccount key.
+    /// The ServiceAccount key cannot be used.
     #[error(transparent)]
     ServiceAccountKey(#[from] crate::authn::service_account::Error),
-    /// Metrics.
+    /// The metrics cannot be registered.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
-    /// The listener failed.
+    /// The listener cannot be used.
     #[error("the API listener: {0}")]
     Listener(#[from] std::io::Error),
 }
@@ -114,7 +114,7 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// Builds a server; nothing runs yet.
+    /// Builds a server; starts nothing yet.
     ///
     /// # Errors
     ///
@@ -147,47 +147,48 @@ impl ApiServer {
         Ok(Self { api: Arc::new(api), serving, connections })
     }
 
-    /// Deletes events that were not written for `ttl`, as the leader of a term, until the future is dropped.
+    /// Deletes events that were not written for `ttl`, as the leader of `term`, until the future is dropped.
     pub async fn expire_events(&self, term: u64, ttl: Duration) {
         self.api.registry.expire_events(term, ttl).await;
     }
 
-    /// An in-process client that acts as `user`; its writes are refused once the term `fence` has passed.
+    /// Returns an in-process client that acts as `user`; its writes are refused once the term `fence` has
+    /// passed.
     ///
     /// Must be called inside a tokio runtime.
     pub fn local_client(&self, user: UserInfo, fence: Option<u64>) -> kube::Client {
         kube::Client::new(LocalService::new(Arc::clone(&self.api), user, fence), "default")
     }
 
-    /// Replaces the serving certificate for new connections, such as after a master joined.
+    /// Replaces the serving certificate for new connections, for example after a master joined.
     ///
     /// # Errors
     ///
-    /// Where the material does not parse; the old one stays.
+    /// Where the material does not parse; the old certificate stays.
     pub fn set_serving_certificate(&self, identity: &TlsIdentity) -> Result<(), Error> {
         Ok(self.serving.certificate.replace(identity)?)
     }
 
-    /// Replaces the certificate shown to nodes, for new connections.
+    /// Replaces the client certificate shown to nodes, for new connections.
     ///
     /// # Errors
     ///
-    /// Where the material does not parse; the old one stays.
+    /// Where the material does not parse; the old certificate stays.
     pub fn set_node_client(&self, identity: TlsIdentity) -> Result<(), Error> {
         self.api.nodes.replace(NodeClient::new(identity)?);
         Ok(())
     }
 
-    /// Tells `/metrics` when certificates end, by name.
+    /// Reports in `/metrics` when each named certificate expires.
     pub fn report_certificates(&self, expirations: &[(&str, std::time::SystemTime)]) {
         self.api.metrics.certificates_expire(expirations);
     }
 
-    /// Serves a listener until the env's shutdown, then lets running requests end.
+    /// Serves a listener until the shutdown of `env`, then lets running requests end.
     ///
     /// # Errors
     ///
-    /// Where the listener has no address; failed accepts are logged and tried again.
+    /// Where the listener has no address; failed accepts are logged and retried.
     pub async fn serve(&self, mut listener: ApiListener) -> Result<(), Error> {
         let address = match &listener {
             ApiListener::Tcp(listener) => listener.local_addr()?,
@@ -211,7 +212,7 @@ impl ApiServer {
                     });
                 }
                 Err(error) => {
-                    // Out of file descriptors, mostly: accepting again at once would spin.
+                    // The usual cause is a lack of file descriptors: retrying at once would spin.
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
@@ -236,7 +237,7 @@ impl ApiServer {
                 return self.http(connection.stream, connection.remote, peer).await;
             }
         };
-        // Small writes of watches must not wait for each other.
+        // Disables Nagle's algorithm, which would delay the small writes of watches.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%remote, %error, "TCP_NODELAY");
         }
@@ -251,7 +252,7 @@ impl ApiServer {
         self.http(stream, remote, peer).await;
     }
 
-    /// Who the client certificate names and until when, looked at once a connection.
+    /// Returns the user and expiry of the client certificate; called once per connection.
     fn peer(&self, chain: Option<&[CertificateDer<'static>]>) -> Peer {
         let Some(chain) = chain.filter(|c| !c.is_empty()) else { return Peer::Nobody };
         let now = self.api.registry.clock.now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -302,7 +303,7 @@ impl ApiServer {
             .keep_alive_timeout(PING_INTERVAL / 2);
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
-        // hyper waits for the first bytes without a limit.
+        // hyper has no time limit for the first bytes of a connection.
         let silent = async {
             tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;
             if asked.load(Ordering::Relaxed) {
@@ -314,7 +315,7 @@ impl ApiServer {
             ended = connection.as_mut() => ended,
             () = silent => return tracing::debug!(%remote, "no request came"),
             () = self.api.shutdown.cancelled() => {
-                // Running requests end, new ones go to another master.
+                // Running requests finish; clients send new ones to another master.
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -325,7 +326,7 @@ impl ApiServer {
     }
 }
 
-/// A client that has connected.
+/// An accepted connection: plain TCP, or one whose transport has authenticated the client.
 enum Accepted {
     Tcp(TcpStream, SocketAddr),
     Authenticated(Connection),
@@ -340,7 +341,7 @@ async fn accept(listener: &mut ApiListener) -> std::io::Result<Accepted> {
     }
 }
 
-/// What a connection's client certificate came to.
+/// Result of checking a connection's client certificate.
 #[derive(Clone)]
 enum Peer {
     Nobody,

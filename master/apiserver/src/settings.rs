@@ -1,4 +1,4 @@
-//! Cluster-wide settings that API answers depend on. `master/node` fills them from its configuration;
+//! Cluster-wide settings on which API answers depend. `master/node` sets them from its configuration;
 //! strategies and admission read them.
 
 use std::ops::RangeInclusive;
@@ -8,15 +8,15 @@ use ipnet::IpNet;
 /// Settings every master of a cluster shares.
 #[derive(Clone, Debug)]
 pub struct ClusterSettings {
-    /// Addresses of Services; the first one is `default/kubernetes`.
+    /// IP range of Services; its first address is that of `default/kubernetes`.
     pub service_cidr: IpNet,
-    /// Ports of NodePort Services.
+    /// Range of the ports of NodePort Services.
     pub node_port_range: RangeInclusive<u16>,
     /// The cluster's DNS domain, such as `cluster.local`.
     pub cluster_domain: String,
-    /// The issuer of ServiceAccount tokens, and their default audience.
+    /// Issuer of ServiceAccount tokens, which is also their default audience.
     pub service_account_issuer: String,
-    /// `tolerationSeconds` that admission adds for not-ready and unreachable nodes.
+    /// `tolerationSeconds` that admission sets for not-ready and unreachable nodes.
     pub default_toleration_seconds: i64,
 }
 

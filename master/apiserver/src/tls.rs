@@ -1,5 +1,5 @@
-//! TLS of the API server: the serving side with optional client certificates, and the client side towards
-//! nodes. PEM in, rustls configurations out; `server.rs` and `proxy/` use them.
+//! TLS of the API server: as a server with optional client certificates, and as a client of nodes. Converts
+//! PEM to rustls configurations, which `server.rs` and `proxy/` use.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -15,10 +15,10 @@ use rustls::{
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
-/// A certificate chain with its key, and the CA that vouches for the other side; all PEM.
+/// A certificate chain with its key, and the CA that verifies the peer; all in PEM.
 #[derive(Clone)]
 pub struct TlsIdentity {
-    /// The leaf, then its issuers.
+    /// The leaf certificate, followed by its issuers.
     pub certificate_pem: String,
     /// The private key.
     pub key_pem: String,
@@ -29,18 +29,18 @@ pub struct TlsIdentity {
 /// Why TLS material is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not PEM, or not what it should be.
+    /// The text is not PEM, or does not contain what it should.
     #[error("{what}: {source}")]
     Pem {
-        /// Which file.
+        /// Name of the material that is refused.
         what: &'static str,
-        /// What the parser said.
+        /// Error of the parser.
         source: rustls_pki_types::pem::Error,
     },
-    /// rustls refuses it.
+    /// rustls refuses the material.
     #[error("TLS material: {0}")]
     Tls(#[from] rustls::Error),
-    /// The CA makes no verifier.
+    /// The CA certificate cannot be used to verify peers.
     #[error("cluster CA: {0}")]
     Verifier(#[from] rustls::client::VerifierBuilderError),
 }
@@ -72,7 +72,7 @@ fn certified(identity: &TlsIdentity) -> Result<Arc<CertifiedKey>, Error> {
     Ok(Arc::new(CertifiedKey::from_der(chain, key(&identity.key_pem)?, &provider())?))
 }
 
-/// The serving certificate, replaceable while serving.
+/// The serving certificate, which can be replaced while the server runs.
 #[derive(Debug)]
 pub struct ServingCertificate(RwLock<Arc<CertifiedKey>>);
 
@@ -87,7 +87,7 @@ impl ServingCertificate {
     ///
     /// # Errors
     ///
-    /// Where the material does not parse; the old one stays.
+    /// Where the material does not parse; the old certificate stays.
     pub fn replace(&self, identity: &TlsIdentity) -> Result<(), Error> {
         let new = certified(identity)?;
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = new;
@@ -95,18 +95,18 @@ impl ServingCertificate {
     }
 }
 
-/// The serving side.
+/// TLS configuration of the server.
 #[derive(Clone)]
 pub struct Serving {
-    /// For the acceptor.
+    /// Configuration for the acceptor.
     pub config: Arc<ServerConfig>,
-    /// To replace the certificate.
+    /// Handle that replaces the certificate.
     pub certificate: Arc<ServingCertificate>,
     clients: Arc<dyn ClientCertVerifier>,
 }
 
 impl Serving {
-    /// HTTP/2 and HTTP/1.1, client certificates asked for but not required.
+    /// Configures HTTP/2 and HTTP/1.1, with client certificates requested but not required.
     ///
     /// # Errors
     ///
@@ -125,16 +125,16 @@ impl Serving {
         Ok(Self { config: Arc::new(config), certificate, clients })
     }
 
-    /// Whether the CA vouches for a client's chain now.
+    /// Returns whether the CA vouches for a client's chain at the time `now`.
     pub fn vouches_for(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> bool {
         let Some((leaf, issuers)) = chain.split_first() else { return false };
         self.clients.verify_client_cert(leaf, issuers, now).is_ok()
     }
 }
 
-/// Lets any client certificate through the handshake, after its holder has proven to have the key. Whether
-/// the CA vouches for it is authentication's question: a wrong certificate gets 401, as in stock, and not a
-/// broken connection.
+/// Accepts any client certificate in the handshake once its holder has proven to have the key. Authentication
+/// checks later whether the CA vouches for it, so that a wrong certificate gets 401, as in stock, instead of
+/// a broken connection.
 #[derive(Debug)]
 struct Lenient(Arc<dyn ClientCertVerifier>);
 
@@ -179,7 +179,7 @@ impl ClientCertVerifier for Lenient {
     }
 }
 
-/// The client side towards nodes.
+/// TLS client that connects to nodes.
 #[derive(Clone)]
 pub struct NodeClient {
     verifier: Arc<WebPkiServerVerifier>,
@@ -187,7 +187,7 @@ pub struct NodeClient {
 }
 
 impl NodeClient {
-    /// A client with a certificate that nodes accept (O=`KUBELET_CLIENTS_ORGANIZATION`).
+    /// Creates a client with a certificate that nodes accept (O=`KUBELET_CLIENTS_ORGANIZATION`).
     ///
     /// # Errors
     ///
@@ -199,7 +199,8 @@ impl NodeClient {
         Ok(Self { verifier, identity })
     }
 
-    /// A configuration that accepts the node's certificate for its address or for its name.
+    /// Returns a configuration that accepts the node's certificate if it is valid for the node's address or
+    /// name.
     ///
     /// # Errors
     ///
@@ -218,7 +219,7 @@ impl NodeClient {
     }
 }
 
-/// Verifies a node's certificate for the address dialled, or else for the node's name.
+/// Verifies a node's certificate for the address of the connection, or else for the node's name.
 #[derive(Debug)]
 struct NodeVerifier {
     inner: Arc<WebPkiServerVerifier>,

@@ -1,6 +1,7 @@
-//! Watches: a stream of newline-delimited `{type, object}` over the store's events. Filters by selectors (an
-//! object that enters is ADDED, one that leaves is DELETED), sends bookmarks where they are allowed, and ends
-//! at the timeout, at shutdown or when the client is too slow. `handlers/list.rs` starts it.
+//! Watches: streams of newline-delimited `{type, object}` made from the store's events. A watch filters by
+//! selectors (an object that starts to match is ADDED, one that stops is DELETED), sends bookmarks where
+//! allowed, and ends at the timeout, at shutdown or when the client is too slow. `handlers/list.rs` starts
+//! it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -28,40 +29,41 @@ use crate::registry::selection::Selection;
 use crate::registry::{Target, key, object};
 use crate::respond::{Format, IncludeObject};
 
-/// How soon a watch that allows bookmarks learns that it has moved on, unless the store is asked
-/// (`Store::ask_progress`), as it is by a new leader.
+/// Interval at which the store reports progress to a watch that allows bookmarks; `Store::ask_progress`,
+/// called by a new leader for example, makes it report earlier.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
-/// How often any other watch looks up.
+/// Interval of progress reports for watches without bookmarks.
 const IDLE_INTERVAL: Duration = Duration::from_secs(60);
-/// Bytes gathered into one frame before it is sent.
+/// Maximum number of bytes gathered into a frame before it is sent.
 const FRAME_BYTES: usize = 64 * 1024;
-/// A watch without timeoutSeconds ends after this and up to as long again, so that clients spread.
+/// Minimum timeout of a watch without timeoutSeconds; up to as much again is added at random, so that clients
+/// reconnect at different times.
 const MIN_TIMEOUT_SECONDS: u64 = 1800;
 
-/// The longest a watch lasts, whatever its client asks for: a time that no clock overflows at.
+/// Maximum timeout of a watch, whatever its client asks for; no clock overflows when it is added.
 const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// What a watch request asks for.
+/// Parameters of a watch.
 pub struct Request {
-    /// The namespace.
+    /// Namespace to watch; empty for all namespaces.
     pub namespace: String,
-    /// The kind.
+    /// Kind of the objects.
     pub kind: &'static proto_api::kinds::Kind,
-    /// Selectors.
+    /// Label and field selectors.
     pub selection: Selection,
-    /// Query options.
+    /// Query options of the request.
     pub options: ListOptions,
-    /// What is accepted.
+    /// Encoding and form that the client accepts.
     pub representation: Representation,
-    /// What Table rows carry.
+    /// Part of the object that each Table row carries.
     pub include: IncludeObject,
 }
 
-/// Starts a watch; errors found later arrive as ERROR events.
+/// Starts a watch; errors after its start are sent as ERROR events.
 ///
 /// # Errors
 ///
-/// 400 for a bad version, 503 and 504 where the state to start from cannot be had.
+/// 400 for an invalid version, 503 and 504 where the state to start from cannot be read.
 pub async fn start(api: &Arc<Api>, ctx: &Context, request: Request) -> Result<Response<Body>, Status> {
     let options = &request.options;
     let version = options.version()?;
@@ -86,7 +88,7 @@ pub async fn start(api: &Arc<Api>, ctx: &Context, request: Request) -> Result<Re
         _ => Duration::from_secs(MIN_TIMEOUT_SECONDS + registry.random.u64() % MIN_TIMEOUT_SECONDS),
     };
     let mut queue = VecDeque::new();
-    // Planted: the first event is lost, or the last one before comes again.
+    // Planted bugs: the first event is lost, or the event before it is sent again.
     let from = (after + u64::from(planted::is(Bug::WatchResumesLate)))
         .saturating_sub(u64::from(planted::is(Bug::WatchResumesEarly)));
     let watch = match registry.store().watch(&prefix, from) {
@@ -129,15 +131,15 @@ fn progress_interval(options: &ListOptions) -> Duration {
 
 struct WatchStream {
     initial: VecDeque<Arc<Object>>,
-    /// The bookmark that ends the initial events, still to be sent.
+    /// Revision of the bookmark that ends the initial events; `None` once it was sent or where none is due.
     end_of_initial: Option<Revision>,
-    /// Lines to send before anything else.
+    /// Lines to send before all others.
     queue: VecDeque<Vec<u8>>,
-    /// `None` once the stream has nothing more to say.
+    /// The store's watch; `None` once it has ended.
     watch: Option<Watch>,
     reached: Revision,
     bookmarked: Revision,
-    /// A bookmark is to be sent where the stream has moved on since the last.
+    /// Whether a bookmark is to be sent if the revision has advanced since the last one.
     bookmark_due: bool,
     deadline: Instant,
     headers_sent: bool,
@@ -147,14 +149,14 @@ struct WatchStream {
 }
 
 impl WatchStream {
-    /// The next bytes to send; `None` ends the stream.
+    /// Returns the next bytes to send; `None` ends the stream.
     async fn next_frame(&mut self) -> Option<Bytes> {
-        // Planted: the watches of the leader say nothing.
+        // Planted bug: the watches of the leader send nothing.
         if planted::is(Bug::WatchSilent) && self.api.registry.consensus.leadership().borrow().leading {
             std::future::pending::<()>().await;
         }
         loop {
-            // A busy watch is never idle: its end must not depend on a pause.
+            // Checked before every frame: a busy watch never becomes idle and must still end.
             if self.api.shutdown.is_cancelled() || Instant::now() >= self.deadline {
                 return self.watch.take().and_then(|_| self.bookmark_if_moved());
             }
@@ -175,7 +177,7 @@ impl WatchStream {
         }
     }
 
-    /// Waits for something to happen: `Some` bytes to send, `None` to look again.
+    /// Waits for an event, progress or the end: `Some` bytes to send, `None` to check again.
     async fn wait(&mut self) -> Option<Bytes> {
         let shutdown = self.api.shutdown.clone();
         let deadline = self.deadline;
@@ -195,7 +197,7 @@ impl WatchStream {
                     self.progress(revision);
                     None
                 }
-                // The client resumes from its last revision; if that is gone it gets 410 then.
+                // The client resumes from its last revision, or gets 410 where that has been compacted.
                 Err(_) => {
                     self.watch = None;
                     None
@@ -204,7 +206,7 @@ impl WatchStream {
         }
     }
 
-    /// Appends what can be sent without waiting, up to a frame.
+    /// Appends the lines that can be sent without waiting, up to the size of a frame.
     fn take_ready(&mut self, out: &mut Vec<u8>) {
         while let Some(line) = self.queue.pop_front() {
             out.extend_from_slice(&line);
@@ -257,7 +259,7 @@ impl WatchStream {
 
     fn write_event(&mut self, out: &mut Vec<u8>, event: &WatchEvent) {
         self.reached = self.reached.max(event.revision);
-        // Planted: a bookmark overtakes events that are still to be delivered.
+        // Planted bug: a bookmark overtakes events that are still to be delivered.
         if planted::is(Bug::BookmarkAhead) {
             out.extend_from_slice(&self.bookmark(self.api.registry.store().revision(), false));
         }
@@ -268,10 +270,10 @@ impl WatchStream {
             (None, None) => {}
             (None, Some(object)) => self.write_line(out, "ADDED", &object, event.revision),
             (Some(_), Some(object)) => self.write_line(out, "MODIFIED", &object, event.revision),
-            // What was last seen, at the revision of its going.
+            // A DELETED event carries the last matching state with the revision of the deletion.
             (Some(object), None) => self.write_line(out, "DELETED", &object, event.revision),
         }
-        // An event tells as much as a bookmark.
+        // An event carries its revision, so no bookmark is needed for it.
         if out.len() > sent {
             self.bookmarked = event.revision;
         }

@@ -1,4 +1,4 @@
-//! Who may do what: the authorizer's matrix, tokens, certificates, and what is open to everybody.
+//! Access tests: the authorizer's matrix, tokens, certificates, and paths open to everybody.
 
 mod common;
 
@@ -172,7 +172,7 @@ async fn the_listener_knows_certificates_and_tokens_and_refuses_wrong_ones() {
         .expect("no error");
 }
 
-/// A GET over TLS and HTTP/1.1.
+/// Sends a GET over TLS and HTTP/1.1.
 async fn tls_get(
     address: std::net::SocketAddr,
     ca: &str,
@@ -183,10 +183,10 @@ async fn tls_get(
     get(&mut tls_connection(address, ca, identity).await, token, path).await
 }
 
-/// One HTTP/1.1 connection.
+/// Client side of an HTTP/1.1 connection.
 type Sender = hyper::client::conn::http1::SendRequest<http_body_util::Empty<bytes::Bytes>>;
 
-/// A GET on a connection.
+/// Sends a GET on an existing connection.
 async fn get(sender: &mut Sender, token: Option<&str>, path: &str) -> (u16, Value) {
     use http_body_util::BodyExt;
     let mut request = http::Request::get(path).header("host", "localhost");
@@ -214,7 +214,7 @@ async fn tls_connection(
     sender
 }
 
-/// A clock that can be put ahead.
+/// The machine's clock plus a number of seconds that the test sets.
 struct Ahead {
     machine: proto_env::SystemClock,
     by: Arc<std::sync::atomic::AtomicU64>,
@@ -267,7 +267,8 @@ async fn an_api_servers_own_identity_towards_nodes_counts_for_nothing_here() {
     ] {
         assert_eq!(code(&world, &kubelet_client, method.clone(), path).await, 403, "{method} {path}");
     }
-    // What it may ask nodes for is known, for nodes that ask the API about their clients.
+    // The API knows what an API server may do at nodes, since nodes check their clients' requests through
+    // reviews.
     let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
     let kind = [("content-type", "application/json")];
     for (verb, subresource, allowed) in

@@ -1,4 +1,5 @@
-//! Events go an hour after their last write, by the leader's clock and in its term alone.
+//! Expiry tests: events are deleted a time after their last write, by the leader's clock and only in its
+//! term.
 
 mod common;
 
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 const EVENTS: &str = "/api/v1/namespaces/default/events";
 const TTL: Duration = Duration::from_secs(60);
 
-/// The machine's clock, ahead by some seconds.
+/// The machine's clock plus a number of seconds.
 struct AheadClock {
     clock: SystemClock,
     ahead_seconds: AtomicU64,
@@ -44,7 +45,7 @@ async fn what_was_not_written_for_its_time_goes_and_nothing_else() {
     env.clock = Arc::clone(&clock) as Arc<dyn Clock>;
     let world = World::start_in(env, Limits::default()).await;
     world.post(MAPS, config_map("kept", "1")).await.expect(201);
-    // More than one transaction deletes.
+    // More events than one transaction deletes.
     for i in 0..150 {
         world.post(EVENTS, event(&format!("old{i}"))).await.expect(201);
     }
@@ -74,7 +75,7 @@ async fn what_was_not_written_for_its_time_goes_and_nothing_else() {
             .map(|e| e["metadata"]["name"].as_str().unwrap_or_default().to_owned())
             .collect::<Vec<_>>()
     };
-    // Who led before deletes nothing: its first look comes after a second.
+    // A deposed leader deletes nothing; its first scan would come after a second.
     let deposed = world.server.expire_events(term - 1, TTL);
     assert!(tokio::time::timeout(Duration::from_secs(2), deposed).await.is_err());
     assert_eq!(names().await.len(), 152);

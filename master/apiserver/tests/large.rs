@@ -1,4 +1,4 @@
-//! Large lists: streamed in frames that are the same list as a small one, in every representation.
+//! Tests of large lists: the streamed frames form the same list as a small answer, in every representation.
 
 mod common;
 
@@ -13,7 +13,7 @@ const COUNT: usize = 300;
 async fn many() -> World {
     let world = World::start().await;
     for i in 0..COUNT {
-        // Words and lines that YAML must quote, and enough of them for several frames.
+        // Words and lines that YAML must quote, long enough to fill several frames.
         let text = format!("{}\non: \"yes\"\n", "x".repeat(2000 + i));
         let mut map = config_map(&format!("m{i:03}"), &text);
         map["data"]["switch"] = json!("on");

@@ -1,5 +1,5 @@
-//! What a node may write and see: NodeRestriction on every verb, on the object that is stored when the write
-//! happens, and tokens for its own pods alone.
+//! Tests of what a node may write and see: NodeRestriction on every verb, applied to the object stored at the
+//! moment of the write, and tokens only for the node's own pods.
 
 mod common;
 
@@ -27,15 +27,15 @@ async fn bind(world: &World, name: &str, to: &str) {
     world.post(&format!("{PODS}/{name}/binding"), binding).await.expect(201);
 }
 
-/// A pod that runs on a node.
+/// Creates a pod, binds it to a node and returns it.
 async fn bound_pod(world: &World, name: &str, to: &str) -> Value {
     world.post(PODS, pod(name)).await.expect(201);
     bind(world, name, to).await;
     world.get(&format!("{PODS}/{name}")).await.expect(200).body
 }
 
-/// Sends a request of node `n1` whose body arrives only once the server waits for it and `meanwhile` is done; answers
-/// with the code and the text.
+/// Sends a request of node `n1` whose body is sent only when the server waits for it and `meanwhile` is done;
+/// returns the answer's code and text.
 async fn with_late_body(
     world: &World,
     address: std::net::SocketAddr,
@@ -47,7 +47,7 @@ async fn with_late_body(
     let mut stream = common::tls(address, &world.authority.pem, Some(&identity)).await;
     let kind = if *method == Method::PATCH { MERGE[0].1 } else { JSON[0].1 };
     let body = body.to_string();
-    // The server says 100 when a handler begins to read the body: authorization is over then.
+    // The server sends 100 when a handler begins to read the body, that is after authorization.
     let head = format!(
         "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nexpect: 100-continue\r\n\
          content-type: {kind}\r\ncontent-length: {}\r\n\r\n",
@@ -112,7 +112,7 @@ async fn a_node_writes_status_of_its_own_pods_and_no_labels() {
     send(&world, &n1, Method::PATCH, &path, claims).await.expect(403);
     let again = json!({"status": {"phase": "Succeeded"}});
     send(&world, &node("n2"), Method::PATCH, &path, again).await.expect(403);
-    // The pod itself, its other parts and other nodes' pods are not the node's to write.
+    // A node may not write the pod itself, its other subresources, or other nodes' pods.
     for (method, sub) in
         [(Method::PATCH, ""), (Method::PATCH, "/resize"), (Method::PATCH, "/ephemeralcontainers")]
     {
@@ -138,7 +138,7 @@ async fn a_node_sees_its_own_pods_and_is_told_which_are_gone() {
     assert_eq!(code(&node("n2"), &format!("{PODS}/mine")).await, 403);
     assert_eq!(code(&node("n2"), &format!("{PODS}/mine/status")).await, 403);
     assert_eq!(code(&n1, &format!("{PODS}/gone")).await, 404);
-    // A watch of a name that is not there yet would show whoever takes it.
+    // A watch of a name that does not exist yet would show any pod created with that name later.
     let by_name = format!("{PODS}?watch=1&fieldSelector=metadata.name%3Dlater");
     assert_eq!(code(&n1, &by_name).await, 403);
 }
@@ -188,7 +188,7 @@ async fn a_node_cannot_make_itself_fit_for_pods() {
     send(&world, &n1, Method::PATCH, &path, allowed).await.expect(200);
     let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
     send(&world, &n1, Method::PATCH, &format!("{path}/status"), ready).await.expect(200);
-    // An operator may do all of it, and what an operator did stays.
+    // An administrator may make all these changes, and a node's writes keep them.
     world.merge(&path, json!({"spec": {"taints": null}})).await.expect(200);
     world.merge(&path, json!({"metadata": {"labels": {"node-role.kubernetes.io/a": ""}}})).await.expect(200);
     send(&world, &n1, Method::PATCH, &path, json!({"metadata": {"labels": {"team": "c"}}})).await.expect(200);
@@ -196,7 +196,7 @@ async fn a_node_cannot_make_itself_fit_for_pods() {
     send(&world, &n1, Method::PATCH, &path, stolen).await.expect(403);
 }
 
-/// Changes a good object into one that is refused.
+/// Changes a valid object into one that the server refuses.
 type Spoil<'a> = &'a dyn Fn(&mut Value);
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! Create, read, update, patch and delete, and the ways they are refused.
+//! Tests of create, read, update, patch and delete, and of the errors they return.
 
 mod common;
 
@@ -393,7 +393,8 @@ async fn a_watch_may_ask_for_more_seconds_than_a_clock_has() {
     }
 }
 
-/// A Deployment whose template holds JSON of a free form, nested `depth` levels deep, in a field that is stored.
+/// Returns a Deployment with free-form JSON, nested `depth` levels deep, in a field of its template that is
+/// stored.
 fn deep_deployment(depth: usize) -> Value {
     let fields = (0..depth).fold(json!({}), |inner, _| json!({"f:a": inner}));
     json!({

@@ -1,5 +1,5 @@
-//! Where the proxies to nodes, pods and services refuse to go: the addresses come from statuses that nodes write and
-//! from EndpointSlices that users write.
+//! Addresses that the proxies to nodes, pods and services refuse: addresses come from statuses that nodes
+//! write and from EndpointSlices that users write.
 
 mod common;
 

@@ -1,12 +1,13 @@
-//! The objects of one kind as last seen, with indexes. Written by `informer.rs` alone; read by controllers and
-//! the scheduler. Ordered throughout, so that what is computed from it does not depend on hashing.
+//! The cache of the objects of one kind as last seen, with indexes. Written by `informer.rs` alone; read by
+//! controllers and the scheduler. Everything is ordered, so that results computed from it do not depend on
+//! hashing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::{Object, ObjectKey};
 
-/// Computes the index values of an object.
+/// Function that computes the index values of an object.
 pub(crate) type IndexFn<K> = fn(&K) -> Vec<String>;
 
 /// A readable, ordered cache of one kind.
@@ -17,7 +18,7 @@ pub struct Cache<K> {
 
 struct Inner<K> {
     objects: BTreeMap<ObjectKey, Arc<K>>,
-    /// index name -> index value -> keys
+    /// Keys by index name and index value.
     indexes: BTreeMap<&'static str, BTreeMap<String, BTreeSet<ObjectKey>>>,
 }
 
@@ -26,27 +27,27 @@ impl<K: Object> Cache<K> {
         Self { indexers, inner: RwLock::new(Inner { objects: BTreeMap::new(), indexes: BTreeMap::new() }) }
     }
 
-    /// The object of that key.
+    /// Returns the object with this key.
     pub fn get(&self, key: &ObjectKey) -> Option<Arc<K>> {
         self.read().objects.get(key).cloned()
     }
 
-    /// The object of that namespace and name.
+    /// Returns the object with this namespace and name.
     pub fn find(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         self.get(&ObjectKey::new(namespace, name))
     }
 
-    /// All objects in key order.
+    /// Returns all objects in key order.
     pub fn list(&self) -> Vec<Arc<K>> {
         self.read().objects.values().cloned().collect()
     }
 
-    /// All keys in order.
+    /// Returns all keys in order.
     pub fn keys(&self) -> Vec<ObjectKey> {
         self.read().objects.keys().cloned().collect()
     }
 
-    /// All objects of one namespace in name order.
+    /// Returns all objects of one namespace in name order.
     pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
         let from = ObjectKey::new(namespace, "");
         self.read()
@@ -57,7 +58,8 @@ impl<K: Object> Cache<K> {
             .collect()
     }
 
-    /// Objects whose index `index` holds `value`, in key order. An index that was not declared is empty.
+    /// Returns the objects whose index `index` holds `value`, in key order; none for an index that was not
+    /// declared.
     pub fn by_index(&self, index: &str, value: &str) -> Vec<Arc<K>> {
         let inner = self.read();
         let Some(keys) = inner.indexes.get(index).and_then(|values| values.get(value)) else {
@@ -66,12 +68,12 @@ impl<K: Object> Cache<K> {
         keys.iter().filter_map(|key| inner.objects.get(key).cloned()).collect()
     }
 
-    /// How many objects there are.
+    /// Number of objects in the cache.
     pub fn len(&self) -> usize {
         self.read().objects.len()
     }
 
-    /// Whether there are none.
+    /// Whether the cache holds no object.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

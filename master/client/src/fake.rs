@@ -1,6 +1,6 @@
 //! A Kubernetes API in memory, for tests of controllers and the scheduler: objects with revisions, watches,
-//! patches, bindings and discovery, but neither validation nor defaults. `fake/store.rs` holds the objects; this file
-//! speaks HTTP.
+//! patches, bindings and discovery, but neither validation nor defaults. `fake/store.rs` holds the objects;
+//! this file handles HTTP.
 
 mod store;
 
@@ -20,7 +20,7 @@ use store::{Failure, Target};
 type Answer = Response<BoxBody<Bytes, std::io::Error>>;
 
 impl FakeApi {
-    /// A client of this API.
+    /// Creates a client of this API.
     pub fn client(self: &Arc<Self>) -> Client {
         let api = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
@@ -88,7 +88,7 @@ impl FakeApi {
         Response::new(BodyExt::boxed(StreamBody::new(lines.boxed().into_sync())))
     }
 
-    /// What discovery asks for; none for paths of objects.
+    /// Answers discovery requests; `None` for paths of objects.
     fn discovery(&self, path: &str) -> Option<Value> {
         let served = store::SERVED;
         let groups = || {
@@ -118,7 +118,7 @@ impl FakeApi {
     }
 }
 
-/// A stream that may be asked from several threads, one at a time.
+/// Makes a stream usable from several threads, one at a time.
 trait IntoSync: futures::Stream + Sized {
     fn into_sync(self) -> SyncStream<Self> {
         SyncStream(std::sync::Mutex::new(Box::pin(self)))

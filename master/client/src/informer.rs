@@ -1,9 +1,10 @@
-//! One kind, listed once and watched for ever, into a [`Cache`]; every change goes to handlers in order, exactly
-//! once, with the old and the new object. Started by `informers.rs` and the garbage collector.
+//! Lists the objects of one kind once and then watches them, into a [`Cache`]; every change is passed to
+//! handlers in order, exactly once, with the old and the new object. Started by `informers.rs` and the
+//! garbage collector.
 //!
-//! An object that does not decode stops nobody: it is named in [`BrokenObjects`] and skipped. What the cache held of
-//! it before stays there, since whoever sees it vanish would take it for deleted. A handler that panics does not
-//! stop the informer either.
+//! An object that does not decode does not stop the informer: it is entered in [`BrokenObjects`] and
+//! skipped. Its earlier state stays in the cache, since handlers would take its removal for a deletion. A
+//! handler that panics does not stop the informer either.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -25,24 +26,24 @@ use crate::{Error, ListWatch, Object, ObjectKey};
 
 /// First pause after a failed list or watch; doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
-/// Longest pause between attempts: the server is on this machine, so asking once a second is cheap.
+/// Longest pause between attempts: the server is on the same machine, so one request per second is cheap.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 /// One change of one object: no `old` means added, no `new` means deleted.
 pub struct Delta<'a, K> {
-    /// What the cache held before.
+    /// The object that the cache held before; `None` when it was added.
     pub old: Option<&'a Arc<K>>,
-    /// What it holds now. For a deletion `old` carries the last known state.
+    /// The object that the cache holds now; `None` when it was deleted, with the last known state in `old`.
     pub new: Option<&'a Arc<K>>,
 }
 
 impl<'a, K> Delta<'a, K> {
-    /// The newest state there is: of a deleted object the last one.
+    /// Returns the new object, or the last state of a deleted one.
     pub fn object(&self) -> Option<&'a Arc<K>> {
         self.new.or(self.old)
     }
 
-    /// Both states, the old one first.
+    /// Returns both states, the old one first.
     pub fn states(&self) -> impl Iterator<Item = &'a Arc<K>> {
         self.old.into_iter().chain(self.new)
     }
@@ -50,7 +51,7 @@ impl<'a, K> Delta<'a, K> {
 
 type Handler<K> = Arc<dyn Fn(&Delta<'_, K>) + Send + Sync>;
 
-/// Keeps a handler registered; dropping it ends that. Never drop it inside a handler.
+/// Keeps a handler registered; dropping the guard removes the handler. Never drop it inside a handler.
 #[must_use = "dropping the guard removes the handler"]
 pub struct HandlerGuard(Box<dyn Fn() + Send + Sync>);
 
@@ -67,23 +68,25 @@ pub struct Informer<K: Clone> {
     cache: Cache<K>,
     broken: BrokenObjects,
     dispatch: Mutex<Dispatch<K>>,
-    /// Held while a list is installed, which lets other tasks run in between, and while an event is.
+    /// Held while a list is installed, which lets other tasks run in between, and while an event is
+    /// installed.
     installing: tokio::sync::Mutex<()>,
-    /// Everything at or below this revision is in the cache; 0 before the first list.
+    /// Revision up to which the cache holds every change; 0 before the first list.
     revision: watch::Sender<u64>,
 }
 
-/// Held while a change is applied, so that a handler added meanwhile neither misses nor repeats it.
+/// Handlers and list state; locked while a change is applied, so that a new handler neither misses nor
+/// repeats it.
 struct Dispatch<K> {
     handlers: BTreeMap<u64, Handler<K>>,
     next_handler: u64,
-    /// Events at or below this revision are already in the cache through a list.
+    /// Revision of the last list: events up to it are already in the cache.
     floor: u64,
 }
 
 impl<K: Object> Informer<K> {
-    /// An informer of the resource `name` that does nothing until [`Informer::run`]. Objects that do not decode are
-    /// entered in `broken`.
+    /// Creates an informer of the resource `name`, which does nothing until [`Informer::run`]. Objects that
+    /// do not decode are entered in `broken`.
     pub fn new(
         name: impl Into<String>,
         source: ListWatch<K>,
@@ -101,7 +104,7 @@ impl<K: Object> Informer<K> {
         })
     }
 
-    /// The objects as last seen.
+    /// Returns the cache of the objects as last seen.
     pub fn cache(&self) -> &Cache<K> {
         &self.cache
     }
@@ -111,8 +114,8 @@ impl<K: Object> Informer<K> {
         *self.revision.borrow() > 0
     }
 
-    /// Calls `handler` for every object there is, as an addition, and then for every change. Handlers are called
-    /// in order, one change at a time; they must be quick and must not block.
+    /// Calls `handler` for every existing object, as an addition, and then for every change. Handlers are
+    /// called in order, one change at a time; they must be quick and must not block.
     pub fn add_handler(
         self: &Arc<Self>,
         handler: impl Fn(&Delta<'_, K>) + Send + Sync + 'static,
@@ -133,7 +136,8 @@ impl<K: Object> Informer<K> {
         }))
     }
 
-    /// Waits until the cache holds everything up to `revision`; after `grace` it lists instead of waiting on.
+    /// Waits until the cache holds everything up to `revision`; after `grace` it lists instead of waiting
+    /// longer.
     ///
     /// # Errors
     /// The list's error.
@@ -144,7 +148,7 @@ impl<K: Object> Informer<K> {
         }
         let (objects, listed) = self.source.list(true).await?;
         match self.replace(objects, listed).await {
-            // The watch overtook the list meanwhile.
+            // The watch has overtaken the list meanwhile.
             Err(Error::Rewound { seen, .. }) if seen >= revision => Ok(()),
             result => result,
         }
@@ -189,7 +193,7 @@ impl<K: Object> Informer<K> {
         }
     }
 
-    /// One watch until it ends; true when it brought anything.
+    /// Runs one watch until it ends; true when it delivered any event.
     async fn watch(&self) -> Result<bool, Error> {
         let from = *self.revision.borrow();
         let mut events = self.source.watch(from).await?;
@@ -237,16 +241,16 @@ impl<K: Object> Informer<K> {
         Ok(())
     }
 
-    /// Puts an object into the cache in place of `old` and tells the handlers.
+    /// Puts an object into the cache in place of `old` and calls the handlers.
     fn install(&self, dispatch: &Dispatch<K>, key: ObjectKey, old: Option<&Arc<K>>, mut object: K) {
-        // Nobody here reads it, and it is often half of the object.
+        // No controller reads managedFields, which are often half of the object.
         object.meta_mut().managed_fields = None;
         let object = Arc::new(object);
         self.cache.insert(key, object.clone());
         dispatch.call(&Delta { old, new: Some(&object) });
     }
 
-    /// An object was added or changed and does not decode.
+    /// Skips an object that was added or changed and does not decode.
     fn skip(&self, broken: &Broken) -> Result<(), Error> {
         self.broken.add(&self.name, broken);
         self.advance(revision_of(&broken.meta)?);
@@ -270,8 +274,9 @@ impl<K: Object> Informer<K> {
         Ok(())
     }
 
-    /// Installs a list: what is not in it was deleted, what differs was changed. Lets other tasks run in between;
-    /// events wait until it is done. Safe to cancel: what is installed by then is newer than what was there.
+    /// Installs a list: objects missing from it were deleted, those that differ were changed. Lets other
+    /// tasks run in between; events wait until it is done. Safe to cancel: what is installed by then is
+    /// newer than what was there.
     async fn replace(&self, objects: Vec<Decoded<K>>, listed: u64) -> Result<(), Error> {
         let _installing = self.installing.lock().await;
         let seen = *self.revision.borrow();
@@ -334,7 +339,7 @@ impl<K> Dispatch<K> {
     }
 }
 
-/// Calls a handler. One that panics has missed this change; the others and the informer go on.
+/// Calls a handler. A handler that panics misses this change; other handlers and the informer go on.
 fn call<K>(handler: &Handler<K>, delta: &Delta<'_, K>) {
     drop(supervise::catch_call("informer-handler", || handler(delta)));
 }
@@ -343,12 +348,12 @@ fn revision_of(meta: &ObjectMeta) -> Result<u64, Error> {
     parse_revision("object", meta.resource_version.as_deref())
 }
 
-/// The revision of an object that may come from a source without one: 0 then.
+/// Returns the revision of an object; 0 when its source gives none.
 fn known_revision(meta: &ObjectMeta) -> u64 {
     revision_of(meta).unwrap_or(0)
 }
 
-/// Whether the watch cannot be resumed from where it was: only a new list helps.
+/// Whether the watch cannot be resumed and a new list is needed.
 fn is_expired(error: &Error) -> bool {
     match error {
         Error::Api(kube::Error::Api(status)) => status.code == 410 || status.reason == "Expired",

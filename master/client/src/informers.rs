@@ -17,58 +17,59 @@ use tokio_util::sync::CancellationToken;
 use crate::list_watch::parse_revision;
 use crate::{Error, Informer, ListWatch, Object};
 
-/// How long a cache may take to see by itself what the leader before had written; then it lists.
+/// How long a cache may take to receive what earlier leaders wrote; then its informer lists.
 const CATCH_UP_GRACE: Duration = Duration::from_millis(30);
 
-/// Name of the ConfigMap that carries the cluster's CA into every namespace: the only one that is watched.
+/// Name of the ConfigMap with the cluster's CA in every namespace: the only ConfigMaps that are watched.
 const ROOT_CA_CONFIG_MAP: &str = "kube-root-ca.crt";
 
 /// Warm caches of the kinds that controllers and scheduler work on. Cheap to clone.
 #[derive(Clone)]
 pub struct Informers {
-    /// Pods, indexed by [`Informers::BY_NODE`] and [`Informers::BY_CONTROLLER`].
+    /// Cache of all Pods, indexed by [`Informers::BY_NODE`] and [`Informers::BY_CONTROLLER`].
     pub pods: Arc<Informer<Pod>>,
-    /// Nodes.
+    /// Cache of all Nodes.
     pub nodes: Arc<Informer<Node>>,
-    /// Namespaces.
+    /// Cache of all Namespaces.
     pub namespaces: Arc<Informer<Namespace>>,
-    /// Services.
+    /// Cache of all Services.
     pub services: Arc<Informer<Service>>,
-    /// Endpoints.
+    /// Cache of all Endpoints.
     pub endpoints: Arc<Informer<Endpoints>>,
-    /// EndpointSlices, indexed by [`Informers::BY_SERVICE`].
+    /// Cache of all EndpointSlices, indexed by [`Informers::BY_SERVICE`].
     pub endpoint_slices: Arc<Informer<EndpointSlice>>,
-    /// ReplicaSets, indexed by [`Informers::BY_CONTROLLER`].
+    /// Cache of all ReplicaSets, indexed by [`Informers::BY_CONTROLLER`].
     pub replica_sets: Arc<Informer<ReplicaSet>>,
-    /// Deployments.
+    /// Cache of all Deployments.
     pub deployments: Arc<Informer<Deployment>>,
-    /// ServiceAccounts.
+    /// Cache of all ServiceAccounts.
     pub service_accounts: Arc<Informer<ServiceAccount>>,
-    /// The ConfigMaps named `kube-root-ca.crt`, one a namespace.
+    /// Cache of the ConfigMaps named `kube-root-ca.crt`, one per namespace.
     pub root_ca_config_maps: Arc<Informer<ConfigMap>>,
-    /// The objects that these caches, and others fed from here, had to skip.
+    /// Objects that these caches, and others that share the record, had to skip because they do not decode.
     pub broken: BrokenObjects,
     ask: AskProgress,
 }
 
-/// Has the server send bookmarks to all watches at once.
+/// Function that makes the server send bookmarks to all watches at once.
 pub type AskProgress = Arc<dyn Fn() + Send + Sync>;
 
 impl Informers {
     /// Index of pods by `spec.nodeName`.
     pub const BY_NODE: &'static str = "node";
-    /// Index by [`Informers::controlled_by`]: an owner counts in the object's own namespace alone.
+    /// Index by [`Informers::controlled_by`], since an owner is valid only in the object's own namespace.
     pub const BY_CONTROLLER: &'static str = "controller";
     /// Index of EndpointSlices by `namespace/service`.
     pub const BY_SERVICE: &'static str = "service";
 
-    /// Value in [`Informers::BY_CONTROLLER`] of the objects of `namespace` whose controller has this UID; of those that
-    /// nobody controls when `uid` is empty.
+    /// Value in [`Informers::BY_CONTROLLER`] of the objects of `namespace` whose controller has this UID;
+    /// with an empty `uid`, of those without a controller.
     pub fn controlled_by(namespace: &str, uid: &str) -> String {
         format!("{namespace}/{uid}")
     }
 
-    /// Starts all caches; they run until `shutdown`. `ask` makes catching up as fast as the server is.
+    /// Starts all caches; they run until `shutdown`. `ask` makes the server send bookmarks, so that
+    /// catching up is quick.
     pub fn start(client: Client, ask: AskProgress, shutdown: &CancellationToken) -> Self {
         let broken = BrokenObjects::default();
         let informers = Self {
@@ -118,11 +119,11 @@ impl Informers {
         informers
     }
 
-    /// Brings every cache to a revision that holds all writes acknowledged before this call. A leader does this
-    /// before its first decision: what its predecessor created last must not be created again.
+    /// Brings every cache to a revision that holds all writes acknowledged before this call. A leader does
+    /// this before its first decision, so that it does not create again what its predecessor created last.
     ///
     /// # Errors
-    /// When the API cannot be read consistently (no quorum); try again.
+    /// When the API cannot be read consistently (no quorum); the caller may retry.
     pub async fn catch_up(&self, client: &Client) -> Result<(), Error> {
         let revision = self.newest_revision(client).await?;
         self.ask_progress();
@@ -142,23 +143,24 @@ impl Informers {
         Ok(())
     }
 
-    /// A revision that holds all writes acknowledged before this call.
+    /// Returns a revision that holds all writes acknowledged before this call.
     ///
     /// # Errors
     /// When the API cannot be read consistently (no quorum).
     pub async fn newest_revision(&self, client: &Client) -> Result<u64, Error> {
         let namespaces: Api<Namespace> = Api::all(client.clone());
-        // Metadata alone: a namespace that does not decode must not hold up a leader.
+        // Metadata only, so that a namespace that does not decode cannot block a leader.
         let newest = namespaces.list_metadata(&ListParams::default().limit(1)).await?;
         parse_revision("list", newest.metadata.resource_version.as_deref())
     }
 
-    /// Has the server tell all watches how far they are, so that waiting for a revision takes no longer than needed.
+    /// Makes the server report its revision to all watches, so that waiting for a revision takes no longer
+    /// than needed.
     pub fn ask_progress(&self) {
         (self.ask)();
     }
 
-    /// [`Informers::catch_up`], again and again until it succeeds or `shutdown`; false when shut down.
+    /// Retries [`Informers::catch_up`] until it succeeds; false when `shutdown` came first.
     pub async fn caught_up(&self, client: &Client, shutdown: &CancellationToken) -> bool {
         loop {
             let attempt = tokio::select! {

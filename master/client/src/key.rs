@@ -1,5 +1,5 @@
-//! The name of an object inside its kind: what queues and caches are keyed by. Made by handlers from objects,
-//! handed to reconcilers.
+//! The key of an object within its kind, used by queues and caches. Created by handlers from objects,
+//! passed to reconcilers.
 
 use std::fmt;
 

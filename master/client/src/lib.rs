@@ -1,15 +1,15 @@
-//! What every leader-only component needs to live on the Kubernetes API alone: warm shared caches, a
+//! Tools with which leader-only components use the Kubernetes API alone: warm shared caches, a
 //! deduplicating work queue and an event recorder. Called by `master/controllers` and `master/scheduler`;
-//! hands everything to a `kube::Client`.
+//! sends all requests through a `kube::Client`.
 //!
 //! ```text
 //! API --list/watch--> Informer --Delta--> handlers --key--> WorkQueue --key--> reconcile --write--> API
 //! ```
 //!
 //! [`Informers`] run on every master from boot on, so their caches are warm when leadership arrives. Handlers
-//! and queues exist for the length of one leadership. Because a new leader acts within milliseconds of the old
-//! one's death, [`Informers::catch_up`] first brings the caches to a revision that holds every write the old
-//! leader got acknowledged: otherwise its last creations would be made a second time.
+//! and queues exist for the length of one leadership. Because a new leader acts within milliseconds of the
+//! old one's death, [`Informers::catch_up`] first brings the caches to a revision that holds every write
+//! acknowledged to the old leader: otherwise the last objects it created would be created a second time.
 
 mod cache;
 #[cfg(feature = "fake-api")]
@@ -29,21 +29,21 @@ pub use list_watch::{ListWatch, Object};
 pub use recorder::{EventType, Recorder, reference};
 pub use work_queue::WorkQueue;
 
-/// Why an informer could not serve.
+/// Why a list or watch of an informer failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The API answered a list or watch with an error.
     #[error(transparent)]
     Api(#[from] kube::Error),
-    /// A list or an object came without a numeric resourceVersion.
+    /// A list or an object has no numeric resourceVersion.
     #[error("{what} has no usable resourceVersion ({found:?})")]
     Revision {
-        /// What was looked at.
+        /// Kind of the answer: a list or an object.
         what: &'static str,
-        /// What stood there.
+        /// The resourceVersion that it has, if any.
         found: Option<String>,
     },
-    /// A list is older than what this cache already showed.
+    /// A list is older than the state this cache has already shown.
     #[error("list at revision {listed} is older than {seen}, which was already seen")]
     Rewound {
         /// Revision of the list.

@@ -1,5 +1,5 @@
-//! How the objects of one kind are listed and watched, whole or as metadata only. Made by `informers.rs` and the
-//! garbage collector, driven by `informer.rs`; hands requests to the API.
+//! Lists and watches the objects of one kind, whole or as metadata only. Created by `informers.rs` and the
+//! garbage collector, used by `informer.rs`; sends requests to the API.
 
 use std::fmt::Debug;
 use std::marker::PhantomData;
@@ -21,41 +21,41 @@ impl<K: kube::Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'stati
 
 type Events<K> = BoxStream<'static, Result<WatchEvent<Decoded<K>>, kube::Error>>;
 
-/// Objects a list asks for at once.
+/// Maximum number of objects in a page of a list.
 const PAGE_SIZE: u32 = 2000;
-/// A list page that takes longer has failed.
+/// Deadline of one page of a list.
 const LIST_DEADLINE: Duration = Duration::from_secs(30);
-/// A watch whose answer does not begin within this has failed.
+/// Deadline for the answer to a watch to begin.
 const WATCH_DEADLINE: Duration = Duration::from_secs(10);
 /// Seconds the server is asked to keep a watch open.
 pub(crate) const WATCH_SECONDS: u32 = 290;
 
-/// List and watch of one kind.
+/// Lists and watches one kind.
 pub struct ListWatch<K> {
     client: Client,
     request: Request,
-    /// Whether only the metadata of objects is asked for.
+    /// Whether only the metadata of objects is requested.
     metadata_only: bool,
     field_selector: Option<String>,
     kind: PhantomData<fn() -> K>,
 }
 
 impl<K: Object> ListWatch<K> {
-    /// Whole objects through `api`.
+    /// Lists and watches whole objects through `api`.
     pub fn objects(api: Api<K>) -> Self {
         let request = Request::new(api.resource_url());
         let (client, kind) = (api.into_client(), PhantomData);
         Self { client, request, metadata_only: false, field_selector: None, kind }
     }
 
-    /// Only the objects a field selector accepts.
+    /// Restricts it to objects that a field selector accepts.
     pub fn fields(mut self, selector: &str) -> Self {
         self.field_selector = Some(selector.to_owned());
         self
     }
 
-    /// All objects and the list's revision. With `consistent` the list holds every write acknowledged before the
-    /// call; without, it is what this master's replica has.
+    /// Returns all objects and the list's revision. With `consistent` the list holds every write
+    /// acknowledged before the call; without, it is the state of this master's replica.
     pub(crate) async fn list(&self, consistent: bool) -> Result<(Vec<Decoded<K>>, u64), Error> {
         let mut objects = Vec::new();
         let mut params = ListParams { field_selector: self.field_selector.clone(), ..ListParams::default() };
@@ -81,7 +81,7 @@ impl<K: Object> ListWatch<K> {
         }
     }
 
-    /// Events after `revision`, with bookmarks.
+    /// Starts a watch of the events after `revision`, with bookmarks.
     pub(crate) async fn watch(&self, revision: u64) -> Result<Events<K>, Error> {
         let mut params = WatchParams::default().timeout(WATCH_SECONDS);
         params.field_selector.clone_from(&self.field_selector);
@@ -99,12 +99,12 @@ impl<K: Object> ListWatch<K> {
     }
 }
 
-/// The event in one line of a watch; none in the half line at the end of a stream that broke off.
+/// Parses the event in one line of a watch; `None` for an incomplete line at the end of a broken stream.
 fn event<K: Object>(line: &str) -> Result<Option<WatchEvent<Decoded<K>>>, kube::Error> {
     match proto_decode::event(line) {
         Ok(event) => Ok(Some(event)),
         Err(error) if error.is_eof() => Ok(None),
-        // A refusal that came instead of events.
+        // The server may send an error status instead of events.
         Err(error) => Err(match serde_json::from_str::<Status>(line) {
             Ok(status) => kube::Error::Api(status.boxed()),
             Err(_) => kube::Error::SerdeError(error),
@@ -113,7 +113,7 @@ fn event<K: Object>(line: &str) -> Result<Option<WatchEvent<Decoded<K>>>, kube::
 }
 
 impl ListWatch<PartialObjectMeta<DynamicObject>> {
-    /// Only the metadata of objects through `api`.
+    /// Lists and watches only the metadata of objects, through `api`.
     pub fn metadata(api: Api<DynamicObject>) -> Self {
         let request = Request::new(api.resource_url());
         let (client, kind) = (api.into_client(), PhantomData);
@@ -121,7 +121,7 @@ impl ListWatch<PartialObjectMeta<DynamicObject>> {
     }
 }
 
-/// A resourceVersion as the number it is here.
+/// Parses a resourceVersion, which is a number in Ephor.
 pub(crate) fn parse_revision(what: &'static str, text: Option<&str>) -> Result<u64, Error> {
     text.and_then(|text| text.parse().ok())
         .ok_or_else(|| Error::Revision { what, found: text.map(str::to_owned) })

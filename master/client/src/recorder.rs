@@ -1,6 +1,6 @@
-//! Events as client-go's recorder writes them: core/v1 Events whose count grows when the same thing happens again,
-//! and at most a burst of them about one object. Called by controllers and the scheduler, which never wait for it;
-//! hands the writes to the API one after another.
+//! Records Events as client-go's recorder does: core/v1 Events whose count grows when the same event
+//! repeats, and at most a burst of Events about one object. Called by controllers and the scheduler, which
+//! never wait for it; writes the Events to the API one after another.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -15,25 +15,25 @@ use proto_env::{Clock, supervise};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// Events that may wait to be written; further ones are dropped, as in client-go.
+/// Maximum number of events waiting to be written; further ones are dropped, as in client-go.
 const QUEUE: usize = 1000;
-/// Distinct events that are remembered for counting.
+/// Maximum number of distinct events that are remembered for counting repeats.
 const REMEMBERED: usize = 4096;
-/// Events about one object that are written at once before it is held back.
+/// Maximum number of events about one object in a burst.
 const BURST: f64 = 25.0;
-/// Seconds until an object that was held back gets one more event.
+/// Seconds until an object whose burst is used up may have one more event.
 const REFILL_SECONDS: f64 = 300.0;
-/// A write that takes longer is given up.
+/// Deadline of a write, after which the event is dropped.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
-/// Longest message the API accepts.
+/// Maximum length of a message that the API accepts, in bytes.
 const MESSAGE_MAX_BYTES: usize = 1024;
 
 /// The two types of Events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventType {
-    /// Something happened as it should.
+    /// An expected event.
     Normal,
-    /// Something needs a look.
+    /// An event that may need attention.
     Warning,
 }
 
@@ -53,7 +53,7 @@ struct Record {
     message: String,
 }
 
-/// Takes events from one component. Cheap to clone.
+/// Records the events of one component. Cheap to clone.
 #[derive(Clone)]
 pub struct Recorder {
     sender: mpsc::Sender<Record>,
@@ -77,14 +77,14 @@ impl Recorder {
             order: VecDeque::new(),
             spam: BTreeMap::new(),
         };
-        // After a panic events are lost, and whoever records them never knows: nobody may depend on events.
+        // After a panic events are lost and the callers do not notice, since nothing may depend on events.
         tokio::spawn(async move {
             drop(supervise::catch("event-recorder", writer.run(receiver, shutdown)).await)
         });
         Self { sender }
     }
 
-    /// Records that `reason` happened to `about`.
+    /// Records an event about the object `about`.
     pub fn event(
         &self,
         about: ObjectReference,
@@ -99,7 +99,7 @@ impl Recorder {
     }
 }
 
-/// A reference to `object` as Events carry it.
+/// Creates a reference to `object` as Events contain it.
 pub fn reference<K: Resource<DynamicType = ()>>(object: &K) -> ObjectReference {
     let meta = object.meta();
     ObjectReference {
@@ -118,7 +118,7 @@ struct Seen {
     count: i32,
 }
 
-/// object, type, reason, message
+/// Identity of an event for counting repeats: object, type, reason, message.
 type Same = (String, &'static str, String, String);
 
 struct Writer {
@@ -127,7 +127,7 @@ struct Writer {
     clock: Arc<dyn Clock>,
     seen: BTreeMap<Same, Seen>,
     order: VecDeque<Same>,
-    /// object -> (tokens left, when that was)
+    /// Token bucket of each object: tokens left, and when they were counted.
     spam: BTreeMap<String, (f64, Duration)>,
 }
 
@@ -217,7 +217,7 @@ impl Writer {
         }
     }
 
-    /// A token bucket for each object.
+    /// Takes a token from the object's bucket; false when it is empty.
     fn allowed(&mut self, object: &str) -> bool {
         let now = self.clock.monotonic();
         if self.spam.len() > REMEMBERED {
@@ -237,7 +237,7 @@ impl Writer {
     }
 }
 
-/// Cuts a message to what the API accepts, at a character boundary.
+/// Cuts a message to the length that the API accepts, at a character boundary.
 fn truncate(message: &mut String) {
     if message.len() > MESSAGE_MAX_BYTES {
         let mut end = MESSAGE_MAX_BYTES - 3;

@@ -1,6 +1,6 @@
-//! The work queue between handlers and reconcilers: a key waits in it at most once and is worked on by one worker
-//! at a time; a key added while it is worked on comes again afterwards. Failures come back later and later, as in
-//! client-go. Its length is bounded by the number of distinct keys.
+//! The work queue between handlers and reconcilers: a key waits in it at most once and is processed by one
+//! worker at a time; a key added while it is processed is processed again afterwards. Failed keys come back
+//! with growing delays, as in client-go. The length is bounded by the number of distinct keys.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,7 +22,7 @@ pub struct WorkQueue<T> {
 
 struct State<T> {
     ready: VecDeque<T>,
-    /// In `ready`, or to go there when its worker is done.
+    /// Keys in `ready`, or to be put there when their worker is done.
     dirty: BTreeSet<T>,
     processing: BTreeSet<T>,
     failures: BTreeMap<T, u32>,
@@ -37,7 +37,7 @@ impl<T: Clone + Ord> Default for WorkQueue<T> {
 }
 
 impl<T: Clone + Ord> WorkQueue<T> {
-    /// An empty queue.
+    /// Creates an empty queue.
     pub fn new() -> Self {
         Self {
             state: Mutex::new(State {
@@ -78,12 +78,12 @@ impl<T: Clone + Ord> WorkQueue<T> {
         self.changed.notify_one();
     }
 
-    /// Ends the growing delays of `key`.
+    /// Resets the retry delay of `key`.
     pub fn forget(&self, key: &T) {
         self.lock().failures.remove(key);
     }
 
-    /// The next key, once there is one. Call [`WorkQueue::done`] when it is worked off. Safe to cancel.
+    /// Waits for the next key. Call [`WorkQueue::done`] when it is processed. Safe to cancel.
     pub async fn next(&self) -> T {
         loop {
             let changed = self.changed.notified();
@@ -115,7 +115,7 @@ impl<T: Clone + Ord> WorkQueue<T> {
         }
     }
 
-    /// Ends the work on `key`; it comes again at once if it was added meanwhile.
+    /// Ends the processing of `key`; it is ready again at once if it was added meanwhile.
     pub fn done(&self, key: &T) {
         let mut state = self.lock();
         state.processing.remove(key);
@@ -126,12 +126,12 @@ impl<T: Clone + Ord> WorkQueue<T> {
         }
     }
 
-    /// Keys that wait now, without those that wait for their time.
+    /// Number of keys that are ready, without delayed ones.
     pub fn len(&self) -> usize {
         self.lock().ready.len()
     }
 
-    /// Whether no key waits now.
+    /// Whether no key is ready.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -1,5 +1,5 @@
-//! What every controller is given: the fenced client of this term, the warm caches, the clock, its recorder and
-//! the configuration. Made by `lib.rs` once a leadership.
+//! The context of every controller: the fenced client of this term, the warm caches, the clock, an
+//! event recorder and the configuration. Created by `lib.rs` once per leadership.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Config;
 
-/// Cheap to clone.
+/// Access to API, caches and configuration for a controller. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Context {
     pub client: Client,
@@ -22,17 +22,17 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Wall-clock time for timestamps.
+    /// Returns the wall-clock time.
     pub fn now(&self) -> Timestamp {
         Timestamp::try_from(self.config.clock.now()).unwrap_or_default()
     }
 
-    /// [`Context::now`] as objects carry it: whole seconds.
+    /// Returns [`Context::now`] in whole seconds, as objects store it.
     pub fn time(&self) -> Time {
         Time(Timestamp::from_second(self.now().as_second()).unwrap_or_default())
     }
 
-    /// Requests for objects of one namespace.
+    /// Returns an API client for objects of one namespace.
     pub fn namespaced<K>(&self, namespace: &str) -> Api<K>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
@@ -40,12 +40,12 @@ impl Context {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    /// Requests for cluster-scoped objects, or for all namespaces.
+    /// Returns an API client for cluster-scoped objects, or for all namespaces.
     pub fn all<K: Resource<DynamicType = ()>>(&self) -> Api<K> {
         Api::all(self.client.clone())
     }
 
-    /// A recorder that writes as `component`.
+    /// Starts a recorder of events from `component`.
     pub fn recorder(&self, component: &'static str) -> Recorder {
         Recorder::start(self.client.clone(), component, self.config.clock.clone(), self.shutdown.clone())
     }

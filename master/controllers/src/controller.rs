@@ -1,5 +1,5 @@
-//! The frame every controller runs in: what watches fill its queue, and what works it off. Called by `lib.rs`;
-//! calls each controller's `reconcile`, which gets a key and never learns why it came.
+//! Runs a controller: its handlers fill a queue with keys, its workers reconcile them. Called by `lib.rs`;
+//! calls each controller's `reconcile`, which gets a key and never learns what changed.
 
 use std::fmt::{Debug, Display};
 use std::sync::Arc;
@@ -12,36 +12,37 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
 
-/// A reconcile that takes longer is broken off and tried again: a hung request must not hold its key for ever.
+/// Deadline of one reconcile, after which it is aborted and retried: a hung request must not hold its key
+/// for ever.
 const RECONCILE_DEADLINE: Duration = Duration::from_secs(120);
 
-/// What is to happen to a key after a successful reconcile.
+/// When to reconcile a key again after a successful reconcile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reconciled {
-    /// Nothing until something changes.
+    /// Only when something changes.
     Done,
-    /// Look again after this long even if nothing changes.
+    /// After this long, even if nothing changes.
     After(Duration),
 }
 
 /// A level-triggered controller.
 #[async_trait]
 pub(crate) trait Controller: Send + Sync + 'static {
-    /// What names a unit of work.
+    /// Identifies a unit of work.
     type Key: Clone + Ord + Debug + Display + Send + Sync + 'static;
 
-    /// Name in logs.
+    /// Name of the controller in logs.
     fn name(&self) -> &'static str;
 
-    /// Keys worked on at the same time.
+    /// Number of keys reconciled concurrently.
     fn workers(&self) -> usize {
         1
     }
 
-    /// Registers the handlers that turn changes into keys. Everything there is comes in at once as additions.
+    /// Registers the handlers that turn changes into keys. Existing objects arrive first, as additions.
     fn register(self: Arc<Self>, queue: &Arc<WorkQueue<Self::Key>>) -> Vec<HandlerGuard>;
 
-    /// Brings the world nearer to what `key` asks for.
+    /// Moves the actual state towards what `key`'s object asks for.
     async fn reconcile(&self, key: &Self::Key) -> Result<Reconciled, Error>;
 }
 
@@ -70,7 +71,8 @@ async fn work<C: Controller>(controller: Arc<C>, queue: Arc<WorkQueue<C::Key>>, 
             () = shutdown.cancelled() => return,
             result = supervise::catch(controller.name(), attempt) => result,
         };
-        // A panic is as good as an error: the key comes again, later and later, and the others go on.
+        // A panic counts as an error: the key is retried with growing delays, and other keys are not
+        // affected.
         let result = match result {
             Ok(in_time) => in_time.unwrap_or(Err(Error::Deadline)),
             Err(panicked) => Err(Error::Panicked(panicked)),
@@ -101,7 +103,7 @@ mod tests {
 
     use super::*;
 
-    /// Panics at the first attempt on each key.
+    /// Controller that panics at the first reconcile of each key.
     struct Clumsy {
         attempts: AtomicU32,
         done: tokio::sync::watch::Sender<Vec<u32>>,

@@ -1,6 +1,7 @@
-//! Deployment: one ReplicaSet for each template it has had, of which the current one gets the pods. Keys come from
-//! Deployments, from ReplicaSets through their controller or selector, and from pods that end (Recreate waits for
-//! them). Writes ReplicaSets, `deployment/status.rs` says with what status.
+//! Deployment: keeps one ReplicaSet for each template it has had, of which the current one gets the pods.
+//! Keys come from Deployments, from ReplicaSets through their controller or selector, and from pods that
+//! end (Recreate waits for them). Writes ReplicaSets and the Deployment's status, which
+//! `deployment/status.rs` computes.
 
 mod annotations;
 mod arithmetic;
@@ -45,7 +46,8 @@ impl DeploymentController {
         self.context.namespaced(deployment.metadata.namespace.as_deref().unwrap_or_default())
     }
 
-    /// The Deployment a ReplicaSet's controller reference names, if that is still the same object.
+    /// Returns the key of the Deployment that a ReplicaSet's controller reference names, if it still has
+    /// the same UID.
     fn controller_key(&self, set: &ObjectMeta) -> Option<ObjectKey> {
         let owner = controller_of(set).filter(|owner| owner.kind == "Deployment")?;
         let key = ObjectKey::new(set.namespace.as_deref().unwrap_or_default(), owner.name.as_str());
@@ -68,7 +70,7 @@ impl DeploymentController {
         }
     }
 
-    /// A Recreate rollout goes on when the last old pod is gone.
+    /// Queues the Deployment of a pod that ended: a Recreate rollout continues when the last old pod is gone.
     fn on_pod(&self, delta: &Delta<'_, Pod>, queue: &WorkQueue<ObjectKey>) {
         let Some(pod) = delta.object() else { return };
         let ended = delta.new.is_none_or(|pod| crate::pods::is_terminal(pod));
@@ -85,7 +87,7 @@ impl DeploymentController {
         }
     }
 
-    /// Writes `wanted` when it differs and takes over what the server made of it.
+    /// Writes `wanted` when it differs, and takes over the server's answer.
     async fn write_status(&self, deployment: &mut Deployment, wanted: DeploymentStatus) -> Result<(), Error> {
         if deployment.status.as_ref() == Some(&wanted) {
             return Ok(());
@@ -94,7 +96,7 @@ impl DeploymentController {
         self.put_status(deployment).await
     }
 
-    /// Writes status and annotations. A status update carries annotations too, and does not count as a new
+    /// Writes status and annotations. A status update carries annotations too, and does not raise the
     /// generation of the spec.
     async fn put_status(&self, deployment: &mut Deployment) -> Result<(), Error> {
         let name = deployment.metadata.name.clone().unwrap_or_default();
@@ -106,7 +108,7 @@ impl DeploymentController {
         Ok(())
     }
 
-    /// Keeps a paused Deployment from timing out, and lets it start anew when it is resumed.
+    /// Keeps a paused Deployment from timing out, and restarts its deadline when it is resumed.
     async fn note_pause(&self, deployment: &mut Deployment) -> Result<(), Error> {
         if !status::has_deadline(deployment) {
             return Ok(());
@@ -128,7 +130,7 @@ impl DeploymentController {
         self.write_status(deployment, wanted).await
     }
 
-    /// Follows size and status, but rolls nothing out.
+    /// Scales and updates the status, but rolls nothing out.
     async fn sync(&self, deployment: &mut Deployment, sets: Vec<ReplicaSet>) -> Result<(), Error> {
         let mut sets = self.sync_sets(deployment, sets, false).await?;
         self.scale(deployment, &mut sets).await?;

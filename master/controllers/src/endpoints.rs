@@ -1,5 +1,5 @@
-//! Endpoints, the older form of EndpointSlices, which many clients still read: one object a Service, of its name.
-//! Keys come from Services, pods and Endpoints.
+//! Endpoints, the older form of EndpointSlices, which many clients still read: one object per Service, with
+//! the same name. Keys come from Services, pods and Endpoints.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::endpointslice::queue_services_of_pod;
 use crate::error::{Error, ignore_already_exists, ignore_not_found, is_namespace_terminating};
 use crate::pods::{is_ready, node_name};
 
-/// Most addresses in one object; what is over is left out and said so.
+/// Maximum number of addresses in one object; further ones are left out, and an annotation says so.
 const CAPACITY: usize = 1000;
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
@@ -60,7 +60,7 @@ impl EndpointsController {
     }
 }
 
-/// The Endpoints a Service should have.
+/// Computes the Endpoints that a Service should have.
 fn compute(service: &Service, pods: &[Arc<Pod>]) -> Endpoints {
     let family = families(service).into_iter().next().unwrap_or_default();
     let mut groups: BTreeMap<Vec<Port>, (Vec<EndpointAddress>, Vec<EndpointAddress>)> = BTreeMap::new();

@@ -1,5 +1,5 @@
-//! What a Service's pods offer: which pods count, at which addresses, on which ports. Pure; shared by
-//! `endpointslice.rs` and `endpoints.rs`.
+//! The endpoints that a Service's pods provide: which pods count, at which addresses, on which ports. Pure;
+//! shared by `endpointslice.rs` and `endpoints.rs`.
 
 use std::collections::BTreeMap;
 
@@ -8,25 +8,25 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::pods::is_terminal;
 
-/// Label of a headless Service's endpoints objects.
+/// Label of the Endpoints and EndpointSlices of a headless Service.
 pub(crate) const HEADLESS: &str = "service.kubernetes.io/headless";
 
-/// Whether the Service has no ClusterIP of its own.
+/// Whether the Service is headless: it has no ClusterIP.
 pub(crate) fn is_headless(service: &Service) -> bool {
     service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None")
 }
 
-/// Whether endpoints are made for the Service here: it selects pods and is not a mere name.
+/// Whether the controllers make endpoints for the Service: it has a selector and is no ExternalName.
 pub(crate) fn is_selecting(service: &Service) -> bool {
     selector(service).is_some_and(|selector| !selector.is_empty()) && !is_external_name(service)
 }
 
-/// Whether the Service is a DNS alias.
+/// Whether the Service is an ExternalName, a DNS alias.
 pub(crate) fn is_external_name(service: &Service) -> bool {
     service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("ExternalName")
 }
 
-/// The Service's selector.
+/// Returns the Service's selector.
 pub(crate) fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
     service.spec.as_ref()?.selector.as_ref()
 }
@@ -38,19 +38,19 @@ pub(crate) fn is_selected(service: &Service, pod: &Pod) -> bool {
     selector.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
 }
 
-/// Whether addresses of pods that are not ready count as ready.
+/// Whether pods that are not ready count as ready endpoints of the Service.
 pub(crate) fn publishes_not_ready(service: &Service) -> bool {
     service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses) == Some(true)
 }
 
-/// Whether the pod belongs into endpoints at all. Terminating pods do only on request.
+/// Whether the pod belongs into endpoints at all; terminating pods only `with_terminating`.
 pub(crate) fn belongs(pod: &Pod, with_terminating: bool) -> bool {
     !is_terminal(pod)
         && !addresses(pod).is_empty()
         && (with_terminating || pod.metadata.deletion_timestamp.is_none())
 }
 
-/// The pod's addresses, the main one first.
+/// Returns the pod's addresses, the main one first.
 pub(crate) fn addresses(pod: &Pod) -> Vec<&str> {
     let Some(status) = &pod.status else { return Vec::new() };
     let all: Vec<_> = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()).collect();
@@ -60,18 +60,18 @@ pub(crate) fn addresses(pod: &Pod) -> Vec<&str> {
         .collect()
 }
 
-/// The pod's first address of that family.
+/// Returns the pod's first address of a family (`IPv4` or `IPv6`).
 pub(crate) fn address_of_family<'a>(pod: &'a Pod, family: &str) -> Option<&'a str> {
     addresses(pod).into_iter().find(|ip| ip.contains(':') == (family == "IPv6"))
 }
 
-/// The Service's address families.
+/// Returns the Service's address families, IPv4 by default.
 pub(crate) fn families(service: &Service) -> Vec<String> {
     let families = service.spec.as_ref().and_then(|spec| spec.ip_families.clone()).unwrap_or_default();
     if families.is_empty() { vec!["IPv4".to_owned()] } else { families }
 }
 
-/// A port as endpoints carry it; ordered so that sets of ports can be compared.
+/// A port of an endpoint; ordered so that sets of ports can be compared.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Port {
     pub name: String,
@@ -80,7 +80,7 @@ pub(crate) struct Port {
     pub app_protocol: Option<String>,
 }
 
-/// The ports of `pod` that `service` leads to. A port whose name the pod does not have is left out.
+/// Returns the pod's ports for `service`. A named port that the pod does not have is left out.
 pub(crate) fn ports(service: &Service, pod: &Pod) -> Vec<Port> {
     let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
     let mut found: Vec<Port> = ports
@@ -117,7 +117,7 @@ fn target_port(port: &ServicePort, pod: &Pod) -> Option<i32> {
         .map(|found| found.container_port)
 }
 
-/// A reference to the pod behind an endpoint.
+/// Creates a reference to the pod behind an endpoint.
 pub(crate) fn target_reference(pod: &Pod) -> ObjectReference {
     ObjectReference {
         kind: Some("Pod".to_owned()),
@@ -128,7 +128,7 @@ pub(crate) fn target_reference(pod: &Pod) -> ObjectReference {
     }
 }
 
-/// The pod's host name under the Service's domain, if it has one.
+/// Returns the pod's host name under the Service's domain, if it has one.
 pub(crate) fn hostname(service: &Service, pod: &Pod) -> Option<String> {
     let spec = pod.spec.as_ref()?;
     let hostname = spec.hostname.clone().filter(|name| !name.is_empty())?;
@@ -137,7 +137,7 @@ pub(crate) fn hostname(service: &Service, pod: &Pod) -> Option<String> {
     same.then_some(hostname)
 }
 
-/// Whether a change of a pod can change what endpoints say of it.
+/// Whether the change from `old` to `new` can change the pod's endpoints.
 pub(crate) fn differs(old: &Pod, new: &Pod) -> bool {
     let spec = |pod: &Pod| {
         pod.spec.as_ref().map(|spec| (spec.node_name.clone(), spec.hostname.clone(), spec.subdomain.clone()))

@@ -1,5 +1,6 @@
-//! EndpointSlices of Services with selectors. Keys come from Services, from pods through the selectors and from
-//! slices; `endpointslice/plan.rs` computes, this writes. The service proxy and DNS on every node follow the slices.
+//! EndpointSlices of Services with selectors. Keys come from Services, from pods through the selectors and
+//! from slices; `endpointslice/plan.rs` computes the writes, this file does them. The service proxy and DNS
+//! on every node read the slices.
 
 mod plan;
 
@@ -17,7 +18,7 @@ use crate::controller::{Controller, Reconciled};
 use crate::endpoints_model::{belongs, differs, is_selected, is_selecting};
 use crate::error::{Error, describe, ignore_not_found, is_conflict, is_namespace_terminating};
 
-/// Names the controller that owns a slice.
+/// Label that names the controller that owns a slice.
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -25,8 +26,8 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(crate) struct EndpointSliceController {
     context: Context,
     recorder: Recorder,
-    /// Revisions this controller wrote, by Service and slice: until the cache has them it must not be trusted, or
-    /// slices would be made twice.
+    /// Revisions that this controller wrote, by Service and slice: until the cache has reached them, a
+    /// Service is not reconciled, since its slices would be created twice.
     written: Mutex<BTreeMap<ObjectKey, BTreeMap<String, u64>>>,
 }
 
@@ -182,7 +183,7 @@ impl Controller for EndpointSliceController {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Reconciled, Error> {
         let Some(service) = self.informers().services.cache().get(key) else {
-            // Its slices are its dependents: the garbage collector takes them away.
+            // The Service's slices are its dependents, so the garbage collector deletes them.
             self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
             return Ok(Reconciled::Done);
         };

@@ -1,30 +1,30 @@
-//! Why a reconcile failed, and what the API's answers mean to controllers.
+//! Errors of a reconcile, and the meaning of API errors for controllers.
 
 use kube::core::Status;
 
-/// A failed reconcile. Its key is tried again with a growing delay.
+/// Why a reconcile failed. Its key is retried with growing delays.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The API refused or could not be reached.
     #[error("{}", describe(.0))]
     Api(#[from] kube::Error),
-    /// An object holds something that cannot be worked with.
+    /// An object holds data that cannot be processed.
     #[error("{0}")]
     Object(String),
-    /// The caches lag behind what this controller wrote itself.
+    /// The cache does not show this controller's own writes yet.
     #[error("{0} is not in the cache yet")]
     Stale(String),
-    /// The attempt panicked.
+    /// The reconcile panicked.
     #[error(transparent)]
     Panicked(#[from] proto_env::supervise::Panicked),
-    /// The attempt took too long.
+    /// The reconcile took longer than its deadline.
     #[error("no result within the deadline")]
     Deadline,
 }
 
 impl Error {
-    /// Whether this is part of normal operation: optimistic concurrency, caches that lag, objects and namespaces
-    /// that go or are not there yet.
+    /// Whether the error is part of normal operation: conflicts of optimistic concurrency, lagging caches,
+    /// objects and namespaces that are being deleted or do not exist yet.
     pub fn is_expected(&self) -> bool {
         match self {
             Error::Api(error) => is_conflict(error) || is_not_found(error) || is_namespace_terminating(error),
@@ -34,7 +34,7 @@ impl Error {
     }
 }
 
-/// The API's own words where it had any.
+/// Returns the API's message when there is one.
 pub(crate) fn describe(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
@@ -49,28 +49,28 @@ fn status(error: &kube::Error) -> Option<&Status> {
     }
 }
 
-/// The object is not there.
+/// Whether the object does not exist.
 pub(crate) fn is_not_found(error: &kube::Error) -> bool {
     status(error).is_some_and(|status| status.code == 404)
 }
 
-/// The object is there already.
+/// Whether the object exists already.
 pub(crate) fn is_already_exists(error: &kube::Error) -> bool {
     status(error).is_some_and(|status| status.reason == "AlreadyExists")
 }
 
-/// The object changed meanwhile, or the write came from a leader whose term has passed.
+/// Whether the object has changed meanwhile, or the write came from a leader whose term has passed.
 pub(crate) fn is_conflict(error: &kube::Error) -> bool {
     status(error).is_some_and(|status| status.code == 409 && status.reason != "AlreadyExists")
 }
 
-/// The object cannot be created because its namespace goes away.
+/// Whether the object cannot be created because its namespace is being deleted.
 pub(crate) fn is_namespace_terminating(error: &kube::Error) -> bool {
     let causes = status(error).and_then(|status| status.details.as_ref()).map(|details| &details.causes);
     causes.is_some_and(|causes| causes.iter().any(|cause| cause.reason == "NamespaceTerminating"))
 }
 
-/// Success when the object was gone already.
+/// Turns the error that the object does not exist into `Ok(None)`.
 pub(crate) fn ignore_not_found<T>(result: Result<T, kube::Error>) -> Result<Option<T>, kube::Error> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -79,7 +79,7 @@ pub(crate) fn ignore_not_found<T>(result: Result<T, kube::Error>) -> Result<Opti
     }
 }
 
-/// Success when the object was there already.
+/// Turns the error that the object exists already into `Ok(None)`.
 pub(crate) fn ignore_already_exists<T>(result: Result<T, kube::Error>) -> Result<Option<T>, kube::Error> {
     match result {
         Ok(value) => Ok(Some(value)),

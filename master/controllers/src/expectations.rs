@@ -1,5 +1,6 @@
-//! What a controller has asked for and the caches have not shown yet. Until it has arrived the controller must
-//! not count again, or it would create and delete the same pods twice. Fed by `replicaset.rs` and its handlers.
+//! Writes that a controller has requested and the caches do not show yet. Until they do, the controller
+//! must not count again, or it would create and delete the same pods twice. Fed by `replicaset.rs` and its
+//! handlers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,57 +9,57 @@ use std::time::Duration;
 use master_client::ObjectKey;
 use tokio::time::Instant;
 
-/// After this long an expectation no longer holds anybody up: its event was missed for good.
+/// Age at which an expectation is dropped: its event was missed for good.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
 struct Expected {
     creations: usize,
-    /// Pods by name, so that a deletion that is seen twice counts once.
+    /// Keys of pods, so that a deletion seen twice counts once.
     deletions: BTreeSet<ObjectKey>,
     since: Instant,
 }
 
-/// Expectations of one controller by its objects' keys.
+/// Expectations of one controller, by the keys of its objects.
 #[derive(Default)]
 pub(crate) struct Expectations {
     expected: Mutex<BTreeMap<ObjectKey, Expected>>,
 }
 
 impl Expectations {
-    /// Whether everything asked for was seen, or given up.
+    /// Whether everything requested was seen, or has timed out.
     pub fn satisfied(&self, key: &ObjectKey) -> bool {
         self.lock().get(key).is_none_or(|expected| {
             (expected.creations == 0 && expected.deletions.is_empty()) || expected.since.elapsed() > TIMEOUT
         })
     }
 
-    /// `count` creations are about to be asked for.
+    /// Records that `count` creations are about to be requested.
     pub fn expect_creations(&self, key: &ObjectKey, count: usize) {
         let expected = Expected { creations: count, deletions: BTreeSet::new(), since: Instant::now() };
         self.lock().insert(key.clone(), expected);
     }
 
-    /// Deletions of these pods are about to be asked for.
+    /// Records that deletions of these pods are about to be requested.
     pub fn expect_deletions(&self, key: &ObjectKey, pods: BTreeSet<ObjectKey>) {
         let expected = Expected { creations: 0, deletions: pods, since: Instant::now() };
         self.lock().insert(key.clone(), expected);
     }
 
-    /// `count` creations were seen, or failed.
+    /// Records that `count` creations were seen, or failed.
     pub fn creations_observed(&self, key: &ObjectKey, count: usize) {
         if let Some(expected) = self.lock().get_mut(key) {
             expected.creations = expected.creations.saturating_sub(count);
         }
     }
 
-    /// The deletion of `pod` was seen, or failed.
+    /// Records that the deletion of `pod` was seen, or failed.
     pub fn deletion_observed(&self, key: &ObjectKey, pod: &ObjectKey) {
         if let Some(expected) = self.lock().get_mut(key) {
             expected.deletions.remove(pod);
         }
     }
 
-    /// The object is gone, and with it what it expected.
+    /// Removes the expectations of a deleted object.
     pub fn forget(&self, key: &ObjectKey) {
         self.lock().remove(key);
     }

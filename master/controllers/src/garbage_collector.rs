@@ -1,8 +1,9 @@
-//! Garbage collection by ownerReferences, over every kind the API has: dependents go with their last owner
-//! (background), before it (foreground), or are set free (orphan). Keys are UIDs. `graph.rs` knows who owns whom,
-//! `act.rs` decides and writes. Kinds the other controllers watch anyway come from the shared caches; all others
-//! get a metadata watch of their own while this master leads. Nothing is looked at before the graph holds everything
-//! that was written before this leadership: an owner whose dependents are not known yet would go without them.
+//! Garbage collection by ownerReferences, over every kind the API has: dependents are deleted after their
+//! last owner (background), before it (foreground), or are orphaned. Keys are UIDs. `graph.rs` holds the
+//! ownership graph, `act.rs` decides and writes. Kinds that other controllers watch come from the shared
+//! caches; every other kind gets a metadata watch of its own while this master leads. No object is
+//! processed before the graph holds everything written before this leadership: otherwise an owner could be
+//! deleted without dependents that are not known yet.
 
 mod act;
 mod graph;
@@ -26,20 +27,20 @@ use crate::owner::uid;
 use crate::resources::{self, Kind};
 use graph::{Coordinates, Graph, Node, Work};
 
-/// How long a metadata watch may take to see by itself what was written; then it lists.
+/// How long a metadata watch may take to deliver what was written; then its informer lists.
 const CATCH_UP_GRACE: Duration = Duration::from_millis(200);
 
-/// Pause between looks at which kinds the API has.
+/// Interval between two discoveries of the API's kinds.
 const DISCOVERY: Duration = Duration::from_secs(30);
 
-/// Something to look at.
+/// A unit of work in the queue.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Key {
-    /// Which kinds there are.
+    /// Discover the kinds that the API has.
     Kinds,
     /// An object that may have to be deleted.
     Delete(String),
-    /// An object whose dependents are to be set free.
+    /// An object whose dependents are to be orphaned.
     Orphan(String),
 }
 
@@ -56,7 +57,7 @@ pub(crate) struct GarbageCollector {
     /// Metadata watches by full kind name.
     watches: Mutex<BTreeMap<String, MetadataWatch>>,
     queue: OnceLock<Arc<WorkQueue<Key>>>,
-    /// What is to be looked at once the graph is complete; `None` while it is.
+    /// Keys to queue once the graph is complete; `None` when it is.
     held: Mutex<Option<BTreeSet<Key>>>,
     recorder: Recorder,
 }
@@ -64,7 +65,7 @@ pub(crate) struct GarbageCollector {
 /// An informer of the metadata of one kind.
 type MetadataInformer = Informer<PartialObjectMeta<DynamicObject>>;
 
-/// A metadata watch; dropping it ends it.
+/// A running metadata watch; dropping it stops the watch.
 struct MetadataWatch {
     informer: Arc<MetadataInformer>,
     _guard: HandlerGuard,
@@ -95,7 +96,7 @@ impl GarbageCollector {
         self.graph.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The kind of an owner reference, in whatever version it is named.
+    /// Finds the kind that an owner reference names, in any version.
     fn kind(&self, api_version: &str, kind: &str) -> Option<Kind> {
         let group = api_version.split_once('/').map_or("", |(group, _)| group);
         let kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
@@ -120,7 +121,7 @@ impl GarbageCollector {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues `key`, or keeps it until the graph is complete.
+    /// Queues `key`, or holds it back until the graph is complete.
     fn look_at(&self, key: Key) {
         if let Some(held) = &mut *self.held() {
             held.insert(key);
@@ -145,7 +146,7 @@ impl GarbageCollector {
         Ok(())
     }
 
-    /// Follows the kinds the API has now, and lets the work begin once the graph holds them all.
+    /// Watches the kinds the API has now, and releases held keys once the graph holds all of them.
     async fn follow_kinds(self: &Arc<Self>) -> Result<(), Error> {
         let kinds = resources::discover(&self.context.client).await?;
         if self.watch_kinds(kinds) {
@@ -207,7 +208,7 @@ impl GarbageCollector {
         informer.add_handler(move |delta| this.on_change(&K::api_version(&()), &K::kind(&()), delta))
     }
 
-    /// Watches the kinds that are new and no longer those that are gone; true when any is new.
+    /// Starts watches of new kinds and stops those of removed kinds; true when any kind is new.
     fn watch_kinds(self: &Arc<Self>, kinds: Vec<Kind>) -> bool {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted: BTreeMap<String, &Kind> =
@@ -241,7 +242,7 @@ impl GarbageCollector {
     }
 }
 
-/// Kinds that the shared caches already follow.
+/// Kinds that the shared caches already watch.
 const SHARED: [(&str, &str); 9] = [
     ("", "pods"),
     ("", "nodes"),
@@ -254,13 +255,15 @@ const SHARED: [(&str, &str); 9] = [
     ("discovery.k8s.io", "endpointslices"),
 ];
 
-/// Events own nothing, are owned by nothing, and there are many.
+/// Whether a kind needs a watch of its own. Events do not: they are many, and neither own objects nor are
+/// owned.
 fn needs_watch(kind: &Kind) -> bool {
     let resource = (kind.resource.group.as_str(), kind.resource.plural.as_str());
     kind.watchable && kind.deletable && kind.resource.plural != "events" && !SHARED.contains(&resource)
 }
 
-/// Gives `reconcile`, which has only `&self`, what watches need to refer to.
+/// Wraps the collector in an `Arc`, since `reconcile` has only `&self` and watches need a reference of
+/// their own.
 pub(crate) struct GarbageCollectorController(Arc<GarbageCollector>);
 
 impl GarbageCollectorController {
@@ -287,7 +290,8 @@ impl Controller for GarbageCollectorController {
         queue.add(Key::Kinds);
         let informers = &collector.context.informers;
         vec![
-            // Owners before dependents: an owner not yet seen would be read live for each of them.
+            // Owners before dependents: an owner that is not in the graph yet would be read live for each
+            // dependent.
             collector.follow(&informers.namespaces),
             collector.follow(&informers.nodes),
             collector.follow(&informers.deployments),

@@ -1,22 +1,22 @@
-//! The controllers of a leading master. `master/node` starts [`run`] when leadership begins, with a client whose
-//! writes are fenced to that term, and cancels it when leadership ends. They see the Kubernetes API alone: keys
-//! come from the shared caches ([`master_client::Informers`]), writes go back through the client.
+//! The controllers of a leading master. `master/node` starts [`run`] when leadership begins, with a client
+//! whose writes are fenced to that term, and cancels it when leadership ends. They use the Kubernetes API
+//! alone: keys come from the shared caches ([`master_client::Informers`]), writes go through the client.
 //!
 //! One controller a file:
 //!
-//! | file | keeps |
+//! | file | is responsible for |
 //! | --- | --- |
 //! | `deployment.rs` | the ReplicaSets of Deployments |
 //! | `replicaset.rs` | the pods of ReplicaSets |
-//! | `endpointslice.rs`, `endpoints.rs` | where the pods of Services are |
-//! | `namespace.rs` | namespaces that are being deleted, until they are empty |
-//! | `service_account.rs`, `root_ca.rs` | what every namespace has |
-//! | `system.rs` | what every cluster has |
-//! | `garbage_collector.rs` | objects with owners, only as long as they have one |
-//! | `node_lifecycle.rs` | taints that follow a node's conditions; the pods' Ready condition on lost nodes |
-//! | `taint_eviction.rs` | pods off nodes whose NoExecute taints they do not tolerate |
-//! | `pod_gc.rs` | pods nobody answers for any more, not at all |
-//! | `pod_cidr.rs` | the nodes' shares of the pod addresses |
+//! | `endpointslice.rs`, `endpoints.rs` | addresses and ports of the pods of Services |
+//! | `namespace.rs` | emptying and removing namespaces that are being deleted |
+//! | `service_account.rs`, `root_ca.rs` | the ServiceAccount and the CA ConfigMap of every namespace |
+//! | `system.rs` | the namespaces and Services of every cluster |
+//! | `garbage_collector.rs` | deleting objects whose last owner is gone |
+//! | `node_lifecycle.rs` | taints for a node's conditions; the pods' Ready condition on lost nodes |
+//! | `taint_eviction.rs` | evicting pods from nodes whose NoExecute taints they do not tolerate |
+//! | `pod_gc.rs` | deleting pods that no agent will delete |
+//! | `pod_cidr.rs` | the nodes' parts of the pod address range |
 
 mod context;
 mod controller;
@@ -55,14 +55,14 @@ use tokio_util::sync::CancellationToken;
 use context::Context;
 use controller::Controller;
 
-/// What the controllers need to know of the cluster.
+/// Configuration of the controllers.
 #[derive(Clone)]
 pub struct Config {
-    /// Certificate of the cluster's CA in PEM: what `kube-root-ca.crt` holds in every namespace.
+    /// PEM certificate of the cluster's CA, the content of `kube-root-ca.crt` in every namespace.
     pub cluster_ca: String,
-    /// Range all pod addresses come from.
+    /// Range of all pod addresses.
     pub cluster_cidr: Ipv4Net,
-    /// Prefix length of one node's share of it.
+    /// Prefix length of one node's part of the range.
     pub node_cidr_prefix: u8,
     /// ClusterIP of Service `default/kubernetes`.
     pub api_service_ip: Ipv4Addr,
@@ -70,11 +70,12 @@ pub struct Config {
     pub dns_service_ip: Ipv4Addr,
     /// API addresses of the healthy masters.
     pub masters: watch::Receiver<Vec<SocketAddr>>,
-    /// Wall clock.
+    /// The wall clock.
     pub clock: Arc<dyn Clock>,
 }
 
-/// Runs all controllers until `shutdown`. First the caches catch up with everything the leader before had written.
+/// Runs all controllers until `shutdown`. Before, the caches catch up with everything that earlier leaders
+/// wrote.
 pub async fn run(client: Client, informers: Informers, config: Config, shutdown: CancellationToken) {
     if !informers.caught_up(&client, &shutdown).await {
         return;
@@ -102,7 +103,7 @@ pub async fn run(client: Client, informers: Informers, config: Config, shutdown:
 
 type Started = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Runs one controller under supervision: after a panic a new one starts, and looks at everything anew.
+/// Runs one controller under supervision: after a panic a new one starts, and reconciles everything again.
 fn started<C: Controller>(context: &Context, new: fn(Context) -> C) -> Started {
     let context = context.clone();
     Box::pin(supervise("controller", move || {

@@ -1,5 +1,5 @@
-//! Namespace deletion: once a namespace is marked, everything in it is deleted, kind by kind, and when nothing is
-//! left the `kubernetes` finalizer is taken off. Keys are namespaces. What holds it up is told in its conditions.
+//! Namespace deletion: deletes everything in a namespace that is being deleted, kind by kind, and removes its
+//! `kubernetes` finalizer when nothing is left. Keys are namespaces. Conditions say what blocks the deletion.
 
 mod conditions;
 
@@ -17,27 +17,27 @@ use crate::controller::{Controller, Reconciled};
 use crate::error::{Error, ignore_not_found, is_not_found};
 use crate::resources::{self, Kind};
 
-/// The finalizer this controller answers for.
+/// Finalizer that this controller removes.
 const FINALIZER: &str = "kubernetes";
-/// Pause between looks at a namespace that still holds something.
+/// Pause between checks of a namespace that still has content.
 const RECHECK: Duration = Duration::from_millis(500);
-/// Pause while only pods in their grace period are left.
+/// Pause between checks while only pods in their grace period are left.
 const RECHECK_PODS: Duration = Duration::from_secs(1);
 
 pub(crate) struct NamespaceController {
     context: Context,
 }
 
-/// What is left in a namespace.
+/// The content that is left in a namespace.
 #[derive(Default)]
 pub(crate) struct Remains {
-    /// Objects by kind.
+    /// Number of objects left, by kind.
     pub objects: BTreeMap<String, usize>,
-    /// How many objects wait for each finalizer.
+    /// Number of objects that wait for each finalizer.
     pub finalizers: BTreeMap<String, usize>,
-    /// Why content could not be deleted.
+    /// Reasons why content could not be deleted.
     pub failures: Vec<String>,
-    /// Why the API's resources could not be found out.
+    /// Why discovery of the API's resources failed; `None` when it succeeded.
     pub discovery: Option<String>,
 }
 
@@ -94,7 +94,7 @@ impl NamespaceController {
         Ok(())
     }
 
-    /// Takes the `kubernetes` finalizer off; with the last finalizer the namespace goes.
+    /// Removes the `kubernetes` finalizer; without finalizers the namespace is deleted.
     async fn finalize(&self, namespace: &Namespace) -> Result<(), Error> {
         let name = namespace.metadata.name.as_deref().unwrap_or_default();
         let mut finalized = namespace.clone();
@@ -124,7 +124,7 @@ impl NamespaceController {
     }
 }
 
-/// Whether things may still be made in the namespace.
+/// Whether objects may still be created in the namespace.
 pub(crate) fn is_active(namespace: &Namespace) -> bool {
     namespace.metadata.deletion_timestamp.is_none()
         && namespace.status.as_ref().and_then(|status| status.phase.as_deref()) != Some("Terminating")
@@ -157,7 +157,7 @@ impl Controller for NamespaceController {
                 }
             })
         };
-        // The last pod to go is what most deletions wait for.
+        // Most deletions wait for the last pod, so its deletion queues the namespace.
         let pods = {
             let (this, queue) = (self.clone(), queue.clone());
             self.context.informers.pods.add_handler(move |delta: &master_client::Delta<'_, Pod>| {
@@ -174,7 +174,7 @@ impl Controller for NamespaceController {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Reconciled, Error> {
         let namespaces = self.context.all::<Namespace>();
-        // Read live: the cache may still show a namespace of this name that is gone already.
+        // Read live: the cache may still show a namespace of this name that is already gone.
         let namespace = match namespaces.get(&key.name).await {
             Err(error) if is_not_found(&error) => return Ok(Reconciled::Done),
             result => result?,

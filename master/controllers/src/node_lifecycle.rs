@@ -1,7 +1,7 @@
-//! What follows from a node's conditions: taints, and `Ready: False` on the pods of a node that is lost. The
-//! conditions themselves are written by the node's agent and, when it falls silent, by `master/node`. Keys are
-//! nodes; pods are evicted by `taint_eviction.rs`, which follows the taints. How many nodes may lose their pods, and
-//! how fast, is decided in `zones.rs`.
+//! Acts on a node's conditions: sets taints, and `Ready: False` on the pods of a lost node. The conditions
+//! themselves are written by the node's agent and, when it falls silent, by `master/node`. Keys are nodes;
+//! `taint_eviction.rs` evicts pods according to the taints. `zones.rs` decides how many nodes may lose
+//! their pods, and how fast.
 
 mod zones;
 
@@ -25,7 +25,7 @@ use zones::{Permission, Zones};
 pub(crate) struct NodeLifecycleController {
     context: Context,
     recorder: Recorder,
-    /// Whether each node was ready when it was last looked at.
+    /// Whether each node was ready when it was last reconciled.
     seen: Mutex<BTreeMap<String, bool>>,
     zones: Mutex<Zones>,
 }
@@ -42,7 +42,7 @@ impl NodeLifecycleController {
 
     async fn taint(&self, node: &Node, no_execute: NoExecute) -> Result<(), Error> {
         let Some(taints) = wanted_taints(node, no_execute, &self.context.time()) else { return Ok(()) };
-        // The resourceVersion keeps taints that others set meanwhile.
+        // The resourceVersion prevents overwriting taints that others set meanwhile.
         let patch = json!({
             "metadata": { "resourceVersion": node.metadata.resource_version },
             "spec": { "taints": taints }
@@ -53,8 +53,8 @@ impl NodeLifecycleController {
         Ok(())
     }
 
-    /// Pods that reported ready before their node was lost are not ready any more. Once for each loss: an agent that
-    /// is still there may say otherwise afterwards.
+    /// Sets Ready to False on pods that were ready before their node was lost. Done once for each loss: an
+    /// agent that still runs may report otherwise afterwards.
     async fn mark_pods(&self, node: &Node) -> Result<(), Error> {
         let name = node.metadata.name.as_deref().unwrap_or_default();
         let lost_since = condition(node, "Ready").and_then(|ready| ready.last_transition_time.clone());
@@ -87,7 +87,7 @@ impl NodeLifecycleController {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let before = seen.insert(name.clone(), ready);
         drop(seen);
-        // The object's UID is the name here, as in Kubernetes, so that `describe node` finds the event.
+        // The event's UID is the node's name, as in Kubernetes, so that `describe node` finds the event.
         let mut about = reference(node);
         about.uid = Some(name.clone());
         if before == Some(true) && !ready {
@@ -99,7 +99,7 @@ impl NodeLifecycleController {
         }
     }
 
-    /// Younger than a minute: a new leader does not announce all old nodes again.
+    /// Whether the node is younger than a minute: a new leader does not announce older nodes again.
     fn is_new(&self, node: &Node) -> bool {
         let created = node.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second());
         created.is_some_and(|created| self.context.now().as_second() - created < 60)
@@ -119,8 +119,8 @@ impl Controller for NodeLifecycleController {
     }
 
     fn register(self: Arc<Self>, queue: &Arc<WorkQueue<ObjectKey>>) -> Vec<HandlerGuard> {
-        // All nodes at once, before the first is looked at: one after the other, the first lost one would look like
-        // the loss of all.
+        // Records all nodes before any is reconciled; otherwise the first lost node would look like the
+        // loss of all.
         for node in self.context.informers.nodes.cache().list() {
             self.zones().set(&node, is_ready(&node), Instant::now());
         }
@@ -140,7 +140,8 @@ impl Controller for NodeLifecycleController {
                 this.recorder.event(about, EventType::Normal, "RemovingNode", message);
             }
             if state_changed {
-                // Whether nodes may lose their pods depends on how many others are lost.
+                // Whether a node may lose its pods depends on how many others are lost, so all lost nodes
+                // are queued.
                 for other in this.context.informers.nodes.cache().list() {
                     if !is_ready(&other) {
                         queue.add(ObjectKey::of(&*other));

@@ -1,5 +1,5 @@
-//! What a node's conditions mean: which taints it should carry. Pure; used by `node_lifecycle.rs`,
-//! `taint_eviction.rs` and `pod_gc.rs`.
+//! Conditions and taints of nodes: which taints a node should have for its conditions. Pure; used by
+//! `node_lifecycle.rs`, `taint_eviction.rs` and `pod_gc.rs`.
 
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -9,22 +9,22 @@ pub(crate) const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 pub(crate) const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 
-/// One condition of the node.
+/// Finds a condition of the node by its type.
 pub(crate) fn condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {
     node.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind)
 }
 
-/// Status of the Ready condition; a node that never reported is Unknown.
+/// Returns the status of the Ready condition; `Unknown` for a node that never reported it.
 pub(crate) fn ready_status(node: &Node) -> &str {
     condition(node, "Ready").map_or("Unknown", |ready| ready.status.as_str())
 }
 
-/// Whether the node is known to work.
+/// Whether the node's Ready condition is True.
 pub(crate) fn is_ready(node: &Node) -> bool {
     ready_status(node) == "True"
 }
 
-/// The node's taints.
+/// Returns the node's taints.
 pub(crate) fn taints(node: &Node) -> &[Taint] {
     node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default()
 }
@@ -34,7 +34,7 @@ pub(crate) fn has_taint(node: &Node, key: &str) -> bool {
     taints(node).iter().any(|taint| taint.key == key)
 }
 
-/// Key and effect of every taint that conditions decide about.
+/// Key and effect of every taint that this controller manages by conditions.
 const MANAGED: [(&str, &str); 9] = [
     (NOT_READY, "NoSchedule"),
     (UNREACHABLE, "NoSchedule"),
@@ -47,23 +47,23 @@ const MANAGED: [(&str, &str); 9] = [
     (UNSCHEDULABLE, "NoSchedule"),
 ];
 
-/// What may be done with the NoExecute taint of a node that is not ready.
+/// What to do about the NoExecute taint of a node that is not ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoExecute {
-    /// It is added: the node's pods are evicted.
+    /// Add the taint: the node's pods are evicted.
     Add,
-    /// It stays as it is: no node newly loses its pods.
+    /// Leave the taints as they are: no other node loses its pods.
     Keep,
-    /// It is taken off.
+    /// Remove the taint.
     Remove,
 }
 
-/// Whether the node is tainted NoExecute because of its Ready condition.
+/// Whether the node has a NoExecute taint because of its Ready condition.
 pub(crate) fn has_no_execute(node: &Node) -> bool {
     has(node, NOT_READY, "NoExecute") || has(node, UNREACHABLE, "NoExecute")
 }
 
-/// The taints the node should have, or none when it has them.
+/// Returns the taints that the node should have; `None` when it has exactly those.
 pub(crate) fn wanted_taints(node: &Node, no_execute: NoExecute, now: &Time) -> Option<Vec<Taint>> {
     let may_evict = |key: &str| match no_execute {
         NoExecute::Add => true,
@@ -109,7 +109,7 @@ fn has(node: &Node, key: &str, effect: &str) -> bool {
     taints(node).iter().any(|taint| taint.key == key && taint.effect == effect)
 }
 
-/// Whether `toleration` lifts `taint`.
+/// Whether `toleration` tolerates `taint`.
 pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     if given(&toleration.effect).is_some_and(|effect| effect != taint.effect) {

@@ -15,12 +15,13 @@ use std::sync::Arc;
 use crate::context::Context;
 use crate::error::{Error, ignore_not_found};
 
-/// The reference to the controlling owner.
+/// Returns the reference to the controlling owner.
 pub(crate) fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
     meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
 }
 
-/// A reference that makes `owner` the controller and lets it wait for this object in foreground deletion.
+/// Creates a reference that makes `owner` the controller and blocks its foreground deletion until this
+/// object is gone.
 pub(crate) fn controller_reference<K: Resource<DynamicType = ()>>(owner: &K) -> OwnerReference {
     OwnerReference {
         api_version: K::api_version(&()).into_owned(),
@@ -32,12 +33,12 @@ pub(crate) fn controller_reference<K: Resource<DynamicType = ()>>(owner: &K) -> 
     }
 }
 
-/// The UID, empty when there is none yet.
+/// Returns the UID; empty when the object has none yet.
 pub(crate) fn uid(meta: &ObjectMeta) -> &str {
     meta.uid.as_deref().unwrap_or_default()
 }
 
-/// Whether a label selector accepts these labels.
+/// Whether a label selector accepts the object's labels.
 pub(crate) fn selects(selector: &Selector, meta: &ObjectMeta) -> bool {
     match &meta.labels {
         Some(labels) => selector.matches(labels),
@@ -45,7 +46,7 @@ pub(crate) fn selects(selector: &Selector, meta: &ObjectMeta) -> bool {
     }
 }
 
-/// What to do with one candidate.
+/// What to do with one candidate for ownership.
 #[derive(Debug, PartialEq, Eq)]
 enum Claim {
     Keep,
@@ -67,9 +68,9 @@ fn decide(owner: &ObjectMeta, selector: &Selector, candidate: &ObjectMeta) -> Cl
     }
 }
 
-/// Of `candidates` those that `owner` controls, after adopting matching orphans and releasing what it controls
-/// but no longer selects. Adoption is preceded by one live read of the owner, so that an owner that is gone or
-/// going adopts nothing.
+/// Returns those of `candidates` that `owner` controls, after adopting matching orphans and releasing what
+/// it controls but no longer selects. Reads the owner live once before an adoption, so that an owner that
+/// is gone or being deleted adopts nothing.
 pub(crate) async fn claim<O, K>(
     context: &Context,
     owner: &O,
@@ -132,7 +133,7 @@ where
         "uid": uid(candidate.meta()),
     }});
     match patch_metadata(context, candidate, patch).await {
-        // The object was replaced by another of its name: nothing to release.
+        // Another object has taken the name: nothing to release.
         Err(Error::Api(kube::Error::Api(status))) if status.code == 422 => Ok(()),
         result => result.map(drop),
     }

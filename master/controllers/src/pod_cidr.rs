@@ -1,6 +1,6 @@
-//! Gives every node its share of the pods' address range, never the same to two. Keys are nodes. One worker, so
-//! that a choice is made on all earlier ones; `spec.podCIDR` cannot be changed once it is set, and is free again
-//! when the node is deleted.
+//! Assigns every node its part of the pods' address range, never the same to two. Keys are nodes. A single
+//! worker, so that each choice takes all earlier ones into account; `spec.podCIDR` cannot be changed once
+//! it is set, and is free again when the node is deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -20,7 +20,7 @@ use crate::error::{Error, ignore_not_found};
 pub(crate) struct PodCidrController {
     context: Context,
     recorder: Recorder,
-    /// Given out by this leader and maybe not in the cache yet, by node.
+    /// Parts that this leader has assigned and the cache may not show yet, by node.
     given: Mutex<BTreeMap<String, Ipv4Net>>,
 }
 
@@ -44,7 +44,7 @@ fn cidrs(node: &Node) -> Vec<Ipv4Net> {
     all.filter_map(|cidr| cidr.parse().ok()).collect()
 }
 
-/// The first share of `range` that nobody has.
+/// Returns the first part of `range` that is not taken; `None` when all are.
 fn first_free(range: Ipv4Net, prefix: u8, taken: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Net> {
     range.subnets(prefix).ok()?.find(|cidr| !taken.contains(&cidr.network()))
 }
@@ -63,7 +63,7 @@ impl Controller for PodCidrController {
             let Some(node) = delta.object() else { return };
             let key = ObjectKey::of(&**node);
             if delta.new.is_none() || !cidrs(node).is_empty() {
-                // The cache knows now what it needs to know.
+                // The cache shows the node's part now, or the node is gone.
                 this.given.lock().unwrap_or_else(PoisonError::into_inner).remove(&key.name);
             }
             if delta.new.is_some() {

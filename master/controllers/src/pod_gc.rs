@@ -1,6 +1,6 @@
-//! Takes away pods nobody will: those of nodes that are gone or out of service, those deleted before they had a
-//! node, and the oldest of very many ended ones. One key; looked at when a node or such a pod changes and every
-//! 20 s, as stock.
+//! Deletes pods that no agent will delete: those of nodes that are gone or out of service, those deleted
+//! before they had a node, and the oldest ended pods when there are very many. Has a single key, reconciled
+//! when a node or such a pod changes and every 20 s, as kube-controller-manager does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,14 +20,14 @@ use crate::error::{Error, ignore_not_found, is_conflict};
 use crate::nodes::{OUT_OF_SERVICE, has_taint, is_ready};
 use crate::pods::{is_terminal, node_name};
 
-/// Pause between looks.
+/// Interval between two sweeps.
 const PERIOD: Duration = Duration::from_secs(20);
-/// How long a node must be missing before its pods are gone too: it may be registering again.
+/// Time a node must be missing before its pods are deleted: it may be registering again.
 const QUARANTINE: Duration = Duration::from_secs(40);
-/// Ended pods that are kept.
+/// Number of ended pods to keep.
 const TERMINATED_KEPT: usize = 12_500;
 
-/// The one key.
+/// The only key of this controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Sweep;
 
@@ -39,7 +39,7 @@ impl fmt::Display for Sweep {
 
 pub(crate) struct PodGcController {
     context: Context,
-    /// Since when each node that pods name has been missing.
+    /// When each node that pods name, but that does not exist, was first missing.
     missing: Mutex<BTreeMap<String, Instant>>,
 }
 
@@ -48,7 +48,7 @@ impl PodGcController {
         Self { context, missing: Mutex::default() }
     }
 
-    /// Names of the nodes that have been missing for [`QUARANTINE`].
+    /// Returns the names of the nodes that have been missing for [`QUARANTINE`].
     fn gone_nodes(&self, pods: &[Arc<Pod>], nodes: &BTreeMap<String, Arc<Node>>) -> Vec<String> {
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         let named: BTreeSet<&str> = pods.iter().filter_map(|pod| node_name(pod)).collect();
@@ -62,7 +62,7 @@ impl PodGcController {
         long.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Marks a pod that has not ended as failed, if it is on a lost node, and removes it without grace.
+    /// Deletes a pod without grace; with `why`, marks it as failed first if it has not ended.
     async fn remove(&self, pod: &Pod, why: Option<&str>) -> Result<(), Error> {
         let key = ObjectKey::of(pod);
         let pods = self.context.namespaced::<Pod>(&key.namespace);
@@ -88,14 +88,14 @@ impl PodGcController {
         let preconditions = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
         let params = DeleteParams::default().grace_period(0).preconditions(preconditions);
         match ignore_not_found(pods.delete(&key.name, &params).await) {
-            // Another pod has its name by now.
+            // Another pod has taken the name.
             Err(error) if is_conflict(&error) => Ok(()),
             result => Ok(result.map(drop)?),
         }
     }
 }
 
-/// Of the ended pods those beyond what is kept, the oldest first.
+/// Returns the oldest ended pods beyond the number to keep.
 fn excess_terminated(pods: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
     let mut ended: Vec<_> = pods.iter().filter(|pod| is_terminal(pod)).cloned().collect();
     let excess = ended.len().saturating_sub(TERMINATED_KEPT);
@@ -155,7 +155,7 @@ impl Controller for PodGcController {
         }
         let mut gone = BTreeSet::new();
         for name in self.gone_nodes(&pods, &nodes) {
-            // The cache may be behind; a node that is there keeps its pods.
+            // The cache may lag behind, so the node is read live: pods of an existing node are kept.
             if self.context.all::<Node>().get_opt(&name).await?.is_none() {
                 gone.insert(name);
             }

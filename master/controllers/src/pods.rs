@@ -1,4 +1,4 @@
-//! What a pod's state means to controllers: active, ready, available, and which of several is deleted first. Used
+//! The state of a pod as controllers see it: active, ready, available, and which pods are deleted first. Used
 //! by the ReplicaSet, Deployment, endpoints and node controllers.
 
 use std::cmp::Ordering;
@@ -7,46 +7,46 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 
-/// Annotation that makes a pod cheaper or dearer to delete than its siblings.
+/// Annotation that ranks a pod's deletion among its siblings: those with a lower cost are deleted first.
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
-/// `status.phase`, empty before there is one.
+/// Returns `status.phase`; empty when there is none yet.
 pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
-/// Whether all its containers ended for good.
+/// Whether all containers of the pod have ended for good.
 pub(crate) fn is_terminal(pod: &Pod) -> bool {
     matches!(phase(pod), "Succeeded" | "Failed")
 }
 
-/// Whether it counts as a replica: neither ended nor being deleted.
+/// Whether the pod counts as a replica: it has neither ended nor is being deleted.
 pub(crate) fn is_active(pod: &Pod) -> bool {
     !is_terminal(pod) && pod.metadata.deletion_timestamp.is_none()
 }
 
-/// Whether it is being deleted and has not ended yet.
+/// Whether the pod is being deleted and has not ended yet.
 pub(crate) fn is_terminating(pod: &Pod) -> bool {
     !is_terminal(pod) && pod.metadata.deletion_timestamp.is_some()
 }
 
-/// One condition of the status.
+/// Finds a condition of the pod by its type.
 pub(crate) fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     pod.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind)
 }
 
-/// Whether its Ready condition is True.
+/// Whether the pod's Ready condition is True.
 pub(crate) fn is_ready(pod: &Pod) -> bool {
     condition(pod, "Ready").is_some_and(|condition| condition.status == "True")
 }
 
-/// When it became ready, if it is.
+/// Returns when the pod became ready; `None` when it is not ready.
 fn ready_since(pod: &Pod) -> Option<Timestamp> {
     let ready = condition(pod, "Ready").filter(|condition| condition.status == "True")?;
     ready.last_transition_time.as_ref().map(|time| time.0)
 }
 
-/// Whether it has been ready for `min_ready_seconds`.
+/// Whether the pod has been ready for `min_ready_seconds`.
 pub(crate) fn is_available(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> bool {
     if !is_ready(pod) {
         return false;
@@ -57,7 +57,7 @@ pub(crate) fn is_available(pod: &Pod, min_ready_seconds: i32, now: Timestamp) ->
     ready_since(pod).is_some_and(|since| now.as_second() - since.as_second() >= i64::from(min_ready_seconds))
 }
 
-/// The node it is bound to.
+/// Returns the node that the pod is bound to; `None` when it is not bound.
 pub(crate) fn node_name(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
 }
@@ -72,15 +72,15 @@ fn deletion_cost(pod: &Pod) -> i32 {
     cost.and_then(|cost| cost.parse().ok()).unwrap_or(0)
 }
 
-/// A pod and how many siblings of its owner's family share its node.
+/// A pod, and the number of its owner's family's pods on the same node.
 pub(crate) struct Ranked {
     pub pod: Arc<Pod>,
     pub rank: usize,
 }
 
-/// Orders pods so that the ones to delete first come first: unassigned, pending, not ready, cheap by annotation,
-/// doubled up on a node, ready for a shorter time, restarted more often, younger. Ages are compared by their
-/// order of magnitude, so that it is not always the same generation that goes.
+/// Orders pods so that those to delete first come first: unassigned, pending, not ready, with a lower
+/// deletion cost, with more siblings on the node, ready for a shorter time, restarted more often, younger.
+/// Ages are compared by order of magnitude, so that it is not always the same generation that is deleted.
 pub(crate) fn deletion_order(left: &Ranked, right: &Ranked, now: Timestamp) -> Ordering {
     let (a, b) = (&*left.pod, &*right.pod);
     let phase_rank = |pod: &Pod| match phase(pod) {
@@ -103,7 +103,8 @@ pub(crate) fn deletion_order(left: &Ranked, right: &Ranked, now: Timestamp) -> O
         })
 }
 
-/// A time that is missing counts as youngest; times of one order of magnitude are told apart by UID.
+/// Orders the younger first; a missing time counts as youngest, and times of the same order of magnitude
+/// are ordered by UID.
 fn younger_first(
     a_time: Option<Timestamp>,
     b_time: Option<Timestamp>,

@@ -38,7 +38,8 @@ impl ReplicaSetController {
         &self.context.informers
     }
 
-    /// The ReplicaSet a pod's controller reference names, if that is still the same object.
+    /// Returns the key of the ReplicaSet that a pod's controller reference names, if it still has the same
+    /// UID.
     fn controller_key(&self, pod: &ObjectMeta) -> Option<ObjectKey> {
         let owner = controller_of(pod).filter(|owner| owner.kind == "ReplicaSet")?;
         let key = ObjectKey::new(pod.namespace.as_deref().unwrap_or_default(), owner.name.as_str());
@@ -79,7 +80,7 @@ impl ReplicaSetController {
         }
     }
 
-    /// Pods that are controlled by `set` or by nobody.
+    /// Returns the pods that `set` controls or that have no controller.
     fn candidates(&self, set: &ReplicaSet) -> Vec<Arc<Pod>> {
         let pods = self.informers().pods.cache();
         let of = |uid: &str| {
@@ -148,7 +149,7 @@ impl Controller for ReplicaSetController {
     }
 }
 
-/// How long until the next ready pod has been so for `min_ready` seconds.
+/// Returns how long until the next ready pod has been ready for `min_ready` seconds.
 fn next_available(active: &[Arc<Pod>], min_ready: i32, now: jiff::Timestamp) -> Duration {
     let waits = active.iter().filter_map(|pod| {
         let ready = crate::pods::condition(pod, "Ready").filter(|ready| ready.status == "True")?;

@@ -1,11 +1,11 @@
-//! Which resources the API has, from its discovery. Used by the namespace controller and the garbage collector,
-//! which work on every kind there is.
+//! Finds the API's resources by discovery. Used by the namespace controller and the garbage collector,
+//! which work on every kind.
 
 use kube::Client;
 use kube::core::discovery::ApiResource;
 use kube::discovery::{Discovery, Scope, verbs};
 
-/// One resource that objects can be listed of.
+/// A resource whose objects can be listed.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Kind {
     pub resource: ApiResource,
@@ -16,13 +16,13 @@ pub(crate) struct Kind {
 }
 
 impl Kind {
-    /// `pods.v1.` or `deployments.v1.apps`, as clients write it.
+    /// Returns the full name as clients write it: `pods.v1.` or `deployments.v1.apps`.
     pub fn full_name(&self) -> String {
         format!("{}.{}.{}", self.resource.plural, self.resource.version, self.resource.group)
     }
 }
 
-/// All listable resources in their preferred versions, in order.
+/// Returns all listable resources in their preferred versions, in order.
 pub(crate) async fn discover(client: &Client) -> Result<Vec<Kind>, kube::Error> {
     let discovery = Discovery::new(client.clone()).run().await?;
     let mut kinds = Vec::new();

@@ -1,5 +1,5 @@
-//! The ConfigMap `kube-root-ca.crt` of every namespace: the cluster's CA for pods to verify the API with. Keys are
-//! namespaces; a deleted or changed ConfigMap is put right.
+//! Maintains the ConfigMap `kube-root-ca.crt` in every namespace: the cluster's CA, with which pods verify
+//! the API. Keys are namespaces; a deleted or changed ConfigMap is restored.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

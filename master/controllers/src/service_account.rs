@@ -1,4 +1,5 @@
-//! The ServiceAccount `default` of every namespace. Keys are namespaces; a deleted account comes back.
+//! Maintains the ServiceAccount `default` of every namespace. Keys are namespaces; a deleted account is
+//! restored.
 
 use std::sync::Arc;
 

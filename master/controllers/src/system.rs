@@ -1,6 +1,6 @@
-//! What every cluster has from its first minute: the system namespaces, Service `default/kubernetes` with the
-//! healthy masters behind it, and Service `kube-system/kube-dns`. One key each; looked after on every change of the
-//! masters or of the objects, and once in a while.
+//! Maintains what every cluster has from its first minute: the system namespaces, Service
+//! `default/kubernetes` with the healthy masters behind it, and Service `kube-system/kube-dns`. One key for
+//! each; reconciled on every change of the masters or of the objects, and at an interval.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,13 +28,13 @@ const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-no
 const KUBERNETES: &str = "kubernetes";
 /// Port of Service `default/kubernetes`.
 const HTTPS: i32 = 443;
-/// Pause between checks when nothing happens: what was deleted behind the caches' back is put right too.
+/// Interval of checks without a change, which also restore objects whose deletion the caches missed.
 const CHECK: Duration = Duration::from_secs(10);
-/// The standard label by which a Service tells the service proxy to leave it alone: DNS is answered on every node
+/// Standard label that tells the service proxy to ignore a Service: DNS is answered on every node
 /// at the ClusterIP itself.
 const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
-/// The parts this controller looks after.
+/// The parts of the system that this controller maintains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
     Namespaces,
@@ -85,7 +85,7 @@ impl SystemController {
         masters.sort();
         let port = masters.first().map_or(6443, |master| i32::from(master.port()));
         self.service(kubernetes_service(&self.context.config.api_service_ip.to_string(), port)).await?;
-        // Without any master known something is wrong with what we are told, not with the masters.
+        // An empty list means that the information is wrong, not that there is no master.
         if masters.is_empty() {
             return Ok(());
         }
@@ -186,7 +186,7 @@ fn dns_service(ip: &str) -> Service {
 }
 
 fn kubernetes_endpoints(masters: &[SocketAddr]) -> Endpoints {
-    // One subset a port: masters of a test cluster may share an address and differ in their ports.
+    // One subset per port: masters of a test cluster may share an address and differ in their ports.
     let mut by_port: BTreeMap<u16, Vec<EndpointAddress>> = BTreeMap::new();
     for master in masters {
         let address = EndpointAddress { ip: master.ip().to_string(), ..EndpointAddress::default() };
@@ -242,7 +242,7 @@ impl Controller for SystemController {
         for part in [Part::Namespaces, Part::Kubernetes, Part::Dns] {
             queue.add(part);
         }
-        // Ends with the masters' channel or, at the latest, with the leadership.
+        // Ends when the channel of masters closes or, at the latest, with the leadership.
         let (mut masters, shutdown) = (self.context.config.masters.clone(), self.context.shutdown.clone());
         let changes = queue.clone();
         tokio::spawn(async move {

@@ -1,7 +1,7 @@
-//! Evicts pods from nodes with NoExecute taints they do not tolerate: at once, or when the time they tolerate them
-//! for is over. Keys are pods. Times count from when the taint was added, so that they do not start anew with a new
-//! leader; but a master whose clock was ahead may have added it, so a time that is still to come counts from when the
-//! pod was first seen.
+//! Evicts pods from nodes with NoExecute taints they do not tolerate: at once, or when the time for which
+//! they tolerate them is over. Keys are pods. Times count from when the taint was added, so that they do
+//! not restart with a new leader; but a taint may come from a master whose clock was ahead, so a time in
+//! the future counts from when the pod was first seen.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,7 +27,7 @@ pub(crate) struct TaintEvictionController {
     scheduled: Scheduled,
 }
 
-/// Pods that are to go later, to say so when they may stay after all, and since when that is known.
+/// Pods to be evicted later, and since when that is known; used to report when such a pod may stay after all.
 #[derive(Default)]
 struct Scheduled(Mutex<BTreeMap<ObjectKey, Timestamp>>);
 
@@ -39,7 +39,7 @@ enum Eviction {
 }
 
 impl Scheduled {
-    /// Since when it is known that the pod is to go.
+    /// Records that the pod is to be evicted, and returns since when that is known.
     fn add(&self, key: &ObjectKey, now: Timestamp) -> Timestamp {
         let mut scheduled = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *scheduled.entry(key.clone()).or_insert(now)
@@ -49,8 +49,8 @@ impl Scheduled {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key).is_some()
     }
 
-    /// From when the time counts that the pod tolerates a taint with this stamp: whoever stamps what is still to come
-    /// has a clock that is ahead, and pods would stay for as long as it is.
+    /// Returns the start of the toleration period for a taint with this time stamp. A stamp in the future
+    /// comes from a clock that is ahead, and would let pods stay longer by that much, so it counts as now.
     fn start(&self, key: &ObjectKey, stamp: Timestamp, now: Timestamp) -> Timestamp {
         if stamp > now { self.add(key, now) } else { stamp }
     }
@@ -86,8 +86,8 @@ impl TaintEvictionController {
     }
 }
 
-/// When `pod` has to leave `node`: the earliest end of what it tolerates, counted in seconds from `start`, at once if
-/// there is a taint it does not.
+/// Returns when `pod` must leave `node`: at the earliest end of its tolerations, counted in seconds from
+/// `start`; at once when it does not tolerate a taint.
 fn eviction(pod: &Pod, node: &Node, start: impl FnOnce(Timestamp) -> Timestamp) -> Eviction {
     let no_execute: Vec<&Taint> = taints(node).iter().filter(|taint| taint.effect == "NoExecute").collect();
     let Some(stamp) = no_execute.iter().map(|taint| since(taint, pod)).max() else { return Eviction::Never };
@@ -115,14 +115,14 @@ fn eviction(pod: &Pod, node: &Node, start: impl FnOnce(Timestamp) -> Timestamp) 
     }
 }
 
-/// When the taint began to concern the pod.
+/// Returns when the taint began to concern the pod: the later of the taint's and the pod's creation.
 fn since(taint: &Taint, pod: &Pod) -> Timestamp {
     let added = taint.time_added.as_ref().map(|time| time.0);
     let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
     added.max(created).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-/// A pod's key in this controller's log lines.
+/// A pod's key, as this controller's log lines show it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct PodKey(ObjectKey);
 
@@ -256,7 +256,7 @@ mod tests {
         let five = pod(json!([{"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}]));
         let (scheduled, key) = (Scheduled::default(), ObjectKey { namespace: "a".into(), name: "b".into() });
         let second = |second| Timestamp::from_second(second).unwrap();
-        // Added at 100, says the other clock.
+        // The other master's clock is ahead: it stamped the taint with 100.
         for (now, leaves) in [(60, 65), (63, 65), (65, 65), (99, 65), (101, 105)] {
             let start = |stamp| scheduled.start(&key, stamp, second(now));
             let expected = Eviction::At(second(leaves));

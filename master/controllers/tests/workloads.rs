@@ -35,7 +35,7 @@ impl Cluster {
         Self { api, informers, _shutdown: shutdown.drop_guard() }
     }
 
-    /// Begins a leadership that ends when the guard is dropped.
+    /// Starts a leadership that ends when the guard is dropped.
     fn lead(&self) -> DropGuard {
         let term = CancellationToken::new();
         let masters = tokio::sync::watch::channel(vec!["10.0.0.1:6443".parse().unwrap()]).1;
@@ -64,7 +64,7 @@ impl Cluster {
     }
 }
 
-/// Puts every new pod on a node and makes it ready.
+/// Simulates the nodes' agents: puts every new pod on a node and makes it ready.
 async fn agent(api: Arc<FakeApi>) {
     let waiting = |pod: &Value| pod["status"]["phase"].is_null();
     let mut number = 0;
@@ -355,7 +355,7 @@ async fn a_pod_that_names_a_set_of_another_namespace_is_not_its_replica() {
 async fn objects_that_do_not_decode_stop_nobody() {
     let cluster = Cluster::start();
     let _term = cluster.lead();
-    // What RFC 3339 cannot say, in a list and in a watch, of three kinds.
+    // A time that RFC 3339 cannot express, in objects of three kinds, in a list and in a watch.
     let bad = json!("-001-12-31T23:00:00Z");
     cluster.api.add(
         "pods",
@@ -378,7 +378,7 @@ async fn objects_that_do_not_decode_stop_nobody() {
             api.objects("deployments").iter().any(|deployment| deployment["status"]["availableReplicas"] == 3)
         })
         .await;
-    // Another master lists them.
+    // Another master gets the objects by a list.
     let shutdown = CancellationToken::new();
     let _guard = shutdown.clone().drop_guard();
     let informers = Informers::start(cluster.api.client(), Arc::new(|| {}), &shutdown);

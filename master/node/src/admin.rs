@@ -26,20 +26,20 @@ use crate::certificates::{Certificates, Expiration};
 use crate::members::{members_with_health, wire_members};
 use crate::peer::require_operator;
 
-/// How long another master may take to answer.
+/// Deadline for another master to answer.
 const PEER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a membership change may take.
+/// Deadline of a membership change.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Answers operators.
+/// Implements the Admin service for operators.
 pub struct AdminService {
-    /// The member this runs on.
+    /// The consensus member of this master.
     pub consensus: Arc<Consensus>,
-    /// The way to the others.
+    /// The network to reach other masters by.
     pub network: Arc<dyn Network>,
-    /// What backups are made from.
+    /// Makes the entries of backups.
     pub backups: Arc<Source>,
-    /// When this master's certificates end.
+    /// The certificates of this master, for their expiry.
     pub certificates: Arc<Certificates>,
 }
 
@@ -63,7 +63,7 @@ impl Admin for AdminService {
     async fn members(&self, request: Request<MembersRequest>) -> Result<Response<MembersResponse>, Status> {
         require_operator(&request)?;
         let leadership = *self.consensus.leadership().borrow();
-        // Only the leader knows how everybody is.
+        // Only the leader knows how healthy the members are.
         if !request.get_ref().local
             && !leadership.leading
             && let Some(answer) = self.ask_leader(leadership.leader).await
@@ -83,7 +83,7 @@ impl Admin for AdminService {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         require_operator(&request)?;
         let asked = request.into_inner();
-        // Digests are comparable only at one revision: the one this master has reached.
+        // State digests are comparable only at the same revision: the one this master has reached.
         let revision = if asked.revision == 0 { self.consensus.store().revision() } else { asked.revision };
         let request = StatusRequest { revision, digest: asked.digest, local: true };
         let mut members = wire_members(&self.consensus);
@@ -156,8 +156,8 @@ impl Admin for AdminService {
 }
 
 impl AdminService {
-    /// Refuses ids of nobody. The change itself takes a member that is gone for one that an
-    /// earlier attempt has removed.
+    /// Refuses ids that belong to no member. The change itself would take such a member for one that
+    /// an earlier attempt has removed.
     async fn are_members(&self, ids: &[u64]) -> Result<(), Status> {
         self.consensus
             .read_barrier(PEER_TIMEOUT)
@@ -195,7 +195,7 @@ impl AdminService {
         channel.map(AdminClient::new).map_err(|e| e.to_string())
     }
 
-    /// What the leader says of the members; `None` when it does not answer.
+    /// Asks the leader for its view of the members; `None` when it does not answer.
     async fn ask_leader(&self, leader: Option<u64>) -> Option<MembersResponse> {
         let leader = leader.filter(|id| *id != self.consensus.node_id())?;
         let member = wire_members(&self.consensus).into_iter().find(|m| m.id == leader)?;
@@ -251,7 +251,7 @@ fn wire_certificate((name, not_after): Expiration) -> Certificate {
     Certificate { name: name.to_owned(), not_after: not_after.as_secs() }
 }
 
-/// Resident memory of this process in bytes; 0 where /proc does not say.
+/// Resident memory of this process in bytes; 0 when /proc does not say.
 pub fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));

@@ -1,5 +1,5 @@
-//! Events about what the leader did by itself to the group of masters, so that
-//! `kubectl get events` shows them; about Service `default/kubernetes`, which
+//! Events about membership changes that the leader made by itself, so that
+//! `kubectl get events` shows them. They are about Service `default/kubernetes`, which
 //! stands for the masters. `leader.rs` runs it for one leadership.
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use master_client::{EventType, Recorder};
 use proto_env::Clock;
 use tokio_util::sync::CancellationToken;
 
-/// Records every action until `shutdown`.
+/// Records an event for every such change until `shutdown`.
 pub async fn report(
     consensus: Arc<Consensus>,
     client: Client,

@@ -31,9 +31,9 @@ use crate::peer::LivenessService;
 use crate::pki::ClusterKeys;
 use crate::undecodable;
 
-/// Bound on closing log and objects.
+/// Deadline for closing the log and the object store.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
-/// The most bytes of a request to join, which comes from nobody known yet.
+/// Maximum size in bytes of a request to join, which comes from an unauthenticated caller.
 const JOIN_LIMIT_BYTES: usize = 64 * 1024;
 /// Why a master cannot run; each text is one line.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +41,7 @@ pub enum Error {
     /// The configuration is refused.
     #[error(transparent)]
     Config(#[from] config::Error),
-    /// No identity.
+    /// The master has no identity and gets none.
     #[error(transparent)]
     Identity(#[from] identity::Error),
     /// Certificates cannot be made or used.
@@ -53,12 +53,12 @@ pub enum Error {
     /// The API server cannot start.
     #[error("API server: {0}")]
     Api(#[from] master_apiserver::Error),
-    /// A port is taken.
+    /// A listening port is taken.
     #[error("listening on {address}: {source}")]
     Listen {
-        /// Where.
+        /// The address to listen on.
         address: String,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// The peer port has failed.
@@ -69,25 +69,26 @@ pub enum Error {
     NoSpace {
         /// The data directory.
         path: String,
-        /// What is there.
+        /// MiB that are free.
         free_mib: u64,
-        /// What has to be.
+        /// MiB that must be free.
         floor_mib: u64,
     },
-    /// The disk does not say how much is free.
+    /// The free space of the disk cannot be read.
     #[error("{path}: {source}")]
     Disk {
         /// The data directory.
         path: String,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The store has failed while running, or this master is out of its cluster: the process must end.
+    /// The store has failed while running, or this master was removed from its cluster: the process
+    /// must end.
     #[error("this master cannot go on: {0}")]
     Failed(String),
 }
 
-/// A master, built but not running.
+/// A master that is built but not running.
 pub struct Master {
     config: MasterConfig,
     settings: ClusterSettings,
@@ -98,7 +99,7 @@ pub struct Master {
     env: Env,
 }
 
-/// Builds a master in `env`, whose network need not prove anything yet, with its objects in `objects`.
+/// Builds a master in `env`, whose network needs no certificates yet, with its objects in `objects`.
 pub async fn build(config: MasterConfig, env: Env, objects: Objects) -> Result<Master, Error> {
     config.validate()?;
     has_room(&config, &env)?;
@@ -122,7 +123,7 @@ pub async fn build(config: MasterConfig, env: Env, objects: Objects) -> Result<M
     Ok(Master { settings: identity.settings, config, consensus, api, keys, certificates, env })
 }
 
-/// A database that is opened on a full disk may never finish: nothing is touched there.
+/// Refuses to start on a nearly full disk, where opening the database may never finish.
 fn has_room(config: &MasterConfig, env: &Env) -> Result<(), Error> {
     let path = config.data_dir.display().to_string();
     let Some(space) =
@@ -192,27 +193,27 @@ fn api_settings(settings: &ClusterSettings) -> ApiSettings {
 // === impl Master ===
 
 impl Master {
-    /// What all nodes agree on.
+    /// The settings that all nodes of the cluster share.
     pub fn settings(&self) -> &ClusterSettings {
         &self.settings
     }
 
-    /// The configuration it was built from.
+    /// The configuration this master was built from.
     pub fn config(&self) -> &MasterConfig {
         &self.config
     }
 
-    /// A client of this master's own API for what runs beside it (service proxy).
+    /// A client of this master's own API, for what runs in the same process (the service proxy).
     pub fn client(&self) -> Client {
         self.api.local_client(UserInfo::authenticated("system:kube-controller-manager", &[]), None)
     }
 
-    /// The member that runs here, for who looks inside.
+    /// The consensus member of this master, for tests and the simulation.
     pub fn consensus(&self) -> &Arc<Consensus> {
         &self.consensus
     }
 
-    /// The API addresses of the masters that vote, as membership changes: one that has
+    /// The API addresses of the voting masters, updated as membership changes: a master that has
     /// just joined votes once it has caught up, and is not to be asked before.
     pub fn masters(&self) -> watch::Receiver<Vec<std::net::SocketAddr>> {
         let (consensus, shutdown) = (self.consensus.clone(), self.env.shutdown.clone());
@@ -243,7 +244,7 @@ impl Master {
         receiver
     }
 
-    /// Serves until shutdown, or until a part fails.
+    /// Serves until shutdown, or until a part of the master fails.
     pub async fn run(self) -> Result<(), Error> {
         let address = std::net::SocketAddr::new(self.config.bind_address, self.config.api_port);
         let listener = self
@@ -254,7 +255,7 @@ impl Master {
             .map_err(|source| Error::Listen { address: address.to_string(), source })?;
         let peer = std::net::SocketAddr::new(self.config.bind_address, self.config.peer_port).to_string();
         let (network, at) = (self.env.network.clone(), peer.clone());
-        // What other masters say must not wait for what else runs here.
+        // The peer port listens on the consensus runtime, so that Raft messages never wait for other work.
         let listening = self.consensus.runtime().run(async move { network.listen(&at).await }).await;
         let peers =
             listening.and_then(|peers| peers).map_err(|source| Error::Listen { address: peer, source })?;
@@ -292,7 +293,7 @@ impl Master {
             never = self.certificates.keep_renewed(&self.api) => match never {},
         };
         self.env.shutdown.cancel();
-        // A disk that has failed may never answer; the log has what was acknowledged.
+        // A failed disk may never answer; the log already holds every acknowledged write.
         if tokio::time::timeout(SHUTDOWN_TIMEOUT, self.consensus.shutdown()).await.is_err() {
             tracing::error!("the object store did not close in time; this master ends without it");
         }
@@ -315,7 +316,7 @@ impl Master {
         }
     }
 
-    /// What backups are made from, by operators and by the leader.
+    /// Creates the source of backups, for operators and for the leader's schedule.
     fn backups(&self) -> Arc<backup::Source> {
         let (consensus, keys) = (self.consensus.clone(), self.keys.clone());
         let (settings, name) = (self.settings.clone(), self.config.name.clone());
@@ -342,8 +343,8 @@ impl Master {
         let runtime = self.consensus.runtime();
         let join = JoinServer::new(join).max_decoding_message_size(JOIN_LIMIT_BYTES);
         let admin = AdminServer::new(admin).max_encoding_message_size(proto_wire::MESSAGE_LIMIT_BYTES);
-        // Two servers of the same services: masters' connections live on the runtime of the consensus, where
-        // only its own calls run; everybody else's live here.
+        // Two servers of the same services: masters' connections are served by the consensus runtime, where
+        // only Raft calls run; all other connections are served by the main runtime.
         let router = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))

@@ -1,8 +1,8 @@
 //! The certificates of one master: for the peer port, for its API server, and for
-//! its API server as a client of nodes. A master holds the CA, so it makes them
-//! itself: at every start, and while it runs once two thirds of their life are
-//! over. `build.rs` makes this and runs it; `admin.rs` and `/metrics` tell when each
-//! ends.
+//! its API server as a client of nodes. A master holds the CA, so it issues them
+//! itself: at every start, and while it runs once two thirds of their lifetime are
+//! over. `build.rs` creates and runs this; `admin.rs` and `/metrics` show when each
+//! certificate expires.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,44 +15,44 @@ use proto_wire::settings::ClusterSettings;
 use crate::config::MasterConfig;
 use crate::pki::{self, ClusterKeys, Issued, KeyFiles, Subject, Usage, Validity};
 
-/// Names every API server answers to.
+/// Names in the serving certificate of every API server.
 pub const API_NAMES: [&str; 6] = [
     "kubernetes",
     "kubernetes.default",
     "kubernetes.default.svc",
     "localhost",
     "127.0.0.1",
-    // Peers and balancers address masters by this name in TLS.
+    // Other masters and balancers address masters by this name in TLS.
     "master",
 ];
-/// The wall clock is looked at this often, for it may jump.
+/// Longest pause between two looks at the wall clock, which may jump.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A name, for operators, and when the certificate of that name ends.
+/// A certificate's name, as operators see it, and its expiry.
 pub type Expiration = (&'static str, SystemTime);
 
-/// Why certificates cannot be made or used.
+/// Why certificates cannot be issued or used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Making them.
+    /// The certificates cannot be issued.
     #[error(transparent)]
     Pki(#[from] pki::Error),
-    /// Using them on the peer port.
+    /// The peer port does not accept the certificates.
     #[error("certificates: {0}")]
     Peer(#[from] proto_env::TlsError),
-    /// Using them in the API server.
+    /// The API server does not accept the certificates.
     #[error("certificates: {0}")]
     Api(#[from] master_apiserver::Error),
 }
 
-/// Makes the certificates of this master and knows when they end.
+/// Issues the certificates of this master and knows when they expire.
 pub struct Certificates {
     keys: Arc<ClusterKeys>,
-    /// PEM of the CA that the serving certificates of nodes come from.
+    /// PEM of the CA that signs the serving certificates of nodes.
     node_ca_pem: String,
     /// This master's name.
     name: String,
-    /// What it is called by clients: names and addresses.
+    /// Names and addresses by which clients reach this master.
     names: Vec<String>,
     lifetime: Duration,
     files: KeyFiles,
@@ -65,26 +65,26 @@ struct State {
     expirations: Vec<Expiration>,
 }
 
-/// One certificate for each purpose, made at the same time.
+/// One certificate for each purpose, all issued at the same time.
 struct Set {
     peer: Issued,
     serving: Issued,
     node_client: Issued,
 }
 
-/// What the API server is built with.
+/// The certificates that the API server starts with.
 pub struct ApiCertificates {
-    /// Shown to its clients.
+    /// Presented to clients of the API.
     pub serving: TlsIdentity,
-    /// Shown to nodes.
+    /// Presented to nodes.
     pub node_client: TlsIdentity,
 }
 
 impl Certificates {
-    /// Makes the first set and uses it on the peer port.
+    /// Issues the first set of certificates and uses it on the peer port.
     ///
     /// # Errors
-    /// Where the keys are not usable, or a file cannot be written.
+    /// Where the keys cannot be used, or a file cannot be written.
     pub fn start(
         config: &MasterConfig,
         settings: &ClusterSettings,
@@ -107,12 +107,12 @@ impl Certificates {
         Ok((Arc::new(this), api))
     }
 
-    /// When each certificate ends, and the CA.
+    /// Returns when each certificate and the CA expire.
     pub fn expirations(&self) -> Vec<Expiration> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).expirations.clone()
     }
 
-    /// Replaces the certificates in time, for as long as it is polled.
+    /// Renews the certificates in time, for as long as this future is polled.
     pub async fn keep_renewed(&self, api: &ApiServer) -> Infallible {
         api.report_certificates(&self.expirations());
         let mut next = self.renew_at();
@@ -136,7 +136,7 @@ impl Certificates {
     fn renew(&self, api: &ApiServer) -> Result<(), Error> {
         let set = self.make()?;
         if let Err(error) = self.files.store_issued("apiserver", &set.serving) {
-            // A copy for operators: a full disk must not stop what runs.
+            // The file is only a copy for operators, so a full disk must not stop the renewal.
             tracing::warn!(%error, "the new serving certificate could not be written down");
         }
         let new = self.use_on_peer_port(set)?;
@@ -193,7 +193,7 @@ impl Certificates {
     }
 }
 
-/// Every name and address in the certificates of a master.
+/// Returns every name and address in the certificates of a master.
 fn names(config: &MasterConfig, settings: &ClusterSettings) -> Vec<String> {
     let mut names: Vec<String> = API_NAMES.iter().map(|n| (*n).to_owned()).collect();
     names.push(format!("kubernetes.default.svc.{}", settings.cluster_domain));
@@ -202,11 +202,12 @@ fn names(config: &MasterConfig, settings: &ClusterSettings) -> Vec<String> {
     names.push(settings.api_service_address().to_string());
     names.extend(settings.control_plane_endpoint.iter().map(|e| host_of(e)));
     names.extend(config.tls_san.iter().cloned());
-    // Workers serve pods' `kubernetes.default` from the overlay; the name is checked there, not the address.
+    // Overlay addresses, where workers serve pods' `kubernetes.default`, are not listed: clients there
+    // check the name only.
     names
 }
 
-/// The host of `HOST:PORT`, without the brackets of IPv6.
+/// Returns the host of `HOST:PORT`, without the brackets of IPv6.
 pub fn host_of(endpoint: &str) -> String {
     endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host).trim_matches(['[', ']']).to_owned()
 }

@@ -10,69 +10,72 @@ use serde::{Deserialize, Serialize};
 
 use crate::pki;
 
-/// The most that can be asked to be kept free, in MiB: a tebibyte.
+/// Largest `disk_reserve_mib` that is accepted, in MiB: a tebibyte.
 const RESERVE_MAX_MIB: u64 = 1 << 20;
 const LOG_MIN_MIB: u64 = 8;
 const LOG_MAX_MIB: u64 = 64 << 10;
 const SNAPSHOT_COUNT_MAX: u64 = 10_000_000;
 const LIFETIME_MIN_S: u64 = 10;
-/// Five years: half the life of the CA.
+/// Longest certificate lifetime in seconds: five years, half the lifetime of the CA.
 const LIFETIME_MAX_S: u64 = 5 * 365 * 86_400;
 
-/// Everything a master is started with.
+/// The configuration a master is started with.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct MasterConfig {
-    /// The name of this master; its hostname by default.
+    /// Name of this master; its hostname by default.
     pub name: String,
-    /// Where log, objects, certificates and keys lie.
+    /// Directory of the log, objects, certificates and keys.
     pub data_dir: PathBuf,
-    /// The address the servers listen on.
+    /// Address the servers listen on.
     pub bind_address: IpAddr,
-    /// The address others reach this master at.
+    /// Address at which other machines reach this master.
     pub advertise_address: IpAddr,
     /// Port of the Kubernetes API.
     pub api_port: u16,
     /// Port of Raft, joining and node liveness.
     pub peer_port: u16,
-    /// Join the cluster that has masters at these `HOST:PORT` (peer port), tried in order.
+    /// `HOST:PORT` (peer port) of masters of the cluster to join, tried in order; `None` to join none.
     pub join: Option<Vec<String>>,
-    /// The join token for masters.
+    /// Join token for masters; needed with `join`.
     pub token: Option<String>,
-    /// Join in place of this master, by name or id: it leaves once this one has caught up.
+    /// Name or id of the master to replace when joining: it leaves the cluster once this one has
+    /// caught up.
     pub replace: Option<String>,
-    /// `HOST:PORT` (peer port) where other masters are now, when they are no longer where they were.
+    /// `HOST:PORT` (peer port) of other masters that have moved from their known addresses.
     pub peers: Vec<String>,
-    /// How many masters the cluster is meant to have: odd; 0 when not said.
+    /// Number of masters the cluster is meant to have: odd; 0 when not given.
     pub masters: u32,
-    /// Names and addresses beyond the usual ones in the serving certificate.
+    /// Additional names and addresses in the serving certificate.
     pub tls_san: Vec<String>,
     /// Cluster-wide settings; used by [`crate::create`] only, joiners receive them.
     pub cluster: ClusterSettings,
-    /// Timers.
+    /// Timers that decide how fast failures are noticed.
     pub timers: Timers,
-    /// MiB to be kept free where the data lies; 0: the lesser of 256 and 5 % of the disk.
+    /// MiB to keep free on the disk of the data directory; 0: the smaller of 256 and 5 % of the disk.
     pub disk_reserve_mib: u64,
-    /// MiB of the log above which a snapshot is taken and the log purged, however few entries they are.
+    /// Size of the log in MiB above which a snapshot is taken and the log purged, however few entries
+    /// it has.
     pub log_mib: u64,
-    /// Entries of the log between two snapshots; half as many stay for followers that are behind.
+    /// Number of log entries between two snapshots; half as many are kept for followers that lag behind.
     pub snapshot_count: u64,
-    /// Life in seconds of the certificates that this master makes for itself and for nodes; the same on every master.
+    /// Lifetime in seconds of the certificates that this master issues to itself and to nodes; the
+    /// same on every master.
     pub certificate_lifetime_s: u64,
-    /// Seconds after their last write for which events are kept; 0: for ever.
+    /// Seconds for which an event is kept after its last write; 0: for ever.
     pub event_ttl_s: u64,
-    /// What a leader does by itself; the same on every master, since any may lead.
+    /// Membership changes a leader makes by itself; the same on every master, since any may lead.
     pub autopilot: Autopilot,
 }
 
-/// How patient a leader is with members that do not answer.
+/// How long a leader waits for members that do not answer before it acts.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Autopilot {
-    /// A voter silent for this many seconds makes place for a learner that has caught up; of 5 or 7, two such
-    /// voters go. 0: never.
+    /// Seconds of silence after which a voter is replaced by a learner that has caught up; in a cluster of
+    /// 5 or 7, two such voters are removed. 0: never.
     pub replace_dead_after_s: u64,
-    /// A learner that has not come up for this many seconds is forgotten. 0: never.
+    /// Seconds after which a learner that does not answer is removed. 0: never.
     pub learner_expiry_s: u64,
 }
 
@@ -102,7 +105,7 @@ pub struct Timers {
     pub election_min_ms: u64,
     /// Longest election timeout in milliseconds.
     pub election_max_ms: u64,
-    /// A node that has not beaten for this long is not ready, in milliseconds.
+    /// Silence in milliseconds after which a node is not ready.
     pub node_grace_ms: u64,
 }
 
@@ -113,13 +116,13 @@ impl Default for Timers {
 }
 
 impl Timers {
-    /// How often a leader asks whether the other masters serve: twice the longest election timeout, half a
-    /// second with the usual timers.
+    /// Interval at which a leader asks whether the other masters serve: twice the longest election timeout,
+    /// half a second with the usual timers.
     pub fn health_interval(&self) -> Duration {
         Duration::from_millis(self.election_max_ms) * 2
     }
 
-    /// The detection window of node liveness.
+    /// Silence after which a node is not ready.
     pub fn node_grace(&self) -> Duration {
         Duration::from_millis(self.node_grace_ms)
     }
@@ -152,10 +155,10 @@ impl Default for MasterConfig {
     }
 }
 
-/// Why a configuration is refused; each text is one line and says what to do.
+/// Why a configuration is rejected; each text is one line and says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An even number of masters, which survives no more failures than the next smaller odd one.
+    /// An even number of masters, which survives no more failures than the next smaller odd number.
     #[error(
         "{0} masters asked for: the number must be odd (1, 3, 5 or 7), because {0} masters survive no more \
          failures than {fewer}", fewer = .0.saturating_sub(1)
@@ -164,7 +167,7 @@ pub enum Error {
     /// More than 7 voters, which only slow every write down.
     #[error("{0} masters asked for: at most 7 are supported")]
     TooManyMasters(u32),
-    /// No address that others reach this master at.
+    /// The advertise address is not one at which others can reach this master.
     #[error("no advertise address: give --advertise-address an address of this machine that others reach")]
     NoAdvertiseAddress,
     /// The master has no name.
@@ -176,20 +179,20 @@ pub enum Error {
     /// `--join` without `--token`.
     #[error("--join needs --token (make one with `ephor token create --role master` on a running master)")]
     JoinWithoutToken,
-    /// More MiB to be kept free than any disk has.
+    /// `disk_reserve_mib` is larger than any disk.
     #[error("{0} MiB to be kept free are asked for: at most {RESERVE_MAX_MIB} make sense")]
     LargeReserve(u64),
-    /// A log too small for a few of the largest objects, or too large to be read again at a start.
+    /// The log is too small for a few of the largest objects, or too large to be read again at a start.
     #[error("{0} MiB of log are asked for: give --log-mib {LOG_MIN_MIB} to {LOG_MAX_MIB}")]
     LogSize(u64),
-    /// So few entries between snapshots that nothing but snapshots would be taken, or so many that the log would
-    /// never be purged.
+    /// Snapshots would be taken all the time because they are too few entries apart, or the log would never
+    /// be purged because they are too many apart.
     #[error(
         "{0} entries between snapshots are asked for: give --snapshot-count {min} to {SNAPSHOT_COUNT_MAX}",
         min = consensus::MIN_SNAPSHOT_COUNT
     )]
     SnapshotCount(u64),
-    /// Certificates that end before they can be renewed, or live too long beside the CA.
+    /// The lifetime of certificates is too short for renewal, or too long beside that of the CA.
     #[error(
         "certificates that live {0} s are asked for: give --certificate-lifetime {LIFETIME_MIN_S}s to {max}d",
         max = LIFETIME_MAX_S / 86_400
@@ -206,7 +209,7 @@ impl MasterConfig {
         (self.event_ttl_s != 0).then(|| Duration::from_secs(self.event_ttl_s))
     }
 
-    /// Refuses what cannot work, before anything is touched.
+    /// Checks the configuration before any file is touched.
     pub fn validate(&self) -> Result<(), Error> {
         if self.name.is_empty() {
             return Err(Error::NoName);
@@ -241,17 +244,17 @@ impl MasterConfig {
         Ok(self.cluster.validate()?)
     }
 
-    /// Life of the certificates that this master makes.
+    /// Lifetime of the certificates that this master issues.
     pub fn certificate_lifetime(&self) -> Duration {
         Duration::from_secs(self.certificate_lifetime_s)
     }
 
-    /// Where others reach the API of this master.
+    /// Address at which others reach the API of this master.
     pub fn api_address(&self) -> SocketAddr {
         SocketAddr::new(self.advertise_address, self.api_port)
     }
 
-    /// Where others reach the peer port of this master.
+    /// Address at which others reach the peer port of this master.
     pub fn peer_address(&self) -> SocketAddr {
         SocketAddr::new(self.advertise_address, self.peer_port)
     }

@@ -1,5 +1,5 @@
-//! Which masters answer: the leader asks each one's `/readyz` over TLS and tells
-//! the controller that writes the endpoints of Service `default/kubernetes`.
+//! Finds the masters that answer: the leader asks each one's `/readyz` over TLS and
+//! tells the controller that writes the endpoints of Service `default/kubernetes`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,10 +12,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// A master that takes longer than this is left out.
+/// Deadline for a master's answer; one that takes longer is left out.
 const TIMEOUT: Duration = Duration::from_millis(1000);
 
-/// Publishes the API addresses of the masters that answer, asked at every `interval`, until `shutdown`.
+/// Asks all masters at every `interval` and publishes the API addresses of those that answer, until
+/// `shutdown`.
 pub async fn watch_masters(
     consensus: Arc<Consensus>,
     network: Arc<dyn Network>,
@@ -31,7 +32,7 @@ pub async fn watch_masters(
             _ = interval.tick() => {}
         }
         let members = consensus.members();
-        // One that has just joined votes once it has caught up, and is not to be asked before.
+        // A master that has just joined votes once it has caught up, and is not to be asked before.
         let questions = members.iter().filter(|member| member.voter).map(|member| {
             let (network, own) = (network.clone(), member.id == consensus.node_id());
             async move {

@@ -1,7 +1,7 @@
-//! Which master of which cluster this is: made by [`create`] (`ephor master
+//! The identity of a master in its cluster: made by [`create`] (`ephor master
 //! --init`, once a cluster, which runs nothing), got by `--join`, or read back from
 //! the data directory. A master that is started never creates a cluster: with an
-//! empty directory and no `--join` it refuses, so that one whose disk was replaced
+//! empty directory and no `--join` it refuses, so that a master whose disk was replaced
 //! cannot begin a second cluster at its old address.
 
 use std::path::{Path, PathBuf};
@@ -24,40 +24,40 @@ use crate::config::MasterConfig;
 use crate::pki::files::write_private;
 use crate::pki::{self, Authority, ClusterKeys, KeyFiles};
 
-/// How long one master may take to let this one in.
+/// Deadline for one master to answer the join.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The id of the master that makes a cluster.
+/// Id of a cluster's first master.
 const FIRST_ID: NodeId = 1;
 
-/// What the data directory of a master says of it.
+/// The identity of a master, as its data directory holds it.
 pub struct MasterIdentity {
-    /// Its id, from the log.
+    /// The master's id in the Raft group.
     pub node_id: NodeId,
     /// The cluster's id.
     pub cluster_id: String,
-    /// What all nodes agree on.
+    /// The settings that all nodes of the cluster share.
     pub settings: ClusterSettings,
-    /// The cluster's keys.
+    /// The cluster's CA and keys.
     pub keys: Arc<ClusterKeys>,
-    /// This start makes the cluster.
+    /// Whether this start creates the cluster.
     pub founding: bool,
-    /// The store has been started before: its files must be there.
+    /// Whether the store has been started before, so that its files must exist.
     pub started_before: bool,
-    /// Lost clusters that this one goes on for, as a joiner is told.
+    /// Ids of lost clusters that this cluster continues, as a joining master is told.
     pub(crate) supersedes: Vec<String>,
 }
 
-/// `DATA/node.json`: written last, so that its presence means the rest is there.
+/// Content of `DATA/node.json`, which is written last: where it exists, the other files exist too.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record {
     node_id: NodeId,
     cluster_id: String,
-    /// Whether the store has been made, which is after this file is first written.
+    /// Whether the store has been created; false when this file is first written.
     initialized: bool,
     settings: String,
-    /// SHA-256 of the others as JSON, in hexadecimal; records of earlier versions have none.
+    /// SHA-256 of the other fields as JSON, in hexadecimal; records of earlier versions have none.
     #[serde(default)]
     checksum: Option<String>,
 }
@@ -68,7 +68,7 @@ impl Record {
         Ok(Sha256::digest(parts).iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
-    /// Whether the file is what was written.
+    /// Whether the record matches its checksum.
     fn is_whole(&self) -> bool {
         self.checksum.is_none() || self.sum().ok() == self.checksum
     }
@@ -77,7 +77,7 @@ impl Record {
 /// Why a master has no identity; each text is one line and says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Neither data nor a way to get some.
+    /// The data directory is empty, and there is no `--join` to fill it.
     #[error(
         "{data_dir} is empty: if {name} was a master of a cluster and lost its data, run `ephor members replace \
          {name}` there and start it with what that prints (--join ... --replace ...); a new master starts with \
@@ -89,13 +89,13 @@ pub enum Error {
         /// The master's name.
         name: String,
     },
-    /// A cluster is created on nothing.
+    /// `--init` was given, but the data directory is not empty.
     #[error(
         "{0} is not empty ({1} is there): --init creates a new cluster and is said once; start this master \
          without it"
     )]
     NotEmpty(PathBuf, String),
-    /// A restore was begun here and not ended.
+    /// A restore into this data directory was begun and not finished.
     #[error("{0} is half restored: run `ephor backup restore` again (or remove the directory)")]
     Restoring(PathBuf),
     /// Keys cannot be made or read.
@@ -104,10 +104,10 @@ pub enum Error {
     /// The token does not parse.
     #[error("the token is malformed: {0}")]
     Token(#[from] token::Error),
-    /// No master let this one in.
+    /// No master accepted this master's request to join.
     #[error("joining failed: {0}")]
     Refused(String),
-    /// A file is not what was written.
+    /// A file differs from what was written.
     #[error("{0} is damaged: remove the data directory and join again")]
     Damaged(PathBuf),
     /// A file cannot be read or written.
@@ -115,19 +115,19 @@ pub enum Error {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// Settings contradict each other.
     #[error(transparent)]
     Settings(#[from] settings::Error),
-    /// What is known of lost clusters cannot be written.
+    /// The file that lists lost clusters cannot be written.
     #[error(transparent)]
     Fences(#[from] consensus::Error),
-    /// The channel cannot be made.
+    /// The gRPC channel to another master cannot be created.
     #[error("channel: {0}")]
     Channel(#[from] tonic::transport::Error),
-    /// The answer of the master that was asked makes no sense.
+    /// The answer of the master that was asked is malformed.
     #[error("the answer to the join is malformed: {0}")]
     Answer(&'static str),
 }
@@ -146,7 +146,7 @@ pub fn create(config: &MasterConfig, env: &Env) -> Result<String, Error> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         other => other.map_err(|source| Error::File { path: data_dir.clone(), source })?,
     };
-    // Keys without `node.json` are left by an attempt that did not end.
+    // Keys without `node.json` are left by an earlier attempt that was interrupted.
     if let Some(name) = there.into_iter().find(|name| !["pki", "lost+found"].contains(&&name[..])) {
         return Err(Error::NotEmpty(data_dir.clone(), name));
     }
@@ -159,8 +159,8 @@ pub fn create(config: &MasterConfig, env: &Env) -> Result<String, Error> {
     Ok(cluster_id)
 }
 
-/// Lays out the data directory of a master that founds a cluster with keys that exist already; `build` goes on from
-/// there. For those who bring the keys along: the simulation.
+/// Lays out the data directory of a master that creates a cluster with existing keys; `build` goes on from
+/// there. Used by the simulation, which brings its own keys.
 ///
 /// # Errors
 /// Where a file cannot be written.
@@ -180,10 +180,10 @@ pub fn prepare(
 }
 
 impl MasterIdentity {
-    /// Reads the data directory, or joins.
+    /// Reads the identity from the data directory, or joins a cluster.
     ///
     /// # Errors
-    /// Where there is no data and nobody to join, and everything that goes wrong.
+    /// Where the directory is empty and there is no master to join, or reading or joining fails.
     pub async fn obtain(config: &MasterConfig, env: &Env) -> Result<Self, Error> {
         if crate::backup::unfinished(&config.data_dir, env.disk.as_ref()) {
             return Err(Error::Restoring(config.data_dir.clone()));
@@ -214,7 +214,7 @@ impl MasterIdentity {
         Ok(identity)
     }
 
-    /// The store is there now: from here on it must be.
+    /// Records that the store was created: from now on its files must exist.
     pub fn started(&self, data_dir: &Path, disk: &dyn Disk) -> Result<(), Error> {
         self.store(data_dir, disk, true)
     }
@@ -267,13 +267,13 @@ impl MasterIdentity {
     }
 }
 
-/// The keys of the master whose data lies in `data_dir`.
+/// Reads the keys of the master that owns `data_dir`.
 pub(crate) fn keys_of(data_dir: &Path, disk: Arc<dyn Disk>) -> Result<ClusterKeys, Error> {
     let damaged = || Error::Damaged(data_dir.join("node.json"));
     KeyFiles::new(data_dir, disk).load()?.ok_or_else(damaged)
 }
 
-/// Gives the master whose data lies in `data_dir` another id in another cluster.
+/// Gives the master that owns `data_dir` another id in another cluster.
 pub(crate) fn rename(data_dir: &Path, disk: &dyn Disk, new: &consensus::MemberIdentity) -> Result<(), Error> {
     let path = data_dir.join("node.json");
     let bytes = disk.read(&path).map_err(|source| Error::File { path: path.clone(), source })?;

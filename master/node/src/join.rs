@@ -1,7 +1,7 @@
-//! The Join service on the peer port: a token buys a master the cluster's keys
-//! and a place as learner, and a worker a certificate for `system:node:NAME`, which
-//! buys the next one, also after it has expired. Which names nodes may have is in
-//! `node_names.rs`.
+//! The Join service on the peer port. In exchange for a token, a master gets the
+//! cluster's keys and membership as a learner, and a worker gets a certificate for
+//! `system:node:NAME`, with which it gets the next one, even after it has expired.
+//! `node_names.rs` says which names nodes may have.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -29,17 +29,17 @@ use crate::tokens::{self, Admitted, USAGE_MASTER, USAGE_WORKER};
 /// How long a join may wait for a quorum.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Answers joiners.
+/// Implements the Join service.
 pub struct JoinService {
-    /// The member this runs on.
+    /// The consensus member of this master.
     pub consensus: Arc<Consensus>,
-    /// What joiners are handed.
+    /// The keys that joining masters receive.
     pub keys: Arc<ClusterKeys>,
-    /// What joiners must know.
+    /// The settings that joining nodes receive.
     pub settings: ClusterSettings,
-    /// Life of the certificates that nodes get.
+    /// Lifetime of the certificates that nodes receive.
     pub certificate_lifetime: Duration,
-    /// The clock that tokens expire by.
+    /// Provides the clock for the expiry of tokens and the validity of certificates.
     pub env: Env,
 }
 
@@ -57,12 +57,12 @@ impl JoinService {
         reached.map_err(|e| Status::unavailable(format!("the cluster cannot {purpose} now: {e}"))).map(drop)
     }
 
-    /// Whether there is a Node of that name in the local replica.
+    /// Whether the local replica has a Node of this name.
     fn node_exists(&self, name: &str) -> bool {
         self.consensus.store().get(&format!("/registry/core/nodes/{name}")).is_some()
     }
 
-    /// Refuses a node its name where it is not free for it.
+    /// Refuses the join when the name is not free for this node.
     fn check_node(&self, name: &str, admitted: &Admitted) -> Result<(), Status> {
         node_names::check(name, &self.settings).map_err(Status::invalid_argument)?;
         if self.consensus.members().iter().any(|member| member.name == name) {
@@ -82,8 +82,8 @@ impl JoinService {
         }
     }
 
-    /// Signs the client and the serving certificate of a node for the keys of two requests.
-    /// The serving certificate carries the name and the address the node calls from.
+    /// Signs a node's client and serving certificates for the public keys of two requests.
+    /// The serving certificate carries the node's name and the address it calls from.
     fn sign(
         &self,
         name: &str,
@@ -97,7 +97,7 @@ impl JoinService {
             std::iter::once(name.to_owned()).chain(remote.map(|r| r.to_string())).collect();
         let validity = Validity::new(self.env.clock.now(), self.certificate_lifetime);
         let authority = &self.keys.authority;
-        // Nodes serve operators with it, who look at the subject: it has no names.
+        // The node also serves operators with this certificate; they check its subject, so it needs no names.
         let client = authority.sign(csr_pem, &subject, &[], Usage::Peer, validity).map_err(refuse)?;
         let serving = authority
             .node_serving()
@@ -197,8 +197,8 @@ impl Join for JoinService {
     }
 }
 
-/// A node's serving certificate carries the address it calls from; any other it asks for
-/// might be somebody else's.
+/// Refuses a serving certificate for any address but the one the node calls from, which
+/// might belong to another host.
 fn only_from(wanted: &[String], remote: Option<IpAddr>) -> Result<(), Status> {
     let remote = remote.map(|r| r.to_string());
     let Some(other) = wanted.iter().find(|w| Some(*w) != remote.as_ref()) else { return Ok(()) };

@@ -64,7 +64,7 @@ impl Master {
         self.put(&format!("/registry/core/nodes/{name}"), serde_json::json!({})).await;
     }
 
-    /// A worker's token, for one node alone where it says so.
+    /// Stores a worker's token, only for the node `node` if that is given, and returns it.
     async fn token(&self, id: &str, node: Option<&str>) -> String {
         let mut data = BTreeMap::from([("token-secret", SECRET), (USAGE_WORKER, "true")]);
         data.extend(node.map(|node| (tokens::NODE_NAME, node)));
@@ -98,7 +98,7 @@ impl Master {
         Ok(client.join_worker(request).await?.into_inner())
     }
 
-    /// Asks for new certificates with one that was made for `subject` some time ago.
+    /// Asks for new certificates with a certificate that was issued to `subject` this long ago.
     async fn renew(&self, subject: &Subject, ago: Duration) -> Result<RenewCertificateResponse, Status> {
         let validity = Validity::new(SystemTime::now() - ago, LIFETIME);
         let old = self.keys.authority.issue(subject, &[], Usage::Peer, validity).unwrap();

@@ -1,6 +1,6 @@
-//! Starts what leads when this master begins to lead, and stops it when it ends.
-//! Everything started here gets a client whose writes carry the term, so that
-//! what is still running after the term writes nothing.
+//! Starts the leader's tasks when this master begins to lead, and stops them when it
+//! no longer does. Every task gets a client whose writes are fenced to the term, so
+//! that a task that outlives the term writes nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,31 +21,31 @@ use crate::health;
 use crate::liveness::{self, Liveness};
 use crate::witnesses::OtherMasters;
 
-/// What a leader needs.
+/// Everything the tasks of a leader need.
 pub struct Leader {
-    /// Who leads.
+    /// Tells who leads.
     pub consensus: Arc<Consensus>,
-    /// Where clients come from.
+    /// Provides clients of this master's own API.
     pub api: ApiServer,
-    /// Warm caches.
+    /// The shared caches, already filled.
     pub informers: Informers,
-    /// Beats of nodes.
+    /// The beats of nodes.
     pub liveness: Arc<Liveness>,
-    /// What the controllers are told.
+    /// Configuration of the controllers.
     pub controllers: master_controllers::Config,
-    /// Published to the controllers: the masters that answer.
+    /// Publishes the addresses of the masters that answer to the controllers.
     pub healthy: watch::Sender<Vec<std::net::SocketAddr>>,
-    /// What scheduled backups are made from.
+    /// Makes the entries of scheduled backups.
     pub backups: Arc<Source>,
-    /// How fast silence is noticed.
+    /// The timers that decide how fast silence is noticed.
     pub timers: Timers,
     /// How long events are kept; `None`: for ever.
     pub event_ttl: Option<Duration>,
-    /// Clock and shutdown.
+    /// Provides clock and shutdown.
     pub env: Env,
 }
 
-/// One term of this master.
+/// A term in which this master leads, with its tasks.
 struct Term {
     number: u64,
     cancel: CancellationToken,
@@ -53,7 +53,7 @@ struct Term {
 }
 
 impl Leader {
-    /// Follows leadership until shutdown.
+    /// Starts and stops the tasks as leadership changes, until shutdown.
     pub async fn run(self) {
         let mut leadership = self.consensus.leadership();
         let mut term: Option<Term> = None;
@@ -130,7 +130,7 @@ impl Leader {
     }
 }
 
-/// Runs one task of a term: it is made anew after a panic, and ends with the term.
+/// Runs one task of a term: starts it again after a panic, and ends it with the term.
 fn during<F>(
     cancel: &CancellationToken,
     name: &'static str,
@@ -147,7 +147,7 @@ impl Term {
     async fn end(mut self) {
         tracing::info!(term = self.number, "this master leads no longer");
         self.cancel.cancel();
-        // Their writes are fenced: nothing is lost by not waiting for them.
+        // The writes of these tasks are fenced, so aborting them loses nothing.
         self.tasks.shutdown().await;
     }
 }

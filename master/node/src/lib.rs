@@ -1,5 +1,5 @@
-//! Wires a master from its configuration and an `env`: keys, consensus, API
-//! server, peer port, and what runs while it leads. `ops/cli` calls [`build`]
+//! Builds a master from its configuration and an `env`: keys, consensus, API
+//! server, peer port, and the tasks of a leader. `ops/cli` calls [`build`]
 //! and runs what it returns; the simulation does the same with another `env`.
 //!
 //! | file | does |
@@ -8,14 +8,14 @@
 //! | `identity.rs` | creating and joining a cluster: keys, node id, cluster settings |
 //! | `build.rs` | puts the parts together |
 //! | `certificates.rs` | the certificates of this master, renewed while it runs |
-//! | `leader.rs` | starts and stops what leads |
-//! | `liveness.rs`, `witnesses.rs`, `health.rs` | which nodes beat, here and to other masters; which masters answer |
+//! | `leader.rs` | starts and stops the tasks of a leader |
+//! | `liveness.rs`, `witnesses.rs`, `health.rs` | which nodes send beats, which masters answer |
 //! | `undecodable.rs` | the alarm about objects that do not decode |
 //! | `peer.rs`, `join.rs`, `admin.rs` | the services of the peer port |
 //! | `node_names.rs` | which names nodes may have |
 //! | `autopilot.rs` | events about what the leader did to the group of masters |
 //! | `backup/` | backup, restore and scheduled backups |
-//! | `recover.rs` | a cluster of one out of the master that is left |
+//! | `recover.rs` | makes a cluster of one from a surviving master |
 //! | `pki/`, `tokens.rs` | certificates and join tokens |
 
 pub mod admin;

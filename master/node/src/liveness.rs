@@ -1,7 +1,8 @@
-//! Node liveness, in memory: workers beat over a stream to the leader, and only transitions of the Ready condition
-//! are written, through the API. The node-lifecycle controller reacts to those. `peer.rs` feeds beats in, on every
-//! master: a worker whose stream to the leader fails beats to another one, and the leader asks the others what they
-//! hear (`witnesses.rs`) before it calls a node silent. `leader.rs` runs [`watch_nodes`] while this master leads.
+//! Node liveness, in memory: workers send beats over a stream to the leader, and only transitions of the
+//! Ready condition are written, through the API. The node-lifecycle controller reacts to those. `peer.rs`
+//! feeds beats in, on every master: a worker whose stream to the leader fails beats to another master, and
+//! the leader asks the others what they hear (`witnesses.rs`) before it calls a node silent. `leader.rs`
+//! runs [`watch_nodes`] while this master leads.
 
 mod conditions;
 #[cfg(test)]
@@ -21,45 +22,48 @@ use tokio_util::sync::CancellationToken;
 
 use crate::witnesses::{HeardNode, Witnesses};
 
-/// How often silent nodes are looked for.
+/// Interval between two scans for silent nodes.
 const SCAN_INTERVAL: Duration = Duration::from_millis(250);
-/// Pause between two questions to the other masters while a node falls silent.
+/// Shortest pause between two questions to the other masters while a node falls silent.
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
-/// The same while all silent nodes are known to be: one of them may be heard by another master again.
+/// Shortest pause between two questions to the other masters while every silent node is marked as such
+/// already, to learn whether another master hears one of them again.
 const ASK_AGAIN_INTERVAL: Duration = Duration::from_secs(5);
-/// How long one status write may take.
+/// Deadline of one status write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Status writes at the same time.
+/// Maximum number of status writes at the same time.
 const CONCURRENT_WRITES: usize = 32;
-/// More lost nodes than this, and this share of all in percent, are a mass loss: the leader doubts itself first.
+/// More silent nodes than this number, and at least this share of all nodes in percent, are a mass loss:
+/// the leader then asks the other masters before it marks any node.
 const MASS_LOSS_NODES: usize = 2;
 const MASS_LOSS_PERCENT: usize = 55;
-/// Nodes whose beats are remembered by a master that does not lead, and for how long beyond that number.
+/// Number of remembered nodes from which on a master forgets those whose last beat is older than
+/// `FORGET_AFTER`.
 const NODES_MAX: usize = 16_384;
 const FORGET_AFTER: Duration = Duration::from_secs(60);
-/// Bytes of a reason that a node gives.
+/// Maximum length in bytes of the reason a node gives for not being ready; longer ones are cut off.
 const REASON_BYTES: usize = 1024;
 
-/// What a node's agent said last, and when a master heard it.
+/// The last beat of a node's agent: what it said, and when a master heard it.
 #[derive(Debug, Clone)]
 struct Beat {
-    /// On the monotonic clock.
+    /// When the beat was heard, on the monotonic clock.
     heard: Duration,
     ready: bool,
     reason: String,
 }
 
-/// What is known of one node.
+/// What this master knows of one node.
 #[derive(Debug, Default)]
 struct KnownNode {
     beat: Option<Beat>,
     /// Since when this leader has known the node, on the monotonic clock: its silence counts from then at the earliest.
     known_since: Option<Duration>,
-    /// The scan that saw the node's object last.
+    /// Number of the last scan that saw the Node object.
     scan: u64,
 }
 
-/// The beats of all nodes.
+/// The last beats of all nodes, as this master heard them or was told by other masters.
 pub struct Liveness {
     clock: Arc<dyn Clock>,
     records: Mutex<KnownNodes>,
@@ -69,11 +73,11 @@ pub struct Liveness {
 struct KnownNodes {
     nodes: BTreeMap<String, KnownNode>,
     scans: u64,
-    /// No silence counts from before this: the leader itself stood still until then.
+    /// Silence is counted from this time at the earliest: the leader itself stood still until then.
     not_before: Duration,
 }
 
-/// What the Ready condition of a node should become.
+/// The status that the Ready condition of a node should get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Verdict {
     Unknown,
@@ -81,21 +85,22 @@ enum Verdict {
     NotReady(String),
 }
 
-/// What one look at all nodes has found.
+/// Result of one scan of all nodes.
 #[derive(Debug, Default)]
 struct Scan {
     /// The nodes whose Ready condition has to change.
     verdicts: Vec<(String, Verdict)>,
-    /// How soon after the last question to ask the other masters again: some nodes have been silent for half of the
-    /// grace. `None` when all are heard.
+    /// Shortest pause since the last question after which to ask the other masters again, because some
+    /// nodes have been silent for half of the grace. `None` when all nodes are heard.
     ask_after: Option<Duration>,
-    /// Nodes that are silent for longer than the grace, whatever their condition says, and all nodes.
+    /// Number of nodes that are silent for longer than the grace, whatever their condition says, and
+    /// number of all nodes.
     silent: usize,
     nodes: usize,
 }
 
 impl Scan {
-    /// Whether so many nodes are silent that the fault is likelier here than there.
+    /// Whether so many nodes are silent that the fault is likelier at this master than at the nodes.
     fn is_mass_loss(&self) -> bool {
         let most = self.silent > MASS_LOSS_NODES && self.silent * 100 >= self.nodes * MASS_LOSS_PERCENT;
         most || (self.silent == self.nodes && self.nodes > 1)
@@ -103,13 +108,14 @@ impl Scan {
 }
 
 impl KnownNode {
-    /// When the node gave its last sign of life, or when one could first have been expected here.
+    /// Returns when the node gave its last sign of life, or the earliest time from which its silence counts.
     fn heard(&self, not_before: Duration, now: Duration) -> Duration {
         let beat = self.beat.as_ref().map_or(Duration::ZERO, |beat| beat.heard);
         beat.max(self.known_since.unwrap_or(now)).max(not_before)
     }
 
-    /// Compares what was heard of the node with what its Ready condition says; `None` where they agree.
+    /// Compares what was heard of the node with its Ready condition; `None` when the condition needs
+    /// no change.
     fn judge(&self, status: &str, silent: bool) -> Option<Verdict> {
         if silent {
             return (status != "Unknown").then_some(Verdict::Unknown);
@@ -123,18 +129,19 @@ impl KnownNode {
 }
 
 impl Liveness {
-    /// No node has been heard yet.
+    /// Creates an empty record: no node has been heard yet.
     pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
         Arc::new(Self { clock, records: Mutex::default() })
     }
 
-    /// A node has beaten, here.
+    /// Records a beat that `node` sent to this master.
     pub fn beat(&self, node: &str, ready: bool, reason: &str) {
         let now = self.clock.monotonic();
         self.lock().enter(node, now, ready, reason, now);
     }
 
-    /// The nodes that have beaten here within `within`: what another master is told that leads.
+    /// Returns the nodes that have beaten at this master within `within`: the answer to the leader's
+    /// question.
     pub fn heard_within(&self, within: Duration) -> Vec<HeardNode> {
         let now = self.clock.monotonic();
         let records = self.lock();
@@ -147,7 +154,7 @@ impl Liveness {
         heard.collect()
     }
 
-    /// Other masters have answered, to a question asked at `asked` on the monotonic clock.
+    /// Records the other masters' answers to a question that was asked at `asked` on the monotonic clock.
     fn others_heard(&self, asked: Duration, heard: &[HeardNode]) {
         let mut records = self.lock();
         for other in heard {
@@ -156,12 +163,12 @@ impl Liveness {
         }
     }
 
-    /// A new leader has heard nobody: every node gets one full window from now.
+    /// Forgets all beats when a leadership begins: every node gets one full grace from now.
     fn reset(&self) {
         *self.lock() = KnownNodes::default();
     }
 
-    /// This leader stood still: what it did not hear meanwhile says nothing.
+    /// Starts every node's silence anew, because this leader stood still and may have missed beats.
     fn stood_still(&self) {
         let now = self.clock.monotonic();
         self.lock().not_before = now;
@@ -171,7 +178,8 @@ impl Liveness {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at all nodes once: linear in their number, and without an allocation for a node that needs no change.
+    /// Scans all nodes once: linear in their number, and without an allocation for a node that needs
+    /// no change.
     fn scan<'a>(&self, nodes: impl Iterator<Item = &'a Node>, grace: Duration) -> Scan {
         let now = self.clock.monotonic();
         let mut records = self.lock();
@@ -205,7 +213,7 @@ impl Liveness {
 }
 
 impl KnownNodes {
-    /// Enters a sign of life at `heard`, unless a later one is known.
+    /// Records a sign of life at `heard`, unless a later one is known.
     fn enter(&mut self, node: &str, heard: Duration, ready: bool, reason: &str, now: Duration) {
         let reason = &reason[..reason.floor_char_boundary(REASON_BYTES)];
         if let Some(record) = self.nodes.get_mut(node) {
@@ -231,24 +239,24 @@ impl KnownNodes {
     }
 }
 
-/// What a leader needs to follow the nodes.
+/// What a leader needs to watch the nodes.
 pub struct NodeWatch {
-    /// Where beats end.
+    /// The beats of all nodes.
     pub liveness: Arc<Liveness>,
-    /// Writes conditions; its writes carry the term.
+    /// Writes conditions; the writes are fenced to the term.
     pub client: Client,
-    /// The nodes.
+    /// The caches that hold the Node objects.
     pub informers: Informers,
-    /// The other masters.
+    /// Asks the other masters which nodes they hear.
     pub witnesses: Arc<dyn Witnesses>,
     /// How long a node may be silent.
     pub grace: Duration,
 }
 
-/// A question to the other masters: when it was asked, and the answers to come.
+/// A question to the other masters that is under way: gives the time it was asked at, and the answers.
 type Question = BoxFuture<'static, (Duration, Vec<HeardNode>)>;
 
-/// Writes transitions until this master no longer leads.
+/// Writes transitions of Ready conditions until this master no longer leads.
 pub async fn watch_nodes(watch: &NodeWatch, shutdown: CancellationToken) {
     let NodeWatch { liveness, grace, .. } = watch;
     liveness.reset();
@@ -256,7 +264,8 @@ pub async fn watch_nodes(watch: &NodeWatch, shutdown: CancellationToken) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut question: Option<Question> = None;
     let mut asked: Option<Duration> = None;
-    // When the mass loss began that goes on now, and whether the others were asked since.
+    // When the present mass loss began, and whether the other masters have answered a question asked
+    // since then.
     let (mut loss_since, mut confirmed): (Option<Duration>, bool) = (None, false);
     let mut last_scan = liveness.clock.monotonic();
     loop {
@@ -290,7 +299,8 @@ pub async fn watch_nodes(watch: &NodeWatch, shutdown: CancellationToken) {
             if loss_since.is_none() {
                 let (silent, nodes) = (scan.silent, scan.nodes);
                 tracing::warn!(silent, nodes, "most nodes are silent; asking the other masters first");
-                // A question that is on its way began before; the next one counts.
+                // A question that is under way was asked before the loss began, so only the next one
+                // confirms it.
                 loss_since = Some(now);
                 confirmed = false;
             }
@@ -305,7 +315,7 @@ pub async fn watch_nodes(watch: &NodeWatch, shutdown: CancellationToken) {
     }
 }
 
-/// The answer to the question that is on its way; never when there is none.
+/// Waits for the answer to the question that is under way; for ever when there is none.
 async fn answer(question: &mut Option<Question>) -> (Duration, Vec<HeardNode>) {
     match question {
         Some(question) => question.await,
@@ -365,7 +375,7 @@ mod tests {
         serde_json::from_value(node).unwrap()
     }
 
-    /// The verdict about one node with this Ready condition.
+    /// Returns the verdict about a single node whose Ready condition has this status.
     fn judge(liveness: &Liveness, status: &str) -> Option<Verdict> {
         let mut scan = liveness.scan([node("w1", status)].iter(), GRACE);
         scan.verdicts.pop().map(|(_, verdict)| verdict)
@@ -439,7 +449,8 @@ mod tests {
         assert_eq!(liveness.heard_within(GRACE).len(), 1);
     }
 
-    /// Prints what one look at 5,000 nodes costs: `cargo test -p master-node --release -- --nocapture one_look`.
+    /// Prints how long one scan of 5,000 nodes takes:
+    /// `cargo test -p master-node --release -- --nocapture one_look`.
     #[test]
     fn one_look_at_many_nodes_is_linear() {
         let (_, liveness) = at(100);
@@ -452,7 +463,7 @@ mod tests {
             assert_eq!(liveness.scan(nodes.iter(), GRACE).nodes, 5000);
         }
         println!("one look at 5,000 nodes: {:?}", started.elapsed() / 10);
-        // The quadratic form compared names 25 million times: minutes in a debug build, which this is about.
+        // A scan that is quadratic in the nodes compares names 25 million times: minutes in a debug build.
         assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     }
 }

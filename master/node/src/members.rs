@@ -1,15 +1,15 @@
-//! Members as they travel: from `consensus` to the wire, and back from what an
-//! operator calls them.
+//! Conversions of members: from `consensus` to the wire format, and from an
+//! operator's name or id for a member to its id.
 
 use std::time::Duration;
 
 use consensus::{Consensus, MemberHealth, NodeId};
 use proto_wire::cluster::Member;
 
-/// A member this far behind, in entries, has not caught up.
+/// Number of entries behind the leader from which on a member has not caught up.
 const BEHIND_ENTRIES: u64 = 128;
 
-/// All members as this master sees them; how they are, where it leads.
+/// Returns all members as this master knows them, without their health.
 pub fn wire_members(consensus: &Consensus) -> Vec<Member> {
     let members = consensus.members();
     let mut wire: Vec<Member> = members
@@ -30,7 +30,7 @@ pub fn wire_members(consensus: &Consensus) -> Vec<Member> {
     wire
 }
 
-/// The members that clients may be sent to: those that vote. One that has just joined
+/// Returns the members that clients may be sent to: the voters. A master that has just joined
 /// votes once it has caught up.
 pub fn serving_members(consensus: &Consensus) -> Vec<Member> {
     let mut members = wire_members(consensus);
@@ -38,7 +38,7 @@ pub fn serving_members(consensus: &Consensus) -> Vec<Member> {
     members
 }
 
-/// [`wire_members`] with how they are; only a leader knows.
+/// Returns [`wire_members`] with their health, which only a leader knows.
 pub fn members_with_health(consensus: &Consensus) -> Vec<Member> {
     let mut members = wire_members(consensus);
     let all = consensus.health();
@@ -73,7 +73,7 @@ fn in_words(health: &MemberHealth, voter: bool, limit: Option<Duration>) -> Stri
     format!("silent for {} s{due}", silent.as_secs())
 }
 
-/// The id of the voter that an operator calls `text`: its id or its name.
+/// Returns the id of the voter with the name or id `text`.
 pub fn voter_called(consensus: &Consensus, text: &str) -> Result<NodeId, String> {
     let members = consensus.members();
     let named: Vec<NodeId> = members

@@ -1,6 +1,6 @@
-//! Which names masters and nodes may have: DNS-1123 subdomains that are nobody
-//! else's. A name ends up in certificates, so that a node called like the API
-//! server's Service could stand in for it. `join.rs` asks.
+//! Checks the names of masters and nodes: a name must be a DNS-1123 subdomain that
+//! belongs to nothing else. It ends up in certificates, so a node named like the API
+//! server's Service could impersonate it. Called by `join.rs`.
 
 use std::net::IpAddr;
 
@@ -8,11 +8,11 @@ use proto_wire::settings::ClusterSettings;
 
 use crate::certificates::{API_NAMES, host_of};
 
-/// Refuses a name of a master, with the reason. A master holds the CA: what it is called
-/// gives it nothing.
+/// Checks the name of a master. A master holds the CA, so no name gives it more
+/// rights than it has.
 ///
 /// # Errors
-/// One line that says what is wrong with it.
+/// One line that says what is wrong with the name.
 pub fn check_master(name: &str) -> Result<(), String> {
     match proto_api::names::dns1123_subdomain(name).into_iter().next() {
         Some(why) => Err(format!("node name {name:?}: {why}")),
@@ -20,10 +20,10 @@ pub fn check_master(name: &str) -> Result<(), String> {
     }
 }
 
-/// Refuses a name of a node, with the reason.
+/// Checks the name of a node.
 ///
 /// # Errors
-/// One line that says what is wrong with it.
+/// One line that says what is wrong with the name.
 pub fn check(name: &str, settings: &ClusterSettings) -> Result<(), String> {
     check_master(name)?;
     if name.parse::<IpAddr>().is_ok() || name.rsplit('.').next().is_some_and(is_number) {
@@ -42,7 +42,7 @@ pub fn check(name: &str, settings: &ClusterSettings) -> Result<(), String> {
     Ok(())
 }
 
-/// No top-level domain is a number (RFC 3696), so that a name with one is read as an address.
+/// Whether a label is a number: no top-level domain is one (RFC 3696), so such a name is read as an address.
 fn is_number(label: &str) -> bool {
     !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_digit())
 }

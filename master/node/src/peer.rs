@@ -1,6 +1,6 @@
 //! The peer port: Raft, joining, node liveness and administration on one
-//! listener. Each service checks who calls: Raft masters only, Liveness nodes,
-//! Admin `system:masters`, Join whoever has a token.
+//! listener. Each service checks its caller: Raft admits masters, Liveness nodes,
+//! Admin `system:masters`, Join anyone with a token.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,23 +19,23 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::liveness::Liveness;
 use crate::members::{serving_members, wire_members};
 
-/// Acknowledgements on their way to one node.
+/// Maximum number of queued acknowledgements for one node.
 const ACKS_MAX: usize = 8;
-/// A stream without a beat for this long is closed.
+/// Time without a beat after which a stream is closed.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Who called, by its certificate.
+/// Returns the caller, as its certificate names it.
 fn caller<T>(request: &Request<T>) -> Option<&PeerInfo> {
     request.extensions().get::<PeerInfo>()
 }
 
-/// The name of the node that called; nobody else may use the node services.
+/// Returns the name of the calling node; refuses callers that are not nodes.
 fn node_name<T>(request: &Request<T>) -> Result<String, Status> {
     let identity = caller(request).and_then(|p| p.identity.as_ref());
     named_node(identity)
 }
 
-/// The name of the node that an identity belongs to.
+/// Returns the name of the node that an identity belongs to.
 pub fn named_node(identity: Option<&PeerIdentity>) -> Result<String, Status> {
     identity
         .filter(|i| i.in_organization(NODES_ORGANIZATION))
@@ -44,20 +44,20 @@ pub fn named_node(identity: Option<&PeerIdentity>) -> Result<String, Status> {
         .ok_or_else(|| Status::unauthenticated("a node certificate is needed"))
 }
 
-/// Refuses everybody but operators and masters.
+/// Refuses callers that are neither operators nor masters.
 pub fn require_operator<T>(request: &Request<T>) -> Result<(), Status> {
     let allowed = caller(request)
         .is_some_and(|p| p.in_organization("system:masters") || p.in_organization(MASTERS_ORGANIZATION));
     if allowed { Ok(()) } else { Err(Status::permission_denied("only system:masters may ask this")) }
 }
 
-/// Takes beats from nodes.
+/// Implements the Liveness service: receives the beats of nodes.
 pub struct LivenessService {
-    /// Who leads, and who the members are.
+    /// Tells who leads and who the members are.
     pub consensus: Arc<Consensus>,
-    /// Where beats end.
+    /// Records the beats.
     pub liveness: Arc<Liveness>,
-    /// Time and shutdown.
+    /// Provides the clock and shutdown.
     pub env: Env,
 }
 
@@ -98,7 +98,7 @@ impl LivenessApi for LivenessService {
                 };
                 let Ok(Some(Ok(beat))) = next else { return };
                 let ack = Self::ack(&consensus, beat.sequence);
-                // A follower remembers them for the leader, which may be deaf.
+                // A follower records beats too, for a leader that cannot hear the node.
                 liveness.beat(&name, beat.ready, &beat.reason);
                 if sender.send(Ok(ack)).await.is_err() {
                     return;

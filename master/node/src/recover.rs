@@ -1,7 +1,7 @@
-//! Recovery after a majority of masters was lost for good: looks at the data
-//! directory of one that is left, asks the others whether they are really gone,
-//! and makes a cluster of one out of it. `ops/cli` shows and asks;
-//! `consensus/src/recovery.rs` rewrites.
+//! Recovery after a majority of masters was lost for good: reads the data
+//! directory of a surviving master, asks the other masters whether they are really
+//! gone, and makes a cluster with this master as its only member. `ops/cli` shows
+//! the findings and asks for confirmation; `consensus/src/recovery.rs` rewrites the log.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -18,18 +18,18 @@ use proto_wire::cluster::admin_client::AdminClient;
 use crate::identity::{self, keys_of};
 use crate::pki::{self, Subject, Usage, Validity};
 
-/// How long another master may take to answer.
+/// Deadline for another master to answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
-/// A recovery is over before that, or is run again.
+/// Lifetime of the certificate used to ask the others; a recovery that takes longer is run again.
 const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
-/// Who is at an address, and of which cluster; or why nobody knows.
+/// The master at an address and the id of its cluster; or why nobody answered.
 type Answer = Result<(NodeId, String), String>;
 
-/// Why nothing was recovered; each text is one line.
+/// Why a recovery was refused or failed; each text is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The data directory is no master's, or its master runs.
+    /// The data directory does not belong to a master, or its master is running.
     #[error(transparent)]
     Consensus(#[from] consensus::Error),
     /// Keys or identity cannot be read or written.
@@ -38,36 +38,36 @@ pub enum Error {
     /// Certificates cannot be made.
     #[error(transparent)]
     Pki(#[from] pki::Error),
-    /// The others cannot be asked.
+    /// The TLS material for asking the other masters cannot be used.
     #[error("certificates: {0}")]
     Tls(#[from] proto_env::TlsError),
-    /// Enough masters are there.
+    /// The masters that answer are a majority, so nothing is lost.
     #[error(
         "refused: {answered} of the {voters} voting masters answer{names}, and with this one they are a \
          majority: nothing is lost; start this master again"
     )]
     QuorumReachable {
-        /// How many.
+        /// Number of masters that answered.
         answered: usize,
-        /// Of how many voters.
+        /// Number of voters.
         voters: usize,
-        /// Who, in brackets.
+        /// Names of the masters that answered, in brackets.
         names: String,
     },
 }
 
-/// What became of another master that was asked.
+/// Result of asking one of the other masters.
 #[derive(Debug, Clone)]
 pub struct Asked {
-    /// Who.
+    /// The member that was asked.
     pub member: Member,
-    /// Whether it answered as the member it was.
+    /// Whether it answered with its id and its cluster's id.
     pub answered: bool,
-    /// How it did not.
+    /// What came instead of that answer.
     pub error: String,
 }
 
-/// The data directory of the master that is left.
+/// The opened data directory of the surviving master.
 pub struct Survivor {
     data_dir: PathBuf,
     recovery: Recovery,
@@ -75,10 +75,10 @@ pub struct Survivor {
 }
 
 impl Survivor {
-    /// Opens the data directory of a master that does not run. `env`'s network need not prove anything yet.
+    /// Opens the data directory of a master that is not running. `env`'s network needs no certificates yet.
     ///
     /// # Errors
-    /// Where it is not a whole master's, or that master runs.
+    /// Where the directory is not that of a complete master, or its master is running.
     pub fn open(data_dir: &Path, env: Env) -> Result<Self, Error> {
         if crate::backup::unfinished(data_dir, env.disk.as_ref()) {
             return Err(identity::Error::Restoring(data_dir.to_owned()).into());
@@ -96,25 +96,25 @@ impl Survivor {
         Ok(Self { data_dir: data_dir.to_owned(), recovery, env })
     }
 
-    /// What is there.
+    /// Returns what the data directory says of the cluster.
     pub fn found(&self) -> &Found {
         self.recovery.found()
     }
 
-    /// Whether an earlier attempt did not end.
+    /// Whether an earlier recovery was begun and not finished.
     pub fn begun(&self) -> bool {
         self.recovery.begun().is_some()
     }
 
-    /// Asks all other members, each at its known address and at those of `elsewhere`, and refuses when those
-    /// that answer are a majority together with this one.
+    /// Asks all other members, at their known addresses and at those in `elsewhere`, and refuses the
+    /// recovery when those that answer form a majority together with this master.
     ///
     /// # Errors
     /// [`Error::QuorumReachable`].
     pub async fn ask(&self, elsewhere: &[String]) -> Result<Vec<Asked>, Error> {
         let found = self.recovery.found();
         if self.begun() {
-            // The log is rewritten already: there is no way back.
+            // An earlier attempt has already rewritten the log, so the recovery must go on.
             return Ok(Vec::new());
         }
         let me = found.identity.node_id;
@@ -147,7 +147,7 @@ impl Survivor {
         Ok(asked)
     }
 
-    /// Who is at an address, and of which cluster.
+    /// Asks which master of which cluster is at an address.
     async fn who(&self, address: &str) -> Answer {
         let options = ChannelOptions {
             purpose: Purpose::Peer,
@@ -169,7 +169,8 @@ impl Survivor {
         }
     }
 
-    /// Makes a cluster of one, and gives who this master is now. Interrupted at any moment, it can be done again.
+    /// Makes a cluster of this master alone and returns its new identity. May be run again after an
+    /// interruption.
     ///
     /// # Errors
     /// Where a file cannot be written.
@@ -189,7 +190,7 @@ impl Survivor {
     }
 }
 
-/// Refuses when those that answer decide together with `me`, in every set of voters.
+/// Refuses the recovery when the masters that answer have, with `me`, a majority in every set of voters.
 fn refuse_quorum(voters: &[BTreeSet<NodeId>], me: NodeId, asked: &[Asked]) -> Result<(), Error> {
     let answered: BTreeSet<NodeId> = asked.iter().filter(|a| a.answered).map(|a| a.member.id).collect();
     let majority = |set: &BTreeSet<NodeId>| {

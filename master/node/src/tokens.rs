@@ -1,5 +1,5 @@
-//! Checks join tokens against the Secrets they are stored in. `join.rs` calls;
-//! `ephor token` writes what is read here.
+//! Checks join tokens against the Secrets they are stored in. Called by `join.rs`;
+//! `ephor token` writes the Secrets.
 
 use std::time::SystemTime;
 
@@ -10,39 +10,39 @@ use sha2::{Digest, Sha256};
 
 use crate::pki;
 
-/// The key in the Secret that lets a master join.
+/// Key in a token's Secret that allows a master to join.
 pub const USAGE_MASTER: &str = "usage-ephor-join-master";
-/// The key in the Secret that lets a worker join.
+/// Key in a token's Secret that allows a worker to join.
 pub const USAGE_WORKER: &str = "usage-ephor-join-worker";
 
-/// The key in the Secret that says which worker alone may join with it, also in place of
-/// a node of that name.
+/// Key in a token's Secret that names the only worker that may join with it, even when a Node
+/// of that name exists.
 pub const NODE_NAME: &str = "ephor-node-name";
 
-/// What a good token lets its holder do beside joining.
+/// What a valid token allows its holder besides joining.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admitted {
-    /// The only name it may have.
+    /// The only node name the holder may use; `None` for any name that is free.
     pub node: Option<String>,
 }
 
-/// sha256 of the DER of the first certificate of a PEM.
+/// Returns the SHA-256 of the DER of the first certificate in a PEM.
 pub fn ca_hash(ca_pem: &str) -> Result<[u8; 32], pki::Error> {
     let certificates = pki::files::certificates(ca_pem)?;
     let first = certificates.first().ok_or(pki::Error::Pem("CA certificate"))?;
     Ok(Sha256::digest(first).into())
 }
 
-/// Why a token opens nothing. The caller is told no more than that.
+/// Why a token is refused. The caller is told only this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// No such token, or another secret.
+    /// There is no such token, or its secret is wrong.
     #[error("the token is not known here")]
     Unknown,
-    /// Its time is over.
+    /// The token has expired.
     #[error("the token has expired: make a new one with `ephor token create`")]
     Expired,
-    /// A worker's token cannot make a master, nor the other way round.
+    /// A worker's token was used to join as a master, or the other way round.
     #[error("the token is for another role: see `ephor token create --role`")]
     Role,
 }
@@ -61,7 +61,7 @@ impl StoredToken {
     }
 }
 
-/// Looks the token up in the local replica; the caller has passed a read barrier.
+/// Checks a token against the local replica; the caller has passed a read barrier.
 pub fn check(
     consensus: &Consensus,
     token: &JoinToken,
@@ -81,7 +81,7 @@ fn check_stored(
     now: SystemTime,
 ) -> Result<Admitted, Refused> {
     let secret = stored.text("token-secret").ok_or(Refused::Unknown)?;
-    // Hashes of equal length are compared, so that the time says nothing about the secret.
+    // Comparing hashes of equal length keeps the time it takes independent of the secret.
     if Sha256::digest(secret.as_bytes()) != Sha256::digest(token.secret.as_bytes()) {
         return Err(Refused::Unknown);
     }

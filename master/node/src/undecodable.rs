@@ -1,5 +1,5 @@
-//! Names objects that do not decode in `ephor status`: the informers of this master skip them, so somebody has to
-//! mend or delete them. Started by `build.rs`, on every master.
+//! Shows objects that do not decode in `ephor status`: the informers of this master skip them, so an
+//! operator has to repair or delete them. Started by `build.rs`, on every master.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use consensus::{AlarmKind, Consensus};
 use proto_decode::BrokenObjects;
 use tokio_util::sync::CancellationToken;
 
-/// Keeps the alarm as `broken` says, until `shutdown`.
+/// Keeps the alarm in step with `broken`, until `shutdown`.
 pub async fn report(consensus: Arc<Consensus>, broken: BrokenObjects, shutdown: CancellationToken) {
     let mut changes = broken.changes();
     loop {

@@ -1,5 +1,6 @@
-//! What the other masters hear of the nodes. A leader that is deaf, or that nobody reaches, must not take all nodes
-//! for dead: `liveness.rs` asks here before it calls a node silent. Answered by `peer.rs` on each master.
+//! Asks the other masters which nodes they hear. A leader that cannot hear the nodes itself must not take
+//! all of them for dead: `liveness.rs` asks here before it calls a node silent; `peer.rs` answers on each
+//! master.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,34 +13,34 @@ use proto_env::{MASTERS_ORGANIZATION, Network, Purpose};
 use proto_wire::cluster::liveness_client::LivenessClient;
 use proto_wire::cluster::{HeardNodesRequest, HeardNodesResponse};
 
-/// A master that takes longer than this to answer has heard nothing.
+/// Deadline for a master's answer; one that takes longer counts as having heard nothing.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A node that a master hears.
+/// A node that another master hears.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeardNode {
-    /// Its name.
+    /// Name of the node.
     pub node: String,
-    /// How long ago its last beat came.
+    /// Time since its last beat.
     pub ago: Duration,
-    /// What its agent said of itself, and why.
+    /// Whether its agent said that it is ready.
     pub ready: bool,
-    /// Empty when it is ready.
+    /// Why it is not ready; empty when it is.
     pub reason: String,
 }
 
-/// Whoever else may hear the nodes.
+/// Other masters that may hear the nodes.
 #[async_trait]
 pub trait Witnesses: Send + Sync {
-    /// The nodes that others have heard within `within`; nothing from those who do not answer in time.
+    /// Returns the nodes that others have heard within `within`; ignores masters that do not answer in time.
     async fn heard_within(&self, within: Duration) -> Vec<HeardNode>;
 }
 
-/// The other masters, asked over the peer port.
+/// The other masters of the cluster, asked over the peer port.
 pub struct OtherMasters {
-    /// Who they are.
+    /// Tells who the other masters are.
     pub consensus: Arc<Consensus>,
-    /// How they are reached.
+    /// The network to reach them by.
     pub network: Arc<dyn Network>,
 }
 

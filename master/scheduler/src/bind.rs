@@ -1,5 +1,5 @@
-//! Telling the API what was decided: the binding of a pod to its node, or the condition and event that say why there
-//! is none. Called by `lib.rs`.
+//! Writes decisions to the API: the binding of a pod to its node, or the condition and event that say why
+//! there is none. Called by `lib.rs`.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
@@ -43,13 +43,14 @@ pub(crate) async fn bind(client: &Client, pod: &PodInfo, node: &str) -> Result<(
     Ok(())
 }
 
-/// Records a successful binding.
+/// Records the event of a successful binding.
 pub(crate) fn record_bound(recorder: &Recorder, pod: &PodInfo, node: &str) {
     let message = format!("Successfully assigned {}/{} to {node}", pod.key.namespace, pod.key.name);
     recorder.event(reference(&*pod.pod), EventType::Normal, "Scheduled", message);
 }
 
-/// Records that there is no node for the pod: an event, and the PodScheduled condition when it says something new.
+/// Reports that there is no node for the pod: records an event, and sets the PodScheduled condition when it
+/// changes.
 pub(crate) async fn report_failure(
     client: &Client,
     recorder: &Recorder,

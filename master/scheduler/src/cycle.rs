@@ -1,29 +1,29 @@
-//! One scheduling decision: which nodes a pod fits, which of those is best, and if none, why. Pure over a locked
-//! snapshot; called by `lib.rs` for one pod at a time.
+//! One scheduling decision: finds the nodes that a pod fits and the best of them, or why there is none.
+//! Pure over a locked snapshot; called by `lib.rs` for one pod at a time.
 
 use std::collections::BTreeMap;
 
 use crate::plugins::{Cycle, FILTERS, NodeFilter, Rejection, SCORES};
 use crate::snapshot::NodeInfo;
 
-/// Clusters up to this size are looked at whole.
+/// Number of nodes up to which a cluster is always searched completely.
 const ALL_NODES: usize = 100;
 
-/// Why no node would do.
+/// Why no node is suitable for a pod.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Unfit {
-    /// Nodes in the cluster.
+    /// Number of nodes in the cluster.
     pub nodes: usize,
-    /// How many nodes gave each reason.
+    /// Number of nodes that gave each reason.
     pub reasons: BTreeMap<String, usize>,
-    /// Nodes where removing pods could help.
+    /// Number of nodes where removing pods could help.
     pub resolvable: usize,
-    /// Whether the pod would let others be removed at all.
+    /// Whether the pod's preemption policy allows removing others.
     pub may_preempt: bool,
 }
 
 impl Unfit {
-    /// Kubernetes' message of the PodScheduled condition and the FailedScheduling event.
+    /// Renders Kubernetes' message for the PodScheduled condition and the FailedScheduling event.
     pub fn message(&self) -> String {
         if self.nodes == 0 {
             return "no nodes available to schedule pods".to_owned();
@@ -52,8 +52,8 @@ impl Unfit {
     }
 }
 
-/// The name of the best node for the pod. `turn` grows with every call: it decides where the search begins in big
-/// clusters and who wins among equals.
+/// Returns the name of the best node for the pod. `turn` grows with every call: it decides where the search
+/// begins in large clusters and which of several equal nodes is chosen.
 pub(crate) fn schedule(cycle: &Cycle<'_>, turn: usize) -> Result<String, Unfit> {
     let nodes: Vec<&NodeInfo> = cycle.snapshot.nodes().collect();
     let filters: Vec<NodeFilter<'_>> = FILTERS.iter().filter_map(|filter| filter.prepare(cycle)).collect();
@@ -87,7 +87,8 @@ impl Unfit {
     }
 }
 
-/// How many fitting nodes are enough to choose among: all of a small cluster, a falling share of a big one.
+/// Returns how many suitable nodes are enough to choose among: all of a small cluster, a falling share of a
+/// large one.
 fn feasible_wanted(nodes: usize) -> usize {
     if nodes <= ALL_NODES {
         return nodes.max(1);
@@ -96,7 +97,8 @@ fn feasible_wanted(nodes: usize) -> usize {
     (nodes * percent / 100).max(ALL_NODES)
 }
 
-/// The highest score; among equals the first in the order of the search, which begins elsewhere every time.
+/// Returns the node with the highest score; of equal ones the first in the order of the search, which
+/// starts elsewhere each time.
 fn best(cycle: &Cycle<'_>, nodes: &[&NodeInfo]) -> String {
     let mut totals = vec![0_i64; nodes.len()];
     for plugin in SCORES {

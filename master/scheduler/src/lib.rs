@@ -6,7 +6,8 @@
 //!                  \-----> snapshot.rs <--------reads-/   \--assume--> snapshot.rs
 //! ```
 //!
-//! One pod is decided on at a time; bindings are written side by side, each pod being assumed on its node meanwhile.
+//! One pod is decided on at a time; bindings are written concurrently, each pod being assumed on its node
+//! meanwhile.
 
 mod bind;
 mod cycle;
@@ -33,21 +34,21 @@ use plugins::Cycle;
 use queue::{Attempt, Queue};
 use snapshot::{PodInfo, Snapshot};
 
-/// Name pods ask for this scheduler by.
+/// Value of `schedulerName` in pods that this scheduler handles.
 const NAME: &str = "default-scheduler";
-/// Bindings and reports that are written at the same time.
+/// Maximum number of bindings and reports that are written concurrently.
 const CONCURRENT_WRITES: usize = 128;
-/// A write that takes longer has failed.
+/// Deadline of a write.
 const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 
-/// What the scheduler needs to know.
+/// Configuration of the scheduler.
 #[derive(Clone)]
 pub struct Config {
-    /// Wall clock.
+    /// The wall clock.
     pub clock: Arc<dyn Clock>,
 }
 
-/// Schedules pods until `shutdown`. First the caches catch up with everything the leader before had written.
+/// Schedules pods until `shutdown`. Before, the caches catch up with everything that earlier leaders wrote.
 pub async fn run(client: Client, informers: Informers, config: Config, shutdown: CancellationToken) {
     if !informers.caught_up(&client, &shutdown).await {
         return;
@@ -73,11 +74,11 @@ pub async fn run(client: Client, informers: Informers, config: Config, shutdown:
         };
         turn = turn.wrapping_add(1);
         let pod = attempt.pod.clone();
-        // A pod that makes a plugin panic waits for its next attempt; all others go on.
+        // A pod that makes a plugin panic waits for its next attempt; other pods are not affected.
         if supervise::catch("scheduler", scheduler.attempt(attempt, turn)).await.is_err() {
             scheduler.give_back(&pod);
         }
-        // One decision looks at all nodes: between two of them others run.
+        // A decision looks at all nodes without a pause, so other tasks get to run between two decisions.
         tokio::task::yield_now().await;
     }
     drop(guards);
@@ -125,7 +126,7 @@ impl Scheduler {
             (None, None) => {}
         }
         if delta.old.map(labels).unwrap_or_default() != delta.new.map(labels).unwrap_or_default() {
-            // Affinity terms select namespaces by their labels.
+            // Affinity terms select namespaces by labels, so changed labels may help waiting pods.
             self.queue.cluster_changed();
         }
     }
@@ -140,7 +141,7 @@ impl Scheduler {
             }
             (Some(old), None) => {
                 self.snapshot().remove_node(old.metadata.name.as_deref().unwrap_or_default());
-                // A topology domain, or a pod that kept others away, may be gone with it.
+                // With the node a topology domain, or a pod that kept others away, may be gone.
                 self.queue.cluster_changed();
             }
             (None, None) => {}
@@ -171,12 +172,12 @@ impl Scheduler {
             });
             self.snapshot().place(Arc::new(PodInfo::new(pod.clone())), node);
             if relevant {
-                // Another pod's affinity may have waited for this one.
+                // Another pod's affinity may have waited for this pod.
                 self.queue.cluster_changed();
             }
             return;
         }
-        // A name that was used again: what is assumed of the pod before it no longer holds.
+        // A new pod has the name of a former one: what is assumed of the former pod no longer holds.
         if delta.old.is_some_and(|old| old.metadata.uid != pod.metadata.uid) {
             self.snapshot().remove(&key);
         }
@@ -189,7 +190,7 @@ impl Scheduler {
         }
     }
 
-    /// Decides on one pod and starts writing that down.
+    /// Decides on one pod and starts the write of the result.
     async fn attempt(self: &Arc<Self>, attempt: Attempt, turn: usize) {
         let decision = {
             let mut snapshot = self.snapshot();
@@ -240,7 +241,7 @@ impl Scheduler {
         self.give_back(pod);
     }
 
-    /// The pod did not get its node: it waits for its next attempt, and its room is free again.
+    /// Frees the room of a pod that did not get its node, and puts the pod back in the queue.
     fn give_back(&self, pod: &PodInfo) {
         self.snapshot().forget(pod);
         self.queue.failed(pod);
@@ -262,7 +263,7 @@ impl Scheduler {
     }
 }
 
-/// Whether a change of a node could make room for a pod that did not fit: its heartbeat cannot.
+/// Whether a change of a node could make room for an unschedulable pod; a heartbeat cannot.
 fn could_help(old: &Node, new: &Node) -> bool {
     let allocatable = |node: &Node| node.status.as_ref().and_then(|status| status.allocatable.clone());
     old.metadata.labels != new.metadata.labels || old.spec != new.spec || allocatable(old) != allocatable(new)

@@ -1,5 +1,5 @@
-//! The plugins of a scheduling cycle. Each looks at a pod once and gives a function over nodes: filters say why a
-//! node will not do, scores how well it would. Called by `cycle.rs`; one plugin a file.
+//! The plugins of a scheduling cycle. Each prepares a function over nodes for a pod: filters return why a
+//! node is not suitable, scores how good it is. Called by `cycle.rs`; one plugin per file.
 
 pub(crate) mod filter;
 pub(crate) mod node_selector;
@@ -11,61 +11,62 @@ use master_client::Informers;
 
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 
-/// Why a node will not do, in Kubernetes' words.
+/// Why a node is not suitable, in Kubernetes' words.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Rejection {
     pub reasons: Vec<String>,
-    /// Whether no pod's removal could help.
+    /// Whether removing pods could not help.
     pub unresolvable: bool,
 }
 
 impl Rejection {
-    /// Could be helped by removing pods.
+    /// A rejection that removing pods could resolve.
     pub fn one(reason: impl Into<String>) -> Self {
         Self { reasons: vec![reason.into()], unresolvable: false }
     }
 
-    /// Lies in the node itself.
+    /// A rejection whose cause is the node itself.
     pub fn unresolvable(reason: impl Into<String>) -> Self {
         Self { reasons: vec![reason.into()], unresolvable: true }
     }
 }
 
-/// What a cycle is about.
+/// The input of a scheduling cycle: the pod and the state to decide on.
 pub(crate) struct Cycle<'a> {
     pub pod: &'a PodInfo,
     pub snapshot: &'a Snapshot,
-    /// Services and ReplicaSets, for the default spread.
+    /// The caches of Services and ReplicaSets, for the default topology spread.
     pub informers: &'a Informers,
 }
 
-/// Judges one node.
+/// Checks one node; `None` when it is suitable.
 pub(crate) type NodeFilter<'a> = Box<dyn Fn(&NodeInfo) -> Option<Rejection> + 'a>;
-/// Rates one node.
+/// Scores one node; higher is better.
 pub(crate) type NodeScore<'a> = Box<dyn Fn(&NodeInfo) -> i64 + 'a>;
 
 /// A filter plugin.
 pub(crate) trait Filter: Sync {
-    /// The filter for this pod; none when it has nothing to say.
+    /// Prepares the filter for this pod; `None` when it accepts all nodes.
     fn prepare<'a>(&self, cycle: &'a Cycle<'_>) -> Option<NodeFilter<'a>>;
 }
 
-/// Highest score a plugin gives.
+/// Highest normalized score of a plugin.
 pub(crate) const MAX_SCORE: i64 = 100;
 
 /// A score plugin.
 pub(crate) trait Score: Sync {
-    /// How much it counts.
+    /// Weight of the plugin's scores in the sum.
     fn weight(&self) -> i64;
 
-    /// The rating for this pod; none when all nodes are alike to it. `nodes` are those that passed the filters.
+    /// Prepares the scoring for this pod; `None` when it does not distinguish nodes. `nodes` are those that
+    /// passed the filters.
     fn prepare<'a>(&self, cycle: &'a Cycle<'_>, nodes: &[&NodeInfo]) -> Option<NodeScore<'a>>;
 
-    /// Brings raw scores between 0 and [`MAX_SCORE`].
+    /// Scales raw scores to between 0 and [`MAX_SCORE`].
     fn normalize(&self, _scores: &mut [i64]) {}
 }
 
-/// Scales scores so that the highest is [`MAX_SCORE`]; with `reverse` the highest becomes the lowest.
+/// Scales scores so that the highest becomes [`MAX_SCORE`]; with `reverse` the highest becomes the lowest.
 pub(crate) fn scale(scores: &mut [i64], reverse: bool) {
     let max = scores.iter().copied().max().unwrap_or(0);
     for score in scores.iter_mut() {
@@ -80,7 +81,7 @@ pub(crate) fn scale(scores: &mut [i64], reverse: bool) {
     }
 }
 
-/// All filters, in the order in which a node's first refusal is reported.
+/// All filters, in the order in which they are asked; the first rejection of a node is reported.
 pub(crate) const FILTERS: &[&dyn Filter] = &[
     &filter::node_unschedulable::NodeUnschedulable,
     &filter::node_name::NodeName,
@@ -92,7 +93,7 @@ pub(crate) const FILTERS: &[&dyn Filter] = &[
     &filter::inter_pod_affinity::InterPodAffinity,
 ];
 
-/// All scores.
+/// All score plugins.
 pub(crate) const SCORES: &[&dyn Score] = &[
     &score::taint_toleration::TaintToleration,
     &score::node_affinity::NodeAffinity,

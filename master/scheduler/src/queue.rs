@@ -1,6 +1,6 @@
-//! Pods that wait for a node: ready ones by priority and age; failed ones in back-off; and those that fit nowhere,
-//! which come back when something changes that could help. Filled by the handlers in `lib.rs`, emptied by its
-//! scheduling loop. Bounded by the number of pods.
+//! The queue of pods that wait for a node: ready ones by priority and age; failed ones in back-off; and
+//! unschedulable ones, which come back when a change could help them. Filled by the handlers in `lib.rs`,
+//! emptied by its scheduling loop. Bounded by the number of pods.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,20 +12,20 @@ use tokio::time::Instant;
 
 use crate::snapshot::PodInfo;
 
-/// First back-off after a failed attempt; doubles with each one.
+/// First back-off after a failed attempt; doubles with each further failure.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// Longest back-off.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
-/// A pod that fits nowhere is tried again after this long whatever happens.
+/// Time after which an unschedulable pod is tried again without any change.
 const UNSCHEDULABLE_MAX: Duration = Duration::from_secs(300);
 
-/// Higher priority first, then whoever came first.
+/// Order of ready pods: higher priority first, then earlier arrival.
 type Rank = (std::cmp::Reverse<i32>, u64, ObjectKey);
 
 /// A pod taken out to be scheduled.
 pub(crate) struct Attempt {
     pub pod: Arc<PodInfo>,
-    /// Changes of the cluster seen when it was taken.
+    /// Number of changes of the cluster seen when the pod was taken out.
     events: u64,
 }
 
@@ -39,12 +39,12 @@ pub(crate) struct Queue {
 struct State {
     waiting: BTreeMap<ObjectKey, Waiting>,
     active: BTreeSet<Rank>,
-    /// Those of `waiting` that fit nowhere: woken by changes, without a look at all others.
+    /// Keys of unschedulable pods in `waiting`, so that a change wakes them without a look at all others.
     unschedulable: BTreeSet<ObjectKey>,
-    /// Ends of back-offs and of the longest waits.
+    /// Ends of back-offs and of the longest waits of unschedulable pods.
     timers: BTreeSet<(Instant, ObjectKey)>,
     arrivals: u64,
-    /// Counts changes of the cluster, so that one that happens during an attempt is not lost on it.
+    /// Number of changes of the cluster, by which a change during an attempt is noticed.
     events: u64,
 }
 
@@ -64,7 +64,7 @@ enum QueuePlace {
 }
 
 impl Queue {
-    /// A new pod, or a new state of one that waits.
+    /// Adds a new pod, or updates one that waits.
     pub fn put(&self, pod: Arc<PodInfo>) {
         let mut state = self.lock();
         let state = &mut *state;
@@ -92,12 +92,12 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// The pod is gone or has its node.
+    /// Removes a pod that is gone or has a node.
     pub fn remove(&self, key: &ObjectKey) {
         self.lock().remove(key);
     }
 
-    /// Something changed that pods which fitted nowhere may have waited for.
+    /// Wakes unschedulable pods after a change that could help them.
     pub fn cluster_changed(&self) {
         let mut state = self.lock();
         state.events += 1;
@@ -111,7 +111,7 @@ impl Queue {
         }
     }
 
-    /// The next pod to schedule, once there is one. Safe to cancel.
+    /// Waits for the next pod to schedule. Safe to cancel.
     pub async fn next(&self) -> Attempt {
         loop {
             let changed = self.changed.notified();
@@ -136,7 +136,7 @@ impl Queue {
         }
     }
 
-    /// No node would do.
+    /// Puts a pod back for which no node was suitable.
     pub fn unschedulable(&self, attempt: &Attempt) {
         let mut state = self.lock();
         let missed = state.events != attempt.events;
@@ -145,7 +145,8 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Something other than the cluster's state went wrong, such as the binding.
+    /// Puts a pod back whose attempt failed for another reason than the cluster's state, such as a failed
+    /// binding.
     pub fn failed(&self, pod: &PodInfo) {
         self.lock().fail(pod, false);
         self.changed.notify_one();
@@ -183,7 +184,7 @@ impl State {
         }
     }
 
-    /// Moves a pod that fitted nowhere on: to the end of its back-off, or at once if that has passed.
+    /// Moves an unschedulable pod to the end of its back-off, or to the ready pods if that has passed.
     fn wake(&mut self, key: &ObjectKey) {
         let Some(waiting) = self.waiting.get_mut(key) else { return };
         let QueuePlace::Unschedulable { backoff_until, until } = waiting.place else { return };
@@ -229,7 +230,7 @@ fn rank(waiting: &Waiting) -> Rank {
     (std::cmp::Reverse(priority), waiting.arrival, waiting.pod.key.clone())
 }
 
-/// Whether a change of the pod itself could make it fit: its status alone cannot.
+/// Whether a change of the pod itself could make it schedulable; a change of status alone cannot.
 fn could_help(old: &PodInfo, new: &PodInfo) -> bool {
     old.pod.spec != new.pod.spec || old.pod.metadata.labels != new.pod.metadata.labels
 }

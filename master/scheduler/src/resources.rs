@@ -1,4 +1,5 @@
-//! Amounts of resources: what a pod asks for and what a node has. Pure; used by `snapshot.rs` and the plugins.
+//! Amounts of resources: what pods request and what nodes provide. Pure; used by `snapshot.rs` and the
+//! plugins.
 
 use std::collections::BTreeMap;
 
@@ -6,29 +7,29 @@ use k8s_openapi::api::core::v1::{Container, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as RawQuantity;
 use proto_api::quantity::Quantity;
 
-/// What scoring assumes of a container without a CPU request, in thousandths of a core.
+/// CPU request that scoring assumes for a container without one, in thousandths of a core.
 const DEFAULT_CPU_MILLI: i64 = 100;
-/// What scoring assumes of a container without a memory request, in bytes.
+/// Memory request that scoring assumes for a container without one, in bytes.
 const DEFAULT_MEMORY_BYTES: i64 = 200 * 1024 * 1024;
 
-/// Amounts by resource: CPU in thousandths of a core, everything else in units.
+/// Amounts by resource: CPU in thousandths of a core, all others in units.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Resources {
     pub cpu_milli: i64,
     pub memory_bytes: i64,
     pub ephemeral_bytes: i64,
-    /// Extended resources and huge pages.
+    /// Amounts of extended resources and huge pages.
     pub others: BTreeMap<String, i64>,
 }
 
 type List = BTreeMap<String, RawQuantity>;
 
 impl Resources {
-    /// From a resource list of the API. `pods` is no amount a pod asks for and is left out.
+    /// Converts a resource list of the API; `pods` is left out, since pods do not request it.
     pub fn of(list: &List) -> Self {
         let mut resources = Self::default();
         for (name, quantity) in list {
-            // The API server lets no other text in.
+            // The API server accepts only valid quantities.
             let Ok(quantity) = Quantity::parse(&quantity.0) else { continue };
             match name.as_str() {
                 "cpu" => resources.cpu_milli = quantity.milli_value(),
@@ -67,13 +68,13 @@ impl Resources {
     }
 }
 
-/// What a pod asks for: the larger of its containers together and of its init containers one after the other,
-/// sidecars counted with both, plus the overhead of its runtime class.
+/// Computes a pod's request: the larger of all its containers together and of its init containers one after
+/// the other, with sidecars counted in both, plus the overhead of its runtime class.
 pub(crate) fn request(spec: &PodSpec) -> Resources {
     total(spec, requests)
 }
 
-/// [`request`] with defaults where nothing is asked for, so that scoring sees that such pods are not free.
+/// Computes [`request`] with defaults for missing requests, so that scoring does not count such pods as free.
 pub(crate) fn scoring_request(spec: &PodSpec) -> Resources {
     total(spec, |container| {
         let mut resources = requests(container);

@@ -1,6 +1,6 @@
-//! What the scheduler decides on: every node with the pods on it and what they take, including pods that were just
-//! placed and are not in the API's answers yet (assumed). Fed by the handlers in `lib.rs` and by `cycle.rs`; read
-//! by the plugins while it is locked.
+//! The state that the scheduler decides on: every node with its pods and the resources they request,
+//! including pods just placed that the API does not show yet (assumed). Written by the handlers in `lib.rs`
+//! and by `cycle.rs`; read by the plugins while it is locked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use proto_api::quantity::Quantity;
 
 use crate::resources::{Resources, request, scoring_request};
 
-/// The labels of what has none: asked for once a pod and attempt, so nothing is copied.
+/// Labels of objects without labels; shared, so that nothing is copied at every attempt.
 static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
 
-/// A host port: address, protocol, number.
+/// A host port: address, protocol, port number.
 pub(crate) type HostPort = (String, String, i32);
 
-/// A pod with what is computed of it once.
+/// A pod with values that are computed from it once.
 #[derive(Debug)]
 pub(crate) struct PodInfo {
     pub pod: Arc<Pod>,
@@ -81,11 +81,11 @@ fn host_ports(pod: &Pod) -> Vec<HostPort> {
         .collect()
 }
 
-/// A node with the pods on it.
+/// A node and its pods.
 #[derive(Debug, Default)]
 pub(crate) struct NodeInfo {
     pub name: String,
-    /// None while pods are known to be on a node that is not.
+    /// The Node object; `None` while it is missing but pods are known to be on the node.
     pub node: Option<Arc<Node>>,
     pub labels: BTreeMap<String, String>,
     pub allocatable: Resources,
@@ -93,7 +93,7 @@ pub(crate) struct NodeInfo {
     pub pods: BTreeMap<ObjectKey, Arc<PodInfo>>,
     pub requested: Resources,
     pub scoring_requested: Resources,
-    /// Those of `pods` that keep others away.
+    /// Keys of those `pods` whose anti-affinity may keep other pods away.
     pub with_anti_affinity: BTreeSet<ObjectKey>,
 }
 
@@ -135,16 +135,16 @@ impl NodeInfo {
 #[derive(Debug, Default)]
 pub(crate) struct Snapshot {
     nodes: BTreeMap<String, NodeInfo>,
-    /// Where each placed pod is.
+    /// Name of the node of each placed pod.
     placed: BTreeMap<ObjectKey, String>,
-    /// Placed by this scheduler, not yet confirmed by the API: key to UID.
+    /// Pods placed by this scheduler that the API has not confirmed yet: key to UID.
     assumed: BTreeMap<ObjectKey, String>,
     /// Labels of namespaces, for affinity terms that select namespaces.
     namespaces: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 impl Snapshot {
-    /// Nodes that exist, in name order.
+    /// Returns the existing nodes, in name order.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeInfo> {
         self.nodes.values().filter(|info| info.node.is_some())
     }
@@ -183,20 +183,20 @@ impl Snapshot {
         }
     }
 
-    /// The API says that the pod is on that node; an assumption about it ends.
+    /// Places a pod on the node that the API says; ends an assumption about the pod.
     pub fn place(&mut self, pod: Arc<PodInfo>, node: &str) {
         self.assumed.remove(&pod.key);
         self.put(pod, node);
     }
 
-    /// This scheduler is about to bind the pod to that node.
+    /// Assumes a pod on a node to which this scheduler is about to bind it.
     pub fn assume(&mut self, pod: Arc<PodInfo>, node: &str) {
         self.assumed.insert(pod.key.clone(), pod.uid().to_owned());
         self.put(pod, node);
     }
 
-    /// The binding failed: the pod is nowhere, unless the API has said otherwise meanwhile. Another pod that has its
-    /// name by now keeps its own place.
+    /// Removes a pod whose binding failed, unless the API has confirmed it meanwhile. Another pod that has
+    /// taken its name keeps its own place.
     pub fn forget(&mut self, pod: &PodInfo) {
         if self.assumed.get(&pod.key).is_some_and(|uid| uid == pod.uid()) {
             self.remove(&pod.key);
@@ -216,7 +216,7 @@ impl Snapshot {
         info.add(pod);
     }
 
-    /// The pod is gone, or has ended and takes nothing any more.
+    /// Removes a pod that is gone, or has ended and uses no resources any more.
     pub fn remove(&mut self, key: &ObjectKey) {
         self.assumed.remove(key);
         self.take_off(key);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::snapshot::PodInfo;
 
-/// Merges `extra` into `base`, fields of `extra` winning.
+/// Merges `extra` into `base`; fields of `extra` win.
 fn merge(base: &mut Value, extra: Value) {
     match (base, extra) {
         (Value::Object(base), Value::Object(extra)) => {

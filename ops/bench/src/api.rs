@@ -1,5 +1,5 @@
-//! Create, get and list through two API servers, with the same client, one after
-//! the other.
+//! Measures create, get and list at two API servers, one after the other, with the
+//! same client.
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,7 +19,7 @@ const NAMESPACE: &str = "ephor-bench";
 const CLIENTS: [usize; 2] = [1, 64];
 const VALUE_BYTES: usize = 1024;
 
-/// Measures both and prints the report.
+/// Measures both servers and prints the report.
 pub async fn run(ours: &Path, stock: Option<&Path>, span: Duration, pods: usize) -> Result<()> {
     let mut sides = vec![("ephor", measure(ours, span, pods).await?)];
     if let Some(stock) = stock {
@@ -103,7 +103,7 @@ async fn with_clients<F>(kubeconfig: &Path, clients: usize, span: Duration, oper
 where
     F: Fn(Client, usize, u64) -> BoxFuture<'static, Result<()>> + Clone + Send + Sync + 'static,
 {
-    // Eight connections at most, as a few controllers would have.
+    // At most eight connections, as a few controllers would have.
     let mut connections = Vec::new();
     for _ in 0..clients.min(8) {
         connections.push(client(kubeconfig).await?);
@@ -133,7 +133,7 @@ fn config_map(name: &str) -> Value {
     })
 }
 
-/// A pod that no scheduler takes.
+/// A pod that no scheduler handles.
 fn pod(name: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },

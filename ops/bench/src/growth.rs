@@ -1,5 +1,5 @@
-//! Disk and memory under endless updates of the same keys: the object store alone,
-//! with the rewriting that a master does, and without.
+//! Measures disk and memory under endless updates of the same keys: the object store
+//! alone, with and without the rewriting of the database that a master does.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use proto_env::{CancellationToken, Env, TlsNetwork};
 use storage::{Command, DataKey, Entry, Limits, Mutation, Rewritten, Store, Txn};
 
-/// Updates in one log entry, and entries in one batch, as under load.
+/// Number of updates in one log entry, and of entries in one batch, as under load.
 const COMMANDS: u64 = 8;
 const ENTRIES: u64 = 4;
 
@@ -31,7 +31,7 @@ pub struct GrowthArgs {
     as_it_is: bool,
 }
 
-/// Updates, and prints sizes ten times on the way.
+/// Performs the updates, and prints sizes ten times on the way.
 pub fn run(arguments: GrowthArgs, directory: &Path) -> Result<()> {
     let env = Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new());
     let limits = Limits { history: Duration::from_secs(60), ..Limits::default() };

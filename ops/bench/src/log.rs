@@ -1,4 +1,4 @@
-//! Candidates for the log of the consensus: Ephor's own, the raft-log crate and
+//! Compares implementations of the Raft log: Ephor's own, the raft-log crate and
 //! sled made durable by `storage::durable`. Each appends entries of 1 KiB and
 //! waits until they are durable, one at a time and 64 at a time.
 
@@ -17,12 +17,12 @@ use storage::{DataKey, Sealer};
 use crate::timing::{Figures, figures, report};
 
 const ENTRY_BYTES: usize = 1024;
-/// Entries under way.
+/// Numbers of appends in flight.
 const DEPTHS: [usize; 2] = [1, 64];
 
 type Answer = std::io::Result<()>;
 
-/// Measures all and prints the report.
+/// Measures all implementations and prints the report.
 pub fn run(directory: &Path, span: Duration) -> Result<()> {
     let directory = tempfile::Builder::new().prefix("ephor-bench-").tempdir_in(directory)?;
     for depth in DEPTHS {
@@ -37,7 +37,7 @@ pub fn run(directory: &Path, span: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Keeps `depth` appends under way; `append` starts one and its answer comes
+/// Keeps `depth` appends in flight; `append` starts one, and its result comes
 /// over the channel, in order.
 fn measure(depth: usize, span: Duration, mut append: impl FnMut(u64, SyncSender<Answer>)) -> Result<Figures> {
     let mut waiting: std::collections::VecDeque<(Instant, Receiver<Answer>)> = Default::default();

@@ -1,7 +1,7 @@
-//! `ephor-bench`: Ephor side by side with what it is measured against, in one
-//! run on one machine; it prints ratios. `store` compares the replicated store
-//! with a real 3-member etcd, `api` two API servers, `log` the candidates for
-//! the log of the consensus.
+//! `ephor-bench`: measures Ephor and its alternatives in one run on one machine,
+//! and prints ratios. `store` compares the replicated store
+//! with a real 3-member etcd, `api` two API servers, `log` implementations of
+//! the Raft log.
 
 mod api;
 mod etcd;

@@ -1,6 +1,6 @@
-//! One Ephor store in a process of its own, as `store` starts it: the consensus
-//! over mutual TLS with the timers of production, and a part of etcd's API for
-//! clients on a second port, over TLS as well.
+//! Runs one Ephor store in a process of its own, as `store` starts it: the consensus
+//! over mutual TLS with production timers, and a part of etcd's API for
+//! clients on a second port, also over TLS.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use tonic::transport::Server;
 
 use crate::{etcd, pki};
 
-/// Calls at once on one connection.
+/// Maximum number of concurrent calls on one connection.
 const STREAMS: u32 = 8192;
-/// Bound on adding a member.
+/// Deadline for adding a member.
 const ADD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How a member is started.
@@ -116,7 +116,7 @@ async fn serve(
     Ok(())
 }
 
-/// A member that is a cluster of its own, and where clients find it: for tests.
+/// Starts a member that is a cluster of its own and returns its client address: for tests.
 #[cfg(test)]
 pub async fn alone(network: Arc<dyn Network>, directory: &Path) -> Result<(Arc<Consensus>, String)> {
     let (peers, clients) = (network.listen("127.0.0.1:0").await?, network.listen("127.0.0.1:0").await?);

@@ -1,4 +1,4 @@
-//! A CA for one run and certificates for everyone in it.
+//! The CA of one run, and the certificate of all its members and clients.
 
 use std::fs;
 use std::path::Path;
@@ -7,8 +7,8 @@ use anyhow::Result;
 use proto_env::{MASTERS_ORGANIZATION, TlsMaterial};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
-/// Makes a CA and one certificate that serves all members and clients, for
-/// loopback, into `directory` (`ca.pem`, `cert.pem`, `key.pem`).
+/// Creates a CA and one certificate for all members and clients, for
+/// loopback, in `directory` (`ca.pem`, `cert.pem`, `key.pem`).
 pub fn make(directory: &Path) -> Result<()> {
     let ca_key = KeyPair::generate()?;
     let mut ca = CertificateParams::new(vec![])?;
@@ -25,7 +25,7 @@ pub fn make(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What [`make`] put into `directory`.
+/// Reads the files that [`make`] wrote to `directory`.
 pub fn load(directory: &Path) -> Result<TlsMaterial> {
     let read = |name: &str| fs::read_to_string(directory.join(name));
     Ok(TlsMaterial { ca_pem: read("ca.pem")?, certificate_pem: read("cert.pem")?, key_pem: read("key.pem")? })

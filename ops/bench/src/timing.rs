@@ -1,29 +1,29 @@
-//! Driving a number of clients for a while, and what that came to.
+//! Runs a number of clients for a period, and computes rate and latencies.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 
-/// What a line of the report says.
+/// Results of one line of the report.
 #[derive(Debug, Clone, Copy)]
 pub struct Figures {
-    /// Operations.
+    /// Number of operations that succeeded.
     pub count: usize,
-    /// Operations a second.
+    /// Operations per second.
     pub rate: f64,
-    /// Median time of one.
+    /// Median latency of an operation.
     pub p50: Duration,
-    /// 99th percentile.
+    /// 99th percentile of the latency.
     pub p99: Duration,
-    /// Operations that failed; they count nowhere else.
+    /// Number of operations that failed; the other figures do not include them.
     pub failed: u64,
 }
 
-/// A client rests so long after a failure, so as not to spin.
+/// Pause of a client after a failure, so that it does not spin.
 const FAILURE_PAUSE: Duration = Duration::from_millis(10);
 
-/// One operation of a client, by its number.
+/// An operation of a client; called with the number of calls so far.
 pub type Operation = Box<dyn Fn(u64) -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>;
 
 /// Runs `clients` clients, each one operation after the other, for `span`.
@@ -72,7 +72,7 @@ pub async fn drive(
     }
 }
 
-/// Figures of operations that took `times`, within `span` altogether.
+/// Computes the figures of operations with the latencies `times`, all within `span`.
 pub fn figures(mut times: Vec<Duration>, span: Duration) -> Figures {
     times.sort_unstable();
     let count = times.len();
@@ -80,14 +80,14 @@ pub fn figures(mut times: Vec<Duration>, span: Duration) -> Figures {
     Figures { count, rate, p50: percentile(&times, 50), p99: percentile(&times, 99), failed: 0 }
 }
 
-/// The smallest of the `sorted` times that `share` percent do not exceed
+/// Returns the percentile `share` of the `sorted` times
 /// (nearest rank).
 pub fn percentile(sorted: &[Duration], share: usize) -> Duration {
     let rank = (sorted.len() * share).div_ceil(100).max(1);
     sorted.get(rank - 1).copied().unwrap_or_default()
 }
 
-/// One line for each side, then the ratios.
+/// Prints one line for each side, then the ratios.
 pub fn report(what: &str, sides: &[(&str, Figures)]) {
     for (side, figures) in sides {
         println!("{what:<34} {side:<18} {figures}");

@@ -1,4 +1,4 @@
-//! What processes and directories take, from `/proc` and the file system.
+//! Resource usage of processes and directories, from `/proc` and the file system.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -7,31 +7,31 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// Processor time in `/proc/PID/stat` is in these (`USER_HZ`, 100 everywhere).
+/// Unit of processor time in `/proc/PID/stat` (`USER_HZ`, 100 on every machine).
 const TICK: Duration = Duration::from_millis(10);
 const BLOCK_BYTES: u64 = 512;
 
 /// Resident memory in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resident {
-    /// All of it (`VmRSS`).
+    /// All resident memory (`VmRSS`).
     pub all: u64,
-    /// Without pages of files (`RssAnon`): what cannot be dropped.
+    /// Resident memory without file pages (`RssAnon`), which the kernel cannot drop.
     pub anonymous: u64,
 }
 
-/// The memory of a process.
+/// Returns the resident memory of a process.
 pub fn resident(pid: u32) -> Result<Resident> {
     parse_status(&fs::read_to_string(format!("/proc/{pid}/status"))?)
 }
 
-/// The processor time that a process has used, all its threads together.
+/// Returns the processor time that all threads of a process have used.
 pub fn processor_time(pid: u32) -> Result<Duration> {
     parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat"))?)
 }
 
-/// Bytes of disk that everything below `directory` takes. What vanishes
-/// meanwhile does not count.
+/// Returns the bytes of disk that all files below `directory` take. Files that vanish
+/// meanwhile are not counted.
 pub fn disk(directory: &Path) -> Result<u64> {
     let Some(entries) = unless_gone(fs::read_dir(directory))? else { return Ok(0) };
     let mut bytes = 0;
@@ -65,12 +65,12 @@ fn parse_status(status: &str) -> Result<Resident> {
 }
 
 fn parse_stat(stat: &str) -> Result<Duration> {
-    // The name of the program, in parentheses, may hold anything.
+    // The program's name, in parentheses, may contain any character.
     let (_, fields) = stat.rsplit_once(") ").context("an odd stat of a process")?;
     let ticks = |position: usize| -> Result<u32> {
         Ok(fields.split(' ').nth(position).context("a short stat of a process")?.parse()?)
     };
-    // utime and stime: fields 14 and 15, of which two came before.
+    // utime and stime are fields 14 and 15; pid and name, fields 1 and 2, are cut off.
     Ok(TICK * (ticks(11)? + ticks(12)?))
 }
 

@@ -1,5 +1,5 @@
-//! The operator's side of the peer port: finds the masters through the API (or
-//! is told where one is) and asks the first that answers.
+//! The operator's client of the peer port: finds the masters through the API (or is
+//! given the address of one) and calls the first that answers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use tonic::transport::Channel;
 
 /// The default peer port of masters.
 pub const PEER_PORT: u16 = 6444;
-/// How long one question may take.
+/// Deadline of one call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a change may take: a little longer than masters try.
+/// Deadline of a change: a little longer than the masters' own.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(35);
 
-/// Opens the admin service of one master at `HOST:PORT`.
+/// Connects to the admin service of one master at `HOST:PORT`.
 pub fn connect(kubeconfig: &Path, address: &str) -> Result<AdminClient<Channel>> {
     let network = TlsNetwork::new(&crate::kubeconfig::material(kubeconfig)?)?;
     let options = ChannelOptions {
@@ -33,8 +33,8 @@ pub fn connect(kubeconfig: &Path, address: &str) -> Result<AdminClient<Channel>>
     Ok(AdminClient::new(channel(Arc::new(network), address, options)?))
 }
 
-/// The peer addresses of the masters, as Service `default/kubernetes` lists
-/// them; answered from a replica, so it works without a quorum too.
+/// Returns the peer addresses of the masters, from Service `default/kubernetes`; a
+/// replica answers, so it works without a quorum too.
 pub async fn masters(client: &Client) -> Result<Vec<String>> {
     let slices = Api::<EndpointSlice>::namespaced(client.clone(), "default");
     let parameters = ListParams::default()
@@ -46,7 +46,7 @@ pub async fn masters(client: &Client) -> Result<Vec<String>> {
     Ok(addresses.map(|a| format!("{a}:{PEER_PORT}")).collect())
 }
 
-/// The admin service of the first master that answers.
+/// Connects to the admin service of the first master that answers.
 pub async fn any(kubeconfig: &Path, address: Option<&str>) -> Result<AdminClient<Channel>> {
     let addresses = match address {
         Some(address) => vec![address.to_owned()],
@@ -64,7 +64,7 @@ pub async fn any(kubeconfig: &Path, address: Option<&str>) -> Result<AdminClient
     bail!("no master answers ({})", last.unwrap_or_else(|| "none is known; give --address".into()))
 }
 
-/// The members as any master sees them.
+/// Returns the members as the first master that answers knows them.
 pub async fn members(client: &Client, kubeconfig: &Path) -> Result<MembersResponse> {
     for address in masters(client).await? {
         let mut admin = connect(kubeconfig, &address)?;
@@ -76,14 +76,14 @@ pub async fn members(client: &Client, kubeconfig: &Path) -> Result<MembersRespon
     bail!("no master answers")
 }
 
-/// A request that does not wait for ever.
+/// Wraps a message in a request with a deadline.
 pub fn with_deadline<T>(message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.set_timeout(CALL_TIMEOUT);
     request
 }
 
-/// A request to change the group of masters, which may take longer.
+/// Wraps a message in a request with the longer deadline of membership changes.
 pub fn with_change_deadline<T>(message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.set_timeout(CHANGE_TIMEOUT);

@@ -1,5 +1,5 @@
-//! `--config FILE`: one typed configuration a role, in YAML. Flags override the
-//! file, the file overrides the defaults; `--print-config` shows the outcome.
+//! `--config FILE`: one typed configuration per role, in YAML. Flags override the
+//! file, the file overrides the defaults; `--print-config` shows the result.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Reads a configuration, or takes the defaults. Unknown fields are errors.
+/// Reads a configuration file; without a path, returns the defaults. Unknown fields are errors.
 pub fn load<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T> {
     let Some(path) = path else { return Ok(T::default()) };
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
@@ -20,7 +20,7 @@ pub fn print<T: Serialize>(config: &T) -> Result<()> {
     Ok(())
 }
 
-/// Overrides a field when the flag was given.
+/// Sets a configuration field when its flag was given.
 pub fn set<T>(field: &mut T, flag: Option<T>) {
     if let Some(value) = flag {
         *field = value;

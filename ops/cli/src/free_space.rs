@@ -1,6 +1,6 @@
 //! Restarts a master that has stopped because its disk was full: waits until enough is
-//! free and then replaces the process by a new one under the same process id, in which
-//! nothing is left of what the full disk did. `commands/master.rs` calls.
+//! free and then replaces the process by a new one with the same process id, so that
+//! no state from the time of the full disk is left. Called by `commands/master.rs`.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -11,21 +11,22 @@ use anyhow::{Context, Result};
 use proto_env::{Disk, Space, SystemDisk};
 use tokio_util::sync::CancellationToken;
 
-/// How often the disk is looked at.
+/// Interval between two looks at the disk's free space.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 fn space(data_dir: &Path) -> Option<Space> {
     SystemDisk.space(data_dir).ok().flatten()
 }
 
-/// Whether less is free where the data lies than a master keeps free (`reserve` bytes; 0: the default).
+/// Whether the data directory's disk has less free space than a master keeps free (`reserve` bytes; 0: the
+/// default).
 pub fn is_short(data_dir: &Path, reserve: u64) -> bool {
     space(data_dir).is_some_and(|space| space.free < space.reserve(reserve))
 }
 
 /// Waits until `reserve` bytes are free and replaces this process by the same program with
-/// the same arguments; returns only where `shutdown` comes first. `error` is why the master
-/// stopped.
+/// the same arguments; returns only when `shutdown` comes first. `error` is the reason why the
+/// master stopped.
 pub async fn start_again_once_free(
     data_dir: &Path,
     reserve: u64,

@@ -1,5 +1,5 @@
-//! Kubeconfigs: written for operators on a master, read by every command that
-//! talks to a cluster.
+//! Kubeconfigs: writes them for operators on a master, and reads them for every command
+//! that connects to a cluster.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,13 +41,13 @@ pub fn admin(data_dir: &Path, server: &str, lifetime: Duration) -> Result<String
     Ok(render(server, keys.authority.certificate_pem(), &issued.chain_pem, &issued.key_pem))
 }
 
-/// [`admin`] into a file only its owner can read.
+/// Writes the kubeconfig of [`admin`] to a file that only its owner can read.
 pub fn write_admin(data_dir: &Path, server: &str, lifetime: Duration, path: &Path) -> Result<()> {
     let text = admin(data_dir, server, lifetime)?;
     write_private(&SystemDisk, path, text.as_bytes()).with_context(|| format!("writing {}", path.display()))
 }
 
-/// Where the kubeconfig is when nobody says: `$KUBECONFIG`, the dev cluster's, a master's.
+/// Path of the default kubeconfig: `$KUBECONFIG`, the dev cluster's, a master's, `~/.kube/config`.
 pub fn default_path() -> PathBuf {
     let candidates = ["/var/lib/ephor-dev/kubeconfig", "/var/lib/ephor/master/kubeconfig"];
     std::env::var_os("KUBECONFIG")
@@ -57,7 +57,7 @@ pub fn default_path() -> PathBuf {
         .unwrap_or_else(|| PathBuf::from("kubeconfig"))
 }
 
-/// A client for a kubeconfig; `server` overrides its endpoint.
+/// Creates a client from a kubeconfig; `server` overrides its endpoint.
 pub async fn client(path: &Path, server: Option<&str>) -> Result<Client> {
     let mut file = Kubeconfig::read_from(path).with_context(|| format!("reading {}", path.display()))?;
     if let Some(server) = server {
@@ -69,12 +69,12 @@ pub async fn client(path: &Path, server: Option<&str>) -> Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
-/// The CA of a kubeconfig, PEM.
+/// Returns the CA certificate of a kubeconfig, PEM.
 pub fn ca_of(path: &Path) -> Result<String> {
     Ok(material(path)?.ca_pem)
 }
 
-/// The certificates of a kubeconfig, for the peer ports of masters and workers.
+/// Returns the certificates of a kubeconfig, for the peer ports of masters and workers.
 pub fn material(path: &Path) -> Result<TlsMaterial> {
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let file: Embedded = serde_norway::from_str(&text)
@@ -89,7 +89,7 @@ pub fn material(path: &Path) -> Result<TlsMaterial> {
     })
 }
 
-/// A kubeconfig that embeds its certificates, as [`render`] writes it.
+/// A kubeconfig with embedded certificates, as [`render`] writes it.
 #[derive(Deserialize)]
 struct Embedded {
     clusters: Vec<ClusterEntry>,

@@ -1,9 +1,9 @@
 //! Structured logs through `tracing`: text for people, JSON for machines, to
-//! standard error. `EPHOR_LOG` takes the filter directives.
+//! standard error. `EPHOR_LOG` holds the filter directives.
 
 use tracing_subscriber::EnvFilter;
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// For people.
@@ -12,7 +12,7 @@ pub enum Format {
     Json,
 }
 
-/// Installs the subscriber for the rest of the process.
+/// Installs the log subscriber for the rest of the process.
 pub fn init(format: Format) {
     let filter = EnvFilter::try_from_env("EPHOR_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,openraft=warn,kube=warn,hyper=warn,hickory_server=warn"));

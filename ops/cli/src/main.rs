@@ -1,6 +1,6 @@
-//! The binary `ephor`: parses the command line and hands over to one file a
-//! command. Nothing is decided here but which runtime a command runs in: the
-//! shim and the namespace commands must start before any thread does.
+//! The binary `ephor`: parses the command line and calls one file per command. Decides
+//! only which async runtime a command runs in: the shim and the namespace commands
+//! must start before there is any thread.
 
 mod admin;
 mod commands;
@@ -62,7 +62,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // One crypto library for all of TLS; libraries that take the process default find it here.
+    // Installs one crypto library for all of TLS, for libraries that use the process default.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         eprintln!("error: another crypto provider is installed");
         return ExitCode::FAILURE;
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            // One line: the cause chain, the most useful part last.
+            // One line: the chain of causes, the root cause last.
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
@@ -104,7 +104,7 @@ fn run(command: Command) -> Result<ExitCode> {
 fn in_runtime(work: impl Future<Output = Result<()>>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(work);
-    // Blocking work of a dead peer must not hold the process back.
+    // Blocking work for a peer that is gone must not delay the end of the process.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     result
 }

@@ -1,12 +1,13 @@
-//! Gives memory that a master no longer uses back to the system. The allocator of glibc keeps what was
-//! freed in the middle of its heaps until it is asked; `commands/master.rs` starts the thread that asks. Why not another allocator: `ops/docs/decisions/memory.md`.
+//! Returns memory that a master no longer uses to the system. The allocator of glibc keeps what was freed
+//! in the middle of its heaps until `malloc_trim` is called; `commands/master.rs` starts the thread that
+//! calls it. `ops/docs/decisions/memory.md` says why no other allocator is used.
 
 use std::time::Duration;
 
-/// How often freed memory is given back. Measured: a call takes at most a few milliseconds.
+/// Interval between two calls of `malloc_trim`. Measured: a call takes at most a few milliseconds.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Starts a thread that gives freed memory back for as long as the process runs.
+/// Starts a thread that returns freed memory to the system for as long as the process runs.
 ///
 /// # Errors
 ///
@@ -39,7 +40,8 @@ mod tests {
         pages * 4096
     }
 
-    /// Holds 64 MiB in small pieces below one that stays, which is what keeps glibc from giving them back itself.
+    /// Frees 64 MiB of small pieces below one that stays allocated: glibc does not return those to the
+    /// system by itself.
     #[test]
     #[cfg(target_env = "gnu")]
     fn what_was_freed_below_what_is_kept_goes_back() {

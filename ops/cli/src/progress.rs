@@ -1,5 +1,5 @@
-//! Progress of long work on the terminal: one line a step, with its duration; a
-//! spinner while it runs when the output is a terminal.
+//! Progress of long work on the terminal: one line per step, with its duration; a
+//! spinner while a step runs when the output is a terminal.
 
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,12 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// Starts counting.
+    /// Starts the clock of the whole command.
     pub fn new() -> Self {
         Self { start: Instant::now() }
     }
 
-    /// Runs one step and prints how it went.
+    /// Runs one step and prints its result.
     pub async fn run<T, E>(&mut self, label: &str, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
         let bar = ProgressBar::new_spinner().with_message(label.to_owned());
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {

@@ -1,4 +1,4 @@
-//! Ends a process politely on SIGTERM and Ctrl-C.
+//! Shuts a process down gracefully on SIGTERM and Ctrl-C.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;

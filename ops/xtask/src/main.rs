@@ -1,4 +1,4 @@
-//! `cargo xtask`: what developers and CI run on the source itself; one module a subcommand.
+//! `cargo xtask`: tasks that developers and CI run on the source itself; one module per subcommand.
 
 mod fuzz;
 mod schema;
@@ -46,7 +46,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// The workspace this was built from.
+/// Root of the workspace this program was built from.
 fn root() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }

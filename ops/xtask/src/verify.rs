@@ -1,11 +1,11 @@
-//! `cargo xtask verify` only reads; `cargo xtask fix` mutates.
+//! `cargo xtask verify`, which changes nothing, and `cargo xtask fix`, which changes files.
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-/// Format, lints, tidiness, licences: everything that needs no running cluster.
+/// Checks format, lints, tidiness and licences: everything that needs no running cluster.
 pub fn verify(root: &Path) -> Result<()> {
     cargo(root, &["fmt", "--all", "--check"])?;
     crate::tidy::run(root)?;
@@ -13,14 +13,14 @@ pub fn verify(root: &Path) -> Result<()> {
     deny(root)
 }
 
-/// Formats and applies what clippy can mend by itself.
+/// Formats the source and applies clippy's automatic fixes.
 pub fn fix(root: &Path) -> Result<()> {
     let clippy = ["clippy", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"];
     cargo(root, &clippy)?;
     cargo(root, &["fmt", "--all"])
 }
 
-/// Licences, bans and sources. The advisory database is on the public network,
+/// Checks licences, bans and sources. The advisory database is on the public network,
 /// which builds here do not reach, so advisories are not checked.
 fn deny(root: &Path) -> Result<()> {
     let known = Command::new("cargo").args(["deny", "--version"]).output().is_ok_and(|o| o.status.success());

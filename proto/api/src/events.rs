@@ -1,9 +1,9 @@
-//! Events live in two groups and one store: `v1` is what is stored, `events.k8s.io/v1` is the same object with
-//! other names. The API server converts at its edge.
+//! Events of two API groups in one store: objects are stored as `v1`; `events.k8s.io/v1` is the same object
+//! with other field names. The API server converts between them in requests and answers.
 
 use serde_json::{Map, Value};
 
-/// Names in `v1` beside those in `events.k8s.io/v1`; all others are the same in both.
+/// Field names in `v1` and in `events.k8s.io/v1`; all other names are the same in both.
 const NAMES: [(&str, &str); 8] = [
     ("involvedObject", "regarding"),
     ("message", "note"),
@@ -15,17 +15,17 @@ const NAMES: [(&str, &str); 8] = [
     ("apiVersion", "apiVersion"),
 ];
 
-/// Turns an `events.k8s.io/v1` Event (or the list of them) into `v1`.
+/// Converts an `events.k8s.io/v1` Event (or a list of them) to `v1`.
 pub fn to_core(event: &mut Value) {
     convert(event, "v1", |(core, new)| (new, core));
 }
 
-/// Turns a `v1` Event (or the list of them) into `events.k8s.io/v1`.
+/// Converts a `v1` Event (or a list of them) to `events.k8s.io/v1`.
 pub fn from_core(event: &mut Value) {
     convert(event, "events.k8s.io/v1", |names| names);
 }
 
-/// The field label of a field selector in `v1`, given that of `events.k8s.io/v1`.
+/// Converts a field label of a field selector from `events.k8s.io/v1` to `v1`.
 pub fn core_field_label(label: &str) -> String {
     let (first, rest) = label.split_once('.').map_or((label, None), |(f, r)| (f, Some(r)));
     let first = NAMES.iter().find(|(_, new)| *new == first).map_or(first, |(core, _)| core);

@@ -7,42 +7,42 @@ use serde_json::Value;
 
 use crate::go;
 
-/// Where in an object an error is: `spec.containers[0].env[0].name`, `metadata.labels[key]`.
+/// The path of a field in an object: `spec.containers[0].env[0].name`, `metadata.labels[key]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Path(String);
 
 impl Path {
-    /// The root element of a path, e.g. `Path::new("spec")`.
+    /// Makes the root element of a path, such as `Path::new("spec")`.
     pub fn new(name: impl Into<String>) -> Self {
         Path(name.into())
     }
 
-    /// A path with no root yet: the first child becomes the root.
+    /// Makes a path without a root: its first child becomes the root.
     pub fn root() -> Self {
         Path(String::new())
     }
 
-    /// The path `<nil>`, which errors without a field have in Go.
+    /// Makes the path `<nil>`, which errors without a field have in Go.
     pub fn nil() -> Self {
         Path("<nil>".into())
     }
 
-    /// A named child: `a` -> `a.name`.
+    /// Returns the path of a child: `a` -> `a.name`.
     pub fn child(&self, name: &str) -> Path {
         if self.0.is_empty() { Path(name.into()) } else { Path(format!("{}.{name}", self.0)) }
     }
 
-    /// An element of a list: `a` -> `a[3]`.
+    /// Returns the path of a list item: `a` -> `a[3]`.
     pub fn index(&self, index: usize) -> Path {
         Path(format!("{}[{index}]", self.0))
     }
 
-    /// An element of a map: `a` -> `a[key]`.
+    /// Returns the path of a map entry: `a` -> `a[key]`.
     pub fn key(&self, key: &str) -> Path {
         Path(format!("{}[{key}]", self.0))
     }
 
-    /// The printed path.
+    /// Returns the printed path.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -57,11 +57,11 @@ impl fmt::Display for Path {
 /// The kinds of field errors; their cause reasons are Kubernetes' `FieldValue...` names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ErrorKind {
-    /// What a reference names does not exist.
+    /// The object that a reference names does not exist.
     NotFound,
     /// A needed value is absent.
     Required,
-    /// A value that must be unique is there twice.
+    /// A value that must be unique occurs twice.
     Duplicate,
     /// A malformed value.
     Invalid,
@@ -80,7 +80,7 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// The machine-readable reason of a Status cause.
+    /// Returns the machine-readable reason for a Status cause.
     pub fn reason(self) -> &'static str {
         match self {
             ErrorKind::NotFound => "FieldValueNotFound",
@@ -188,7 +188,7 @@ impl Error {
         Self::make(ErrorKind::Internal, path, None, detail.into())
     }
 
-    /// The message without the path, as it is in a Status cause.
+    /// Returns the message without the path, as a Status cause has it.
     pub fn body(&self) -> String {
         let mut out = self.kind.text().to_owned();
         if let Some(value) = &self.value {
@@ -219,7 +219,7 @@ impl std::error::Error for Error {}
 pub struct ErrorList(pub Vec<Error>);
 
 impl ErrorList {
-    /// An empty list.
+    /// Makes an empty list.
     pub fn new() -> Self {
         Self::default()
     }
@@ -234,27 +234,28 @@ impl ErrorList {
         self.0.extend(messages.into_iter().map(|m| Error::invalid(path, value, m)));
     }
 
-    /// Takes over the errors of another list.
+    /// Adds all errors of another list.
     pub fn append(&mut self, other: ErrorList) {
         self.0.extend(other.0);
     }
 
-    /// Whether no error was found.
+    /// Returns whether no error was found.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The number of errors.
+    /// Returns the number of errors.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// The errors in order.
+    /// Iterates over the errors in order.
     pub fn iter(&self) -> std::slice::Iter<'_, Error> {
         self.0.iter()
     }
 
-    /// The aggregate message: one error alone, several as `[a, b]`, repeated ones once.
+    /// Returns the aggregate message: a single error alone, several as `[a, b]`, each repeated one only
+    /// once.
     pub fn message(&self) -> String {
         go::aggregate(self.0.iter().map(ToString::to_string))
     }

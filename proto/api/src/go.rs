@@ -1,5 +1,5 @@
-//! How Go prints values: `%q` strings and `encoding/json` output. Kubernetes' messages quote values this
-//! way, and clients and tests compare the messages. Used by `field`, `status` and the decoder.
+//! Prints values as Go does: `%q` strings and `encoding/json` output. Kubernetes' messages quote values
+//! this way, and clients and tests compare the messages. Used by `field`, `status` and the decoder.
 
 use std::fmt::Write;
 
@@ -39,7 +39,7 @@ fn push_escape(out: &mut String, escape: std::fmt::Arguments<'_>) {
     let _ = out.write_fmt(escape);
 }
 
-/// An approximation of `!unicode.IsPrint`: controls, separators other than space, private use, BOM.
+/// Approximates `!unicode.IsPrint`: controls, separators other than space, private use, BOM.
 fn is_unprintable(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{a0}' | '\u{ad}' | '\u{1680}' | '\u{2000}'..='\u{200f}' | '\u{2028}'..='\u{202f}' | '\u{205f}'..='\u{206f}' | '\u{3000}' | '\u{feff}' | '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..='\u{fffb}')
@@ -76,7 +76,7 @@ pub fn general_float(value: f64) -> String {
     general(value, &format!("{value:e}"), value.to_string())
 }
 
-/// As [`general_float`], of the number rounded to 32 bits.
+/// Writes the number rounded to 32 bits, as [`general_float`] does.
 pub fn general_float32(value: f64) -> String {
     let short = value as f32;
     general(value, &format!("{short:e}"), short.to_string())
@@ -93,14 +93,15 @@ fn general(value: f64, scientific_text: &str, plain: String) -> String {
     if (-4..6).contains(&exponent) { plain } else { scientific(scientific_text) }
 }
 
-/// From Rust's `1.5e-7` to Go's `1.5e-07`.
+/// Converts Rust's `1.5e-7` to Go's `1.5e-07`.
 fn scientific(text: &str) -> String {
     let (mantissa, exponent) = text.rsplit_once('e').unwrap_or((text, "0"));
     let (sign, digits) = exponent.strip_prefix('-').map_or(('+', exponent), |digits| ('-', digits));
     format!("{mantissa}e{sign}{digits:0>2}")
 }
 
-/// Joins error messages as `utilerrors.Aggregate` prints them: one alone, several as `[a, b]`, each once.
+/// Joins error messages as `utilerrors.Aggregate` prints them: a single one alone, several as `[a, b]`,
+/// each only once.
 pub fn aggregate<I: IntoIterator<Item = String>>(messages: I) -> String {
     let mut seen: Vec<String> = Vec::new();
     for message in messages {

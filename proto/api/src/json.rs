@@ -1,13 +1,13 @@
-//! A JSON document as it was written: member order, duplicate keys and the text of numbers are kept, which
-//! strict field validation needs, and syntax errors read as those of Go's `encoding/json`. Never recurses over
-//! its input, so that no nesting can exhaust the stack.
+//! A JSON document as it was written: the order of members, duplicate keys and the text of numbers are
+//! kept, as strict field validation needs. Syntax errors read as those of Go's `encoding/json`. Parsing
+//! never recurses, so no nesting can exhaust the stack.
 
 use serde_json::{Map, Number, Value};
 
 use crate::go;
 
-/// The deepest nesting that is read. Less than the 128 of `serde_json`, which reads stored objects: what is let in
-/// can be read again. Go's limit is 10,000; no Kubernetes object comes near either.
+/// Maximum nesting that is read. It is below the 128 of `serde_json`, which reads stored objects, so an
+/// accepted object can be read again. Go's limit is 10,000; no Kubernetes object comes near either.
 pub const MAX_DEPTH: usize = 120;
 
 /// One value of a document.
@@ -23,12 +23,12 @@ pub enum Node {
     String(String),
     /// A list.
     Array(Vec<Node>),
-    /// An object: members in order, keys may repeat.
+    /// An object: its members in order; keys may repeat.
     Object(Vec<(String, Node)>),
 }
 
 impl Node {
-    /// What Go calls it in type errors.
+    /// Returns the name of this kind of value in Go's type errors.
     pub fn go_name(&self) -> &'static str {
         match self {
             Node::Null => "null",
@@ -40,7 +40,7 @@ impl Node {
         }
     }
 
-    /// The last member with a name.
+    /// Returns the last member with this name.
     pub fn get(&self, key: &str) -> Option<&Node> {
         match self {
             Node::Object(members) => members.iter().rev().find(|(k, _)| k == key).map(|(_, v)| v),
@@ -48,7 +48,7 @@ impl Node {
         }
     }
 
-    /// Whether objects and lists are nested deeper than `limit`.
+    /// Returns whether objects and lists are nested deeper than `limit`.
     pub fn is_deeper_than(&self, limit: usize) -> bool {
         let mut left = vec![(self, limit)];
         while let Some((node, limit)) = left.pop() {
@@ -63,7 +63,8 @@ impl Node {
         false
     }
 
-    /// The untyped value; of repeated keys the last wins. Whole numbers that fit 64 bits stay whole.
+    /// Converts to an untyped value; of repeated keys the last wins. Whole numbers that fit 64 bits stay
+    /// whole.
     pub fn to_value(&self) -> Value {
         match self {
             Node::Null => Value::Null,
@@ -78,7 +79,7 @@ impl Node {
     }
 }
 
-/// A number as JSON keeps it.
+/// Converts a number's text to a JSON number.
 pub(crate) fn number(text: &str) -> Value {
     if let Ok(n) = text.parse::<i64>() {
         return Value::from(n);
@@ -104,18 +105,18 @@ impl From<&Value> for Node {
     }
 }
 
-/// An object or list that is being read.
+/// An object or list whose end has not been read yet.
 enum Open {
     Array(Vec<Node>),
     Object { members: Vec<(String, Node)>, key: Option<String> },
 }
 
-/// Reads one document; the error is Go's message.
+/// Parses one document; the error is Go's message.
 pub fn parse(data: &[u8]) -> Result<Node, String> {
     let mut reader = Reader { data, at: 0 };
     let mut open: Vec<Open> = Vec::new();
     loop {
-        // A value is due here.
+        // A value is expected at this position.
         let mut done = match reader.next_token() {
             None => return Err(end()),
             Some(b'[') => {
@@ -137,7 +138,7 @@ pub fn parse(data: &[u8]) -> Result<Node, String> {
             }
             Some(first) => Some(reader.scalar(first)?),
         };
-        // Hand the finished value to what holds it, as often as that finishes its holder.
+        // Add the finished value to its parent, and repeat that while it finishes the parent.
         while let Some(value) = done.take() {
             match open.last_mut() {
                 None => {
@@ -206,7 +207,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The next byte that is no white space, not taken.
+    /// Skips white space and returns the next byte without consuming it.
     fn peek(&mut self) -> Option<u8> {
         while matches!(self.data.get(self.at), Some(b' ' | b'\t' | b'\r' | b'\n')) {
             self.at += 1;
@@ -214,14 +215,14 @@ impl Reader<'_> {
         self.data.get(self.at).copied()
     }
 
-    /// The next byte that is no white space, taken.
+    /// Skips white space and consumes the next byte.
     fn next_token(&mut self) -> Option<u8> {
         let c = self.peek()?;
         self.at += 1;
         Some(c)
     }
 
-    /// `"key" :` of the innermost object.
+    /// Reads `"key" :` for the innermost open object.
     fn key(&mut self, open: &mut [Open]) -> Result<(), String> {
         match self.next_token() {
             Some(b'"') => {}
@@ -308,7 +309,7 @@ impl Reader<'_> {
         Ok(Node::Number(String::from_utf8_lossy(&self.data[start..self.at]).into_owned()))
     }
 
-    /// The rest of a string after its opening quote. Invalid UTF-8 and lone surrogates become U+FFFD.
+    /// Reads the rest of a string after its opening quote. Invalid UTF-8 and lone surrogates become U+FFFD.
     fn string(&mut self) -> Result<String, String> {
         let mut out: Vec<u8> = Vec::new();
         loop {

@@ -1,5 +1,5 @@
-//! The table of served kinds. Adding a kind is a row here (plus a strategy file in the API server where it has
-//! rules of its own); discovery, OpenAPI, routing and decoding all read this table.
+//! The table of served kinds. Adding a kind means adding a row here (and a strategy file in the API server
+//! if it has rules of its own); discovery, OpenAPI, routing and decoding all read this table.
 
 /// A set of verbs, sorted as discovery prints them.
 pub type Verbs = &'static [&'static str];
@@ -14,7 +14,7 @@ const STREAM: Verbs = &["create", "get"];
 /// A group, a version and a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupVersionKind {
-    /// The API group; empty for core.
+    /// The API group; empty for the core group.
     pub group: &'static str,
     /// The version.
     pub version: &'static str,
@@ -23,13 +23,13 @@ pub struct GroupVersionKind {
 }
 
 impl GroupVersionKind {
-    /// `group/version`, or `version` in the core group.
+    /// Returns `group/version`, or `version` in the core group.
     pub fn api_version(&self) -> String {
         api_version(self.group, self.version)
     }
 }
 
-/// `group/version`, or `version` in the core group.
+/// Returns `group/version`, or `version` in the core group.
 pub fn api_version(group: &str, version: &str) -> String {
     if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
 }
@@ -42,7 +42,7 @@ pub fn split_api_version(api_version: &str) -> (&str, &str) {
 /// One subresource of a kind.
 #[derive(Debug)]
 pub struct Subresource {
-    /// The name in the URL, e.g. `status`.
+    /// The name in the URL, such as `status`.
     pub name: &'static str,
     /// The verbs it is served with.
     pub verbs: Verbs,
@@ -59,9 +59,9 @@ pub struct Kind {
     pub resource: &'static str,
     /// The singular name.
     pub singular: &'static str,
-    /// Abbreviations that kubectl takes, e.g. `po`.
+    /// Abbreviations that kubectl accepts, such as `po`.
     pub short_names: &'static [&'static str],
-    /// `all` for what `kubectl get all` shows.
+    /// Groups of kinds for kubectl: kinds of `all` are shown by `kubectl get all`.
     pub categories: &'static [&'static str],
     /// Whether objects live in namespaces.
     pub namespaced: bool,
@@ -69,38 +69,38 @@ pub struct Kind {
     pub verbs: Verbs,
     /// Its subresources, sorted by name.
     pub subresources: &'static [Subresource],
-    /// The group and version in which objects are stored (`/registry/GROUP/RESOURCE/...`): its own, except for
-    /// kinds served in two groups.
+    /// The group and version in which objects are stored (`/registry/GROUP/RESOURCE/...`): the kind's own,
+    /// except for kinds served in two groups.
     pub storage: (&'static str, &'static str),
 }
 
 impl Kind {
-    /// The kind of a list of its objects, e.g. `PodList`.
+    /// Returns the kind of a list of the kind's objects, such as `PodList`.
     pub fn list_kind(&self) -> String {
         format!("{}List", self.gvk.kind)
     }
 
-    /// The `apiVersion` of its objects.
+    /// Returns the `apiVersion` of the kind's objects.
     pub fn api_version(&self) -> String {
         self.gvk.api_version()
     }
 
-    /// The group part of storage keys: the core group is `core`.
+    /// Returns the group part of storage keys: `core` for the core group.
     pub fn storage_group(&self) -> &'static str {
         if self.storage.0.is_empty() { "core" } else { self.storage.0 }
     }
 
-    /// The subresource with a name.
+    /// Returns the subresource with this name.
     pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
         self.subresources.iter().find(|s| s.name == name)
     }
 
-    /// Whether the resource itself has a verb.
+    /// Returns whether the resource itself has this verb.
     pub fn has_verb(&self, verb: &str) -> bool {
         self.verbs.contains(&verb)
     }
 
-    /// Whether objects are kept (reviews and bindings are answered and forgotten).
+    /// Returns whether objects are stored; reviews and bindings are only answered.
     pub fn stored(&self) -> bool {
         self.has_verb("get")
     }
@@ -114,7 +114,8 @@ const fn sub(name: &'static str, verbs: Verbs, body: GroupVersionKind) -> Subres
     Subresource { name, verbs, body }
 }
 
-/// A namespaced kind stored in its own group, with all verbs and no extras; rows override the rest.
+/// Makes the row of a namespaced kind that is stored in its own group, with all verbs and no extras. Rows
+/// of the table override single fields.
 const fn row(
     group: &'static str,
     version: &'static str,
@@ -143,7 +144,7 @@ macro_rules! subs {
     };
 }
 
-/// Every served kind, sorted by resource within its group; groups in discovery order.
+/// Every served kind: groups in discovery order, and kinds sorted by resource within their group.
 pub static KINDS: &[Kind] = &[
     Kind { verbs: CREATE, ..row("", "v1", "Binding", "bindings", "binding") },
     Kind { short_names: &["cm"], ..row("", "v1", "ConfigMap", "configmaps", "configmap") },
@@ -240,7 +241,7 @@ pub static KINDS: &[Kind] = &[
 
 const GET: Verbs = &["get"];
 
-/// Kinds of request bodies, options and answers that are no resources, e.g. `DeleteOptions`.
+/// Kinds of request bodies, options and answers that are not resources, such as `DeleteOptions`.
 pub static OTHER_KINDS: &[GroupVersionKind] = &[
     SCALE,
     gvk("policy", "v1", "Eviction"),
@@ -262,22 +263,23 @@ pub static OTHER_KINDS: &[GroupVersionKind] = &[
     gvk("meta.k8s.io", "v1", "WatchEvent"),
 ];
 
-/// The kind of a resource in a group and version.
+/// Looks up a kind by group, version and resource.
 pub fn by_resource(group: &str, version: &str, resource: &str) -> Option<&'static Kind> {
     KINDS.iter().find(|k| k.resource == resource && k.gvk.group == group && k.gvk.version == version)
 }
 
-/// The kind with a group, version and kind name.
+/// Looks up a kind by group, version and kind name.
 pub fn by_kind(group: &str, version: &str, kind: &str) -> Option<&'static Kind> {
     KINDS.iter().find(|k| k.gvk.kind == kind && k.gvk.group == group && k.gvk.version == version)
 }
 
-/// The kind stored under `/registry/GROUP/RESOURCE`.
+/// Looks up the kind stored under `/registry/GROUP/RESOURCE`.
 pub fn by_storage(group: &str, resource: &str) -> Option<&'static Kind> {
     KINDS.iter().find(|k| k.resource == resource && k.storage_group() == group && k.storage.0 == k.gvk.group)
 }
 
-/// The groups in discovery order, core (the empty name) first, each with its versions, preferred first.
+/// Returns the groups in discovery order, core (the empty name) first, each with its versions, the
+/// preferred one first.
 pub fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
     let mut groups: Vec<(&'static str, Vec<&'static str>)> = Vec::new();
     for kind in KINDS {
@@ -290,7 +292,7 @@ pub fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
     groups
 }
 
-/// The kinds of a group and version, sorted by resource.
+/// Returns the kinds of a group and version, sorted by resource.
 pub fn in_group_version<'a>(group: &'a str, version: &'a str) -> impl Iterator<Item = &'static Kind> + 'a {
     KINDS.iter().filter(move |k| k.gvk.group == group && k.gvk.version == version)
 }

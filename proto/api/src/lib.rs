@@ -1,8 +1,8 @@
-//! The Kubernetes API contract every room shares: Status errors, field errors, name rules, selectors,
+//! The Kubernetes API contract that all folders share: Status errors, field errors, name rules, selectors,
 //! quantities, the table of served kinds and the schema table made from Kubernetes' own types.
 //!
-//! Who calls it: the API server for every request, its strategies for validation, and controllers,
-//! scheduler and agent for selectors, quantities and kinds. It does no I/O and knows no other room.
+//! Used by the API server for every request and its strategies for validation, and by controllers,
+//! scheduler and agent for selectors, quantities and kinds. It does no I/O and depends on no other folder.
 
 pub mod events;
 pub mod field;

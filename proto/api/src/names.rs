@@ -1,5 +1,6 @@
-//! Name rules: what is a DNS label, a label key, an environment variable name, with the messages of
-//! `k8s.io/apimachinery/pkg/util/validation`. Each rule returns its complaints, none when the value is fine.
+//! Name rules, such as for DNS labels, label keys and environment variable names, with the messages of
+//! `k8s.io/apimachinery/pkg/util/validation`. Each rule returns its error messages, none if the value is
+//! valid.
 
 use std::sync::LazyLock;
 
@@ -18,7 +19,8 @@ const WILDCARD: &str = r"\*\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*
 
 const LABEL_KEY_MESSAGE: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
 
-/// A rule for names: gives an error text for each thing that is wrong with a value, none when it is fine.
+/// A rule for names: returns an error message for each thing that is wrong with a value, none if it is
+/// valid.
 pub type Rule = fn(&str) -> Vec<String>;
 
 /// Maximum length of a DNS label, in characters.
@@ -53,22 +55,22 @@ matcher!(matches_header_name, HEADER_NAME);
 matcher!(matches_percent, PERCENT);
 matcher!(matches_wildcard, WILDCARD);
 
-/// `must be no more than N characters` (name rules).
+/// Makes the message `must be no more than N characters`, used by name rules.
 pub fn max_len_message(max: usize) -> String {
     format!("must be no more than {max} characters")
 }
 
-/// `must be no more than N bytes` (label keys and values).
+/// Makes the message `must be no more than N bytes`, used for label keys and values.
 fn max_bytes_message(max: usize) -> String {
     format!("must be no more than {max} bytes")
 }
 
-/// `must be between A and B, inclusive`.
+/// Makes the message `must be between A and B, inclusive`.
 pub fn inclusive_range_message(low: i64, high: i64) -> String {
     format!("must be between {low} and {high}, inclusive")
 }
 
-/// `msg (e.g. 'a',  or 'b', regex used for validation is '...')`.
+/// Makes the message `msg (e.g. 'a',  or 'b', regex used for validation is '...')`.
 pub fn regex_message(message: &str, pattern: &str, examples: &[&str]) -> String {
     if examples.is_empty() {
         return format!("{message} (regex used for validation is '{pattern}')");
@@ -145,7 +147,8 @@ pub fn wildcard_dns1123_subdomain(value: &str) -> Vec<String> {
     errors
 }
 
-/// Checks that a value is `[prefix/]name`, as keys of labels, annotations and taints and names of resources are.
+/// Checks that a value is `[prefix/]name`, the form of resource names and of keys of labels, annotations
+/// and taints.
 pub fn qualified_name(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     let parts: Vec<&str> = value.split('/').collect();
@@ -178,7 +181,7 @@ pub fn qualified_name(value: &str) -> Vec<String> {
     errors
 }
 
-/// Checks the prefix of a label key: a subdomain, with errors that say `bytes` instead of `characters`.
+/// Checks that the prefix of a label key is a subdomain; errors say `bytes` instead of `characters`.
 fn label_key_prefix(prefix: &str) -> Vec<String> {
     let mut errors = dns1123_subdomain(prefix);
     if prefix.len() > DNS_SUBDOMAIN_MAX
@@ -189,7 +192,7 @@ fn label_key_prefix(prefix: &str) -> Vec<String> {
     errors
 }
 
-/// Checks that a value may be a label's: empty, or like the name part of a label key.
+/// Checks that a value is valid for a label: empty, or like the name part of a label key.
 pub fn label_value(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if value.len() > 63 {
@@ -203,7 +206,7 @@ pub fn label_value(value: &str) -> Vec<String> {
     errors
 }
 
-/// Checks that a value is an identifier of the language C: letters, digits and `_`, not starting with a digit.
+/// Checks that a value is a C identifier: letters, digits and `_`, not starting with a digit.
 pub fn c_identifier(value: &str) -> Vec<String> {
     if matches_c_identifier(value) {
         return Vec::new();
@@ -213,7 +216,8 @@ pub fn c_identifier(value: &str) -> Vec<String> {
     vec![regex_message(message, C_IDENTIFIER, &["my_name", "MY_NAME", "MyName"])]
 }
 
-/// Checks that a value is the name of an environment variable, as Kubernetes 1.34 and later take them: printable ASCII without `=`.
+/// Checks that a value is an environment variable name in Kubernetes 1.34 and later: printable ASCII
+/// without `=`.
 pub fn env_var_name(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if value.is_empty() {
@@ -246,7 +250,8 @@ pub fn config_map_key(value: &str) -> Vec<String> {
     errors
 }
 
-/// Checks that a value is the name of a port (an IANA service name): at most 15 characters, one of them a letter, without `--`.
+/// Checks that a value is a port name (an IANA service name): at most 15 characters, one of them a letter,
+/// without `--`.
 pub fn port_name(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if value.len() > 15 {
@@ -268,12 +273,12 @@ pub fn port_name(value: &str) -> Vec<String> {
     errors
 }
 
-/// Checks that a value is the number of a port, 1 to 65535.
+/// Checks that a value is a port number: 1 to 65535.
 pub fn port_number(port: i64) -> Vec<String> {
     in_range(port, 1, 65535)
 }
 
-/// Checks that a number is between two others, both included.
+/// Checks that a number is between two others, inclusive.
 pub fn in_range(value: i64, low: i64, high: i64) -> Vec<String> {
     if (low..=high).contains(&value) { Vec::new() } else { vec![inclusive_range_message(low, high)] }
 }
@@ -296,7 +301,8 @@ pub fn http_header_name(value: &str) -> Vec<String> {
     vec![regex_message(message, HEADER_NAME, &["X-Header-Name"])]
 }
 
-/// Checks that a value is a single path segment, as names in URLs are: not `.`, not `..`, without `/` and `%`.
+/// Checks that a value is a single path segment, as names in URLs are: neither `.` nor `..`, without `/`
+/// and `%`.
 pub fn path_segment(value: &str) -> Vec<String> {
     if value == "." || value == ".." {
         return vec![format!("may not be '{value}'")];
@@ -304,7 +310,7 @@ pub fn path_segment(value: &str) -> Vec<String> {
     ['/', '%'].iter().filter(|c| value.contains(**c)).map(|c| format!("may not contain '{c}'")).collect()
 }
 
-/// Checks a prefix (`generateName`) by a name rule, as if a `-` at its end were a letter.
+/// Checks a prefix (`generateName`) by a name rule, as if a trailing `-` were a letter.
 pub fn as_prefix(rule: Rule, value: &str) -> Vec<String> {
     match value.strip_suffix('-') {
         Some(rest) => rule(&format!("{rest}a")),

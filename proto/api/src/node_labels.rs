@@ -1,5 +1,6 @@
-//! Labels of Kubernetes that a node may set on its own Node (`k8s.io/kubelet/pkg/apis`): others steer pods and are the
-//! operators'. NodeRestriction in the API server refuses them, a worker refuses to start with them.
+//! The Kubernetes labels that a node may set on its own Node (`k8s.io/kubelet/pkg/apis`). Other labels of
+//! Kubernetes steer pods and may be set only by operators: NodeRestriction in the API server refuses them,
+//! and a worker refuses to start with them.
 
 /// Labels that a node may set although they belong to Kubernetes.
 const ALLOWED: [&str; 11] = [
@@ -19,7 +20,7 @@ const ALLOWED: [&str; 11] = [
 /// Domains of Kubernetes under which a node may set any label.
 const ALLOWED_DOMAINS: [&str; 2] = ["kubelet.kubernetes.io", "node.kubernetes.io"];
 
-/// Whether a node may set, change or remove a label of its own Node.
+/// Returns whether a node may set, change or remove a label of its own Node.
 pub fn may_be_set_by_node(key: &str) -> bool {
     let Some((prefix, _)) = key.split_once('/') else { return true };
     let within =

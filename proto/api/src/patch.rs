@@ -1,5 +1,6 @@
-//! Patches on JSON values: merge patch (RFC 7396) and strategic merge patch with Kubernetes' directives, merge
-//! keys and strategies from the schema table. JSON patch (RFC 6902) is the `json-patch` crate's.
+//! Patches on JSON values: merge patch (RFC 7396), and strategic merge patch with Kubernetes' directives
+//! and the merge keys and strategies of the schema table. The `json-patch` crate does JSON patch (RFC
+//! 6902).
 
 mod order;
 mod strategic;
@@ -8,7 +9,7 @@ use serde_json::{Map, Value};
 
 pub use strategic::{Error, strategic_merge};
 
-/// Applies a merge patch: null removes, objects merge, anything else replaces.
+/// Applies a merge patch: null removes a member, objects are merged, any other value replaces.
 pub fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(members) = patch else {
         *target = patch.clone();

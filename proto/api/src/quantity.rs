@@ -1,33 +1,33 @@
-//! `resource.Quantity`: amounts such as `100m`, `64Mi`, `1e8`. Parsing, the canonical form in which stock
-//! Kubernetes prints them, comparison and arithmetic. Used by the decoder, the scheduler and the agent.
+//! `resource.Quantity`: amounts such as `100m`, `64Mi`, `1e8`. Parses, compares and adds them, and prints
+//! them in stock Kubernetes' canonical form. Used by the decoder, the scheduler and the agent.
 
 use std::cmp::Ordering;
 use std::fmt;
 use std::ops::{Add, AddAssign, Neg, Sub, SubAssign};
 use std::str::FromStr;
 
-/// Nano units: the finest a quantity can be.
+/// Nano units in one unit: a nano unit is the finest amount of a quantity.
 const NANO: i128 = 1_000_000_000;
 
-/// The largest amount that is counted, in nano units: 10^29 units. What is larger is compared and printed as it was
-/// written, and is this much in sums.
+/// Maximum amount for arithmetic, in nano units: 10^29 units. A larger quantity is compared and printed as
+/// written, and counts as this amount in sums.
 const CAP: i128 = 10i128.pow(38);
 
-/// Why a string is no quantity; the texts are Kubernetes'.
+/// Why a string is not a quantity, with Kubernetes' messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Not of the shape number + suffix.
+    /// The text is not a number with an optional suffix.
     #[error("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")]
     Format,
     /// The number cannot be read.
     #[error("unable to parse numeric part of quantity")]
     Numeric,
-    /// No such suffix.
+    /// The suffix does not exist.
     #[error("unable to parse quantity's suffix")]
     Suffix,
 }
 
-/// The family of suffixes a quantity is printed with.
+/// The family of suffixes with which a quantity is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// `12e6`.
@@ -38,30 +38,31 @@ pub enum Format {
     DecimalSi,
 }
 
-/// An amount, exact to a billionth.
+/// An amount, exact to a billionth of a unit.
 #[derive(Clone, Debug)]
 pub struct Quantity {
-    /// Between `-CAP` and `CAP`.
+    /// The amount in nano units, between `-CAP` and `CAP`.
     nanos: i128,
     format: Format,
-    /// The text as written, kept where stock Kubernetes keeps it because it is canonical already.
+    /// The text as written if it is canonical and stock Kubernetes keeps it; `None`: it is made when
+    /// printed.
     text: Option<String>,
-    /// The amount without its sign, where it was written as more than [`CAP`].
+    /// The amount without its sign if it was written as more than [`CAP`]; otherwise `None`.
     beyond: Option<Box<Beyond>>,
 }
 
 /// A decimal number beyond [`CAP`]: `digits * 10^exponent`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Beyond {
-    /// Without zeros at either end.
+    /// The decimal digits, without zeros at either end.
     digits: String,
     exponent: i64,
 }
 
 impl Beyond {
-    /// `digits` are not all zeros.
+    /// Makes a number from `digits`, which are not all zeros.
     fn new(digits: &str, exponent: i64) -> Box<Self> {
-        // Billionths are the last that counts.
+        // Digits below a billionth are dropped.
         let finer = (-9 - exponent).clamp(0, digits.len() as i64);
         let (digits, exponent) = (&digits[..digits.len() - finer as usize], exponent + finer);
         let digits = digits.trim_start_matches('0');
@@ -70,10 +71,10 @@ impl Beyond {
         Box::new(Beyond { digits: kept.to_owned(), exponent })
     }
 
-    /// The digits and the exponent with which it is printed: a multiple of three, at most `limit`.
+    /// Returns the digits and the exponent to print: a multiple of three, at most `limit`.
     fn canonical(&self, limit: i64) -> (String, i64) {
         let exponent = (self.exponent - self.exponent.rem_euclid(3)).min(limit);
-        // Few: the exponent of a suffix is small, and without a suffix at most two are missing.
+        // Only a few zeros: a suffix's exponent is small, and without a suffix at most two are missing.
         let zeros = (self.exponent - exponent).clamp(0, 1000) as usize;
         (self.digits.clone() + &"0".repeat(zeros), exponent)
     }
@@ -99,7 +100,7 @@ struct Parts<'a> {
     suffix: &'a str,
 }
 
-/// Splits as `parseQuantityString` does: sign, zeroes dropped, digits, fraction, suffix.
+/// Splits a text as `parseQuantityString` does: sign, digits without leading zeros, fraction, suffix.
 fn split(text: &str) -> Result<Parts<'_>, Error> {
     let negative = text.starts_with('-');
     let body = text.strip_prefix(['-', '+']).unwrap_or(text);
@@ -122,7 +123,7 @@ fn split(text: &str) -> Result<Parts<'_>, Error> {
     Ok(Parts { negative, whole: if whole.is_empty() { "0" } else { whole }, fraction, suffix })
 }
 
-/// Base, exponent and format of a suffix.
+/// Returns base, exponent and format of a suffix.
 fn interpret(suffix: &str) -> Result<(u32, i32, Format), Error> {
     const DECIMAL: [(&str, i32); 10] = [
         ("n", -9),
@@ -145,14 +146,14 @@ fn interpret(suffix: &str) -> Result<(u32, i32, Format), Error> {
     }
     if let Some(exponent) = suffix.strip_prefix(['e', 'E']).filter(|s| !s.is_empty()) {
         let exponent: i64 = exponent.parse().map_err(|_| Error::Suffix)?;
-        // More than any text has digits, and far from the end of the type.
+        // The bound exceeds the number of digits of any text and is far from overflow.
         let exponent = exponent.clamp(-1_000_000_000, 1_000_000_000) as i32;
         return Ok((10, exponent, Format::DecimalExponent));
     }
     Err(Error::Suffix)
 }
 
-/// `digits * 10^scale` in nanos, rounded up (away from zero); `None` beyond [`CAP`].
+/// Computes `digits * 10^scale` in nano units, rounded up (away from zero); `None` beyond [`CAP`].
 fn decimal_nanos(digits: &str, scale: i64) -> Result<Option<i128>, Error> {
     const MAX_DIGITS: i64 = 38;
     let digits = digits.trim_start_matches('0');
@@ -176,7 +177,7 @@ fn decimal_nanos(digits: &str, scale: i64) -> Result<Option<i128>, Error> {
     Ok(Some(value + i128::from(lost.bytes().any(|b| b != b'0'))))
 }
 
-/// True where stock Kubernetes remembers the written text instead of making the canonical one.
+/// Returns whether stock Kubernetes keeps the written text instead of making the canonical one.
 fn keeps_text(parts: &Parts<'_>, exponent: i32, format: Format) -> bool {
     let digits = format!("{}{}", parts.whole, parts.fraction);
     let length = digits.len() as i32;
@@ -209,7 +210,7 @@ impl FromStr for Quantity {
         }
         let parts = split(text)?;
         let (base, exponent, mut format) = interpret(parts.suffix)?;
-        // Upstream reads these by another way than small ones, which takes no number for none.
+        // Upstream reads these with another parser than small ones, which rejects a text without a digit.
         let slow = if base == 2 { exponent >= 50 } else { exponent < -9 };
         let number = &text[..text.len() - parts.suffix.len()];
         if slow && !number.contains(|c: char| c.is_ascii_digit()) {
@@ -237,7 +238,7 @@ impl FromStr for Quantity {
     }
 }
 
-/// `whole.fraction * 2^exponent` in nanos, rounded up, at most 2^63 - 1 units.
+/// Computes `whole.fraction * 2^exponent` in nano units, rounded up, at most 2^63 - 1 units.
 fn binary_nanos(whole: &str, fraction: &str, exponent: i32) -> Result<i128, Error> {
     let max = i128::from(i64::MAX) * NANO;
     let whole = whole.trim_start_matches('0');
@@ -247,7 +248,7 @@ fn binary_nanos(whole: &str, fraction: &str, exponent: i32) -> Result<i128, Erro
     let whole: i128 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| Error::Numeric)? };
     let unit = NANO << exponent;
     let Some(whole) = whole.checked_mul(unit) else { return Ok(max) };
-    // From the last digit to the first, so that each step is exact but for a remainder, which rounds up.
+    // From the last digit to the first, so that each step is exact except for a remainder, which rounds up.
     let (mut nanos, mut exact) = (0, true);
     for digit in fraction.bytes().rev() {
         nanos += i128::from(digit - b'0') * unit;
@@ -258,7 +259,7 @@ fn binary_nanos(whole: &str, fraction: &str, exponent: i32) -> Result<i128, Erro
 }
 
 impl Quantity {
-    /// Reads a quantity.
+    /// Parses a quantity.
     pub fn parse(text: &str) -> Result<Self, Error> {
         text.parse()
     }
@@ -267,27 +268,27 @@ impl Quantity {
         Quantity { nanos: nanos.clamp(-CAP, CAP), format, text: None, beyond: None }
     }
 
-    /// Zero, printed as `0`.
+    /// Returns zero, printed as `0`.
     pub fn zero() -> Self {
         Self::of_nanos(0, Format::DecimalSi)
     }
 
-    /// A whole number of units.
+    /// Makes a quantity of whole units.
     pub fn from_units(units: i64, format: Format) -> Self {
         Self::of_nanos(i128::from(units) * NANO, format)
     }
 
-    /// Thousandths, as CPU amounts are counted.
+    /// Makes a quantity of thousandths, the unit in which CPU amounts are counted.
     pub fn from_milli(milli: i64) -> Self {
         Self::of_nanos(i128::from(milli) * 1_000_000, Format::DecimalSi)
     }
 
-    /// The amount in whole units, rounded up (away from zero), saturating.
+    /// Returns the amount in whole units, rounded up (away from zero), saturating.
     pub fn value(&self) -> i64 {
         self.scaled(NANO)
     }
 
-    /// The amount in thousandths, rounded up (away from zero), saturating.
+    /// Returns the amount in thousandths, rounded up (away from zero), saturating.
     pub fn milli_value(&self) -> i64 {
         self.scaled(1_000_000)
     }
@@ -298,32 +299,32 @@ impl Quantity {
         i64::try_from(rounded).unwrap_or(if rounded < 0 { i64::MIN } else { i64::MAX })
     }
 
-    /// -1, 0 or 1.
+    /// Returns the amount's sign: -1, 0 or 1.
     pub fn sign(&self) -> i32 {
         self.nanos.signum() as i32
     }
 
-    /// True for zero.
+    /// Returns whether the amount is zero.
     pub fn is_zero(&self) -> bool {
         self.nanos == 0
     }
 
-    /// The suffix family.
+    /// Returns the suffix family.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// Whether the amount is a whole number of units.
+    /// Returns whether the amount is a whole number of units.
     pub fn is_whole(&self) -> bool {
         self.nanos % NANO == 0
     }
 
-    /// Whether the amount is a whole number of thousandths.
+    /// Returns whether the amount is a whole number of thousandths.
     pub fn is_milli(&self) -> bool {
         self.nanos % 1_000_000 == 0
     }
 
-    /// The amount rounded up (away from zero) to thousandths.
+    /// Rounds the amount up (away from zero) to thousandths.
     pub fn rounded_to_milli(&self) -> Quantity {
         let rest = self.nanos % 1_000_000;
         if rest == 0 {

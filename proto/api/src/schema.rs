@@ -19,16 +19,16 @@ pub use encode::{encode, encode_type, zero};
 /// Index of a struct in the table.
 pub type StructId = usize;
 
-/// A Go type, as far as JSON cares.
+/// The type of a Go value, as far as its JSON form depends on it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Type {
     /// A string.
     String,
     /// A bool.
     Bool,
-    /// A signed or unsigned integer of so many bits.
+    /// A signed or unsigned integer.
     Int {
-        /// 8, 16, 32 or 64.
+        /// Width in bits: 8, 16, 32 or 64.
         bits: u8,
         /// Whether it is signed.
         signed: bool,
@@ -37,21 +37,21 @@ pub enum Type {
     Float(u8),
     /// `[]byte`, base64 in JSON.
     Bytes,
-    /// `*T`: absent and zero differ.
+    /// `*T`: an absent value and a zero value differ.
     Pointer(Box<Type>),
     /// `[]T`.
     List(Box<Type>),
     /// `map[string]T`.
     Map(Box<Type>),
-    /// A struct.
+    /// A struct, by its index in the table.
     Struct(StructId),
-    /// Another name for a type, with the values of an enumeration.
+    /// A named type other than a struct; an enumeration if it has values.
     Named {
         /// The name in the table, e.g. `core/v1.Protocol`.
         name: &'static str,
-        /// What it is.
+        /// The type that the name stands for.
         of: Box<Type>,
-        /// The values, if it is an enumeration.
+        /// The allowed values if the type is an enumeration; otherwise empty.
         values: Vec<&'static str>,
     },
     /// `metav1.Time`, RFC 3339 in whole seconds.
@@ -68,47 +68,48 @@ pub enum Type {
     Any,
 }
 
-/// How a list merges in server-side apply.
+/// How server-side apply merges a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListType {
-    /// Replaced whole.
+    /// The list is replaced as a whole.
     Atomic,
-    /// A set of scalars.
+    /// The list is a set of scalars, merged by value.
     Set,
-    /// A map with key fields.
+    /// The list is a map: items are merged by the key fields in [`Field::list_keys`].
     Map,
 }
 
-/// One field of a struct, embedded structs flattened.
+/// One field of a struct. Fields of embedded structs are listed as fields of the struct that embeds them.
 #[derive(Clone, Debug)]
 pub struct Field {
     /// The JSON name.
     pub name: &'static str,
-    /// The type.
+    /// The Go type of the field.
     pub of: Type,
-    /// `omitempty`: zero is not written.
+    /// `omitempty`: an empty value is not written.
     pub omit_empty: bool,
     /// `omitzero`: a zero struct is not written.
     pub omit_zero: bool,
-    /// Required in OpenAPI.
+    /// Whether OpenAPI lists the field as required.
     pub required: bool,
-    /// The protobuf field number (of the struct that declares it).
+    /// The protobuf field number within [`Field::owner`].
     pub tag: u32,
-    /// Go names of the embedded structs on the way to it, outermost first.
+    /// Go names of the embedded structs that lead to the field, outermost first; empty if the struct
+    /// declares it.
     pub embedded: Vec<&'static str>,
-    /// The struct that declares it (an embedded one, or the struct itself).
+    /// The struct that declares the field: an embedded one, or the struct itself.
     pub owner: StructId,
-    /// The list type.
+    /// How server-side apply merges the list; `None` if the source says nothing.
     pub list_type: Option<ListType>,
-    /// The keys of a list of type map.
+    /// Names of the key fields if `list_type` is [`ListType::Map`]; otherwise empty.
     pub list_keys: Vec<&'static str>,
-    /// `granular` or `atomic` for maps and structs.
+    /// `granular` or `atomic` for maps and structs; `None` if the source says nothing.
     pub map_type: Option<&'static str>,
-    /// The merge key of strategic merge patch.
+    /// The merge key of strategic merge patch; `None` if there is none.
     pub merge_key: Option<&'static str>,
-    /// `merge`, `replace`, `retainKeys`, joined by commas.
+    /// The patch strategies `merge`, `replace` and `retainKeys`, joined by commas; empty if there is none.
     pub patch_strategy: &'static str,
-    /// A `+default` marker, as JSON.
+    /// The value of a `+default` marker, as JSON; `None` without a marker.
     pub default: Option<&'static str>,
 }
 
@@ -122,23 +123,23 @@ pub struct Struct {
     by_name: HashMap<&'static str, usize>,
     /// The embedded structs that are messages of their own in protobuf, with their field numbers.
     pub embedded: Vec<(u32, StructId)>,
-    /// `atomic` if apply replaces it whole.
+    /// `atomic` if server-side apply replaces the struct as a whole.
     pub map_type: Option<&'static str>,
 }
 
 impl Struct {
-    /// The field with a JSON name.
+    /// Returns the field with this JSON name.
     pub fn field(&self, name: &str) -> Option<&Field> {
         self.by_name.get(name).and_then(|i| self.fields.get(*i))
     }
 
-    /// The bare Go name: `Deployment`.
+    /// Returns the bare Go name, such as `Deployment`.
     pub fn go_name(&self) -> &'static str {
         self.name.rsplit('.').next().unwrap_or(self.name)
     }
 }
 
-/// Every struct type, loaded on first use.
+/// The table of every struct type, loaded on first use.
 #[derive(Debug)]
 pub struct Table {
     structs: Vec<Struct>,
@@ -146,22 +147,22 @@ pub struct Table {
 }
 
 impl Table {
-    /// The table.
+    /// Returns the table.
     pub fn get() -> &'static Table {
         load::table()
     }
 
-    /// A struct by its index.
+    /// Returns a struct by its index.
     pub fn at(&self, id: StructId) -> &Struct {
         &self.structs[id]
     }
 
-    /// A struct by its table name, e.g. `core/v1.PodSpec`.
+    /// Looks up a struct's index by its table name, such as `core/v1.PodSpec`.
     pub fn find(&self, name: &str) -> Option<StructId> {
         self.by_name.get(name).copied()
     }
 
-    /// Every struct.
+    /// Returns every struct.
     pub fn structs(&self) -> &[Struct] {
         &self.structs
     }
@@ -173,31 +174,31 @@ pub struct Schema {
     id: StructId,
 }
 
-/// The table's package of an API group and version: `apps/v1`, `core/v1`, `meta/v1`.
+/// Returns the table's package name of an API group and version: `apps/v1`, `core/v1`, `meta/v1`.
 pub fn package(group: &str, version: &str) -> String {
     let name = if group.is_empty() { "core" } else { group.split('.').next().unwrap_or(group) };
     format!("{name}/{version}")
 }
 
 impl Schema {
-    /// The schema of a kind, if the table has it.
+    /// Returns the schema of a kind; `None` if the table does not have it.
     pub fn of(group: &str, version: &str, kind: &str) -> Option<Schema> {
         let id = Table::get().find(&format!("{}.{kind}", package(group, version)))?;
         Some(Schema { id })
     }
 
-    /// Its struct.
+    /// Returns the struct of the kind.
     pub fn root(self) -> &'static Struct {
         Table::get().at(self.id)
     }
 
-    /// The index of its struct.
+    /// Returns the table index of the kind's struct.
     pub fn id(self) -> StructId {
         self.id
     }
 }
 
-/// A type without pointers and other names around it.
+/// Strips pointers and type names from a type.
 pub fn bare(of: &Type) -> &Type {
     match of {
         Type::Pointer(inner) | Type::Named { of: inner, .. } => bare(inner),
@@ -205,7 +206,7 @@ pub fn bare(of: &Type) -> &Type {
     }
 }
 
-/// The name and the values of an enumerated type, through pointers.
+/// Returns the name and the values of an enumerated type, or of a pointer to one.
 pub fn enumeration(of: &Type) -> Option<(&'static str, &[&'static str])> {
     match of {
         Type::Pointer(inner) => enumeration(inner),
@@ -214,7 +215,7 @@ pub fn enumeration(of: &Type) -> Option<(&'static str, &[&'static str])> {
     }
 }
 
-/// The name Go's error messages use: `int32`, `v1.PodSpec`, `[]v1.Volume`, `map[string]string`.
+/// Returns the type's name as Go's error messages print it: `int32`, `v1.PodSpec`, `[]v1.Volume`.
 pub fn go_type(of: &Type) -> String {
     let short = |name: &str| match name.split_once('/') {
         Some((_, rest)) => rest.to_owned(),

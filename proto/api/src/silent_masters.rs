@@ -1,18 +1,18 @@
-//! The header in which a leading master tells balancers which masters its failure detector calls silent.
-//! Written by the API server's `/readyz`, read by the balancers of `worker/network`, which take a master
-//! that is merely late for dead only when a ready one calls it silent.
+//! The header in which a leading master lists the masters that its failure detector finds silent. Written
+//! by the API server's `/readyz`, read by the load balancers of `worker/network`: they give up a master
+//! that answers late only if a ready master lists it as silent.
 
 use std::net::SocketAddr;
 
-/// Name of the header.
+/// The name of the header.
 pub const HEADER: &str = "ephor-silent-masters";
 
-/// The header's value: `HOST:PORT` of the API servers, separated by commas.
+/// Formats the header's value: `HOST:PORT` of the API servers, separated by commas.
 pub fn format(masters: &[SocketAddr]) -> String {
     masters.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
-/// Reads a value of the header; what is no address is left out.
+/// Parses the header's value; parts that are not addresses are left out.
 pub fn parse(value: &str) -> Vec<SocketAddr> {
     value.split(',').filter_map(|address| address.trim().parse().ok()).collect()
 }

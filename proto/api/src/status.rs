@@ -1,5 +1,6 @@
-//! `metav1.Status`: what the API server answers when something fails, with the reasons, codes and messages
-//! of `k8s.io/apimachinery/pkg/api/errors`. Handlers return it as their error type; the chain writes it out.
+//! `metav1.Status`: the API server's answer when a request fails, with the reasons, codes and messages of
+//! `k8s.io/apimachinery/pkg/api/errors`. Handlers return it as their error type; the handler chain writes
+//! it out.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -28,10 +29,10 @@ pub struct StatusBody {
     /// `Success` or `Failure`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub status: String,
-    /// A text for people.
+    /// A message for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// Why it failed in one word for programs, e.g. `NotFound`.
+    /// Why the request failed, as one word for programs, such as `NotFound`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
     /// The object or resource that the request was about.
@@ -46,10 +47,10 @@ pub struct StatusBody {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Metadata {
-    /// A token to go on with after a list expired.
+    /// The token that continues a list whose own token has expired; empty if there is none.
     #[serde(rename = "continue", skip_serializing_if = "String::is_empty")]
     pub continue_token: String,
-    /// A resource version, if the answer has one.
+    /// The resource version of the answer; empty if it has none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub resource_version: String,
 }
@@ -70,7 +71,7 @@ pub struct Details {
     /// The object's UID.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub uid: String,
-    /// One cause for each thing that is wrong.
+    /// One cause for each error found.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub causes: Vec<Cause>,
     /// Seconds after which to try again; also sent as the `Retry-After` header.
@@ -82,13 +83,13 @@ pub struct Details {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Cause {
-    /// What is wrong in one word for programs, e.g. `FieldValueInvalid`.
+    /// The error as one word for programs, such as `FieldValueInvalid`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// A text for people.
+    /// A message for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// The path of the field that is wrong, e.g. `spec.replicas`.
+    /// The path of the invalid field, such as `spec.replicas`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub field: String,
 }
@@ -122,13 +123,13 @@ impl fmt::Display for Status {
 
 impl std::error::Error for Status {}
 
-/// `resource.group`, or `resource` in the core group.
+/// Returns `resource.group`, or `resource` in the core group.
 pub fn qualified(group: &str, resource: &str) -> String {
     if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") }
 }
 
 impl Status {
-    /// A failure with a code, a reason and a message, without details.
+    /// Makes a failure with a code, a reason and a message, without details.
     pub fn failure(code: u16, reason: &str, message: impl Into<String>) -> Self {
         Status(Box::new(StatusBody {
             kind: "Status".into(),
@@ -141,7 +142,7 @@ impl Status {
         }))
     }
 
-    /// A success without a code, as the answer to a delete; set details with [`Status::with_details`].
+    /// Makes a success without a code, as a delete answers; [`Status::with_details`] sets its details.
     pub fn success() -> Self {
         Status(Box::new(StatusBody {
             kind: "Status".into(),
@@ -151,7 +152,7 @@ impl Status {
         }))
     }
 
-    /// Sets name, group and kind (resource) of the details.
+    /// Sets the group, kind (or resource) and name of the details.
     pub fn with_details(mut self, group: &str, kind: &str, name: &str) -> Self {
         let details = self.0.details.get_or_insert_default();
         details.group = group.into();
@@ -176,28 +177,30 @@ impl Status {
         self
     }
 
-    /// Says when to try again. client-go resends any 429 or 5xx that carries this, whatever the verb.
+    /// Sets the seconds after which to retry. client-go resends any 429 or 5xx with this set, whatever the
+    /// verb.
     pub fn with_retry_after(mut self, seconds: i32) -> Self {
         self.0.details.get_or_insert_default().retry_after_seconds = seconds;
         self
     }
 
-    /// The seconds of [`Status::with_retry_after`], for the `Retry-After` header.
+    /// Returns the seconds of [`Status::with_retry_after`], for the `Retry-After` header; `None` if not
+    /// set.
     pub fn retry_after(&self) -> Option<i32> {
         self.0.details.as_ref().map(|d| d.retry_after_seconds).filter(|s| *s > 0)
     }
 
-    /// The HTTP code to send: the code, or 200 for a success without one.
+    /// Returns the HTTP code to send: the status's code, or 200 for a success without one.
     pub fn http_code(&self) -> u16 {
         if self.0.code == 0 { 200 } else { self.0.code }
     }
 
-    /// The status as JSON.
+    /// Returns the status as JSON.
     pub fn to_value(&self) -> Value {
         serde_json::to_value(self).unwrap_or(Value::Null)
     }
 
-    /// Whether the reason is the given one.
+    /// Returns whether the status has this reason.
     pub fn is(&self, reason: &str) -> bool {
         self.0.reason == reason
     }
@@ -259,13 +262,13 @@ impl Status {
         status
     }
 
-    /// 422 without a reason of its own, as a failed JSON patch gives.
+    /// 422 without causes or details, as the answer to a JSON patch that fails.
     pub fn unprocessable() -> Self {
         let message = "the server rejected our request due to an error in our request";
         Self::failure(422, "Invalid", message).with_details("", "", "")
     }
 
-    /// 400 `BadRequest` with the message as it is.
+    /// 400 `BadRequest` with `message` as the whole message.
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::failure(400, "BadRequest", message)
     }
@@ -295,7 +298,7 @@ impl Status {
         Self::failure(410, "Gone", message)
     }
 
-    /// 405 for a method that the path does not have.
+    /// 405 for a method that the path does not support.
     pub fn method_not_allowed() -> Self {
         let message = "the server does not allow this method on the requested resource";
         Self::failure(405, "MethodNotAllowed", message).with_details("", "", "")
@@ -308,7 +311,7 @@ impl Status {
         Self::failure(405, "MethodNotAllowed", message).with_details(group, resource, "")
     }
 
-    /// 406 with the list of what can be had.
+    /// 406 with the list of the available media types.
     pub fn not_acceptable(available: &[&str]) -> Self {
         let message = format!("406: Not Acceptable\n\nAvailable representations: {}", available.join(", "));
         Self::failure(406, "NotAcceptable", message).with_details("", "", "")
@@ -329,7 +332,7 @@ impl Status {
         Self::failure(504, "Timeout", format!("Timeout: {why}"))
     }
 
-    /// 504 for a resourceVersion not reached in time.
+    /// 504 for a resourceVersion that was not reached in time.
     pub fn too_large_resource_version(requested: u64, current: u64) -> Self {
         let why = format!("Too large resource version: {requested}, current: {current}");
         Self::timeout(why)
@@ -342,7 +345,7 @@ impl Status {
         Self::failure(429, "TooManyRequests", message).with_retry_after(retry_after)
     }
 
-    /// 503; add [`Status::with_retry_after`] only when the write certainly entered no log.
+    /// 503; add [`Status::with_retry_after`] only if the write certainly did not enter the log.
     pub fn service_unavailable(message: impl Into<String>) -> Self {
         Self::failure(503, "ServiceUnavailable", message)
     }
@@ -353,7 +356,7 @@ impl Status {
         Self::failure(500, "InternalError", format!("Internal error occurred: {why}")).with_cause("", why, "")
     }
 
-    /// 500 `ServerTimeout` with seconds to wait.
+    /// 500 `ServerTimeout` with the seconds after which to retry.
     pub fn server_timeout(group: &str, resource: &str, operation: &str, retry_after: i32) -> Self {
         let what = qualified(group, resource);
         let message = format!(

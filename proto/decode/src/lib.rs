@@ -1,9 +1,11 @@
-//! Lists and watches of typed objects in which one object that does not decode stops nobody: it arrives as
-//! [`Decoded::Broken`] with its name and the reason, beside all others. The informers of masters decode through
-//! [`list`] and [`event`]; workers watch `Api<Decoded<K>>`. [`BrokenObjects`] remembers which objects are broken.
+//! Lists and watches of typed objects that go on when an object does not decode: it arrives as
+//! [`Decoded::Broken`] with its name and the reason, among the others. The informers of masters decode
+//! through [`list`] and [`event`]; workers watch `Api<Decoded<K>>`. [`BrokenObjects`] remembers which
+//! objects are broken.
 //!
-//! An object may be broken because its stored form breaks a rule that the typed client has and the server had not
-//! (a time before year 0, say), or because a newer server stores what this binary does not know.
+//! An object may be broken because its stored form breaks a rule of the typed client that the server does
+//! not have (a time before year 0, say), or because a newer server stores fields that this binary does not
+//! know.
 
 mod registry;
 
@@ -18,21 +20,21 @@ use serde_json::Value;
 
 pub use registry::BrokenObjects;
 
-/// An object of kind `K`, or what is left of one that does not decode.
+/// An object of kind `K`, or the metadata of an object that does not decode.
 #[derive(Clone, Debug)]
 pub enum Decoded<K> {
-    /// The object.
+    /// The decoded object.
     Object(K),
-    /// It does not decode.
+    /// An object that does not decode.
     Broken(Box<Broken>),
 }
 
 /// An object that does not decode.
 #[derive(Clone, Debug, Default)]
 pub struct Broken {
-    /// Namespace, name, UID and resourceVersion, as far as they are there; nothing else.
+    /// Namespace, name, UID and resourceVersion as far as they could be read; all other fields are empty.
     pub meta: ObjectMeta,
-    /// What the decoder said.
+    /// The decoder's error message.
     pub error: String,
 }
 
@@ -100,11 +102,11 @@ impl<K: kube::Resource> kube::Resource for Decoded<K> {
     }
 }
 
-/// Decodes the JSON of a list. Only when that fails as a whole are its items decoded one by one, which costs about
-/// twice as much.
+/// Decodes the JSON of a list. Items are decoded one by one only if the list does not decode as a whole,
+/// which costs about twice as much.
 ///
 /// # Errors
-/// When `text` is no JSON, or no list.
+/// If `text` is not JSON or not a list.
 pub fn list<K: DeserializeOwned + Clone>(text: &str) -> Result<ObjectList<Decoded<K>>, serde_json::Error> {
     if let Ok(list) = serde_json::from_str::<ObjectList<K>>(text) {
         let ObjectList { types, metadata, items } = list;
@@ -116,7 +118,7 @@ pub fn list<K: DeserializeOwned + Clone>(text: &str) -> Result<ObjectList<Decode
 /// Decodes one line of a watch, as [`list`] does.
 ///
 /// # Errors
-/// When `line` is no JSON, or no event.
+/// If `line` is not JSON or not a watch event.
 pub fn event<K: DeserializeOwned>(line: &str) -> Result<WatchEvent<Decoded<K>>, serde_json::Error> {
     match serde_json::from_str::<WatchEvent<K>>(line) {
         Ok(WatchEvent::Added(object)) => Ok(WatchEvent::Added(Decoded::Object(object))),
@@ -144,7 +146,7 @@ mod tests {
     }
 
     const GOOD: &str = "2026-01-01T00:00:00Z";
-    /// What RFC 3339 cannot say.
+    /// A time that RFC 3339 cannot express.
     const BAD: &str = "-001-12-31T23:00:00Z";
 
     #[test]

@@ -1,5 +1,5 @@
-//! Which objects do not decode right now, for logs, metrics and `ephor status`. Written by whoever reads a list or a
-//! watch, read by `master/node`.
+//! The objects that do not decode right now, for logs, metrics and `ephor status`. Written by readers of
+//! lists and watches, read by `master/node`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,10 +9,11 @@ use tokio::sync::watch;
 
 use crate::Broken;
 
-/// Most broken objects that are remembered by name; more are only counted in [`BrokenObjects::total`].
+/// Maximum number of broken objects that are remembered by name; more are only counted in
+/// [`BrokenObjects::total`].
 const OBJECTS_MAX: usize = 1000;
 
-/// Resource (`pods`), namespace, name.
+/// Resource (such as `pods`), namespace and name of an object.
 type Key = (String, String, String);
 
 /// The objects that did not decode when they were last read. Cheap to clone; clones share their content.
@@ -21,9 +22,9 @@ pub struct BrokenObjects(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// resourceVersion and what the decoder said.
+    /// The resourceVersion of each broken object, and the decoder's message.
     objects: Mutex<BTreeMap<Key, (String, String)>>,
-    /// Object revisions that did not decode since the process started.
+    /// Number of object revisions that did not decode since the process started.
     total: watch::Sender<u64>,
 }
 
@@ -34,7 +35,7 @@ impl Default for BrokenObjects {
 }
 
 impl BrokenObjects {
-    /// An object of `resource` does not decode: remembers it, and logs and counts it once for each of its revisions.
+    /// Remembers an object of `resource` that does not decode; logs and counts each of its revisions once.
     pub fn add(&self, resource: &str, broken: &Broken) {
         let text = |field: &Option<String>| field.clone().unwrap_or_default();
         let (namespace, name) = (text(&broken.meta.namespace), text(&broken.meta.name));
@@ -61,7 +62,7 @@ impl BrokenObjects {
         self.0.total.send_modify(|total| *total += 1);
     }
 
-    /// The object decodes again, or is gone.
+    /// Forgets an object that decodes again or was deleted.
     pub fn remove(&self, resource: &str, namespace: &str, name: &str) {
         let mut objects = self.objects();
         if objects.is_empty() {
@@ -75,7 +76,7 @@ impl BrokenObjects {
         }
     }
 
-    /// Forgets all objects of `resource` but those for which `present(namespace, name)`.
+    /// Forgets all objects of `resource` except those for which `present(namespace, name)` is true.
     pub fn retain(&self, resource: &str, present: impl Fn(&str, &str) -> bool) {
         let mut objects = self.objects();
         let before = objects.len();
@@ -85,22 +86,22 @@ impl BrokenObjects {
         }
     }
 
-    /// How many object revisions did not decode since the process started.
+    /// Returns the number of object revisions that did not decode since the process started.
     pub fn total(&self) -> u64 {
         *self.0.total.borrow()
     }
 
-    /// How many objects do not decode now.
+    /// Returns the number of objects that do not decode now.
     pub fn len(&self) -> usize {
         self.objects().len()
     }
 
-    /// Whether all objects decode.
+    /// Returns whether all objects decode.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// One line for an operator that names the first objects; none when all decode.
+    /// Returns one line for an operator that names the first broken objects; `None` if all decode.
     pub fn summary(&self) -> Option<String> {
         const NAMED: usize = 3;
         let objects = self.objects();
@@ -115,7 +116,7 @@ impl BrokenObjects {
         (!parts.is_empty()).then(|| format!("skipped, because they do not decode: {}", parts.join(", ")))
     }
 
-    /// Sees a change whenever [`BrokenObjects::summary`] may have changed.
+    /// Watches for changes: notified whenever [`BrokenObjects::summary`] may have changed.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.total.subscribe()
     }

@@ -1,20 +1,19 @@
-//! Where work runs that blocks its thread: reading files, syncing them. Called by
-//! `consensus`; the simulation has one thread and runs it in place.
+//! Runs work that blocks its thread, such as reading and syncing files. Used by `consensus`; the simulation
+//! has one thread and runs the work in place.
 
 use std::io;
 
-/// Where blocking work runs.
+/// How blocking work runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blocking {
-    /// On threads of their own, so that nothing else waits for it.
+    /// On separate threads, so that no other task waits for it.
     Threads,
-    /// Within the caller: the same order of events every time.
+    /// Within the caller, so that the order of events is always the same.
     Inline,
 }
 
 impl Blocking {
-    /// Runs `work` and waits for it. An error means that it panicked or that the
-    /// runtime is shutting down.
+    /// Runs `work` and waits for it. An error means that `work` panicked or the runtime is shutting down.
     pub async fn run<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
         match self {
             Self::Threads => tokio::task::spawn_blocking(work).await.map_err(io::Error::other),
@@ -22,8 +21,8 @@ impl Blocking {
         }
     }
 
-    /// Runs `work`, which may block for a moment, on the calling thread. The other
-    /// tasks of that thread go on elsewhere meanwhile.
+    /// Runs `work`, which may block for a moment, on the calling thread. The thread's other tasks run on
+    /// another thread meanwhile.
     pub fn in_place<T>(self, work: impl FnOnce() -> T) -> T {
         let multi = |handle: tokio::runtime::Handle| {
             handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread

@@ -1,5 +1,5 @@
-//! What a certificate says: whom it names and how long it is valid. `tls.rs` reads
-//! it from handshakes; `master/node` and `worker/node` ask when to renew theirs.
+//! Subject and validity of a certificate. `tls.rs` reads them in handshakes; `master/node` and
+//! `worker/node` use them to decide when to renew theirs.
 
 use std::time::{Duration, SystemTime};
 
@@ -22,10 +22,10 @@ pub struct CertificateInfo {
 }
 
 impl CertificateInfo {
-    /// Reads a certificate in DER.
+    /// Reads a DER certificate.
     ///
     /// # Errors
-    /// Where it is no X.509 certificate.
+    /// If it is no X.509 certificate.
     pub fn from_der(certificate: &[u8]) -> Result<Self, Error> {
         let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
             .map_err(|error| Error::Pem { what: "certificate", reason: error.to_string() })?;
@@ -46,35 +46,35 @@ impl CertificateInfo {
     /// Reads the first certificate of a PEM chain.
     ///
     /// # Errors
-    /// Where there is none.
+    /// If there is none.
     pub fn from_pem(chain: &str) -> Result<Self, Error> {
         let first = CertificateDer::from_pem_slice(chain.as_bytes())
             .map_err(|error| Error::Pem { what: "certificate", reason: error.to_string() })?;
         Self::from_der(&first)
     }
 
-    /// Length of the validity.
+    /// Returns the length of the validity.
     pub fn lifetime(&self) -> Duration {
         self.not_after.duration_since(self.not_before).unwrap_or_default()
     }
 
-    /// When the certificate should be replaced: after two thirds of its life.
+    /// Returns when the certificate should be renewed: after two thirds of its lifetime.
     pub fn renew_at(&self) -> SystemTime {
         self.not_before + self.lifetime() / 3 * 2
     }
 
-    /// Whether the subject is a node and belongs to nobody else.
+    /// Returns whether the subject is a node and in no other group.
     pub fn is_only_a_node(&self) -> bool {
         matches!(&self.identity.organizations[..], [only] if only == NODES_ORGANIZATION)
     }
 
-    /// Whether the validity has ended.
+    /// Returns whether the validity has ended.
     pub fn is_expired(&self, now: SystemTime) -> bool {
         now > self.not_after
     }
 }
 
-/// Seconds since 1970 as a time; dates before count as 1970.
+/// Converts seconds since 1970 to a time; earlier times become 1970.
 fn since_epoch(seconds: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
 }

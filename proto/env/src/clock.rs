@@ -1,13 +1,13 @@
-//! Time. Read by whoever stamps objects or measures durations; sleeping goes
-//! through `tokio::time`, which the simulation controls.
+//! Clocks, for timestamps of objects and for measuring durations. Sleeping goes through `tokio::time`,
+//! which the simulation controls.
 
 use std::time::{Duration, Instant, SystemTime};
 
 /// A source of time.
 pub trait Clock: Send + Sync + 'static {
-    /// Wall-clock time, for timestamps that people read. May jump.
+    /// Returns the wall-clock time, for timestamps that people read. It may jump.
     fn now(&self) -> SystemTime;
-    /// Time since an arbitrary start, never going back.
+    /// Returns the time since an arbitrary start; it never goes back.
     fn monotonic(&self) -> Duration;
 }
 
@@ -18,7 +18,7 @@ pub struct SystemClock {
 }
 
 impl SystemClock {
-    /// A clock whose monotonic time starts at zero now.
+    /// Makes a clock whose monotonic time starts at zero now.
     pub fn new() -> Self {
         Self { start: Instant::now() }
     }

@@ -1,18 +1,18 @@
-//! Counters of a process that any room may raise and `/metrics` shows, under the names of their metrics. There is one
-//! set a process, as there is one panic hook: they are written from places that no handle reaches, and nothing but
-//! metrics reads them, so nothing that a master does depends on them.
+//! Counters of a process that any folder may raise and `/metrics` shows, under the names of their metrics.
+//! There is one set per process, because counters are raised in places that no handle reaches, such as the
+//! panic hook. Only metrics read them, so no behaviour depends on them.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Panics that were caught, by task.
+/// Number of panics caught, by task.
 pub static TASK_PANICS: Counter = Counter::new(
     "ephor_task_panics_total",
     "Panics of tasks, which were restarted or ended the process.",
     "task",
 );
 
-/// Revisions of objects that did not decode and were skipped, by resource.
+/// Number of object revisions that did not decode and were skipped, by resource.
 pub static UNDECODABLE_OBJECTS: Counter = Counter::new(
     "ephor_undecodable_objects_total",
     "Revisions of objects that did not decode and were skipped.",
@@ -25,11 +25,11 @@ pub static ALL: [&Counter; 2] = [&TASK_PANICS, &UNDECODABLE_OBJECTS];
 /// A counter with one label.
 #[derive(Debug)]
 pub struct Counter {
-    /// Name of the metric.
+    /// The metric's name.
     pub name: &'static str,
-    /// What it counts, for people.
+    /// The metric's description for people.
     pub help: &'static str,
-    /// Name of its label.
+    /// The name of the counter's label.
     pub label: &'static str,
     values: Mutex<BTreeMap<String, u64>>,
 }
@@ -39,7 +39,8 @@ impl Counter {
         Self { name, help, label, values: Mutex::new(BTreeMap::new()) }
     }
 
-    /// Counts one more for `value` of the label. Values come from code or from kinds, never freely from a client.
+    /// Adds one for `value` of the label. Values come from code or from kinds, never directly from a
+    /// client.
     pub fn add(&self, value: &str) {
         let mut values = self.lock();
         match values.get_mut(value) {
@@ -48,12 +49,12 @@ impl Counter {
         }
     }
 
-    /// The count for one value of the label.
+    /// Returns the count for one value of the label.
     pub fn get(&self, value: &str) -> u64 {
         self.lock().get(value).copied().unwrap_or_default()
     }
 
-    /// All values of the label with their counts, in order.
+    /// Returns all values of the label with their counts, in order.
     pub fn values(&self) -> Vec<(String, u64)> {
         self.lock().iter().map(|(value, count)| (value.clone(), *count)).collect()
     }

@@ -1,6 +1,6 @@
-//! Files whose durability matters: log, identity, snapshots. A write is durable
-//! only after `sync`; a created, renamed or removed name only after its
-//! directory is synced, which the functions here that say so do themselves.
+//! Files whose durability matters: log, identity, snapshots. A write is durable only after `sync`; a
+//! created, renamed or removed name is durable only after its directory is synced, which the functions here
+//! do where they promise it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -8,15 +8,15 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::Duration;
 
-/// A file that grows at its end.
+/// A file to which bytes are only appended.
 pub trait AppendFile: Send + 'static {
-    /// Writes all bytes at the end. Not durable yet.
+    /// Appends all bytes. They are not durable yet.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
     /// Makes everything written durable (`fdatasync`).
     fn sync(&mut self) -> io::Result<()>;
-    /// Length in bytes.
+    /// Returns the length in bytes.
     fn len(&self) -> u64;
-    /// Whether nothing was written yet.
+    /// Returns whether the file is empty.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -24,28 +24,29 @@ pub trait AppendFile: Send + 'static {
     fn truncate(&mut self, length: u64) -> io::Result<()>;
 }
 
-/// Room on a file system, in bytes.
+/// The space of a file system, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {
-    /// What this process may still write.
+    /// Bytes that this process may still write.
     pub free: u64,
     /// The size of the file system.
     pub total: u64,
 }
 
-/// The most that is kept free unless somebody says otherwise, in bytes.
+/// Maximum default of the space that is kept free, in bytes.
 const RESERVE_MAX: u64 = 256 * 1024 * 1024;
-/// The part of a file system that is kept free, if that is less.
+/// Divisor of the file system's size: that share is kept free by default if it is less than
+/// [`RESERVE_MAX`].
 const RESERVE_PART: u64 = 20;
 
 impl Space {
-    /// What a master keeps free: `configured` bytes, or with 0 the lesser of
-    /// 256 MiB and a twentieth of the file system.
+    /// Returns the space that a master keeps free: `configured` bytes, or for 0 the lesser of 256 MiB and a
+    /// twentieth of the file system.
     pub fn reserve(&self, configured: u64) -> u64 {
         if configured > 0 { configured } else { RESERVE_MAX.min(self.total / RESERVE_PART) }
     }
 
-    /// Where a master stops before the disk does it: a quarter of the reserve.
+    /// Returns the free space below which a master stops before the disk is full: a quarter of the reserve.
     pub fn floor(&self, configured: u64) -> u64 {
         self.reserve(configured) / 4
     }
@@ -53,33 +54,31 @@ impl Space {
 
 /// A file system. All calls block.
 pub trait Disk: Send + Sync + 'static {
-    /// Makes a directory and its parents, durably; others than the owner may not
-    /// look into what is made.
+    /// Makes a directory and its parents, durably. Only the owner can read the directories made.
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
-    /// Opens a file for appending; a new one is durable as a name on return.
+    /// Opens a file for appending; the name of a new file is durable on return.
     fn open_append(&self, path: &Path) -> io::Result<Box<dyn AppendFile>>;
-    /// The whole file.
+    /// Reads the whole file.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
-    /// Up to `length` bytes from `offset`; fewer only at the end of the file.
+    /// Reads up to `length` bytes from `offset`; fewer only at the end of the file.
     fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>>;
-    /// Names in a directory, sorted.
+    /// Lists the names in a directory, sorted.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
-    /// Replaces a file's content, durably: a crash leaves the old or the new one.
+    /// Replaces a file's content, durably: after a crash the file has the old or the new content.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
     /// Removes a file, durably.
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// Removes a directory and all below, durably as to its own name.
+    /// Removes a directory and everything below it; the removal of its own name is durable.
     fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
-    /// `fsync` of every file and directory at and below `path`.
+    /// Syncs every file and directory at and below `path`.
     fn sync_tree(&self, path: &Path) -> io::Result<()>;
-    /// How much room is left where `path` lies; `None` where that has no bound.
+    /// Returns the space of the file system of `path`; `None` if it is not limited.
     fn space(&self, path: &Path) -> io::Result<Option<Space>> {
         let _ = path;
         Ok(None)
     }
-    /// How long a sync that has just returned should have blocked: who cannot block,
-    /// as in the simulation, waits for that long before the sync counts. A real disk
-    /// blocks by itself.
+    /// Returns how long a sync that has just returned should have blocked. The simulation cannot block, so
+    /// it waits that long before the sync counts. A real disk blocks by itself, so this is zero.
     fn sync_time(&self) -> Duration {
         Duration::ZERO
     }
@@ -200,7 +199,7 @@ impl Disk for SystemDisk {
 
     fn sync_tree(&self, path: &Path) -> io::Result<()> {
         let metadata = match fs::symlink_metadata(path) {
-            // A file that went away while the tree was walked needs no sync.
+            // A file that was removed during the walk needs no sync.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other?,
         };
@@ -223,12 +222,12 @@ impl Disk for SystemDisk {
     }
 }
 
-/// The nearest directory that exists: a data directory may not be made yet.
+/// Returns the nearest existing ancestor: a data directory may not exist yet.
 fn existing(path: &Path) -> &Path {
     path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."))
 }
 
-/// A new empty file that its owner alone may read: keys go through here too.
+/// Creates an empty file that only its owner can read, since it may hold keys.
 fn private_file(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)

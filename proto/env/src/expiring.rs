@@ -1,6 +1,5 @@
-//! A connection that ends with the certificate it was authenticated by: a peer
-//! whose certificate has expired must prove itself anew. `tls.rs` wraps the
-//! connections of the peer port in it, on both sides.
+//! A connection that ends when the certificate that authenticated it expires: the peer must then
+//! authenticate again. `tls.rs` wraps the connections of the peer port in it, on both sides.
 
 use std::io;
 use std::pin::Pin;
@@ -12,10 +11,10 @@ use tokio::time::{Instant, Sleep};
 
 use crate::network::BoxedStream;
 
-/// The wall clock is looked at this often, for it may jump.
+/// Longest time between two looks at the wall clock, which may jump.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A stream that fails from a point in time on.
+/// A stream whose reads and writes fail from a point in time on.
 pub struct ExpiringStream {
     stream: BoxedStream,
     until: SystemTime,
@@ -24,13 +23,13 @@ pub struct ExpiringStream {
 }
 
 impl ExpiringStream {
-    /// `stream` until the wall clock reads `until`.
+    /// Wraps `stream`, which works until the wall clock reads `until`.
     pub fn new(stream: BoxedStream, until: SystemTime) -> Self {
         let check = Box::pin(tokio::time::sleep(pause_before(until)));
         Self { stream, until, check, expired: false }
     }
 
-    /// Fails once the time is over; wakes the task then.
+    /// Fails once the time has come; until then has the task woken for the next look at the clock.
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         while !self.expired && self.check.as_mut().poll(cx).is_ready() {
             self.expired = SystemTime::now() >= self.until;
@@ -48,7 +47,7 @@ impl ExpiringStream {
 }
 
 fn pause_before(until: SystemTime) -> Duration {
-    // A moment more than is left: clocks are read at different times.
+    // A little longer than the remaining time, because the two clocks are read at different times.
     let left = until.duration_since(SystemTime::now()).unwrap_or_default() + Duration::from_millis(1);
     left.min(CHECK_INTERVAL)
 }
@@ -94,7 +93,7 @@ mod tests {
         there.write_all(b"hello").await.unwrap();
         let mut bytes = [0; 5];
         stream.read_exact(&mut bytes).await.unwrap();
-        // Waits for bytes that never come: it is woken when the time is over.
+        // Waits for bytes that never come; the read is woken when the time is over.
         let error = stream.read_exact(&mut bytes).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
         assert!(SystemTime::now() >= until);

@@ -1,6 +1,5 @@
-//! gRPC over the peer network: what a tonic server accepts from a
-//! [`Listener`] and a tonic channel that connects through a [`Network`].
-//! Called by `consensus`, `master/node` and `worker/node`.
+//! gRPC over the peer network: a tonic server's connections from a [`Listener`], and a tonic channel that
+//! connects through a [`Network`]. Used by `consensus`, `master/node` and `worker/node`.
 
 use std::convert::Infallible;
 use std::io;
@@ -28,53 +27,52 @@ use tonic::transport::{Channel, Endpoint};
 use crate::network::{BoxedStream, Listener, Network, PeerIdentity, Purpose};
 use crate::{MASTERS_ORGANIZATION, PriorityRuntime};
 
-/// How long an address that could not be connected to is left alone, at first
-/// and at most. Every call on a channel that is not connected connects, and where
-/// the other side refuses at once, many that wait and try again would do nothing
-/// else. Short beside an election: who comes back is found soon.
+/// Least and greatest pause after a failed connection attempt. Every call on an unconnected channel
+/// connects, so many waiting callers would retry without end where the other side refuses at once. The
+/// pause is short beside an election, so that a returning peer is found soon.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 
-/// Accepted connections that wait for their server.
+/// Maximum number of accepted connections that wait for their server.
 const CONNECTIONS_AHEAD: usize = 64;
 
-/// An accepted connection, as tonic wants it.
+/// An accepted connection, in the form that tonic takes.
 pub struct PeerStream {
     stream: BoxedStream,
     info: PeerInfo,
 }
 
-/// In the extensions of every request that came over a [`PeerStream`]
+/// The client of a connection, in the extensions of every request that came over a [`PeerStream`]
 /// (`request.extensions().get::<PeerInfo>()`).
 #[derive(Debug, Clone)]
 pub struct PeerInfo {
-    /// Who the client proved to be; `None` without a valid certificate.
+    /// The authenticated client; `None` without a valid certificate.
     pub identity: Option<PeerIdentity>,
-    /// The node that the client proved to be with a certificate that has expired.
+    /// The node named by an expired certificate that is otherwise valid; `None` without one.
     pub expired_identity: Option<PeerIdentity>,
-    /// Where the client is.
+    /// The client's address.
     pub remote: SocketAddr,
 }
 
 impl PeerInfo {
-    /// Whether the client proved to be in the group.
+    /// Returns whether the client authenticated as a member of the group.
     pub fn in_organization(&self, organization: &str) -> bool {
         self.identity.as_ref().is_some_and(|identity| identity.in_organization(organization))
     }
 }
 
-/// How a channel connects.
+/// How a channel connects and authenticates the server.
 #[derive(Debug, Clone)]
 pub struct ChannelOptions {
-    /// Peer or join.
+    /// The purpose of the connection, such as peer or join.
     pub purpose: Purpose,
-    /// The group the server must be in.
+    /// The group that the server must be in; `None`: any.
     pub organization: Option<&'static str>,
-    /// Bound on connecting, TLS handshake included.
+    /// Time limit of connecting, including the TLS handshake.
     pub connect_timeout: Duration,
 }
 
-/// The connections of a listener, for `Server::serve_with_incoming_shutdown`.
+/// Returns the connections of a listener, for `Server::serve_with_incoming_shutdown`.
 pub fn incoming(listener: Box<dyn Listener>) -> impl FuturesStream<Item = io::Result<PeerStream>> + Send {
     futures::stream::unfold(Some(listener), |listener| async move {
         let mut listener = listener?;
@@ -92,17 +90,17 @@ pub fn incoming(listener: Box<dyn Listener>) -> impl FuturesStream<Item = io::Re
     })
 }
 
-/// What a listener accepts, told apart by who connected.
+/// The connections accepted by a listener, separated by client.
 pub struct Accepted {
     /// Connections of masters.
     pub masters: ReceiverStream<io::Result<PeerStream>>,
-    /// Those of everybody else.
+    /// Connections of all other clients.
     pub others: ReceiverStream<io::Result<PeerStream>>,
 }
 
-/// Accepts on `runtime`. The connections of masters are for a server there; those of
-/// others are for one on the main runtime, and while that one does not take them they
-/// are closed: they never hold up a master's.
+/// Accepts connections on `runtime`. Those of masters are for a server on it; all others are for a server
+/// on the main runtime, and are closed while it is too busy to take them, so that they never delay a
+/// master's.
 pub fn accept_apart(listener: Box<dyn Listener>, runtime: &PriorityRuntime) -> Accepted {
     let (masters, of_masters) = mpsc::channel(CONNECTIONS_AHEAD);
     let (others, of_others) = mpsc::channel(CONNECTIONS_AHEAD);
@@ -132,7 +130,7 @@ pub fn accept_apart(listener: Box<dyn Listener>, runtime: &PriorityRuntime) -> A
     Accepted { masters: of_masters.into(), others: of_others.into() }
 }
 
-/// A gRPC service whose calls run on the main runtime, in a server that does not.
+/// Runs the calls of a gRPC service on the main runtime while its server runs on another.
 #[derive(Clone)]
 pub struct OnMain<S> {
     inner: S,
@@ -140,7 +138,7 @@ pub struct OnMain<S> {
 }
 
 impl<S> OnMain<S> {
-    /// `service`, with its calls on the main runtime of `runtime`.
+    /// Wraps `service`, so that its calls run on the main runtime of `runtime`.
     pub fn new(service: S, runtime: &PriorityRuntime) -> Self {
         Self { inner: service, main: runtime.main().clone() }
     }
@@ -169,7 +167,7 @@ where
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let inner = self.inner.clone();
         let call = self.main.spawn(tower::ServiceExt::oneshot(inner, request));
-        // Whoever asked may go away: then the call ends as it would in place.
+        // If the client goes away the call is aborted, as it would be without the wrapper.
         let call = AbortOnDropHandle::new(call);
         Box::pin(async move {
             call.await.unwrap_or_else(|_| Ok(tonic::Status::internal("the call panicked").into_http()))
@@ -177,7 +175,7 @@ where
     }
 }
 
-/// When a channel last failed to connect.
+/// The last failed attempts of a channel to connect.
 #[derive(Default)]
 struct Attempts {
     failed: Option<Failed>,
@@ -191,7 +189,7 @@ struct Failed {
 }
 
 impl Attempts {
-    /// Why there is no use in connecting now.
+    /// Returns the error of the last failed attempt while its pause lasts; `None`: connecting may be tried.
     fn refusal(&self) -> Option<io::Error> {
         let failed = self.failed.as_ref().filter(|failed| Instant::now() < failed.until)?;
         Some(io::Error::new(failed.kind, failed.message.clone()))
@@ -206,9 +204,9 @@ impl Attempts {
     }
 }
 
-/// A channel to `HOST:PORT` that connects when it is first used and again after
-/// it broke. After an attempt that failed, calls fail with its error for a short
-/// while without another ([`PAUSE_MIN`]). Every call on it needs a deadline of its own.
+/// Makes a channel to `HOST:PORT` that connects when it is first used and reconnects after it broke. After
+/// a failed attempt, calls fail at once with its error for a short pause ([`PAUSE_MIN`]). Every call needs
+/// a deadline of its own.
 pub fn channel(
     network: Arc<dyn Network>,
     address: &str,
@@ -297,7 +295,7 @@ mod tests {
     use crate::network::{ApiListener, Connection};
     use crate::tls::{Error as TlsError, TlsMaterial};
 
-    /// Nobody is there, and says so at once.
+    /// A network that refuses every connection at once, as if nobody listened.
     #[derive(Default)]
     struct Refusing {
         asked: AtomicU32,
@@ -323,7 +321,7 @@ mod tests {
         }
     }
 
-    /// Whether the cause is that nobody listens, as `consensus` looks for it.
+    /// Returns whether an error was caused by a refused connection, by the same test as in `consensus`.
     fn refused(error: &tonic::transport::Error) -> bool {
         let mut cause: Option<&dyn std::error::Error> = Some(error);
         while let Some(error) = cause {

@@ -1,8 +1,7 @@
-//! The seams between Ephor and the machine: clock, random, network, disk,
-//! blocking work, threads that are preferred to others, and shutdown. `master/node` and `worker/node` build one [`Env`] at start and hand
-//! it down; the simulation builds another one over the same traits. Code that
-//! runs in the simulation takes time, randomness, connections and files from
-//! here alone.
+//! The interfaces between Ephor and the machine: clock, randomness, network, disk, blocking work, thread
+//! priorities and shutdown. `master/node` and `worker/node` build one [`Env`] at start and pass it down;
+//! the simulation builds another one over the same traits. Code that runs in the simulation takes time,
+//! randomness, connections and files only from here.
 
 mod blocking;
 mod certificate;
@@ -38,29 +37,29 @@ pub const MASTERS_ORGANIZATION: &str = "system:ephor:masters";
 
 /// Organization in the certificate subject of every node, as Kubernetes calls it.
 pub const NODES_ORGANIZATION: &str = "system:nodes";
-/// Organization in the certificate that an API server shows to the HTTPS servers of nodes. It counts for nothing
-/// else: whoever makes an API server dial another place with it gains no rights there.
+/// Organization in the certificate that an API server shows to the HTTPS servers of nodes. It grants
+/// nothing else: whoever makes an API server connect elsewhere with it gains no rights there.
 pub const KUBELET_CLIENTS_ORGANIZATION: &str = "system:kube-apiserver-kubelet";
 
-/// Everything a master or a worker takes from the machine it runs on.
+/// A process's interfaces to the machine it runs on.
 #[derive(Clone)]
 pub struct Env {
-    /// Wall clock and monotonic clock. Sleep through `tokio::time`.
+    /// Wall clock and monotonic clock. To sleep, use `tokio::time`.
     pub clock: Arc<dyn Clock>,
-    /// Random bytes, good enough for keys.
+    /// Random bytes, suitable for keys.
     pub random: Arc<dyn Random>,
     /// Authenticated connections between nodes (the peer port).
     pub network: Arc<dyn Network>,
     /// Files whose durability matters.
     pub disk: Arc<dyn Disk>,
-    /// Where blocking work runs.
+    /// How blocking work runs.
     pub blocking: Blocking,
     /// Cancelled when the process should end.
     pub shutdown: CancellationToken,
 }
 
 impl Env {
-    /// The real machine, with `network` for the peer port (as a rule a
+    /// Makes the environment of the real machine, with `network` for the peer port (usually a
     /// [`TlsNetwork`]).
     pub fn production(network: Arc<dyn Network>, shutdown: CancellationToken) -> Self {
         Self {

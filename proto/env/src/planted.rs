@@ -1,16 +1,15 @@
-//! Planted bugs: known mistakes of the field that can be switched on, one a
-//! process, to prove that the simulation sees them. `ephor-sim --bug NAME` sets
-//! one; the code that would make the mistake asks [`is`]. Without the feature
-//! `planted`, which no binary but the simulation's ever has, [`is`] is the constant
-//! `false` and nothing of them is built. `chaos/KNOWN_BUGS.md` says where each
-//! comes from and what catches it.
+//! Planted bugs: well-known mistakes that can be switched on, one per process, to prove that the simulation
+//! detects them. `ephor-sim --bug NAME` switches one on; the code that would make the mistake asks [`is`].
+//! Without the feature `planted`, which only the simulation's binary has, [`is`] is the constant `false`
+//! and no bug is compiled in. `chaos/KNOWN_BUGS.md` says where each bug comes from and which check catches
+//! it.
 
 use std::fmt;
 use std::str::FromStr;
 
 macro_rules! bugs {
     ($($(#[doc = $doc:literal])+ $bug:ident = $name:literal,)+) => {
-        /// A bug.
+        /// A bug that can be switched on.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[repr(u8)]
         pub enum Bug {
@@ -18,10 +17,10 @@ macro_rules! bugs {
         }
 
         impl Bug {
-            /// All of them.
+            /// All bugs.
             pub const ALL: &[Self] = &[$(Self::$bug,)+];
 
-            /// Its name on the command line.
+            /// Returns the bug's name on the command line.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$bug => $name,)+
@@ -42,15 +41,15 @@ bugs! {
     SyncErrorIgnored = "sync-error-ignored",
     /// A leader counts the entries as stored by a follower that gave no answer.
     CommitWithoutQuorum = "commit-without-quorum",
-    /// Reads wait for nobody: the local replica is as good as any.
+    /// Reads wait for no quorum: the local replica is taken to be current.
     StaleRead = "stale-read",
     /// A leader gives a read index without asking a quorum whether it still leads.
     ReadWithoutQuorum = "read-without-quorum",
     /// A follower answers a read at the leader's index without having applied it.
     ReadBeforeApplied = "read-before-applied",
-    /// A read takes the answer of a round that began before it came.
+    /// A read takes the answer of a round that began before the read came.
     ReadJoinsRound = "read-joins-round",
-    /// A list carries the revision that was reached once it was made.
+    /// A list carries the revision that the store had reached after the list was made.
     TornList = "torn-list",
     /// A watch loses an event where one batch ends and the next begins.
     WatchBatchEdge = "watch-batch-edge",
@@ -58,45 +57,46 @@ bugs! {
     WatchResumesLate = "watch-resumes-late",
     /// A watch resumes one revision early.
     WatchResumesEarly = "watch-resumes-early",
-    /// A watch from before all that is known begins with what is known.
+    /// A watch from a revision older than the history begins at the oldest known event.
     WatchForgetsCompaction = "watch-forgets-compaction",
-    /// A watch that lags, as after an installed snapshot, goes on without saying so.
+    /// A watch that lags, as after an installed snapshot, continues without reporting the gap.
     WatchLagsSilently = "watch-lags-silently",
-    /// A bookmark says what the store has reached, not what the watch has delivered.
+    /// A bookmark carries the revision that the store has reached, not the one that the watch has
+    /// delivered.
     BookmarkAhead = "bookmark-ahead",
-    /// The watches of the master that leads deliver nothing, and do not end.
+    /// The watches of the leading master deliver nothing, and do not end.
     WatchSilent = "watch-silent",
     /// A deletion reaches no watch.
     DeleteWithoutEvent = "delete-without-event",
-    /// Some writes are answered and told to watches, and then no replica keeps them.
+    /// Some writes are answered and delivered to watches, and then no replica keeps them.
     WriteVanishes = "write-vanishes",
     /// A resent proposal is applied again.
     ResendAppliedTwice = "resend-applied-twice",
-    /// Outcomes of proposals do not outlive a restart, and snapshots lack them.
+    /// Outcomes of proposals are lost in a restart, and snapshots do not contain them.
     OutcomesForgotten = "outcomes-forgotten",
     /// The commands of an entry are applied in an order that differs from master to master.
     ApplyInHashOrder = "apply-in-hash-order",
-    /// The index of the last entry applied is durable, what that entry changed is not.
+    /// The index of the last applied entry is durable, but the changes of that entry are not.
     AppliedAheadOfData = "applied-ahead-of-data",
-    /// The revision after a restart is that of the newest object: deletions rewind it.
+    /// The revision after a restart is that of the newest object, so deletions rewind it.
     RestartRewindsRevision = "restart-rewinds-revision",
-    /// Preconditions are looked at before the log, not when they are applied.
+    /// Preconditions are checked before a write enters the log, not when it is applied.
     CheckBeforeLog = "check-before-log",
-    /// A deletion looks at no precondition when it is applied.
+    /// A deletion is applied without a check of its preconditions.
     DeleteUnchecked = "delete-unchecked",
-    /// Writes of a deposed leader's components are applied.
+    /// Writes of a deposed leader's components are applied in spite of their fence.
     FenceIgnored = "fence-ignored",
-    /// A write whose outcome is not known is answered as one that never entered.
+    /// A write with an unknown outcome is answered as one that never entered the log.
     UnknownAsNotEntered = "unknown-as-not-entered",
     /// The log is purged before the objects are durable.
     PurgeBeforeDurable = "purge-before-durable",
     /// A snapshot lacks the membership.
     SnapshotWithoutMembers = "snapshot-without-members",
-    /// Ids of masters are counted, not taken from the log, and come back.
+    /// Ids of masters are counted up instead of taken from the log, so they are reused.
     NodeIdReused = "node-id-reused",
 }
 
-/// No bug has this name.
+/// Error: no bug has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("no planted bug is called {0}; there are {names}", names = names())]
 pub struct UnknownBug(String);
@@ -129,17 +129,17 @@ mod switch {
     const NONE: u8 = u8::MAX;
     static SET: AtomicU8 = AtomicU8::new(NONE);
 
-    /// Switches a bug on, in the whole process and for good.
+    /// Switches a bug on, in the whole process and until it ends.
     pub fn set(bug: Bug) {
         SET.store(bug as u8, Ordering::Relaxed);
     }
 
-    /// Whether this bug is switched on.
+    /// Returns whether this bug is switched on.
     pub fn is(bug: Bug) -> bool {
         SET.load(Ordering::Relaxed) == bug as u8
     }
 
-    /// Which bug is switched on.
+    /// Returns the bug that is switched on; `None` if there is none.
     pub fn any() -> Option<Bug> {
         Bug::ALL.iter().copied().find(|bug| is(*bug))
     }
@@ -148,14 +148,14 @@ mod switch {
 #[cfg(feature = "planted")]
 pub use switch::{any, is, set};
 
-/// Whether this bug is switched on: never.
+/// Returns whether this bug is switched on: always false without the feature.
 #[cfg(not(feature = "planted"))]
 #[inline(always)]
 pub const fn is(_: Bug) -> bool {
     false
 }
 
-/// Which bug is switched on: none.
+/// Returns the bug that is switched on: always `None` without the feature.
 #[cfg(not(feature = "planted"))]
 #[inline(always)]
 pub const fn any() -> Option<Bug> {

@@ -1,31 +1,31 @@
-//! Randomness: ids, nonces, name suffixes. Everyone draws from `Env::random`.
+//! Randomness for ids, nonces and name suffixes. All code draws from `Env::random`.
 
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 
-/// The letters Kubernetes uses for generated names: no vowels and nothing that
-/// reads like one (k8s.io/apimachinery/pkg/util/rand).
+/// The characters of Kubernetes' generated names: no vowels and no digits that look like them
+/// (k8s.io/apimachinery/pkg/util/rand).
 const SUFFIX_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 
 /// A source of random bytes.
 pub trait Random: Send + Sync + 'static {
-    /// Fills the whole buffer.
+    /// Fills the whole buffer with random bytes.
     fn fill(&self, buffer: &mut [u8]);
 
-    /// A random number of 64 bits.
+    /// Returns a random number of 64 bits.
     fn u64(&self) -> u64 {
         let mut bytes = [0; 8];
         self.fill(&mut bytes);
         u64::from_le_bytes(bytes)
     }
 
-    /// `length` letters of the alphabet of Kubernetes' generated names.
+    /// Returns `length` random characters of the alphabet of Kubernetes' generated names.
     fn suffix(&self, length: usize) -> String {
         let mut out = String::with_capacity(length);
         while out.len() < length {
             let mut bytes = [0; 16];
             self.fill(&mut bytes);
-            // 243 = 9 * 27: bytes above would favour the first letters.
+            // 243 = 9 * 27: with higher bytes the first characters would be more frequent.
             let letters = bytes.iter().filter(|&&byte| byte < 243);
             for byte in letters.take(length - out.len()) {
                 out.push(char::from(SUFFIX_ALPHABET[usize::from(byte % 27)]));
@@ -34,7 +34,7 @@ pub trait Random: Send + Sync + 'static {
         out
     }
 
-    /// A version 4 UUID in its usual text form (RFC 9562).
+    /// Returns a version 4 UUID in its usual text form (RFC 9562).
     fn uuid(&self) -> String {
         let mut b = [0_u8; 16];
         self.fill(&mut b);
@@ -51,8 +51,7 @@ pub struct SystemRandom;
 
 impl Random for SystemRandom {
     fn fill(&self, buffer: &mut [u8]) {
-        // getrandom fails only where the kernel has no generator at all; there is
-        // no way to go on safely without one.
+        // getrandom fails only if the kernel has no generator at all, and then nothing can go on safely.
         if let Err(error) = OsRng.try_fill_bytes(buffer) {
             panic!("the operating system gives no random bytes: {error}");
         }

@@ -1,8 +1,7 @@
-//! A tokio runtime for the one part of a process that nothing else may delay: it has
-//! threads of its own, which the system prefers to others where it lets this process
-//! ask for that. `consensus` runs openraft, its timers and its connections on one, so
-//! that lists, encoding, informers and the scheduler on the main runtime cannot hold
-//! up a heartbeat. The simulation has one thread and runs everything in place.
+//! A tokio runtime for the part of a process that must not be delayed by the rest. It has threads of its
+//! own, with a higher priority where the system allows it. `consensus` runs openraft, its timers and its
+//! connections on one, so that lists, encoding, informers and the scheduler on the main runtime cannot
+//! delay a heartbeat. The simulation has one thread and runs everything on it.
 
 use std::io;
 
@@ -11,31 +10,31 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::Blocking;
 
-/// A runtime beside the main one, or the main one itself in the simulation. Nothing that
-/// computes for long belongs on it: see [`PriorityRuntime::main`].
+/// A runtime beside the main one, or the main one itself in the simulation. Long computations do not belong
+/// on it but on [`PriorityRuntime::main`].
 pub struct PriorityRuntime {
-    /// `None`: everything runs on the main runtime.
+    /// The runtime; `None`: everything runs on the main runtime.
     own: Option<Runtime>,
     main: Handle,
 }
 
-/// How much a thread is preferred to others.
+/// The scheduling priority that a thread was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ThreadPriority {
-    /// Before every thread that has not asked for the same (`SCHED_RR`).
+    /// Runs before every thread without real-time priority (`SCHED_RR`).
     RealTime,
-    /// A larger share of the processor than others (a nice value of -10).
+    /// Gets a larger share of the processor than others (a nice value of -10).
     Preferred,
-    /// The system did not allow more than others have.
+    /// Like other threads: the system did not allow more.
     Normal,
 }
 
 impl PriorityRuntime {
-    /// A runtime with `workers` threads called `name`; for [`Blocking::Inline`] the
-    /// runtime of the caller. Call it on the main runtime.
+    /// Starts a runtime with `workers` threads called `name`; for [`Blocking::Inline`] it is the runtime of
+    /// the caller. Must be called on the main runtime.
     ///
     /// # Errors
-    /// Where threads cannot be made.
+    /// If threads cannot be created.
     pub fn start(blocking: Blocking, name: &str, workers: usize) -> io::Result<Self> {
         let main = Handle::current();
         if blocking == Blocking::Inline {
@@ -43,7 +42,8 @@ impl PriorityRuntime {
         }
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         builder.worker_threads(workers).thread_name(name).enable_all();
-        // Threads for blocking work too: one takes the place of a worker that blocks (`Blocking::in_place`).
+        // Threads for blocking work get the priority too: one of them replaces a worker that blocks
+        // (`Blocking::in_place`).
         builder.on_thread_start(|| {
             let priority = raise_thread_priority();
             tracing::debug!(?priority, "a preferred thread has started");
@@ -60,7 +60,7 @@ impl PriorityRuntime {
         self.handle().spawn(work)
     }
 
-    /// Runs `work` on this runtime as one of `tasks`.
+    /// Runs `work` on this runtime and adds it to `tasks`.
     pub fn spawn_in<T: Send + 'static>(
         &self,
         tasks: &mut JoinSet<T>,
@@ -69,11 +69,11 @@ impl PriorityRuntime {
         tasks.spawn_on(work, self.handle());
     }
 
-    /// Runs `work` on this runtime and waits for it: sockets and timers made by it
-    /// belong to this runtime.
+    /// Runs `work` on this runtime and waits for it. Sockets and timers that it makes belong to this
+    /// runtime.
     ///
     /// # Errors
-    /// Where it panicked, or the runtime is gone.
+    /// If `work` panicked or the runtime has ended.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -84,13 +84,13 @@ impl PriorityRuntime {
         }
     }
 
-    /// Makes this runtime the current one for what follows in the same function:
-    /// tasks that a library spawns there run here.
+    /// Makes this runtime the current one while the guard lives: tasks that a library spawns then run on
+    /// this runtime.
     pub fn enter(&self) -> Option<EnterGuard<'_>> {
         self.own.as_ref().map(Runtime::enter)
     }
 
-    /// The runtime that everything else runs on.
+    /// Returns the main runtime, on which everything else runs.
     pub fn main(&self) -> &Handle {
         &self.main
     }
@@ -98,15 +98,15 @@ impl PriorityRuntime {
 
 impl Drop for PriorityRuntime {
     fn drop(&mut self) {
-        // The plain drop waits for blocking work, which async code must not.
+        // A plain drop would wait for blocking work, which async code must not do.
         if let Some(runtime) = self.own.take() {
             runtime.shutdown_background();
         }
     }
 }
 
-/// Has the system prefer the calling thread, as far as this process may ask for it.
-/// Threads that it starts are not preferred.
+/// Raises the priority of the calling thread, as far as the system allows this process to. Threads that it
+/// starts do not inherit the priority.
 ///
 /// Measured with every core busy in other processes: a sleep of 10 ms ends up to
 /// 46 ms late without, 22 ms late with a nice value of -10, and 0.7 ms late under
@@ -121,8 +121,8 @@ pub fn raise_thread_priority() -> ThreadPriority {
     ThreadPriority::Normal
 }
 
-/// Sets the calling thread's policy so that its children have the default one. The
-/// system call itself: musl's wrapper refuses.
+/// Sets the calling thread's scheduling policy; its children get the default one. Makes the system call
+/// itself, because musl's wrapper refuses to.
 #[allow(unsafe_code, reason = "the kernel reads one integer, which lives longer than the call")]
 fn set_scheduler(policy: i32, priority: i32) -> bool {
     let policy = policy | nix::libc::SCHED_RESET_ON_FORK;
@@ -151,11 +151,11 @@ mod tests {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             sender.send(thread_name()).unwrap();
         });
-        // The only thread of the main runtime waits here without letting go of it.
+        // Blocks the only thread of the main runtime.
         assert_eq!(receiver.recv().unwrap().as_deref(), Some("preferred"));
         task.await.unwrap();
         assert_eq!(runtime.run(async { thread_name() }).await.unwrap().as_deref(), Some("preferred"));
-        // What a thread of it starts is as everything else.
+        // Threads that it starts have normal priority.
         let policy = runtime.run(async {
             let started = std::thread::spawn(|| std::fs::read_to_string("/proc/thread-self/stat").unwrap());
             started.join().unwrap()

@@ -1,10 +1,10 @@
 //! Supervision of long-running tasks, in masters and workers alike: a panic never ends a part of a process
-//! silently. Every panic is counted for the metrics ([`TASK_PANICS`]) and logged as an error; then the task is restarted
-//! with a growing pause ([`supervise`]), or its caller gets a [`Panicked`] to end the process with ([`catch`]).
-//! Called by whoever starts a task that is to live as long as its process or its term.
+//! silently. Every panic is counted for the metrics ([`TASK_PANICS`]) and logged as an error; then the task
+//! is restarted with a growing pause ([`supervise`]), or its caller gets a [`Panicked`] to end the process
+//! with ([`catch`]). Used for every task that is to live as long as its process or its term.
 //!
-//! The panic is caught where the future is polled, not in a task of its own, so dropping a supervised future drops
-//! what it runs, and under the simulation nothing depends on how tasks are scheduled.
+//! The panic is caught where the future is polled, not in a task of its own, so dropping a supervised
+//! future drops what it runs, and in the simulation nothing depends on how tasks are scheduled.
 
 use std::any::Any;
 use std::future::Future;
@@ -27,15 +27,15 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{task} panicked: {message}")]
 pub struct Panicked {
-    /// Name of the task, as it stands in the metric.
+    /// The name of the task in the metric.
     pub task: &'static str,
-    /// Text of the panic.
+    /// The panic's message.
     pub message: String,
 }
 
-/// Runs `make()` until it returns; after a panic it makes and runs another one, at first after 100 ms, then after
-/// twice the pause before, at most 10 s. Everything `make` hands out must be usable after a panic: a lock that may
-/// be poisoned is entered with `PoisonError::into_inner`.
+/// Runs `make()` until it returns; after a panic it makes and runs another future, at first after 100 ms,
+/// then after twice the previous pause, at most 10 s. Everything that `make` hands out must be usable after
+/// a panic: a lock that may be poisoned is entered with `PoisonError::into_inner`.
 pub async fn supervise<T, F>(task: &'static str, mut make: impl FnMut() -> F) -> T
 where
     F: Future<Output = T>,
@@ -43,7 +43,7 @@ where
     let mut pause = PAUSE_MIN;
     loop {
         let started = Instant::now();
-        // `make` may panic too.
+        // `make` itself may panic.
         if let Ok(value) = catch(task, async { make().await }).await {
             return value;
         }

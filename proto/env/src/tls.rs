@@ -1,8 +1,7 @@
-//! The production network: TCP with TLS 1.3 in both directions, identities from
-//! certificate subjects. Names in certificates are not compared with addresses:
-//! identity is never an address, and all members may come back with new ones.
-//! `master/node` and `worker/node` make it from their certificates and replace
-//! these when they are renewed.
+//! The production network: TCP with TLS 1.3, both sides authenticated by certificate subjects. Names in
+//! certificates are not compared with addresses, because an address is no identity: all members may come
+//! back with new addresses. `master/node` and `worker/node` make it from their certificates and replace
+//! those when they are renewed.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,36 +23,36 @@ use crate::expiring::ExpiringStream;
 use crate::network::{ApiListener, BoxedStream, Connection, Listener, Network, Purpose};
 use crate::verifiers::{ChainVerifier, ClientVerifier, Trust};
 
-/// How long a node may take to renew a certificate that has expired.
+/// Time that a node has to renew a certificate that has expired.
 const RENEWAL_TIME: Duration = Duration::from_secs(60);
-/// The part of a certificate's life before whose end clients give up the connections
-/// made with it; renewal leaves a third.
+/// Share of a certificate's lifetime before its end in which a client closes the connections made with it,
+/// chosen at random. Certificates are renewed when a third is left.
 const GIVE_UP_EARLY: Range<f64> = 0.02..0.25;
-/// How long a client may take for its TLS handshake.
+/// Time limit of a client's TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Handshakes under way at once; more clients wait in the accept queue.
+/// Maximum number of handshakes in progress; more clients wait in the accept queue.
 const HANDSHAKES_MAX: usize = 256;
 
-/// What a peer network cannot be made from.
+/// Why a peer network cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A PEM file holds no usable certificate or key.
     #[error("{what} is not usable PEM: {reason}")]
     Pem {
-        /// Which file.
+        /// The kind of PEM file.
         what: &'static str,
-        /// What the parser said.
+        /// The parser's message.
         reason: String,
     },
-    /// Key and certificates do not fit together.
+    /// The key and the certificates do not match.
     #[error("TLS material: {0}")]
     Tls(#[from] rustls::Error),
-    /// The CA cannot check clients.
+    /// The CA cannot be used to verify clients.
     #[error("client verification: {0}")]
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
-/// Certificates of one node, as PEM.
+/// The certificates of one node, as PEM.
 #[derive(Clone)]
 pub struct TlsMaterial {
     /// The cluster's CA (the only trust anchor).
@@ -64,7 +63,7 @@ pub struct TlsMaterial {
     pub key_pem: String,
 }
 
-/// TCP and TLS.
+/// A network of TCP connections with TLS.
 pub struct TlsNetwork {
     configs: Shared,
 }
@@ -74,7 +73,7 @@ type Shared = Arc<RwLock<Option<Configs>>>;
 #[derive(Clone)]
 struct Configs {
     client: Arc<ClientConfig>,
-    /// For the API port.
+    /// The configuration for connections to the API port.
     api: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
     /// The node's own certificate.
@@ -105,7 +104,7 @@ impl TlsMaterial {
         let mut roots = RootCertStore::empty();
         for authority in &authorities {
             roots.add(authority.clone())?;
-            // A joining node pins the CA by its hash, so the server sends it along.
+            // The server sends the CA along, because a joining node knows only the CA's hash.
             if !chain.contains(authority) {
                 chain.push(authority.clone());
             }
@@ -121,7 +120,8 @@ impl TlsMaterial {
             .with_client_cert_verifier(Arc::new(ClientVerifier(clients)))
             .with_single_cert(chain.clone(), key()?)?;
         server.alpn_protocols = vec![b"h2".to_vec()];
-        // A resumed session is not verified again, and connections last too long to gain by it.
+        // No session is resumed: it would not be verified again, and connections last too long for
+        // resumption to pay.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
         let verifier = Arc::new(ChainVerifier { trust: Trust::Roots(roots), provider: provider.clone() });
@@ -141,17 +141,17 @@ impl TlsMaterial {
 // === impl TlsNetwork ===
 
 impl TlsNetwork {
-    /// A network that proves itself with `material`.
+    /// Makes a network that authenticates itself with `material`.
     pub fn new(material: &TlsMaterial) -> Result<Self, Error> {
         Ok(Self { configs: Arc::new(RwLock::new(Some(material.configs()?))) })
     }
 
-    /// A network of a node that has nothing yet: it can connect to join alone.
+    /// Makes the network of a node without certificates: it can only connect to join.
     pub fn joining() -> Self {
         Self { configs: Arc::default() }
     }
 
-    /// How to connect, and the certificate shown.
+    /// Returns the TLS configuration for a purpose, and this node's certificate if it is shown.
     fn client_config(
         &self,
         purpose: &Purpose,
@@ -185,7 +185,7 @@ fn current(configs: &Shared) -> io::Result<Configs> {
 
 #[async_trait]
 impl Network for TlsNetwork {
-    /// For connections made and accepted from now on.
+    /// Sets the certificates of connections made and accepted from now on.
     fn set_material(&self, material: &TlsMaterial) -> Result<(), Error> {
         let configs = material.configs()?;
         *self.configs.write().unwrap_or_else(PoisonError::into_inner) = Some(configs);
@@ -197,14 +197,14 @@ impl Network for TlsNetwork {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let remote = stream.peer_addr()?;
-        // The verifier looks at the chain alone; the name only has to parse.
+        // The verifier checks only the chain; the name is not compared but has to parse.
         let name = ServerName::IpAddress(remote.ip().into());
         let stream = TlsConnector::from(config).connect(name, stream).await?;
         let info = first_of(stream.get_ref().1.peer_certificates())?;
         let stream: BoxedStream = Box::new(stream);
         let end = [own.as_deref(), info.as_ref()].into_iter().flatten().map(give_up_at).min();
         let stream: BoxedStream = match end {
-            // A node whose own certificate has expired asks for another on this connection.
+            // A node whose own certificate has expired uses this connection to get a new one.
             Some(end) if end > SystemTime::now() => Box::new(ExpiringStream::new(stream, end)),
             _ => stream,
         };
@@ -255,13 +255,13 @@ async fn accept_loop(listener: TcpListener, configs: Shared, sender: mpsc::Sende
         let (stream, remote) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of descriptors, as a rule: others end, then it goes on.
+                // Usually out of file descriptors: accepting works again once other connections have ended.
                 tracing::warn!(%error, "accepting a peer connection failed");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
-        // Taken anew each time, so that renewed certificates are used at once.
+        // Read for each connection, so that renewed certificates are used at once.
         let Ok(configs) = current(&configs) else { return };
         let (acceptor, sender) = (TlsAcceptor::from(configs.server), sender.clone());
         tokio::spawn(async move {
@@ -286,7 +286,8 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, remote: SocketAddr)
     };
     let now = SystemTime::now();
     if info.is_expired(now) {
-        // The verifier lets nodes alone through; others' certificates may just have ended.
+        // The verifier accepts only expired certificates of nodes; any other one expired since it was
+        // verified.
         if !info.is_only_a_node() {
             let message = format!("the certificate of {:?} has expired", info.identity.common_name);
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
@@ -298,15 +299,15 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, remote: SocketAddr)
     Ok(Connection { stream, peer: Some(info.identity), expired_peer: None, remote })
 }
 
-/// Subject and validity of the first certificate of a chain.
+/// Returns subject and validity of the first certificate of a chain.
 fn first_of(chain: Option<&[CertificateDer<'_>]>) -> io::Result<Option<CertificateInfo>> {
     let info = chain.and_then(<[_]>::first).map(|certificate| CertificateInfo::from_der(certificate));
     info.transpose().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
 }
 
-/// When a client gives a connection up that a certificate stands behind: at a random
-/// time after the certificate should have been renewed and before it ends, so that not
-/// all connections of a node are made anew at once.
+/// Returns when a client closes a connection made with a certificate: at a random time after the
+/// certificate should have been renewed and before it expires, so that a node's connections are not all
+/// remade at once.
 fn give_up_at(info: &CertificateInfo) -> SystemTime {
     let early = info.lifetime().mul_f64(rand::random_range(GIVE_UP_EARLY));
     let at = info.not_after - early;

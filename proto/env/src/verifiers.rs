@@ -1,7 +1,6 @@
-//! Who is believed on the peer port. A server's chain must lead to the cluster's
-//! CA (or to the one a join token pins), whatever its name; so must a client's.
-//! A node whose own certificate has expired is let in all the same, known as
-//! such, so that it can ask for a new one (`Connection::expired_peer`).
+//! Verification of certificates on the peer port. A server's chain must lead to the cluster's CA (or to the
+//! CA pinned by a join token), whatever its name; so must a client's. A node whose own certificate has
+//! expired is accepted and marked as such, so that it can ask for a new one (`Connection::expired_peer`).
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -21,18 +20,18 @@ use crate::certificate::CertificateInfo;
 /// Checks that a server's chain leads to the cluster's CA, whatever its name.
 #[derive(Debug)]
 pub struct ChainVerifier {
-    /// Which CA.
+    /// The trusted CA.
     pub trust: Trust,
-    /// Checks signatures.
+    /// The implementation that checks signatures.
     pub provider: Arc<CryptoProvider>,
 }
 
 /// The CA a server's chain must lead to.
 #[derive(Debug)]
 pub enum Trust {
-    /// One of these.
+    /// One of these CAs.
     Roots(Arc<RootCertStore>),
-    /// The one whose DER has this SHA-256; the server sends it along.
+    /// The CA whose DER has this SHA-256; the server sends the CA along.
     Pinned([u8; 32]),
 }
 
@@ -93,8 +92,8 @@ impl ServerCertVerifier for ChainVerifier {
     }
 }
 
-/// Checks that a client's chain leads to the cluster's CA and is valid now, or,
-/// where it names a node and nothing else, that it once was.
+/// Checks that a client's chain leads to the cluster's CA and is valid now; a chain that names only a node
+/// may have expired.
 #[derive(Debug)]
 pub struct ClientVerifier(pub Arc<dyn ClientCertVerifier>);
 
@@ -179,7 +178,7 @@ mod tests {
             Self { pem, issuer: Issuer::new(params, key) }
         }
 
-        /// A certificate that ended `ago`, or ends in a day.
+        /// Makes a certificate that expired `ago`, or that expires in a day.
         fn issue(&self, user: &str, groups: &[&str], ago: Option<Duration>) -> TlsMaterial {
             let mut params = CertificateParams::default();
             params.distinguished_name.push(DnType::CommonName, user);
@@ -195,7 +194,7 @@ mod tests {
         }
     }
 
-    /// Connects and sends a byte; gives what the client reads of the answer.
+    /// Connects and sends a byte; returns the part of the answer that the client reads.
     async fn call(address: &str, material: &TlsMaterial) -> std::io::Result<u8> {
         let network = TlsNetwork::new(material).unwrap();
         let mut stream = network.connect(address, &Purpose::Peer).await?.stream;
@@ -203,7 +202,7 @@ mod tests {
         stream.read_u8().await
     }
 
-    /// Who the next client that gets through is: known, or known with an expired certificate.
+    /// Returns the next accepted client: its identity, and the identity of an expired certificate.
     async fn accept(listener: &mut Box<dyn Listener>) -> (Option<String>, Option<String>) {
         let mut connection = listener.accept().await.unwrap();
         connection.stream.write_all(b"!").await.unwrap();
@@ -222,7 +221,7 @@ mod tests {
             ours.issue("m2", &[MASTERS], expired),
             ours.issue("admin", &["system:masters"], expired),
             ours.issue("system:node:w1", &[NODES, MASTERS], expired),
-            // Its own CA is not ours.
+            // A certificate of another CA is refused.
             TlsMaterial { ca_pem: ours.pem.clone(), ..other.issue("system:node:w1", &[NODES], expired) },
             TlsMaterial { ca_pem: ours.pem.clone(), ..other.issue("system:node:w1", &[NODES], None) },
         ] {

@@ -1,25 +1,24 @@
-//! Settings every node of a cluster shares. The first master fixes them at
-//! `--init`; joiners receive them as JSON in the join answer, so that no two
-//! nodes can disagree about an address range.
+//! Settings that every node of a cluster shares. The first master fixes them at `--init`; joiners receive
+//! them as JSON in the join answer, so that no two nodes can disagree about an address range.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-/// What all nodes of one cluster agree on.
+/// The settings of one cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct ClusterSettings {
-    /// Pod addresses; every node gets a /24 of it.
+    /// Range of Pod addresses; every node gets a /24 of it.
     pub pod_cidr: Ipv4Net,
-    /// ClusterIPs of Services.
+    /// Range of the ClusterIPs of Services.
     pub service_cidr: Ipv4Net,
-    /// The ClusterIP at which the cluster DNS answers.
+    /// The ClusterIP of the cluster DNS.
     pub dns_address: Ipv4Addr,
     /// The DNS domain of the cluster.
     pub cluster_domain: String,
-    /// `HOST:PORT` of an external balancer in front of the masters, if there is one.
+    /// `HOST:PORT` of an external load balancer in front of the masters; `None` if there is none.
     pub control_plane_endpoint: Option<String>,
     /// First and last port of NodePort Services.
     pub node_port_range: (u16, u16),
@@ -44,18 +43,18 @@ impl Default for ClusterSettings {
     }
 }
 
-/// Why settings cannot be used.
+/// Why settings are refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The DNS address must be a ClusterIP.
+    /// The DNS address is no ClusterIP.
     #[error("the DNS address {dns} is not in the service range {range}")]
     DnsOutsideRange {
-        /// The address asked for.
+        /// The configured address.
         dns: Ipv4Addr,
-        /// The service range it should lie in.
+        /// The service range that has to contain the address.
         range: Ipv4Net,
     },
-    /// Pods and Services must not share addresses.
+    /// The ranges of Pods and Services share addresses.
     #[error("the pod range {pods} and the service range {services} overlap")]
     Overlap {
         /// The pod range.
@@ -63,13 +62,13 @@ pub enum Error {
         /// The service range.
         services: Ipv4Net,
     },
-    /// Not the JSON of settings.
+    /// The text is not the JSON of settings.
     #[error("the cluster settings cannot be read: {0}")]
     Malformed(#[from] serde_json::Error),
 }
 
 impl ClusterSettings {
-    /// Refuses ranges that cannot work together.
+    /// Refuses address ranges that cannot work together.
     pub fn validate(&self) -> Result<(), Error> {
         if !self.service_cidr.contains(&self.dns_address) {
             return Err(Error::DnsOutsideRange { dns: self.dns_address, range: self.service_cidr });
@@ -80,17 +79,17 @@ impl ClusterSettings {
         Ok(())
     }
 
-    /// The ClusterIP of Service `default/kubernetes`: the first address of the range.
+    /// Returns the ClusterIP of Service `default/kubernetes`: the first address of the range.
     pub fn api_service_address(&self) -> IpAddr {
         IpAddr::V4(Ipv4Addr::from(u32::from(self.service_cidr.network()) + 1))
     }
 
-    /// As it travels in a join answer and lies in `DATA/cluster.json`.
+    /// Returns the settings as JSON, for a join answer and the file `DATA/cluster.json`.
     pub fn to_json(&self) -> String {
         serde_json::json!(self).to_string()
     }
 
-    /// Reads what [`Self::to_json`] wrote.
+    /// Reads the JSON of [`Self::to_json`] and validates the settings.
     pub fn from_json(text: &str) -> Result<Self, Error> {
         let settings: Self = serde_json::from_str(text)?;
         settings.validate()?;

@@ -1,33 +1,32 @@
-//! Join tokens: `ephor1.<sha256 of the CA>.<id6>.<secret16>`. The hash pins the
-//! cluster's CA, so that a joiner knows whom it talks to before it says the
-//! secret; the rest is a Kubernetes bootstrap token.
+//! Join tokens: `ephor1.<sha256 of the CA>.<id6>.<secret16>`. The hash pins the cluster's CA, so that a
+//! joiner authenticates the master before it sends the secret; the rest is a Kubernetes bootstrap token.
 
 use std::fmt;
 use std::str::FromStr;
 
 const VERSION: &str = "ephor1";
 
-/// A parsed token. `Debug` hides the secret; `Display` prints all of it.
+/// A parsed join token. `Debug` hides the secret; `Display` prints the whole token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {
-    /// sha256 of the CA certificate (DER).
+    /// SHA-256 of the CA certificate (DER).
     pub ca_hash: [u8; 32],
-    /// Six characters, public.
+    /// The token's id: six characters, public.
     pub id: String,
-    /// Sixteen characters, secret.
+    /// The token's secret: sixteen characters.
     pub secret: String,
 }
 
-/// Why a text is not a token.
+/// Why a text is not a join token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Not four parts, or of another version.
+    /// The text does not have four parts, or has another version.
     #[error("a join token looks like ephor1.<sha256 of the CA>.<id>.<secret>")]
     Shape,
     /// The CA hash is not 64 hexadecimal digits.
     #[error("the CA hash of the token is not a sha256")]
     Hash,
-    /// Id and secret are lower-case letters and digits of fixed length.
+    /// Id or secret is not of its fixed length, or has characters other than lower-case letters and digits.
     #[error("the token's id has 6 and its secret 16 characters of a-z and 0-9")]
     Part,
 }

@@ -1,4 +1,4 @@
-//! The suite that every backend passes.
+//! The conformance suite that every backend passes.
 
 #![cfg(test)]
 

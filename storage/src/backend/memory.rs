@@ -1,5 +1,5 @@
-//! A state in memory, for the simulation and for tests. Like a disk it loses
-//! what was not synced when the power goes ([`MemoryHome::power_loss`]).
+//! States in memory, for the simulation and for tests. Like a disk they lose unsynced data when the power
+//! fails ([`MemoryHome::power_loss`]).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,13 +15,13 @@ struct State {
     synced: Records,
 }
 
-/// One state.
+/// One state in memory.
 #[derive(Default)]
 pub struct MemoryBackend {
     state: Mutex<State>,
 }
 
-/// A home of states that outlives the store that uses it: clones share it.
+/// A home of states in memory. Clones share the states, so that they outlive the store that uses them.
 #[derive(Clone, Default)]
 pub struct MemoryHome {
     inner: Arc<Mutex<Inner>>,
@@ -72,7 +72,7 @@ impl Backend for MemoryBackend {
 // === impl MemoryHome ===
 
 impl MemoryHome {
-    /// Everything not synced is gone, as after a power cut.
+    /// Drops all unsynced data, as a power cut does.
     pub fn power_loss(&self) {
         for backend in lock(&self.inner).states.values() {
             let mut state = lock(&backend.state);

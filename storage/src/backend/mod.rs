@@ -1,6 +1,6 @@
-//! Where the state lies on disk: small records in three tables, written in
-//! atomic batches. [`sled`], written [`behind`] whoever applies, is production,
-//! [`memory`] the simulation and tests; one conformance suite runs over both. Called by `store` alone.
+//! The state on disk: small records in three tables, written in atomic batches. Production uses [`sled`]
+//! with [`write_behind`] in front of it, the simulation and tests use [`memory`]; one conformance suite
+//! runs over both. Used only by `store`.
 
 mod conformance;
 pub mod memory;
@@ -11,19 +11,19 @@ use std::sync::Arc;
 
 use crate::Result;
 
-/// Which kind of record.
+/// The kind of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Table {
-    /// Objects by the revision that created them.
+    /// Objects, keyed by the revision that created them.
     Objects,
-    /// Outcomes of recent proposals by log index.
+    /// Outcomes of recent proposals, keyed by log index.
     Recent,
     /// The single records of the state machine.
     Meta,
 }
 
-/// Changes that reach the disk together or not at all. Keys have up to 255 bytes and may be seen on disk; values
-/// are sealed there.
+/// Changes that reach the disk together or not at all. Keys have up to 255 bytes and are not encrypted on
+/// disk; values are.
 #[derive(Debug, Default, Clone)]
 pub struct Batch {
     pub(crate) changes: Vec<Change>,
@@ -33,40 +33,38 @@ pub struct Batch {
 pub(crate) struct Change {
     pub table: Table,
     pub key: Vec<u8>,
-    /// `None` removes.
+    /// The new value; `None` removes the record.
     pub value: Option<Vec<u8>>,
 }
 
-/// Takes the records of [`Backend::load`] one by one.
+/// Callback that takes the records of [`Backend::load`] one by one.
 pub type Visitor<'a> = &'a mut dyn FnMut(Table, &[u8], Vec<u8>) -> Result<()>;
 
 /// One state on disk.
 pub trait Backend: Send + Sync + 'static {
-    /// Gives every record to `visit`, in no particular order.
+    /// Passes every record to `visit`, in no particular order.
     fn load(&self, visit: Visitor<'_>) -> Result<()>;
-    /// Writes a batch. It is atomic and ordered after earlier ones, and durable
-    /// only after [`Backend::sync`].
+    /// Writes a batch, atomically and after all earlier ones. It is durable only after [`Backend::sync`].
     fn write(&self, batch: Batch) -> Result<()>;
     /// Makes every batch written before it durable.
     fn sync(&self) -> Result<()>;
-    /// Bytes it takes on disk; 0 where nobody knows.
+    /// Returns the bytes it takes on disk; 0 if that is not known.
     fn disk_bytes(&self) -> u64 {
         0
     }
-    /// Nobody wants this state any more: what it holds on disk goes with the last
-    /// reference to it, or, after a crash, when the home is opened again.
+    /// Marks this state as no longer needed: its files are removed with the last reference to it, or, after
+    /// a crash, when the home is opened again.
     fn retire(&self);
 }
 
-/// The place where a store keeps its states: the current one, and one that a
-/// snapshot is being received into.
+/// The place where a store keeps its states: the current one, and one into which a snapshot is received.
 pub trait Home: Send + Sync + 'static {
-    /// The current state; an empty one at first.
+    /// Opens the current state, which is empty at first.
     fn open(&self) -> Result<Arc<dyn Backend>>;
-    /// A new, empty state beside the current one, with a name.
+    /// Makes a new, empty state beside the current one; returns its name too.
     fn stage(&self) -> Result<(String, Arc<dyn Backend>)>;
-    /// Makes a staged state, which must be synced, the current one: durably, and
-    /// so that a crash leaves either.
+    /// Makes a staged state, which must be synced, the current one, durably: after a crash the current
+    /// state is the old or the new one.
     fn adopt(&self, name: &str) -> Result<()>;
 }
 

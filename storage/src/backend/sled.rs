@@ -1,12 +1,11 @@
-//! States in sled, values encrypted. Records lie in the order of their keys, so
-//! that those written together are neighbours: `store/records.rs` gives keys that
-//! may be seen. A home is a directory with one database directory per state and a
-//! file `CURRENT` that names the one in use.
+//! States stored in sled, with encrypted values. Records are stored in the order of their keys, so that
+//! records written together are neighbours; keys are not encrypted, and `store/records.rs` makes keys that
+//! hold no secret. A home is a directory with one database directory per state and a file `CURRENT` that
+//! names the current state.
 //!
-//! Values are cut into pieces, so that no page grows to where sled 0.34.7 puts
-//! it into a file of its own (a blob): such files are never synced by it, and
-//! when one cannot be written (the disk is full), sled waits for ever and holds
-//! up every other database of the process.
+//! Values are cut into pieces, so that no page grows so large that sled 0.34.7 puts it into a file of its
+//! own (a blob). sled never syncs such files, and when one cannot be written because the disk is full, sled
+//! waits for ever and blocks every other database of the process.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,12 +22,12 @@ use crate::durable::durable;
 use crate::store::lock;
 use crate::{Error, Result, io};
 
-/// Page cache of sled, in bytes. Live objects are in memory already.
+/// Bytes of sled's page cache, which can be small because live objects are in memory already.
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
-/// The most bytes of a value in sled. Some sixteen of them share a page; one of
-/// 128 KiB would be a blob.
+/// Maximum bytes of one value in sled. About sixteen such values share a page; a value of 128 KiB would be
+/// a blob.
 const PIECE_BYTES: usize = 4 * 1024;
-/// How long a database may be held by somebody else before that is an error.
+/// Maximum time to wait for a locked database before failing.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 const CURRENT: &str = "CURRENT";
@@ -40,13 +39,13 @@ pub struct SledHome {
     disk: Arc<dyn Disk>,
 }
 
-/// One database.
+/// One sled database, which holds one state.
 pub struct SledBackend {
-    /// There until this is dropped.
+    /// The database; `None` only while this is dropped.
     database: Option<sled::Db>,
     retired: AtomicBool,
-    /// How many pieces the records have that have several, by their key on disk: what replaces one need not ask the
-    /// database. Not known before the database was loaded.
+    /// Number of pieces of each record that has more than one, by its key on disk, so that replacing a
+    /// record need not query the database. `None` until the database was loaded.
     several: Mutex<Option<Counts>>,
     directory: PathBuf,
     sealer: Arc<Sealer>,
@@ -58,7 +57,7 @@ type Counts = BTreeMap<Vec<u8>, u32>;
 // === impl SledHome ===
 
 impl SledHome {
-    /// The home in `directory`, which is made when it is not there.
+    /// Makes the home in `directory`, which is created if missing.
     pub fn new(directory: &Path, sealer: Sealer, disk: Arc<dyn Disk>) -> Result<Self> {
         disk.create_dir_all(directory).map_err(io("making the state directory"))?;
         Ok(Self { directory: directory.to_owned(), sealer: Arc::new(sealer), disk })
@@ -72,12 +71,12 @@ impl SledHome {
         }
     }
 
-    /// The state that `CURRENT` names. A wrong one would be opened, empty, and the
-    /// right one removed.
+    /// Checks the content of `CURRENT` and returns the name of the state. With a wrong name an empty state
+    /// would be opened and the right one removed.
     fn checked_current(&self, bytes: &[u8]) -> Result<String> {
         let damaged = |reason: &str| Error::Damaged { what: "CURRENT", reason: reason.to_owned() };
         let text = std::str::from_utf8(bytes).map_err(|_| damaged("it is no text"))?;
-        // Files of earlier versions hold the name alone.
+        // Files of earlier versions hold only the name.
         let (name, sum) = text.split_once('\n').map_or((text, None), |(name, sum)| (name, Some(sum)));
         if sum.is_some_and(|sum| sum != checksum(name)) {
             return Err(damaged("its checksum does not match"));
@@ -97,11 +96,11 @@ impl SledHome {
     fn database(&self, name: &str) -> Result<Arc<dyn Backend>> {
         let directory = self.directory.join(name);
         self.disk.create_dir_all(&directory).map_err(io("making a state"))?;
-        // What a killed process wrote is in the page cache alone, and sled builds on what it reads.
+        // Data that a killed process wrote may be only in the page cache, and sled builds on what it reads.
         self.disk.sync_tree(&directory).map_err(io("syncing a state"))?;
         let database = open_database(&directory)?;
         let (sealer, disk) = (self.sealer.clone(), self.disk.clone());
-        // An empty one is known at once.
+        // An empty database has no record of several pieces.
         let several = Mutex::new(database.is_empty().then(Counts::default));
         let (database, retired) = (Some(database), AtomicBool::new(false));
         let backend = SledBackend { database, retired, several, directory, sealer, disk };
@@ -116,7 +115,7 @@ impl Home for SledHome {
             None => {
                 let first = "state-1".to_owned();
                 let database = self.database(&first)?;
-                // Durable as an empty state before CURRENT names it.
+                // The empty state must be durable before `CURRENT` names it.
                 database.sync()?;
                 self.adopt(&first)?;
                 (first, Some(database))
@@ -143,14 +142,13 @@ impl Home for SledHome {
     }
 }
 
-/// Of a state's name, for `CURRENT`.
+/// Returns the checksum of a state's name, for `CURRENT`.
 fn checksum(name: &str) -> String {
     blake3::hash(name.as_bytes()).to_hex()[..16].to_owned()
 }
 
-/// Opens a database, waiting while its lock is held: sled's own threads let go of a
-/// closed database a little after it was dropped, and a process that is killed
-/// when the kernel has taken it apart.
+/// Opens a database, and waits while it is locked: sled's own threads release a closed database a little
+/// after it was dropped, and the lock of a killed process ends when the kernel has cleaned the process up.
 fn open_database(directory: &Path) -> Result<sled::Db> {
     let config = sled::Config::new().path(directory).cache_capacity(CACHE_BYTES).flush_every_ms(None);
     let until = Instant::now() + LOCK_WAIT;
@@ -164,7 +162,8 @@ fn open_database(directory: &Path) -> Result<sled::Db> {
     }
 }
 
-/// sled says only in words that somebody else has the lock.
+/// Returns whether the error means that the database is locked, which sled reports only in the error's
+/// text.
 fn is_locked(error: &std::io::Error) -> bool {
     error.to_string().contains("could not acquire lock")
 }
@@ -201,13 +200,14 @@ impl SledBackend {
     }
 }
 
-/// The table's letter, the length of the key, and the key: no key then lies between the pieces of another.
+/// Returns the table's letter, the length of the key, and the key: so no other key sorts between the pieces
+/// of a record.
 fn disk_key(table: Table, key: &[u8]) -> Result<Vec<u8>> {
     let length = u8::try_from(key.len()).map_err(|_| Error::TooLarge { what: "a record's key" })?;
     Ok([&[table_byte(table), length], key].concat())
 }
 
-/// What [`disk_key`] was made of.
+/// Splits a key made by [`disk_key`] into its table and key.
 fn table_and_key(disk_key: &[u8]) -> Result<(Table, &[u8])> {
     let [letter, length, key @ ..] = disk_key else { return Err(damaged("its key is too short")) };
     let table = table_of(*letter).ok_or_else(|| damaged("it is in no known table"))?;
@@ -221,31 +221,31 @@ fn damaged(reason: &str) -> Error {
     Error::Damaged { what: "an object store record", reason: reason.to_owned() }
 }
 
-/// Where a piece lies: pieces of one record are neighbours, in order.
+/// Returns the key of one piece; the pieces of a record are neighbours, in order.
 fn piece_key(disk_key: &[u8], number: u32) -> Vec<u8> {
     let mut key = disk_key.to_vec();
     key.extend_from_slice(&number.to_be_bytes());
     key
 }
 
-/// How many pieces the first one says there are, and its own bytes.
+/// Splits a first piece into the number of pieces it announces and its own bytes.
 fn first_piece(piece: &[u8]) -> Result<(u32, &[u8])> {
     let (count, bytes) = piece.split_first_chunk::<4>().ok_or_else(|| damaged("its head is too short"))?;
     Ok((u32::from_be_bytes(*count), bytes))
 }
 
-/// A batch in pieces.
+/// Collects a batch, with values cut into pieces.
 struct Pieces<'a> {
     database: &'a sled::Db,
     batch: sled::Batch,
-    /// How many pieces the records have that have several; none: the database says it.
+    /// Number of pieces of each record that has more than one; `None`: the database has to be queried.
     several: Option<&'a mut Counts>,
-    /// Those written so far, until all are known.
+    /// The same for the records written by this batch, added to `several` once the batch is complete.
     written: Counts,
 }
 
 impl Pieces<'_> {
-    /// Replaces a record by `sealed`, or by nothing.
+    /// Replaces a record by `sealed`; `None` removes it.
     fn replace(&mut self, disk_key: Vec<u8>, sealed: Option<&[u8]>) -> Result<()> {
         let before = self.count(&disk_key)?;
         let chunks: Vec<&[u8]> = sealed.map_or(Vec::new(), |sealed| sealed.chunks(PIECE_BYTES).collect());
@@ -265,7 +265,7 @@ impl Pieces<'_> {
         Ok(())
     }
 
-    /// How many pieces the record has; 1 also where there may be none.
+    /// Returns the record's number of pieces; may be 1 for a record that does not exist.
     fn count(&self, disk_key: &[u8]) -> Result<u32> {
         if let Some(several) = &self.several {
             return Ok(several.get(disk_key).copied().unwrap_or(1));
@@ -282,7 +282,7 @@ impl Pieces<'_> {
 
 impl Backend for SledBackend {
     fn load(&self, visit: Visitor<'_>) -> Result<()> {
-        // Held: what is written meanwhile would not be counted.
+        // Locked while loading: a record written meanwhile would not be counted.
         let mut known = lock(&self.several);
         let mut pieces = self.database()?.iter();
         let mut several = Counts::default();
@@ -316,7 +316,7 @@ impl Backend for SledBackend {
         let mut several = lock(&self.several);
         let written = self.write_pieces(batch, several.as_mut());
         if written.is_err() {
-            // What is on disk now is for the disk to say.
+            // After a failed write only the database knows the number of pieces.
             *several = None;
         }
         written
@@ -336,8 +336,8 @@ impl Backend for SledBackend {
 }
 
 impl Drop for SledBackend {
-    /// Closes the database before its files are removed: sled writes what is left
-    /// when it is closed.
+    /// Closes the database before its files are removed, because sled writes remaining data when it is
+    /// closed.
     fn drop(&mut self) {
         drop(self.database.take());
         if self.retired.load(Ordering::Acquire)

@@ -1,11 +1,10 @@
-//! Writes behind: what is applied goes into memory at once and to the database a
-//! little later, on a thread of its own, many batches as one. So an answer does
-//! not wait for the database, and a record that is replaced meanwhile is written
-//! once. `sled.rs` puts it in front of every database it opens.
+//! A backend that writes behind: changes go into memory at once and to the database a little later, many
+//! batches as one, on a thread of its own. So an answer does not wait for the database, and a record that
+//! is replaced meanwhile is written only once. `sled.rs` puts it in front of every database it opens.
 //!
-//! Nothing is lost by it: the log still holds what was not yet written, and
-//! [`Backend::sync`], which precedes every purge of the log, writes first. What
-//! the database holds is always the state after some batch, never in between.
+//! Nothing is lost: the log still holds changes not yet written, and [`Backend::sync`], which precedes
+//! every purge of the log, writes them first. The database always holds the state after some batch, never
+//! one in between.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -16,17 +15,18 @@ use super::{Backend, Batch, Table, Visitor};
 use crate::store::lock;
 use crate::{Error, Result, io as io_error};
 
-/// How long a change may wait for others.
+/// Maximum time for which a change waits for others.
 const LINGER: Duration = Duration::from_millis(20);
-/// Bytes that are written without waiting for more.
+/// Bytes of waiting changes that are written without waiting for more.
 const EAGER_BYTES: usize = 1024 * 1024;
-/// Bytes and changes that may wait; whoever writes more waits for the database. Changes are counted too, because
-/// small ones take the database as long as larger ones, and a sync has to write them all first.
+/// Maximum bytes and number of waiting changes; beyond, a writer waits for the database. Changes are
+/// counted too, because small ones take the database as long as larger ones, and a sync has to write them
+/// all first.
 const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
 const WAITING_CHANGES_MAX: usize = 4096;
-/// Changes that are written without waiting for more.
+/// Number of waiting changes that are written without waiting for more.
 const EAGER_CHANGES: usize = 512;
-/// What a change takes besides its key and value.
+/// Bytes counted for a change besides its key and value.
 const CHANGE_BYTES: usize = 64;
 
 /// A backend that writes behind.
@@ -38,20 +38,20 @@ pub struct WriteBehind {
 struct Shared {
     inner: Arc<dyn Backend>,
     waiting: Mutex<Waiting>,
-    /// There is something to write, or nothing more will come.
+    /// Signalled when there are changes to write, or no more will come.
     work: Condvar,
-    /// What waited was taken.
+    /// Signalled when the waiting changes were taken.
     room: Condvar,
-    /// Held while a batch is written: they go in order.
+    /// Locked while a batch is written, so that batches are written in order.
     writing: Mutex<()>,
 }
 
 #[derive(Default)]
 struct Waiting {
-    /// The newest value of each record; none where it is removed.
+    /// The newest value of each waiting record; `None` if it is removed.
     changes: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
     bytes: usize,
-    /// Why nothing is written any more.
+    /// Why writing has failed; `None` if it has not.
     failed: Option<String>,
     ended: bool,
     retired: bool,
@@ -62,7 +62,7 @@ impl Waiting {
         self.bytes >= WAITING_BYTES_MAX || self.changes.len() >= WAITING_CHANGES_MAX
     }
 
-    /// Whether nobody should wait for more.
+    /// Returns whether the waiting changes should be written at once.
     fn is_enough(&self) -> bool {
         self.bytes >= EAGER_BYTES || self.changes.len() >= EAGER_CHANGES
     }
@@ -80,7 +80,7 @@ impl Waiting {
 // === impl Shared ===
 
 impl Shared {
-    /// Writes what waits now. After an error everything fails: the node must stop.
+    /// Writes the waiting changes. After an error everything fails: the node must stop.
     fn flush(&self) -> Result<()> {
         let _in_order = lock(&self.writing);
         let changes = {
@@ -132,10 +132,10 @@ impl Shared {
 // === impl WriteBehind ===
 
 impl WriteBehind {
-    /// Writes to `inner` behind whoever writes to this.
+    /// Makes a backend that writes to `inner` in the background.
     ///
     /// # Errors
-    /// Where the system gives no thread.
+    /// If the thread cannot be started.
     pub fn new(inner: Arc<dyn Backend>) -> Result<Self> {
         let (waiting, work, room, writing) = Default::default();
         let shared = Arc::new(Shared { inner, waiting, work, room, writing });
@@ -201,7 +201,7 @@ impl Drop for WriteBehind {
         {
             tracing::error!("the object writer panicked");
         }
-        // What waits is in the log too; written now, it need not be replayed.
+        // The waiting changes are in the log too, but once written they need not be replayed.
         if !retired && let Err(error) = self.shared.flush() {
             tracing::warn!(%error, "the last objects were not written");
         }
@@ -214,7 +214,7 @@ mod tests {
     use crate::backend::Home;
     use crate::backend::memory::MemoryHome;
 
-    /// A backend that counts its batches, and fails when told to.
+    /// A backend that counts its batches, and fails on request.
     struct Counting {
         inner: Arc<dyn Backend>,
         batches: Mutex<usize>,

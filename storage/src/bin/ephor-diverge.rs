@@ -1,5 +1,5 @@
-//! Makes a stopped master's replica differ from the others, for the tests of what
-//! notices that: `ephor-diverge DATA_DIR KEY_SUFFIX FROM TO`. Never installed.
+//! Makes the replica of a stopped master differ from the others, to test that the others detect it:
+//! `ephor-diverge DATA_DIR KEY_SUFFIX FROM TO`. Never installed.
 
 use std::error::Error;
 use std::path::Path;

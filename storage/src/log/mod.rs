@@ -1,12 +1,9 @@
-//! The log of the consensus: entries, vote and what is committed, in segment
-//! files that only grow, with one `fdatasync` for all writes that wait. It was
-//! measured against the `raft-log` crate and sled
-//! (`ops/docs/decisions/log-store.md`). `consensus/log_store.rs` adapts it to
-//! openraft.
+//! The log of the consensus: entries, vote and committed position, in segment files that only grow. One
+//! `fdatasync` covers all writes that wait. It was measured against the `raft-log` crate and sled
+//! (`ops/docs/decisions/log-store.md`). `consensus/log_store.rs` adapts it to openraft.
 //!
-//! Entries can be read as soon as `append` returns; they are durable when its
-//! callback comes. After an error nothing is written any more and everything
-//! fails: the node must stop.
+//! Entries can be read as soon as `append` returns; they are durable once its callback is called. After an
+//! error nothing is written any more and every call fails: the node must stop.
 
 mod record;
 mod recover;
@@ -31,21 +28,20 @@ use crate::crypto::Sealer;
 use crate::store::lock;
 use crate::{Error, Result, io as io_error};
 
-/// Payloads kept in memory, in bytes: what followers that keep up are sent and
-/// what is applied soon.
+/// Maximum bytes of payloads kept in memory: those sent to followers that keep up, and those applied soon.
 const CACHE_BYTES: usize = 32 * 1024 * 1024;
-/// Writes that wait for the disk; callers block beyond.
+/// Maximum number of writes that wait for the disk; further callers block.
 const QUEUE_JOBS: usize = 1024;
 
-/// Called once when a write is durable, or is known not to be.
+/// Callback, called once when a write is durable or has failed.
 pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 
-/// How the log behaves.
+/// Settings of a log.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// A segment is closed when it has this many bytes.
+    /// Size in bytes at which a segment is closed.
     pub segment_bytes: u64,
-    /// Write within the caller instead of a thread: the simulation.
+    /// Whether writes happen within the caller instead of on a thread, as the simulation needs.
     pub inline: bool,
 }
 
@@ -55,20 +51,20 @@ impl Default for Options {
     }
 }
 
-/// What the log says besides entries.
+/// The state of the log besides its entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State {
-    /// The last index purged, with the id given for it.
+    /// The last index purged, with the id that the caller gave for it; `None`: nothing was purged.
     pub purged: Option<(u64, Vec<u8>)>,
-    /// The index of the last entry that is there.
+    /// The index of the last entry; `None` without entries.
     pub last: Option<u64>,
-    /// The vote.
+    /// The vote, as encoded by the caller; `None`: none was saved.
     pub vote: Option<Vec<u8>>,
-    /// What is committed.
+    /// The committed position, as encoded by the caller; `None`: none was saved.
     pub committed: Option<Vec<u8>>,
 }
 
-/// A log in a directory.
+/// A log in one directory.
 pub struct Log {
     index: Arc<Mutex<Index>>,
     writer: Inner,
@@ -82,18 +78,18 @@ enum Inner {
     Inline(Mutex<Writer>),
 }
 
-/// What is known of the entries.
+/// The in-memory index of the log's entries.
 #[derive(Default)]
 struct Index {
     state: State,
     slots: BTreeMap<u64, Slot>,
-    /// Slots below have no payload in memory.
+    /// Entries below this index have no payload in memory.
     cached_from: u64,
     cached_bytes: usize,
-    /// Bytes of all segments.
+    /// Total bytes of all segments.
     disk_bytes: u64,
     stamp: u64,
-    /// What is committed goes with the next write.
+    /// Whether the committed position is still to be written, together with the next write.
     committed_waits: bool,
 }
 
@@ -101,7 +97,7 @@ struct Index {
 struct Slot {
     payload: Option<Bytes>,
     at: Option<Location>,
-    /// Told apart from an entry that had the same index before a truncation.
+    /// Tells this entry from an earlier one that had the same index before a truncation.
     stamp: u64,
 }
 
@@ -115,13 +111,13 @@ struct Location {
 // === impl Index ===
 
 impl Index {
-    /// A number that no other slot has.
+    /// Returns a stamp that no other slot has.
     fn next_stamp(&mut self) -> u64 {
         self.stamp += 1;
         self.stamp
     }
 
-    /// What is committed, once for each time that it was saved.
+    /// Takes the committed position if it was saved since it was last taken.
     fn take_committed(&mut self) -> Option<Vec<u8>> {
         std::mem::take(&mut self.committed_waits).then(|| self.state.committed.clone()).flatten()
     }
@@ -161,7 +157,7 @@ impl Index {
         self.state.last = Some(self.state.last.map_or(index, |last| last.max(index)));
     }
 
-    /// Drops the oldest payloads that are on disk until the rest fits.
+    /// Drops the oldest payloads that are on disk until the cache is within [`CACHE_BYTES`].
     fn shrink(&mut self) {
         while self.cached_bytes > CACHE_BYTES {
             let Some((index, slot)) = self.slots.range_mut(self.cached_from..).next() else { return };
@@ -177,9 +173,8 @@ impl Index {
 // === impl Log ===
 
 impl Log {
-    /// Opens the log in `directory`, which is made when it is not there. A tail
-    /// that was never synced may be torn and is cut off; damage to what was
-    /// synced is an error.
+    /// Opens the log in `directory`, which is created if missing. A torn tail that was never synced is cut
+    /// off; damage to synced data is an error.
     pub fn open(
         directory: &Path,
         sealer: Sealer,
@@ -205,7 +200,7 @@ impl Log {
             let thread = std::thread::Builder::new()
                 .name("log-writer".to_owned())
                 .spawn(move || {
-                    // Nothing is acknowledged before this thread has synced it.
+                    // Raised because no write is acknowledged before this thread has synced it.
                     let priority = raise_thread_priority();
                     tracing::debug!(?priority, "the log writer has started");
                     writer.run(&receiver);
@@ -216,17 +211,17 @@ impl Log {
         Ok(Arc::new(Self { index, writer, sealer, disk, directory: directory.to_owned() }))
     }
 
-    /// What the log says besides entries.
+    /// Returns the state of the log besides its entries.
     pub fn state(&self) -> State {
         lock(&self.index).state.clone()
     }
 
-    /// Bytes of all segments on disk.
+    /// Returns the total bytes of all segments on disk.
     pub fn disk_bytes(&self) -> u64 {
         lock(&self.index).disk_bytes
     }
 
-    /// Appends entries. They must follow the last one without a hole.
+    /// Appends entries, which must follow the last one without a gap.
     pub fn append(&self, entries: Vec<(u64, Bytes)>, done: Done) {
         let mut records = Vec::with_capacity(entries.len());
         {
@@ -251,33 +246,34 @@ impl Log {
         self.submit(Job::one(Record::Vote(vote), !planted::is(Bug::VoteNotSynced), done));
     }
 
-    /// Saves what is committed. It needs no write of its own: it goes with the next one.
+    /// Saves the committed position. It causes no write of its own: it is written together with the next
+    /// one.
     pub fn save_committed(&self, committed: Vec<u8>) {
         let mut known = lock(&self.index);
         known.state.committed = Some(committed);
         known.committed_waits = true;
     }
 
-    /// Removes the entries after `index` (`None`: all).
+    /// Removes the entries after `index` (`None`: all entries).
     pub fn truncate_after(&self, index: Option<u64>, done: Done) {
         lock(&self.index).truncate_after(index);
         self.submit(Job::one(Record::TruncateAfter(index), true, done));
     }
 
-    /// Removes the entries up to `index`, which the caller calls `id`.
+    /// Removes the entries up to `index`; `id` is returned for that index in [`State::purged`].
     pub fn purge(&self, index: u64, id: Vec<u8>, done: Done) {
         lock(&self.index).purge(index, id.clone());
         self.submit(Job::one(Record::Purge { index, id }, true, done));
     }
 
-    /// Whether what [`Self::read`] gives from `from` on needs no file.
+    /// Returns whether [`Self::read`] from `from` on needs no file.
     pub fn is_in_memory(&self, from: u64) -> bool {
         let known = lock(&self.index);
         known.slots.range(from..).next().is_none_or(|(_, slot)| slot.payload.is_some())
     }
 
-    /// Entries from `from` to before `to`, as many as are there, until they have
-    /// `max_bytes` (but at least one).
+    /// Reads the existing entries from `from` to before `to`, until they reach `max_bytes` (but at least
+    /// one).
     pub fn read(&self, from: u64, to: u64, max_bytes: usize) -> Result<Vec<(u64, Bytes)>> {
         let slots: Vec<(u64, Slot)> = {
             let known = lock(&self.index);
@@ -312,7 +308,8 @@ impl Log {
     }
 
     fn submit(&self, mut job: Job) {
-        // After the entries that it is about, which were submitted before it was saved.
+        // The committed position follows the entries it refers to, which were submitted before it was
+        // saved.
         let committed = lock(&self.index).take_committed();
         if let Some(committed) = committed {
             job.records.insert(0, (Record::Committed(committed), 0));
@@ -332,7 +329,7 @@ impl Log {
         }
     }
 
-    /// Waits for what was submitted and stops the writer.
+    /// Waits for the submitted writes and stops the writer.
     pub fn close(&self) {
         match &self.writer {
             Inner::Inline(writer) => lock(writer).end(),

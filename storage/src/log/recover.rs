@@ -1,7 +1,7 @@
-//! Reading the log back at start. Records that were never synced may be torn or
-//! missing after a power cut, in any order: the log ends before the first that
-//! is not right. But each record says how many before it were synced, so damage
-//! to one that was, and may have been acknowledged, is told apart and refused.
+//! Recovery: reads the log back at start. After a power cut, records that were never synced may be torn or
+//! missing, in any order, so the log ends before the first bad record. But each record says how many
+//! earlier ones were synced; damage to a synced record, which may have been acknowledged, is detected and
+//! refused.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::{Error, Result, io as io_error};
 pub(super) struct Recovered {
     pub index: Index,
     pub tail: Tail,
-    /// Records before this one were synced, as later ones say.
+    /// Sequence number up to which all records were synced, as later records declare.
     synced: u64,
 }
 
@@ -40,8 +40,7 @@ pub(super) fn recover(directory: &Path, sealer: &Sealer, disk: &dyn Disk) -> Res
             }
             continue;
         }
-        // A segment is begun after the one before it was synced, so only the
-        // last may end early.
+        // A segment begins only after the previous one was synced, so only the last one may end early.
         let synced = synced_claim(sealer, &bytes[good..]);
         if !is_last || synced.is_some_and(|synced| synced > recovered.tail.sequence) {
             return Err(Error::Damaged {
@@ -55,7 +54,7 @@ pub(super) fn recover(directory: &Path, sealer: &Sealer, disk: &dyn Disk) -> Res
     Ok(recovered)
 }
 
-/// The greatest number of synced records that a whole record in `bytes` claims.
+/// Returns the greatest synced sequence number declared by an intact record in `bytes`; `None` without one.
 fn synced_claim(sealer: &Sealer, bytes: &[u8]) -> Option<u64> {
     (0..bytes.len().saturating_sub(HEADER_BYTES))
         .filter(|&at| Header::decode(&bytes[at..]).is_some())
@@ -65,12 +64,13 @@ fn synced_claim(sealer: &Sealer, bytes: &[u8]) -> Option<u64> {
 }
 
 impl Recovered {
-    /// Writes the last segment anew where no record says that all of it was synced. What was read of it may be in
-    /// the page cache alone, and for good: after a sync that failed the kernel takes the pages for clean, and the
-    /// next sync succeeds without writing them (Rebello et al., "Can Applications Recover from fsync Failures?").
+    /// Rewrites the last segment unless a record declares all of it synced. Data read from it may be only
+    /// in the page cache and never reach the disk: after a failed sync the kernel marks the pages as clean,
+    /// and the next sync succeeds without writing them (Rebello et al., "Can Applications Recover from
+    /// fsync Failures?").
     fn rewrite(&self, disk: &dyn Disk, path: &Path, good: &[u8]) -> Result<()> {
         match disk.replace(path, good) {
-            // Where there is no room for a second one, this must do: cut to its length, and synced by the writer.
+            // Without space for a second copy, the file is only cut to its length and synced by the writer.
             Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
                 tracing::warn!(path = %path.display(), "no room to write the last log segment anew");
                 let mut file = disk.open_append(path).map_err(io_error("opening a log segment"))?;
@@ -80,12 +80,12 @@ impl Recovered {
         }
     }
 
-    /// Takes the records of a segment; gives the bytes that are right.
+    /// Reads the records of a segment; returns the number of good bytes.
     fn segment(&mut self, sealer: &Sealer, segment: u64, bytes: &[u8], first: bool) -> Result<usize> {
         let mut at = 0;
         while at < bytes.len() {
             let Ok((header, record)) = record::open(sealer, &bytes[at..]) else { break };
-            // The first segment that is left may begin anywhere.
+            // The first remaining segment may begin at any sequence number.
             if at == 0 && first {
                 self.tail.sequence = header.sequence;
             }

@@ -1,4 +1,4 @@
-//! What the log promises, on real files.
+//! The guarantees of the log, on real files.
 
 mod failed_sync;
 
@@ -33,7 +33,7 @@ impl Fixture {
     }
 }
 
-/// Runs a write and waits until it is durable.
+/// Starts a write and waits until it is durable.
 fn wait(write: impl FnOnce(Done)) {
     let (sender, receiver) = mpsc::channel();
     write(Box::new(move |result| sender.send(result).unwrap()));
@@ -82,7 +82,7 @@ fn what_is_committed_is_kept_though_nothing_follows() {
     assert_eq!(fixture.open().unwrap().state().committed.as_deref(), Some(&b"committed"[..]));
 }
 
-/// After a power cut it must not speak of entries that are not there.
+/// After a power cut the committed position must not name entries that do not exist.
 #[test]
 fn what_is_committed_comes_after_the_entries_it_is_about() {
     let mut fixture = Fixture::new();
@@ -117,7 +117,7 @@ fn purged_segments_are_removed_and_stay_so() {
     let log = fixture.open().unwrap();
     assert_eq!(log.state().purged, Some((80, b"id80".to_vec())));
     assert_eq!(indexes(&log), (81..=100).collect::<Vec<_>>());
-    // Past the end, as after a snapshot was installed.
+    // Purge beyond the last entry, as after an installed snapshot.
     wait(|done| log.purge(200, b"id200".to_vec(), done));
     append(&log, 201..=203);
     drop(log);
@@ -140,7 +140,7 @@ fn a_torn_tail_is_cut_off_at_every_byte() {
     fixture.options.segment_bytes = 1 << 20;
     let log = fixture.open().unwrap();
     append(&log, 1..=3);
-    // As after a power cut: nobody closed it.
+    // Not closed, as after a power cut.
     let path = fixture.segments().pop().unwrap();
     let whole = std::fs::read(&path).unwrap();
     drop(log);
@@ -158,7 +158,7 @@ fn a_torn_tail_is_cut_off_at_every_byte() {
     }
 }
 
-/// Of a log that was closed: what comes back is what was there, or nothing.
+/// A log that was closed reads back as it was written, or not at all.
 #[test]
 fn no_flipped_byte_of_a_closed_log_makes_another_one() {
     let fixture = Fixture::new();
@@ -189,7 +189,7 @@ fn no_flipped_byte_of_a_closed_log_makes_another_one() {
                     same += 1;
                 }
             }
-            // Opening may have cut and added.
+            // Opening may have cut or added files.
             fixture.segments().iter().for_each(|path| std::fs::remove_file(path).unwrap());
             kept.iter().for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
         }

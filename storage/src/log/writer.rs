@@ -1,5 +1,5 @@
-//! The one writer of the log: takes all jobs that wait, writes their records,
-//! syncs once, and tells each job.
+//! The only writer of the log: takes all waiting jobs, writes their records, syncs once, and calls each
+//! job's callback.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,23 +16,23 @@ use crate::crypto::Sealer;
 use crate::store::lock;
 use crate::{Result, io as io_error};
 
-/// Jobs taken at once, in number and in bytes: one sync serves them all.
+/// Maximum number and bytes of jobs taken at once; one sync covers them all.
 const BATCH_JOBS: usize = 512;
 const BATCH_BYTES: usize = 16 * 1024 * 1024;
 
-/// Records that are written together.
+/// Records that are written together, with one callback.
 pub(super) struct Job {
-    /// With the stamps of entries, 0 for others.
+    /// The records with the stamps of their entries; 0 for other records.
     pub records: Vec<(Record, u64)>,
     pub sync: bool,
     pub done: Done,
 }
 
-/// Where recovery left off.
+/// The end of the log as recovery found it.
 pub(super) struct Tail {
-    /// Segments and the greatest entry index in each, the last being current.
+    /// The segments, each with the greatest entry index in it; the last one is current.
     pub segments: BTreeMap<u64, u64>,
-    /// The sequence of the next record.
+    /// The sequence number of the next record.
     pub sequence: u64,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Writer {
     segment: u64,
     sequence: u64,
     synced: u64,
-    /// As the records written say, for the heads of segments.
+    /// The state given by the records written so far, for the heads of new segments.
     head: Head,
     failed: Option<String>,
 }
@@ -115,12 +115,12 @@ impl Writer {
         if writer.file.is_empty() {
             writer.write_head()?;
         }
-        // The head written above, and whatever recovery left to be synced.
+        // Syncs the head written above and the data that recovery left unsynced.
         writer.sync()?;
         Ok(writer)
     }
 
-    /// Serves jobs until their sender is gone.
+    /// Serves jobs until all senders are dropped.
     pub(super) fn run(mut self, jobs: &Receiver<Job>) {
         while let Ok(first) = jobs.recv() {
             let mut bytes = first.size_bytes();
@@ -135,8 +135,8 @@ impl Writer {
         self.end();
     }
 
-    /// The last words of a log that is closed: everything before them was synced, so
-    /// damage to the newest records is told apart from a tail that never was.
+    /// Writes a final record when the log is closed. It says that all earlier records were synced, so that
+    /// damage to them can be told apart from a tail that was never synced.
     pub(super) fn end(&mut self) {
         let committed = lock(&self.index).take_committed();
         if committed.is_some() {
@@ -149,7 +149,7 @@ impl Writer {
         }
     }
 
-    /// Writes the jobs and tells them what came of it.
+    /// Writes the jobs and reports the result to each.
     pub(super) fn write(&mut self, batch: Vec<Job>) {
         if self.failed.is_none()
             && let Err(error) = self.write_batch(&batch)
@@ -227,7 +227,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Closes the current segment and begins the next.
+    /// Closes the current segment and begins the next one.
     fn roll(&mut self) -> Result<()> {
         self.sync()?;
         self.segment += 1;
@@ -253,11 +253,12 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes the oldest segments that hold nothing but purged entries. The
-    /// purge is synced, so they cannot be missed.
+    /// Removes the oldest segments that hold only purged entries. The purge is synced, so they are not
+    /// needed any more.
     fn remove_purged(&mut self) -> Result<()> {
         let purged = self.head.purged.as_ref().map_or(0, |(index, _)| *index);
-        // An idle cluster's one large segment is left behind as well.
+        // A half-full segment is closed too, so that even an idle cluster's one large segment can be
+        // removed.
         if self.file.len() >= self.segment_bytes / 2 {
             self.roll()?;
             self.sync()?;

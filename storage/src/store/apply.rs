@@ -1,5 +1,5 @@
-//! Applying committed entries: synchronous, and free of clock, randomness and
-//! any I/O but the backend's, so that every replica comes to the same state.
+//! Applies committed entries: synchronously, and without clock, randomness or any I/O but the backend's, so
+//! that every replica reaches the same state.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
@@ -18,28 +18,28 @@ use crate::{Object, Result, Revision};
 /// The commands of one committed log entry.
 #[derive(Debug, Clone, Default)]
 pub struct Entry {
-    /// Its log index.
+    /// The entry's log index.
     pub index: u64,
     /// The term of the leader that appended it.
     pub term: u64,
-    /// What it holds; empty for entries that are the consensus' own.
+    /// The commands in the entry; empty for entries of the consensus itself.
     pub commands: Vec<Command>,
-    /// Revisions go on higher by this much, and what went before is no history:
-    /// watches end and lists must be made anew. 0: nothing of the kind.
+    /// Number by which revisions are raised; the history before the entry is dropped, so watches end and
+    /// clients have to list again. 0: revisions are not raised.
     pub raise: Revision,
 }
 
-/// What came of a command.
+/// The result of applying a command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Applied {
-    /// Its outcome; that of the first time when it was resent.
+    /// The command's outcome; for a resent command that of its first application.
     Outcome(TxnOutcome),
-    /// It is so old that an outcome of its own may have been forgotten; it was
-    /// not applied now.
+    /// The command was not applied: it is so old that an outcome of an earlier application may have been
+    /// forgotten.
     Forgotten,
 }
 
-/// What a few entries change: the events, and what the backend has to write.
+/// The changes of a few entries: the events, and the records that the backend has to write.
 #[derive(Default)]
 struct Changes {
     events: Vec<WatchEvent>,
@@ -51,9 +51,9 @@ struct Changes {
 }
 
 impl Store {
-    /// Applies entries in log order and stores `applied` beside them, in one
-    /// atomic batch: after a crash the state is that of the `applied` found.
-    /// Gives the outcomes, entry by entry. After an error the node must stop.
+    /// Applies entries in log order and stores `applied` beside them in one atomic batch, so that after a
+    /// crash the state is the one at the stored `applied`. Returns the outcomes of each entry. After an
+    /// error the node must stop.
     pub fn apply(&self, entries: Vec<Entry>, applied: Vec<u8>) -> Result<Vec<Vec<Applied>>> {
         let mut backend = lock(&self.backend);
         let mut changes = Changes::default();
@@ -64,7 +64,7 @@ impl Store {
             let results = results.collect::<Result<Vec<_>>>()?;
             live.applied = applied;
             live.write_changes(&changes, &mut batch)?;
-            // While `live` is held: who reads both sees them at one revision.
+            // Published while `live` is locked, so that a reader of both sees them at one revision.
             let mut history = self.history.write().unwrap_or_else(PoisonError::into_inner);
             history.publish(changes.events, live.revision);
             if changes.raised {
@@ -201,10 +201,10 @@ impl Live {
         self.object_bytes = self.object_bytes.saturating_sub(previous.size_bytes() as u64);
     }
 
-    /// The records that differ after `changes`.
+    /// Adds to `batch` the records that `changes` affect.
     fn write_changes(&self, changes: &Changes, batch: &mut Batch) -> Result<()> {
         for (created, key) in &changes.objects {
-            // Another one may have its key by now.
+            // The key may belong to a newer object by now.
             match self.objects.get(key).filter(|object| object.create_revision == *created) {
                 Some(object) => records::put_object(batch, object)?,
                 None => records::delete_object(batch, *created),

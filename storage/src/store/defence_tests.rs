@@ -1,4 +1,4 @@
-//! Damage on disk is noticed, and what lies there stays in bounds.
+//! Damage on disk is detected, and the size on disk stays bounded.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ fn open(directory: &Path) -> Result<Arc<Store>> {
     Store::open(directory, &key(), &env(), Limits::default())
 }
 
-/// A few hundred objects, small and large, some replaced, some deleted.
+/// Fills a store with a few hundred objects, small and large, some replaced, some deleted.
 fn fill(store: Arc<Store>) -> Applier {
     let mut applier = Applier { store, index: 0, term: 1 };
     for number in 0..300 {
@@ -58,7 +58,7 @@ fn the_fingerprint_is_kept_with_every_change_and_found_again() {
     let (index, digest) = (applier.index, applier.store.digest(None).unwrap());
     let checkpoint = applier.store.checkpoint(u64::MAX).unwrap();
     assert_eq!((checkpoint.index, checkpoint.revision), (index, digest.revision));
-    // Another replica, whose entries came in other batches.
+    // Another replica, which applied the same entries in other batches.
     let other = fill(Store::in_memory(Limits::default()).unwrap());
     for at in [1, index / 2, index] {
         assert_eq!(other.store.checkpoint(at), applier.store.checkpoint(at));
@@ -98,7 +98,7 @@ fn what_is_removed_and_made_again_under_one_name_is_found_as_it_was() {
     for name in names {
         applier.put(name, "old");
     }
-    // Each in one batch, so that the disk sees only what is left.
+    // All changes are in one batch, so that the disk sees only the result.
     applier.txn(txn(vec![
         delete(names[0]),
         put(names[0], "new"),
@@ -137,7 +137,7 @@ fn a_record_that_is_missing_or_old_is_noticed() {
     let mut applier = applier;
     applier.put(name, "newer");
     drop(applier);
-    // Each is a record that was written once: it opens.
+    // Each replayed record was once written by this store, so it decrypts.
     let mut replayed = Batch::default();
     records::put_object(&mut replayed, &old).unwrap();
     let mut removed = Batch::default();
@@ -152,8 +152,8 @@ fn a_record_that_is_missing_or_old_is_noticed() {
     assert!(open(directory.path()).is_ok());
 }
 
-/// Whatever byte is flipped: the state does not open, or it is the one written,
-/// or an earlier one, whole, from which the log goes on.
+/// For any flipped byte, the state either does not open, or is the one written, or is a complete earlier
+/// one from which the log continues.
 #[test]
 fn no_flipped_byte_makes_another_state() {
     let directory = tempfile::tempdir().unwrap();
@@ -175,7 +175,7 @@ fn no_flipped_byte_makes_another_state() {
         let spoilt = tempfile::tempdir().unwrap();
         copy(directory.path(), spoilt.path());
         let files = files(spoilt.path());
-        // Most of the bytes are in one file; the others get their share.
+        // Most of the bytes are in one file; the other files are flipped too.
         let path =
             &files[if flip % 3 == 0 { flip / 3 % files.len() } else { random.random_range(0..files.len()) }];
         let mut bytes = std::fs::read(path).unwrap();

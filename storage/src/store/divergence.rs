@@ -1,7 +1,6 @@
-//! A divergence made on purpose, for the tests of what notices it: one replica's
-//! object becomes another, and everything beside it agrees, as if apply had come
-//! to something else. Called by tests of `consensus` and by the tool
-//! `ephor-diverge`; nothing that masters run calls it.
+//! A divergence made on purpose, to test its detection: changes an object of one replica and all data that
+//! depends on it, as if apply had produced another result. Used by tests of `consensus` and by the tool
+//! `ephor-diverge`, never by a running master.
 
 use std::sync::{Arc, PoisonError};
 
@@ -12,8 +11,8 @@ use crate::backend::Batch;
 use crate::{Object, Result};
 
 impl Store {
-    /// Puts `to` for `from`, of the same length, into the first object whose key
-    /// ends with `suffix`. Gives its key; `None` when there is no such object.
+    /// Replaces `from` by `to`, of the same length, in the first object whose key ends with `suffix`.
+    /// Returns its key; `None` if there is no such object.
     #[doc(hidden)]
     pub fn diverge(&self, suffix: &str, from: &str, to: &str) -> Result<Option<String>> {
         let mut current = lock(&self.backend);

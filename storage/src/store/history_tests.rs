@@ -1,4 +1,4 @@
-//! What history and lists cost: history is bounded in bytes, lists count what remains
+//! The cost of history and lists: history is bounded in bytes, and lists count the remaining objects
 //! without a walk.
 
 use std::time::Instant;
@@ -29,7 +29,7 @@ fn history_is_bounded_in_bytes_and_every_replica_forgets_the_same() {
     for index in 1..=6000 {
         one.apply(vec![entry(index)], vec![]).unwrap();
     }
-    // The other one was behind and takes many at once.
+    // The other replica was behind and applies many entries at once.
     let mut index = 0;
     while index < 6000 {
         let last = (index + 97).min(6000);
@@ -39,12 +39,12 @@ fn history_is_bounded_in_bytes_and_every_replica_forgets_the_same() {
     let sizes = one.sizes();
     assert_eq!(sizes, Sizes { disk_bytes: sizes.disk_bytes, ..other.sizes() });
     assert!(sizes.compacted > 4000, "{sizes:?}");
-    // What is left is there, what was before is refused.
+    // The remaining history can be watched, the forgotten part is refused.
     assert!(one.watch("/registry/core/k1/", sizes.compacted).is_ok());
     assert!(one.watch("/registry/core/k1/", sizes.compacted / 2).is_err());
     let (events, bytes) = read(&one.history).size();
     assert!(bytes <= 1 << 20 && events > 100, "{events} events of {bytes} bytes");
-    // Small objects count for what keeping them takes.
+    // Small objects count with what keeping them costs.
     for index in 6001..=16_000 {
         let mut small = entry(index);
         small.commands[0].txn = txn(vec![put("/registry/core/small/a", "v")]);
@@ -75,7 +75,7 @@ fn pages_of_the_present_and_of_the_past_say_what_remains() {
     let at = applier.store.revision();
     let then = applier.store.range("/registry/core/pods/", None, 0, None).unwrap();
     assert_eq!((then.objects.len(), then.more, then.remaining), (3000, false, 0));
-    // Some go, some come, some change, after the page and before it.
+    // Objects before and after the page are deleted, created and changed.
     for number in (0..3000).step_by(7) {
         applier.txn(txn(vec![delete(&pod(number)), put(&format!("{}x", pod(number)), "1")]));
     }
@@ -104,7 +104,7 @@ fn pages_of_the_present_and_of_the_past_say_what_remains() {
     assert_eq!(past.objects.iter().map(|object| object.key.clone()).collect::<Vec<_>>(), then_keys);
 }
 
-/// Prints what a page of a long list takes; its cost must not be that of a walk over all.
+/// Prints how long a page of a long list takes; it must not cost a walk over all objects.
 #[test]
 fn a_page_of_a_long_list_does_not_walk_over_the_rest() {
     let count = 100_000;

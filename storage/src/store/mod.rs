@@ -1,6 +1,6 @@
-//! The store: live objects in memory, recent history, and the same state on
-//! disk. Readers (`master/apiserver`) share it with the one writer, the state
-//! machine of `consensus`, which applies entries in log order.
+//! The store: live objects and recent history in memory, and the same state on disk. Readers
+//! (`master/apiserver`) share it with the one writer, the state machine of `consensus`, which applies
+//! entries in log order.
 
 mod apply;
 #[cfg(test)]
@@ -39,19 +39,19 @@ use crate::snapshot::{Adopted, SnapshotView, Staged, Staging};
 use crate::watch::History;
 use crate::{Checkpoint, Error, Fingerprint, Object, Result, Revision};
 
-/// Log entries whose fingerprints are remembered: a replica that is this far
-/// behind another is compared once it has caught up.
+/// Number of log entries whose fingerprints are remembered: a replica that is this far behind another one
+/// can still be compared once it has caught up.
 const CHECKPOINTS: usize = 8_192;
 
 /// How much history is kept for watches and continued lists.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// At least this long, bytes permitting ([`Store::compact_periodically`]).
+    /// Least age of forgotten history, if the other limits allow it ([`Store::compact_periodically`]).
     pub history: Duration,
-    /// At most this many events.
+    /// Maximum number of events.
     pub history_events: usize,
-    /// At most this many bytes, as roughly as they are counted: what replaced and deleted objects take, and the
-    /// events. Counted from what is applied alone, so that every replica forgets the same.
+    /// Maximum bytes of events and of replaced and deleted objects, counted approximately. Only applied
+    /// entries are counted, so that every replica forgets the same history.
     pub history_bytes: usize,
 }
 
@@ -65,35 +65,35 @@ impl Default for Limits {
     }
 }
 
-/// Live objects and what else apply reads and writes.
+/// The live objects and the other data that an apply reads and writes.
 pub(crate) struct Live {
     pub(crate) objects: Objects,
     pub(crate) revision: Revision,
     pub(crate) recent: Recent,
     pub(crate) applied: Vec<u8>,
-    /// The last log entry applied.
+    /// The index of the last log entry applied.
     index: u64,
-    /// Of objects and outcomes.
+    /// The fingerprint of objects and outcomes.
     fingerprint: Fingerprint,
-    /// After each of the last log entries.
+    /// The fingerprints after each of the last log entries.
     checkpoints: VecDeque<Checkpoint>,
-    /// Roughly the bytes of all objects.
+    /// Approximate bytes of all objects.
     object_bytes: u64,
 }
 
-/// Where the state is written to.
+/// The backend that the state is written to.
 struct Current {
     backend: Arc<dyn Backend>,
-    /// Takes the same batches, while the state is rewritten.
+    /// A copy that takes the same batches while the state is rewritten; `None` otherwise.
     mirror: Option<Arc<dyn Backend>>,
 }
 
 /// One replica of the replicated state.
 pub struct Store {
-    /// Taken before `history` when both are.
+    /// Locked before `history` when both are locked.
     live: RwLock<Live>,
     history: Arc<RwLock<History>>,
-    /// Held by whoever changes the state, for as long as the change takes.
+    /// Locked by the writer for as long as a change of the state takes.
     backend: Mutex<Current>,
     home: Arc<dyn Home>,
     reached: signal::Sender<Revision>,
@@ -111,14 +111,13 @@ pub(crate) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 // === impl Store ===
 
 impl Store {
-    /// Opens the store in `directory` (made when it is not there), sealed with
-    /// `key`.
+    /// Opens the store in `directory` (created if missing), encrypted with `key`.
     pub fn open(directory: &Path, key: &DataKey, env: &Env, limits: Limits) -> Result<Arc<Self>> {
         let sealer = Sealer::new(key, "objects", env.random.clone());
         Self::open_home(Arc::new(SledHome::new(directory, sealer, env.disk.clone())?), limits)
     }
 
-    /// A store in memory: tests and the simulation.
+    /// Makes a store in memory, for tests and the simulation.
     pub fn in_memory(limits: Limits) -> Result<Arc<Self>> {
         Self::open_home(Arc::new(MemoryHome::default()), limits)
     }
@@ -141,21 +140,20 @@ impl Store {
         }))
     }
 
-    /// What the consensus stored with the last [`Store::apply`]; empty at first.
+    /// Returns what the consensus stored with the last [`Store::apply`]; empty at first.
     pub fn applied(&self) -> Vec<u8> {
         read(&self.live).applied.clone()
     }
 
-    /// Makes everything applied durable: before the log that could replay it is
-    /// purged.
+    /// Makes everything applied durable; called before the log that could replay it is purged.
     pub fn sync(&self) -> Result<()> {
-        // The lock is not held while the disk works: batches written meanwhile
-        // may be synced too, which does no harm.
+        // The lock is not held while the disk syncs: batches written meanwhile may be synced too, which
+        // does no harm.
         let backend = lock(&self.backend).backend.clone();
         backend.sync()
     }
 
-    /// The whole state as it is now.
+    /// Takes a view of the whole present state.
     pub fn view(&self) -> SnapshotView {
         let live = read(&self.live);
         SnapshotView {
@@ -175,13 +173,13 @@ impl Store {
         Staging::new(self.home.clone())
     }
 
-    /// Replaces the whole state. Watches end as lagged.
+    /// Replaces the whole state by a received one. All watches end as lagged.
     pub fn install(&self, staged: Staged) -> Result<()> {
         let mut backend = lock(&self.backend);
         let Adopted { backend: adopted, objects, recent, state } = staged.staging.adopt()?;
         let installed = Live::new(objects, recent, state);
         let revision = installed.revision;
-        // A rewrite under way finds that its copy is of a state that is gone.
+        // A rewrite in progress notices that its copy belongs to the replaced state.
         std::mem::replace(&mut *backend, Current { backend: adopted, mirror: None }).backend.retire();
         let replaced = {
             let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
@@ -195,18 +193,18 @@ impl Store {
         Ok(())
     }
 
-    /// Ends all watches as lagged: what they would deliver is not to be trusted.
+    /// Ends all watches as lagged, because the events they would deliver cannot be trusted.
     pub fn end_watches(&self) {
         let revision = read(&self.live).revision;
         self.history.write().unwrap_or_else(PoisonError::into_inner).reset(revision);
     }
 
-    /// Forgets history up to a revision.
+    /// Forgets the history up to a revision.
     pub fn compact(&self, revision: Revision) {
         self.history.write().unwrap_or_else(PoisonError::into_inner).compact(revision);
     }
 
-    /// Forgets history older than the limit, for as long as it is polled.
+    /// Forgets history older than the limit, for as long as the future is polled.
     pub async fn compact_periodically(self: Arc<Self>) {
         let step = self.limits.history / 10;
         let mut marks = std::collections::VecDeque::from([self.revision()]);
@@ -243,7 +241,7 @@ impl Live {
         Checkpoint { index: self.index, revision: self.revision, fingerprint: self.fingerprint }
     }
 
-    /// What is stored beside objects and outcomes.
+    /// Returns the state that is stored beside objects and outcomes.
     fn state(&self) -> records::State {
         records::State {
             revision: self.revision,
@@ -256,7 +254,7 @@ impl Live {
 }
 
 impl Current {
-    /// Writes a batch; a copy that cannot be written is given up.
+    /// Writes a batch; gives up the mirror if it cannot be written.
     fn write(&mut self, batch: Batch) -> Result<()> {
         if let Some(mirror) = &self.mirror
             && let Err(error) = mirror.write(batch.clone())
@@ -274,7 +272,7 @@ impl Drop for Store {
     }
 }
 
-/// sled panics on some damage instead of reporting it.
+/// Turns a panic into an error: sled panics on some damage instead of reporting it.
 fn unless_it_panics<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
@@ -305,7 +303,8 @@ fn load(backend: &dyn Backend) -> Result<Live> {
         }
         Ok(())
     })?;
-    // Every record opened, so each is one that was written. Are they all there, and none of them old?
+    // Every record could be decrypted, so each was written by this store. The fingerprint shows whether any
+    // is missing or old.
     if found != state.fingerprint {
         return Err(Error::Damaged {
             what: "object store",

@@ -1,6 +1,6 @@
-//! The live objects by key, with counts of neighbouring keys, so that how many keys lie
-//! in a range is known without a walk over them: lists say how many objects remain, under
-//! the lock that apply needs. `read.rs` counts, `apply.rs` inserts and removes.
+//! The live objects by key, with counts per block of neighbouring keys, so that the number of keys in a
+//! range is known without a walk over them: lists report how many objects remain while they hold the lock
+//! that an apply needs. `read.rs` counts, `apply.rs` inserts and removes.
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, Deref};
@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use crate::Object;
 
-/// A block of keys is split when it has more than this many.
+/// Maximum number of keys in a block; a larger block is split.
 const BLOCK_MAX: usize = 512;
 
 /// The live objects.
 pub(crate) struct Objects {
     by_key: BTreeMap<Arc<str>, Arc<Object>>,
-    /// The first possible key of each block of keys, and how many objects the block has. The
-    /// first block begins with the empty key, so that every key has a block.
+    /// The first possible key of each block, with the block's number of objects. The first block begins
+    /// with the empty key, so that every key belongs to a block.
     blocks: BTreeMap<Arc<str>, usize>,
 }
 
@@ -28,7 +28,7 @@ impl Objects {
         Self { by_key, blocks }
     }
 
-    /// Puts an object in; gives the one that had its key.
+    /// Inserts an object; returns the object that had its key before.
     pub(crate) fn insert(&mut self, key: Arc<str>, object: Arc<Object>) -> Option<Arc<Object>> {
         let replaced = self.by_key.insert(key.clone(), object);
         if replaced.is_none()
@@ -47,7 +47,7 @@ impl Objects {
         replaced
     }
 
-    /// Takes an object out, with its key.
+    /// Removes an object; returns it with its key.
     pub(crate) fn remove_entry(&mut self, key: &str) -> Option<(Arc<str>, Arc<Object>)> {
         let removed = self.by_key.remove_entry(key)?;
         let block = self.blocks.range_mut::<str, _>(up_to(key)).next_back();
@@ -55,7 +55,7 @@ impl Objects {
             *count -= 1;
             first.clone()
         }) {
-            // Small neighbours become one block.
+            // Small neighbouring blocks are merged.
             let before = self.blocks.range::<str, _>((Bound::Unbounded, Bound::Excluded(&*first)));
             let before = before.map(|(before, _)| before.clone()).next_back();
             let next = self.blocks.range::<str, _>((Bound::Excluded(&*first), Bound::Unbounded)).next();
@@ -69,7 +69,7 @@ impl Objects {
         Some(removed)
     }
 
-    /// Makes one block of two neighbours, if that leaves room for more.
+    /// Merges two neighbouring blocks if the result has room for more keys.
     fn merge(&mut self, first: &Arc<str>, second: &Arc<str>) {
         let counts = (self.blocks.get(first).copied(), self.blocks.get(second).copied());
         if let (Some(one), Some(other)) = counts
@@ -80,7 +80,8 @@ impl Objects {
         }
     }
 
-    /// How many keys lie from `from` to before `end` (`None`: to the last). Walks over at most two blocks of keys.
+    /// Counts the keys from `from` to before `end` (`None`: to the last). Walks over at most two blocks of
+    /// keys.
     pub(crate) fn count(&self, from: Bound<&str>, end: Option<&str>) -> usize {
         let ends = |key: &str| end.is_some_and(|end| key >= end);
         let after = match from {
@@ -103,7 +104,7 @@ impl Objects {
     }
 }
 
-/// Reading is that of the map.
+/// Reads go to the map directly.
 impl Deref for Objects {
     type Target = BTreeMap<Arc<str>, Arc<Object>>;
 
@@ -112,16 +113,16 @@ impl Deref for Objects {
     }
 }
 
-/// From the first key to `key`.
+/// Returns the range from the first key to `key`.
 fn up_to(key: &str) -> (Bound<&str>, Bound<&str>) {
     (Bound::Unbounded, Bound::Included(key))
 }
 
-/// The least string above all that begin with `prefix`; `None`: there is no such string.
+/// Returns the least string above all strings that begin with `prefix`; `None` if there is no such string.
 pub(crate) fn end_of_prefix(prefix: &str) -> Option<String> {
     let mut end = prefix.to_owned();
     while let Some(last) = end.pop() {
-        // Surrogates are no characters: what follows the last one before them comes after them.
+        // Surrogates are no characters, so the character after U+D7FF is U+E000.
         let next = if last == '\u{d7ff}' { Some('\u{e000}') } else { char::from_u32(u32::from(last) + 1) };
         if let Some(next) = next {
             end.push(next);
@@ -142,7 +143,7 @@ mod tests {
         (key.clone(), Arc::new(Object::new(key, Bytes::new(), 1, 1)))
     }
 
-    /// Numbers without a pattern, the same every time.
+    /// Returns pseudo-random numbers, the same every time.
     struct Numbers(u64);
 
     impl Numbers {
@@ -160,7 +161,7 @@ mod tests {
         for round in 0..12 {
             for _ in 0..2000 {
                 let key = key(numbers.below(10_000));
-                // It grows at first, and shrinks to nothing later.
+                // The map grows at first and later shrinks to nothing.
                 if numbers.below(12) < round {
                     objects.remove_entry(&key);
                 } else {

@@ -1,5 +1,5 @@
-//! Reading the store: one object, ranges (also at an earlier revision), watches
-//! and digests. Nothing here waits for the disk.
+//! Reads of the store: single objects, ranges (also at an earlier revision), watches and digests. No read
+//! waits for the disk.
 
 use std::collections::btree_map;
 use std::ops::Bound;
@@ -12,84 +12,84 @@ use crate::snapshot::digest_object;
 use crate::watch::Watch;
 use crate::{Checkpoint, Object, Revision};
 
-/// The revision asked for is no longer known.
+/// Error: the history no longer reaches back to the requested revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("revision {asked} is compacted; the oldest known is {oldest}")]
 pub struct Compacted {
-    /// What was asked for.
+    /// The requested revision.
     pub asked: Revision,
-    /// What is known at least.
+    /// The oldest revision that is still known.
     pub oldest: Revision,
 }
 
-/// A revision was not reached in time.
+/// Error: the replica did not reach a revision in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("revision {asked} is not reached; this replica is at {reached}")]
 pub struct NotReached {
-    /// What was waited for.
+    /// The revision that was waited for.
     pub asked: Revision,
-    /// How far this replica is.
+    /// The revision that this replica has reached.
     pub reached: Revision,
 }
 
-/// A part of a range.
+/// One page of a range.
 #[derive(Debug, Clone)]
 pub struct Page {
-    /// In the order of keys.
+    /// The objects in the order of their keys.
     pub objects: Vec<Arc<Object>>,
-    /// The revision of the whole range.
+    /// The revision at which the whole range is read.
     pub revision: Revision,
-    /// Whether objects follow.
+    /// Whether more objects follow this page.
     pub more: bool,
-    /// How many.
+    /// Number of objects that follow this page.
     pub remaining: u64,
 }
 
 /// How large a replica is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sizes {
-    /// How many objects live.
+    /// Number of live objects.
     pub objects: u64,
-    /// Roughly their bytes.
+    /// Approximate bytes of the live objects.
     pub object_bytes: u64,
     /// Bytes of the object store on disk.
     pub disk_bytes: u64,
-    /// Open watches.
+    /// Number of open watches.
     pub watches: u64,
-    /// The revision reached.
+    /// The revision that this replica has reached.
     pub revision: Revision,
-    /// History up to here is forgotten.
+    /// The history up to this revision is forgotten.
     pub compacted: Revision,
 }
 
 /// A digest of all objects at one revision; the same on every replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Digest {
-    /// The revision.
+    /// The revision of the objects.
     pub revision: Revision,
     /// blake3 over keys, values and revisions, in the order of keys.
     pub hash: [u8; 32],
-    /// How many objects.
+    /// Number of objects.
     pub objects: u64,
 }
 
 impl Store {
-    /// The revision this replica has reached.
+    /// Returns the revision that this replica has reached.
     pub fn revision(&self) -> Revision {
         *self.reached.borrow()
     }
 
-    /// Whether an apply would have to wait for readers now.
+    /// Returns whether an apply would have to wait for readers now.
     pub fn is_busy(&self) -> bool {
         matches!(self.live.try_write(), Err(std::sync::TryLockError::WouldBlock))
     }
 
-    /// History up to this revision may be forgotten.
+    /// Returns the revision up to which history may be forgotten.
     pub fn compacted(&self) -> Revision {
         read(&self.history).compacted()
     }
 
-    /// How large this replica is. Asks the file system.
+    /// Measures this replica; asks the file system for its size on disk.
     pub fn sizes(&self) -> Sizes {
         let backend = lock(&self.backend).backend.clone();
         let disk_bytes = backend.disk_bytes();
@@ -105,33 +105,32 @@ impl Store {
         }
     }
 
-    /// The fingerprint after the last log entry up to `index` that is remembered;
-    /// `None` when this replica remembers only later ones.
+    /// Returns the fingerprint after the last remembered log entry up to `index`; `None` if this replica
+    /// remembers only later ones.
     pub fn checkpoint(&self, index: u64) -> Option<Checkpoint> {
         let live = read(&self.live);
         let after = live.checkpoints.partition_point(|checkpoint| checkpoint.index <= index);
         after.checked_sub(1).and_then(|last| live.checkpoints.get(last)).copied()
     }
 
-    /// How many objects live.
+    /// Returns the number of live objects.
     pub fn len(&self) -> usize {
         read(&self.live).objects.len()
     }
 
-    /// Whether there is no object.
+    /// Returns whether there is no object.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The object with this key.
+    /// Returns the object with this key.
     pub fn get(&self, key: &str) -> Option<Arc<Object>> {
         read(&self.live).objects.get(key).cloned()
     }
 
-    /// Objects whose keys begin with `prefix`, after the key `start_after`, at
-    /// most `limit` (0: all), now or as they were at an earlier revision. A
-    /// later revision than the present one is read as the present: wait for it
-    /// first ([`Store::wait_for`]).
+    /// Returns at most `limit` objects (0: all) whose keys begin with `prefix` and follow the key
+    /// `start_after`, now or at an earlier revision. A revision later than the present one is read as the
+    /// present: call [`Store::wait_for`] first.
     pub fn range(
         &self,
         prefix: &str,
@@ -150,7 +149,7 @@ impl Store {
         let before_end = |key: &str| end.as_deref().is_none_or(|end| key < end);
         let now = live.objects.range::<str, _>((from, Bound::Unbounded));
         let now = now.take_while(|(key, _)| before_end(key));
-        // What comes after the last object taken, without a walk over it.
+        // Counts the objects after the last one taken, without a walk over them.
         let left = |last: &Object| live.objects.count(Bound::Excluded(&*last.key), end.as_deref());
         let (objects, remaining) = if revision == live.revision {
             let objects: Vec<_> = now.take(limit).map(|(_, object)| object.clone()).collect();
@@ -178,14 +177,15 @@ impl Store {
         Ok(Page { objects, revision, more: remaining > 0, remaining: remaining as u64 })
     }
 
-    /// All events of keys with `prefix` after the revision `after`, then live
-    /// ones; in order, each once.
+    /// Watches the keys with `prefix`: all events after the revision `after`, then live ones, in order and
+    /// each once.
     pub fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, Compacted> {
         Watch::start(&self.history, prefix, after)
             .ok_or_else(|| Compacted { asked: after, oldest: self.compacted() })
     }
 
-    /// Has every watch that has moved on since its last report say so at once, without waiting for its interval.
+    /// Asks every watch that has advanced since its last report to report at once, before its interval
+    /// ends.
     pub fn ask_progress(&self) {
         read(&self.history).ask_progress();
     }
@@ -200,8 +200,8 @@ impl Store {
         }
     }
 
-    /// The digest at a revision (`None`: now). Reads every object; call it from
-    /// where blocking for a while is fine.
+    /// Computes the digest at a revision (`None`: now). Reads every object, so call it where blocking is
+    /// fine.
     pub fn digest(&self, at: Option<Revision>) -> Result<Digest, Compacted> {
         let page = self.range("", None, 0, at)?;
         let mut hasher = blake3::Hasher::new();
@@ -214,8 +214,8 @@ impl Store {
 
 type Undo = std::collections::BTreeMap<Arc<str>, Option<Arc<Object>>>;
 
-/// The first `limit` objects, walking those of now and of then together in the order
-/// of keys; where a key is in `undo`, only what it was then counts.
+/// Returns the first `limit` objects at an earlier revision by merging the present objects and `undo` in
+/// the order of keys; a key in `undo` has only its earlier value.
 fn merge<'a>(
     now: impl Iterator<Item = (&'a Arc<str>, &'a Arc<Object>)>,
     then: btree_map::Range<'a, Arc<str>, Option<Arc<Object>>>,

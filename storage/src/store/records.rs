@@ -1,5 +1,4 @@
-//! How objects, outcomes and the state itself are written as records of a
-//! backend.
+//! The on-disk format of objects, outcomes and the state itself as records of a backend.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -9,7 +8,8 @@ use crate::recent::Outcomes;
 use crate::{Error, Fingerprint, Object, Result, Revision, codec};
 
 const STATE_KEY: &[u8] = b"state";
-/// Bytes before key and value in an object's record: its revision, and the length of its key.
+/// Bytes before key and value in an object's record: the revision of its last change, and the length of its
+/// key.
 const HEAD_BYTES: usize = 12;
 
 /// The single record of the state machine.
@@ -18,9 +18,9 @@ pub(crate) struct State {
     pub revision: Revision,
     pub forgotten: u64,
     pub applied: Vec<u8>,
-    /// The last log entry applied.
+    /// The index of the last log entry applied.
     pub index: u64,
-    /// What all other records add up to.
+    /// The fingerprint of all other records.
     pub fingerprint: Fingerprint,
 }
 
@@ -33,8 +33,8 @@ pub(crate) fn state(value: &[u8]) -> Result<State> {
     codec::decode("state", value)
 }
 
-/// An object lies under the revision that created it, which no other has and no update changes: what is created
-/// together lies together, and nothing on disk shows its name.
+/// Adds an object to a batch, under the revision that created it. That revision is unique and never
+/// changes, so objects created together are neighbours, and the object's name is not readable on disk.
 pub(crate) fn put_object(batch: &mut Batch, object: &Object) -> Result<()> {
     let key = object.key.as_bytes();
     let length = u32::try_from(key.len()).map_err(|_| Error::TooLarge { what: "a key" })?;
@@ -61,7 +61,7 @@ pub(crate) fn object(created: &[u8], record: &[u8]) -> Result<Object> {
     let length = usize::try_from(u32::from_le_bytes(*length)).map_err(|_| short())?;
     let (key, value) = rest.split_at_checked(length).ok_or_else(short)?;
     let key = std::str::from_utf8(key).map_err(|_| damaged("its key is no text"))?;
-    // Copied, so that no object keeps a larger allocation alive.
+    // Copied, so that the object does not keep a larger allocation alive.
     let value = Bytes::copy_from_slice(value);
     let (created, changed) = (u64::from_be_bytes(created), u64::from_le_bytes(*changed));
     Ok(Object::new(key.into(), value, created, changed))

@@ -1,8 +1,7 @@
-//! Writing the whole state anew into a database of its own, beside the present
-//! one and while entries are applied, and then changing over. sled 0.34 reuses
-//! what updates leave behind only in part: its files grow. `consensus` asks for
-//! this when they are far larger than what is in them. A crash at any moment
-//! leaves either database, whole.
+//! Rewriting the whole state into a new database while entries are applied, and then switching to it. sled
+//! 0.34 reuses the space of replaced records only in part, so its files grow; `consensus` asks for a
+//! rewrite when they are far larger than their content. After a crash at any moment the old or the new
+//! database is there, complete.
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -11,35 +10,34 @@ use super::{Current, Store, lock, read, records};
 use crate::Result;
 use crate::backend::{Backend, Batch};
 
-/// Objects are copied in steps of about this many bytes; apply waits for one.
+/// Approximate bytes of objects copied in one step; an apply may have to wait for one step.
 const STEP_BYTES: usize = 256 * 1024;
-/// Log entries whose outcomes are copied in one step.
+/// Number of log entries whose outcomes are copied in one step.
 const STEP_ENTRIES: usize = 512;
-/// Databases below this are left alone, in bytes.
+/// Size in bytes below which a database is not rewritten.
 const REWRITE_ABOVE: u64 = 256 * 1024 * 1024;
-/// How many times the bytes of its objects a database may take.
+/// How many times the bytes of its objects a database may take before it is rewritten.
 const REWRITE_TIMES: u64 = 4;
 
-/// What came of a rewrite.
+/// The result of a rewrite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rewritten {
-    /// The state lies in a new database.
+    /// The state is in a new database.
     Done,
-    /// It was given up: a snapshot came in between, or the copy could not be
-    /// written. The present database is as it was.
+    /// The rewrite was given up because a snapshot was installed or the copy could not be written. The
+    /// present database is unchanged.
     GivenUp,
 }
 
 impl Store {
-    /// Whether the database has grown far beyond what is in it.
+    /// Returns whether the database has grown far beyond its content.
     pub fn is_bloated(&self) -> bool {
         let sizes = self.sizes();
         sizes.disk_bytes > REWRITE_ABOVE.max(sizes.object_bytes.saturating_mul(REWRITE_TIMES))
     }
 
-    /// Rewrites the state. Blocks for as long as the disk takes; reads and writes
-    /// go on meanwhile. After an error the node must stop: which database the
-    /// next start would find is not known.
+    /// Rewrites the state. Blocks for as long as the disk takes, while reads and writes go on. After an
+    /// error the node must stop: it is not known which database the next start would find.
     pub fn rewrite(&self) -> Result<Rewritten> {
         let (name, copy) = match self.home.stage() {
             Ok(staged) => staged,
@@ -48,8 +46,8 @@ impl Store {
                 return Ok(Rewritten::GivenUp);
             }
         };
-        // From here on every batch goes to both; what is copied below is read under
-        // the same lock, so nothing older ever replaces something newer.
+        // From now on every batch goes to both databases. The copy below reads under the same lock, so
+        // nothing older ever replaces something newer.
         lock(&self.backend).mirror = Some(copy.clone());
         let copied = self.copy_to(&copy).and_then(|()| copy.sync());
         let mut current = lock(&self.backend);
@@ -111,7 +109,7 @@ impl Store {
         }
     }
 
-    /// The last record, which says that the others are whole.
+    /// Copies the last record, which marks the copy as complete.
     fn copy_state(&self, current: &Current, copy: &Arc<dyn Backend>) -> Result<()> {
         if !current.is_copied_to(copy) {
             return Ok(());

@@ -1,4 +1,4 @@
-//! What the store promises, in memory and on disk.
+//! The guarantees of the store, in memory and on disk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ pub(super) fn txn(mutations: Vec<Mutation>) -> Txn {
     Txn { preconditions: vec![], mutations }
 }
 
-/// Applies transactions as entries of their own.
+/// Applies each transaction as a log entry of its own.
 pub(super) struct Applier {
     pub(super) store: Arc<Store>,
     pub(super) index: u64,
@@ -237,7 +237,7 @@ async fn a_watch_that_is_asked_reports_at_once() {
     assert!(timeout(at_once, watch.next()).await.is_err());
     applier.store.ask_progress();
     assert!(matches!(timeout(at_once, watch.next()).await, Ok(Ok(WatchItem::Progress(1)))));
-    // It has said so: asked again, it has nothing to add.
+    // The watch has already reported this revision, so a further request adds nothing.
     applier.store.ask_progress();
     assert!(timeout(at_once, watch.next()).await.is_err());
 }
@@ -247,7 +247,7 @@ async fn a_watch_of_a_store_at_rest_sleeps_between_looks() {
     let mut applier = Applier::memory();
     applier.put("/registry/core/nodes/n", "1");
     let mut watch = applier.store.watch("/registry/core/pods/", 1).unwrap();
-    // On paused time a loop that does not sleep never lets this elapse.
+    // On paused time, a loop that does not sleep would never let this elapse.
     let rest = tokio::time::timeout(Duration::from_secs(3600), watch.next()).await;
     assert!(rest.is_err());
 }
@@ -376,8 +376,8 @@ fn a_snapshot_cut_short_or_changed_is_refused_and_leaves_the_store_alone() {
     assert!(target.store.get("/mine").is_some());
 }
 
-/// Removed before it was closed, a state's database waited for ever, and with it
-/// every write of the process.
+/// When a state's files were removed before its database was closed, the database waited for ever, and
+/// blocked every write of the process.
 #[test]
 fn states_that_are_abandoned_or_replaced_leave_the_disk_and_hold_up_nothing() {
     let (done, finished) = std::sync::mpsc::channel();
@@ -398,7 +398,7 @@ fn states_that_are_abandoned_or_replaced_leave_the_disk_and_hold_up_nothing() {
         for part in 1..=3 {
             let mut staging = target.store.stage().unwrap();
             frames[..part].iter().for_each(|frame| staging.push(frame).unwrap());
-            // Its files go while it is still written to.
+            // The files of the abandoned state are removed while it is still being written.
             let staged = states().into_iter().find(|name| name != "state-1").unwrap();
             std::fs::remove_dir_all(directory.path().join(staged)).unwrap();
             let _ = frames[part..].iter().try_for_each(|frame| staging.push(frame));

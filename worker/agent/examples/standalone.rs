@@ -1,5 +1,6 @@
-//! The agent alone, as a kubelet: joins any Kubernetes cluster with a kubeconfig and drives any CRI runtime. For tests against a stock
-//! control plane and against containerd; a worker of Ephor's own is wired by `worker/node`.
+//! Runs the agent alone, in kubelet's place: it joins any Kubernetes cluster by a kubeconfig and uses any CRI
+//! runtime. For tests against a stock control plane and against containerd; an Ephor worker is built by
+//! `worker/node`.
 //!
 //! `standalone --kubeconfig FILE --node NAME --ip ADDRESS --cri-socket PATH --root DIR --cert PEM --key PEM --client-ca PEM
 //!  [--cluster-dns IP] [--cgroup-root PATH] [--listen ADDRESS] [--resolv-conf FILE] [--logs DIR]`

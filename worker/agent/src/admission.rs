@@ -1,5 +1,5 @@
-//! Node-side admission: whether a pod that the API server bound here fits. A pod that does not is failed, as kubelet does; the
-//! controllers make another one.
+//! Node-side admission: checks whether a pod that is bound to this node fits. A pod that does not fit fails,
+//! as in kubelet, and its controller creates another.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use crate::pod;
 use crate::resources::{Amounts, add, amount, pod_requests};
 
-/// Why a pod is refused.
+/// Reason why a pod is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
     /// `status.reason`, such as `OutOfcpu`.
@@ -18,7 +18,7 @@ pub struct Rejection {
     pub message: String,
 }
 
-/// Checks `pod` against the node and the pods that hold resources already.
+/// Checks `pod` against the node and the pods in `active`, which already hold resources.
 pub fn admit(
     pod: &Pod,
     node: Option<&Node>,
@@ -63,7 +63,7 @@ fn out_of(resource: &str, requested: i64, used: i64, capacity: i64) -> Rejection
     }
 }
 
-/// nodeSelector and the required node affinity.
+/// Returns whether the node matches the pod's nodeSelector and required node affinity.
 fn fits_node(pod: &Pod, node: &Node) -> bool {
     let spec = pod::spec(pod);
     let labels = node.metadata.labels.clone().unwrap_or_default();

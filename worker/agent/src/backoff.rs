@@ -1,17 +1,18 @@
-//! Exponential back-off by key, as client-go's `flowcontrol.Backoff`: used for crashing containers and failing image pulls.
+//! Exponential back-off by key, like client-go's `flowcontrol.Backoff`: used for crashing containers and
+//! failing image pulls.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Delays of one pod's worker.
+/// Back-off delays of one pod, by key.
 #[derive(Debug)]
 pub struct Backoff {
     initial: Duration,
     max: Duration,
     entries: BTreeMap<String, Entry>,
-    /// The last error of a key, for who explains why it waits.
+    /// Error of each key's last attempt, shown while the key waits.
     errors: BTreeMap<String, String>,
 }
 
@@ -22,7 +23,7 @@ struct Entry {
 }
 
 impl Backoff {
-    /// 10 s doubling to 5 min: kubelet's for containers and for images.
+    /// Creates kubelet's back-off for containers and images: 10 s, doubling to 5 min.
     pub fn kubelet() -> Self {
         Self {
             initial: Duration::from_secs(10),
@@ -32,12 +33,12 @@ impl Backoff {
         }
     }
 
-    /// The current delay of a key.
+    /// Returns the current delay of a key; zero if it has none.
     pub fn delay(&self, key: &str) -> Duration {
         self.entries.get(key).map_or(Duration::ZERO, |entry| entry.delay)
     }
 
-    /// Until when `key` must wait if the event it waits after happened at `since`; `None` if it need not.
+    /// Returns the time until which `key` must wait after an event at `since`; `None` if it need not wait.
     pub fn waits_until(&self, key: &str, since: Instant, now: Instant) -> Option<Instant> {
         let entry = self.entries.get(key)?;
         if self.expired(entry, since) {
@@ -47,12 +48,13 @@ impl Backoff {
         (now < until).then_some(until)
     }
 
-    /// Until when `key` must wait, counted from its last step.
+    /// Returns the time until which `key` must wait, counted from its last step; `None` if it need not wait.
     pub fn waits_since_step(&self, key: &str, now: Instant) -> Option<Instant> {
         self.waits_until(key, self.entries.get(key)?.updated, now)
     }
 
-    /// One more attempt: the delay starts at 10 s, doubles, and starts anew after twice the maximum of calm.
+    /// Records one more attempt: the delay starts at the initial value, doubles, and is reset after a pause
+    /// of twice the maximum.
     pub fn step(&mut self, key: &str, since: Instant, now: Instant) {
         let delay = match self.entries.get(key) {
             Some(entry) if !self.expired(entry, since) => (entry.delay * 2).min(self.max),
@@ -61,17 +63,17 @@ impl Backoff {
         self.entries.insert(key.to_owned(), Entry { delay, updated: now });
     }
 
-    /// Remembers why a key's last attempt failed.
+    /// Records the error of a key's last attempt.
     pub fn set_error(&mut self, key: &str, error: String) {
         self.errors.insert(key.to_owned(), error);
     }
 
-    /// Why a key's last attempt failed.
+    /// Returns the error of a key's last attempt.
     pub fn error(&self, key: &str) -> Option<&str> {
         self.errors.get(key).map(String::as_str)
     }
 
-    /// Forgets a key.
+    /// Removes the delay and the error of a key.
     pub fn reset(&mut self, key: &str) {
         self.entries.remove(key);
         self.errors.remove(key);

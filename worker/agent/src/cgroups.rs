@@ -1,5 +1,6 @@
-//! The pods' own cgroups: limits that hold for a pod as a whole are set on its cgroup before its sandbox starts, and the cgroup is
-//! removed when the pod is over. The runtime makes its containers' cgroups below. cgroupfs layout, v1 and v2.
+//! Pod-level cgroups: limits for the pod as a whole are set on its cgroup before its sandbox starts, and the
+//! cgroup is removed when the pod is over. The runtime creates the containers' cgroups below it. Supports the
+//! cgroupfs layout of v1 and v2.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use tracing::debug;
 const ROOT: &str = "/sys/fs/cgroup";
 const V1_CONTROLLERS: [&str; 5] = ["cpu", "memory", "pids", "cpuset", "blkio"];
 
-/// The directories of a cgroup in all hierarchies that are mounted.
+/// Returns the directories of a cgroup in all mounted hierarchies.
 fn directories(cgroup: &str) -> Vec<PathBuf> {
     let relative = cgroup.trim_start_matches('/');
     let root = Path::new(ROOT);
@@ -27,8 +28,8 @@ fn directories(cgroup: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Makes the pod's cgroup with its CPU and memory limits. A controller that refuses is left as it is: the limits of the containers
-/// hold in any case.
+/// Creates the pod's cgroup with its CPU and memory limits. Failures of a controller are only logged: the
+/// containers' own limits apply anyway.
 pub fn create(cgroup: &str, resources: &LinuxContainerResources) {
     let root = Path::new(ROOT);
     let relative = cgroup.trim_start_matches('/');
@@ -84,7 +85,8 @@ fn create_v2(dir: &Path, resources: &LinuxContainerResources) {
     }
 }
 
-/// A v1 cpuset accepts no process before its cpus and mems are set, from its parent down.
+/// Copies cpus and mems from each parent down to the cgroup: a v1 cpuset accepts no process before both are
+/// set.
 fn inherit_cpuset(hierarchy: &Path, relative: &Path) {
     let mut dir = hierarchy.to_path_buf();
     for part in relative.components() {
@@ -109,7 +111,7 @@ fn write(path: &Path, value: &str) {
     }
 }
 
-/// Removes the pod's cgroup with everything below it; what still holds a process stays.
+/// Removes the pod's cgroup and everything below it; cgroups that still hold a process remain.
 pub fn remove(cgroup: &str) {
     if !cgroup.contains("/pod") {
         return;

@@ -1,19 +1,20 @@
-//! Wall-clock time in the forms that objects and the runtime use. Waiting goes through `tokio::time`, never through here.
+//! Wall-clock time in the forms used by API objects and the runtime. Waiting uses `tokio::time`, never this
+//! module.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-/// Now, as metav1.Time has it: whole seconds.
+/// Returns the current time as a metav1.Time: whole seconds.
 pub fn now() -> Time {
     Time(truncate(Timestamp::now()))
 }
 
-/// Nanoseconds since the epoch, as CRI counts.
+/// Returns the current time in nanoseconds since the Unix epoch, as CRI counts it.
 pub fn now_nanos() -> i64 {
     i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
 }
 
-/// A CRI time (0 means none) as metav1.Time.
+/// Converts a CRI time to a metav1.Time; `None` if it is 0 (not set).
 pub fn from_nanos(nanos: i64) -> Option<Time> {
     if nanos <= 0 {
         return None;

@@ -1,4 +1,4 @@
-//! What the agent is told when it starts; `worker/node` fills it from flags and the join answer.
+//! Configuration of the agent; `worker/node` fills it from flags and the join answer.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -11,59 +11,61 @@ use tokio::sync::watch;
 
 use crate::node::health::NodeHealth;
 
-/// The agent's configuration. Durations and counts default to kubelet's.
+/// The agent's configuration. Durations and counts default to kubelet's values.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
-    /// `metadata.name` of the Node, and its `kubernetes.io/hostname`.
+    /// Name of the Node object, also its `kubernetes.io/hostname`.
     pub node_name: String,
-    /// InternalIP of the node and `status.hostIP` of its pods.
+    /// InternalIP of the node, also `status.hostIP` of its pods.
     pub node_ip: IpAddr,
-    /// The runtime's socket (embedded, containerd or CRI-O).
+    /// Socket of the runtime (embedded, containerd or CRI-O).
     pub cri_socket: PathBuf,
-    /// Where pods' volumes lie: `ROOT/pods/UID`.
+    /// Data directory of the agent; volumes are in `ROOT/pods/UID`.
     pub root_dir: PathBuf,
-    /// Container logs: `DIR/NAMESPACE_NAME_UID/CONTAINER/N.log`.
+    /// Directory for container logs: `DIR/NAMESPACE_NAME_UID/CONTAINER/N.log`.
     pub pod_log_dir: PathBuf,
-    /// Addresses that `ClusterFirst` pods resolve through.
+    /// DNS servers for pods with dnsPolicy `ClusterFirst`.
     pub cluster_dns: Vec<IpAddr>,
-    /// `cluster.local`
+    /// DNS domain of the cluster, usually `cluster.local`.
     pub cluster_domain: String,
-    /// The node's own resolver file, for `Default` pods.
+    /// The node's own resolver file, for pods with dnsPolicy `Default`.
     pub resolv_conf: PathBuf,
-    /// The most pods this node runs.
+    /// Maximum number of pods on this node.
     pub max_pods: u32,
-    /// Address of the HTTPS server; its port is in the Node's daemonEndpoints.
+    /// Listening address of the HTTPS server; its port is reported in the Node's daemonEndpoints.
     pub listen: SocketAddr,
-    /// TLS of the HTTPS server, see [`crate::serving_config`]; a new value takes effect for new connections.
+    /// TLS configuration of the HTTPS server, see [`crate::serving_config`]; a new value applies to new
+    /// connections.
     pub serving_tls: watch::Receiver<Arc<rustls::ServerConfig>>,
-    /// Parent of `kubepods`; empty for the root of the hierarchy. Nodes that share a machine need one each.
+    /// Parent of the `kubepods` cgroup; empty for the root of the hierarchy. Nodes that share a host need one
+    /// each.
     pub cgroup_root: String,
-    /// Labels the Node gets besides the standard ones.
+    /// Additional labels of the Node besides the standard ones.
     pub labels: BTreeMap<String, String>,
-    /// Taints of a newly registered Node.
+    /// Taints with which a new Node is registered.
     pub taints: Vec<Taint>,
-    /// Capacity to report instead of what `/proc` says, by resource name (quantities as text).
+    /// Capacity to report instead of the detected one, by resource name (quantities as text).
     pub capacity: BTreeMap<String, String>,
-    /// What is kept back from pods, by resource name.
+    /// Resources reserved for the system and not given to pods, by resource name (quantities as text).
     pub reserved: BTreeMap<String, String>,
     /// Size at which a container log is rotated, in bytes.
     pub log_max_bytes: u64,
-    /// How many files a container's log may have.
+    /// Maximum number of log files of one container.
     pub log_max_files: u32,
-    /// Image disk use in percent at which unused images are removed, and down to which.
+    /// Usage of the image disk in percent at which unused images are removed, and the usage to reach by that.
     pub image_gc_percent: (u64, u64),
-    /// How often Lease and Node status are renewed without a change.
+    /// Time between renewals of the Lease.
     pub lease_period: Duration,
-    /// See `lease_period`.
+    /// Maximum time between writes of the Node status if it does not change.
     pub node_status_period: Duration,
-    /// Where the verdict on this node is published: for the beats to the masters.
+    /// Channel on which the node's health is published, for the heartbeats to the masters.
     pub health: watch::Sender<NodeHealth>,
-    /// Version shown as `nodeInfo.kubeletVersion`.
+    /// Version reported as `nodeInfo.kubeletVersion`.
     pub version: String,
 }
 
 impl AgentConfig {
-    /// A configuration with every default; what has none is an argument.
+    /// Creates a configuration with all defaults; values without a default are arguments.
     pub fn new(
         node_name: impl Into<String>,
         node_ip: IpAddr,

@@ -1,4 +1,4 @@
-//! What the agent's parts share: handles, and the table of the node's pods.
+//! State shared by the agent's parts: handles, and the table of the node's pods.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,12 +18,12 @@ use crate::protection::Abilities;
 use crate::services::Services;
 use crate::status::writer::StatusWriter;
 
-/// Handles to everything; shared by reference count.
+/// Handles and node data that all parts of the agent share.
 pub struct Context {
     pub config: AgentConfig,
     pub client: Client,
     pub cri: Cri,
-    /// `containerd`, `ephor`, ...: the scheme of container ids.
+    /// Name of the runtime (`containerd`, `ephor`, ...), the scheme in container ids.
     pub runtime_name: String,
     pub runtime_version: String,
     pub events: Events,
@@ -32,31 +32,31 @@ pub struct Context {
     pub objects: Arc<Objects>,
     pub services: Services,
     pub pods: Pods,
-    /// The Node object as the API server has it.
+    /// The Node object from the API server; `None` if it has not been read or does not exist.
     pub node: watch::Receiver<Option<Arc<Node>>>,
     pub node_ips: Vec<String>,
     pub capacity: BTreeMap<String, Quantity>,
     pub allocatable: BTreeMap<String, Quantity>,
-    /// Bytes of memory of the node.
+    /// Memory of the node in bytes.
     pub node_memory: i64,
-    /// What this node can do for the protection of pods.
+    /// Protections that this node can enforce for pods.
     pub abilities: Abilities,
-    /// Bounds concurrent image pulls.
+    /// Permits that limit concurrent image pulls.
     pub pulls: Semaphore,
 }
 
-/// One pod of the table.
+/// Entry of the table of pods.
 #[derive(Clone)]
 pub struct PodEntry {
-    /// The newest object.
+    /// Newest version of the pod object.
     pub pod: Arc<Pod>,
-    /// Wakes its worker.
+    /// Wakes the pod's worker.
     pub wake: Arc<Notify>,
-    /// Holds resources of the node: admitted and not over.
+    /// Whether the pod holds resources of the node: it is admitted and not over.
     pub active: bool,
 }
 
-/// The pods of this node by UID. Clones share the table.
+/// Pods of this node by UID. Clones share the table.
 #[derive(Clone, Default)]
 pub struct Pods {
     table: Arc<Mutex<BTreeMap<String, PodEntry>>>,
@@ -67,7 +67,7 @@ impl Pods {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a pod or replaces its object; returns what wakes its worker.
+    /// Adds a pod or replaces its object; returns the handle that wakes its worker.
     pub fn upsert(&self, pod: &Arc<Pod>) -> Arc<Notify> {
         let mut table = self.lock();
         let entry = table.entry(pod::uid(pod).to_owned()).or_insert_with(|| PodEntry {
@@ -79,36 +79,36 @@ impl Pods {
         entry.wake.clone()
     }
 
-    /// Says whether the pod holds resources.
+    /// Sets whether the pod holds resources of the node.
     pub fn set_active(&self, uid: &str, active: bool) {
         if let Some(entry) = self.lock().get_mut(uid) {
             entry.active = active;
         }
     }
 
-    /// Forgets a pod.
+    /// Removes a pod from the table.
     pub fn remove(&self, uid: &str) {
         self.lock().remove(uid);
     }
 
-    /// Whether the pod is known.
+    /// Returns whether the pod is in the table.
     pub fn contains(&self, uid: &str) -> bool {
         self.lock().contains_key(uid)
     }
 
-    /// Wakes a pod's worker, if it has one.
+    /// Wakes a pod's worker; does nothing if the pod is unknown.
     pub fn wake(&self, uid: &str) {
         if let Some(entry) = self.lock().get(uid) {
             entry.wake.notify_one();
         }
     }
 
-    /// Everything, for lists.
+    /// Returns all entries of the table.
     pub fn all(&self) -> Vec<PodEntry> {
         self.lock().values().cloned().collect()
     }
 
-    /// A pod by name; the newest where an old one of the same name still ends.
+    /// Finds a pod by name: the newest if an older one of the same name is still ending.
     pub fn find(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         let table = self.lock();
         let mut same =

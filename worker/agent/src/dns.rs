@@ -1,4 +1,4 @@
-//! A pod's resolver configuration by its dnsPolicy and dnsConfig.
+//! Builds a pod's resolver configuration from its dnsPolicy and dnsConfig.
 
 use k8s_cri::v1::DnsConfig;
 use k8s_openapi::api::core::v1::Pod;
@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use crate::config::AgentConfig;
 use crate::pod;
 
-/// The resolver configuration of the sandbox.
+/// Builds the resolver configuration of the pod's sandbox.
 pub fn config(agent: &AgentConfig, pod: &Pod) -> DnsConfig {
     let spec = pod::spec(pod);
     let policy = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
@@ -59,7 +59,7 @@ fn append(list: &mut Vec<String>, more: &[String]) {
     }
 }
 
-/// Parses resolv.conf(5): nameserver, search (the last one counts) and options.
+/// Parses resolv.conf(5): nameserver, search (the last line applies) and options.
 fn parse(text: &str) -> DnsConfig {
     let mut dns = DnsConfig::default();
     for line in text.lines() {

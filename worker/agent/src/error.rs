@@ -2,72 +2,72 @@
 
 use std::path::PathBuf;
 
-/// Why the agent could not do something; the texts reach events and container states, so they read as kubelet's.
+/// Errors of the agent. Their texts appear in events and container states, so they are worded like kubelet's.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The runtime answered with an error, or not at all.
+    /// The runtime answered with an error, or could not be reached.
     #[error("rpc error: code = {} desc = {}", go_code(.status.code()), .status.message())]
     Cri {
-        /// The CRI method.
+        /// Name of the CRI method.
         method: &'static str,
-        /// gRPC status.
+        /// gRPC status of the answer.
         status: Box<tonic::Status>,
     },
-    /// The runtime did not answer in time.
+    /// The runtime did not answer before the deadline.
     #[error("rpc error: code = DeadlineExceeded desc = context deadline exceeded")]
     CriDeadline {
-        /// The CRI method.
+        /// Name of the CRI method.
         method: &'static str,
-        /// How long was waited.
+        /// Length of the deadline in seconds.
         seconds: u64,
     },
     /// The runtime's socket cannot be used.
     #[error("container runtime at {path}: {message}", path = path.display())]
     Runtime {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
-        /// What went wrong.
+        /// Cause of the failure.
         message: String,
     },
-    /// The API server refused or could not be reached.
+    /// The API server refused a request or could not be reached.
     #[error(transparent)]
     Api(#[from] Box<kube::Error>),
-    /// A volume could not be made.
+    /// A volume could not be set up.
     #[error("MountVolume.SetUp failed for volume \"{volume}\" : {source}")]
     Volume {
-        /// Its name in the pod.
+        /// Name of the volume in the pod.
         volume: String,
-        /// Why.
+        /// Cause of the failure.
         source: worker_volumes::Error,
     },
     /// A file could not be used.
     #[error("{operation} {path}: {source}", path = path.display())]
     Io {
-        /// What was tried.
+        /// Action that failed.
         operation: &'static str,
-        /// On what.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
     /// The HTTPS server cannot listen or its TLS files are wrong.
     #[error("{0}")]
     Server(String),
-    /// A part of the agent that cannot begin anew alone has panicked.
+    /// A part of the agent that cannot be restarted alone has panicked.
     #[error("a part of the agent failed: {0}")]
     Panicked(String),
-    /// Something in the pod cannot be honoured.
+    /// A field of the pod cannot be honoured.
     #[error("{0}")]
     Invalid(String),
 }
 
 impl Error {
-    /// Wraps an I/O error with what was being done.
+    /// Builds an I/O error with the action that failed and its path.
     pub fn io(operation: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io { operation, path: path.into(), source }
     }
 
-    /// What the runtime said, without the code in front of it: the message of a container's state.
+    /// Returns the runtime's message without its gRPC code: the message of a container's state.
     pub fn message(&self) -> String {
         match self {
             Self::Cri { status, .. } => status.message().to_owned(),
@@ -76,14 +76,14 @@ impl Error {
         }
     }
 
-    /// Whether the runtime says that what was named does not exist.
+    /// Returns whether the runtime reports that the requested object does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Cri { status, .. } if status.code() == tonic::Code::NotFound
             || status.message().contains("not found") || status.message().contains("does not exist"))
     }
 }
 
-/// A gRPC code as Go prints it.
+/// Formats a gRPC code as Go does.
 fn go_code(code: tonic::Code) -> String {
     match code {
         tonic::Code::Ok => "OK".to_owned(),

@@ -1,5 +1,6 @@
-//! Events as kubelet writes them: `v1.Event` with source kubelet, equal ones counted instead of repeated, a bounded queue and a budget
-//! for each object, so that a broken pod cannot drown the API server.
+//! Writes events like kubelet's: `v1.Event` with source kubelet; repeated events are counted instead of
+//! written again. A bounded queue and a budget for each object keep a broken pod from flooding the API
+//! server.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,7 +25,8 @@ const REFILL_PER_SECOND: f64 = 1.0 / 300.0;
 const DEADLINE: Duration = Duration::from_secs(10);
 const COMPONENT: &str = "kubelet";
 
-/// `spec.containers{NAME}` or its like for init and ephemeral containers: which part of a pod an event is about.
+/// Returns the field path of a container in its pod: `spec.containers{NAME}`, or the same for init and
+/// ephemeral containers.
 pub fn container_path(pod: &Pod, name: &str) -> String {
     let spec = pod::spec(pod);
     if pod::is_init(spec, name) {
@@ -44,7 +46,7 @@ struct Note {
     message: String,
 }
 
-/// A handle to write events with; never blocks.
+/// A handle for writing events; its methods never block.
 #[derive(Clone, Debug)]
 pub struct Events {
     node: String,
@@ -52,7 +54,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// Starts the writer, until `shutdown`.
+    /// Starts the task that writes events until `shutdown`.
     pub fn start(client: Client, node: &str, shutdown: CancellationToken) -> Self {
         let (queue, notes) = mpsc::channel(QUEUE);
         let writer =
@@ -61,12 +63,12 @@ impl Events {
         Self { node: node.to_owned(), queue }
     }
 
-    /// A Normal event of a pod, or of the part of it that `path` names.
+    /// Queues a Normal event about a pod, or about the part of it named by `path`.
     pub fn pod_normal(&self, pod: &Pod, path: Option<&str>, reason: &str, message: impl Into<String>) {
         self.pod_event(pod, path, "Normal", reason, message.into());
     }
 
-    /// A Warning event of a pod.
+    /// Queues a Warning event about a pod, or about the part of it named by `path`.
     pub fn pod_warning(&self, pod: &Pod, path: Option<&str>, reason: &str, message: impl Into<String>) {
         self.pod_event(pod, path, "Warning", reason, message.into());
     }
@@ -84,12 +86,12 @@ impl Events {
         self.send(Note { involved, type_, reason: reason.to_owned(), message });
     }
 
-    /// A Normal event of the node.
+    /// Queues a Normal event about the node.
     pub fn node_normal(&self, node: &Node, reason: &str, message: impl Into<String>) {
         let involved = ObjectReference {
             kind: Some("Node".to_owned()),
             name: Some(self.node.clone()),
-            // kubelet names its node by name here, not by UID.
+            // As in kubelet, the UID field holds the node's name.
             uid: node.metadata.name.clone(),
             ..Default::default()
         };
@@ -165,7 +167,7 @@ impl Writer {
             let patch = json!({"count": known.count, "lastTimestamp": clock::now()});
             match events.patch(&known.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
                 Ok(_) => return Ok(()),
-                // Expired on the server: start anew.
+                // The event has expired on the server: create a new one.
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
                 Err(error) => return Err(error),
             }

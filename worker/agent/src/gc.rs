@@ -1,5 +1,5 @@
-//! Removes what no pod needs: pods in the runtime and on disk that the API server does not know, and dead containers but the last of
-//! each. Images are `image_gc`'s.
+//! Removes what no pod needs: pods in the runtime and on disk that the API server does not know, and dead
+//! containers except the newest of each name. Images are removed by `image_gc`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,14 +20,14 @@ use crate::{Error, cgroups};
 
 const CONTAINER_PERIOD: Duration = Duration::from_secs(60);
 const DEFAULT_GRACE_SECONDS: i64 = 30;
-/// How many pods or containers are removed at a time.
+/// Maximum number of pods or containers removed at a time.
 const CONCURRENT: usize = 16;
 
-/// Tidies each minute until `shutdown`; start it when the node's pods are known.
+/// Collects garbage each minute until `shutdown`; must be started after the node's pods have been listed.
 pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     let mut images = ImageCollector::default();
     loop {
-        // Beside each other: an orphan that does not end must not keep the disk full.
+        // The three run concurrently: an orphan that does not end must not keep unused images on a full disk.
         let (orphans, dead, unused) =
             tokio::join!(orphans(&context), dead_containers(&context), images.collect(&context));
         if let Err(error) = orphans {
@@ -47,14 +47,15 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     }
 }
 
-/// Ends and removes pods that the runtime has and the API server does not, and directories that neither has.
+/// Stops and removes pods that the runtime has but the API server does not know, and pod directories without
+/// a pod.
 async fn orphans(context: &Context) -> Result<(), Error> {
     let sandboxes = context.cri.list_pod_sandboxes(None).await?;
     let containers = context.cri.list_containers(None).await?;
     let in_runtime = sandboxes.iter().map(|s| &s.labels).chain(containers.iter().map(|c| &c.labels));
     let uids: BTreeSet<String> =
         in_runtime.filter_map(|labels| labels.get(labels::POD_UID).cloned()).collect();
-    // Each on its own: a sandbox that does not answer must not keep the others.
+    // Orphans are ended independently: a sandbox that does not answer must not block the others.
     let unknown = uids.into_iter().filter(|uid| !context.pods.contains(uid));
     futures::stream::iter(unknown)
         .for_each_concurrent(CONCURRENT, |uid| async move {
@@ -92,7 +93,8 @@ async fn end_orphan(context: &Context, uid: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Of each container keeps the newest dead one, for its logs and its exit code; of a pod that was restarted whole, the newest sandbox.
+/// Removes dead containers except the newest of each name (kept for its logs and exit code), and the dead and
+/// unused sandboxes of a pod except the newest.
 async fn dead_containers(context: &Context) -> Result<(), Error> {
     let containers = context.cri.list_containers(None).await?;
     let mut by_name: BTreeMap<(String, String), Vec<&Container>> = BTreeMap::new();
@@ -150,7 +152,7 @@ fn attempt(container: &Container) -> u32 {
     container.metadata.as_ref().map_or(0, |metadata| metadata.attempt)
 }
 
-/// What tells a newer sandbox of a pod from an older one: its attempt, whatever the node's clock said.
+/// Orders the sandboxes of a pod by age: first by attempt, which does not depend on the node's clock.
 fn age(sandbox: &PodSandbox) -> (u32, i64) {
     (sandbox.metadata.as_ref().map_or(0, |metadata| metadata.attempt), sandbox.created_at)
 }

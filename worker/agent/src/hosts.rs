@@ -1,4 +1,4 @@
-//! The hosts file that containers get: kubelet's content, with the pod's name and its hostAliases.
+//! The hosts file mounted into containers: kubelet's content, with the pod's name and hostAliases.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{HostAlias, Pod};
 
 use crate::{Error, pod};
 
-/// Writes the file for a pod; call after its sandbox has addresses.
+/// Writes the hosts file of a pod, once its sandbox has IP addresses.
 pub fn write(path: &Path, pod: &Pod, ips: &[String], hostname: &str, domain: &str) -> Result<(), Error> {
     let spec = pod::spec(pod);
     let mut content = if spec.host_network.unwrap_or(false) {
@@ -56,8 +56,8 @@ fn append_aliases(content: &mut String, aliases: &[HostAlias]) {
     }
 }
 
-/// Hostname and domain of a pod: `spec.hostname` or its name, and the subdomain's place in the cluster domain. With
-/// setHostnameAsFQDN the hostname is the full name.
+/// Returns the pod's hostname (`spec.hostnameOverride`, `spec.hostname` or its name) and its domain below the
+/// cluster domain, empty if the pod has no subdomain.
 pub fn names(pod: &Pod, cluster_domain: &str) -> (String, String) {
     let spec = pod::spec(pod);
     let hostname = spec.hostname_override.clone().or_else(|| spec.hostname.clone()).filter(|h| !h.is_empty());

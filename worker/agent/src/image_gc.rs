@@ -1,5 +1,5 @@
-//! Removes images that no container uses when the disk that holds them fills: kubelet's thresholds, oldest unused first. Called by
-//! `gc` each minute.
+//! Removes unused images when the disk that holds them is nearly full: kubelet's thresholds, least recently
+//! used first. Called by `gc` each minute.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,18 +11,19 @@ use tracing::info;
 use crate::Error;
 use crate::context::Context;
 
-/// An image is kept at least this long after it was first seen: it may have been pulled for a container that is about to start.
+/// Minimum time since an image was first seen, and since its last use, before it is removed: it may have been
+/// pulled for a container that is about to start.
 const MIN_AGE: Duration = Duration::from_secs(120);
 
-/// What is known of the node's images between rounds.
+/// Records of the node's images, kept between rounds.
 #[derive(Debug, Default)]
 pub struct ImageCollector {
-    /// Image id to when it was seen first and when it was in use last.
+    /// Times at which each image was first seen and last in use, by image id.
     seen: BTreeMap<String, (Instant, Instant)>,
 }
 
 impl ImageCollector {
-    /// Notes which images are in use, and frees space if the disk is fuller than the threshold.
+    /// Records which images are in use, and removes unused ones if the disk usage has reached the threshold.
     pub async fn collect(&mut self, context: &Context) -> Result<(), Error> {
         let now = Instant::now();
         let in_use: BTreeSet<String> =
@@ -61,7 +62,7 @@ impl ImageCollector {
     }
 }
 
-/// Bytes to free on the disk that holds images; `None` while it is below the threshold.
+/// Returns the bytes to free on the disk that holds images; `None` while its usage is below the threshold.
 async fn excess(context: &Context) -> Result<Option<u64>, Error> {
     let info = context.cri.image_fs_info().await?;
     let mountpoint =
@@ -69,12 +70,12 @@ async fn excess(context: &Context) -> Result<Option<u64>, Error> {
     let Some(stat) = mountpoint.and_then(|path| statvfs(path.as_str()).ok()) else { return Ok(None) };
     let block = stat.fragment_size();
     let used = stat.blocks().saturating_sub(stat.blocks_free()).saturating_mul(block);
-    // As df counts: what is reserved for root is neither used nor available.
+    // As in df, space reserved for root counts neither as used nor as available.
     let total = used.saturating_add(stat.blocks_available().saturating_mul(block)).max(1);
     Ok(beyond(used, total, context.config.image_gc_percent))
 }
 
-/// What is used beyond the low mark, once the high mark is reached.
+/// Returns the bytes used beyond the low mark; `None` if the usage is below the high mark.
 fn beyond(used: u64, total: u64, (high, low): (u64, u64)) -> Option<u64> {
     let percent = used.saturating_mul(100) / total;
     (percent >= high).then(|| used.saturating_sub(total / 100 * low))

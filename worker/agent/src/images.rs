@@ -1,4 +1,4 @@
-//! Makes a container's image present: pull policy, credentials, back-off, and the events and reasons kubelet gives.
+//! Provides a container's image: pull policy, credentials, back-off, with kubelet's events and reasons.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -14,19 +14,19 @@ use crate::events::container_path;
 use crate::status::Waiting;
 use crate::{Error, pod, pull_secrets};
 
-/// How long a pull counts among those that run at a time.
+/// Time for which a pull counts against the limit of simultaneous pulls.
 const PERMIT_TIME: Duration = Duration::from_secs(10);
 
-/// Why there is no image, and when to try again.
+/// Failure to provide an image, with the time of the next try.
 #[derive(Debug)]
 pub struct ImageError {
-    /// For the container's state.
+    /// Reason and message for the container's waiting state.
     pub waiting: Waiting,
-    /// When a retry makes sense; `None` for never (until the pod changes).
+    /// Time of the next try; `None` if only a change of the pod can help.
     pub retry_at: Option<Instant>,
 }
 
-/// The grammar of image references: [host[:port]/]path[:tag][@digest].
+/// Grammar of image references: `[host[:port]/]path[:tag][@digest]`.
 static REFERENCE: LazyLock<Option<Regex>> = LazyLock::new(|| {
     let component = "[a-z0-9]+(?:(?:\\.|_|__|-+)[a-z0-9]+)*";
     let host = "(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?(?::[0-9]+)?|\\[[a-fA-F0-9:]+\\](?::[0-9]+)?)";
@@ -37,7 +37,7 @@ static REFERENCE: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(&pattern).ok()
 });
 
-/// The reference with `:latest` where it has neither tag nor digest; `None` if it is none.
+/// Appends `:latest` to a reference without tag and digest; `None` if `image` is not a valid reference.
 pub fn with_default_tag(image: &str) -> Option<String> {
     if !REFERENCE.as_ref()?.is_match(image) {
         return None;
@@ -46,7 +46,7 @@ pub fn with_default_tag(image: &str) -> Option<String> {
     Some(if last.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") })
 }
 
-/// Ensures that the image is there; returns the reference to create the container with.
+/// Ensures that the image is on the node; returns the reference to create the container with.
 pub async fn ensure(
     context: &Context,
     pod: &Pod,
@@ -119,7 +119,8 @@ async fn pull(
     let began = Instant::now();
     let pull = pull_with_credentials(context, pod, image, sandbox);
     tokio::pin!(pull);
-    // A registry that does not answer must not keep the images of others waiting: a long pull goes on without its permit.
+    // A pull that takes long continues without its permit, so that an unresponsive registry does not block
+    // other pulls.
     let outcome = match tokio::time::timeout(PERMIT_TIME, pull.as_mut()).await {
         Ok(outcome) => outcome,
         Err(_) => {
@@ -150,13 +151,13 @@ async fn pull(
             );
             let waiting = explain(wanted, text);
             backoff.set_error(image, format!("{}: {}", waiting.reason, waiting.message));
-            // Show the error for a moment, then the back-off.
+            // Retry soon: the error is shown briefly, then the back-off.
             Err(ImageError { waiting, retry_at: Some(Instant::now() + Duration::from_secs(2)) })
         }
     }
 }
 
-/// A failed pull's error; the code Unknown says nothing and is left out, as in kubelet.
+/// Formats the error of a failed pull; the uninformative code Unknown is left out, as in kubelet.
 fn pull_error(error: &Error) -> String {
     match error {
         Error::Cri { status, .. } if status.code() == tonic::Code::Unknown => error.message(),
@@ -164,7 +165,8 @@ fn pull_error(error: &Error) -> String {
     }
 }
 
-/// The state of a container whose pull failed: CRI names two kinds of errors by the beginning of their texts.
+/// Builds the waiting state of a container whose pull failed: CRI marks two kinds of errors by a prefix of
+/// the text.
 fn explain(image: &str, text: String) -> Waiting {
     let kinds = [
         ("RegistryUnavailable", "the registry is unavailable"),
@@ -206,13 +208,14 @@ async fn pull_with_credentials(
     }
 }
 
-/// A duration as Go prints rounded ones: `1.234s` or `56ms`.
+/// Formats a duration rounded to milliseconds as Go does: `1.234s` or `56ms`.
 fn seconds(duration: Duration) -> String {
     let millis = duration.as_millis();
     if millis < 1000 { format!("{millis}ms") } else { format!("{}s", duration.as_millis() as f64 / 1000.0) }
 }
 
-/// Verifies runAsNonRoot against the user the container will have; the image's own where the pod says nothing.
+/// Checks `runAsNonRoot` against the user the container will run as: that of the pod's specification, else
+/// the image's.
 pub async fn verify_non_root(
     context: &Context,
     pod: &Pod,

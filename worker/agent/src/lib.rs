@@ -1,15 +1,17 @@
-//! The agent: kubelet's twin. A Kubernetes API client on one side, a CRI client on the other; it runs the pods bound to its node.
+//! The agent, which takes kubelet's place: it runs the pods bound to its node, as a client of the Kubernetes
+//! API on one side and of the CRI on the other.
 //!
 //! ```text
-//!  API watch -> pod_source -> pod_manager -> pod_worker (one task a pod) -> sync -> volumes, CRI
+//!  API watch -> pod_source -> pod_manager -> pod_worker (one task for each pod) -> sync -> volumes, CRI
 //!                                   ^                        |
 //!            CRI events -> cri::events, probes --wake--------+--> status::writer -> API
 //! ```
 //!
-//! What runs is read from the runtime, by the labels kubelet uses, never from a file of the agent's own: a restarted agent finds its
-//! pods again and leaves them alone. The node's HTTPS server is in [`server`], the Node object and its Lease in [`node`].
+//! The agent learns what runs from the runtime, by kubelet's labels, never from a file of its own: a
+//! restarted agent finds its pods again and leaves them running. The node's HTTPS server is in [`server`],
+//! the Node object and its Lease in [`node`].
 //!
-//! `worker/node` calls [`run`]; everything else here is reached from `startup.rs`.
+//! `worker/node` calls [`run`]; all other code of this crate is called from `startup.rs`.
 
 mod admission;
 mod backoff;

@@ -1,4 +1,4 @@
-//! postStart and preStop hooks: a command, an HTTP request or a sleep.
+//! Runs postStart and preStop hooks: a command, an HTTP request or a sleep.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
 use crate::cri::Cri;
 use crate::probes::{HttpRequest, http_get};
 
-/// Runs a hook to its end, within `timeout`.
+/// Runs a hook until it ends, for at most `timeout`; the error is a message.
 pub async fn run(
     cri: &Cri,
     container: &Container,

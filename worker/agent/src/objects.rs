@@ -1,5 +1,6 @@
-//! ConfigMaps, Secrets and tokens for pods: one watch for each object that a running pod references, as kubelet does. A change wakes
-//! the pods that use the object, so their volumes follow within moments and nothing is polled.
+//! Caches ConfigMaps, Secrets and tokens for pods: one watch for each object that a running pod references,
+//! as in kubelet. A change wakes the pods that use the object, so their volumes are updated within moments
+//! without polling.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -26,10 +27,10 @@ use crate::pod;
 use crate::probes::Wake;
 
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How long a refused read waits for the watch, which is tried again meanwhile.
+/// Time that a read waits for the watch after the API server has refused a direct read.
 const SECOND_CHANCE: Duration = Duration::from_secs(2);
 
-/// What is known of an object: nothing yet, or whether and what it is.
+/// Latest state of a watched object: `None` before the first answer, `Some(None)` if it does not exist.
 type Seen<K> = Option<Option<Arc<K>>>;
 
 struct Watched<K> {
@@ -41,22 +42,22 @@ struct Watched<K> {
 /// Objects of one kind by (namespace, name).
 type Table<K> = Mutex<BTreeMap<(String, String), Watched<K>>>;
 
-/// How long after a renewal that failed the next one is tried.
+/// Delay before a failed token renewal is retried.
 const RENEWAL_RETRY: Duration = Duration::from_secs(10);
 
-/// A token with the times that decide whether it is given out.
+/// A token with its times of renewal and expiry.
 #[derive(Clone, Debug)]
 struct CachedToken {
     token: String,
-    /// When to ask for the next one.
+    /// Time from which a new token is requested.
     renew_at: Instant,
-    /// From when on nobody accepts it.
+    /// Time from which the API server no longer accepts the token.
     expires_at: Instant,
 }
 
 type Tokens = Mutex<BTreeMap<TokenRequest, CachedToken>>;
 
-/// Objects in use by the node's pods.
+/// ConfigMaps, Secrets and tokens in use by the node's pods.
 pub struct Objects {
     client: Client,
     wake: Wake,
@@ -67,7 +68,7 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// An empty set; `wake` is called with the UIDs of pods whose objects changed.
+    /// Creates an empty set; `wake` is called with the UIDs of pods whose objects changed.
     pub fn new(client: Client, wake: Wake, shutdown: CancellationToken) -> Self {
         Self {
             client,
@@ -79,7 +80,8 @@ impl Objects {
         }
     }
 
-    /// Starts watches for everything the pod references; safe to call again when it changed.
+    /// Starts a watch for every ConfigMap and Secret the pod references; safe to call again after the pod
+    /// changed.
     pub fn register(&self, pod: &Pod) {
         let (namespace, uid) = (pod::namespace(pod), pod::uid(pod));
         let references = references(pod);
@@ -91,19 +93,19 @@ impl Objects {
         }
     }
 
-    /// Ends the watches that only this pod needed.
+    /// Stops the watches that only this pod needed and drops its tokens.
     pub fn unregister(&self, uid: &str) {
         release(&self.config_maps, uid);
         release(&self.secrets, uid);
         lock(&self.tokens).retain(|request, _| request.pod_uid != uid);
     }
 
-    /// When the first token of this pod is due for renewal; `None` if it has none.
+    /// Returns when the first of this pod's tokens is due for renewal; `None` if it has no tokens.
     pub fn next_renewal(&self, uid: &str) -> Option<Instant> {
         let tokens = lock(&self.tokens);
         let due =
             tokens.iter().filter(|(request, _)| request.pod_uid == uid).map(|(_, cached)| cached.renew_at);
-        // What is due now is being renewed already.
+        // A token due now is being renewed already, so the wake-up for it is put off.
         due.min().map(|at| at.max(Instant::now() + RENEWAL_RETRY / 2))
     }
 
@@ -116,7 +118,7 @@ impl Objects {
         let seconds = status.expiration_timestamp.0.as_second() - crate::clock::now().0.as_second();
         let lifetime = Duration::from_secs(seconds.max(10).unsigned_abs());
         let now = Instant::now();
-        // Renewed at 80 % of its life, as kubelet does.
+        // Due for renewal at 80 % of its lifetime, as in kubelet.
         let cached = CachedToken {
             token: status.token.clone(),
             renew_at: now + lifetime * 4 / 5,
@@ -174,7 +176,8 @@ impl Objects {
         let receiver = lock(table).get(&(namespace.to_owned(), name.to_owned())).map(|w| w.value.clone());
         let plain = fetch(Api::<K>::namespaced(self.client.clone(), namespace), kind, namespace, name);
         let Some(mut receiver) = receiver else { return plain.await };
-        // Whichever knows first: the watch may be starting, or refused while the API server learns that the pod is bound here.
+        // Takes the first answer of watch and direct read: the watch may still be starting, or be refused
+        // until the API server learns that the pod is bound to this node.
         let refused = tokio::select! {
             biased;
             seen = seen(&mut receiver) => match seen {
@@ -193,7 +196,7 @@ impl Objects {
     }
 }
 
-/// Waits until a watch has told of its object.
+/// Waits for the first answer of a watch; `None` if the watch has ended.
 async fn seen<K>(receiver: &mut watch::Receiver<Seen<K>>) -> Option<Option<Arc<K>>> {
     receiver.wait_for(Option::is_some).await.ok().and_then(|seen| seen.clone())
 }
@@ -271,7 +274,8 @@ impl ObjectSource for Objects {
         self.get(&self.secrets, "secret", namespace, name).await
     }
 
-    /// A token that is due for renewal but still valid is given out when it cannot be renewed.
+    /// Returns a service account token from the cache, renewed when due; if renewal fails, the old token
+    /// while it is valid.
     async fn service_account_token(&self, request: &TokenRequest) -> Result<String, Error> {
         let cached = lock(&self.tokens).get(request).cloned();
         if let Some(cached) = cached
@@ -335,7 +339,7 @@ struct References {
     secrets: BTreeSet<String>,
 }
 
-/// Names of ConfigMaps and Secrets that volumes, environments and image pulls of the pod use.
+/// Collects the names of ConfigMaps and Secrets that the pod's volumes, environments and image pulls use.
 fn references(pod: &Pod) -> References {
     let mut found = References::default();
     let spec = pod::spec(pod);

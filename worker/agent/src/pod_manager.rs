@@ -1,4 +1,5 @@
-//! Starts a worker for each pod of this node, after node-side admission, and hands it what changes.
+//! Starts a worker for each pod of this node after node-side admission, and passes changes of the pod on to
+//! it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::pod_source::Change;
 use crate::pod_worker::{Desired, PodWorker};
 use crate::{admission, clock, pod, protection, status};
 
-/// Follows the changes until `shutdown`. `synced` is told once the pods of the node are known.
+/// Handles pod changes until `shutdown`. `synced` is notified once the pods of the node are known.
 pub async fn run(
     context: Arc<Context>,
     mut changes: mpsc::Receiver<Change>,
@@ -34,7 +35,7 @@ pub async fn run(
             Some(Change::Gone(pod)) => manager.gone(pod),
             Some(Change::Synced) => {
                 if let Some(synced) = synced.take() {
-                    // Nobody waits for it any more when the agent is stopping.
+                    // The receiver no longer exists if the agent is stopping.
                     let _ = synced.send(());
                 }
             }
@@ -63,7 +64,7 @@ impl Manager {
         }
         let (sender, desired) = watch::channel(Desired { pod, gone: false });
         let (context, shutdown) = (self.context.clone(), self.shutdown.clone());
-        // A worker remembers nothing that it cannot read again: one that panicked begins anew.
+        // All state of a worker can be read again, so a worker that panicked is restarted.
         tokio::spawn(supervise("agent-pod-worker", move || {
             let (context, desired) = (context.clone(), desired.clone());
             PodWorker { context, desired, wake: wake.clone(), shutdown: shutdown.clone() }.run()
@@ -73,7 +74,8 @@ impl Manager {
 
     fn gone(&mut self, pod: Arc<Pod>) {
         let uid = pod::uid(&pod);
-        // The channel stays until the worker is done: a worker without one could not tell news from the end.
+        // The sender is kept until the worker ends: a worker whose channel is closed could not tell this from
+        // a change.
         match self.workers.get(uid).filter(|worker| !worker.is_closed()) {
             Some(worker) => {
                 worker.send_replace(Desired { pod, gone: true });
@@ -85,7 +87,8 @@ impl Manager {
         }
     }
 
-    /// Whether the pod may run here; a refused one is failed. What has run before, or ends, is not asked again.
+    /// Returns whether the pod may run on this node; a refused pod is marked Failed. A pod that has run, has
+    /// ended or is terminating is not checked again.
     async fn admit(&self, pod: &Arc<Pod>) -> bool {
         let uid = pod::uid(pod);
         let over = pod::is_terminal_phase(pod::status(pod).phase.as_deref());

@@ -1,6 +1,7 @@
-//! The pods bound to this node, as the API server has them: one watch with a field selector. While the API is away the last known
-//! pods stay as they are; a list after an outage is compared with them, so nothing is missed and nothing is touched twice. A pod
-//! whose object does not decode stays as it was before, and holds up no other.
+//! Watches the pods bound to this node in the API server (one watch with a field selector). While the API
+//! server is unreachable the known pods are kept; the list after an outage is compared with them, so no
+//! change is missed or sent twice. A pod whose object does not decode keeps its previous version and does not
+//! block other pods.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,18 +17,18 @@ use tracing::{info, warn};
 
 use crate::pod;
 
-/// What changed.
+/// A change of the node's pods.
 #[derive(Clone, Debug)]
 pub enum Change {
     /// A pod is new or different.
     Set(Arc<Pod>),
-    /// A pod's object is gone; its last state.
+    /// A pod's object has been deleted; holds its last version.
     Gone(Arc<Pod>),
-    /// The first complete list was delivered: pods not seen by now are unknown.
+    /// The first complete list has been delivered: pods not sent before it do not exist.
     Synced,
 }
 
-/// Watches until `shutdown`, sending every change in order.
+/// Watches the pods of `node` until `shutdown`, sending every change in order.
 pub async fn run(client: Client, node: String, changes: mpsc::Sender<Change>, shutdown: CancellationToken) {
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     let stream = watcher(Api::<Decoded<Pod>>::all(client), config).default_backoff();
@@ -88,7 +89,7 @@ pub async fn run(client: Client, node: String, changes: mpsc::Sender<Change>, sh
     }
 }
 
-/// The pod, or, where its object does not decode, what was known of it before.
+/// Returns the decoded pod; if it does not decode, its version known before, or `None`.
 fn readable(
     pod: Decoded<Pod>,
     known: &BTreeMap<String, Arc<Pod>>,
@@ -109,7 +110,7 @@ fn difference(old: &BTreeMap<String, Arc<Pod>>, new: &BTreeMap<String, Arc<Pod>>
     let version = |pod: &Pod| pod.metadata.resource_version.clone();
     let changed = new.iter().filter(|(uid, pod)| old.get(*uid).is_none_or(|o| version(o) != version(pod)));
     let mut set: Vec<&Arc<Pod>> = changed.map(|(_, pod)| pod).collect();
-    // Oldest first: who was here first keeps its place in admission.
+    // Oldest first, so that older pods are admitted before newer ones.
     set.sort_by(|a, b| a.metadata.creation_timestamp.cmp(&b.metadata.creation_timestamp));
     gone.chain(set.into_iter().map(|pod| Change::Set(pod.clone()))).collect()
 }

@@ -1,5 +1,5 @@
-//! The life of one pod on this node: sync until it is over or deleted, end it, tidy up, wait for its object to go. One task a pod, so
-//! everything that happens to a pod happens in order.
+//! Runs the life cycle of one pod on this node: sync until it is over or deleted, stop it, clean up, wait
+//! until its object is gone. One task for each pod, so all steps for a pod happen in order.
 //!
 //! ```text
 //!   sync --(deleted, or all containers done)--> ending --(nothing runs)--> ended --(object gone)--> removed
@@ -20,16 +20,17 @@ use crate::cri::snapshot::RuntimePod;
 use crate::sync::{self, Outcome, PodState, kill};
 use crate::{Error, cgroups, pod, resources};
 
-/// Looks at a settled pod without an event: token renewal, lost events. Spread, so that a node's pods do not come all at once.
+/// Maximum time between syncs without an event, against lost events. Up to half of it is added at random, so
+/// that a node's pods do not sync all at once.
 const RESYNC: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(2);
 
-/// What is wanted of a pod.
+/// Desired state of a pod, from the API server.
 #[derive(Clone, Debug)]
 pub struct Desired {
-    /// The newest object.
+    /// Newest version of the pod object.
     pub pod: Arc<Pod>,
-    /// Its object is gone from the API server.
+    /// Whether the object has been deleted from the API server.
     pub gone: bool,
 }
 
@@ -39,7 +40,7 @@ impl Desired {
     }
 }
 
-/// One pod's worker.
+/// Task that manages one pod.
 pub struct PodWorker {
     pub context: Arc<Context>,
     pub desired: watch::Receiver<Desired>,
@@ -48,7 +49,8 @@ pub struct PodWorker {
 }
 
 impl PodWorker {
-    /// Runs until the pod is gone from API and node, or until `shutdown` (which leaves everything running).
+    /// Runs until the pod is gone from API server and node, or until `shutdown`, which leaves containers
+    /// running.
     pub async fn run(mut self) {
         let shutdown = self.shutdown.clone();
         tokio::select! {
@@ -78,11 +80,11 @@ impl PodWorker {
                 return;
             }
             if pod::is_terminal_phase(pod::status(&desired.pod).phase.as_deref()) {
-                // It ended before this agent knew it: nothing of it may start again.
+                // The pod ended before this agent knew it: none of its containers may start again.
                 return;
             }
             let context = self.context.clone();
-            // Ephemeral containers come with references of their own.
+            // Ephemeral containers added later may reference more objects.
             context.objects.register(&desired.pod);
             let mut watcher = self.desired.clone();
             let outcome = tokio::select! {
@@ -109,7 +111,7 @@ impl PodWorker {
         }
     }
 
-    /// Stops everything of the pod; a deletion with a shorter grace period cuts a running one short.
+    /// Stops all containers of the pod; a new deletion with a shorter grace period shortens the current one.
     async fn end(&mut self, state: &mut PodState) {
         loop {
             let desired = self.desired.borrow_and_update().clone();
@@ -146,7 +148,7 @@ impl PodWorker {
         }
     }
 
-    /// Final status, volumes and cgroup away; the object is deleted if its deletion was asked for.
+    /// Publishes the final status and removes volumes and cgroup, retrying until that succeeds.
     async fn tidy(&mut self, state: &mut PodState) {
         loop {
             let desired = self.desired.borrow().clone();
@@ -160,7 +162,7 @@ impl PodWorker {
         }
     }
 
-    /// Waits until the object is gone, then removes containers and logs.
+    /// Deletes the pod object if it is terminating, waits until it is gone, then removes containers and logs.
     async fn await_removal(&mut self) {
         loop {
             let desired = self.desired.borrow_and_update().clone();
@@ -199,7 +201,8 @@ async fn end_once(context: &Context, state: &mut PodState, pod: &Arc<Pod>, grace
     Ok(())
 }
 
-/// A pod that is over for the API server and unknown to the runtime (refused, or long gone) keeps the status it has.
+/// Returns whether the pod's status may be updated: a pod in a final phase that the runtime does not know
+/// (refused, or ended long ago) keeps its status.
 fn has_something_to_tell(pod: &Pod, runtime: &RuntimePod) -> bool {
     !pod::is_terminal_phase(pod::status(pod).phase.as_deref())
         || !runtime.sandboxes.is_empty()
@@ -243,7 +246,7 @@ async fn remove_once(context: &Context, pod: &Pod) -> Result<(), Error> {
     .await
 }
 
-/// Runs file-system work that may take long off the async threads.
+/// Runs file-system work that may block on a thread for blocking work.
 async fn blocking(work: impl FnOnce() -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
     match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => outcome,

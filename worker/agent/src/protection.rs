@@ -1,8 +1,10 @@
-//! Fields of a pod that protect the node, or the pod from others: each is enforced, or the pod is refused with the reason kubelet
-//! gives. `ops/docs/decisions/protecting-fields.md` lists all of them and where each is enforced.
+//! Fields of a pod that protect the node, or the pod from other pods: each is enforced, or the pod is refused
+//! with kubelet's reason. `ops/docs/decisions/protecting-fields.md` lists these fields and where each is
+//! enforced.
 //!
-//! Three places ask: node-side admission ([`admit`], the pod is failed), making the sandbox ([`sandbox`], an event and another
-//! try), and configuring a container ([`seccomp`], [`recursive_read_only`], the container waits with CreateContainerConfigError).
+//! The fields are checked in three places: node-side admission ([`admit`]: the pod fails), creating the
+//! sandbox ([`sandbox`]: an event and a retry), and configuring a container ([`seccomp`],
+//! [`recursive_read_only`]: the container waits with CreateContainerConfigError).
 
 use std::path::Path;
 
@@ -12,12 +14,12 @@ use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, SeccompProfile
 use crate::admission::Rejection;
 use crate::pod;
 
-/// The runtime inside this binary, which supports neither AppArmor nor SELinux.
+/// Name of the runtime inside this binary, which supports neither AppArmor nor SELinux.
 const EMBEDDED_RUNTIME: &str = "ephor";
 const APPARMOR_SWITCH: &str = "/sys/module/apparmor/parameters/enabled";
 const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
 
-/// Sysctls that reach no further than the pod's own namespaces: kubelet's list. All others are refused.
+/// Sysctls that affect only the pod's own namespaces (kubelet's list). All other sysctls are refused.
 const SAFE_SYSCTLS: [&str; 14] = [
     "kernel.shm_rmid_forced",
     "net.ipv4.ip_local_port_range",
@@ -35,21 +37,21 @@ const SAFE_SYSCTLS: [&str; 14] = [
     "net.ipv4.tcp_wmem",
 ];
 
-/// What this node can do for the protection of pods.
+/// Protections that this node's kernel and runtime can enforce for pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Abilities {
-    /// Why AppArmor profiles cannot be enforced; `None` if they can.
+    /// Reason why AppArmor profiles cannot be enforced; `None` if they can.
     pub no_apparmor: Option<&'static str>,
     /// Whether the runtime applies SELinux labels.
     pub selinux: bool,
     /// Whether the runtime honours supplementalGroupsPolicy Strict.
     pub strict_groups: bool,
-    /// Whether the runtime can mount read-only what lies below a volume too.
+    /// Whether the runtime supports recursive read-only mounts (submounts of a volume are read-only too).
     pub recursive_read_only: bool,
 }
 
 impl Abilities {
-    /// Abilities of this machine with the named runtime.
+    /// Detects the abilities of this host with the runtime called `runtime_name`.
     pub fn of(runtime_name: &str, strict_groups: bool, recursive_read_only: bool) -> Self {
         let external = runtime_name != EMBEDDED_RUNTIME;
         let enabled =
@@ -64,7 +66,7 @@ impl Abilities {
     }
 }
 
-/// Refuses a pod that asks for protection which this node cannot give; kubelet fails such a pod.
+/// Refuses a pod that asks for a protection this node cannot enforce; the pod then fails, as with kubelet.
 pub fn admit(pod: &Pod, abilities: &Abilities) -> Result<(), Rejection> {
     let refuse = |reason: &str, message: String| Err(Rejection { reason: reason.to_owned(), message });
     let spec = pod::spec(pod);
@@ -110,7 +112,8 @@ pub fn admit(pod: &Pod, abilities: &Abilities) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// Why no sandbox can be made that protects as the pod asks; for a FailedCreatePodSandBox event.
+/// Checks that a sandbox can have the user namespace and SELinux labels the pod asks for; the error is the
+/// message of a FailedCreatePodSandBox event.
 pub fn sandbox(pod: &Pod, abilities: &Abilities) -> Result<(), String> {
     let spec = pod::spec(pod);
     if spec.host_users == Some(false) {
@@ -135,7 +138,8 @@ fn containers(pod: &Pod) -> Vec<Container> {
     init.chain(spec.containers.iter().cloned()).chain(pod::ephemeral_containers(spec)).collect()
 }
 
-/// The AppArmor profile of a container: its own, that of its annotation, that of the pod.
+/// Returns the AppArmor profile of a container: from its security context, else from its annotation, else
+/// from the pod's security context; `None` if all are unset.
 pub fn apparmor(pod: &Pod, container: &Container) -> Option<AppArmorProfile> {
     let own = container.security_context.as_ref().and_then(|s| s.app_armor_profile.clone());
     let annotation = || {
@@ -155,7 +159,7 @@ pub fn apparmor(pod: &Pod, container: &Container) -> Option<AppArmorProfile> {
     own.or_else(annotation).or_else(of_pod)
 }
 
-/// An AppArmor profile as CRI has it; the runtime's own where none is asked for.
+/// Converts an AppArmor profile to its CRI form; `None` leaves the choice to the runtime.
 pub fn apparmor_profile(profile: Option<&AppArmorProfile>) -> Option<SecurityProfile> {
     let profile = profile?;
     let (kind, name) = match profile.type_.as_str() {
@@ -166,8 +170,9 @@ pub fn apparmor_profile(profile: Option<&AppArmorProfile>) -> Option<SecurityPro
     Some(SecurityProfile { profile_type: kind as i32, localhost_ref: name.unwrap_or_default() })
 }
 
-/// The seccomp profile of a container: what it or its pod asks for, else the runtime's default (kubelet's `seccompDefault`); none for
-/// a privileged container. Localhost profiles lie below `root`.
+/// Returns the seccomp profile of a container: its own, else the pod's, else the runtime's default (kubelet's
+/// `seccompDefault`); Unconfined for a privileged container that sets none. Localhost profiles are files
+/// below `root`.
 pub fn seccomp(pod: &Pod, container: &Container, root: &Path) -> Result<SecurityProfile, String> {
     let own = container.security_context.as_ref();
     let of_pod = pod::spec(pod).security_context.as_ref();
@@ -188,7 +193,8 @@ pub fn seccomp(pod: &Pod, container: &Container, root: &Path) -> Result<Security
     Ok(SecurityProfile { profile_type: kind as i32, localhost_ref: file })
 }
 
-/// Whether everything below a volume mount is to be read-only too, as its `recursiveReadOnly` asks.
+/// Decides from a mount's `recursiveReadOnly` whether its submounts are read-only too; `supported` says
+/// whether the runtime can do that.
 pub fn recursive_read_only(mount: &VolumeMount, supported: bool) -> Result<bool, String> {
     let mode = mount.recursive_read_only.as_deref().unwrap_or("Disabled");
     let fail = |text: String| Err(format!("failed to resolve recursive read-only mode: {text}"));

@@ -1,4 +1,4 @@
-//! imagePullSecrets: registry credentials out of `kubernetes.io/dockerconfigjson` Secrets.
+//! imagePullSecrets: registry credentials from Secrets of type `kubernetes.io/dockerconfigjson`.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,8 @@ struct Credentials {
     auth: String,
 }
 
-/// Credentials to try for an image, in the order of the pod's secrets. Secrets that cannot be read are named in the second list.
+/// Returns the credentials to try for an image, in the order of the pod's secrets, and the names of the
+/// secrets that cannot be read.
 pub async fn for_image(pod: &Pod, image: &str, objects: &dyn ObjectSource) -> (Vec<AuthConfig>, Vec<String>) {
     let mut found = Vec::new();
     let mut unreadable = Vec::new();
@@ -66,7 +67,7 @@ fn auth(server: String, credentials: Credentials) -> AuthConfig {
     AuthConfig { username, password, server_address: server, ..Default::default() }
 }
 
-/// The registry's host of an image reference; docker.io where it names none.
+/// Returns the registry host of an image reference; `docker.io` if it names none.
 fn registry_of(image: &str) -> &str {
     match image.split_once('/') {
         Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => first,

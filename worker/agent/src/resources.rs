@@ -1,5 +1,5 @@
-//! Requests and limits as the kernel wants them: QoS class, CPU shares and quota, OOM score, cgroup names, and the sums that node
-//! admission compares.
+//! Converts requests and limits to kernel settings (CPU shares and quota, OOM score, cgroup names), and
+//! computes the QoS class and the sums that node admission compares.
 
 use std::collections::BTreeMap;
 
@@ -15,22 +15,22 @@ const MIN_SHARES: i64 = 2;
 const MAX_SHARES: i64 = 262_144;
 const MIN_QUOTA_MICROS: i64 = 1000;
 
-/// Amounts by resource name: thousandths for `cpu`, whole units for the rest.
+/// Amounts by resource name: thousandths of a core for `cpu`, whole units for the rest.
 pub type Amounts = BTreeMap<String, i64>;
 
-/// Quality of service, in the order in which pods are given up.
+/// Quality-of-service class, from the pods killed last to those killed first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Qos {
-    /// Limits equal to requests for CPU and memory everywhere.
+    /// Every container has CPU and memory limits equal to its requests.
     Guaranteed,
-    /// Some request or limit.
+    /// Some container has a CPU or memory request or limit, but the pod is not Guaranteed.
     Burstable,
-    /// None.
+    /// No container has a CPU or memory request or limit.
     BestEffort,
 }
 
 impl Qos {
-    /// `status.qosClass`
+    /// Returns the name used in `status.qosClass`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Guaranteed => "Guaranteed",
@@ -40,7 +40,7 @@ impl Qos {
     }
 }
 
-/// One resource in the unit of [`Amounts`].
+/// Converts the quantity of a resource to the unit of [`Amounts`]; 0 if it does not parse.
 pub fn amount(resource: &str, quantity: &Quantity) -> i64 {
     let parsed = if resource == "cpu" { amounts::milli(quantity) } else { amounts::whole(quantity) };
     parsed.unwrap_or(0)
@@ -49,7 +49,8 @@ pub fn amount(resource: &str, quantity: &Quantity) -> i64 {
 fn requests(container: &Container) -> Amounts {
     let resources = container.resources.as_ref();
     let mut amounts = Amounts::new();
-    // A limit without a request is its own request (API defaulting does this, but not for every client's pod in a test).
+    // A limit without a request counts as the request (API defaulting does this too, but not for pods built
+    // in tests).
     for map in [resources.and_then(|r| r.limits.as_ref()), resources.and_then(|r| r.requests.as_ref())] {
         amounts.extend(map.into_iter().flatten().map(|(name, q)| (name.clone(), amount(name, q))));
     }
@@ -61,7 +62,7 @@ fn limits(container: &Container) -> Amounts {
     map.into_iter().flatten().map(|(name, q)| (name.clone(), amount(name, q))).collect()
 }
 
-/// The QoS class of a pod.
+/// Computes the QoS class of a pod.
 pub fn qos(pod: &Pod) -> Qos {
     let spec = pod::spec(pod);
     let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
@@ -79,12 +80,13 @@ pub fn qos(pod: &Pod) -> Qos {
     if guaranteed { Qos::Guaranteed } else { Qos::Burstable }
 }
 
-/// What a pod asks of its node: the sum of its containers and sidecars, or its largest init step, plus overhead.
+/// Sums the requests of a pod: its containers and sidecars, or its largest init step if greater, plus
+/// overhead.
 pub fn pod_requests(spec: &PodSpec) -> Amounts {
     aggregate(spec, requests)
 }
 
-/// The pod's limits by the same rule.
+/// Sums the limits of a pod by the rule of [`pod_requests`].
 pub fn pod_limits(spec: &PodSpec) -> Amounts {
     aggregate(spec, limits)
 }
@@ -117,7 +119,7 @@ fn aggregate(spec: &PodSpec, of: fn(&Container) -> Amounts) -> Amounts {
     total
 }
 
-/// Adds amounts by name.
+/// Adds the amounts of `more` to `total`, by name.
 pub fn add(total: &mut Amounts, more: &Amounts) {
     for (name, value) in more {
         let sum = total.entry(name.clone()).or_default();
@@ -125,7 +127,7 @@ pub fn add(total: &mut Amounts, more: &Amounts) {
     }
 }
 
-/// CPU shares for a request in thousandths of a core.
+/// Converts a CPU request in thousandths of a core to CPU shares.
 pub fn cpu_shares(milli: i64) -> i64 {
     if milli <= 0 {
         return MIN_SHARES;
@@ -133,12 +135,12 @@ pub fn cpu_shares(milli: i64) -> i64 {
     (milli.saturating_mul(1024) / 1000).clamp(MIN_SHARES, MAX_SHARES)
 }
 
-/// CFS quota in microseconds for a limit in thousandths of a core.
+/// Converts a CPU limit in thousandths of a core to a CFS quota in microseconds.
 pub fn cpu_quota(milli: i64) -> i64 {
     (milli.saturating_mul(CPU_PERIOD_MICROS) / 1000).max(MIN_QUOTA_MICROS)
 }
 
-/// Linux resources of a container.
+/// Builds the Linux resources of a container.
 pub fn container_resources(pod: &Pod, container: &Container, node_memory: i64) -> LinuxContainerResources {
     let (requests, limits) = (requests(container), limits(container));
     let mut resources = LinuxContainerResources {
@@ -154,7 +156,7 @@ pub fn container_resources(pod: &Pod, container: &Container, node_memory: i64) -
     resources
 }
 
-/// Linux resources of the whole pod, for its cgroup.
+/// Builds the Linux resources of the whole pod's cgroup.
 pub fn pod_resources(pod: &Pod) -> LinuxContainerResources {
     let spec = pod::spec(pod);
     let (requests, limits) = (pod_requests(spec), pod_limits(spec));
@@ -174,7 +176,8 @@ pub fn pod_resources(pod: &Pod) -> LinuxContainerResources {
     resources
 }
 
-/// Guaranteed pods are killed last, BestEffort ones first; Burstable ones by the share of the node's memory they asked for.
+/// Computes the OOM score adjustment: Guaranteed pods are killed last, BestEffort ones first, Burstable ones
+/// by the share of the node's memory they request.
 fn oom_score_adj(pod: &Pod, requests: &Amounts, node_memory: i64) -> i64 {
     if pod::spec(pod).priority_class_name.as_deref() == Some("system-node-critical") {
         return -997;
@@ -191,7 +194,7 @@ fn oom_score_adj(pod: &Pod, requests: &Amounts, node_memory: i64) -> i64 {
     }
 }
 
-/// The pod's cgroup below the configured root: kubelet's names with the cgroupfs driver.
+/// Returns the pod's cgroup path below `root`, named as by kubelet with the cgroupfs driver.
 pub fn cgroup_parent(root: &str, pod: &Pod) -> String {
     let root = root.trim_end_matches('/');
     let uid = pod::uid(pod);

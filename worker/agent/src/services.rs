@@ -1,4 +1,5 @@
-//! The Services a pod sees as environment variables (`WEB_SERVICE_HOST`, `WEB_PORT_80_TCP_ADDR`, ...): a reflector over all Services.
+//! The Services that a pod sees as environment variables (`WEB_SERVICE_HOST`, `WEB_PORT_80_TCP_ADDR`, ...),
+//! from a watch over all Services.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,16 +13,17 @@ use proto_decode::{BrokenObjects, Decoded};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// How long a container start waits for the first list.
+/// Maximum time a container start waits for the first list of Services.
 const FIRST_LIST: Duration = Duration::from_secs(10);
 
-/// The known Services.
+/// The Services known to the node; clones share them.
 #[derive(Clone)]
 pub struct Services {
     store: reflector::Store<Service>,
 }
 
-/// The event without the mark that it decodes; a Service that does not is left out, and gives no variables.
+/// Unwraps the decoded Service of an event; `None` drops the event of a Service that does not decode, which
+/// then yields no variables.
 fn readable(
     event: Result<Event<Decoded<Service>>, Error>,
     broken: &BrokenObjects,
@@ -38,7 +40,7 @@ fn readable(
         Ok(Event::InitApply(service)) => Event::InitApply(keep(service)?),
         Ok(Event::InitDone) => Event::InitDone,
         Ok(Event::Apply(service)) => Event::Apply(keep(service)?),
-        // Of a Service that is gone only the name matters.
+        // A deleted Service needs only its name.
         Ok(Event::Delete(Decoded::Broken(service))) => {
             Event::Delete(Service { metadata: service.meta, ..Service::default() })
         }
@@ -48,7 +50,7 @@ fn readable(
 }
 
 impl Services {
-    /// The known Services, none at first, and the task that follows them until `shutdown`.
+    /// Creates an empty set of Services, and the task that keeps it up to date until `shutdown`.
     pub fn new(client: Client, shutdown: CancellationToken) -> (Self, impl Future<Output = ()> + Send) {
         let (store, writer) = reflector::store();
         let broken = BrokenObjects::default();
@@ -73,7 +75,8 @@ impl Services {
         (Self { store }, follow)
     }
 
-    /// Variables for a pod in `namespace`: the API server's Service always, the namespace's own if `links`.
+    /// Returns the variables for a pod in `namespace`: those of the API server's Service, and those of the
+    /// namespace's own Services if `links`.
     pub async fn environment(
         &self,
         namespace: &str,
@@ -98,7 +101,7 @@ impl Services {
     }
 }
 
-/// The variables of one Service: `{NAME}_SERVICE_HOST`, `_SERVICE_PORT` and Docker's link variables.
+/// Adds the variables of one Service: `{NAME}_SERVICE_HOST`, `_SERVICE_PORT` and Docker's link variables.
 fn add_service(variables: &mut BTreeMap<String, String>, service: &Service) {
     let Some(spec) = &service.spec else { return };
     let ip = spec.cluster_ip.as_deref().unwrap_or_default();

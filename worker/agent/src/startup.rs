@@ -1,5 +1,5 @@
-//! Wires the agent: connects to the runtime, registers the node, starts everything, and waits for the end. Stopping the agent stops
-//! no pod.
+//! Starts the agent: connects to the runtime, registers the node, starts all parts, and waits until they end.
+//! Pods keep running when the agent stops.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,11 +28,12 @@ use crate::{Error, gc, logs, node, pod_manager, pod_source, resources, server};
 
 const CHANGES: usize = 1024;
 const CONCURRENT_PULLS: usize = 4;
-/// How long the runtime may take to say what it can do.
+/// Deadline of the runtime's answer about its features.
 const STATUS_PATIENCE: Duration = Duration::from_secs(10);
 const RUNTIME_RETRY: Duration = Duration::from_millis(200);
 
-/// Runs the agent until `shutdown`. Fails only if it cannot start at all (bad socket path, port taken); whatever can heal is retried.
+/// Runs the agent until `shutdown`. Fails only if it cannot start at all (bad socket path, port in use) or a
+/// part cannot be restarted; other failures are retried.
 pub async fn run(config: AgentConfig, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
     for dir in [&config.root_dir, &config.pod_log_dir] {
         std::fs::create_dir_all(dir).map_err(|e| Error::io("make directory", dir.clone(), e))?;
@@ -69,7 +70,8 @@ pub async fn run(config: AgentConfig, client: Client, shutdown: CancellationToke
     result
 }
 
-/// Starts every part that runs as long as the agent. A part that panics begins anew, or ends the agent where it cannot.
+/// Starts every part that runs as long as the agent. A part that panics is restarted, or ends the agent if it
+/// cannot be restarted.
 fn start_parts(
     context: &Arc<Context>,
     node_sender: watch::Sender<Option<Arc<Node>>>,
@@ -84,7 +86,8 @@ fn start_parts(
     tasks.spawn(supervise("agent-status-writer", move || statuses.clone().run(stop.clone())));
     let (own, seen, stop) = (context.clone(), Arc::new(node_sender), shutdown.clone());
     tasks.spawn(supervise("agent-node", move || node::run(own.clone(), seen.clone(), port, stop.clone())));
-    // These two share a channel and a memory of what was sent: one that panicked cannot begin anew alone, so it ends the agent below.
+    // These two share a channel and the record of what was sent over it: neither can be restarted alone, so a
+    // panic of one ends the agent.
     tasks.spawn(pod_source::run(
         context.client.clone(),
         context.config.node_name.clone(),
@@ -102,7 +105,7 @@ fn start_parts(
     }));
     let (collector, stop) = (context.clone(), shutdown.clone());
     tasks.spawn(async move {
-        // Only once the API's pods are known can anything be called an orphan.
+        // Orphans can be recognised only after the pods of the API server have been listed.
         if first_list.await.is_ok() {
             supervise("agent-gc", move || gc::run(collector.clone(), stop.clone())).await;
         }
@@ -129,7 +132,7 @@ async fn wait_for_runtime(cri: &Cri, shutdown: &CancellationToken) -> Option<k8s
     }
 }
 
-/// What the runtime says it can do; what it does not say, it cannot.
+/// Asks the runtime for its features; a feature it does not report counts as missing.
 async fn abilities(cri: &Cri, runtime_name: &str) -> Abilities {
     let answer = tokio::time::timeout(STATUS_PATIENCE, cri.status()).await;
     let status = answer.ok().and_then(Result::ok).unwrap_or_default();
@@ -140,7 +143,7 @@ async fn abilities(cri: &Cri, runtime_name: &str) -> Abilities {
     Abilities::of(runtime_name, strict_groups, recursive)
 }
 
-/// The container runtime that was found.
+/// The connected container runtime, with its version and abilities.
 struct Runtime {
     cri: Cri,
     version: k8s_cri::v1::VersionResponse,

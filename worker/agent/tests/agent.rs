@@ -1,4 +1,4 @@
-//! The whole agent against a runtime and an API server that do what the test says, in paused time: what needs minutes of waiting, or
+//! The whole agent against a fake runtime and a fake API server, in paused time: covers long waits, and
 //! failures that no real runtime shows on demand.
 
 #[allow(dead_code, reason = "shared with the test against containerd")]

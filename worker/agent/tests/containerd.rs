@@ -1,5 +1,6 @@
-//! The agent against the real containerd: a pod runs, is adopted by a restarted agent without being touched, and ends without a trace.
-//! Needs root, containerd, runc and busybox-static (Debian packages); without them the test says so and passes.
+//! The agent against the real containerd: a pod runs, is adopted unchanged by a restarted agent, and ends
+//! without leaving anything behind. Needs root, containerd, runc and busybox-static (Debian packages); if one
+//! is missing, the test says so and passes.
 
 #[allow(dead_code, reason = "shared with the tests against a fake runtime")]
 #[path = "containerd/api.rs"]
@@ -68,7 +69,7 @@ fn cgroup_root() -> String {
     format!("/ephor-agent-test-{}", std::process::id())
 }
 
-/// Takes the agent's cgroups away: the agent keeps them for its next start.
+/// Removes the agent's cgroups when dropped: the agent itself keeps them for its next start.
 struct Cgroups;
 
 impl Drop for Cgroups {
@@ -91,7 +92,7 @@ impl Drop for Cgroups {
     }
 }
 
-/// The HTTPS server is not part of this test.
+/// A certificate resolver without certificates: the HTTPS server is not part of this test.
 #[derive(Debug)]
 struct NoCertificate;
 
@@ -104,10 +105,10 @@ impl rustls::server::ResolvesServerCert for NoCertificate {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_runs_survives_a_restart_of_the_agent_and_leaves_nothing() {
     let filter = tracing_subscriber::EnvFilter::from_default_env();
-    // Only the first test of a process can set it.
+    // Fails if another test of the process has already set it, which is fine.
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     let dir = tempfile::tempdir().expect("a directory");
-    // Before containerd, so that it goes after it.
+    // Declared before containerd, so that it is dropped after it.
     let _cgroups = Cgroups;
     let containerd = match Containerd::start(dir.path()) {
         Ok(containerd) => containerd,

@@ -1,6 +1,6 @@
-//! The CNI plugin (specification 1.0.0), for containerd and CRI-O: `ephor cni`, or the wrapper that
-//! [`install`] writes into the plugin directory. It does what the embedded runtime's attach does, with
-//! the same address reservations.
+//! The CNI plugin (specification 1.0.0) for containerd and CRI-O: runs as `ephor cni`, or through the wrapper
+//! that [`install`] writes into the plugin directory. Attaches pods as the embedded runtime does, with the
+//! same address reservations.
 
 use std::{
     collections::BTreeMap,
@@ -16,40 +16,40 @@ use serde_json::json;
 
 use crate::pod::{self, PodNetwork, PortMapping};
 
-/// Newest version spoken; older ones since 0.3.0 get the same result shape.
+/// Newest supported version of the specification; versions since 0.3.0 get the same form of result.
 const VERSION: &str = "1.0.0";
 const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
-/// Largest configuration that is read.
+/// Maximum size in bytes of the configuration on standard input.
 const INPUT_LIMIT: u64 = 1 << 20;
 
-/// Why the plugin failed; printed as the specification says.
+/// Why the plugin failed; printed in the specification's error format.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A variable of the environment is missing or wrong.
+    /// An environment variable is missing or wrong.
     #[error("environment variable {0} is missing")]
     Environment(&'static str),
-    /// The command is none of the specification's.
+    /// The command is not defined by the specification.
     #[error("unknown command {0}")]
     Command(String),
     /// The configuration cannot be read.
     #[error("configuration: {0}")]
     Configuration(String),
-    /// It asks for a version this plugin does not speak.
+    /// The configuration asks for a version that this plugin does not support.
     #[error("CNI version {0} is not supported")]
     Version(String),
-    /// The interface is not as ADD left it.
+    /// The interface differs from what ADD created.
     #[error("the sandbox has no address here")]
     NotAttached,
     /// Attaching failed.
     #[error(transparent)]
     Pod(#[from] pod::Error),
-    /// The runtime could not be started, or files not written.
+    /// The async runtime could not be started, or files could not be written.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
 impl Error {
-    /// Error codes of the specification; 100 and up are the plugin's own.
+    /// Returns the specification's error code; 100 and above are the plugin's own.
     fn code(&self) -> u32 {
         match self {
             Self::Version(_) => 1,
@@ -71,7 +71,7 @@ struct Configuration {
     state_dir: PathBuf,
     #[serde(default)]
     runtime_config: RuntimeConfiguration,
-    /// What is attached still, for the command GC.
+    /// Attachments that still exist, for the command GC.
     #[serde(default, rename = "cni.dev/valid-attachments")]
     valid_attachments: Option<Vec<Attachment>>,
 }
@@ -89,8 +89,8 @@ struct RuntimeConfiguration {
     port_mappings: Vec<PortMapping>,
 }
 
-/// Runs the plugin on the process's environment and standard input, prints the result and returns the
-/// exit code. For `ephor cni`.
+/// Runs the plugin with the process's environment and standard input, prints the result and returns the exit
+/// code. Entry point of `ephor cni`.
 pub fn cni_main() -> i32 {
     let environment: BTreeMap<String, String> =
         std::env::vars().filter(|(name, _)| name.starts_with("CNI_")).collect();
@@ -113,7 +113,7 @@ fn version_of(input: &str) -> Option<String> {
     serde_json::from_str::<Configuration>(input).ok()?.cni_version
 }
 
-/// The plugin with its inputs given: environment (`CNI_*`) and configuration; returns what to print.
+/// Runs the plugin with the given environment (`CNI_*`) and configuration; returns the text to print.
 pub fn run(environment: &BTreeMap<String, String>, input: &str) -> Result<String, Error> {
     let variable = |name: &'static str| environment.get(name).ok_or(Error::Environment(name));
     let command = variable("CNI_COMMAND")?;
@@ -126,7 +126,7 @@ pub fn run(environment: &BTreeMap<String, String>, input: &str) -> Result<String
     if !VERSIONS.contains(&version.as_str()) {
         return Err(Error::Version(version));
     }
-    // STATUS and GC are of no sandbox.
+    // STATUS and GC do not concern a single sandbox.
     let of_sandbox = |name| match command.as_str() {
         "STATUS" | "GC" => Ok(String::new()),
         _ => variable(name).cloned(),
@@ -160,7 +160,7 @@ pub fn run(environment: &BTreeMap<String, String>, input: &str) -> Result<String
 
 fn result(version: &str, interface: &str, netns: &str, address: Ipv4Addr) -> String {
     let mut ip = json!({ "address": format!("{address}/32"), "gateway": "169.254.1.1", "interface": 0 });
-    // Before 1.0.0 each address names its family.
+    // Before version 1.0.0 each address names its IP family.
     if version.starts_with("0.") {
         ip["version"] = json!("4");
     }
@@ -182,9 +182,9 @@ struct Conflist<'a> {
     plugins: [serde_json::Value; 1],
 }
 
-/// Sets up a container runtime of somebody else's: writes the wrapper `ephor-cni` into `bin_dir`, which
-/// runs `executable cni`, and `10-ephor.conflist` into `conf_dir`, which leads to it. `state_dir` is that
-/// of the node's network configuration.
+/// Configures an external container runtime to use the plugin: writes the wrapper `ephor-cni` into `bin_dir`,
+/// which runs `executable cni`, and `10-ephor.conflist`, which names it, into `conf_dir`. `state_dir` is the
+/// directory of the same name in the node's network configuration.
 pub fn install(bin_dir: &Path, conf_dir: &Path, executable: &Path, state_dir: &Path) -> Result<(), Error> {
     fs::create_dir_all(bin_dir)?;
     fs::create_dir_all(conf_dir)?;

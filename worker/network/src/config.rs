@@ -1,67 +1,69 @@
-//! Configuration of a node's network: what `worker/node` and `master/node` fill in and hand to
-//! `Network::start`, and what `cleanup` needs to take everything away again.
+//! Configuration of a node's network: filled in by `worker/node` and `master/node` for `Network::start`, and
+//! used by `cleanup` to remove the network again.
 
 use std::{net::Ipv4Addr, path::PathBuf};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-/// Everything a node must be told about its network. `NetworkConfig::new` gives the defaults of DESIGN.md.
+/// Configuration of a node's network. `NetworkConfig::new` sets the defaults of DESIGN.md.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkConfig {
-    /// Name of this node's Node object (for a master without pods: any name that is no Node's).
+    /// Name of this node's Node object (for a master without pods: any name that no Node has).
     pub node_name: String,
-    /// Address by which other hosts reach this one; source of the overlay's outer packets.
+    /// Address at which other hosts reach this one; source address of the overlay's outer packets.
     pub node_ip: Ipv4Addr,
-    /// Whether pods run here: a worker. A master takes part in the overlay and the service proxy only.
+    /// Whether pods run on this node (a worker). A master takes part only in the overlay and the service
+    /// proxy.
     pub pods: bool,
-    /// Range of all pod addresses; each node's podCIDR lies in it.
+    /// Range of all pod addresses, which contains each node's podCIDR.
     pub cluster_cidr: Ipv4Net,
     /// Range of all ClusterIPs.
     pub service_cidr: Ipv4Net,
     /// Directory for address reservations and the last known podCIDR.
     pub state_dir: PathBuf,
-    /// The VXLAN device.
+    /// Settings of the VXLAN device.
     pub overlay: OverlayConfig,
-    /// Shortest time between two writes of the service proxy, in milliseconds; bursts in between are one write.
+    /// Minimum time between two writes of the service proxy, in milliseconds; changes in
+    /// between are written together.
     pub proxy_min_interval_ms: u64,
-    /// The DNS server of this node; `None` runs none.
+    /// DNS server of this node; `None` to run none.
     pub dns: Option<DnsConfig>,
-    /// Port on the node's overlay address where the balancer in front of the masters serves pods.
+    /// Port on the node's overlay address on which the balancer in front of the masters serves pods.
     pub api_port: u16,
-    /// Port on loopback where the balancer serves the agent, which no host port may take over; `None`
-    /// where no agent runs.
+    /// Loopback port on which the balancer serves the agent, and which no host port may
+    /// capture; `None` if no agent runs.
     pub agent_api_port: Option<u16>,
 }
 
-/// The VXLAN device; all nodes of a cluster must agree on `vni` and `port`.
+/// Settings of the VXLAN device; `vni` and `port` must be equal on all nodes of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OverlayConfig {
     /// Interface name, at most 15 bytes.
     pub device: String,
     /// VXLAN network identifier.
     pub vni: u32,
-    /// UDP port.
+    /// UDP port of the encapsulated packets.
     pub port: u16,
-    /// MTU of pods; `None` takes the underlay's minus 50 (the VXLAN headers over IPv4).
+    /// MTU of pods; `None` means that of the underlay less 50 bytes (the VXLAN headers over IPv4).
     pub mtu: Option<u32>,
 }
 
-/// The cluster DNS server, run by every node on the same address.
+/// Settings of the cluster DNS server, which every node runs on the same address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DnsConfig {
-    /// The cluster DNS address, inside the service range; bound to `lo` of each node.
+    /// Cluster DNS address, inside the service range; added to `lo` of each node.
     pub address: Ipv4Addr,
-    /// Port, UDP and TCP.
+    /// UDP and TCP port.
     pub port: u16,
-    /// The cluster's domain without dots at its ends.
+    /// The cluster's domain, without leading or trailing dot.
     pub domain: String,
-    /// File whose `nameserver` lines are asked for names outside the cluster's domain.
+    /// Path of a file whose `nameserver` lines name the resolvers for names outside the cluster's domain.
     pub resolv_conf: PathBuf,
 }
 
 impl NetworkConfig {
-    /// A worker's network with the default ranges, ports and names.
+    /// Makes the configuration of a worker with the default ranges, ports and names.
     pub fn new(node_name: impl Into<String>, node_ip: Ipv4Addr, state_dir: impl Into<PathBuf>) -> Self {
         Self {
             node_name: node_name.into(),
@@ -78,7 +80,7 @@ impl NetworkConfig {
         }
     }
 
-    /// The same for a master that runs no pods: overlay and service proxy, no addresses to give out.
+    /// Changes the configuration to that of a master without pods: overlay and service proxy only.
     pub fn without_pods(mut self) -> Self {
         self.pods = false;
         self
@@ -102,7 +104,7 @@ impl Default for DnsConfig {
     }
 }
 
-/// A network from parts that are known to be right.
+/// Makes a network from an address and a prefix length that are known to be valid.
 pub(crate) fn net(address: Ipv4Addr, prefix: u8) -> Ipv4Net {
     Ipv4Net::new_assert(address, prefix)
 }

@@ -1,6 +1,6 @@
-//! Addresses of the pods on this node: host-local, from the node's podCIDR. One file an address,
-//! named by it, in a directory: reservations survive a crash and are shared with `ephor cni` processes.
-//! Called by `pod`.
+//! Assigns addresses of the node's podCIDR to the pods on this node. Each address has a file in a
+//! directory, named after the address: reservations survive a crash and are shared with `ephor cni`
+//! processes. Called by `pod`.
 
 use std::{
     collections::BTreeSet,
@@ -16,49 +16,49 @@ use serde::{Deserialize, Serialize};
 
 use crate::pod::PortMapping;
 
-/// Reservation failed.
+/// Why a reservation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The directory could not be read or written.
     #[error("address reservations in {dir}: {source}")]
     Io {
-        /// The directory.
+        /// Path of the directory.
         dir: PathBuf,
-        /// Why.
+        /// The underlying error.
         source: io::Error,
     },
-    /// Every address is taken.
+    /// Every address of the range is reserved.
     #[error("no free address in {0}")]
     Exhausted(Ipv4Net),
 }
 
-/// What is on disk for an address.
+/// Content of an address's file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {
     /// The sandbox that has the address.
     pub sandbox: String,
-    /// Its host ports.
+    /// The sandbox's host ports.
     #[serde(default)]
     pub ports: Vec<PortMapping>,
 }
 
-/// The reservations in one directory.
+/// The address reservations in one directory.
 #[derive(Clone, Debug)]
 pub struct Ipam {
     dir: PathBuf,
 }
 
 impl Ipam {
-    /// Opens the directory, making it if needed.
+    /// Opens the directory; creates it if it does not exist.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, Error> {
         let ipam = Self { dir: dir.into() };
         fs::create_dir_all(&ipam.dir).map_err(|source| ipam.io(source))?;
         Ok(ipam)
     }
 
-    /// Reserves an address of `range` for a sandbox, or gives the one it has. The first two addresses
-    /// (network, gateway) and the last are never given out. Addresses go round, so that one that was
-    /// just released is used again as late as possible.
+    /// Reserves an address of `range` for a sandbox, or returns the address it already has. The first two
+    /// addresses (network, gateway) and the last are never assigned. Assigns addresses in rotation, so that a
+    /// released one is reused as late as possible.
     pub fn reserve(&self, range: Ipv4Net, wanted: &Reservation) -> Result<Ipv4Addr, Error> {
         let _lock = self.lock()?;
         let taken = self.read()?;
@@ -81,18 +81,18 @@ impl Ipam {
         Ok(free)
     }
 
-    /// Ends the reservations of a sandbox and returns them.
+    /// Removes the reservations of a sandbox and returns them.
     pub fn release(&self, sandbox: &str) -> Result<Vec<(Ipv4Addr, Reservation)>, Error> {
         self.release_where(|held| held.sandbox == sandbox)
     }
 
-    /// Ends the reservations of all sandboxes that are not in `live` and returns them.
+    /// Removes the reservations of all sandboxes that are not in `live` and returns them.
     pub fn retain(&self, live: &BTreeSet<String>) -> Result<Vec<(Ipv4Addr, Reservation)>, Error> {
         self.release_where(|held| !live.contains(&held.sandbox))
     }
 
-    /// All reservations, by address. A file that cannot be read as one (torn by a power cut, after
-    /// which no sandbox lives) counts as held by nobody, and is released by the next `retain`.
+    /// Returns all reservations, by address. An unreadable file (torn by a power cut, which no sandbox
+    /// survives) counts as reserved without a sandbox, and the next `retain` removes it.
     pub fn list(&self) -> Result<Vec<(Ipv4Addr, Reservation)>, Error> {
         let _lock = self.lock()?;
         self.read()
@@ -136,7 +136,7 @@ impl Ipam {
             .map_err(|source| self.io(source))
     }
 
-    /// Keeps other threads and processes out; the kernel ends it with the process.
+    /// Locks out other threads and processes; the kernel releases the lock if the process dies.
     fn lock(&self) -> Result<Flock<File>, Error> {
         let file = File::create(self.dir.join(".lock")).map_err(|source| self.io(source))?;
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| self.io(errno.into()))
@@ -146,7 +146,7 @@ impl Ipam {
         Error::Io { dir: self.dir.clone(), source }
     }
 
-    /// The directory.
+    /// Returns the directory of the reservations.
     pub fn dir(&self) -> &Path {
         &self.dir
     }

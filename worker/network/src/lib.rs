@@ -2,20 +2,20 @@
 //! DNS, the balancer in front of the masters, and the CNI plugin.
 //!
 //! `worker/node` and `master/node` start it with [`Network::start`]; the container runtime attaches pods
-//! through [`PodNetwork`]. It needs root, the `nft` program, and acts in the network namespace of the
-//! process alone. Files, from the outside in:
+//! through [`PodNetwork`]. It needs root and the `nft` program, and changes only the network namespace of the
+//! process. Files, from the top level down:
 //!
 //! | file | does |
 //! | --- | --- |
-//! | `network.rs` | puts everything together; `cleanup` |
-//! | `watch.rs`, `state.rs` | what the API says, cut down |
+//! | `network.rs` | connects all parts; `cleanup` |
+//! | `watch.rs`, `state.rs` | the node's copy of Services, EndpointSlices and Nodes |
 //! | `overlay/` | VXLAN device, routes, neighbours |
 //! | `pod/`, `ipam.rs` | addresses and veth pairs, host ports, masquerading |
 //! | `proxy/` | Services to nftables |
 //! | `dns/` | cluster DNS |
 //! | `balancer/` | TCP balancer over the masters |
 //! | `cni.rs` | `ephor cni` |
-//! | `netlink.rs`, `nft.rs`, `sysctl.rs` | the ways into the kernel |
+//! | `netlink.rs`, `nft.rs`, `sysctl.rs` | requests to the kernel |
 
 pub mod balancer;
 pub mod cni;

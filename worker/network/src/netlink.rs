@@ -1,5 +1,5 @@
-//! The few route-netlink requests the pod network and the overlay make, over `rtnetlink`, and the way
-//! into another network namespace. Every request acts in the namespace of the thread that opened the
+//! The route-netlink requests of the pod network and the overlay, made through `rtnetlink`, and a way to run
+//! code in another network namespace. Every request acts in the namespace of the thread that opened the
 //! [`Netlink`]. Called by `pod`, `overlay` and `dns::server`.
 
 use std::{fs::File, future::Future, io, net::Ipv4Addr, path::Path};
@@ -18,32 +18,32 @@ use rtnetlink::{
     },
 };
 
-/// Marks the routes that Ephor made (`proto 142` in `ip route`).
+/// Protocol number that marks the routes made by Ephor (`proto 142` in `ip route`).
 const ROUTE_PROTOCOL: RouteProtocol = RouteProtocol::Other(142);
 
-/// A hardware address.
+/// Hardware (MAC) address.
 pub type Mac = [u8; 6];
 
-/// A netlink request failed.
+/// Why a netlink request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The socket could not be opened, or a namespace not entered.
+    /// The socket could not be opened, or a namespace could not be entered.
     #[error("{what}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation that failed.
         what: String,
-        /// Why it failed.
+        /// The underlying error.
         source: io::Error,
     },
     /// The kernel refused a request.
     #[error("{what}: {source}")]
     Request {
-        /// What was asked.
+        /// The operation that was requested.
         what: String,
         /// The kernel's answer.
         source: rtnetlink::Error,
     },
-    /// The thread working in another namespace ended early.
+    /// The thread working in another namespace ended without a result.
     #[error("the thread in the other namespace panicked")]
     Thread,
 }
@@ -56,12 +56,12 @@ impl Error {
         }
     }
 
-    /// The named thing does not exist.
+    /// Returns whether the kernel answered that the object does not exist.
     pub fn is_absent(&self) -> bool {
         matches!(self.errno(), libc::ENODEV | libc::ENOENT | libc::ESRCH | libc::EADDRNOTAVAIL)
     }
 
-    /// The thing exists already.
+    /// Returns whether the kernel answered that the object exists already.
     pub fn is_present(&self) -> bool {
         self.errno() == libc::EEXIST
     }
@@ -77,40 +77,41 @@ fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
 pub struct Route {
     /// Destination.
     pub destination: Ipv4Net,
-    /// What happens to a packet.
+    /// Next hop of the packets.
     pub hop: Hop,
-    /// Source address for locally generated packets.
+    /// Source address for locally generated packets; `None` lets the kernel choose.
     pub source: Option<Ipv4Addr>,
 }
 
-/// Where a [`Route`] leads.
+/// Next hop of a [`Route`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hop {
-    /// Neighbours on a device.
+    /// Destination hosts are neighbours on the device with this index.
     Device(u32),
-    /// A gateway that counts as a neighbour on the device even if no route says so.
+    /// Gateway address and device index; the gateway counts as a neighbour on the device
+    /// even without a route to it.
     Via(Ipv4Addr, u32),
-    /// ICMP host unreachable.
+    /// Packets are answered with ICMP host unreachable.
     Unreachable,
 }
 
-/// A connection to the kernel in one network namespace.
+/// Netlink connection to the kernel in one network namespace.
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: Handle,
 }
 
 impl Netlink {
-    /// Connects in the current thread's namespace; must be called inside a tokio runtime.
+    /// Opens a connection in the current thread's namespace; must be called inside a tokio runtime.
     pub fn open() -> Result<Self, Error> {
         let (connection, handle, _) = rtnetlink::new_connection()
             .map_err(|source| Error::Io { what: "open a netlink socket".into(), source })?;
-        // Ends by itself once the last handle is dropped.
+        // The connection's task ends once the last handle is dropped.
         tokio::spawn(connection);
         Ok(Self { handle })
     }
 
-    /// The interface `name`, if there is one.
+    /// Returns the interface `name`; `None` if it does not exist.
     pub async fn link(&self, name: &str) -> Result<Option<LinkMessage>, Error> {
         let found = self.handle.link().get().match_name(name.to_string()).execute().try_next().await;
         match found.map_err(failed(format!("look up interface {name}"))) {
@@ -120,22 +121,22 @@ impl Netlink {
         }
     }
 
-    /// All interfaces.
+    /// Returns all interfaces.
     pub async fn links(&self) -> Result<Vec<LinkMessage>, Error> {
         self.handle.link().get().execute().try_collect().await.map_err(failed("list interfaces"))
     }
 
-    /// Index of the interface `name`, if there is one.
+    /// Returns the index of the interface `name`; `None` if it does not exist.
     pub async fn link_index(&self, name: &str) -> Result<Option<u32>, Error> {
         Ok(self.link(name).await?.map(|link| link.header.index))
     }
 
-    /// Creates an interface.
+    /// Creates an interface; `what` describes the request in an error.
     pub async fn add_link(&self, message: LinkMessage, what: &str) -> Result<(), Error> {
         self.handle.link().add(message).execute().await.map_err(failed(format!("create {what}")))
     }
 
-    /// Deletes an interface; true if it was there.
+    /// Deletes an interface; returns whether it existed.
     pub async fn delete_link(&self, name: &str) -> Result<bool, Error> {
         let Some(index) = self.link_index(name).await? else { return Ok(false) };
         match self.handle.link().del(index).execute().await.map_err(failed(format!("delete {name}"))) {
@@ -145,7 +146,7 @@ impl Netlink {
         }
     }
 
-    /// Changes an interface: brings it up and, if given, sets its MTU.
+    /// Brings an interface up and, if `mtu` is given, sets its MTU.
     pub async fn set_up(&self, index: u32, mtu: Option<u32>) -> Result<(), Error> {
         let mut message = LinkUnspec::new_with_index(index).up();
         if let Some(mtu) = mtu {
@@ -156,7 +157,7 @@ impl Netlink {
         change.set_flags(flags).execute().await.map_err(failed(format!("bring up interface {index}")))
     }
 
-    /// Makes sure that the interface has this address as a /32 of this scope.
+    /// Ensures that the interface has this address as a /32, with host scope if `host_scope`.
     pub async fn ensure_address(&self, index: u32, address: Ipv4Addr, host_scope: bool) -> Result<(), Error> {
         let mut request = self.handle.address().add(index, address.into(), 32);
         if host_scope {
@@ -168,7 +169,7 @@ impl Netlink {
         }
     }
 
-    /// IPv4 addresses of an interface.
+    /// Returns the IPv4 addresses of an interface.
     pub async fn addresses(&self, index: u32) -> Result<Vec<(Ipv4Addr, AddressMessage)>, Error> {
         let all: Vec<AddressMessage> = self
             .handle
@@ -190,7 +191,7 @@ impl Netlink {
         Ok(addressed.collect())
     }
 
-    /// Index of the interface that has this address.
+    /// Returns the index of the interface that has this address; `None` if none has it.
     pub async fn link_with_address(&self, wanted: Ipv4Addr) -> Result<Option<u32>, Error> {
         let all: Vec<AddressMessage> =
             self.handle.address().get().execute().try_collect().await.map_err(failed("list addresses"))?;
@@ -205,19 +206,19 @@ impl Netlink {
         ignore_absent(self.handle.address().del(message).execute().await.map_err(failed("delete address")))
     }
 
-    /// Adds a route or replaces the one to the same destination.
+    /// Adds a route, or replaces the route to the same destination.
     pub async fn replace_route(&self, route: &Route) -> Result<(), Error> {
         let what = format!("add route to {}", route.destination);
         self.handle.route().add(message_of(route)).replace().execute().await.map_err(failed(what))
     }
 
-    /// Removes a route, if it is there.
+    /// Removes a route; succeeds if it does not exist.
     pub async fn delete_route(&self, route: &Route) -> Result<(), Error> {
         let what = format!("delete route to {}", route.destination);
         ignore_absent(self.handle.route().del(message_of(route)).execute().await.map_err(failed(what)))
     }
 
-    /// The routes that Ephor made.
+    /// Returns the routes that Ephor made.
     pub async fn own_routes(&self) -> Result<Vec<Route>, Error> {
         let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let all: Vec<RouteMessage> =
@@ -225,13 +226,13 @@ impl Netlink {
         Ok(all.iter().filter_map(route_of).collect())
     }
 
-    /// Makes sure that `address` on the device is at `mac`, for good.
+    /// Ensures a permanent neighbour entry that maps `address` on the device to `mac`.
     pub async fn ensure_neighbour(&self, index: u32, address: Ipv4Addr, mac: Mac) -> Result<(), Error> {
         let request = self.handle.neighbours().add(index, address.into()).link_layer_address(&mac).replace();
         request.execute().await.map_err(failed(format!("add neighbour {address}")))
     }
 
-    /// Makes sure that a VXLAN device sends frames for `mac` to the host `remote`.
+    /// Ensures that a VXLAN device sends frames for `mac` to the host `remote`.
     pub async fn ensure_forwarding(&self, index: u32, mac: Mac, remote: Ipv4Addr) -> Result<(), Error> {
         let request = self
             .handle
@@ -243,7 +244,7 @@ impl Netlink {
         request.execute().await.map_err(failed(format!("add forwarding entry for {remote}")))
     }
 
-    /// Neighbours of a device: address and hardware address.
+    /// Returns the neighbour entries of a device: address and hardware address.
     pub async fn neighbours(&self, index: u32) -> Result<Vec<(Ipv4Addr, Mac, NeighbourMessage)>, Error> {
         let all: Vec<NeighbourMessage> = self
             .handle
@@ -257,7 +258,7 @@ impl Netlink {
         Ok(all.into_iter().filter_map(|message| neighbour_of(index, message)).collect())
     }
 
-    /// Forwarding entries of a VXLAN device: remote host and hardware address.
+    /// Returns the forwarding entries of a VXLAN device: remote host and hardware address.
     pub async fn forwarding(&self, index: u32) -> Result<Vec<(Ipv4Addr, Mac, NeighbourMessage)>, Error> {
         let mut request = self.handle.neighbours().get();
         request.message_mut().header.family = AddressFamily::Bridge;
@@ -266,7 +267,7 @@ impl Netlink {
         Ok(all.into_iter().filter_map(|message| neighbour_of(index, message)).collect())
     }
 
-    /// Removes what [`Netlink::neighbours`] or [`Netlink::forwarding`] listed.
+    /// Removes an entry that [`Netlink::neighbours`] or [`Netlink::forwarding`] returned.
     pub async fn delete_neighbour(&self, message: NeighbourMessage) -> Result<(), Error> {
         ignore_absent(
             self.handle.neighbours().del(message).execute().await.map_err(failed("delete neighbour")),
@@ -289,7 +290,8 @@ fn neighbour_of(index: u32, message: NeighbourMessage) -> Option<(Ipv4Addr, Mac,
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(inet)) => address = Some(*inet),
-            // The bridge family's destination is not parsed as an address of the inet family.
+            // Forwarding entries are of the bridge family, whose destination the library does not
+            // parse as an IPv4 address.
             NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
                 address = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from);
             }
@@ -339,7 +341,7 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
     Some(Route { destination, hop, source })
 }
 
-/// Runs `work` on a thread of its own inside the network namespace at `path`, and waits for it.
+/// Runs `work` on its own thread inside the network namespace at `path`, and waits for the result.
 pub async fn in_namespace<T, F>(path: &Path, work: impl FnOnce() -> F + Send + 'static) -> Result<T, Error>
 where
     T: Send + 'static,
@@ -349,7 +351,7 @@ where
     let namespace = File::open(path).map_err(io(format!("open namespace {}", path.display())))?;
     let what = format!("enter namespace {}", path.display());
     let (done, result) = tokio::sync::oneshot::channel();
-    // A thread of its own: it never comes back to another namespace, and ends with the work.
+    // The thread is used for this work only and then ends, so it need not return to its former namespace.
     let spawned = std::thread::Builder::new().name("pod-netns".into()).spawn(move || {
         let outcome = setns(&namespace, CloneFlags::CLONE_NEWNET)
             .map_err(|errno| Error::Io { what: what.clone(), source: errno.into() })
@@ -358,7 +360,7 @@ where
                 runtime.map_err(|source| Error::Io { what, source })
             })
             .and_then(|runtime| runtime.block_on(async { work().await }));
-        // The receiver is gone only if the caller was cancelled; then nobody wants the outcome.
+        // Sending fails only if the caller was cancelled and no longer needs the result.
         let _cancelled = done.send(outcome);
     });
     spawned.map_err(io("start a thread".into()))?;

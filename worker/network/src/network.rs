@@ -1,5 +1,5 @@
-//! Puts the node's network together: follows the API, and keeps overlay, pod network, service routing,
-//! DNS and the pods' way to the masters in step with it. Started by `worker/node` and `master/node`.
+//! Puts the node's network together: follows the API and updates overlay, pod network, service routing, DNS
+//! and the pods' connection to the masters accordingly. Started by `worker/node` and `master/node`.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -25,38 +25,38 @@ use crate::{
     sysctl, watch as follow,
 };
 
-/// How often the overlay is compared with the kernel although nothing changed.
+/// Interval at which the overlay is compared with the kernel even if nothing changed.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(30);
-/// Pause after the overlay or DNS could not be set up.
+/// Pause before setting up the overlay or DNS is retried.
 const RETRY: Duration = Duration::from_secs(1);
-/// The API server's Service.
+/// Namespace and name of the API server's Service.
 const KUBERNETES: (&str, &str) = ("default", "kubernetes");
 
-/// The network could not be started or taken down.
+/// Why the network could not be started or taken down.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The pods' side.
+    /// The pod network failed.
     #[error(transparent)]
     Pod(#[from] pod::Error),
-    /// The overlay.
+    /// The overlay failed.
     #[error(transparent)]
     Overlay(#[from] overlay::Error),
-    /// DNS.
+    /// The DNS server failed.
     #[error(transparent)]
     Dns(#[from] dns::Error),
-    /// Interfaces and routes.
+    /// A request about interfaces or routes failed.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
-    /// nftables.
+    /// Running `nft` failed.
     #[error(transparent)]
     Nft(#[from] nft::Error),
-    /// Kernel settings.
+    /// Changing a kernel setting failed.
     #[error(transparent)]
     Sysctl(#[from] sysctl::Error),
 }
 
-/// A node's running network. Ends with the `shutdown` it was started with; what it put into the kernel
-/// stays, so that pods keep their connections over a restart. [`cleanup`] removes it.
+/// A node's running network. Stops with the `shutdown` token it was started with; its kernel state stays, so
+/// that pods keep their connections over a restart. [`cleanup`] removes that state.
 #[derive(Debug)]
 pub struct Network {
     pods: Arc<PodNetwork>,
@@ -66,7 +66,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Starts. `masters` are the API addresses of all masters, as `balancer` follows them; with a
+    /// Starts the network. `masters` are the API addresses of all masters, as `balancer` follows them; with a
     /// balancer, pods reach `kubernetes.default` through it. The API need not be reachable yet.
     pub async fn start(
         config: NetworkConfig,
@@ -124,22 +124,22 @@ impl Network {
         Ok(Arc::new(Self { pods, state, proxy: stats, tasks }))
     }
 
-    /// The pods' side, for the container runtime.
+    /// Returns the pod network, to which the container runtime attaches pods.
     pub fn pod_network(&self) -> &Arc<PodNetwork> {
         &self.pods
     }
 
-    /// What this node knows of Services, endpoints and Nodes.
+    /// Returns this node's copy of Services, endpoints and Nodes.
     pub fn state(&self) -> &ClusterState {
         &self.state
     }
 
-    /// Counters of the service proxy.
+    /// Returns the counters of the service proxy.
     pub fn proxy_stats(&self) -> ProxyStatsSnapshot {
         self.proxy.snapshot()
     }
 
-    /// Waits until everything has ended after shutdown.
+    /// Waits until all tasks have ended after shutdown.
     pub async fn stopped(&self) {
         self.tasks.wait().await;
     }
@@ -164,7 +164,7 @@ async fn keep_dns(
     }
 }
 
-/// Keeps the overlay and what depends on the node's own podCIDR up to date.
+/// Keeps the overlay and everything that depends on the node's own podCIDR up to date.
 struct Keeper {
     config: NetworkConfig,
     overlay: Overlay,
@@ -172,7 +172,8 @@ struct Keeper {
     pods: Arc<PodNetwork>,
     balancer: Option<Arc<Balancer>>,
     overrides: watch::Sender<Overrides>,
-    /// Where the balancer serves pods, and what ends that.
+    /// Address on which the balancer serves pods, and the token that stops it; `None`
+    /// while it does not serve pods.
     serving: Option<(SocketAddr, CancellationToken)>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -221,8 +222,8 @@ impl Keeper {
         }
     }
 
-    /// Peers, hosts that cannot take part, and this node's podCIDR: from its Node, or while that is not
-    /// known from its last run.
+    /// Returns the peers, the hosts left out because their endpoint addresses clash, and this node's podCIDR:
+    /// from its Node object or, while that is not known, from the node's last run.
     fn view(&self, masters: &[SocketAddr]) -> (Vec<overlay::Peer>, Vec<std::net::Ipv4Addr>, Option<Ipv4Net>) {
         let content = self.state.read();
         let NetworkConfig { node_name, node_ip, pods, .. } = &self.config;
@@ -256,14 +257,14 @@ impl Keeper {
                 self.pods.configure(parameters).await?;
                 self.serve_pods(gateway).await;
             }
-            // A worker without a podCIDR has nothing to masquerade yet.
+            // A worker without a podCIDR has no pods to masquerade yet.
             (true, None) => {}
             (false, _) => pod::configure_host(&parameters).await?,
         }
         Ok(())
     }
 
-    /// Lets the balancer serve this node's pods, and `kubernetes.default` lead to it.
+    /// Starts serving this node's pods through the balancer and routes `kubernetes.default` to it.
     async fn serve_pods(&mut self, gateway: std::net::Ipv4Addr) {
         let Some(balancer) = &self.balancer else { return };
         let address = SocketAddr::from((gateway, self.config.api_port));
@@ -282,14 +283,14 @@ impl Keeper {
                 let backend = Backend { ip: gateway, port: self.config.api_port };
                 self.overrides.send_replace(BTreeMap::from([(service, vec![backend])]));
             }
-            // Pods then go to the masters directly, which works, only with slower failover.
+            // Pods then connect to the masters directly, with a slower failover.
             Err(error) => tracing::warn!(%address, %error, "the balancer cannot serve pods"),
         }
     }
 }
 
-/// Removes what a network put into the kernel, also one that crashed: devices, routes, tables, the DNS
-/// address. Address reservations go too; the sandboxes must be gone. Idempotent.
+/// Removes the kernel state of a network, also of one that crashed: devices, routes, tables, the DNS address.
+/// Removes the address reservations too; the sandboxes must be gone. Idempotent.
 pub async fn cleanup(config: &NetworkConfig) -> Result<(), Error> {
     nft::delete_tables(&[proxy::TABLE, pod::TABLE]).await?;
     let netlink = Netlink::open()?;

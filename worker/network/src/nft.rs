@@ -1,23 +1,23 @@
-//! Runs `nft` scripts. A script is one netlink transaction: all of it is applied or nothing.
-//! Called by `proxy::writer` and `pod::rules`; needs the `nft` program (package nftables, 1.0 or later).
+//! Runs `nft` scripts. A script is one netlink transaction: it is applied completely or not at all. Called by
+//! `proxy::writer` and `pod::rules`; needs the `nft` program (package nftables, 1.0 or later).
 
 use std::{io, process::Stdio, time::Duration};
 
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 
-/// How long one transaction may take before it is given up.
+/// Deadline of one `nft` run.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// `nft` could not be run or refused the script.
+/// Why a script was not applied.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The program could not be started or fed.
+    /// The program could not be started, or its input could not be written.
     #[error("cannot run nft: {0}")]
     Run(#[from] io::Error),
-    /// It refused the script; its first message.
+    /// `nft` refused the script; contains its first message.
     #[error("nft: {0}")]
     Refused(String),
-    /// It took too long and was killed.
+    /// `nft` did not end within the deadline and was killed.
     #[error("nft did not finish within {DEADLINE:?}")]
     Deadline,
 }
@@ -27,7 +27,7 @@ pub async fn apply(script: &str) -> Result<(), Error> {
     run(&["-f", "-"], script).await.map(drop)
 }
 
-/// Whether a table of family `ip` exists.
+/// Returns whether a table of family `ip` exists.
 pub async fn table_exists(table: &str) -> Result<bool, Error> {
     match run(&["-t", "list", "table", "ip", table], "").await {
         Ok(_) => Ok(true),
@@ -54,7 +54,8 @@ async fn run(args: &[&str], input: &str) -> Result<Vec<u8>, Error> {
     let stdin = child.stdin.take();
     let work = async {
         if let Some(mut stdin) = stdin {
-            // A script refused early closes the pipe; its exit status tells more than the broken pipe.
+            // If `nft` refuses the script early and closes the pipe, its exit status says
+            // more than the write error.
             match stdin.write_all(input.as_bytes()).await {
                 Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
                 _ => {}

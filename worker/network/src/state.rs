@@ -1,6 +1,6 @@
-//! What this node knows of the cluster: Services, EndpointSlices and Nodes, cut down to what routing
-//! and DNS need. Filled by `watch.rs` from the API; read by `proxy`, `dns` and `overlay`. It keeps its
-//! last content while the API cannot be reached.
+//! The node's copy of the cluster's Services, EndpointSlices and Nodes, reduced to what routing and DNS
+//! need. `watch.rs` fills it from the API; `proxy`, `dns` and `overlay` read it. While the API cannot be
+//! reached it keeps its last content.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use k8s_openapi::api::{
 };
 use tokio::sync::watch;
 
-/// Namespace and name.
+/// Namespace and name of an API object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ObjectKey {
     /// Namespace.
@@ -25,13 +25,13 @@ pub struct ObjectKey {
 }
 
 impl ObjectKey {
-    /// Key of `namespace/name`.
+    /// Makes the key of the object `namespace/name`.
     pub fn new(namespace: &str, name: &str) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
 }
 
-/// Transport protocol of a service or host port. SCTP is not routed.
+/// Transport protocol of a service or host port. SCTP is not supported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
@@ -42,7 +42,8 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// From the API's spelling; absent means TCP. `None` for what is not routed.
+    /// Parses the API's spelling; `None` as input means TCP. Returns `None` for a protocol that is not
+    /// supported.
     pub fn parse(name: Option<&str>) -> Option<Self> {
         match name {
             None | Some("") | Some("TCP") => Some(Self::Tcp),
@@ -51,7 +52,7 @@ impl Protocol {
         }
     }
 
-    /// Lower-case name, as nftables and SRV records spell it.
+    /// Returns the lower-case name, as nftables and SRV records spell it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -60,50 +61,51 @@ impl Protocol {
     }
 }
 
-/// A Service, cut down.
+/// A Service, reduced to the fields that routing and DNS need.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceView {
-    /// ClusterIP, when it has one of IPv4.
+    /// IPv4 ClusterIP; `None` if the Service has none.
     pub cluster_ip: Option<Ipv4Addr>,
-    /// `clusterIP: None`.
+    /// Whether the Service is headless (`clusterIP: None`).
     pub headless: bool,
-    /// Target of a Service of type ExternalName.
+    /// Target name of a Service of type ExternalName; `None` for other types.
     pub external_name: Option<String>,
-    /// Ports with a protocol that is routed.
+    /// Ports whose protocol is supported.
     pub ports: Vec<ServicePortView>,
-    /// `externalIPs` and load balancer ingress addresses.
+    /// Addresses from `externalIPs` and the load balancer's ingress.
     pub external_ips: BTreeSet<Ipv4Addr>,
-    /// Load balancer addresses among `external_ips`: those that `source_ranges` guard.
+    /// Load balancer addresses among `external_ips`; `source_ranges` applies to these only.
     pub load_balancer_ips: BTreeSet<Ipv4Addr>,
-    /// `loadBalancerSourceRanges`: who may reach the load balancer addresses; `None` means everybody.
+    /// Clients that may reach the load balancer addresses (`loadBalancerSourceRanges`); `None` means all.
     pub source_ranges: Option<BTreeSet<Ipv4Net>>,
-    /// `internalTrafficPolicy: Local`.
+    /// Whether `internalTrafficPolicy` is `Local`.
     pub internal_local: bool,
-    /// `externalTrafficPolicy: Local`.
+    /// Whether `externalTrafficPolicy` is `Local`.
     pub external_local: bool,
-    /// Seconds of `sessionAffinity: ClientIP`.
+    /// Timeout of `sessionAffinity: ClientIP` in seconds; `None` without session affinity.
     pub affinity_seconds: Option<u32>,
-    /// Label `service.kubernetes.io/service-proxy-name` is set: another proxy routes it.
+    /// Whether the label `service.kubernetes.io/service-proxy-name` is set: another proxy routes the
+    /// Service.
     pub foreign_proxy: bool,
 }
 
 /// One port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePortView {
-    /// Name, empty when it has none.
+    /// Port name; empty if it has none.
     pub name: String,
     /// Protocol.
     pub protocol: Protocol,
     /// Port on the ClusterIP.
     pub port: u16,
-    /// Port on every node.
+    /// Port on every node; `None` if the Service has no node port.
     pub node_port: Option<u16>,
 }
 
-/// An EndpointSlice of IPv4 addresses, cut down.
+/// An EndpointSlice of IPv4 addresses, reduced to the fields that routing and DNS need.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SliceView {
-    /// Ports: name and protocol to number.
+    /// Ports: name, protocol and number.
     pub ports: Vec<(String, Protocol, u16)>,
     /// Endpoints.
     pub endpoints: Vec<EndpointView>,
@@ -112,57 +114,57 @@ pub struct SliceView {
 /// One endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointView {
-    /// Its first address (further ones are not used, as in kube-proxy).
+    /// The endpoint's first address (further ones are not used, as in kube-proxy).
     pub ip: Ipv4Addr,
-    /// Ready; unknown counts as ready.
+    /// Condition `ready`; true if not set.
     pub ready: bool,
-    /// Serving, whether or not it is terminating; unknown counts as ready does.
+    /// Condition `serving`, which a terminating endpoint may still have; the value of `ready` if not set.
     pub serving: bool,
-    /// Terminating.
+    /// Condition `terminating`.
     pub terminating: bool,
-    /// Node it runs on.
+    /// Node that the endpoint runs on; `None` if not known.
     pub node: Option<Arc<str>>,
-    /// Its hostname, a DNS label.
+    /// The endpoint's hostname, a DNS label; `None` if it has none.
     pub hostname: Option<String>,
 }
 
-/// A Node, cut down.
+/// A Node, reduced to the fields that the overlay needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeView {
-    /// First InternalIP of IPv4.
+    /// First IPv4 InternalIP; `None` if there is none.
     pub ip: Option<Ipv4Addr>,
-    /// podCIDR of IPv4.
+    /// IPv4 podCIDR; `None` until it is assigned.
     pub pod_cidr: Option<Ipv4Net>,
 }
 
-/// The content; see [`ClusterState`].
+/// Content of [`ClusterState`].
 #[derive(Debug, Default)]
 pub struct Content {
     /// Services by key.
     pub services: BTreeMap<ObjectKey, Arc<ServiceView>>,
-    /// Slices by the key of their Service, then by slice name.
+    /// EndpointSlices by the key of their Service, then by slice name.
     pub slices: BTreeMap<ObjectKey, BTreeMap<Arc<str>, Arc<SliceView>>>,
     /// Nodes by name.
     pub nodes: BTreeMap<Arc<str>, NodeView>,
-    /// Service of a ClusterIP, for reverse lookups.
+    /// Key of the Service that has each ClusterIP, for reverse lookups.
     pub by_cluster_ip: BTreeMap<Ipv4Addr, ObjectKey>,
-    /// Owner of each slice.
+    /// Key of the Service that each EndpointSlice belongs to.
     pub(crate) owners: BTreeMap<ObjectKey, ObjectKey>,
-    /// Services have been listed once.
+    /// Whether all Services have been listed at least once.
     pub services_listed: bool,
-    /// EndpointSlices have been listed once.
+    /// Whether all EndpointSlices have been listed at least once.
     pub slices_listed: bool,
-    /// Nodes have been listed once.
+    /// Whether all Nodes have been listed at least once.
     pub nodes_listed: bool,
 }
 
 impl Content {
-    /// Whether routing and DNS know all there is to know.
+    /// Returns whether Services and EndpointSlices have been listed, so that routing and DNS are complete.
     pub fn routable(&self) -> bool {
         self.services_listed && self.slices_listed
     }
 
-    /// Adds or replaces a Service; whether that changed anything.
+    /// Adds or replaces a Service; returns whether that changed anything.
     pub fn put_service(&mut self, key: ObjectKey, view: ServiceView) -> bool {
         if self.services.get(&key).is_some_and(|held| **held == view) {
             return false;
@@ -175,7 +177,7 @@ impl Content {
         true
     }
 
-    /// Removes a Service; whether it was there.
+    /// Removes a Service; returns whether it existed.
     pub fn forget_service(&mut self, key: &ObjectKey) -> bool {
         let Some(old) = self.services.remove(key) else { return false };
         if let Some(ip) = old.cluster_ip
@@ -186,8 +188,8 @@ impl Content {
         true
     }
 
-    /// Adds or replaces a slice; `service` is the Service it belongs to, if any. Whether that changed
-    /// anything.
+    /// Adds or replaces a slice; `service` is the Service it belongs to, if any. Returns whether that
+    /// changed anything.
     pub fn put_slice(&mut self, slice: ObjectKey, service: Option<ObjectKey>, view: SliceView) -> bool {
         let moved = self.owners.get(&slice) != service.as_ref() && self.forget_slice(&slice);
         let Some(service) = service else { return moved };
@@ -200,7 +202,7 @@ impl Content {
         true
     }
 
-    /// Removes a slice; whether it was there.
+    /// Removes a slice; returns whether it existed.
     pub fn forget_slice(&mut self, slice: &ObjectKey) -> bool {
         let Some(service) = self.owners.remove(slice) else { return false };
         if let Some(slices) = self.slices.get_mut(&service) {
@@ -212,24 +214,24 @@ impl Content {
         true
     }
 
-    /// Adds or replaces a Node; whether that changed anything.
+    /// Adds or replaces a Node; returns whether that changed anything.
     pub fn put_node(&mut self, name: Arc<str>, view: NodeView) -> bool {
         self.nodes.insert(name, view.clone()) != Some(view)
     }
 
-    /// Keys of all Services.
+    /// Returns the keys of all Services.
     pub(crate) fn service_keys(&self) -> BTreeSet<ObjectKey> {
         self.services.keys().cloned().collect()
     }
 
-    /// Keys of all slices.
+    /// Returns the keys of all slices.
     pub(crate) fn slice_keys(&self) -> BTreeSet<ObjectKey> {
         self.owners.keys().cloned().collect()
     }
 }
 
-/// Shared, observable [`Content`]. Routing and Nodes are observed apart: thousands of Nodes report their
-/// status, and none of that concerns services.
+/// Shared, observable [`Content`]. Changes of routing and of Nodes are observed separately: thousands of
+/// Nodes report their status, which must not wake the observers of routing.
 #[derive(Clone, Debug)]
 pub struct ClusterState {
     content: Arc<RwLock<Content>>,
@@ -237,7 +239,7 @@ pub struct ClusterState {
     nodes: Arc<watch::Sender<u64>>,
 }
 
-/// What a change concerns.
+/// Part of the content that a change concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Concern {
     /// Services and EndpointSlices.
@@ -254,12 +256,12 @@ impl Default for ClusterState {
 }
 
 impl ClusterState {
-    /// Reads; hold the guard shortly and never across an await.
+    /// Locks the content for reading; hold the guard only briefly and never across an await.
     pub fn read(&self) -> RwLockReadGuard<'_, Content> {
         self.content.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the content; if the change says that it made a difference, tells the observers.
+    /// Changes the content; notifies the observers of `concern` if `change` returns true.
     pub fn change(&self, concern: Concern, change: impl FnOnce(&mut Content) -> bool) {
         let changed = change(&mut self.content.write().unwrap_or_else(PoisonError::into_inner));
         if changed {
@@ -267,7 +269,7 @@ impl ClusterState {
         }
     }
 
-    /// A receiver that is marked changed after every change of this concern.
+    /// Returns a receiver that is marked changed after every change of this concern.
     pub fn observe(&self, concern: Concern) -> watch::Receiver<u64> {
         self.version(concern).subscribe()
     }
@@ -281,7 +283,7 @@ impl ClusterState {
 }
 
 impl ServiceView {
-    /// Cuts a Service down.
+    /// Reduces a Service to its view.
     pub fn from_api(service: &Service) -> Self {
         let Some(spec) = &service.spec else { return Self::default() };
         let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
@@ -346,7 +348,7 @@ impl ServiceView {
 }
 
 impl SliceView {
-    /// Cuts a slice down; `None` for one of another address type.
+    /// Reduces an EndpointSlice to its view; `None` for a slice of another address type than IPv4.
     pub fn from_api(slice: &EndpointSlice) -> Option<Self> {
         if slice.address_type != "IPv4" {
             return None;
@@ -376,7 +378,7 @@ impl SliceView {
 }
 
 impl NodeView {
-    /// Cuts a Node down.
+    /// Reduces a Node to its view.
     pub fn from_api(node: &Node) -> Self {
         let spec = node.spec.as_ref();
         let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
@@ -395,7 +397,8 @@ impl NodeView {
     }
 }
 
-/// The IPv4 ranges of `loadBalancerSourceRanges`. A list that names none of IPv4 lets nobody in over IPv4.
+/// Returns the IPv4 ranges of `loadBalancerSourceRanges`; `None` if the list is empty. A list without IPv4
+/// ranges admits no IPv4 client.
 fn source_ranges(spec: &ServiceSpec) -> Option<BTreeSet<Ipv4Net>> {
     let ranges = spec.load_balancer_source_ranges.as_ref().filter(|ranges| !ranges.is_empty())?;
     Some(

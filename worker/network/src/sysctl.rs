@@ -1,4 +1,4 @@
-//! Kernel settings of the network namespace the process runs in. Called by `pod`, `overlay`.
+//! Kernel settings of the process's network namespace. Called by `pod` and `overlay`.
 
 use std::{io, path::PathBuf};
 
@@ -11,8 +11,9 @@ pub struct Error {
     source: io::Error,
 }
 
-/// Sets `net/ipv4/ip_forward` and the like (slashes, because interface names may hold dots). A setting
-/// that already has the value is left alone, so that a read-only `/proc/sys` prepared by hand works.
+/// Sets a setting such as `net/ipv4/ip_forward` (with slashes, because interface names may contain
+/// dots). Does not write a setting that already has the value, so that a read-only `/proc/sys`
+/// with prepared values works.
 pub fn set(name: &str, value: &str) -> Result<(), Error> {
     let path = PathBuf::from("/proc/sys").join(name);
     if std::fs::read_to_string(&path).is_ok_and(|now| now.trim() == value) {

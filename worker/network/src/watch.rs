@@ -1,6 +1,6 @@
-//! Follows Services, EndpointSlices and Nodes through the API into `state`. While the API is away the
-//! state keeps its content and the watches try again, soon and for ever. An object that does not decode keeps what
-//! the state has of it, and holds up no other. Started by `network.rs`.
+//! Follows Services, EndpointSlices and Nodes through the API into `state`. While the API is unreachable the
+//! state keeps its content and the watches are retried without end. If an object cannot be decoded, the state
+//! keeps its earlier version of that object, and other objects are not affected. Started by `network.rs`.
 
 use std::{collections::BTreeSet, fmt::Debug, sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::state::{ClusterState, Concern, Content, NodeView, ObjectKey, ServiceView, SliceView};
 
-/// Label by which a slice names its Service.
+/// Label that names the Service of an EndpointSlice.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// Follows the API until shutdown.
@@ -39,13 +39,13 @@ pub async fn run(client: Client, state: ClusterState, shutdown: CancellationToke
     }
 }
 
-/// How one kind goes into the state.
+/// Functions that write objects of one kind to the state.
 trait Sink {
     type Object;
     type Key: Ord + Clone;
     fn key(meta: &ObjectMeta) -> Self::Key;
     const CONCERN: Concern;
-    /// Whether it changed anything, as does `forget`.
+    /// Adds or replaces an object; like `forget`, returns whether that changed anything.
     fn put(content: &mut Content, object: &Self::Object) -> bool;
     fn forget(content: &mut Content, key: &Self::Key) -> bool;
     fn keys(content: &Content) -> BTreeSet<Self::Key>;
@@ -173,8 +173,8 @@ impl Sink for NodeSink {
     }
 }
 
-/// Pauses between tries: 50 ms doubling to 2 s. A cluster without a leader has one again within a second,
-/// and routing should hear of what changed soon after.
+/// Pauses between retries: 50 ms, doubling up to 2 s. Short, because a cluster without a leader usually has a
+/// new one within a second, and routing should learn of changes soon after.
 #[derive(Debug, Default)]
 struct Patience {
     tries: u32,
@@ -185,7 +185,7 @@ impl Iterator for Patience {
     fn next(&mut self) -> Option<Duration> {
         let pause = Duration::from_millis(50 << self.tries.min(6)).min(Duration::from_secs(2));
         self.tries = self.tries.saturating_add(1);
-        // Nodes must not come back in step.
+        // Randomized, so that nodes do not reconnect at the same time.
         Some(pause.mul_f64(rand::random_range(0.5..1.0)))
     }
 }

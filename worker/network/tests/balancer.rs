@@ -1,4 +1,4 @@
-//! The balancer against masters that die, stop answering, and come back. On loopback, without root.
+//! Tests the balancer against masters that die, stop answering and come back. On loopback, without root.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -26,22 +26,22 @@ use worker_network::{Balancer, BalancerConfig, ListenerLimits, Probe, ReadyzProb
 
 const READY: u8 = 0;
 const UNREADY: u8 = 1;
-/// Accepts, as the kernel does for a stopped process, and never answers.
+/// State in which the kernel accepts connections, as for a stopped process, but nothing answers.
 const STOPPED: u8 = 2;
 
-/// A pretended API server: answers `/readyz` over TLS.
+/// A fake API server: answers `/readyz` over TLS.
 #[derive(Clone)]
 struct Master {
     address: SocketAddr,
     mode: Arc<AtomicU8>,
-    /// What it says in [`silent_masters::HEADER`].
+    /// Value of the header [`silent_masters::HEADER`] in its answers.
     silent: Arc<Mutex<String>>,
-    /// Answers it has given.
+    /// Number of answers it has given.
     answers: Arc<AtomicUsize>,
     stop: CancellationToken,
 }
 
-/// A CA that all pretended masters share.
+/// A CA that all fake masters share.
 struct Authority {
     acceptor: TlsAcceptor,
     client: Arc<ClientConfig>,
@@ -87,7 +87,7 @@ impl Master {
         master
     }
 
-    /// Says from now on that `master` is silent.
+    /// Makes this master report `master` as silent from now on.
     fn calls_silent(&self, master: &Self) {
         *self.silent.lock().unwrap() = master.address.to_string();
     }
@@ -128,7 +128,7 @@ struct Stage {
     authority: Authority,
 }
 
-/// Patient, so that a busy machine does not make a master look late.
+/// Returns a configuration with long timeouts, so that a busy machine does not make a master look late.
 fn patient() -> BalancerConfig {
     BalancerConfig { probe_timeout: Duration::from_secs(1), ..BalancerConfig::default() }
 }
@@ -149,7 +149,7 @@ async fn stage_with(config: BalancerConfig, authority: Authority, addresses: Vec
 }
 
 impl Stage {
-    /// One request over a new connection through the balancer.
+    /// Sends one request over a new connection through the balancer.
     async fn ask(&self) -> Result<(), String> {
         let probe = ReadyzProbe::new(self.authority.client.clone(), "kubernetes".try_into().unwrap());
         let asked = timeout(Duration::from_secs(3), probe.probe(self.front, Duration::from_secs(1))).await;
@@ -165,7 +165,7 @@ impl Stage {
         started.elapsed()
     }
 
-    /// Six connections, three to each of two masters: they take turns.
+    /// Opens six connections; they are distributed in turn, three to each of two masters.
     async fn open_six(&self) -> Vec<TcpStream> {
         let mut open = Vec::new();
         for _ in 0..6 {
@@ -175,7 +175,8 @@ impl Stage {
     }
 }
 
-/// How many of the connections are reset within the time; anything else but silence fails the test.
+/// Returns how many of the connections are reset within `limit`; panics if any receives data or ends
+/// otherwise.
 async fn resets_within(open: &mut [TcpStream], limit: Duration) -> usize {
     let outcomes = futures::future::join_all(open.iter_mut().map(async |stream| {
         let mut byte = [0];
@@ -219,12 +220,12 @@ async fn a_master_that_is_late_keeps_its_connections_and_gets_no_new_ones() {
     let mut open = stage.open_six().await;
     one.set(STOPPED);
     stage.until_health(one.address, false).await;
-    // Nobody else can answer for it: each of these goes to the other.
+    // The late master gets no new connections: all of these go to the other one.
     for _ in 0..10 {
         stage.ask().await.unwrap();
     }
     assert_eq!(resets_within(&mut open, Duration::from_secs(2)).await, 0);
-    // It is asked once and waited for, however late it is.
+    // No probes have piled up: the balancer waited for the late answer instead of repeating the probe.
     let before = one.answers.load(Ordering::SeqCst);
     one.set(READY);
     stage.until_health(one.address, true).await;
@@ -253,7 +254,7 @@ async fn connections_of_a_stopped_master_are_reset_once_the_leader_calls_it_sile
 async fn the_end_of_a_process_and_unanswered_traffic_are_noticed_between_two_probes() {
     let authority = authority();
     let (one, two) = (Master::start(&authority, None).await, Master::start(&authority, None).await);
-    // Nobody is probed a second time for as long as the test lasts, without a reason.
+    // With this interval no master is probed a second time during the test without a reason.
     let config = BalancerConfig { probe_interval: Duration::from_secs(600), ..patient() };
     let stage = stage_with(config, authority, vec![one.address, two.address]).await;
     while one.answers.load(Ordering::SeqCst) == 0 || two.answers.load(Ordering::SeqCst) == 0 {
@@ -277,7 +278,7 @@ async fn a_master_that_says_it_is_not_ready_gets_nothing_new() {
     for _ in 0..10 {
         stage.ask().await.unwrap();
     }
-    // With none ready the balancer still passes connections on, and does not cut those it has.
+    // While no master is ready, the balancer still passes connections on and keeps the existing ones.
     let mut open = TcpStream::connect(stage.front).await.unwrap();
     two.set(UNREADY);
     stage.until_health(two.address, false).await;
@@ -322,7 +323,7 @@ async fn with_no_master_at_all_clients_are_reset_and_shutdown_is_orderly() {
     }
 }
 
-/// A master that greets each connection with a byte and keeps it, with a balancer before it.
+/// Starts a master that sends a byte on each connection and keeps it open, with a balancer in front.
 async fn greeting_master() -> (Arc<Balancer>, CancellationToken) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let (masters, following) = watch::channel(vec![listener.local_addr().unwrap()]);
@@ -330,7 +331,7 @@ async fn greeting_master() -> (Arc<Balancer>, CancellationToken) {
         let _masters = masters;
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
-                // A probe closes at once; that is fine.
+                // A probe closes its connection at once, so that writing may fail.
                 let _closed = stream.write_all(b"x").await;
                 let _until_the_end = stream.read(&mut [0]).await;
             });
@@ -367,7 +368,7 @@ async fn connections_are_bounded_for_each_listener_alone() {
     let mut byte = [0];
     let third = timeout(Duration::from_millis(200), streams[2].read_exact(&mut byte)).await;
     assert!(third.is_err(), "the third waits");
-    // What pods use up is not missing elsewhere.
+    // Connections used up by pods do not reduce those of the agent's listener.
     greeted(&mut TcpStream::connect(agent).await.unwrap()).await;
     drop(streams.remove(0));
     greeted(&mut streams[1]).await;
@@ -377,7 +378,7 @@ async fn connections_are_bounded_for_each_listener_alone() {
 async fn one_client_address_has_a_bound_of_its_own() {
     let (balancer, stop) = greeting_master().await;
     let address = front(&balancer, ListenerLimits { total: 10, per_client: Some(2) }, &stop).await;
-    // Opens a connection and waits for its greeting; a reset may come before connecting is over.
+    // Opens a connection and waits for the master's byte; a reset may arrive before connecting is complete.
     let from = async |source: [u8; 4]| {
         let socket = tokio::net::TcpSocket::new_v4()?;
         socket.bind((Ipv4Addr::from(source), 0).into())?;
@@ -391,7 +392,7 @@ async fn one_client_address_has_a_bound_of_its_own() {
     assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     within([127, 0, 0, 3]).await.unwrap();
     drop(open);
-    // Its places are free again once the balancer has seen the ends.
+    // Connections can be opened again once the balancer has noticed the ends of the earlier ones.
     let started = Instant::now();
     while within([127, 0, 0, 2]).await.is_err() {
         assert!(started.elapsed() < Duration::from_secs(10), "its places are never given back");

@@ -1,4 +1,4 @@
-//! Cluster DNS in real namespaces: asked by pods over UDP and TCP, with an upstream resolver and without.
+//! Tests cluster DNS in real namespaces: pods ask over UDP and TCP, with and without an upstream resolver.
 
 #[allow(dead_code, reason = "each test file uses another part of the lab")]
 mod lab;
@@ -75,7 +75,7 @@ fn a_pod_with_host_port_53_does_not_take_over_the_cluster_dns_of_its_node() {
         assert_eq!(data(&answer), ["10.96.0.7"]);
         assert_eq!(data(&ask_tcp(from, web, RecordType::A)), ["10.96.0.7"]);
     }
-    // The host's own address is the pod's all the same.
+    // A pod's host port still gets the packets to the host's own address.
     assert_eq!(pod.namespace.ask(one.ip, 53).unwrap().server, "taker");
 }
 
@@ -89,7 +89,7 @@ fn pods_resolve_services_over_udp_and_tcp() {
     lab.api.put_service("many", "None", "TCP", 80, json!({}));
     let ends: Vec<_> = (2..102).map(|last| (Ipv4Addr::new(10, 42, 7, last), "n7")).collect();
     lab.api.put_endpoints("many", "TCP", 8080, &ends);
-    // The DNS Service of other clusters may exist; this node's server answers all the same.
+    // A DNS Service like that of other clusters may exist; this node's server still answers.
     lab.api.put_service("kube-dns", "10.96.0.10", "UDP", 53, json!({}));
     let one = lab.worker(1);
     let pod = one.pod("a");
@@ -112,13 +112,13 @@ fn pods_resolve_services_over_udp_and_tcp() {
     let absent = ask(&pod.namespace, "nope.default.svc.cluster.local.", RecordType::A).unwrap();
     assert_eq!(absent.metadata.response_code, ResponseCode::NXDomain);
 
-    // More than fits: told so over UDP, all of it over TCP.
+    // An answer too large for UDP is truncated there and complete over TCP.
     let many = "many.default.svc.cluster.local.";
     let cut = ask(&pod.namespace, many, RecordType::A).unwrap();
     assert!(cut.metadata.truncation && cut.answers.len() < 100);
     assert_eq!(ask_tcp(&pod.namespace, many, RecordType::A).answers.len(), 100);
 
-    // Changes show without delay.
+    // Changes are visible at once.
     lab.api.put_service("new", "10.96.0.99", "TCP", 80, json!({}));
     eventually("the new name", || {
         ask(&pod.namespace, "new.default.svc.cluster.local.", RecordType::A).filter(|a| !a.answers.is_empty())

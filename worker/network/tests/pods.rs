@@ -1,4 +1,4 @@
-//! Pods, nodes and masters reach each other, over the overlay and on one node, in real namespaces.
+//! Tests that pods, nodes and masters reach each other, over the overlay and on one node, in real namespaces.
 
 #[allow(dead_code, reason = "each test file uses another part of the lab")]
 mod lab;
@@ -9,7 +9,7 @@ use lab::{Lab, Namespace, eventually, is_root};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use worker_network::{PortMapping, Protocol, cleanup, cni};
 
-/// Sends `size` bytes from one namespace to another and says how many arrived.
+/// Sends `size` bytes from one namespace to another and returns how many arrived.
 fn transfer(from: &Namespace, to: &Namespace, ip: Ipv4Addr, size: usize) -> usize {
     let listener = to.run(async move { tokio::net::TcpListener::bind((ip, 9000)).await.unwrap() });
     from.spawn(async move {
@@ -36,7 +36,7 @@ fn pods_reach_each_other_on_one_node_and_across_nodes_with_their_own_addresses()
     for pod in [&a, &b, &c] {
         pod.namespace.serve(&pod.name, 8080);
     }
-    // The second node appeared after the first one's overlay was up.
+    // The second node was added after the first one's overlay was up.
     eventually("node 1 knows node 2", || a.namespace.ask(c.ip, 8080).ok());
     for (from, to) in [(&a, &b), (&b, &a), (&a, &c), (&c, &a), (&c, &b)] {
         let heard = from.namespace.ask(to.ip, 8080).unwrap();
@@ -45,12 +45,12 @@ fn pods_reach_each_other_on_one_node_and_across_nodes_with_their_own_addresses()
     }
     assert_eq!(transfer(&a.namespace, &c.namespace, c.ip, 8 << 20), 8 << 20);
     assert_eq!(transfer(&a.namespace, &b.namespace, b.ip, 8 << 20), 8 << 20);
-    // Nodes reach pods, near and far, and pods reach nodes.
+    // Nodes reach pods, local and remote ones, and pods reach nodes.
     assert_eq!(one.namespace.ask(a.ip, 8080).unwrap().client, Ipv4Addr::new(10, 42, 1, 1));
     assert_eq!(one.namespace.ask(c.ip, 8080).unwrap().client, Ipv4Addr::new(10, 42, 1, 1));
     one.namespace.serve("n1", 8081);
     assert_eq!(c.namespace.ask(one.ip, 8081).unwrap().client, two.ip, "leaves the pod network masqueraded");
-    // From a source address that the overlay cannot answer.
+    // Uses a source address to which the overlay has no route back.
     one.namespace.ask_from(Some(one.ip), c.ip, 8080).unwrap();
 }
 
@@ -66,7 +66,7 @@ fn a_master_without_pods_reaches_pods_and_is_answered() {
     let heard = eventually("the master knows the worker", || master.namespace.ask(pod.ip, 8080).ok());
     assert_eq!(heard.client, Ipv4Addr::new(252, 31, 9, 9));
     assert_eq!(transfer(&master.namespace, &pod.namespace, pod.ip, 4 << 20), 4 << 20);
-    // A service from the master, whose traffic must find its way without a default route.
+    // A service reached from the master, whose packets must be routed without a default route.
     lab.api.put_service("web", "10.96.0.7", "TCP", 80, serde_json::json!({}));
     lab.api.put_endpoints("web", "TCP", 8080, &[(pod.ip, "n1")]);
     eventually("the service answers", || master.namespace.ask(Ipv4Addr::new(10, 96, 0, 7), 80).ok());
@@ -109,14 +109,14 @@ fn a_pod_address_that_is_gone_is_refused_at_once_and_detaching_is_idempotent() {
     one.detach("b");
     let error = a.namespace.ask(b.ip, 8080).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::HostUnreachable, "{error}");
-    // Attaching again after a crash in between gives the same address and a working interface.
+    // Attaching again after a crash gives the same address and a working interface.
     let network = one.network.clone();
     let path = a.namespace.path();
     let again =
         one.namespace.run(async move { network.pod_network().attach("a", &path, &[]).await }).unwrap();
     assert_eq!(again, [std::net::IpAddr::V4(a.ip)]);
     one.namespace.ask(a.ip, 1).unwrap_err();
-    // What no live sandbox holds is collected.
+    // Addresses that belong to no live sandbox are released.
     let network = one.network.clone();
     let freed =
         one.namespace.run(async move { network.pod_network().collect_garbage(&Default::default()).await });
@@ -138,7 +138,7 @@ fn host_ports_lead_to_pods_from_everywhere() {
         host_port,
         container_port: 8080,
     };
-    // Same port, three pods: by address and by protocol.
+    // Three pods share a port, distinguished by host address and by protocol.
     let a = one.pod_with_ports("a", &[port(Protocol::Tcp, Some("127.0.0.1"), 5000)]);
     let b = one.pod_with_ports("b", &[port(Protocol::Tcp, Some("172.31.9.1"), 5000)]);
     let c = one.pod_with_ports("c", &[port(Protocol::Udp, None, 5000), port(Protocol::Tcp, None, 5001)]);
@@ -172,7 +172,7 @@ fn a_restarted_node_keeps_its_pods_connected_before_it_knows_the_cluster() {
     let one = lab.worker(1);
     let pod = one.pod("a");
     pod.namespace.serve("a", 8080);
-    // The same network again over the same state, as after a restart, with an API that is down.
+    // Starts the same network again with the same state, as after a restart, while the API is down.
     let down = lab::api::FakeApi::default();
     down.set_down(true);
     let (again, masters) = (one.config.clone(), lab.masters.subscribe());
@@ -232,7 +232,8 @@ fn the_cni_plugin_attaches_as_the_runtime_does() {
         ];
         let environment = environment.map(|(k, v)| (k.to_string(), v.to_string())).into();
         let input = input.to_string();
-        // The plugin has a runtime of its own, so it gets a thread of its own, in the host's namespace.
+        // The plugin starts its own async runtime and therefore runs on its own thread, in the host's
+        // namespace.
         one.namespace.run(async move {
             tokio::task::spawn_blocking(move || cni::run(&environment, &input)).await.unwrap()
         })

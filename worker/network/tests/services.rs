@@ -62,20 +62,20 @@ fn a_service_answers_pods_nodes_and_outsiders() {
     }
     let stage = stage(json!({}));
     let (outside, outside_ip) = stage.lab.outsider(200);
-    // Pods: also the endpoints themselves, over the hairpin.
+    // From pods, including the endpoints themselves (hairpin).
     assert_eq!(servers(&stage.a.namespace, WEB, 80), both());
     assert_eq!(servers(&stage.b.namespace, WEB, 80), both());
     let client = stage.two.pod("client");
     let seen = client.namespace.ask(WEB, 80).unwrap();
     assert_eq!(seen.client, client.ip, "a pod's own address reaches the endpoint");
-    // Nodes.
+    // From nodes.
     assert_eq!(servers(&stage.one.namespace, WEB, 80), both());
-    // Node ports: each node leads to all endpoints, from outside, from nodes and from pods.
+    // Node ports: every node routes to all endpoints, from outside, from nodes and from pods.
     assert_eq!(servers(&outside, stage.one.ip, 30080), both());
     assert_eq!(servers(&outside, stage.two.ip, 30080), both());
     assert_eq!(servers(&stage.one.namespace, stage.one.ip, 30080), both());
     assert_eq!(servers(&stage.a.namespace, stage.two.ip, 30080), both());
-    // An outsider that routes services through a node.
+    // A host outside the cluster that routes service addresses through a node.
     outside.ip(&["route", "add", "10.96.0.0/16", "via", &stage.one.ip.to_string()]);
     let heard: Vec<_> = (0..20).map(|_| outside.ask(WEB, 80).unwrap()).collect();
     assert!(
@@ -101,7 +101,7 @@ fn udp_services_answer_and_flows_leave_endpoints_that_are_gone() {
     let (outside, _) = lab.outsider(200);
     assert_eq!(outside.ask_udp(one.ip, 30053).unwrap().server, "a");
 
-    // One socket, hence one flow, held open over the change.
+    // One socket makes one flow, which stays open during the change.
     let socket = client.namespace.run(async { tokio::net::UdpSocket::bind("0.0.0.0:0").await.unwrap() });
     let socket = Arc::new(socket);
     let ask = || {
@@ -143,12 +143,12 @@ fn a_service_without_endpoints_refuses_at_once_and_unknown_ports_too() {
     assert!(refused(&stage.one.namespace, WEB, 81));
     let udp = stage.a.namespace.ask_udp(none, 80).unwrap_err();
     assert!(matches!(udp.kind(), ErrorKind::ConnectionRefused | ErrorKind::TimedOut), "{udp}");
-    // The first endpoint ends the refusal, the last one's end begins it again.
+    // The first endpoint ends the refusal, and the removal of the last one starts it again.
     stage.lab.api.put_endpoints("none", "TCP", 8080, &[(stage.a.ip, "n1")]);
     eventually("it answers", || stage.b.namespace.ask(none, 80).ok());
     stage.lab.api.put_endpoints("none", "TCP", 8080, &[]);
     eventually("it is refused again", || refused(&stage.b.namespace, none, 80).then_some(()));
-    // A Service that is gone leaves nothing in the rules.
+    // A deleted Service leaves no rules behind.
     stage.lab.api.delete("services", "none");
     eventually("its rules are gone", || {
         let rules = stage.one.namespace.exec(&["nft", "list", "table", "ip", "ephor-proxy"]);
@@ -170,7 +170,7 @@ fn local_policies_keep_traffic_on_the_node_and_its_source() {
         both(),
         "inside the cluster all endpoints count"
     );
-    // Without a local endpoint what comes from outside is dropped, not refused, and not sent elsewhere.
+    // Without a local endpoint packets from outside are dropped, neither refused nor sent to other nodes.
     stage.lab.api.put_endpoints("web", "TCP", 8080, &[(stage.b.ip, "n2")]);
     eventually("dropped", || {
         (outside.ask(stage.one.ip, 30080).err()?.kind() == ErrorKind::TimedOut).then_some(())
@@ -212,7 +212,7 @@ fn a_load_balancer_answers_only_the_sources_that_its_service_allows() {
         (stranger.ask(balancer, 80).err()?.kind() == ErrorKind::TimedOut).then_some(())
     });
     assert_eq!(servers(&friend, balancer, 80), both());
-    // As with kube-proxy the ranges guard the load balancer's address alone.
+    // As with kube-proxy the source ranges apply to the load balancer's address only.
     assert_eq!(servers(&stranger, stage.one.ip, 30080), both());
 }
 
@@ -234,7 +234,7 @@ fn clients_stick_to_their_endpoint_with_session_affinity() {
         let seen = servers(&client.namespace, WEB, 80);
         (seen.len() == 1).then(|| seen.into_iter().next().unwrap())
     });
-    // It survives changes of other endpoints, and ends with its own.
+    // The flow survives changes of other endpoints, and ends with its own endpoint.
     let (own, other) = if stuck == "a" { (&stage.a, &stage.b) } else { (&stage.b, &stage.a) };
     let node = |pod: &Pod| if pod.name == "a" { "n1" } else { "n2" };
     stage.lab.api.put_endpoints("web", "TCP", 8080, &[(own.ip, node(own))]);
@@ -264,8 +264,8 @@ fn a_change_of_endpoints_is_in_the_kernel_well_under_100_ms_later() {
     times.sort();
     println!("endpoint change to kernel: p50 {:?}, max {:?}", times[10], times[19]);
     println!("{:?}", stage.one.network.proxy_stats());
-    // The figure of an idle machine; on a busy one most rounds measure the others. An interval that is too
-    // long shows in all of them.
+    // Limit for an idle machine: on a busy one most rounds are slow for other reasons, but an interval that
+    // is too long shows in all rounds.
     assert!(times[2] < Duration::from_millis(100), "{times:?}");
 }
 
@@ -321,7 +321,7 @@ fn services_keep_answering_while_the_api_is_down_and_catch_up_after() {
     for _ in 0..20 {
         assert_eq!(servers(&stage.a.namespace, WEB, 80), both());
     }
-    // A pod that starts meanwhile is connected all the same.
+    // A pod that starts meanwhile is connected as well.
     let late = stage.one.pod("late");
     late.namespace.ask(WEB, 80).unwrap();
     stage.lab.api.set_down(false);
@@ -353,7 +353,7 @@ fn pods_reach_the_masters_through_the_nodes_balancer() {
     let seen = servers(&pod.namespace, kubernetes, 443);
     assert_eq!(seen, BTreeSet::from(["m1".to_string(), "m2".to_string()]));
     assert_eq!(servers(&one.namespace, kubernetes, 443).len(), 2);
-    // A master whose host is gone costs at most the connect timeout, once.
+    // A master whose host is down costs at most one connect timeout.
     m1.ip(&["link", "set", "eth0", "down"]);
     for _ in 0..10 {
         assert_eq!(pod.namespace.ask(kubernetes, 443).unwrap().server, "m2");

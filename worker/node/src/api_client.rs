@@ -1,6 +1,6 @@
-//! The client of the masters' API that agent and network share: through the local
-//! balancer, with the node's client certificate. It outlives that certificate:
-//! requests go over connections made with the newest one.
+//! The API client that agent and network share: it connects through the local balancer with the node's client
+//! certificate. The client is kept when the certificate is renewed: new requests use connections made with
+//! the newest one.
 
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -10,16 +10,16 @@ use tokio::sync::watch;
 
 use crate::tls;
 
-/// Replaces the certificate of the client that [`renewable`] gave.
+/// Replaces the certificate of the client created by [`renewable`].
 pub struct ApiCredentials {
     port: u16,
     current: watch::Sender<Client>,
 }
 
-/// A client of the API behind 127.0.0.1:`port`, and the way to renew its certificate.
+/// Creates a client of the API behind 127.0.0.1:`port`, and the handle that renews its certificate.
 ///
 /// # Errors
-/// One line, where the certificate is not usable.
+/// A one-line text, if the certificate cannot be used.
 pub async fn renewable(port: u16, material: &TlsMaterial) -> Result<(Client, ApiCredentials), String> {
     let current = watch::Sender::new(connecting(port, material).await?);
     let newest = current.subscribe();
@@ -31,18 +31,18 @@ pub async fn renewable(port: u16, material: &TlsMaterial) -> Result<(Client, Api
 }
 
 impl ApiCredentials {
-    /// Makes connections with another certificate from now on. Answers that are under way,
-    /// watches too, end on the old ones.
+    /// Makes new connections with another certificate from now on. Responses in progress, including watches,
+    /// stay on their old connections.
     ///
     /// # Errors
-    /// One line, where the certificate is not usable.
+    /// A one-line text, if the certificate cannot be used.
     pub async fn replace(&self, material: &TlsMaterial) -> Result<(), String> {
         self.current.send_replace(connecting(self.port, material).await?);
         Ok(())
     }
 }
 
-/// A client with connections of its own.
+/// Creates a client with its own connections.
 async fn connecting(port: u16, material: &TlsMaterial) -> Result<Client, String> {
     let text = tls::kubeconfig(&format!("https://127.0.0.1:{port}"), material);
     let file = Kubeconfig::from_yaml(&text).map_err(|error| error.to_string())?;

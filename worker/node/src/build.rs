@@ -1,5 +1,5 @@
-//! Puts a worker together. Order matters: certificates, beats and balancer first
-//! (everything else reaches masters through them), then network, runtime, agent.
+//! Builds and runs a worker. Order matters: first certificates, heartbeats and balancer (everything else
+//! reaches the masters through them), then network, runtime, agent.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -26,53 +26,53 @@ use crate::renewal::Renewal;
 use crate::sandbox::PodSandboxes;
 use crate::tls;
 
-/// Why a worker cannot run; each text is one line.
+/// Reasons why a worker cannot run; each text is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration is refused.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] config::Error),
-    /// No certificates.
+    /// The credentials cannot be obtained.
     #[error(transparent)]
     Credentials(#[from] credentials::Error),
-    /// Certificates do not fit.
+    /// The certificates cannot be used for serving.
     #[error("certificates: {0}")]
     Tls(#[from] tls::Error),
-    /// The peer network cannot be made.
+    /// The peer network cannot be created.
     #[error("certificates: {0}")]
     PeerTls(#[from] proto_env::TlsError),
-    /// The API client cannot be made.
+    /// The API client cannot be created.
     #[error("API client: {0}")]
     Client(String),
-    /// A port is taken, or a directory cannot be made.
+    /// A port is in use, or a directory cannot be created.
     #[error("{what}: {source}")]
     System {
-        /// What was tried.
+        /// Action that failed.
         what: String,
-        /// What the system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
     /// The network cannot start.
     #[error("network: {0}")]
     Network(#[from] worker_network::network::Error),
-    /// The runtime has ended.
+    /// The runtime has failed.
     #[error("runtime: {0}")]
     Runtime(#[from] worker_runtime::ServeError),
-    /// What a crash left could not be removed.
+    /// Containers left by a crash cannot be removed.
     #[error("runtime: {0}")]
     Reap(#[from] worker_runtime::ReapError),
-    /// The agent has ended.
+    /// The agent has failed.
     #[error("agent: {0}")]
     Agent(#[from] worker_agent::Error),
-    /// The operators' port has ended.
+    /// The operators' port has failed.
     #[error(transparent)]
     Images(#[from] crate::images::Error),
-    /// A part without which a worker is of no use has panicked.
+    /// A part the worker cannot do without has panicked.
     #[error(transparent)]
     Panicked(#[from] Panicked),
 }
 
-/// Runs a worker until `shutdown` or until a part fails. Containers stay.
+/// Runs a worker until `shutdown` or until a part fails. Containers keep running.
 pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<(), Error> {
     config.validate()?;
     let credentials = NodeCredentials::obtain(&config).await?;
@@ -98,7 +98,7 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
         serving: serving.subscribe(),
         health,
     };
-    // Before the rest, which may have expired certificates until then.
+    // Renewal starts before the other parts: until it has run, their certificates may be expired.
     let renewal = Arc::new(Renewal {
         node: config.name.clone(),
         data_dir: config.data_dir.clone(),
@@ -131,7 +131,7 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
     result
 }
 
-/// The first panic in one of the tasks; there may never be one.
+/// Waits for the first panic in one of the tasks; never returns if there is none.
 async fn first_panic(mut tasks: JoinSet<Result<(), Panicked>>) -> Panicked {
     loop {
         match tasks.join_next().await {
@@ -142,7 +142,7 @@ async fn first_panic(mut tasks: JoinSet<Result<(), Panicked>>) -> Panicked {
     }
 }
 
-/// What runtime, operators' port and agent are made from.
+/// Inputs for building the runtime, the operators' port and the agent.
 struct Parts<'a> {
     config: &'a WorkerConfig,
     settings: &'a ClusterSettings,
@@ -153,7 +153,7 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// All run until shutdown, and the worker ends when one of them fails.
+    /// Runs the runtime, the operators' port and the agent until shutdown, or until one of them fails.
     async fn run(self, network: &Network, shutdown: CancellationToken) -> Result<(), Error> {
         let config = self.config;
         let runtime = async {
@@ -246,7 +246,7 @@ async fn start_balancer(
     Ok(balancer)
 }
 
-/// The API addresses of the masters, parsed once for everybody.
+/// Keeps the parsed API addresses of the masters up to date; addresses that do not parse are left out.
 fn api_addresses(
     masters: watch::Receiver<Vec<Master>>,
     shutdown: CancellationToken,
@@ -270,7 +270,7 @@ fn api_addresses(
     receiver
 }
 
-/// Writes changed members to disk, so that a restart finds them when all have moved.
+/// Writes each change of the masters to disk, so that a restarted worker finds them even if all have moved.
 fn remember_masters(
     config: &WorkerConfig,
     credentials: &NodeCredentials,
@@ -297,7 +297,7 @@ fn remember_masters(
     }));
 }
 
-/// Removes everything a worker left on this machine, also after a crash.
+/// Removes everything a worker left on this host, also after a crash.
 pub async fn cleanup(config: &WorkerConfig) -> Result<(), Error> {
     worker_runtime::reap_all(&runtime_config(config)?).await?;
     let network = NetworkConfig::new(&config.name, Ipv4Addr::LOCALHOST, config.data_dir.join("network"));

@@ -1,5 +1,5 @@
-//! The typed configuration of a worker. `ops/cli` fills it from `--config FILE`
-//! and flags; `build.rs` is its only reader.
+//! The typed configuration of a worker. `ops/cli` fills it from `--config FILE` and flags;
+//! `build.rs` reads it.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -7,37 +7,37 @@ use std::path::PathBuf;
 use proto_api::node_labels::may_be_set_by_node;
 use serde::{Deserialize, Serialize};
 
-/// Everything a worker is started with.
+/// Configuration of a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct WorkerConfig {
-    /// The name of its Node object; its hostname by default.
+    /// Name of the Node object; required here (`ops/cli` uses the hostname if none is given).
     pub name: String,
-    /// Where certificates, images and pods lie.
+    /// Directory for certificates, images and pods.
     pub data_dir: PathBuf,
-    /// Where sockets and what does not outlive a boot lie.
+    /// Directory for sockets and other files that are lost at a reboot.
     pub run_dir: PathBuf,
-    /// The address masters and other nodes reach this one at.
+    /// Address at which masters and other nodes reach this node.
     pub address: IpAddr,
     /// Port of the node's HTTPS server (logs, exec, port-forward).
     pub node_port: u16,
     /// Port of the node's image service for operators.
     pub admin_port: u16,
-    /// The port on 127.0.0.1 behind which the masters are balanced.
+    /// Port on 127.0.0.1 of the load balancer in front of the masters' APIs.
     pub balancer_port: u16,
-    /// Peer addresses (`HOST:PORT`) of masters to join, tried in order.
+    /// Peer addresses (`HOST:PORT`) of masters to join, tried in order; empty to use only stored credentials.
     pub join: Vec<String>,
-    /// The join token for workers.
+    /// Join token for workers; `None` if the worker has joined already.
     pub token: Option<String>,
-    /// A CRI runtime to use instead of the embedded one.
+    /// Socket of a CRI runtime to use; `None` for the embedded runtime.
     pub cri_socket: Option<PathBuf>,
     /// Prefix of every cgroup of this node.
     pub cgroup_root: PathBuf,
-    /// The most pods it runs.
+    /// Maximum number of pods on the node.
     pub max_pods: u32,
-    /// Registries (`HOST[:PORT]`) spoken to over plain HTTP.
+    /// Registries (`HOST[:PORT]`) accessed over plain HTTP.
     pub insecure_registries: Vec<String>,
-    /// Labels the Node registers with.
+    /// Labels with which the Node is registered.
     pub labels: std::collections::BTreeMap<String, String>,
 }
 
@@ -62,19 +62,19 @@ impl Default for WorkerConfig {
     }
 }
 
-/// Why a configuration is refused; each text is one line and says what to do.
+/// Reasons why a configuration is invalid; each text is one line and says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The worker has no name.
     #[error("no name: give --name")]
     NoName,
-    /// No address that others reach this worker at.
+    /// The address at which others reach this worker is not set.
     #[error("no address: give --address an IPv4 address of this machine that masters reach")]
     NoAddress,
-    /// An IPv6 address, which the overlay does not speak.
+    /// The address is IPv6, which the overlay does not support.
     #[error("the address {0} is not IPv4, which the pod network needs")]
     NotIpv4(IpAddr),
-    /// The API server would refuse the Node for ever.
+    /// A label that nodes may not set: the API server would refuse the Node for ever.
     #[error(
         "the label {0} is not a node's to set: labels of kubernetes.io and k8s.io are, but for those of the kubelet, the operators'; set it with kubectl label node"
     )]
@@ -82,7 +82,7 @@ pub enum Error {
 }
 
 impl WorkerConfig {
-    /// Refuses what cannot work, before anything is touched.
+    /// Checks the configuration before anything is changed on the host.
     pub fn validate(&self) -> Result<(), Error> {
         if self.name.is_empty() {
             return Err(Error::NoName);
@@ -96,7 +96,7 @@ impl WorkerConfig {
         self.ipv4().map(drop)
     }
 
-    /// The node's address; the built-in network is IPv4.
+    /// Returns the node's IPv4 address: the built-in network needs one.
     pub fn ipv4(&self) -> Result<Ipv4Addr, Error> {
         match self.address {
             IpAddr::V4(address) => Ok(address),
@@ -104,7 +104,7 @@ impl WorkerConfig {
         }
     }
 
-    /// The socket of the CRI runtime.
+    /// Returns the socket of the CRI runtime, embedded or configured.
     pub fn cri_socket(&self) -> PathBuf {
         self.cri_socket.clone().unwrap_or_else(|| self.run_dir.join("cri.sock"))
     }

@@ -1,6 +1,5 @@
-//! What proves this worker: its certificates with their keys, and the cluster's CA
-//! and settings. Got once by joining with a token, kept in `DATA/pki`, and replaced by
-//! `renewal.rs` over the peer port.
+//! Credentials of this worker: its certificates with their keys, the cluster's CA and settings. Obtained once
+//! by joining with a token, stored in `DATA/pki`, and renewed by `renewal.rs` over the peer port.
 
 use std::fs;
 use std::io::Write;
@@ -21,78 +20,78 @@ use tonic::transport::Channel;
 
 use crate::config::WorkerConfig;
 
-/// How long a join may take at one master.
+/// Deadline of a join request to one master.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a connection may take.
+/// Deadline of connecting to one master.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a worker that has joined knows and has.
+/// Certificates and cluster data of a worker that has joined.
 #[derive(Debug, Clone)]
 pub struct NodeCredentials {
-    /// For the API and the peer port.
+    /// Client certificate, for the API and the peer port.
     pub client: TlsMaterial,
-    /// For the node's HTTPS server.
+    /// Server certificate, for the node's HTTPS server.
     pub serving: TlsMaterial,
-    /// What all nodes agree on.
+    /// Settings shared by all nodes of the cluster.
     pub settings: ClusterSettings,
-    /// Peer and API addresses of the masters known last.
+    /// Addresses of the masters known last.
     pub masters: Vec<Master>,
-    /// Which cluster this is.
+    /// Id of the cluster.
     pub cluster_id: String,
 }
 
-/// Where a master is.
+/// Addresses of one master.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Master {
-    /// `HOST:PORT` of its peer port.
+    /// `HOST:PORT` of the master's peer port.
     pub peer: String,
-    /// `HOST:PORT` of its API.
+    /// `HOST:PORT` of the master's API; empty until the master has told it.
     pub api: String,
 }
 
-/// Why a worker cannot become part of a cluster.
+/// Reasons why a worker cannot join or use its credentials.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Neither certificates on disk nor a way to get some.
+    /// No certificates on disk, and no `--join` and `--token` to obtain them.
     #[error(
         "{0} holds no certificates: give --join ADDRESS --token TOKEN (make one with `ephor token create --role worker`)"
     )]
     NotJoined(PathBuf),
-    /// The token does not parse.
+    /// The join token does not parse.
     #[error("the token is malformed: {0}")]
     Token(#[from] token::Error),
-    /// No master let this worker in.
+    /// Every master refused the join or failed to answer.
     #[error("joining failed: {0}")]
     Refused(String),
     /// A file cannot be read or written.
     #[error("{path}: {source}")]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// What lies on disk is not what was written.
+    /// A file on disk does not parse.
     #[error("{0} is damaged: remove the data directory and join again")]
     Damaged(PathBuf),
-    /// The master's settings make no sense.
+    /// The cluster settings received are invalid.
     #[error(transparent)]
     Settings(#[from] settings::Error),
-    /// Keys cannot be made.
+    /// A key cannot be generated.
     #[error("making a key: {0}")]
     Key(#[from] rcgen::Error),
-    /// Certificates do not fit.
+    /// The certificates cannot be used for TLS.
     #[error("certificates: {0}")]
     Tls(#[from] proto_env::TlsError),
-    /// The channel cannot be made.
+    /// The gRPC channel cannot be created.
     #[error("channel: {0}")]
     Channel(#[from] tonic::transport::Error),
-    /// The master refused to renew.
+    /// The master refused to renew the certificates.
     #[error("renewing the certificates: {}", .0.message())]
     Renew(tonic::Status),
 }
 
-/// What lies in `identity.json` beside the PEM files.
+/// On-disk format of `identity.json`, stored beside the PEM files.
 #[derive(Serialize, Deserialize)]
 struct Record {
     cluster_id: String,
@@ -101,15 +100,15 @@ struct Record {
 }
 
 const CA: &str = "ca.crt";
-/// Certificate and key in one file, so that they are always of one pair.
+/// File with certificate and key together, so that the two always match.
 const CLIENT: &str = "client.pem";
 const SERVING: &str = "serving.pem";
 
 impl NodeCredentials {
-    /// Reads what lies on disk, or joins and writes it.
+    /// Loads the credentials from disk, or joins and stores them.
     ///
     /// # Errors
-    /// Where there is nothing on disk and no way to join, and everything that goes wrong.
+    /// If nothing is on disk and no join is configured, or if any step fails.
     pub async fn obtain(config: &WorkerConfig) -> Result<Self, Error> {
         if let Some(mut credentials) = Self::load(&config.data_dir)? {
             credentials.try_also(&config.join);
@@ -120,13 +119,13 @@ impl NodeCredentials {
         };
         let credentials = join(config, &token.parse()?).await?;
         credentials.store_certificates(&config.data_dir)?;
-        // Last, since `load` looks for it.
+        // The record is written last: its presence tells `load` that the certificates are complete.
         credentials.store_record(&config.data_dir)?;
         Ok(credentials)
     }
 
-    /// Masters to ask besides those known last: after a restore all may be at new
-    /// addresses. The first that answers says where the API is.
+    /// Adds `peers` to the masters to try: after a restore all masters may have new addresses. The first one
+    /// that answers tells the API address.
     fn try_also(&mut self, peers: &[String]) {
         for peer in peers {
             if !self.masters.iter().any(|known| known.peer == *peer) {
@@ -165,7 +164,7 @@ impl NodeCredentials {
     /// Writes the certificates with their keys.
     ///
     /// # Errors
-    /// Where a file cannot be written; the ones before it are new then, which does no harm.
+    /// If a file cannot be written; files written before it stay new, which does no harm.
     pub fn store_certificates(&self, data_dir: &Path) -> Result<(), Error> {
         let directory = data_dir.join("pki");
         write_private(&directory.join(CA), self.client.ca_pem.as_bytes())?;
@@ -176,10 +175,10 @@ impl NodeCredentials {
         Ok(())
     }
 
-    /// Writes what is known beside them: the masters, and the cluster's settings.
+    /// Writes `identity.json`: cluster id, settings and masters.
     ///
     /// # Errors
-    /// Where the file cannot be written.
+    /// If the file cannot be written.
     pub fn store_record(&self, data_dir: &Path) -> Result<(), Error> {
         let record = Record {
             cluster_id: self.cluster_id.clone(),
@@ -191,18 +190,18 @@ impl NodeCredentials {
         write_private(&path, &json)
     }
 
-    /// The client certificate: the serving one is made with it, and ends with it.
+    /// Parses the client certificate; the serving certificate is issued with it and expires at the same time.
     ///
     /// # Errors
-    /// Where it does not parse.
+    /// If the certificate does not parse.
     pub fn certificate(&self) -> Result<CertificateInfo, Error> {
         Ok(CertificateInfo::from_pem(&self.client.certificate_pem)?)
     }
 
-    /// Asks a master for new certificates over new keys.
+    /// Requests new certificates for new keys from a master.
     ///
     /// # Errors
-    /// Where the master refuses or does not answer.
+    /// If the master refuses or does not answer.
     pub async fn renew(&self, name: &str, channel: Channel) -> Result<Self, Error> {
         let (client, serving) = (Request::make(name)?, Request::make(name)?);
         let mut request = tonic::Request::new(RenewCertificateRequest {
@@ -221,13 +220,13 @@ impl NodeCredentials {
     }
 }
 
-/// The certificates and the key of a file that holds both.
+/// Splits a PEM file into its certificates and its key; `None` if it has no key.
 fn split(text: &str) -> Option<(String, String)> {
     let at = text.find("-----BEGIN PRIVATE KEY-----")?;
     Some((text[..at].to_owned(), text[at..].to_owned()))
 }
 
-/// A new key and the request to sign it.
+/// A new key and its certificate signing request.
 struct Request {
     key_pem: String,
     csr_pem: String,
@@ -287,7 +286,7 @@ async fn join(config: &WorkerConfig, token: &JoinToken) -> Result<NodeCredential
     Err(Error::Refused(refusals.join("; ")))
 }
 
-/// Writes a file only its owner can read, durably and all at once.
+/// Writes a file atomically and durably, readable only by its owner.
 fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let write = || -> std::io::Result<()> {
         let directory = path.parent().unwrap_or(Path::new("."));

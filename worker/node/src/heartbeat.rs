@@ -1,7 +1,6 @@
-//! Beats to the leader over a stream, about once a second, and what comes back:
-//! who leads and who the masters are. The balancer and the overlay follow the
-//! members published here. When the stream breaks, the other masters are tried
-//! at once; a master that does not lead names the one that does.
+//! Sends heartbeats ("beats") to the leader over a stream, about one a second. The answers name the leader
+//! and the masters; the balancer and the overlay follow the masters published here. If the stream breaks, the
+//! other masters are tried at once; a master that does not lead names the leader.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,43 +17,43 @@ use worker_agent::NodeHealth;
 
 use crate::credentials::Master;
 
-/// Beats go out this often.
+/// Time between beats.
 const INTERVAL: Duration = Duration::from_millis(1000);
-/// A beat that is not answered for this long means another master is tried.
+/// Maximum wait for the answer to a beat before another master is tried.
 const ACK_TIMEOUT: Duration = Duration::from_millis(1500);
-/// Between rounds over all masters when none answers as leader.
+/// Pause between rounds over all masters if none answers as leader.
 const RETRY: Duration = Duration::from_millis(150);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
 
-/// Sends beats until `shutdown` and publishes the masters.
+/// Sends beats until `shutdown` and publishes the masters named in the answers.
 pub struct Heartbeat {
-    /// The node's name.
+    /// Name of the node.
     pub node: String,
-    /// The peer network with the node's certificate.
+    /// Peer network, using the node's certificate.
     pub network: Arc<dyn Network>,
-    /// The agent's verdict on this node, told with every beat.
+    /// The agent's health report on this node, sent with every beat.
     pub health: watch::Receiver<NodeHealth>,
-    /// Where the masters are published.
+    /// Channel on which the masters are published.
     pub masters: watch::Sender<Vec<Master>>,
 }
 
-/// Which master to beat to next.
+/// Order in which masters are tried.
 #[derive(Debug, Default)]
 struct LeaderSearch {
-    /// The leader that a master named which does not lead itself, until it was tried.
+    /// The leader named by a master that does not lead, until it has been tried; `None` if none was named.
     named: Option<String>,
 }
 
 impl LeaderSearch {
-    /// The order in which masters are tried: the named leader first.
+    /// Orders the masters to try: the named leader first.
     fn order(&self, mut masters: Vec<String>) -> Vec<String> {
         masters.sort_by_key(|master| self.named.as_ref() != Some(master));
         masters
     }
 
-    /// Takes the leader that `address` named when beating to it ended; `None` when it named nobody or did not answer.
-    /// Says whether to begin anew with the named leader. A leader that does not answer is no longer the named one:
-    /// waiting for it alone would leave the node silent for as long as that master is down.
+    /// Records which leader `address` named when beating to it ended (`None` if it named none or did not
+    /// answer). Returns whether to start over with the named leader. A leader that does not answer stops
+    /// being the named one: waiting for it alone would keep the node silent while that master is down.
     fn ended(&mut self, address: &str, named: Option<String>) -> bool {
         self.named = named.filter(|leader| leader != address);
         self.named.is_some()
@@ -62,7 +61,7 @@ impl LeaderSearch {
 }
 
 impl Heartbeat {
-    /// Runs until `shutdown`.
+    /// Sends beats until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut search = LeaderSearch::default();
         loop {
@@ -88,7 +87,7 @@ impl Heartbeat {
         }
     }
 
-    /// A channel to one master.
+    /// Creates a channel to one master.
     pub fn channel(network: &Arc<dyn Network>, address: &str) -> Result<Channel, tonic::transport::Error> {
         let options = ChannelOptions {
             purpose: Purpose::Peer,
@@ -98,7 +97,8 @@ impl Heartbeat {
         channel(network.clone(), address, options)
     }
 
-    /// Beats to one master until it fails or leads no longer; returns who leads then.
+    /// Sends beats to one master until it fails or no longer leads; returns the leader it names, `None` if it
+    /// names none.
     async fn beat(&self, address: &str) -> Result<Option<String>, tonic::Status> {
         let channel =
             Self::channel(&self.network, address).map_err(|e| tonic::Status::from_error(Box::new(e)))?;
@@ -115,7 +115,7 @@ impl Heartbeat {
             if !ack.leading {
                 return Ok(Some(ack.leader_peer_address).filter(|l| !l.is_empty()));
             }
-            // A change of health does not wait for the next beat.
+            // A change of health is sent at once, without waiting for the interval.
             tokio::select! {
                 biased;
                 Ok(()) = health.changed() => {}
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(search.order(masters()), masters());
         assert!(search.ended("m1", Some("m3".to_owned())), "m3 is tried at once");
         assert_eq!(search.order(masters()), ["m3", "m1", "m2"]);
-        // It has died: the others are tried in the same round.
+        // The named leader has died: the other masters are tried in the same round.
         assert!(!search.ended("m3", None));
         assert_eq!(search.order(masters()), masters());
     }

@@ -1,5 +1,5 @@
-//! The image service of a node for operators (`ephor image load --all-nodes`):
-//! passes the embedded runtime's own service on over mutual TLS.
+//! The image service of a node for operators (`ephor image load --all-nodes`): makes the embedded runtime's
+//! image service reachable over mutual TLS.
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -16,18 +16,18 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 
-/// Why the service ended.
+/// Reasons why the service has failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The port cannot be listened on.
+    /// The port cannot be opened.
     #[error("listening for operators: {0}")]
     Listen(#[from] std::io::Error),
-    /// The server failed.
+    /// The gRPC server has failed.
     #[error("serving operators: {0}")]
     Serve(#[from] tonic::transport::Error),
 }
 
-/// Serves until `shutdown`. `address` is `HOST:PORT`.
+/// Serves operators until `shutdown`. `address` is `HOST:PORT`.
 pub async fn serve(
     network: Arc<dyn Network>,
     address: &str,
@@ -42,9 +42,9 @@ pub async fn serve(
     Ok(())
 }
 
-/// Passes requests of operators on to the runtime.
+/// Relays requests of operators to the runtime.
 struct Relay {
-    /// The runtime's unix socket.
+    /// Path of the runtime's unix socket.
     socket: PathBuf,
 }
 
@@ -71,7 +71,7 @@ impl Relay {
 impl Images for Relay {
     async fn load(&self, request: Request<Streaming<LoadRequest>>) -> Result<Response<LoadResponse>, Status> {
         let mut runtime = self.runtime(&request)?;
-        // A broken upload must end as one, not as a short archive.
+        // Upload errors are returned to the operator: a broken upload must not look like a short archive.
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
         let mut upload = request.into_inner();
         let feed = tokio::spawn(async move {

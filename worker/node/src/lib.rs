@@ -1,15 +1,15 @@
-//! Wires a worker: joins the cluster, beats, and starts balancer, network,
-//! runtime and agent. `ops/cli` calls [`run`] and [`cleanup`].
+//! Runs a worker: joins the cluster, sends heartbeats, and starts balancer, network, runtime and agent.
+//! `ops/cli` calls [`run`] and [`cleanup`].
 //!
 //! | file | does |
 //! | --- | --- |
 //! | `config.rs` | the typed configuration |
 //! | `credentials.rs` | joining; certificates on disk |
-//! | `renewal.rs` | new certificates while it runs |
+//! | `renewal.rs` | renewal of the certificates |
 //! | `api_client.rs` | the client of the API, whose certificate is renewed |
-//! | `heartbeat.rs` | beats to the leader; who the masters are |
-//! | `build.rs` | puts the parts together |
-//! | `sandbox.rs` | the runtime's seam to the pod network |
+//! | `heartbeat.rs` | heartbeats to the leader; the list of masters |
+//! | `build.rs` | builds and runs all parts |
+//! | `sandbox.rs` | connects the runtime to the pod network |
 //! | `tls.rs` | TLS configurations from PEM |
 //! | `images.rs` | the image service for operators |
 

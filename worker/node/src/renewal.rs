@@ -1,7 +1,7 @@
-//! Renews the node's certificates while it runs: after two thirds of their life, at
-//! any master that answers. A node that was off until after their end gets new ones
-//! too, as long as its Node exists: masters take the expired one for that alone.
-//! `build.rs` runs it beside everything that uses the certificates.
+//! Renews the node's certificates while it runs: after two thirds of their lifetime, at any master that
+//! answers. A node that was off past their expiry gets new ones too while its Node object exists: masters
+//! accept an expired certificate for renewal only. `build.rs` runs this task beside the users of the
+//! certificates.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,35 +17,34 @@ use crate::credentials::{Error, Master, NodeCredentials};
 use crate::heartbeat::Heartbeat;
 use crate::tls;
 
-/// The wall clock is looked at this often, for it may jump.
+/// Maximum time between looks at the wall clock, which may jump.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
-/// Between rounds over the masters when none has renewed the certificates: at first, and
-/// at most.
+/// Pause between rounds over the masters if none has renewed the certificates: first value, and maximum.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
-/// Renewals of many nodes are spread over this part of the certificates' life.
+/// Part of the certificates' lifetime over which the renewals of many nodes are spread.
 const SPREAD: f64 = 0.1;
 
-/// Everything that a renewal replaces.
+/// Task that renews certificates, with all users of them that need the new ones.
 pub struct Renewal {
-    /// The node's name.
+    /// Name of the node.
     pub node: String,
-    /// Where the certificates lie.
+    /// Data directory in which the certificates are stored.
     pub data_dir: PathBuf,
-    /// The present ones.
+    /// Current certificates.
     pub credentials: Mutex<NodeCredentials>,
-    /// The masters to ask.
+    /// Masters that can be asked.
     pub masters: watch::Receiver<Vec<Master>>,
-    /// The peer port's side: beats, and operators' port.
+    /// Network of the peer port, used by heartbeats and the operators' port.
     pub network: Arc<TlsNetwork>,
-    /// The node's HTTPS server.
+    /// TLS configuration of the node's HTTPS server.
     pub serving: watch::Sender<Arc<ServerConfig>>,
-    /// The API client.
+    /// Certificate of the API client.
     pub api: ApiCredentials,
 }
 
 impl Renewal {
-    /// Runs until `shutdown`.
+    /// Renews certificates when due, until `shutdown`.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let mut due = self.due();
         let mut retry = RETRY_MIN;
@@ -74,7 +73,7 @@ impl Renewal {
         }
     }
 
-    /// When the present certificates should be replaced.
+    /// Returns the time at which the current certificates are due for renewal.
     fn due(&self) -> SystemTime {
         match self.present().certificate() {
             Ok(info) => info.renew_at() + info.lifetime().mul_f64(rand::random_range(0.0..SPREAD)),
@@ -85,7 +84,7 @@ impl Renewal {
         }
     }
 
-    /// Asks the masters in turn; whether one has renewed the certificates.
+    /// Asks the masters in turn; returns whether one has renewed the certificates.
     async fn renew(&self) -> bool {
         let masters = self.masters.borrow().clone();
         for Master { peer, .. } in masters {
@@ -111,7 +110,7 @@ impl Renewal {
 
     async fn put_to_use(&self, renewed: NodeCredentials) {
         if let Err(error) = renewed.store_certificates(&self.data_dir) {
-            // The old ones are good for another renewal after a restart.
+            // Not fatal: after a restart the old certificates can still be used for a renewal.
             tracing::error!(%error, "the new certificates could not be written down");
         }
         if let Err(error) = self.network.set_material(&renewed.client) {

@@ -1,5 +1,5 @@
-//! The runtime's seam to the pod network: the runtime knows CRI's words, the
-//! network its own.
+//! Connects the runtime to the pod network: implements the runtime's [`SandboxNetwork`] with a
+//! [`PodNetwork`].
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use worker_network::PodNetwork;
 use worker_runtime::{NetworkError, PodRef, PortMapping, SandboxNetwork};
 
-/// Attaches sandboxes to the built-in pod network.
+/// Attaches sandboxes to the node's pod network.
 pub struct PodSandboxes(pub Arc<PodNetwork>);
 
 #[async_trait]
@@ -41,7 +41,7 @@ impl SandboxNetwork for PodSandboxes {
     }
 }
 
-/// A host port as the network knows it; SCTP is not translated.
+/// Converts a host port to the network's type; `None` for SCTP, which is not supported.
 fn host_port(port: &PortMapping) -> Option<worker_network::PortMapping> {
     let protocol = match port.protocol {
         worker_runtime::Protocol::Tcp => worker_network::Protocol::Tcp,

@@ -1,4 +1,4 @@
-//! TLS configurations from a node's PEM files.
+//! TLS configurations built from a node's PEM files.
 
 use std::sync::Arc;
 
@@ -9,19 +9,19 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-/// Why no TLS configuration can be made.
+/// Reasons why a TLS configuration cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not PEM.
+    /// A file is not valid PEM.
     #[error("{0}")]
     Pem(#[from] rustls::pki_types::pem::Error),
-    /// Keys and certificates do not fit.
+    /// Key and certificate do not match, or are invalid.
     #[error("{0}")]
     Tls(#[from] rustls::Error),
-    /// The CA cannot check clients.
+    /// The CA cannot be used to verify clients.
     #[error("{0}")]
     Verifier(#[from] rustls::server::VerifierBuilderError),
-    /// Not a name.
+    /// The server name is invalid.
     #[error("{0}")]
     Name(#[from] InvalidDnsNameError),
 }
@@ -34,15 +34,15 @@ fn roots(material: &TlsMaterial) -> Result<RootCertStore, Error> {
     Ok(roots)
 }
 
-/// A client that trusts the cluster's CA and shows nothing of its own.
+/// Builds a client configuration that trusts the cluster's CA and has no client certificate.
 pub fn trusting(material: &TlsMaterial) -> Result<Arc<ClientConfig>, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     Ok(Arc::new(config.with_root_certificates(roots(material)?).with_no_client_auth()))
 }
 
-/// The node's HTTPS server: asks for a certificate of the cluster's CA; who may
-/// do what is decided by the agent.
+/// Builds the configuration of the node's HTTPS server: it requests a certificate of the cluster's CA, and
+/// the agent decides which clients are allowed.
 pub fn serving(material: &TlsMaterial) -> Result<Arc<ServerConfig>, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let clients = rustls::server::WebPkiClientVerifier::builder_with_provider(
@@ -62,7 +62,7 @@ pub fn serving(material: &TlsMaterial) -> Result<Arc<ServerConfig>, Error> {
     Ok(Arc::new(config))
 }
 
-/// A kubeconfig of this node, for API clients.
+/// Builds a kubeconfig with this node's credentials.
 pub fn kubeconfig(server: &str, material: &TlsMaterial) -> String {
     let encode = |pem: &str| STANDARD.encode(pem);
     serde_json::json!({

@@ -1,8 +1,8 @@
 //! Control groups of pods and containers, version 1 (a hierarchy per controller) and 2.
 //!
-//! Containers are put into theirs by libcontainer; here they are found again: to read
-//! what they use, to change limits, to kill what is left in them and to remove them.
-//! Used by the runtime for statistics and updates and by the shim when a container ends.
+//! libcontainer puts containers into their cgroups; this module finds those cgroups again, to read usage, to
+//! change limits, to kill leftover processes and to remove the cgroups. The runtime uses it for statistics
+//! and updates, the shim when a container ends.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,59 +16,60 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 const MOUNT: &str = "/sys/fs/cgroup";
-/// Attempts to kill everything in a cgroup, and the time between two.
+/// Number of attempts to kill every process of a cgroup, and the pause between two attempts.
 const EMPTY_STEPS: u32 = 250;
 const EMPTY_STEP: Duration = Duration::from_millis(20);
-/// How long the kernel may take to freeze a cgroup before its processes are killed all the same.
+/// Maximum number of checks whether the kernel has frozen a cgroup, and the pause between two; after that its
+/// processes are killed even if not frozen.
 const FREEZE_STEPS: u32 = 20;
 const FREEZE_STEP: Duration = Duration::from_millis(1);
 
-/// What a cgroup uses; figures that the kernel does not give are 0.
+/// Resource usage of a cgroup; figures that the kernel does not give are 0.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CgroupUsage {
     /// CPU time since the cgroup was made, in nanoseconds.
     pub cpu_nanoseconds: u64,
     /// Memory in bytes, page cache included.
     pub memory_bytes: u64,
-    /// Memory less what the kernel would drop first.
+    /// Working set in bytes: memory less the inactive file cache, which the kernel reclaims first.
     pub working_set_bytes: u64,
     /// Anonymous memory in bytes.
     pub rss_bytes: u64,
-    /// The limit in bytes; 0 for none.
+    /// Memory limit in bytes; 0 if there is none.
     pub memory_limit_bytes: u64,
-    /// Page faults.
+    /// Number of page faults.
     pub page_faults: u64,
-    /// Page faults that read from disk.
+    /// Number of page faults that read from disk.
     pub major_page_faults: u64,
     /// Swap in bytes.
     pub swap_bytes: u64,
-    /// Processes.
+    /// Number of processes.
     pub processes: u64,
 }
 
-/// Limits to set; `None` and zeros leave the present ones.
+/// Resource limits to set; `None` and 0 leave the present limit.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Limits {
-    /// CPU shares of version 1, 2 to 262144.
+    /// CPU shares as cgroup version 1 counts them, 2 to 262144.
     pub cpu_shares: Option<u64>,
-    /// CPU quota in microseconds a period, -1 for none.
+    /// CPU quota in microseconds per period; -1 for no limit.
     pub cpu_quota: Option<i64>,
     /// CPU period in microseconds.
     pub cpu_period: Option<u64>,
-    /// Memory limit in bytes, -1 for none.
+    /// Memory limit in bytes; -1 for no limit.
     pub memory: Option<i64>,
-    /// CPUs, as a list of ranges.
+    /// CPUs that the cgroup may use, as a list of ranges.
     pub cpuset_cpus: Option<String>,
-    /// Memory nodes, as a list of ranges.
+    /// Memory nodes that the cgroup may use, as a list of ranges.
     pub cpuset_mems: Option<String>,
 }
 
-/// The hierarchies of this machine.
+/// Cgroup hierarchies that this machine has mounted.
 #[derive(Clone, Debug)]
 pub enum Hierarchies {
-    /// Version 1: controller to mount point.
+    /// Version 1: mount point of each controller.
     V1(BTreeMap<String, PathBuf>),
-    /// Version 2: the one mount point.
+    /// Version 2: mount point of the single hierarchy.
     V2(PathBuf),
 }
 
@@ -118,7 +119,7 @@ impl Hierarchies {
         Ok(Self::V1(controllers))
     }
 
-    /// The cgroup at `path`, relative to the root of each hierarchy.
+    /// Returns the cgroup at `path`, relative to the root of each hierarchy.
     pub fn cgroup(&self, path: &Path) -> Cgroup {
         let relative: PathBuf = path.components().filter(|c| matches!(c, Component::Normal(_))).collect();
         Cgroup { hierarchies: self.clone(), path: relative }
@@ -146,7 +147,7 @@ impl Cgroup {
         }
     }
 
-    /// The directory of one controller; `None` if version 1 has no such hierarchy mounted.
+    /// Returns the cgroup's directory for one controller; `None` if version 1 has no hierarchy of it mounted.
     pub fn directory(&self, controller: &str) -> Option<PathBuf> {
         match &self.hierarchies {
             Hierarchies::V2(mount) => Some(mount.join(&self.path)),
@@ -154,7 +155,7 @@ impl Cgroup {
         }
     }
 
-    /// Controllers with their directories of this cgroup; one entry for version 2.
+    /// Returns the controllers and the cgroup's directory for each; a single entry for version 2.
     pub fn controllers(&self) -> Vec<(String, PathBuf)> {
         match &self.hierarchies {
             Hierarchies::V2(mount) => vec![("unified".into(), mount.join(&self.path))],
@@ -164,18 +165,18 @@ impl Cgroup {
         }
     }
 
-    /// Whether the hierarchies are version 2's.
+    /// Returns whether this is cgroup version 2 (one unified hierarchy).
     pub fn is_unified(&self) -> bool {
         matches!(self.hierarchies, Hierarchies::V2(_))
     }
 
-    /// Whether the cgroup exists in any hierarchy.
+    /// Returns whether the cgroup exists in any hierarchy.
     pub fn exists(&self) -> bool {
         self.directories().iter().any(|d| d.exists())
     }
 
-    /// Makes the cgroup, and those above it, in every hierarchy. In `cpuset` each new level gets
-    /// the CPUs and memory nodes of the one above, without which nothing may enter it.
+    /// Creates the cgroup and its missing parents in every hierarchy. In `cpuset` each new level copies the
+    /// CPUs and memory nodes of its parent; without them no process may enter it.
     pub fn create(&self) -> io::Result<()> {
         for directory in self.directories() {
             fs::create_dir_all(directory)?;
@@ -200,7 +201,7 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Ids of the processes in the cgroup and in those below it.
+    /// Returns the ids of the processes in the cgroup and its descendants.
     pub fn processes(&self) -> Vec<i32> {
         let mut all = Vec::new();
         for directory in self.directories() {
@@ -211,8 +212,8 @@ impl Cgroup {
         all
     }
 
-    /// Kills every process in it and below, but this one; returns how many there were. All are frozen
-    /// meanwhile where the kernel can, so that none escapes by forking.
+    /// Kills every process in the cgroup and its descendants except the calling process; returns how many
+    /// there were. Freezes them first where the kernel can, so that none escapes by forking.
     pub fn kill(&self) -> usize {
         let before = self.processes();
         if before.is_empty() {
@@ -223,7 +224,7 @@ impl Cgroup {
         let frozen = !before.iter().any(is_me) && self.freeze(true);
         let all = self.processes();
         for pid in all.iter().filter(|pid| !is_me(pid)) {
-            // One that ended meanwhile needs no killing.
+            // A process that has ended meanwhile needs no signal.
             let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
         }
         if frozen {
@@ -232,8 +233,9 @@ impl Cgroup {
         all.len()
     }
 
-    /// Kills every process in it and below until none is left. Blocks. Fails with `ResourceBusy` if some
-    /// outlive that for [`EMPTY_STEPS`] attempts: the kernel waits for a device or a file server on their behalf.
+    /// Kills every process in the cgroup and its descendants until none is left. Blocks. Fails with
+    /// `ResourceBusy` if some survive [`EMPTY_STEPS`] attempts, because the kernel waits for a device
+    /// or a file server in them.
     pub fn kill_all(&self) -> io::Result<()> {
         for _ in 0..EMPTY_STEPS {
             if self.kill() == 0 {
@@ -244,7 +246,7 @@ impl Cgroup {
         Err(io::Error::new(io::ErrorKind::ResourceBusy, "processes of the container cannot be killed"))
     }
 
-    /// Stops or continues every process in it and below. Returns whether the kernel has done it.
+    /// Freezes or thaws the cgroup and its descendants. Returns false if the kernel refused the request.
     fn freeze(&self, stop: bool) -> bool {
         let Some(directory) = self.directory("freezer") else { return false };
         let (file, word, reached) = match (self.is_unified(), stop) {
@@ -264,12 +266,12 @@ impl Cgroup {
             }
             std::thread::sleep(FREEZE_STEP);
         }
-        // What is half frozen must be thawed all the same.
+        // True also if the cgroup is only partly frozen, because the caller then has to thaw it.
         true
     }
 
-    /// Removes the cgroup and those below it from every hierarchy. Fails with `ResourceBusy` while
-    /// processes are in it, dying ones included.
+    /// Removes the cgroup and its descendants from every hierarchy. Fails with `ResourceBusy` while it
+    /// contains processes, including those that are still exiting.
     pub fn remove(&self) -> io::Result<()> {
         for directory in self.directories() {
             remove_directory(&directory)?;
@@ -277,14 +279,14 @@ impl Cgroup {
         Ok(())
     }
 
-    /// How many of its processes the kernel killed for want of memory.
+    /// Returns how many of the cgroup's processes the kernel's OOM killer has killed.
     pub fn oom_kills(&self) -> u64 {
         let Some(directory) = self.directory("memory") else { return 0 };
         let file = if self.is_unified() { "memory.events" } else { "memory.oom_control" };
         keyed(&directory.join(file)).get("oom_kill").copied().unwrap_or(0)
     }
 
-    /// Reads what the cgroup uses now.
+    /// Reads the cgroup's present resource usage.
     pub fn usage(&self) -> CgroupUsage {
         match &self.hierarchies {
             Hierarchies::V1(_) => self.usage_v1(),
@@ -304,7 +306,7 @@ impl Cgroup {
             memory_bytes: used,
             working_set_bytes: used.saturating_sub(get("total_inactive_file")),
             rss_bytes: get("total_rss"),
-            // Without a limit the kernel gives the largest multiple of a page.
+            // Without a limit version 1 reports the largest multiple of the page size.
             memory_limit_bytes: if limit > 1 << 62 { 0 } else { limit },
             page_faults: get("total_pgfault"),
             major_page_faults: get("total_pgmajfault"),
@@ -340,7 +342,7 @@ impl Cgroup {
         if let Some(memory) = limits.memory {
             let swap = file("memory", "memory.memsw.limit_in_bytes")?;
             let plain = file("memory", "memory.limit_in_bytes")?;
-            // Memory and swap together may never be less than memory: raise it first, lower it last.
+            // The limit of memory plus swap may never be below that of memory: raise it first, lower it last.
             if !swap.exists() {
                 fs::write(plain, memory.to_string())?;
             } else if fs::write(&plain, memory.to_string()).is_ok() {
@@ -360,7 +362,7 @@ impl Cgroup {
     }
 }
 
-/// Lets the levels above the last use the controllers that pods need.
+/// Enables the controllers that pods need at every level of `path` above the last.
 fn enable_controllers(mount: &Path, path: &Path) -> io::Result<()> {
     let mut current = mount.to_owned();
     let parts: Vec<_> = path.components().collect();
@@ -377,7 +379,7 @@ fn enable_controllers(mount: &Path, path: &Path) -> io::Result<()> {
 }
 
 fn collect_processes(directory: &Path, into: &mut Vec<i32>) {
-    // A cgroup that is gone has no processes.
+    // A cgroup that no longer exists has no processes.
     let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
     into.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -425,7 +427,7 @@ fn usage_v2(directory: &Path) -> CgroupUsage {
 
 fn update_v2(directory: &Path, limits: &Limits) -> io::Result<()> {
     if let Some(shares) = limits.cpu_shares.filter(|s| *s >= 2) {
-        // The conversion of runc and the kubelet from 2..262144 to 1..10000.
+        // Converts CPU shares (2 to 262144) to a version 2 weight (1 to 10000), as runc and the kubelet do.
         let weight = 1 + ((shares.min(262_144) - 2) * 9999) / 262_142;
         fs::write(directory.join("cpu.weight"), weight.to_string())?;
     }

@@ -1,5 +1,5 @@
-//! What a worker tells the runtime when it starts it: directories, the cgroup prefix, the
-//! program that is re-executed as shim, registries and bounds. Built by `worker/node`.
+//! The runtime's configuration: directories, cgroup prefix, the program that is run as shim, registries and
+//! limits. Built by `worker/node`.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -7,30 +7,30 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// The configuration of one node's runtime.
+/// Configuration of one node's runtime.
 ///
-/// Nothing is shared between runtimes but the kernel: two nodes on one machine need
-/// different `root`, `state`, `socket` and `cgroup_root`.
+/// Runtimes on one machine share only the kernel: two nodes on one machine need different `root`, `state`,
+/// `socket` and `cgroup_root`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RuntimeConfig {
-    /// Persistent data: images, layers, writable layers and the records of pods and containers.
+    /// Directory of persistent data: images, layers, writable layers and the records of pods and containers.
     pub root: PathBuf,
-    /// Volatile data: namespaces held by bind mounts, bundles, sockets. May be a tmpfs.
+    /// Directory of volatile data: namespaces held by bind mounts, bundles, sockets. May be on a tmpfs.
     pub state: PathBuf,
-    /// The unix socket that CRI and `ephor.image.v1.Images` are served on.
+    /// Path of the unix socket that serves CRI and `ephor.image.v1.Images`.
     pub socket: PathBuf,
-    /// Prefix of every cgroup made here, relative to each hierarchy's root (`/ephor/worker1`).
-    /// A cgroup parent asked for over CRI is put below it unless it lies there already.
+    /// Prefix of every cgroup that the runtime creates, relative to each hierarchy's root (`/ephor/worker1`).
+    /// A cgroup parent from a CRI request is placed below the prefix unless it already is.
     pub cgroup_root: PathBuf,
-    /// The program that understands `EXE shim ...`, usually the running binary.
+    /// Program that implements `EXE shim ...`, usually the running binary.
     pub shim_exe: PathBuf,
-    /// How registries are reached.
+    /// Settings for reaching registries.
     #[serde(default)]
     pub registries: Registries,
-    /// Where the streaming server (exec, attach, port-forward) listens; a local address.
+    /// Address on which the streaming server (exec, attach, port-forward) listens; a local one.
     #[serde(default = "default_streaming")]
     pub streaming: SocketAddr,
-    /// Bounds on what an image may hold.
+    /// Limits on the size of an image.
     #[serde(default)]
     pub limits: ImageLimits,
 }
@@ -40,7 +40,7 @@ fn default_streaming() -> SocketAddr {
 }
 
 impl RuntimeConfig {
-    /// A configuration with the defaults of everything that has one.
+    /// Makes a configuration with defaults for all other settings.
     pub fn new(
         root: PathBuf,
         state: PathBuf,
@@ -61,38 +61,38 @@ impl RuntimeConfig {
     }
 }
 
-/// How registries are reached.
+/// Settings for reaching registries.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Registries {
-    /// `host[:port]` of registries spoken to over plain HTTP. Loopback addresses always are.
+    /// Registries (`host[:port]`) that are reached over plain HTTP. Loopback addresses always are.
     #[serde(default)]
     pub insecure: Vec<String>,
-    /// Registry host to the one that is asked in its place.
+    /// Mirror host to use in place of each registry host.
     #[serde(default)]
     pub mirrors: BTreeMap<String, String>,
-    /// PEM files of additional certificate authorities.
+    /// Paths of PEM files with additional certificate authorities.
     #[serde(default)]
     pub certificate_authorities: Vec<PathBuf>,
 }
 
-/// Bounds on what an image may hold, against archives made to fill a disk or the memory.
+/// Limits on the size of an image, against images made to fill a disk or the memory.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ImageLimits {
-    /// The largest manifest, index or configuration, in bytes.
+    /// Maximum size of a manifest, index or configuration, in bytes.
     pub document_bytes: u64,
-    /// The largest single layer after decompression, in bytes.
+    /// Maximum size of a single layer after decompression, in bytes.
     pub layer_bytes: u64,
-    /// The most entries in one layer.
+    /// Maximum number of entries in one layer.
     pub layer_entries: u64,
-    /// The most bytes that one image may take on disk: its layers unpacked, and beside them its blobs as they
-    /// are fetched. Whatever the bound, a part of the disk stays free.
+    /// Maximum number of bytes of one image on disk: the unpacked layers, and separately the fetched blobs.
+    /// Independent of this limit, a part of the disk stays free.
     pub image_bytes: u64,
-    /// The most files of one image's layers.
+    /// Maximum number of files in all layers of one image.
     pub image_entries: u64,
-    /// The most layers in one image.
+    /// Maximum number of layers in one image.
     pub layers: usize,
-    /// The largest archive accepted by a load, in bytes.
+    /// Maximum size of an archive that can be loaded, in bytes.
     pub archive_bytes: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Small files written whole and read whole: records, plans and results, as JSON.
+//! Reads and writes small files as a whole: records, plans and results, as JSON.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Replaces `path` with `bytes` in one step, durable once this returns.
+/// Replaces `path` by a file with `bytes` atomically; durable on return.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory =
         path.parent().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no parent directory"))?;
@@ -19,13 +19,13 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Replaces `path` with `value` as JSON, durable once this returns.
+/// Replaces `path` by a file with `value` as JSON atomically; durable on return.
 pub(crate) fn replace_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     replace(path, &serde_json::to_vec(value)?)
 }
 
-/// Writes `value` as JSON in one step, without waiting for the disk: for files in the
-/// volatile directory, whose readers are processes of this boot.
+/// Writes `value` as JSON atomically, but not durably: for files in the volatile directory, which are read
+/// only before the next reboot.
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
@@ -33,20 +33,21 @@ pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()>
     fs::rename(&name, path)
 }
 
-/// Makes an empty file that only this user may read or write, in place of one that is there. Records and
-/// plans hold what pods keep secret: the environment of containers.
+/// Creates an empty file that only this user may read or write, replacing an existing one. Records and plans
+/// contain the environment of containers, which may hold secrets.
 pub(crate) fn create_private(path: &Path) -> io::Result<File> {
     remove_file(path)?;
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Makes a directory, and what lies above it, that only this user may enter; one that is there becomes so.
+/// Creates a directory, and its missing parents, that only this user may enter; changes the mode
+/// of an existing directory.
 pub(crate) fn make_private_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     fs::set_permissions(path, Permissions::from_mode(0o700))
 }
 
-/// Reads JSON from `path`; `None` where there is no such file.
+/// Reads JSON from `path`; `None` if the file does not exist.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
@@ -55,7 +56,7 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T
     }
 }
 
-/// `remove_dir_all` that is content when nothing is there.
+/// Removes a directory tree; succeeds if it does not exist.
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -63,7 +64,7 @@ pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     }
 }
 
-/// `remove_file` that is content when nothing is there.
+/// Removes a file; succeeds if it does not exist.
 pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -71,7 +72,7 @@ pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
     }
 }
 
-/// An error with all its causes, one after the other.
+/// Returns the text of an error followed by those of its causes.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

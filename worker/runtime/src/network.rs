@@ -1,5 +1,5 @@
-//! The seam to the pod network: `worker/node` adapts `worker/network` (or a CNI plugin) to
-//! [`SandboxNetwork`]; the runtime calls it when it makes and stops a pod's sandbox.
+//! The interface to the pod network: `worker/node` implements [`SandboxNetwork`] with `worker/network` (or a
+//! CNI plugin); the runtime calls it when it creates and stops a pod's sandbox.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -42,7 +42,7 @@ pub struct PortMapping {
     pub container_port: u16,
     /// The port on the node.
     pub host_port: u16,
-    /// The node's address it is bound to; `None` means all.
+    /// The node's address that the port is bound to; `None` means all addresses.
     pub host_ip: Option<IpAddr>,
 }
 
@@ -50,15 +50,15 @@ pub struct PortMapping {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct NetworkError(
-    /// What went wrong, for the pod's event.
+    /// Description of the error, for the pod's event.
     pub String,
 );
 
-/// What the runtime needs of the pod network.
+/// Operations of the pod network that the runtime needs.
 #[async_trait]
 pub trait SandboxNetwork: Send + Sync + 'static {
-    /// Gives the network namespace at `netns` its interfaces and addresses, loopback
-    /// included, and returns the pod's addresses, the primary one first.
+    /// Sets up interfaces and addresses, loopback included, in the network namespace at `netns`; returns the
+    /// pod's addresses, the primary one first.
     async fn attach(
         &self,
         pod: &PodRef,
@@ -66,26 +66,25 @@ pub trait SandboxNetwork: Send + Sync + 'static {
         ports: &[PortMapping],
     ) -> Result<Vec<IpAddr>, NetworkError>;
 
-    /// Takes back what `attach` gave. Must succeed when nothing is left to take back and
-    /// when `netns` is gone.
+    /// Releases what `attach` set up. Must succeed if nothing is left to release, and if `netns` is gone.
     async fn detach(&self, pod: &PodRef, netns: &Path) -> Result<(), NetworkError>;
 
-    /// Takes back what `attach` gave to every sandbox whose id is not in `live`, and returns how many there
-    /// were: what a crash left, or a sandbox whose record was lost.
+    /// Releases what `attach` set up for every sandbox whose id is not in `live` (after a crash, or if a
+    /// record was lost); returns how many there were.
     async fn retain(&self, live: &BTreeSet<String>) -> Result<usize, NetworkError> {
         let _ = live;
         Ok(0)
     }
 
-    /// Whether pods can be attached now, for the CRI condition NetworkReady; the error's
-    /// text becomes its message.
+    /// Returns whether pods can be attached now, for the CRI condition NetworkReady; the text of an error
+    /// becomes the condition's message.
     async fn ready(&self) -> Result<(), NetworkError> {
         Ok(())
     }
 }
 
-/// A network of loopback only, for development and tests: pods reach nothing, and their
-/// address is 127.0.0.1.
+/// A network with loopback only, for development and tests: pods reach nothing outside, and
+/// their address is 127.0.0.1.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostLoopback;
 

@@ -1,8 +1,8 @@
-//! Where the runtime keeps what, below the two directories of its configuration.
+//! Layout of the runtime's files below the two directories of its configuration.
 
 use std::path::{Path, PathBuf};
 
-/// The directory layout of one runtime.
+/// Paths below the directories of one runtime.
 #[derive(Clone, Debug)]
 pub(crate) struct Paths {
     pub root: PathBuf,
@@ -10,12 +10,12 @@ pub(crate) struct Paths {
 }
 
 impl Paths {
-    /// The image store: blobs, unpacked layers and the table of images.
+    /// Returns the directory of the image store: blobs, unpacked layers and the table of images.
     pub fn images(&self) -> PathBuf {
         self.root.join("images")
     }
 
-    /// A pod's record, which survives a reboot.
+    /// Returns the directory of a pod's record, which survives a reboot.
     pub fn sandbox_root(&self, id: &str) -> PathBuf {
         self.sandboxes_root().join(id)
     }
@@ -24,7 +24,7 @@ impl Paths {
         self.root.join("sandboxes")
     }
 
-    /// Record, exit status and writable layer of a container: survive a reboot.
+    /// Returns the directory of a container's record, exit status and writable layer, which survive a reboot.
     pub fn container_root(&self, id: &str) -> PathBuf {
         self.containers_root().join(id)
     }
@@ -33,7 +33,7 @@ impl Paths {
         self.root.join("containers")
     }
 
-    /// Namespaces, shm, resolv.conf and the shim's socket of a pod.
+    /// Returns the directory of a pod's namespaces, shm, resolv.conf and shim socket.
     pub fn sandbox_state(&self, id: &str) -> PathBuf {
         self.sandboxes_state().join(id)
     }
@@ -42,12 +42,12 @@ impl Paths {
         self.state.join("sandboxes")
     }
 
-    /// The bundle of a container: plan, spec, root file system mount point.
+    /// Returns a container's bundle: plan, specification, mount point of the root file system.
     pub fn container_state(&self, id: &str) -> PathBuf {
         self.state.join("containers").join(id)
     }
 
-    /// The directory where libcontainer keeps its state of every container.
+    /// Returns the directory where libcontainer keeps the state of every container.
     pub fn libcontainer(&self) -> PathBuf {
         self.state.join("libcontainer")
     }
@@ -71,7 +71,7 @@ pub(crate) mod sandbox_file {
 /// File names below a container's directories.
 pub(crate) mod container_file {
     pub const RECORD: &str = "container.json";
-    /// There from the moment a shim was asked to start the container.
+    /// Empty file that exists from the moment a shim was asked to start the container.
     pub const STARTING: &str = "starting";
     pub const STARTED: &str = "started.json";
     pub const EXIT: &str = "exit.json";
@@ -84,8 +84,8 @@ pub(crate) mod container_file {
     pub const VOLUMES: &str = "volumes";
 }
 
-/// `directory/name` by way of an open descriptor, so that a unix socket's path stays below
-/// the kernel's 108 bytes however long the directory's is. Valid while `directory` is open.
+/// Returns a path for `directory/name` that goes through an open descriptor, so that a unix socket's path
+/// stays below the kernel's limit of 108 bytes. Valid while `directory` is open.
 pub(crate) fn short_path(directory: &std::fs::File, name: &str) -> PathBuf {
     use std::os::fd::AsRawFd;
     Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name)

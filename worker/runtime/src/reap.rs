@@ -1,5 +1,5 @@
-//! Leaves nothing behind: for `ephor reset` and `ephor dev down`, also after a crash, when
-//! there is no runtime to ask.
+//! Removes everything a runtime has left on the machine, for `ephor reset` and `ephor dev down`, also after a
+//! crash, when no runtime is running.
 
 use std::fs;
 use std::io;
@@ -15,69 +15,68 @@ use crate::config::RuntimeConfig;
 use crate::files;
 use crate::server::unescape;
 
-/// How long killed processes get to leave their cgroups, in steps.
+/// Number of steps to wait for killed processes to leave their cgroups.
 const STEPS: u32 = 250;
 const STEP: Duration = Duration::from_millis(20);
 
-/// What was found and taken down.
+/// Counts of what was removed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ReapReport {
-    /// Shims killed.
+    /// Number of shims killed.
     pub shims: usize,
-    /// Processes of containers killed.
+    /// Number of container processes killed.
     pub processes: usize,
-    /// Mounts taken down.
+    /// Number of mounts unmounted.
     pub mounts: usize,
 }
 
-/// What could not be taken down.
+/// Why something could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReapError {
     /// Processes could not be listed.
     #[error("list processes")]
     Processes(#[source] io::Error),
-    /// A mount resisted.
+    /// A mount could not be unmounted.
     #[error("unmount {path}")]
     Unmount {
-        /// Where it is.
+        /// Path of the mount.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The underlying error.
         source: io::Error,
     },
     /// A cgroup could not be removed.
     #[error("remove the cgroup {path}")]
     Cgroup {
-        /// Relative to the hierarchies' roots.
+        /// Path of the cgroup, relative to the root of each hierarchy.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The underlying error.
         source: io::Error,
     },
     /// A directory could not be removed.
     #[error("remove {path}")]
     Remove {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The underlying error.
         source: io::Error,
     },
 }
 
-/// Kills every shim and container of the runtime that `config` describes, takes down every
-/// mount below its two directories, and removes its cgroups, its socket and its volatile
-/// directory. Images and records in `root` stay for the caller to remove. The runtime itself
-/// must have ended. Doing it twice is harmless.
+/// Kills every shim and container of the runtime that `config` describes, unmounts every mount below its two
+/// directories, and removes its cgroups, its socket and its volatile directory. Images and records in `root`
+/// are left to the caller. The runtime itself must have ended. Idempotent.
 pub async fn reap_all(config: &RuntimeConfig) -> Result<ReapReport, ReapError> {
     let mut report = ReapReport::default();
     let state = config.state.canonicalize().unwrap_or_else(|_| config.state.clone());
     let root = config.root.canonicalize().unwrap_or_else(|_| config.root.clone());
-    // Without its shim nothing restarts; without its parents a container cannot outlive the sweep.
+    // Shims are killed first, so that nothing restarts and no container process survives without its parent.
     for pid in shims(|directory| directory.starts_with(&state)).map_err(ReapError::Processes)? {
-        // One that ended meanwhile needs no killing.
+        // A process that has ended meanwhile needs no signal.
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         report.shims += 1;
     }
     if let Ok(hierarchies) = Hierarchies::detect() {
-        // The hierarchies' own root is everybody's.
+        // The root of the hierarchies does not belong to this runtime.
         if config.cgroup_root.components().any(|c| matches!(c, std::path::Component::Normal(_))) {
             report.processes = empty(&hierarchies.cgroup(&config.cgroup_root), &config.cgroup_root).await?;
         }
@@ -93,14 +92,14 @@ pub async fn reap_all(config: &RuntimeConfig) -> Result<ReapReport, ReapError> {
     Ok(report)
 }
 
-/// Processes of the shim, daemons and launchers, whose directory is one of the wanted.
+/// Returns the shim processes, daemons and launchers, whose directory satisfies `wanted`.
 pub(crate) fn shims(wanted: impl Fn(&Path) -> bool) -> io::Result<Vec<i32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
-        // A process that ended meanwhile has no command line.
+        // A process that has ended meanwhile has no command line.
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = command.split(|b| *b == 0).collect();
         let directory =
@@ -112,7 +111,7 @@ pub(crate) fn shims(wanted: impl Fn(&Path) -> bool) -> io::Result<Vec<i32>> {
     Ok(found)
 }
 
-/// Kills what is in a cgroup until nothing is, and removes it.
+/// Kills the processes of a cgroup until none is left, and removes the cgroup.
 async fn empty(cgroup: &Cgroup, path: &Path) -> Result<usize, ReapError> {
     let mut killed = 0;
     for step in 1..=STEPS {
@@ -126,7 +125,7 @@ async fn empty(cgroup: &Cgroup, path: &Path) -> Result<usize, ReapError> {
     Ok(killed)
 }
 
-/// Takes down every mount at or below `directory`, the newest first.
+/// Unmounts every mount at or below `directory`, the newest first; returns how many there were.
 fn unmount_below(directory: &Path) -> Result<usize, ReapError> {
     let failed = |path: &Path| {
         let path = path.to_owned();

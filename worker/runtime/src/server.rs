@@ -1,4 +1,4 @@
-//! The start of the runtime: state restored, sockets opened, services registered.
+//! Starts the runtime: restores state, opens the sockets, registers the services.
 
 use std::fs;
 use std::io;
@@ -25,20 +25,20 @@ use crate::network::SandboxNetwork;
 use crate::paths::Paths;
 use crate::streaming;
 
-/// The largest CRI message: ExecSync returns up to 16 MiB of each stream.
+/// Maximum size of a CRI message in bytes: ExecSync returns up to 16 MiB of each stream.
 const MESSAGE_LIMIT: usize = 40 << 20;
-/// How long requests may take to end once the runtime is told to.
+/// Maximum time for requests to end after the shutdown signal.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// Why the runtime could not start, or stopped.
+/// Why the runtime could not start, or why it stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// A directory, mount or socket could not be made.
+    /// A directory, mount or socket could not be created.
     #[error("runtime: {what}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         what: String,
-        /// The kernel's answer.
+        /// The underlying error.
         source: io::Error,
     },
     /// The CRI socket already has a server.
@@ -54,10 +54,10 @@ fn io_error<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Se
     move |source| ServeError::Io { what, source: source.into() }
 }
 
-/// Serves CRI and `ephor.image.v1.Images` on the configured socket until `shutdown`.
+/// Serves CRI and `ephor.image.v1.Images` on the configured socket until `shutdown` is cancelled.
 ///
-/// Restores every pod that an earlier run left: containers go on as the same processes.
-/// Ending it ends no container. The directories are made if they are missing.
+/// Restores every pod of an earlier run, whose containers have kept running as the same processes. Ending the
+/// runtime ends no container. Creates missing directories.
 pub async fn serve(
     config: RuntimeConfig,
     network: Arc<dyn SandboxNetwork>,
@@ -95,7 +95,7 @@ pub async fn serve(
         biased;
         ended = &mut server => ended?,
         () = shutdown.cancelled() => {
-            // Event streams have no end of their own.
+            // Event streams never end by themselves, so that the wait is bounded.
             if let Ok(ended) = tokio::time::timeout(DRAIN, server).await {
                 ended?;
             }
@@ -110,7 +110,7 @@ fn absolute(path: &Path) -> Result<std::path::PathBuf, ServeError> {
     path.canonicalize().map_err(io_error(format!("find {}", path.display())))
 }
 
-/// Makes the directories, and the volatile one a mount of its own that shares nothing.
+/// Creates the directories, and makes the volatile one a private mount of its own.
 fn prepare(paths: &Paths, socket: &Path) -> Result<(), ServeError> {
     let directories = [
         paths.sandboxes_root(),
@@ -130,14 +130,14 @@ fn prepare(paths: &Paths, socket: &Path) -> Result<(), ServeError> {
         let none = None::<&str>;
         mount(Some(&paths.state), &paths.state, none, MsFlags::MS_BIND, none)
             .map_err(io_error("bind the state directory"))?;
-        // Mounts below must not spread to containers and other namespaces.
+        // Private, so that the mounts below do not propagate to containers and other namespaces.
         mount(none, &paths.state, none, MsFlags::MS_PRIVATE, none)
             .map_err(io_error("make the state directory private"))?;
     }
     Ok(())
 }
 
-/// Whether something is mounted right at `path`, which is canonical.
+/// Returns whether something is mounted exactly at `path`, which must be canonical.
 fn is_mount_point(path: &Path) -> io::Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     Ok(mounts
@@ -145,7 +145,7 @@ fn is_mount_point(path: &Path) -> io::Result<bool> {
         .any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(&unescape(point)) == path)))
 }
 
-/// A path of `/proc/self/mountinfo`, in which blanks and backslashes are octal.
+/// Decodes a path of `/proc/self/mountinfo`, where blanks and backslashes are octal escapes.
 pub(crate) fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
@@ -155,7 +155,7 @@ async fn listen(socket: &Path) -> Result<UnixListener, ServeError> {
         Ok(_) => return Err(ServeError::InUse(socket.to_owned())),
         Err(_) => files::remove_file(socket).map_err(io_error("remove an old socket"))?,
     }
-    // Nobody finds it before it is protected.
+    // Made under a temporary name, so that no client can connect before the permissions are set.
     let hidden = socket.with_extension("new");
     files::remove_file(&hidden).map_err(io_error("remove an old socket"))?;
     let listener =

@@ -1,13 +1,13 @@
-//! Quantities as the node needs them: whole units and thousandths, rounded up as Kubernetes rounds.
+//! Converts quantities to whole units and thousandths, rounded up as in Kubernetes.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-/// Thousandths of the unit, rounded up; `None` if the text is no quantity.
+/// Converts a quantity to thousandths of its unit, rounded up; `None` if it does not parse.
 pub fn milli(quantity: &Quantity) -> Option<i64> {
     proto_api::quantity::Quantity::parse(&quantity.0).ok().map(|q| q.milli_value())
 }
 
-/// Whole units, rounded up; `None` if the text is no quantity.
+/// Converts a quantity to whole units, rounded up; `None` if it does not parse.
 pub fn whole(quantity: &Quantity) -> Option<i64> {
     proto_api::quantity::Quantity::parse(&quantity.0).ok().map(|q| q.value())
 }

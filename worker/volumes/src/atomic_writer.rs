@@ -1,8 +1,8 @@
 //! Writes a set of files so that readers see either the old set or the new one, as kubelet's atomic writer does.
 //!
-//! The files lie in a timestamped directory; `..data` is a symlink to it, swapped by rename; each user-visible name is a symlink
-//! through `..data`. Nothing is touched when the set on disk already equals the one asked for. Called by every volume type that
-//! is made of API objects.
+//! The files are stored in a timestamped directory; `..data` is a symlink to it, replaced by rename; each
+//! user-visible name is a symlink through `..data`. Nothing is written if the files on disk are already the
+//! requested ones. Used by every volume type made of API objects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,22 +15,22 @@ use crate::Error;
 const DATA: &str = "..data";
 const NEW_DATA: &str = "..data_tmp";
 
-/// One file: its bytes and its mode bits; `owner` is set for token files that one user alone may read.
+/// Content and permissions of one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileProjection {
-    /// Content.
+    /// Content of the file.
     pub data: Vec<u8>,
     /// Mode bits.
     pub mode: u32,
-    /// Owner, where it is not root.
+    /// User id of the owner; `None` for root. Set for token files that a single user may read.
     pub owner: Option<u32>,
 }
 
-/// Relative path to file.
+/// Files by relative path.
 pub type Payload = BTreeMap<String, FileProjection>;
 
-/// Makes `target` hold exactly `payload`. `set_permissions` is called with the new timestamped directory before it becomes visible.
-/// Returns whether anything changed.
+/// Makes `target` hold exactly `payload`. `set_permissions` is called with the new timestamped directory
+/// before that becomes visible. Returns whether anything changed.
 pub fn write(
     target: &Path,
     payload: &Payload,
@@ -63,12 +63,13 @@ pub fn write(
     Ok(true)
 }
 
-/// Whether a set of files was written to `target` before.
+/// Returns whether a set of files has been written to `target` before.
 pub fn is_written(target: &Path) -> bool {
     target.join(DATA).is_dir()
 }
 
-/// Paths must be relative, without `..` parts, and may not start with `..` (that is where this writer keeps its own).
+/// Checks that a path is relative, has no `..` components and does not start with `..` (names reserved for
+/// this writer).
 fn validate(path: &str) -> Result<(), Error> {
     let parsed = Path::new(path);
     let plain = !path.is_empty() && parsed.components().all(|part| matches!(part, Component::Normal(_)));
@@ -80,7 +81,8 @@ fn validate(path: &str) -> Result<(), Error> {
     )))
 }
 
-/// Whether the directory holds exactly these files with these contents and modes (fsGroup may have added bits to the modes).
+/// Returns whether the directory holds exactly these files with these contents. Modes are not compared:
+/// fsGroup may have added bits to them.
 fn holds(dir: &Path, payload: &Payload) -> std::io::Result<bool> {
     let mut on_disk = BTreeSet::new();
     collect_files(dir, dir, &mut on_disk)?;
@@ -111,7 +113,7 @@ fn visible_names_exist(target: &Path, payload: &Payload) -> bool {
     visible_names(payload).iter().all(|name| target.join(name).symlink_metadata().is_ok())
 }
 
-/// The first part of every path: what a container sees in the volume's root.
+/// Returns the first component of every path: the names a container sees in the volume's root.
 fn visible_names(payload: &Payload) -> BTreeSet<String> {
     payload.keys().filter_map(|path| path.split('/').next()).map(str::to_owned).collect()
 }
@@ -124,7 +126,7 @@ fn new_timestamped_dir(target: &Path) -> Result<PathBuf, Error> {
         .tempdir_in(target)
         .map_err(|e| Error::io("make directory in", target, e))?
         .keep();
-    // 0755 lets every user of the pod through; the files have modes of their own.
+    // Mode 0755 gives every user of the pod access to the directory; the files have their own modes.
     set_mode(&dir, 0o755)?;
     Ok(dir)
 }
@@ -160,7 +162,7 @@ fn link_visible_names(target: &Path, payload: &Payload) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes names no longer in the payload and every timestamped directory but `keep`.
+/// Removes names that are no longer in the payload, and every timestamped directory except `keep`.
 fn remove_stale(target: &Path, payload: &Payload, keep: &Path) -> Result<(), Error> {
     let names = visible_names(payload);
     for entry in fs::read_dir(target).map_err(|e| Error::io("list", target, e))? {

@@ -6,10 +6,10 @@ use crate::manager::Context;
 use crate::payload::{config_map_data, mode_bits, project};
 use crate::{Error, atomic_writer::Payload};
 
-/// kubelet's directory name of this type.
+/// kubelet's directory name for this volume type.
 pub const PLUGIN: &str = "kubernetes.io~configmap";
 
-/// The files of the volume.
+/// Builds the files of the volume.
 pub async fn payload(context: &Context<'_>, source: &ConfigMapVolumeSource) -> Result<Payload, Error> {
     let optional = source.optional.unwrap_or(false);
     let Some(object) = context.source.config_map(context.namespace, &source.name).await? else {

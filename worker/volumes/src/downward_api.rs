@@ -7,10 +7,10 @@ use crate::atomic_writer::{FileProjection, Payload};
 use crate::fields::PodFields;
 use crate::payload::mode_bits;
 
-/// kubelet's directory name of this type.
+/// kubelet's directory name for this volume type.
 pub const PLUGIN: &str = "kubernetes.io~downward-api";
 
-/// The files of the volume (or of a projected volume's source).
+/// Builds the files of the volume, or of a projected volume's source.
 pub fn payload(
     fields: &PodFields<'_>,
     items: &[DownwardAPIVolumeFile],

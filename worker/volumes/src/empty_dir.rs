@@ -8,13 +8,14 @@ use k8s_openapi::api::core::v1::EmptyDirVolumeSource;
 use crate::atomic_writer::set_mode;
 use crate::{Error, amounts, ownership, tmpfs};
 
-/// kubelet's directory name of this type.
+/// kubelet's directory name for this volume type.
 pub const PLUGIN: &str = "kubernetes.io~empty-dir";
 
-/// Makes the directory (0777 whatever the umask) and gives it to `group` (fsGroup); medium `Memory` is a tmpfs of at most
-/// `sizeLimit`. The volume gets its name, or is mounted, with its mode and group already set. So a volume that exists was set up,
-/// also by a worker that has ended since, and is never changed again: its containers own modes and groups in it.
-/// `fsGroupChangePolicy` has no effect here, as in Kubernetes.
+/// Creates the directory (0777 whatever the umask) and gives it to `group` (fsGroup); medium `Memory` is a
+/// tmpfs of at most `sizeLimit`. The volume is renamed into place, or mounted, with mode and group already
+/// set. An existing volume is therefore complete and is never changed again, also after a restart: its
+/// containers may have changed modes and groups in it. `fsGroupChangePolicy` has no effect on emptyDirs, as
+/// in Kubernetes.
 pub fn set_up(path: &Path, source: &EmptyDirVolumeSource, group: Option<i64>) -> Result<(), Error> {
     match source.medium.as_deref().unwrap_or_default() {
         "" if path.is_dir() => Ok(()),
@@ -28,7 +29,7 @@ pub fn set_up(path: &Path, source: &EmptyDirVolumeSource, group: Option<i64>) ->
 }
 
 fn make_directory(path: &Path, group: Option<i64>) -> Result<(), Error> {
-    // Volume names hold no dots: this name is no other volume's.
+    // Volume names contain no dots, so this name cannot be another volume's.
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let unfinished = path.with_file_name(format!(".{name}.unfinished"));
     fs::create_dir_all(&unfinished).map_err(|e| Error::io("make directory", &unfinished, e))?;

@@ -1,36 +1,36 @@
-//! The errors of this crate; their texts end up in `FailedMount` events, so they read as kubelet's do.
+//! Errors of this crate. Their texts appear in `FailedMount` events, so they are worded like kubelet's.
 
 use std::path::PathBuf;
 
-/// Why a volume could not be made, refreshed or removed.
+/// Reasons why a volume could not be set up, refreshed or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An API object that is not optional is missing.
+    /// A required API object does not exist.
     #[error("{kind} \"{name}\" not found")]
     ObjectNotFound {
-        /// `configmap` or `secret`.
+        /// Kind of the object: `configmap` or `secret`.
         kind: &'static str,
-        /// Its name in the pod's namespace.
+        /// Name of the object in the pod's namespace.
         name: String,
     },
     /// An `items` entry names a key the object does not have.
     #[error("references non-existent {kind} key: {key}")]
     KeyNotFound {
-        /// `config` or `secret`.
+        /// Kind of the object: `config` or `secret`.
         kind: &'static str,
         /// The missing key.
         key: String,
     },
-    /// The API could not be asked.
+    /// The API server could not be asked for an object.
     #[error("failed to fetch {kind} \"{namespace}/{name}\": {message}")]
     Fetch {
-        /// What was asked for.
+        /// Kind of the object.
         kind: &'static str,
-        /// Its namespace.
+        /// Namespace of the object.
         namespace: String,
-        /// Its name.
+        /// Name of the object.
         name: String,
-        /// What the client said.
+        /// Error of the API client.
         message: String,
     },
     /// A field of the specification cannot be honoured.
@@ -39,25 +39,25 @@ pub enum Error {
     /// A file operation failed.
     #[error("{operation} {path}: {source}", path = path.display())]
     Io {
-        /// What was tried.
+        /// Action that failed.
         operation: &'static str,
-        /// On what.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A pod's directory still holds mounts, so it is not removed.
+    /// A pod's directory still contains mounts, so it is not removed.
     #[error("{count} mounts are left below {path}", path = path.display())]
     StillMounted {
-        /// The pod's directory.
+        /// Path of the pod's directory.
         path: PathBuf,
-        /// How many.
+        /// Number of mounts left.
         count: usize,
     },
 }
 
 impl Error {
-    /// Wraps an I/O error with what was being done.
+    /// Builds an I/O error with the action that failed and its path.
     pub fn io(operation: &'static str, path: impl Into<PathBuf>, source: impl Into<std::io::Error>) -> Self {
         Self::Io { operation, path: path.into(), source: source.into() }
     }

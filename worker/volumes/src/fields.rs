@@ -1,4 +1,5 @@
-//! The downward API: a pod's own fields and its containers' resources as text, for volumes and for environment variables.
+//! The downward API: a pod's own fields and its containers' resources as text, for volumes and environment
+//! variables.
 
 use std::collections::BTreeMap;
 
@@ -7,21 +8,21 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::{Error, amounts};
 
-/// A pod with what only its node knows of it.
+/// A pod with the values that only its node knows.
 #[derive(Clone, Copy, Debug)]
 pub struct PodFields<'a> {
-    /// The pod as the API server has it.
+    /// The pod object from the API server.
     pub pod: &'a Pod,
     /// Addresses of the node, the first is `status.hostIP`.
     pub host_ips: &'a [String],
     /// Addresses of the pod, the first is `status.podIP`; empty before its sandbox runs.
     pub pod_ips: &'a [String],
-    /// The node's allocatable resources: what an unset limit stands for.
+    /// Allocatable resources of the node: the value of a limit that is not set.
     pub allocatable: &'a BTreeMap<String, Quantity>,
 }
 
 impl PodFields<'_> {
-    /// The value of a `fieldRef`.
+    /// Returns the value of a `fieldRef`.
     pub fn field(&self, selector: &ObjectFieldSelector) -> Result<String, Error> {
         let meta = &self.pod.metadata;
         let spec = self.pod.spec.as_ref();
@@ -52,7 +53,8 @@ impl PodFields<'_> {
         })
     }
 
-    /// The value of a `resourceFieldRef`; `default_container` is the container that asks, where the selector names none.
+    /// Returns the value of a `resourceFieldRef`; `default_container` is used if the selector names no
+    /// container.
     pub fn resource(
         &self,
         selector: &ResourceFieldSelector,
@@ -106,13 +108,14 @@ fn divide_up(value: Option<i64>, divisor: Option<i64>) -> Option<i64> {
     Some(value / divisor + i64::from(value % divisor > 0))
 }
 
-/// `metadata.labels['key']` as `("metadata.labels", "key")`.
+/// Splits `metadata.labels['key']` into `("metadata.labels", "key")`; `None` if the path has no such
+/// subscript.
 fn subscript(path: &str) -> Option<(&str, &str)> {
     let (map, rest) = path.split_once("['")?;
     Some((map, rest.strip_suffix("']")?))
 }
 
-/// A map as lines `key="value"`, sorted by key, values quoted as Go's `%q` does.
+/// Formats a map as lines `key="value"`, sorted by key, values quoted as by Go's `%q`.
 fn format_map(map: Option<&BTreeMap<String, String>>) -> String {
     let lines: Vec<String> =
         map.into_iter().flatten().map(|(key, value)| format!("{key}={}", quote(value))).collect();

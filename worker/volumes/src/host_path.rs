@@ -1,4 +1,4 @@
-//! The `hostPath` volume: a path of the node, checked or made as its `type` says.
+//! The `hostPath` volume: a path of the node, checked or created according to its `type`.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _};
@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::HostPathVolumeSource;
 
 use crate::Error;
 
-/// Checks the type (and makes what `...OrCreate` asks for) and returns the path itself.
+/// Checks the path's type, creates the path for the types `...OrCreate`, and returns it.
 pub fn set_up(source: &HostPathVolumeSource) -> Result<PathBuf, Error> {
     let path = PathBuf::from(&source.path);
     let kind = source.type_.as_deref().unwrap_or_default();

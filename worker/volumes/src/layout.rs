@@ -1,4 +1,4 @@
-//! Where the files of a pod lie on a node: kubelet's layout, so that its users' tools find them.
+//! Paths of a pod's files on the node: kubelet's layout, so that tools written for kubelet find them.
 
 use std::path::{Path, PathBuf};
 
@@ -9,38 +9,40 @@ pub struct PodLayout {
 }
 
 impl PodLayout {
-    /// The layout of the pod with this UID below the agent's root directory.
+    /// Creates the layout of the pod with this UID below the agent's root directory.
     pub fn new(root: &Path, uid: &str) -> Self {
         Self { pod_dir: root.join("pods").join(uid) }
     }
 
-    /// `ROOT/pods/UID`
+    /// Returns the pod's directory, `ROOT/pods/UID`.
     pub fn pod_dir(&self) -> &Path {
         &self.pod_dir
     }
 
-    /// The directory of one volume; `plugin` is kubelet's directory name, such as `kubernetes.io~configmap`.
+    /// Returns the directory of one volume; `plugin` is kubelet's directory name, such as
+    /// `kubernetes.io~configmap`.
     pub fn volume(&self, plugin: &str, name: &str) -> PathBuf {
         self.pod_dir.join("volumes").join(plugin).join(name)
     }
 
-    /// The bind mount made for mount number `index` of a container that names a sub-path of `volume`.
+    /// Returns the place of the bind mount for mount number `index` of a container, which uses a sub-path of
+    /// `volume`.
     pub fn subpath(&self, volume: &str, container: &str, index: usize) -> PathBuf {
         self.pod_dir.join("volume-subpaths").join(volume).join(container).join(index.to_string())
     }
 
-    /// The managed hosts file.
+    /// Returns the path of the managed hosts file.
     pub fn etc_hosts(&self) -> PathBuf {
         self.pod_dir.join("etc-hosts")
     }
 
-    /// The directory of a container's termination message files.
+    /// Returns the directory of a container's termination message files.
     pub fn container(&self, name: &str) -> PathBuf {
         self.pod_dir.join("containers").join(name)
     }
 }
 
-/// UIDs of the pods that have a directory below `root`, for the clean-up after a crash.
+/// Lists the UIDs of the pods that have a directory below `root`, for the clean-up after a crash.
 pub fn pod_dirs(root: &Path) -> std::io::Result<Vec<String>> {
     let entries = match std::fs::read_dir(root.join("pods")) {
         Ok(entries) => entries,

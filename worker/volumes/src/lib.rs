@@ -1,9 +1,11 @@
-//! Pod volumes: makes the directories that containers mount, keeps the ones made of API objects up to date, and removes them.
+//! Pod volumes: creates the directories that containers mount, keeps those made of API objects up to date,
+//! and removes them.
 //!
-//! The agent calls [`mount_pod_volumes`] before it starts a pod's containers and again whenever an object a volume is made of
-//! changed; [`unmount_pod_volumes`] when the pod is gone. One volume type a file; what they share is [`atomic_writer`] (file sets
-//! that change all at once), [`ownership`] (fsGroup), [`tmpfs`] and [`layout`] (where things lie, as kubelet lays them out).
-//! Objects, tokens and the pod's own fields are asked for through [`ObjectSource`] and [`fields::PodFields`].
+//! The agent calls [`mount_pod_volumes`] before it starts a pod's containers and whenever an object used by a
+//! volume has changed, and [`unmount_pod_volumes`] when the pod is gone. Each volume type has its own file;
+//! they share [`atomic_writer`] (replaces a set of files at once), [`ownership`] (fsGroup), [`tmpfs`] and
+//! [`layout`] (kubelet's paths). Objects and tokens come from an [`ObjectSource`], the pod's own fields from
+//! [`fields::PodFields`].
 
 pub mod amounts;
 pub mod atomic_writer;

@@ -1,9 +1,9 @@
-//! Sets up, refreshes and removes all volumes of a pod: chooses the type's file, applies fsGroup, and cleans up without touching
-//! what lies behind a mount.
+//! Sets up, refreshes and removes all volumes of a pod: calls the volume type's module, applies fsGroup, and
+//! cleans up without deleting what is mounted.
 //!
-//! What a volume is made of is asked for first; the file operations that follow run on a blocking thread, because a path of the
-//! node may lie on a file system that does not answer. [`VolumeLock`] lets one of them run for a pod at a time, so a hung one
-//! holds one thread, and no directory is removed while somebody still writes to it.
+//! The content of a volume is fetched first. Its file operations then run on a blocking thread, because a
+//! host path may be on a file system that hangs. [`VolumeLock`] allows one operation for a pod at a time: a
+//! hung one holds one thread, and no directory is removed while it is written to.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,10 +21,10 @@ use crate::{
     secret, tmpfs,
 };
 
-/// How long one file operation on a pod's volumes may take before whoever waits for it is told: kubelet's limit for a pod.
+/// Deadline of one file operation on a pod's volumes, and of waiting for the lock: kubelet's limit for a pod.
 const PATIENCE: Duration = Duration::from_secs(123);
 
-/// What a volume type needs to know of its pod.
+/// Pod data that the volume types need.
 pub(crate) struct Context<'a> {
     pub fields: PodFields<'a>,
     pub namespace: &'a str,
@@ -37,22 +37,22 @@ pub(crate) struct Context<'a> {
 pub struct Mounted {
     /// Its path on the node.
     pub path: PathBuf,
-    /// Whether containers always get it read-only (volumes made of API objects).
+    /// Whether containers always mount it read-only (volumes made of API objects).
     pub read_only: bool,
 }
 
-/// The state of a pod's volumes after an attempt to set them up.
+/// State of a pod's volumes after an attempt to set them up.
 #[derive(Debug, Default)]
 pub struct SetUp {
     /// Volumes that containers can use, by name.
     pub mounted: BTreeMap<String, Mounted>,
-    /// Volumes that could not be brought up to date, each with the reason. Those that were set up before are in `mounted` too, with
-    /// the content they had.
+    /// Volumes that could not be brought up to date, each with the reason. A volume that was set up earlier
+    /// is in `mounted` too, with its old content.
     pub errors: Vec<(String, Error)>,
 }
 
 impl SetUp {
-    /// The first volume that containers cannot use, with the reason; `None` if all can be used.
+    /// Returns the first volume that containers cannot use, with the reason; `None` if all can be used.
     pub fn missing(&self) -> Option<(&str, &Error)> {
         let missing = self.errors.iter().find(|(name, _)| !self.mounted.contains_key(name));
         missing.map(|(name, error)| (name.as_str(), error))
@@ -64,8 +64,9 @@ impl SetUp {
 pub struct VolumeLock(Arc<Mutex<()>>);
 
 impl VolumeLock {
-    /// Runs `work` on a blocking thread when no other work on the pod's volumes runs. Fails if the wait for that, or the work,
-    /// takes more than two minutes; work that has begun goes on and keeps the lock until it ends.
+    /// Runs `work` on a blocking thread once no other work on the pod's volumes runs. Fails if waiting for
+    /// the lock, or the work, takes more than two minutes; work that has begun continues and keeps the lock
+    /// until it ends.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -83,8 +84,8 @@ impl VolumeLock {
     }
 }
 
-/// Makes every volume of the pod, or brings it up to date; safe to call again at any time. A volume that fails does not stop the
-/// others.
+/// Creates every volume of the pod, or brings it up to date; safe to call again at any time. A volume that
+/// fails does not stop the others.
 pub async fn mount_pod_volumes(
     layout: &PodLayout,
     lock: &VolumeLock,
@@ -111,14 +112,14 @@ pub async fn mount_pod_volumes(
     result
 }
 
-/// How one volume is made, once everything it is made of is known.
+/// A volume to be made, with all content it needs already fetched.
 enum Plan {
     Files { path: PathBuf, payload: Payload, in_memory: bool },
     EmptyDir { path: PathBuf, source: EmptyDirVolumeSource },
     HostPath(HostPathVolumeSource),
 }
 
-/// Sets one volume up. The error comes with the volume as it was, if it was set up before.
+/// Sets up one volume. A failure returns the error, with the volume's old state if it was set up earlier.
 async fn mount_one(
     layout: &PodLayout,
     lock: &VolumeLock,
@@ -137,7 +138,7 @@ async fn mount_one(
     Err((error, usable.map(|path| Mounted { path, read_only: true })))
 }
 
-/// Where a volume that is made of API objects lies; `None` for other types.
+/// Returns the directory of a volume that is made of API objects; `None` for other types.
 fn files_path(layout: &PodLayout, volume: &Volume) -> Option<PathBuf> {
     let plugins = [
         (volume.config_map.is_some(), config_map::PLUGIN),
@@ -184,7 +185,8 @@ fn carry_out(plan: Plan, group: Option<i64>) -> Result<Mounted, Error> {
     }
 }
 
-/// The first volume of a type this node cannot provide, for node-side admission.
+/// Returns the first volume of a type this node cannot provide, for node-side admission; `None` if all are
+/// supported.
 pub fn unsupported_volume(pod: &Pod) -> Option<&str> {
     let supported = |v: &Volume| {
         v.config_map.is_some()
@@ -215,8 +217,8 @@ fn write_files(
     Ok(Mounted { path, read_only: true })
 }
 
-/// Unmounts everything below the pod's directory and removes it. What a mount leads to is never deleted: with a mount left the
-/// directory stays and the call fails, to be tried again.
+/// Unmounts everything below the pod's directory and removes the directory. Mounted content is never deleted:
+/// while a mount is left, the directory stays and the call fails, to be retried.
 pub fn unmount_pod_volumes(layout: &PodLayout) -> Result<(), Error> {
     let dir = layout.pod_dir();
     if !dir.exists() {

@@ -1,7 +1,8 @@
-//! fsGroup: gives a volume's files to the pod's supplementary group, as kubelet's `SetVolumeOwnership` does.
+//! fsGroup: gives a volume's files to the pod's supplementary group, like kubelet's `SetVolumeOwnership`.
 //!
-//! Containers of the pod may write to the volume while it is walked (after an upgrade, or when a set-up was cut short), so
-//! every file is opened relative to the volume's root without following a symlink, and what is changed is the file that was opened.
+//! Containers may write to the volume during the walk (after an upgrade, or if an earlier set-up was
+//! interrupted), so every file is opened relative to the volume's root without following symlinks, and
+//! changes are made to the opened file.
 
 use std::fs;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -20,9 +21,9 @@ const READ_ONLY: u32 = 0o440;
 const EXECUTE: u32 = 0o110;
 const SETGID: u32 = 0o2000;
 
-/// Changes the group of everything below and including the directory `path` to `group`, adds the group's mode bits, and sets
-/// setgid on directories so that new files stay in the group. Does nothing without a group. Symlinks get the group themselves;
-/// what they point to is never touched.
+/// Changes the group of the directory `path` and everything below it to `group`, adds the group's mode bits,
+/// and sets setgid on directories so that new files keep the group. Does nothing if `group` is `None`. A
+/// symlink itself gets the group; its target is never changed.
 pub fn set(path: &Path, group: Option<i64>, read_only: bool) -> Result<(), Error> {
     let Some(group) = group.and_then(|g| u32::try_from(g).ok()) else { return Ok(()) };
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -31,7 +32,7 @@ pub fn set(path: &Path, group: Option<i64>, read_only: bool) -> Result<(), Error
     while let Some(relative) = left.pop() {
         let file = match open_beneath(&root, &relative) {
             Ok(file) => file,
-            // Removed, or replaced by a link, since its directory was listed.
+            // The file was removed, or replaced by a symlink, since its directory was listed.
             Err(Errno::ENOENT | Errno::ELOOP | Errno::EXDEV | Errno::ENOTDIR) => continue,
             Err(error) => return Err(Error::io("open", path.join(&relative), error)),
         };
@@ -56,12 +57,12 @@ fn open_beneath(root: &OwnedFd, relative: &Path) -> nix::Result<OwnedFd> {
     openat2(root, relative, how)
 }
 
-/// The path under which the kernel gives back exactly the opened file.
+/// Returns a path that the kernel resolves to exactly the opened file.
 fn path_of(file: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// Changes one opened file; returns whether it is a directory.
+/// Changes group and mode of one opened file; returns whether it is a directory.
 fn change(file: &OwnedFd, group: Gid, read_only: bool) -> std::io::Result<bool> {
     let before = fstat(file)?;
     let is_dir = is(&before, SFlag::S_IFDIR);

@@ -1,4 +1,4 @@
-//! Turns the keys of a ConfigMap or Secret, with `items` and modes, into the files of a volume.
+//! Converts the keys of a ConfigMap or Secret, with `items` and modes, to the files of a volume.
 
 use std::collections::BTreeMap;
 
@@ -7,22 +7,23 @@ use k8s_openapi::api::core::v1::{ConfigMap, KeyToPath, Secret};
 use crate::Error;
 use crate::atomic_writer::{FileProjection, Payload};
 
-/// Key to bytes.
+/// Values as bytes, by key.
 pub type Data = BTreeMap<String, Vec<u8>>;
 
-/// All keys of a ConfigMap, `data` and `binaryData`.
+/// Returns all keys of a ConfigMap, from `data` and `binaryData`.
 pub fn config_map_data(object: &ConfigMap) -> Data {
     let text = object.data.iter().flatten().map(|(key, value)| (key.clone(), value.clone().into_bytes()));
     let binary = object.binary_data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone()));
     text.chain(binary).collect()
 }
 
-/// All keys of a Secret.
+/// Returns all keys of a Secret.
 pub fn secret_data(object: &Secret) -> Data {
     object.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone())).collect()
 }
 
-/// The files for `items`, or for all keys where there are none. `kind` is `config` or `secret`, for the error text.
+/// Returns the files for `items`, or for all keys if there are no items. `kind` is `config` or `secret`, for
+/// the error text.
 pub fn project(
     kind: &'static str,
     data: &Data,
@@ -48,7 +49,7 @@ pub fn project(
     Ok(payload)
 }
 
-/// A mode from the API (decimal in JSON) as mode bits.
+/// Converts a mode from the API to permission bits; 0644 if it is negative.
 pub fn mode_bits(mode: i32) -> u32 {
     u32::try_from(mode).unwrap_or(0o644) & 0o777
 }

@@ -10,13 +10,13 @@ use crate::payload::{config_map_data, mode_bits, project, secret_data};
 use crate::source::TokenRequest;
 use crate::{Error, downward_api};
 
-/// kubelet's directory name of this type.
+/// kubelet's directory name for this volume type.
 pub const PLUGIN: &str = "kubernetes.io~projected";
 
 /// Kubernetes' default lifetime of a projected token.
 const DEFAULT_EXPIRATION_SECONDS: i64 = 3600;
 
-/// The files of all sources; a later one wins where paths collide.
+/// Collects the files of all sources; the file of a later source wins if paths collide.
 pub async fn payload(context: &Context<'_>, volume: &ProjectedVolumeSource) -> Result<Payload, Error> {
     let mode = volume.default_mode.map_or(0o644, mode_bits);
     let mut payload = Payload::new();
@@ -59,7 +59,8 @@ async fn secret(context: &Context<'_>, source: &SecretProjection, mode: u32) -> 
     }
 }
 
-/// A token file is 0600 and owned by the user all containers run as, where there is one; 0644 narrowed by fsGroup otherwise.
+/// Creates a token file: 0600 with fsGroup (which adds group access), 0600 owned by the common user of all
+/// containers if there is one, else with the default mode.
 async fn token(
     context: &Context<'_>,
     source: &ServiceAccountTokenProjection,
@@ -86,7 +87,8 @@ async fn token(
     Ok(FileProjection { data: token.into_bytes(), mode, owner })
 }
 
-/// The user that every container of the pod runs as, if they agree and it is known from the specification.
+/// Returns the user that every container of the pod runs as; `None` if they differ or the specification does
+/// not say.
 fn common_user(context: &Context<'_>) -> Option<u32> {
     let spec = context.fields.pod.spec.as_ref()?;
     let pod_user = spec.security_context.as_ref().and_then(|s| s.run_as_user);

@@ -6,10 +6,10 @@ use crate::manager::Context;
 use crate::payload::{mode_bits, project, secret_data};
 use crate::{Error, atomic_writer::Payload};
 
-/// kubelet's directory name of this type.
+/// kubelet's directory name for this volume type.
 pub const PLUGIN: &str = "kubernetes.io~secret";
 
-/// The files of the volume.
+/// Builds the files of the volume.
 pub async fn payload(context: &Context<'_>, source: &SecretVolumeSource) -> Result<Payload, Error> {
     let optional = source.optional.unwrap_or(false);
     let name = source.secret_name.clone().unwrap_or_default();

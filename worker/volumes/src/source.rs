@@ -1,4 +1,5 @@
-//! What volumes are made of comes through this trait; the agent implements it over watches on the API server.
+//! Trait through which volumes get their API objects and tokens; the agent implements it with watches on the
+//! API server.
 
 use std::sync::Arc;
 
@@ -7,30 +8,31 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
 use crate::Error;
 
-/// What a `serviceAccountToken` projection asks for (authentication.k8s.io/v1 TokenRequest).
+/// A request for a ServiceAccount token, as a `serviceAccountToken` projection makes it
+/// (authentication.k8s.io/v1 TokenRequest).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TokenRequest {
     /// Namespace of the pod and its ServiceAccount.
     pub namespace: String,
-    /// The ServiceAccount.
+    /// Name of the ServiceAccount.
     pub service_account: String,
-    /// Intended audience; empty means the API server's own.
+    /// Intended audience; empty for the API server itself.
     pub audience: String,
-    /// Wanted lifetime in seconds.
+    /// Requested lifetime in seconds.
     pub expiration_seconds: i64,
-    /// The pod the token is bound to.
+    /// Name of the pod to which the token is bound.
     pub pod_name: String,
-    /// Its UID.
+    /// UID of that pod.
     pub pod_uid: String,
 }
 
-/// Objects and tokens by name. `Ok(None)` says that the object certainly does not exist.
+/// Source of API objects and tokens. `Ok(None)` means that the object is known not to exist.
 #[async_trait]
 pub trait ObjectSource: Send + Sync {
-    /// A ConfigMap of the pod's namespace.
+    /// Returns a ConfigMap.
     async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<Arc<ConfigMap>>, Error>;
-    /// A Secret of the pod's namespace.
+    /// Returns a Secret.
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Arc<Secret>>, Error>;
-    /// A token for the pod's ServiceAccount, cached and renewed before it expires.
+    /// Returns a token for the pod's ServiceAccount, cached and renewed before it expires.
     async fn service_account_token(&self, request: &TokenRequest) -> Result<String, Error>;
 }

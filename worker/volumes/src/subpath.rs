@@ -1,7 +1,8 @@
-//! `subPath` mounts: a file or directory inside a volume, bound where a container may mount it, without ever following a symlink
-//! out of the volume (the pod can write there, the node must not be talked out of it).
+//! `subPath` mounts: binds a file or directory of a volume to a place from which a container mounts it,
+//! without following a symlink out of the volume (the pod can create symlinks in it).
 //!
-//! The path is opened with `openat2(RESOLVE_BENEATH)` and bound through its file descriptor, so what was checked is what is mounted.
+//! The path is opened with `openat2(RESOLVE_BENEATH)` and bound through its file descriptor, so the path that
+//! was checked is the one that is mounted.
 
 use std::fs;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -13,8 +14,8 @@ use nix::sys::stat::{Mode, mkdirat};
 
 use crate::{Error, tmpfs};
 
-/// Binds `sub_path` of the volume at `volume` onto `target` and returns `target`. A missing sub-path becomes a directory with the
-/// volume's mode. A second call for the same target keeps the mount that is there.
+/// Binds `sub_path` of the volume at `volume` onto `target` and returns `target`. A missing sub-path is
+/// created as a directory with the volume's mode. An existing mount on `target` is replaced.
 pub fn prepare(volume: &Path, sub_path: &str, target: &Path) -> Result<PathBuf, Error> {
     if Path::new(sub_path).components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir))
     {
@@ -25,14 +26,16 @@ pub fn prepare(volume: &Path, sub_path: &str, target: &Path) -> Result<PathBuf, 
     let opened = open_or_make(&root, volume, sub_path)?;
     let source = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
     if target.exists() && tmpfs::is_mount_point(target)? {
-        // The volume may have been rewritten below a file mount (atomic writer): bind anew so that a restart sees the new file.
+        // The atomic writer may have replaced the file of a file mount: bind again so that a restarted
+        // container sees the new file.
         tmpfs::unmount_below(target)?;
     }
     let is_dir = fs::metadata(&source).map_err(|e| Error::io("stat", volume.join(sub_path), e))?.is_dir();
     make_target(target, is_dir)?;
     mount(Some(&source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
         .map_err(|e| Error::io("bind mount on", target, e))?;
-    // Where mounts are shared, unmounting what lies below it here would unmount it in the volume too.
+    // With shared propagation, unmounting below `target` would also unmount in the volume; as a slave it does
+    // not.
     let slave = MsFlags::MS_SLAVE | MsFlags::MS_REC;
     mount(None::<&str>, target, None::<&str>, slave, None::<&str>).map_err(|e| {
         if let Err(error) = umount2(target, MntFlags::MNT_DETACH) {
@@ -125,7 +128,7 @@ mod tests {
             fs::create_dir_all(at).unwrap();
             mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
         };
-        // As with systemd, where every mount is shared.
+        // A host where every mount is shared, as with systemd.
         tmpfs(&host);
         mount(None::<&str>, &host, None::<&str>, MsFlags::MS_SHARED, None::<&str>).unwrap();
         tmpfs(&host.join("disks/one"));

@@ -1,4 +1,5 @@
-//! Mounts: tmpfs for secrets and memory-backed emptyDirs, and the search for mounts that are left below a directory.
+//! Mounts: tmpfs for secrets and memory-backed emptyDirs, and finding and unmounting mounts below a
+//! directory.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -8,8 +9,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::Error;
 
-/// Mounts a tmpfs on `path` unless one is there already. `size_bytes` limits it; `group` (fsGroup) gets its root directory, whose
-/// new files stay in the group.
+/// Mounts a tmpfs on `path` unless something is mounted there. `size_bytes` is its limit (`None` or 0 for the
+/// kernel's default); its root directory belongs to `group` (fsGroup), also for new files in it.
 pub fn mount_tmpfs(path: &Path, size_bytes: Option<i64>, group: Option<i64>) -> Result<(), Error> {
     if is_mount_point(path)? {
         return Ok(());
@@ -25,12 +26,13 @@ pub fn mount_tmpfs(path: &Path, size_bytes: Option<i64>, group: Option<i64>) -> 
         .map_err(|e| Error::io("mount tmpfs on", path, e))
 }
 
-/// Whether something is mounted exactly here.
+/// Returns whether `path` itself is a mount point.
 pub fn is_mount_point(path: &Path) -> Result<bool, Error> {
     Ok(mounts_below(path)?.iter().any(|mounted| mounted == path))
 }
 
-/// Mount points at and below `path`, deepest last mounted first, in the order they must be unmounted.
+/// Returns the mount points at and below `path`, last mounted first: the order in which they must be
+/// unmounted.
 pub fn mounts_below(path: &Path) -> Result<Vec<PathBuf>, Error> {
     let info = Path::new("/proc/self/mountinfo");
     let text = std::fs::read(info).map_err(|e| Error::io("read", info, e))?;
@@ -45,7 +47,7 @@ pub fn mounts_below(path: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-/// Unmounts everything at and below `path`; a busy mount is detached, so that it goes when its last user does.
+/// Unmounts everything at and below `path`; a busy mount is detached and disappears with its last user.
 pub fn unmount_below(path: &Path) -> Result<(), Error> {
     for mounted in mounts_below(path)? {
         let flags = MntFlags::UMOUNT_NOFOLLOW;
@@ -56,7 +58,7 @@ pub fn unmount_below(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// mountinfo writes space, tab, newline and backslash as octal escapes.
+/// Decodes a field of mountinfo, where space, tab, newline and backslash are octal escapes.
 fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -1,6 +1,6 @@
-//! Programs that keep the machine of the node busy: loops on every core, or large files
-//! written and synced again and again. Each is a process group of its own that ends by
-//! itself at the fault's limit, so an agent that died leaves nothing behind. Called by `node`.
+//! Runs programs that keep the node's machine busy: loops on every core, or large files written and synced
+//! again and again. Each is a process group of its own that ends by itself at the fault's deadline, so an
+//! agent that died leaves nothing behind. Called by `node`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,12 +15,12 @@ use nix::unistd::Pid;
 
 use crate::effect::BusyEffect;
 
-/// Loops until it is killed.
+/// Shell script that loops until it is killed.
 const COMPUTE: &str = "while :; do :; done";
-/// Writes 64 MiB to `$1` and syncs them, again and again.
+/// Shell script that writes 64 MiB to `$1` and syncs them, again and again.
 const WRITE: &str = "while dd if=/dev/zero of=\"$1\" bs=1M count=64 conv=fsync 2>/dev/null; do :; done";
 
-/// The programs of each fault.
+/// Running programs by the id of their fault.
 #[derive(Debug, Clone, Default)]
 pub struct Programs(Arc<Mutex<BTreeMap<String, Vec<Child>>>>);
 
@@ -29,10 +29,10 @@ impl Programs {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts what a fault wants, for as long as it lasts; says how many programs. Files go to `directory`.
+    /// Starts the programs of a fault for at most `limit`; returns how many. Their files go to `directory`.
     ///
     /// # Errors
-    /// Where a program does not start; then none is left.
+    /// Fails if a program does not start; then none is left running.
     pub fn start(&self, id: &str, kind: BusyEffect, directory: &Path, limit: Duration) -> io::Result<u64> {
         let (script, count) = match kind {
             BusyEffect::Processor => (COMPUTE, std::thread::available_parallelism()?.get()),
@@ -59,15 +59,16 @@ impl Programs {
         Ok(count as u64)
     }
 
-    /// Ends them; nothing where they have ended, or an agent that has died had started them.
+    /// Kills the programs of a fault; does nothing if they have ended, or were started by an agent that has
+    /// died.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Fails with the kernel's error.
     pub fn stop(&self, id: &str, directory: &Path) -> io::Result<()> {
         let children = self.lock().remove(id).unwrap_or_default();
         for mut child in children {
             let group = i32::try_from(child.id()).map_err(io::Error::other)?;
-            // Not yet waited for, so the number is still its own.
+            // The process was not waited for yet, so its number cannot have been reused.
             let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
             child.wait()?;
         }

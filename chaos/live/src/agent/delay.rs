@@ -1,10 +1,9 @@
-//! Packets that arrive late, or not before the fault ends: the kernel hands what
-//! some peers send to this process (NFQUEUE) and waits for its word, which comes
-//! when it is time, in the order in which the packets came. netem would do the
-//! same in the kernel, but many kernels lack it. Called by `node`.
+//! Delays packets, or holds them until the fault ends: the kernel hands what some peers send to this process
+//! (NFQUEUE) and waits for its verdict, which is given when the packet is due, in the order of arrival. netem
+//! would do the same in the kernel, but many kernels lack it. Called by `node`.
 //!
-//! The rule that hands packets over lets them pass where nobody takes them: with
-//! the agent its delays end, and what it held then is lost as on any network.
+//! The rule that hands packets over lets them pass when no process reads the queue: when the agent ends, its
+//! delays end, and the packets it held are lost as on any network.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -22,24 +21,24 @@ use sha2::{Digest, Sha256};
 use super::packets::{self, nft};
 use crate::effect::Delay;
 
-/// How often the queue is looked at: its library does not let one wait for it until a moment.
+/// Interval at which the queue is polled: its library cannot wait with a timeout.
 const LOOK: Duration = Duration::from_millis(1);
-/// Packets of one fault that wait at most; more are lost.
+/// Maximum number of waiting packets of one fault; further packets are lost.
 const WAITING_MAX: u32 = 8192;
-/// The first queue that is used, and how many there are.
+/// Number of the first queue that is used, and the number of queues.
 const QUEUES: (u16, u16) = (0x8000, 0x7000);
-/// What the names of all chains of `iptables` begin with.
+/// Prefix of the names of all our `iptables` chains.
 const CHAIN: &str = "ephor_delay_";
 const TABLES: [&str; 2] = ["iptables", "ip6tables"];
 
-/// The delays of a node that are at work.
+/// Delays that are active on a node, by the id of their fault.
 #[derive(Debug, Clone, Default)]
 pub struct Delays(Arc<Mutex<BTreeMap<String, Running>>>);
 
 #[derive(Debug)]
 struct Running {
     stop: Arc<AtomicBool>,
-    /// Packets that were late.
+    /// Number of packets delayed so far.
     late: Arc<AtomicU64>,
     thread: JoinHandle<()>,
 }
@@ -49,13 +48,13 @@ impl Delays {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Delays packets, but none of the agent's own port.
+    /// Starts to delay packets, except those of the agent's own port.
     ///
     /// # Errors
-    /// What the kernel, `nft` or `iptables` say; then nothing is delayed.
+    /// Fails with what the kernel, `nft` or `iptables` say; then nothing is delayed.
     pub fn apply(&self, id: &str, delay: &Delay, agent_port: u16) -> io::Result<()> {
         let number = queue_of(id);
-        // Who takes the packets is there before they are handed over.
+        // The queue is opened before packets are handed over to it.
         let queue = open(number).map_err(|error| {
             io::Error::new(error.kind(), format!("packet queue {number} of the kernel: {error}"))
         })?;
@@ -72,10 +71,10 @@ impl Delays {
         })
     }
 
-    /// Lets packets pass, those that wait too, and says how many were late.
+    /// Stops a delay, lets waiting packets pass, and returns how many packets were delayed.
     ///
     /// # Errors
-    /// What `nft` and `iptables` say.
+    /// Fails with what `nft` and `iptables` say.
     pub fn undo(&self, id: &str) -> io::Result<u64> {
         packets::undo(id)?;
         remove_chains(&chain(queue_of(id)))?;
@@ -88,15 +87,15 @@ impl Delays {
     }
 }
 
-/// Removes the chains of any agent in this namespace.
+/// Removes the chains of any agent in this network namespace.
 ///
 /// # Errors
-/// What `iptables` says.
+/// Fails with what `iptables` says.
 pub fn undo_all() -> io::Result<()> {
     remove_chains(CHAIN)
 }
 
-/// The same for an agent that comes after the one that applied the fault.
+/// Returns the queue number of a fault, which is the same for an agent that is started later.
 fn queue_of(id: &str) -> u16 {
     let hash = Sha256::digest(id.as_bytes());
     QUEUES.0 + u16::from_be_bytes([hash[0], hash[1]]) % QUEUES.1
@@ -112,10 +111,10 @@ fn open(number: u16) -> io::Result<Queue> {
         tracing::warn!(%error, "programs started from here keep the packet queue open");
     }
     queue.bind(number)?;
-    // What is in the packets is nobody's business.
+    // The contents of the packets are not needed.
     queue.set_copy_range(number, 0)?;
     queue.set_queue_max_len(number, WAITING_MAX)?;
-    // Large ones stay in one piece; not every kernel knows of it.
+    // Large packets are not split; not every kernel supports that.
     if let Err(error) = queue.set_recv_gso(number, true) {
         tracing::debug!(%error, "large packets are cut up");
     }
@@ -123,19 +122,19 @@ fn open(number: u16) -> io::Result<Queue> {
     Ok(queue)
 }
 
-/// Its library lets programs that are started from here inherit the queue. Such a program would
-/// hold up what nobody takes any more after the agent's end, as long as it runs.
+/// Sets close-on-exec on all descriptors: the queue's library lets child processes inherit the queue. Such a
+/// child would keep packets waiting in the queue after the agent's end, for as long as it runs.
 #[allow(unsafe_code, reason = "the call touches no memory and closes nothing that this process uses")]
 fn keep_from_children() -> io::Result<()> {
-    // All others are kept from them already: the standard library opens nothing else.
+    // Other descriptors have close-on-exec already: the standard library sets it.
     match unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// Gives the queue back to the kernel by name: a program that is being started at this moment may
-/// still have it open, and packets would go on to wait in it.
+/// Unbinds the queue by number: a child process that is being started at this moment may still have it open,
+/// and packets would go on waiting in it.
 fn close(mut queue: Queue, number: u16) {
     queue.set_nonblocking(false);
     if let Err(error) = queue.unbind(number) {
@@ -143,12 +142,12 @@ fn close(mut queue: Queue, number: u16) {
     }
 }
 
-/// Takes packets and lets each go when it is time, until it is told to stop: then all at once,
-/// and the queue is given back.
+/// Receives packets and releases each when it is due, until `stop` is set: then releases all at once and
+/// returns the queue.
 fn hold(mut queue: Queue, delay: &Delay, stop: &AtomicBool, late: &AtomicU64) -> Queue {
     let mut waiting: VecDeque<(Option<Instant>, Message)> = VecDeque::new();
     loop {
-        // Before the queue is looked at for the last time.
+        // Read before the queue is polled for the last time.
         let stopping = stop.load(Ordering::Acquire);
         loop {
             match queue.recv() {
@@ -178,7 +177,7 @@ fn hold(mut queue: Queue, delay: &Delay, stop: &AtomicBool, late: &AtomicU64) ->
     }
 }
 
-/// When a packet that has just come goes on; none: when the fault ends.
+/// Returns when a packet that has just arrived is due; `None` if only when the fault ends.
 fn due(delay: &Delay) -> Option<Instant> {
     let latency = delay.latency_ms?;
     let jitter = delay.jitter_ms.min(latency);
@@ -186,7 +185,7 @@ fn due(delay: &Delay) -> Option<Instant> {
     Instant::now().checked_add(Duration::from_millis(by))
 }
 
-/// Makes the kernel hand over what arrives: with nftables, or with what came before it where nftables has no queues.
+/// Makes the kernel hand over arriving packets: with nftables, or with iptables where nftables has no queues.
 fn hand_over(id: &str, number: u16, delay: &Delay, agent_port: u16) -> io::Result<()> {
     let Err(error) = nft(&["-f", "-"], &script(id, number, delay, agent_port)) else { return Ok(()) };
     let (number, chain, port) = (number.to_string(), chain(number), agent_port.to_string());
@@ -223,7 +222,7 @@ fn by_family(peers: &[IpAddr]) -> [Vec<&IpAddr>; 2] {
     [four, six]
 }
 
-/// Removes all chains whose name begins so, and what leads there.
+/// Removes all chains whose name begins with `prefix`, and the rules that jump to them.
 fn remove_chains(prefix: &str) -> io::Result<()> {
     for tables in TABLES {
         let listed = match iptables(tables, &["-S"]) {
@@ -249,7 +248,7 @@ fn remove_chains(prefix: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Whoever has no such program or table has no chain in it.
+/// Returns whether the error means that the program or table is missing, so that no chain can be there.
 fn has_none(error: &io::Error) -> bool {
     let text = error.to_string();
     error.kind() == io::ErrorKind::NotFound
@@ -257,7 +256,7 @@ fn has_none(error: &io::Error) -> bool {
         || text.contains("does not exist")
 }
 
-/// In the table for what changes packets: the filters of others still see them.
+/// Runs `iptables` in the `mangle` table, so that packets still pass the filters of others.
 fn iptables(tables: &str, arguments: &[&str]) -> io::Result<String> {
     let output = Command::new(tables).args(["-w", "5", "-t", "mangle"]).args(arguments).output();
     let output =
@@ -279,10 +278,10 @@ mod tests {
 
     use super::*;
 
-    /// In a network of its own, where only what the test sends is under way. Threads and programs started here are in
-    /// it too.
+    /// Runs a test in a network namespace of its own, without other traffic. Threads and programs started
+    /// there are in that namespace too.
     fn alone(test: impl FnOnce() + Send + 'static) {
-        // One after the other: what one opens the other's programs would inherit.
+        // Tests run one after the other: programs of one would inherit the descriptors of another.
         static ONE: Mutex<()> = Mutex::new(());
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let thread = std::thread::spawn(move || {
@@ -308,7 +307,7 @@ mod tests {
         byte[0]
     }
 
-    /// Nobody takes the packets any more, and the rules are still there: what comes must get through.
+    /// Ends the queue's thread and leaves the rules in place: packets must then pass.
     fn end_without_undoing(delays: &Delays, id: &str) {
         let running = delays.running().remove(id).unwrap();
         running.stop.store(true, Ordering::Release);
@@ -365,7 +364,7 @@ mod tests {
             assert_eq!(next.undo("c").unwrap(), 0);
             assert!(!iptables("iptables", &["-S"]).unwrap_or_default().contains(CHAIN));
             assert!(!nft(&["list", "ruleset"], "").unwrap().contains("ephor_chaos_c"));
-            // The queue and the rules are free again.
+            // The queue number and the rules can be used again.
             next.apply("c", &delay(Some(0)), 6446).unwrap();
             undo_all().unwrap();
             packets::undo_all().unwrap();
@@ -380,13 +379,13 @@ mod tests {
             let listed = Command::new("ls").args(["-l", "/proc/self/fd"]).output().unwrap();
             let listed = String::from_utf8(listed.stdout).unwrap();
             let sockets: Vec<&str> = listed.lines().filter(|line| line.contains("socket:")).collect();
-            // Its standard input and error may be sockets of whoever runs the tests.
+            // Standard input and error may be sockets of the test runner.
             let beyond = |line: &&str| !["0", "1", "2"].iter().any(|fd| line.contains(&format!(" {fd} -> ")));
             assert_eq!(sockets.into_iter().find(beyond), None, "{listed}");
         });
     }
 
-    /// What a program that is being started has open for a moment: all that this process has.
+    /// Reproduces what a child process has open before exec: all descriptors of this process.
     #[allow(
         unsafe_code,
         reason = "a descriptor is borrowed for one call; where it is closed meanwhile the call fails"

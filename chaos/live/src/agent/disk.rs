@@ -1,5 +1,5 @@
-//! The disk below the node's data, where it is one that can fail: the file
-//! system of `ephor chaos disk`, steered through its socket. Called by `node`.
+//! Faults of the disk below the node's data, if that is the file system of `ephor chaos disk`, which can fail
+//! and is controlled through its socket. Called by `node`.
 
 use std::io;
 use std::path::Path;
@@ -9,10 +9,10 @@ use chaos_disk::{Control, DiskFault};
 
 use crate::effect::DiskEffect;
 
-/// Lets it fail from now on.
+/// Makes the disk fail from now on.
 ///
 /// # Errors
-/// What the socket or the disk says.
+/// Fails with what the socket or the disk says.
 pub fn set(socket: &Path, kind: DiskEffect) -> io::Result<()> {
     let fault = match kind {
         DiskEffect::Eio => DiskFault::Eio,
@@ -23,10 +23,10 @@ pub fn set(socket: &Path, kind: DiskEffect) -> io::Result<()> {
     connect(socket)?.set(fault).map_err(io::Error::other)
 }
 
-/// How many calls failed or waited in this way since the disk was mounted.
+/// Returns how many calls failed or waited in this way since the disk was mounted.
 ///
 /// # Errors
-/// What the socket or the disk says.
+/// Fails with what the socket or the disk says.
 pub fn counted(socket: &Path, kind: DiskEffect) -> io::Result<u64> {
     let counts = connect(socket)?.counts().map_err(io::Error::other)?;
     Ok(match kind {
@@ -37,18 +37,18 @@ pub fn counted(socket: &Path, kind: DiskEffect) -> io::Result<u64> {
     })
 }
 
-/// Lets it work again.
+/// Ends the disk's fault.
 ///
 /// # Errors
-/// What the socket or the disk says.
+/// Fails with what the socket or the disk says.
 pub fn clear(socket: &Path) -> io::Result<()> {
     connect(socket)?.clear().map_err(io::Error::other)
 }
 
-/// Loses what was not synced.
+/// Makes the disk lose what was not synced, as in a power cut; `seed` decides what.
 ///
 /// # Errors
-/// What the socket or the disk says.
+/// Fails with what the socket or the disk says.
 pub fn power_cut(socket: &Path, seed: u64) -> io::Result<()> {
     let cut = connect(socket)?.power_cut(seed).map_err(io::Error::other)?;
     tracing::info!(?cut, "power lost");

@@ -1,6 +1,6 @@
-//! The faults that the agent holds: written down before they are applied, undone
-//! at their limit or when somebody asks, and tried again for as long as undoing
-//! fails. `service` asks it; `mod` runs its clock.
+//! The faults that the agent holds: each is written to the journal before it is applied, undone at its
+//! deadline or on request, and undoing is retried until it succeeds. `service` calls it; `mod` runs
+//! [`Faults::keep`].
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -16,42 +16,42 @@ use super::node::Node;
 use super::{delay, packets};
 use crate::effect::Effect;
 
-/// A fault that is forgotten by everybody ends after this.
+/// Maximum duration of a fault: one that is never undone on request ends after this.
 pub const LIMIT_MAX: Duration = Duration::from_secs(3600);
-/// Faults at once.
+/// Maximum number of faults held at once.
 const HELD_MAX: usize = 64;
-/// Outcomes that are remembered for who asks again.
+/// Maximum number of outcomes remembered for repeated requests.
 const ENDED_MAX: usize = 256;
-/// Until undoing is tried again where it failed.
+/// Time until undoing is retried after it failed.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Why a fault was not applied.
+/// Reason why a fault was not applied.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Something is wrong with what was asked.
+    /// The request is invalid.
     #[error("{0}")]
     Refused(String),
-    /// The node cannot do it, or the system said no.
+    /// The node does not support the fault, or the system returned an error.
     #[error("{0}")]
     Failed(#[from] io::Error),
 }
 
-/// What became of a fault.
+/// Outcome of a fault that was undone or could not be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
-    /// Its id.
+    /// Id of the fault.
     pub id: String,
-    /// How often it took effect.
+    /// Number of times the fault took effect.
     pub fired: u64,
-    /// Why it is still there.
+    /// Reason why the fault could not be undone; `None` if it was.
     pub error: Option<String>,
 }
 
-/// All of them.
+/// All faults that the agent holds.
 pub struct Faults {
     node: Node,
     state: Mutex<State>,
-    /// Told when there is a new deadline.
+    /// Notified when there is a new deadline.
     changed: Notify,
 }
 
@@ -64,16 +64,16 @@ struct State {
 #[derive(Clone)]
 struct Active {
     held: Held,
-    /// When it is undone, or undoing is tried again.
+    /// When the fault is undone, or undoing is retried.
     due: Instant,
     fired: u64,
 }
 
 impl Faults {
-    /// Those that the journal holds. What is over is undone by [`Faults::keep`].
+    /// Loads the faults of the journal. Those past their deadline are undone by [`Faults::keep`].
     ///
     /// # Errors
-    /// Where the journal cannot be read.
+    /// Fails if the journal cannot be read.
     pub fn load(node: Node, directory: &Path) -> io::Result<Arc<Self>> {
         let journal = Journal::open(directory)?;
         let now = Instant::now();
@@ -86,20 +86,20 @@ impl Faults {
         Ok(Arc::new(Self { node, state, changed: Notify::new() }))
     }
 
-    /// The node.
+    /// Returns the node.
     pub fn node(&self) -> &Node {
         &self.node
     }
 
-    /// What is held now.
+    /// Returns the faults held now.
     pub async fn list(&self) -> Vec<Held> {
         self.state.lock().await.held.values().map(|active| active.held.clone()).collect()
     }
 
-    /// Applies a fault for `limit`, and says how often it took effect at once.
+    /// Applies a fault for `limit`; returns how often it took effect at once.
     ///
     /// # Errors
-    /// Where it is refused or cannot be applied; then nothing of it is left.
+    /// Fails if the fault is refused or cannot be applied; it is then undone.
     pub async fn inject(&self, id: &str, effect: Effect, limit: Duration) -> Result<u64, Error> {
         let refused = |why: &str| Err(Error::Refused(why.to_owned()));
         if !is_id(id) {
@@ -134,7 +134,7 @@ impl Faults {
             }
             Err(error) => {
                 tracing::warn!(id, %error, "the fault was not applied");
-                // Half of it may be there.
+                // The fault may have been applied in part.
                 self.end(&mut state, id, false).await;
                 self.changed.notify_one();
                 Err(error.into())
@@ -142,7 +142,8 @@ impl Faults {
         }
     }
 
-    /// Undoes faults: those of `ids`, or all.
+    /// Undoes the faults of `ids`, or all if `ids` is empty; with `keep_down` killed processes are not
+    /// started.
     pub async fn undo(&self, ids: &[String], keep_down: bool) -> Vec<Ended> {
         let mut state = self.state.lock().await;
         let ids: Vec<String> =
@@ -158,16 +159,16 @@ impl Faults {
         all
     }
 
-    /// Starts the node's process so that it joins.
+    /// Starts the node's process so that it joins a cluster.
     ///
     /// # Errors
-    /// Where it cannot be started.
+    /// Fails if the process cannot be started.
     pub async fn join(&self, join: Vec<String>, token: String) -> io::Result<()> {
         let node = self.node.clone();
         tokio::task::spawn_blocking(move || node.join(&join, &token)).await.map_err(io::Error::other)?
     }
 
-    /// Undoes what is over, for ever.
+    /// Undoes faults at their deadlines; never returns.
     pub async fn keep(&self) {
         loop {
             let next = self.end_due().await;
@@ -179,7 +180,7 @@ impl Faults {
         }
     }
 
-    /// Undoes what is over, and says when the next is.
+    /// Undoes the faults past their deadline; returns the next deadline.
     async fn end_due(&self) -> Instant {
         let mut state = self.state.lock().await;
         let now = Instant::now();
@@ -193,12 +194,12 @@ impl Faults {
         state.held.values().map(|active| active.due).min().unwrap_or(now + LIMIT_MAX)
     }
 
-    /// Undoes one, and forgets it where that worked.
+    /// Undoes a fault, and forgets it if that succeeded.
     async fn end(&self, state: &mut State, id: &str, keep_down: bool) -> Ended {
         let Some(active) = state.held.get(id).cloned() else {
             return Ended { id: id.to_owned(), fired: 0, error: None };
         };
-        // Another fault may still want it down.
+        // Another fault may need the process to stay down.
         let mut others = state.held.values().filter(|other| other.held.id != id);
         let stay_down = keep_down || others.any(|other| other.held.effect.is_down());
         let held = active.held;
@@ -227,7 +228,7 @@ impl Faults {
         }
     }
 
-    /// The kernel and other programs are waited for where that holds nobody up.
+    /// Runs work that waits for the kernel or other programs on a thread for blocking calls.
     async fn off_thread(
         &self,
         work: impl FnOnce(&Node) -> io::Result<u64> + Send + 'static,
@@ -237,11 +238,11 @@ impl Faults {
     }
 }
 
-/// Undoes everything that the journal in `directory` holds, without an agent:
-/// for an operator on the node itself. Says what it undid.
+/// Undoes everything that the journal in `directory` holds, without an agent, for an operator on the node
+/// itself. Returns a line for each fault undone.
 ///
 /// # Errors
-/// The first thing that could not be undone; the rest was tried too.
+/// Fails with the first error; the other faults are undone even so.
 pub fn recover(node: &Node, directory: &Path) -> io::Result<Vec<String>> {
     let journal = Journal::open(directory)?;
     let mut undone = Vec::new();

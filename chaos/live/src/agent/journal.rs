@@ -1,6 +1,5 @@
-//! Where the agent remembers what it did to its node: one file a fault, synced
-//! before the fault is applied and removed after it was undone. What the journal
-//! holds after a crash of the agent is what may have to be undone.
+//! The agent's journal of faults on its node: one file per fault, synced before the fault is applied and
+//! removed after it was undone. What the journal holds after a crash of the agent may have to be undone.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -11,32 +10,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::effect::Effect;
 
-/// A fault that is on the node, or may be.
+/// A fault that is applied to the node, or may be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Held {
-    /// Its id, also the name of its file.
+    /// Id of the fault, also the name of its file.
     pub id: String,
-    /// What was done.
+    /// What is done to the node.
     pub effect: Effect,
-    /// When it ends, in milliseconds since the Unix epoch: the wall clock goes on
-    /// when the agent does not.
+    /// Deadline of the fault, in milliseconds since the Unix epoch: the wall clock goes on when the agent
+    /// does not run.
     pub deadline_ms: u64,
-    /// How long it was to last, in milliseconds. A wall clock that was set back
-    /// does not make it last longer than that from the start of the agent.
+    /// Duration of the fault, in milliseconds. After the wall clock was set back, the fault lasts at most
+    /// this long from the start of the agent.
     pub limit_ms: u64,
-    /// What the counter of its kind stood at before, where that is not the fault's own.
+    /// Value of the node's counter before the fault; 0 if the fault has a counter of its own.
     pub counted: u64,
 }
 
 impl Held {
-    /// A fault that lasts `limit` from now.
+    /// Creates the record of a fault that lasts `limit` from now.
     pub fn begin(id: String, effect: Effect, limit: Duration, counted: u64) -> Self {
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         Self { id, effect, deadline_ms: now_ms().saturating_add(limit_ms), limit_ms, counted }
     }
 
-    /// How long it lasts from now on.
+    /// Returns how long the fault still lasts.
     pub fn left(&self) -> Duration {
         Duration::from_millis(self.deadline_ms.saturating_sub(now_ms()).min(self.limit_ms))
     }
@@ -47,33 +46,33 @@ fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Whether this can be the id of a fault: part of a file name and of the name of a table.
+/// Returns whether `id` can be the id of a fault: it becomes part of a file name and of a table's name.
 pub fn is_id(id: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
     (1..=32).contains(&id.len()) && id.bytes().all(plain)
 }
 
-/// The directory of the files.
+/// Directory with one file per fault.
 #[derive(Debug)]
 pub struct Journal {
     directory: PathBuf,
 }
 
 impl Journal {
-    /// Opens it, and makes the directory if it is not there.
+    /// Opens the journal; creates the directory if it is missing.
     ///
     /// # Errors
-    /// What the file system says.
+    /// Fails with the file system's error.
     pub fn open(directory: &Path) -> io::Result<Self> {
         fs::create_dir_all(directory)?;
         Ok(Self { directory: directory.to_owned() })
     }
 
-    /// All faults there are, in the order of their ids. A file that was not
-    /// written whole is removed: its fault was never applied.
+    /// Reads all faults, in the order of their ids. Removes files that were not written completely: their
+    /// faults were never applied.
     ///
     /// # Errors
-    /// What the file system says.
+    /// Fails with the file system's error.
     pub fn read(&self) -> io::Result<Vec<Held>> {
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
@@ -89,10 +88,10 @@ impl Journal {
         Ok(all)
     }
 
-    /// Writes a fault down for good.
+    /// Writes a fault durably.
     ///
     /// # Errors
-    /// What the file system says; the fault must not be applied then.
+    /// Fails with the file system's error; the fault must then not be applied.
     pub fn write(&self, held: &Held) -> io::Result<()> {
         let part = self.directory.join(format!("{}.part", held.id));
         let mut file = File::create(&part)?;
@@ -102,10 +101,10 @@ impl Journal {
         self.sync()
     }
 
-    /// Forgets a fault that was undone.
+    /// Removes a fault that was undone.
     ///
     /// # Errors
-    /// What the file system says.
+    /// Fails with the file system's error.
     pub fn remove(&self, id: &str) -> io::Result<()> {
         match fs::remove_file(self.path(id)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

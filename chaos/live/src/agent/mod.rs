@@ -1,7 +1,6 @@
-//! The chaos agent of a node: a process of its own, so that it outlives what it
-//! kills. It takes faults from operators over mutual TLS, keeps each in a journal
-//! before it applies it, and undoes each at its limit whether or not anybody is
-//! left to ask for it. `ephor chaos agent` runs it; nothing else starts it.
+//! The chaos agent of a node: a separate process, so that it outlives the process it kills. It accepts faults
+//! from operators over mutual TLS, writes each to a journal before it applies it, and undoes each at its
+//! deadline, whether or not a client asks for that. `ephor chaos agent` runs it; nothing else starts it.
 
 mod busy;
 mod delay;
@@ -32,30 +31,30 @@ pub use process::Supervised;
 use held::Faults;
 use service::Service;
 
-/// The default port of agents.
+/// Default port of agents.
 pub const AGENT_PORT: u16 = 6446;
-/// The largest request, in bytes.
+/// Maximum size of a request, in bytes.
 const REQUEST_LIMIT_BYTES: usize = 64 * 1024;
 
-/// Why an agent cannot run.
+/// Reason why an agent cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The journal, or the port.
+    /// The journal or the port cannot be opened.
     #[error("{0}")]
     Io(#[from] std::io::Error),
-    /// The certificates.
+    /// The certificates are unusable.
     #[error("{0}")]
     Tls(#[from] proto_env::TlsError),
-    /// The server.
+    /// The server failed.
     #[error("{0}")]
     Server(#[from] tonic::transport::Error),
 }
 
-/// Runs the agent of `node` on `HOST:PORT` until `shutdown`. What it holds then
-/// stays: its journal says so to the next one.
+/// Runs the agent of `node` on `HOST:PORT` until `shutdown`. Faults that it holds then stay applied; the next
+/// agent finds them in the journal.
 ///
 /// # Errors
-/// Where it cannot begin.
+/// Fails if the agent cannot start.
 pub async fn run(
     node: Node,
     journal: &Path,
@@ -64,7 +63,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let faults = Faults::load(node, journal)?;
-    // Before anything can fail: what is over must be undone.
+    // Started before anything can fail: faults past their deadline must be undone.
     let clock = tokio::spawn({
         let faults: Arc<Faults> = faults.clone();
         async move { faults.keep().await }

@@ -1,7 +1,6 @@
-//! What one effect means on this node: how it is applied and how it is undone.
-//! `held.rs` calls it, never twice at once, and off the async threads: everything
-//! here waits for the kernel or for other programs. Undoing is idempotent, for a
-//! crash may have come before or after it.
+//! Applies and undoes effects on this node. `held.rs` calls it, one call at a time, on a thread for blocking
+//! calls: everything in this file waits for the kernel or for other programs. Undoing is idempotent, since
+//! the agent may have crashed before or after it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,29 +15,29 @@ use super::packets;
 use super::process::Supervised;
 use crate::effect::Effect;
 
-/// The node an agent is for.
+/// The node that an agent works on.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// What it is called.
+    /// Name of the node.
     pub name: String,
-    /// Its process; without, nothing can be killed or paused.
+    /// The node's process; with `None` nothing can be killed or paused.
     pub process: Option<Supervised>,
-    /// The control socket of the disk below its data; without, the disk cannot fail.
+    /// Control socket of the disk below the node's data; with `None` the disk cannot fail.
     pub disk: Option<PathBuf>,
-    /// The port of the agent, which no fault cuts off.
+    /// Port of the agent, whose packets no fault drops or delays.
     pub agent_port: u16,
-    /// The packets that are late.
+    /// Active packet delays.
     pub delays: Delays,
-    /// The programs that keep the machine busy.
+    /// Programs that keep the machine busy.
     pub programs: Programs,
 }
 
 impl Node {
-    /// Whether an effect can be applied here, and undone; and what the counter of
-    /// its kind stands at before.
+    /// Checks that an effect can be applied to this node and undone; returns the present value of the counter
+    /// for its kind.
     ///
     /// # Errors
-    /// Why it cannot.
+    /// Fails with the reason why the effect cannot be applied.
     pub fn ready(&self, effect: &Effect) -> io::Result<u64> {
         match effect {
             Effect::Drop(_) | Effect::Delay(_) => Ok(0),
@@ -48,10 +47,10 @@ impl Node {
         }
     }
 
-    /// Applies an effect and says how often it took effect at once.
+    /// Applies an effect; returns how often it took effect at once.
     ///
     /// # Errors
-    /// What this node cannot do, or what the system says.
+    /// Fails if this node does not support the effect, or with the system's error.
     pub fn apply(&self, held: &Held) -> io::Result<u64> {
         match &held.effect {
             Effect::Drop(drop) => packets::apply(&held.id, drop, self.agent_port).map(|()| 0),
@@ -69,12 +68,11 @@ impl Node {
         }
     }
 
-    /// Undoes an effect and says how often it took effect since it was applied,
-    /// beyond what [`Node::apply`] said. A process that died of it is started,
-    /// unless it is to `stay_down`.
+    /// Undoes an effect; returns how often it took effect since it was applied, beyond what [`Node::apply`]
+    /// returned. Starts the process if it is down because of the effect, unless `stay_down` is set.
     ///
     /// # Errors
-    /// What the system says; it may be tried again.
+    /// Fails with the system's error; undoing may be retried.
     pub fn undo(&self, held: &Held, stay_down: bool) -> io::Result<u64> {
         let start = |process: &Supervised| if stay_down { Ok(()) } else { process.start(&[]) };
         match &held.effect {
@@ -86,23 +84,23 @@ impl Node {
             Effect::Disk(kind) => {
                 let disk = self.disk()?;
                 disk::clear(disk)?;
-                // A master whose disk fails ends, as it should.
+                // A master whose disk fails ends by design, so it is started.
                 self.process.as_ref().map_or(Ok(()), start)?;
                 Ok(disk::counted(disk, *kind)?.saturating_sub(held.counted))
             }
         }
     }
 
-    /// Starts the process of a node that is to join.
+    /// Starts the node's process so that it joins a cluster.
     ///
     /// # Errors
-    /// What the system says.
+    /// Fails with the system's error.
     pub fn join(&self, join: &[String], token: &str) -> io::Result<()> {
         let more = ["--join".to_owned(), join.join(","), "--token".to_owned(), token.to_owned()];
         self.process()?.start(&more)
     }
 
-    /// Where programs that write may do so: on the disk of the node's own files.
+    /// Returns the directory for files of busy programs: on the disk of the node's own files.
     fn directory(&self) -> io::Result<&Path> {
         let process = self.process()?;
         process.pid_file.parent().ok_or_else(|| io::Error::other("the pid file is in no directory"))

@@ -1,7 +1,6 @@
-//! Packets that are dropped: nftables in the network namespace that the agent is
-//! in. Every fault has a table of its own, `inet ephor_chaos_ID`, so that faults
-//! overlap freely, undoing one is one transaction, and its counters say how
-//! often it took effect. Called by `node`.
+//! Drops packets with nftables, in the agent's network namespace. Every fault has its own table
+//! `ephor_chaos_ID` of family `inet`, so that faults can overlap, undoing one is a single transaction, and
+//! the table's counters tell how often it took effect. Called by `node`.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -12,24 +11,23 @@ use serde_json::Value;
 
 use crate::effect::{ALL_PACKETS, Drop};
 
-/// What the names of all tables begin with.
+/// Prefix of the names of all our tables.
 const PREFIX: &str = "ephor_chaos_";
-/// What the kernel has no table for.
+/// Text of the kernel's error for a table that does not exist.
 const ABSENT: &str = "No such file or directory";
 
-/// Drops packets, but none of the agent's own port.
+/// Starts to drop packets, except those of the agent's own port.
 ///
 /// # Errors
-/// What `nft` says.
+/// Fails with what `nft` says.
 pub fn apply(id: &str, drop: &Drop, agent_port: u16) -> io::Result<()> {
     nft(&["-f", "-"], &script(id, drop, agent_port)).map(|_| ())
 }
 
-/// Lets them through again, and says how many were dropped. Nothing happens
-/// where nothing was dropped.
+/// Stops dropping packets; returns how many were dropped, 0 if the fault was not applied.
 ///
 /// # Errors
-/// What `nft` says.
+/// Fails with what `nft` says.
 pub fn undo(id: &str) -> io::Result<u64> {
     let table = format!("{PREFIX}{id}");
     let fired = match nft(&["-j", "list", "table", "inet", &table], "") {
@@ -41,10 +39,10 @@ pub fn undo(id: &str) -> io::Result<u64> {
     Ok(fired)
 }
 
-/// Removes every table of any agent in this namespace.
+/// Removes every table of any agent in this network namespace.
 ///
 /// # Errors
-/// What `nft` says.
+/// Fails with what `nft` says.
 pub fn undo_all() -> io::Result<()> {
     let tables = nft(&["list", "tables", "inet"], "")?;
     let ours = tables.lines().filter_map(|line| line.strip_prefix("table inet "));
@@ -54,7 +52,7 @@ pub fn undo_all() -> io::Result<()> {
     Ok(())
 }
 
-/// The whole table as one transaction.
+/// Returns the `nft` script that creates the table of a fault in one transaction.
 fn script(id: &str, drop: &Drop, agent_port: u16) -> String {
     let chance = match drop.of_ten_thousand {
         ALL_PACKETS.. => String::new(),
@@ -75,13 +73,13 @@ fn script(id: &str, drop: &Drop, agent_port: u16) -> String {
     emptying(id) + &script
 }
 
-/// The table of a fault, new and empty.
+/// Returns the `nft` commands that create a fault's table anew, without chains.
 pub(super) fn emptying(id: &str) -> String {
     let table = format!("inet {PREFIX}{id}");
     format!("add table {table}\ndelete table {table}\nadd table {table}\n")
 }
 
-/// One chain of it.
+/// Returns the `nft` commands for one chain of a fault's table.
 pub(super) fn filling(
     id: &str,
     chain: &str,
@@ -90,7 +88,7 @@ pub(super) fn filling(
     rules: impl Iterator<Item = String>,
 ) -> String {
     let table = format!("inet {PREFIX}{id}");
-    // Before every chain of others: a packet that is lost was never seen.
+    // Runs before the chains of others, so that they do not see dropped packets.
     let mut script = format!(
         "add chain {table} {chain} {{ type filter hook {hook} priority -400; policy accept; }}\n\
          add rule {table} {chain} tcp dport {agent_port} accept\n\
@@ -102,7 +100,7 @@ pub(super) fn filling(
     script
 }
 
-/// The sum of all counters of a table.
+/// Returns the sum of all counters in a listed table.
 fn counted(listed: &str) -> u64 {
     let listed: Value = serde_json::from_str(listed).unwrap_or_default();
     let parts = listed["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -120,7 +118,7 @@ pub(super) fn nft(arguments: &[&str], input: &str) -> io::Result<String> {
     let mut child = child.map_err(|error| io::Error::new(error.kind(), format!("running nft: {error}")))?;
     if let Some(mut stdin) = child.stdin.take() {
         match stdin.write_all(input.as_bytes()) {
-            // A script refused early closes the pipe; its exit status tells more.
+            // If `nft` rejects a script early, it closes the pipe; its exit status has the reason.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
             _ => {}
         }

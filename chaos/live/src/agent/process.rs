@@ -1,5 +1,5 @@
-//! The process of the node: found through its pid file, killed, held still, let
-//! go on and started again with the command the agent was told. Called by `node`.
+//! The node's process: found through its pid file, killed, paused, continued, and started again with the
+//! configured command. Called by `node`.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -12,25 +12,24 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// How long a killed process may take to be gone.
+/// Maximum time until a killed process is gone.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
-/// How the process of the node is found and started.
+/// How the node's process is found and started.
 #[derive(Debug, Clone)]
 pub struct Supervised {
-    /// Holds its pid and, after a space, field 22 of /proc/PID/stat (its start
-    /// time), so that a reused pid is never mistaken for it. A file with the pid
-    /// alone is believed.
+    /// File with its pid and, after a space, field 22 of /proc/PID/stat (its start time), so that a reused
+    /// pid is never mistaken for it. If the file has only the pid, the pid is trusted.
     pub pid_file: PathBuf,
-    /// What starts it: program and arguments. A process of its own group, with
-    /// the agent's environment and directory.
+    /// Program and arguments that start the process: in a process group of its own, with the agent's
+    /// environment and directory.
     pub command: Vec<String>,
-    /// Where its output goes; nowhere without.
+    /// File for the process's output; with `None` the output is discarded.
     pub log_file: Option<PathBuf>,
 }
 
 impl Supervised {
-    /// Its pid, while it runs.
+    /// Returns the pid of the process; `None` if it does not run.
     pub fn running(&self) -> Option<u32> {
         let text = fs::read_to_string(&self.pid_file).ok()?;
         let mut words = text.split_whitespace();
@@ -42,10 +41,10 @@ impl Supervised {
         }
     }
 
-    /// Sends a signal; false where nothing runs.
+    /// Sends a signal to the process; returns false if it does not run.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Fails with the kernel's error.
     pub fn signal(&self, signal: Signal) -> io::Result<bool> {
         let Some(pid) = self.running() else { return Ok(false) };
         let pid = i32::try_from(pid).map_err(io::Error::other)?;
@@ -56,10 +55,10 @@ impl Supervised {
         }
     }
 
-    /// SIGKILL, until it is gone; false where nothing ran.
+    /// Kills the process with SIGKILL and waits until it is gone; returns false if it did not run.
     ///
     /// # Errors
-    /// What the kernel says, or that it does not go.
+    /// Fails with the kernel's error, or if the process is not gone in time.
     pub fn kill(&self) -> io::Result<bool> {
         let ran = self.signal(Signal::SIGKILL)?;
         let end = Instant::now() + GONE_WITHIN;
@@ -72,10 +71,10 @@ impl Supervised {
         Ok(ran)
     }
 
-    /// Starts it, unless it runs.
+    /// Starts the process with the additional arguments `more`, unless it runs.
     ///
     /// # Errors
-    /// What the system says.
+    /// Fails with the system's error.
     pub fn start(&self, more: &[String]) -> io::Result<()> {
         if self.running().is_some() {
             return Ok(());
@@ -95,13 +94,13 @@ impl Supervised {
         let pid = child.id();
         let started = start_time(pid).ok_or_else(|| io::Error::other(format!("{program} ended at once")))?;
         fs::write(&self.pid_file, format!("{pid} {started}"))?;
-        // Waited for, so that it leaves no zombie behind when it ends.
+        // A thread waits for the child, so that it leaves no zombie when it ends.
         std::thread::spawn(move || child.wait());
         Ok(())
     }
 }
 
-/// Field 22 of /proc/PID/stat; none where nothing runs, or a zombie.
+/// Returns field 22 of /proc/PID/stat; `None` if no process has this pid, or only a zombie.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, after_name) = stat.rsplit_once(") ")?;

@@ -1,4 +1,4 @@
-//! The agent's gRPC service: checks who asks, and hands on to `held`.
+//! The agent's gRPC service: authorizes clients and passes requests on to `held`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +14,14 @@ use tonic::{Request, Response, Status};
 use super::held::{Error, Faults};
 use crate::effect::Effect;
 
-/// Who may break things.
+/// Organization of the clients that may inject faults.
 const OPERATORS: &str = "system:masters";
-/// Masters to join at most.
+/// Maximum number of masters in a request to join.
 const JOIN_MAX: usize = 16;
 
-/// Answers the runner.
+/// gRPC service of the agent.
 pub struct Service {
-    /// What it steers.
+    /// Faults that the service applies and undoes.
     pub faults: Arc<Faults>,
 }
 
@@ -55,7 +55,7 @@ impl Agent for Service {
         let InjectRequest { id, effect_json, limit_ms } = request.into_inner();
         let effect: Effect = serde_json::from_str(&effect_json)
             .map_err(|error| Status::invalid_argument(format!("no effect this agent knows: {error}")))?;
-        // To its end, also when whoever asked has gone.
+        // Runs to its end, also if the client has disconnected.
         let faults = self.faults.clone();
         let limit = Duration::from_millis(limit_ms);
         let fired = tokio::spawn(async move { faults.inject(&id, effect, limit).await }).await;
@@ -83,7 +83,7 @@ impl Agent for Service {
     ) -> Result<Response<StartNodeResponse>, Status> {
         require_operator(&request)?;
         let StartNodeRequest { join, token } = request.into_inner();
-        // They become arguments of a command, never options of their own.
+        // The values become arguments of a command and must not be parsed as its options.
         if join.is_empty() || join.len() > JOIN_MAX || join.iter().any(|master| master.starts_with('-')) {
             return Err(Status::invalid_argument("name the masters to join, as HOST:PORT"));
         }

@@ -1,12 +1,12 @@
-//! Ways to spoil a correct run. Each changes one thing, if the run has it, and
-//! says which checks must notice.
+//! Ways to spoil a correct run. Each changes one thing, if the run has it, and returns the checks that must
+//! notice.
 
 use super::super::fixtures::Random;
 use crate::history::{Call, Change, Event, History, Operation, Outcome, Refusal, Stream, Versioned};
 
 type Spoil = fn(&mut History, &mut Random) -> Option<&'static [&'static str]>;
 
-/// All of them, with their names.
+/// All ways to spoil a run, with their names.
 pub(super) const ALL: &[(&str, Spoil)] = &[
     ("a write is lost", lose_write),
     ("a deletion is lost", lose_deletion),
@@ -134,7 +134,7 @@ fn swap_revisions(history: &mut History, random: &mut Random) -> Option<&'static
     Some(&["order", "watches"])
 }
 
-/// Gets, each with an update that was acknowledged before it and the version that replaced.
+/// Returns gets that follow an acknowledged update, each with the version that the update replaced.
 fn overwritten(history: &History) -> Vec<(usize, Versioned)> {
     let mut found = Vec::new();
     for number in operations(history, |o| matches!(o.outcome, Outcome::Read(_))) {
@@ -224,7 +224,7 @@ fn torn_list(history: &mut History, random: &mut Random) -> Option<&'static [&'s
     Some(&["lists"])
 }
 
-/// An update that was acknowledged, again by another client later, with another end.
+/// Repeats an acknowledged update as a later call of another client, with another outcome.
 fn repeat(
     history: &mut History,
     random: &mut Random,
@@ -257,7 +257,7 @@ fn false_conflict(history: &mut History, random: &mut Random) -> Option<&'static
     let known = known.max().unwrap_or_default();
     let current = |update: &Operation, _: &Versioned| {
         let last = truth.events.iter().rfind(|e| Some(e.key.as_str()) == update.call.key())?;
-        // Before a change of which no answer tells, the conflict may have had a reason.
+        // If a later change has no answer that tells of it, the conflict may have had a reason.
         if last.revision > known {
             return None;
         }

@@ -1,5 +1,5 @@
-//! A tiny correct store with concurrent clients, lost answers, writes that take
-//! effect late, and watchers: what `super` judges. Deterministic by its seed.
+//! A tiny correct store with concurrent clients, lost answers, writes that take effect late, and watchers,
+//! for the tests in `super`. Deterministic by its seed.
 
 use std::collections::BTreeMap;
 
@@ -30,12 +30,12 @@ struct Store {
     snapshots: BTreeMap<u64, Objects>,
     seen: Vec<Objects>,
     clients: Vec<Client>,
-    /// Operations whose client has given up and that may happen yet.
+    /// Operations that may still happen though their client has given up.
     limbo: Vec<usize>,
     history: History,
 }
 
-/// A correct run.
+/// Produces the history of a correct run.
 pub(super) fn run(seed: u64, steps: usize) -> History {
     let mut store = Store {
         random: Random::new(seed),
@@ -60,7 +60,7 @@ pub(super) fn run(seed: u64, steps: usize) -> History {
 
 impl Store {
     fn step(&mut self) {
-        // Often time stands still.
+        // Time often stands still, as in the simulation.
         self.now += u64::from(self.random.below(3) == 0);
         if self.random.below(12) == 0 && !self.limbo.is_empty() {
             let late = self.limbo.swap_remove(self.random.below(self.limbo.len()));
@@ -165,7 +165,7 @@ impl Store {
     }
 
     fn change(&mut self, key: &str, change: Change) -> u64 {
-        // Other objects have revisions too.
+        // Changes of other objects use revisions too.
         self.revision += 1 + u64::from(self.random.below(4) == 0);
         let revision = self.revision;
         match &change {
@@ -186,7 +186,7 @@ impl Store {
         while seen < self.revision {
             let left = usize::try_from(self.revision - seen).unwrap();
             let relist = self.random.below(3) == 0;
-            // A list may skip what the watch had not delivered.
+            // A list may skip events that the watch has not delivered.
             let from = seen + if relist { u64::try_from(self.random.below(left.min(4))).unwrap() } else { 0 };
             let left = usize::try_from(self.revision - from).unwrap();
             let reached = from + u64::try_from(1 + self.random.below(left.min(12))).unwrap();

@@ -1,8 +1,7 @@
-//! What leader-only components write ends with their term: once a write of a later
-//! leader's is applied, none of an earlier one's is (Kleppmann, "How to do
-//! distributed locking", 2016, on fencing tokens; Raft gives terms for them). Every
-//! leading master keeps a journal here through fenced writes, as its controllers
-//! write, and tries once more after it was deposed.
+//! Checks that writes of leader-only components end with their term: once a later leader's write is applied,
+//! no earlier leader's write is (Kleppmann, "How to do distributed locking", 2016, on fencing tokens; Raft's
+//! terms are such tokens). Every leading master writes a journal for this check, by fenced writes like those
+//! of its controllers, and tries one more write after it was deposed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,26 +10,27 @@ use chaos_spec::NodeName;
 use consensus::{Consensus, ProposeOptions};
 use storage::{Mutation, Txn};
 
-/// Name of this check.
+/// Name of this check in reports.
 pub const CHECK: &str = "deposed-writes-refused";
-/// Where the journal lies: beside everything that the API shows.
+/// Store key of the journal, outside the prefix that the API shows.
 pub const KEY: &str = "/chaos/journal";
-/// The pause between two entries, with masters side by side.
+/// Time between two journal entries of one master when masters are near each other.
 pub const EVERY: Duration = Duration::from_millis(250);
 const DEADLINE: Duration = Duration::from_secs(3);
 
-/// A write that was applied.
+/// A journal entry that was applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {
-    /// At this revision.
+    /// Revision at which the entry was applied.
     pub revision: u64,
-    /// The term in which its author led.
+    /// Term in which the author led.
     pub term: u64,
-    /// The author.
+    /// Master that wrote the entry.
     pub node: NodeName,
 }
 
-/// Says what was written by the deposed; `journal` is in the order of revisions.
+/// Finds entries that a deposed leader wrote after a later leader had written; `journal` is ordered by
+/// revision.
 pub fn check(journal: impl IntoIterator<Item = Written>) -> Vec<String> {
     let mut found = Vec::new();
     let mut latest: Option<Written> = None;
@@ -46,18 +46,18 @@ pub fn check(journal: impl IntoIterator<Item = Written>) -> Vec<String> {
     found
 }
 
-/// The journal's entry, and back.
+/// Encodes a journal entry; [`decode`] reads it back.
 pub fn encode(term: u64, node: NodeName) -> Vec<u8> {
     format!("{term} {node}").into_bytes()
 }
 
-/// None for what this file has not written.
+/// Decodes a journal entry; `None` if [`encode`] did not write these bytes.
 pub fn decode(revision: u64, bytes: &[u8]) -> Option<Written> {
     let (term, node) = std::str::from_utf8(bytes).ok()?.split_once(' ')?;
     Some(Written { revision, term: term.parse().ok()?, node: node.parse().ok()? })
 }
 
-/// Writes the journal of one master, with this pause between two entries, until it ends.
+/// Writes journal entries for one master, `pause` apart, until the future is dropped.
 pub async fn keep_journal(node: NodeName, consensus: Arc<Consensus>, pause: Duration) {
     let mut leadership = consensus.leadership();
     loop {
@@ -67,7 +67,7 @@ pub async fn keep_journal(node: NodeName, consensus: Arc<Consensus>, pause: Dura
             let put = Mutation::Put { key: KEY.to_owned(), value: encode(term, node).into() };
             let txn = Txn { preconditions: Vec::new(), mutations: vec![put] };
             let options = ProposeOptions { fence: Some(term), deadline: DEADLINE };
-            // Whatever becomes of it: the journal says.
+            // The result is ignored: the check judges the journal itself.
             let _ = consensus.propose(txn, options).await;
             if !now.leading || now.term != term {
                 break;

@@ -1,22 +1,22 @@
-//! A member's id is given once and never again, also when its member was removed
+//! Checks that a member's id is never given again, also not after the member was removed
 //! (`consensus/src/types.rs`; etcd keeps removed ids for good, `IsIDRemoved` in
-//! `server/etcdserver/api/membership`): who comes back under the id of another,
-//! with other votes and another log, would be counted as that other one.
+//! `server/etcdserver/api/membership`): a new member under an old id, with other votes and another log, would
+//! be counted as the old member.
 
 use std::collections::BTreeMap;
 
 use chaos_spec::NodeName;
 use consensus::NodeId;
 
-/// Name of this check.
+/// Name of this check in reports.
 pub const CHECK: &str = "ids-given-once";
 
-/// Whose each id is that was ever seen.
+/// Node to which each id was given first.
 #[derive(Default)]
 pub struct Ids(BTreeMap<NodeId, NodeName>);
 
 impl Ids {
-    /// A master starts under this id; says whose it was.
+    /// Records that the master of `node` starts under `id`; returns a message if another node had this id.
     pub fn seen(&mut self, node: NodeName, id: NodeId) -> Option<String> {
         let owner = *self.0.entry(id).or_insert(node);
         (owner != node).then(|| format!("{node} starts as member {id}, which is {owner}'s id"))

@@ -1,6 +1,5 @@
-//! Log Matching, Leader Completeness and State Machine Safety, the properties of
-//! figure 3 of Raft (Ongaro and Ousterhout, "In Search of an Understandable
-//! Consensus Algorithm", 2014):
+//! Checks Log Matching, Leader Completeness and State Machine Safety, the properties of figure 3 of Raft
+//! (Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorithm", 2014):
 //!
 //! - two entries with the same index and term say the same, and so do all before
 //!   them: it is enough that each pair also agrees on the term of its predecessor;
@@ -12,43 +11,43 @@ use std::collections::BTreeMap;
 use chaos_spec::NodeName;
 use consensus::LogRecord;
 
-/// Names of the checks.
+/// Name of the Log Matching check in reports.
 pub const MATCHING: &str = "log-matching";
-/// The second.
+/// Name of the Leader Completeness check in reports.
 pub const COMPLETENESS: &str = "leader-completeness";
-/// The third.
+/// Name of the State Machine Safety check in reports.
 pub const SAFETY: &str = "state-machine-safety";
 
-/// What one master's log is at one moment.
+/// One master's log at one moment.
 pub struct Seen<'a> {
-    /// Whose.
+    /// The master.
     pub node: NodeName,
-    /// Its entries, without holes, from some index on.
+    /// Entries of its log, contiguous, from some index on.
     pub records: &'a [LogRecord],
-    /// The last index that it has applied.
+    /// Last index that the master has applied.
     pub applied: u64,
-    /// The term it leads.
+    /// Term that the master leads; `None` if it does not lead.
     pub leads: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
 struct Entry {
     hash: blake3::Hash,
-    /// The term of the entry before, where that was seen.
+    /// Term of the preceding entry; `None` if that entry was not seen.
     before: Option<u64>,
 }
 
-/// All logs so far.
+/// Entries seen so far in the logs of all masters.
 #[derive(Default)]
 pub struct Logs {
-    /// By index and term.
+    /// Entries by index and term, each with the master where it was seen first.
     entries: BTreeMap<(u64, u64), (NodeName, Entry)>,
-    /// The term of the entry applied at an index, and in which term of a leader at the latest it was committed.
+    /// For each applied index: the master that was seen first to have applied it, and the term of its entry.
     applied: BTreeMap<u64, (NodeName, u64)>,
 }
 
 impl Logs {
-    /// Takes note of a log; gives what must not be: the check, and what it saw.
+    /// Records a log; returns the name of each violated check with a message.
     pub fn see(&mut self, seen: &Seen<'_>) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
         let mut before = None;
@@ -105,7 +104,8 @@ impl Logs {
         }
     }
 
-    /// Only entries of earlier terms: those of its own it has made itself.
+    /// Checks that a leader's log has all committed entries of earlier terms; those of its own term it wrote
+    /// itself.
     fn completeness(&self, seen: &Seen<'_>, leads: u64, found: &mut Vec<(&'static str, String)>) {
         let Some(first) = seen.records.first().map(|record| record.index) else { return };
         let has: BTreeMap<u64, u64> = seen.records.iter().map(|record| (record.index, record.term)).collect();
@@ -120,7 +120,7 @@ impl Logs {
         }
     }
 
-    /// What is older is not looked at again.
+    /// Forgets entries below `index`, which are not compared again.
     pub fn forget_before(&mut self, index: u64) {
         self.entries = self.entries.split_off(&(index, 0));
         self.applied = self.applied.split_off(&index);
@@ -135,7 +135,7 @@ mod tests {
         NodeName::master(number).unwrap()
     }
 
-    /// Entries from index 1, each written as its term and what it says.
+    /// Builds log records from index 1 on, each given as its term and its content.
     fn records(entries: &[(u64, &'static str)]) -> Vec<LogRecord> {
         let record = |(at, (term, says)): (usize, &(u64, &'static str))| LogRecord {
             index: at as u64 + 1,
@@ -145,7 +145,7 @@ mod tests {
         entries.iter().enumerate().map(record).collect()
     }
 
-    /// A node, its log as terms and contents, how far it has applied, and the term it leads.
+    /// A node, its log as (term, content) pairs, the last index it has applied, and the term it leads.
     type Member<'a> = (u32, &'a [(u64, &'static str)], u64, Option<u64>);
 
     fn checks(logs: &[Member<'_>]) -> Vec<&'static str> {
@@ -161,7 +161,7 @@ mod tests {
     fn logs_that_agree_on_what_is_committed_are_fine() {
         let long: &[_] = &[(1, "a"), (1, "b"), (2, "c")];
         assert!(checks(&[(1, long, 3, Some(2)), (2, &long[..2], 2, None)]).is_empty());
-        // What was never committed may be replaced.
+        // An entry that was never committed may be replaced.
         let replaced: &[_] = &[(1, "a"), (3, "d")];
         assert!(checks(&[(1, &long[..2], 1, Some(1)), (2, replaced, 2, Some(3))]).is_empty());
     }
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn one_place_says_one_thing() {
         assert_eq!(checks(&[(1, &[(1, "a")], 0, None), (2, &[(1, "x")], 0, None)]), [MATCHING]);
-        // The same entry after different ones.
+        // The entry at index 2 is the same in both logs, but the entries before it differ.
         let logs: &[Member<'_>] = &[(1, &[(1, "a"), (3, "c")], 0, None), (2, &[(2, "b"), (3, "c")], 0, None)];
         assert_eq!(checks(logs), [MATCHING]);
     }
@@ -178,7 +178,7 @@ mod tests {
     fn a_leader_without_what_was_committed_is_found() {
         let found = checks(&[(1, &[(1, "a"), (1, "b")], 2, None), (2, &[(1, "a")], 1, Some(2))]);
         assert_eq!(found, [COMPLETENESS]);
-        // What nobody has applied was not committed.
+        // An entry that no master has applied does not count as committed.
         assert!(checks(&[(1, &[(1, "a"), (1, "b")], 1, None), (2, &[(1, "a")], 1, Some(2))]).is_empty());
     }
 

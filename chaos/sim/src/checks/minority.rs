@@ -1,18 +1,17 @@
-//! A master that reaches no majority acknowledges nothing: not a write, and not a
-//! read that must be current (Gilbert and Lynch 2002; Raft thesis, 6.4). Judged for
-//! the calls that began and ended while the master's side of a cut was too small,
-//! counted over both directions of each link. That is stricter than to wait for the
-//! write to be lost.
+//! Checks that a master that reaches no majority acknowledges no write and no linearizable read (Gilbert and
+//! Lynch 2002; Raft thesis, 6.4). It judges the calls that began and ended while the master's side of a cut
+//! was smaller than a majority; a link counts only if both directions work. That is stricter than to wait
+//! until a write is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use chaos_spec::NodeName;
 use chaos_spec::resolve::Link;
 
-/// Name of this check.
+/// Name of this check in reports.
 pub const CHECK: &str = "minority-silent";
 
-/// Who is on a side of less than `quorum` masters while these directions are cut.
+/// Returns the masters on a side with fewer than `quorum` masters while these directions are cut.
 pub fn isolated(masters: &BTreeSet<NodeName>, cuts: &BTreeSet<Link>, quorum: usize) -> BTreeSet<NodeName> {
     let linked = |a: NodeName, b: NodeName| !cuts.contains(&(a, b)) && !cuts.contains(&(b, a));
     let mut alone = BTreeSet::new();
@@ -30,14 +29,14 @@ pub fn isolated(masters: &BTreeSet<NodeName>, cuts: &BTreeSet<Link>, quorum: usi
     alone
 }
 
-/// Who has been alone, and since which moment.
+/// Masters that reach no majority, each with the moment since which that is so.
 #[derive(Default)]
 pub struct Minority {
     since: BTreeMap<NodeName, u64>,
 }
 
 impl Minority {
-    /// From `now` on these are alone.
+    /// Sets which masters reach no majority from `now` on.
     pub fn now(&mut self, alone: &BTreeSet<NodeName>, now: u64) {
         self.since.retain(|node, _| alone.contains(node));
         for node in alone {
@@ -45,7 +44,8 @@ impl Minority {
         }
     }
 
-    /// A call that began at `called` was acknowledged by `by`; says so where that was alone all the while.
+    /// Returns a message if `by` acknowledged a call begun at `called` while it reached no majority all the
+    /// time.
     pub fn acknowledged(&self, by: NodeName, called: u64) -> Option<String> {
         let since = self.since.get(&by).filter(|since| **since < called)?;
         Some(format!("{by} has reached no majority since {since}ns, and acknowledged"))
@@ -68,7 +68,7 @@ mod tests {
         };
         let cut = between(&[1, 2], &[3, 4, 5]);
         assert_eq!(isolated(&masters, &cut, 3), BTreeSet::from([m(1), m(2)]));
-        // Over m3 everybody reaches everybody.
+        // All masters are still linked through m3.
         assert!(isolated(&masters, &between(&[1, 2], &[4, 5]), 3).is_empty());
     }
 

@@ -1,7 +1,6 @@
-//! What must hold of the masters themselves at every moment, looked at from inside
-//! while the run goes on; what clients see is judged afterwards by `chaos/oracle`.
-//! One check a file, each shown to reject a bad history. `run.rs` samples,
-//! `observer.rs` and `inject.rs` tell what they see.
+//! Invariants of the masters that must hold at every moment, checked from inside during the run;
+//! `chaos/oracle` judges afterwards what clients saw. There is one check per file, with a test that it
+//! rejects a bad history. `run.rs` samples; `observer.rs` and `inject.rs` report what they see.
 
 pub mod fence;
 pub mod ids;
@@ -12,11 +11,11 @@ pub mod votes;
 
 use crate::observer::Observer;
 
-/// Entries below what has been looked at that are looked at again: a follower may
-/// have replaced them since.
+/// Number of entries below the lowest applied index that are sampled again: a follower may have replaced
+/// them.
 const AGAIN: u64 = 64;
 
-/// The checks that sample.
+/// Checks that sample the state of running masters.
 #[derive(Default)]
 pub struct Sampler {
     logs: logs::Logs,
@@ -25,7 +24,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Looks into every master that runs.
+    /// Samples the log and the replica of every running master, and reports violations to the observer.
     pub fn sample(&mut self, observer: &Observer) {
         let mut lowest = u64::MAX;
         for (node, master) in observer.masters() {
@@ -39,7 +38,7 @@ impl Sampler {
                         observer.violation(check, what);
                     }
                 }
-                // Where a disk fails a master stops by itself.
+                // A master whose disk fails stops by itself.
                 Err(error) => tracing::info!(%node, %error, "a log was not read"),
             }
             if let Ok(digest) = master.store().digest(None)

@@ -1,23 +1,23 @@
-//! Replicas that have applied the same part of the log hold the same bytes
-//! (TigerBeetle's storage checker and etcd's corruption check compare likewise).
+//! Checks that replicas that have applied the same part of the log hold the same bytes (as TigerBeetle's
+//! storage checker and etcd's corruption check do).
 
 use std::collections::BTreeMap;
 
 use chaos_spec::NodeName;
 
-/// Name of this check.
+/// Name of this check in reports.
 pub const CHECK: &str = "replicas-identical";
-/// Indexes remembered.
+/// Number of applied indexes whose digests are remembered.
 const KEPT: usize = 1024;
 
-/// The digests so far, by applied index.
+/// Digest first seen at each applied index, with the replica it came from.
 #[derive(Default)]
 pub struct Replicas {
     known: BTreeMap<u64, (NodeName, String)>,
 }
 
 impl Replicas {
-    /// Takes note of a replica that has applied `index`; says what differs from another.
+    /// Records a replica's digest at applied index `index`; returns a message if another replica's differs.
     pub fn see(&mut self, node: NodeName, index: u64, digest: String) -> Option<String> {
         let (other, known) = self.known.entry(index).or_insert_with(|| (node, digest.clone()));
         let what = (*known != digest)

@@ -1,32 +1,32 @@
-//! A vote outlives everything: after a restart a master knows for whom it voted
-//! last (Raft, 2014, figure 2: currentTerm and votedFor are updated on stable
-//! storage before responding). One that forgets may vote twice in a term.
+//! Checks that a master still knows its last vote after a restart (Raft, 2014, figure 2: currentTerm and
+//! votedFor are updated on stable storage before responding). A master that forgets its vote may vote twice
+//! in a term.
 
 use std::collections::BTreeMap;
 
 use chaos_spec::NodeName;
 use consensus::VoteSeen;
 
-/// Name of this check.
+/// Name of this check in reports.
 pub const CHECK: &str = "votes-kept";
 
-/// The votes that masters had saved when they were last seen.
+/// Last vote that each master had saved when it was last sampled, with the master's id.
 #[derive(Default)]
 pub struct Votes {
     last: BTreeMap<NodeName, (u64, VoteSeen)>,
 }
 
 impl Votes {
-    /// A master, known by this id, has voted so.
+    /// Records the vote of the master of `node`, whose id is `id`.
     pub fn seen(&mut self, node: NodeName, id: u64, vote: VoteSeen) {
         self.last.insert(node, (id, vote));
     }
 
-    /// It has started again and knows this vote; says what it has forgotten.
+    /// Returns a message if a master that has started again knows an older vote than the one recorded.
     pub fn started(&self, node: NodeName, id: u64, vote: Option<VoteSeen>) -> Option<String> {
         let (known, last) = self.last.get(&node)?;
         let vote = vote.unwrap_or(VoteSeen { term: 0, candidate: 0 });
-        // In term 0 nobody votes: openraft begins with itself there, and saves nothing.
+        // Nobody votes in term 0: openraft starts there with a vote for itself that it does not save.
         let kept = last.term == 0
             || vote.term > last.term
             || (vote.term == last.term && vote.candidate == last.candidate);
@@ -57,7 +57,7 @@ mod tests {
         assert!(votes.started(m1, 1, None).is_some());
         votes.seen(m1, 1, VoteSeen { term: 0, candidate: 1 });
         assert_eq!(votes.started(m1, 1, None), None);
-        // Another member on the same machine never voted.
+        // A new member on the same machine has never voted.
         assert_eq!(votes.started(m1, 9, vote(0, 0)), None);
     }
 }

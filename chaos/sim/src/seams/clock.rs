@@ -1,5 +1,5 @@
-//! Simulated time, as turmoil counts it and `process.rs` goes on with it. A machine's wall clock may be wrong by a
-//! while or for good, which `inject.rs` sets; its monotonic clock never is.
+//! Simulated time, as turmoil counts it and `process.rs` advances it. `inject.rs` can set a machine's wall
+//! clock wrong, for a while or for good; its monotonic clock is never wrong.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -8,40 +8,41 @@ use std::time::{Duration, SystemTime};
 use proto_env::Clock;
 use tokio::time::Instant;
 
-/// When every simulation begins, in seconds since 1970: 2027-01-01T00:00:00Z,
-/// within the time that the certificates of `fixtures/` are valid.
+/// Start of every simulation, in seconds since 1970: 2027-01-01T00:00:00Z, within the time that the
+/// certificates of `fixtures/` are valid.
 pub const EPOCH_SECONDS: u64 = 1_798_761_600;
 
-/// The clocks of one machine; they outlive its restarts.
+/// Clocks of one machine; they outlive its restarts.
 #[derive(Debug, Default)]
 pub struct SimClock {
-    /// By how many milliseconds the wall clock is ahead, for a while.
+    /// Milliseconds by which the wall clock is ahead while a fault lasts; negative if it is behind.
     skew_ms: AtomicI64,
-    /// And for good.
+    /// Milliseconds by which the wall clock was set ahead for good; negative if it was set back.
     jumped_ms: AtomicI64,
 }
 
 impl SimClock {
-    /// Sets the wall clock ahead (or, negative, back).
+    /// Sets how far the wall clock is ahead for now; negative if behind, 0 if right.
     pub fn set_skew_ms(&self, skew_ms: i64) {
         self.skew_ms.store(skew_ms, Ordering::Relaxed);
     }
 
-    /// Moves the wall clock for good.
+    /// Moves the wall clock for good; negative moves it back.
     pub fn jump_ms(&self, by_ms: i64) {
         self.jumped_ms.fetch_add(by_ms, Ordering::Relaxed);
     }
 }
 
 thread_local! {
-    /// While a process runs: a moment of the simulation, and the same on the process's own monotonic clock.
+    /// While a process runs: a moment in simulated time, and the same moment on the process's monotonic
+    /// clock.
     static PROCESS: Cell<Option<(Duration, Instant)>> = const { Cell::new(None) };
 }
 
-/// A process runs until this is dropped.
+/// Guard of [`begin`]: the process counts as running until it is dropped.
 pub struct Running(());
 
-/// A process runs, for which it is now `now` of the simulation.
+/// Marks that a process runs, for which the simulated time is now `now`.
 pub fn begin(now: Duration) -> Running {
     PROCESS.set(Some((now, Instant::now())));
     Running(())
@@ -53,7 +54,7 @@ impl Drop for Running {
     }
 }
 
-/// Time since the simulation began.
+/// Returns the time since the simulation began.
 pub fn elapsed() -> Duration {
     match PROCESS.get() {
         Some((begun, at)) => begun + at.elapsed(),

@@ -1,16 +1,13 @@
-//! The simulated disk of one machine: files in memory that know what was synced.
-//! A killed process loses nothing (the page cache survives it); a power loss
-//! takes what was not synced, but for a part of the tail that may have reached
-//! the platter, torn. The disk can also fail on demand.
+//! Simulated disk of one machine: files in memory that record which bytes were synced. A killed process loses
+//! nothing (the page cache survives it). A power loss takes away what was not synced, except a part of the
+//! tail that may have reached the platter, torn. The disk can also be made to fail.
 //!
-//! After a sync that failed it does what Linux does (Rebello et al., "Can Applications
-//! Recover from fsync Failures?", ATC 2020, for ext4 and XFS): the pages count as clean,
-//! so reads still show them and a later sync succeeds without writing them. They are on
-//! no platter, and a power loss leaves zeros in their place.
+//! After a failed sync the disk behaves like Linux (Rebello et al., "Can Applications Recover from fsync
+//! Failures?", ATC 2020, for ext4 and XFS): the pages count as clean, so reads still show them and a later
+//! sync succeeds without writing them. They are on no platter, and a power loss leaves zeros in their place.
 //!
-//! Model: "All File Systems Are Not Created Equal" (Pillai et al., OSDI 2014) for
-//! what a crash may leave; what `proto_env::Disk` promises of names (durable on
-//! return) is kept.
+//! "All File Systems Are Not Created Equal" (Pillai et al., OSDI 2014) is the model for what a crash may
+//! leave. As `proto_env::Disk` promises, changes of names are durable on return.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -23,19 +20,19 @@ use proto_env::{AppendFile, Disk};
 use rand::RngCore;
 use rand::rngs::StdRng;
 
-/// Where nothing lies.
+/// Path used for syncs of temporary files; no file is ever stored under it.
 const UNNAMED: &str = "/-";
 
-/// How files at rest are damaged.
+/// Kind of damage to a file at rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Damage {
-    /// One bit of one file is another.
+    /// One bit of one file is flipped.
     Flip,
-    /// The end of one file is gone.
+    /// The end of one file is cut off.
     Cut,
 }
 
-/// How a disk fails.
+/// Way in which a disk fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     /// Syncs fail with EIO.
@@ -47,9 +44,9 @@ pub enum Failure {
 #[derive(Default)]
 struct File {
     bytes: Vec<u8>,
-    /// How many of `bytes` are clean: synced, or given up after a sync that failed.
+    /// Number of leading `bytes` that count as clean: synced, or given up after a failed sync.
     synced: usize,
-    /// What of them is in the page cache alone.
+    /// Ranges of clean bytes that are only in the page cache, since their sync failed.
     dropped: Vec<Range<usize>>,
 }
 
@@ -62,7 +59,7 @@ impl File {
         self.synced = self.bytes.len();
     }
 
-    /// A sync fails: what was dirty counts as clean, and is not written.
+    /// Applies a failed sync: dirty bytes count as clean and will not be written.
     fn sync_fails(&mut self) {
         if self.synced < self.bytes.len() {
             self.dropped.push(self.synced..self.bytes.len());
@@ -85,14 +82,14 @@ struct State {
     files: BTreeMap<PathBuf, File>,
     directories: BTreeSet<PathBuf>,
     failure: Option<Failure>,
-    /// How often the failure was felt.
+    /// Number of calls that failed because of `failure`.
     failed: u64,
     syncs: u64,
-    /// How long each sync takes.
+    /// Duration of each sync; zero for none.
     slow: Duration,
 }
 
-/// A disk; clones are the same one.
+/// A simulated disk; clones share the data.
 #[derive(Clone, Default)]
 pub struct SimDisk(Arc<Mutex<State>>);
 
@@ -118,7 +115,7 @@ impl State {
         Ok(())
     }
 
-    /// Counts a sync of the files below `path`; where it fails, they have no second chance.
+    /// Counts a sync of the files below `path`; if it fails, their dirty bytes are given up.
     fn may_sync(&mut self, path: &Path) -> io::Result<()> {
         self.syncs += 1;
         if self.failure == Some(Failure::SyncFails) {
@@ -136,27 +133,28 @@ impl SimDisk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to fail, or stops.
+    /// Sets how the disk fails; `None` ends the failure.
     pub fn set_failure(&self, failure: Option<Failure>) {
         self.lock().failure = failure;
     }
 
-    /// How often a call failed because of [`SimDisk::set_failure`].
+    /// Returns the number of calls that failed because of [`SimDisk::set_failure`].
     pub fn failed(&self) -> u64 {
         self.lock().failed
     }
 
-    /// From now on each sync takes this long.
+    /// Sets the duration of each sync.
     pub fn set_slow(&self, slow: Duration) {
         self.lock().slow = slow;
     }
 
-    /// How often something was synced.
+    /// Returns the number of syncs.
     pub fn syncs(&self) -> u64 {
         self.lock().syncs
     }
 
-    /// Damages a file below `directory` at rest; says which, and where. None where nothing lies there.
+    /// Damages a random file below `directory`; returns its path and the position, or `None` if no file is
+    /// there.
     pub fn damage(&self, directory: &Path, damage: Damage, random: &mut StdRng) -> Option<(PathBuf, usize)> {
         let mut state = self.lock();
         let files = state
@@ -174,9 +172,8 @@ impl SimDisk {
         Some((path.clone(), at))
     }
 
-    /// The power goes: each file keeps what was synced and a random part of the
-    /// rest, whose last bytes may be wrong; where a sync failed there are zeros. Gives
-    /// the bytes that were lost.
+    /// Simulates a loss of power: each file keeps what was synced and a random part of the rest, whose last
+    /// bytes may be wrong; where a sync failed there are zeros. Returns the number of bytes lost.
     pub fn power_loss(&self, random: &mut StdRng) -> u64 {
         let mut lost = 0;
         for file in self.lock().files.values_mut() {
@@ -273,7 +270,7 @@ impl Disk for SimDisk {
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.lock();
         state.may_write()?;
-        // What fails to be synced is a file of another name, which nobody reads.
+        // A failed sync concerns the temporary file, which nobody reads.
         state.may_sync(Path::new(UNNAMED))?;
         state.files.insert(path.to_owned(), File::durable(bytes.to_vec()));
         Ok(())
@@ -355,7 +352,7 @@ mod tests {
         disk.set_failure(None);
         log.append(b"later").unwrap();
         log.sync().unwrap();
-        // The page cache does not tell.
+        // Reads come from the page cache, so they do not show that the sync failed.
         assert_eq!(disk.read(Path::new("/d/log")).unwrap(), b"safegonelater");
         assert_eq!(disk.power_loss(&mut generator(1, 0)), 4);
         assert_eq!(disk.read(Path::new("/d/log")).unwrap(), b"safe\0\0\0\0later");

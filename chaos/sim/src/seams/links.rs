@@ -1,12 +1,10 @@
-//! What is wrong with the ways between machines, beyond what turmoil can do: each
-//! direction on its own may be slow, lose segments or hold everything back, and a
-//! machine whose process was killed refuses connections. `inject.rs` says so,
-//! `network.rs` and `shaped.rs` obey.
+//! Faults of the links between machines that turmoil cannot simulate: each direction on its own may be slow,
+//! lose segments or hold everything back, and a machine whose process was killed refuses connections.
+//! `inject.rs` sets the faults, `network.rs` and `shaped.rs` apply them.
 //!
-//! Turmoil's own loss takes a TCP segment away for good, and with it the
-//! connection. Here a lost segment is sent again, as TCP does: it is late, and all
-//! that follows it waits (RFC 6298: the retransmission timer begins at 200 ms in
-//! Linux and doubles).
+//! Turmoil's own loss drops a TCP segment for good, and with it the connection. In this file a lost segment
+//! is sent again, as by TCP: it arrives late, and all that follows it waits (RFC 6298: the retransmission
+//! timer begins at 200 ms in Linux and doubles).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,62 +18,62 @@ use rand::rngs::StdRng;
 
 use super::random::generator;
 
-/// After how long a segment that was lost is sent again the first time.
+/// Time after which a lost segment is sent again for the first time.
 const RESEND_MIN: Duration = Duration::from_millis(200);
-/// A process that goes on after it stood still has looked at every socket within this.
+/// Maximum time until a process that continues after a pause has read every socket.
 const LOOKS_WITHIN: Duration = Duration::from_millis(4);
-/// A segment is lost at most so often in a row.
+/// Maximum number of times in a row that a segment is lost.
 const LOSSES_MAX: u32 = 5;
-/// Stream of the seed.
+/// Stream of the seed for this file's random numbers.
 const STREAM: u64 = 3;
 
-/// A direction: from whom to whom.
+/// Direction of a link: the sender's address and the receiver's.
 pub type Way = (IpAddr, IpAddr);
 
-/// What is wrong with a direction.
+/// Faults of one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Shape {
-    /// Added to the way of everything.
+    /// Latency added to every segment.
     pub latency: Duration,
-    /// The latency varies by up to this, up and down.
+    /// Maximum deviation of the added latency, up or down.
     pub jitter: Duration,
-    /// The share of segments that are lost.
+    /// Share of segments that are lost, from 0 to 1.
     pub loss: f64,
-    /// How many faults hold everything back.
+    /// Number of faults that hold everything back; 0 for none.
     pub holds: u32,
 }
 
 struct State {
     ways: BTreeMap<Way, Shape>,
     refusing: BTreeSet<IpAddr>,
-    /// Machines whose process stands still.
+    /// Machines whose process is paused.
     still: BTreeSet<IpAddr>,
     random: StdRng,
-    /// Readers that wait for the end of a hold.
+    /// Readers to wake at the next change of any fault or pause.
     held: Vec<Waker>,
 }
 
-/// The ways between all machines; clones share them.
+/// Faults of the links between all machines; clones share the data.
 #[derive(Clone)]
 pub struct Links {
     state: Arc<Mutex<State>>,
-    /// Whether anything is wrong at all: asked at every read.
+    /// Whether any fault is set, so that reads without faults need no lock.
     any: Arc<AtomicBool>,
 }
 
-/// How long something that has arrived still takes.
+/// How long a segment that has arrived must still wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delay {
-    /// This long.
+    /// Waits for this time.
     For(Duration),
-    /// Until nothing holds the direction back.
+    /// Waits until no fault holds the direction back.
     Held,
-    /// Until the process that reads goes on, and has come to look.
+    /// Waits until the reading process is no longer paused and has come to look at the socket.
     Unread,
 }
 
 impl Links {
-    /// Nothing is wrong yet.
+    /// Creates links without faults.
     pub fn new(seed: u64) -> Self {
         let (ways, refusing, still, held) = Default::default();
         let state = State { ways, refusing, still, random: generator(seed, STREAM), held };
@@ -86,7 +84,7 @@ impl Links {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes what is wrong with a direction.
+    /// Changes the faults of a direction.
     pub fn shape(&self, way: Way, change: impl FnOnce(&mut Shape)) {
         let mut state = self.lock();
         let shape = state.ways.entry(way).or_default();
@@ -97,7 +95,7 @@ impl Links {
         self.changed(state);
     }
 
-    /// Whether the process of a machine stands still: its kernel takes what comes, and nobody reads it.
+    /// Sets whether a machine's process is paused: its kernel receives bytes, and nobody reads them.
     pub fn stand_still(&self, machine: IpAddr, still: bool) {
         let mut state = self.lock();
         if still {
@@ -115,14 +113,14 @@ impl Links {
         held.into_iter().for_each(Waker::wake);
     }
 
-    /// How long a process that goes on takes to look at a socket, each in its turn: they come in any order, for
-    /// threads do as they like.
+    /// Draws the time until a process that continues has looked at a socket; random, since threads run in any
+    /// order.
     pub fn look(&self) -> Duration {
         LOOKS_WITHIN * self.lock().random.random_range(0..=1000) / 1000
     }
 
-    /// Whether the process of a machine is gone while the machine runs: its kernel
-    /// refuses connections.
+    /// Sets whether a machine refuses connections, as its kernel does when the machine runs and its process
+    /// is gone.
     pub fn refuse(&self, machine: IpAddr, refuses: bool) {
         let mut state = self.lock();
         if refuses {
@@ -132,12 +130,12 @@ impl Links {
         };
     }
 
-    /// Whether it refuses.
+    /// Returns whether a machine refuses connections.
     pub fn refuses(&self, machine: IpAddr) -> bool {
         self.lock().refusing.contains(&machine)
     }
 
-    /// Whether nothing is wrong with a direction.
+    /// Returns whether a direction has no fault.
     pub fn is_clear(&self, way: Way) -> bool {
         if !self.any.load(Ordering::Relaxed) {
             return true;
@@ -146,7 +144,7 @@ impl Links {
         !state.ways.contains_key(&way) && !state.still.contains(&way.1)
     }
 
-    /// How long a segment that goes this way takes besides what turmoil makes it take.
+    /// Draws the time that a segment takes in this direction in addition to turmoil's latency.
     pub fn delay(&self, way: Way) -> Delay {
         let state = &mut *self.lock();
         if state.still.contains(&way.1) {
@@ -172,7 +170,7 @@ impl Links {
         Delay::For(delay)
     }
 
-    /// Wakes when what is wrong changes.
+    /// Registers a waker that is called at the next change of any fault or pause.
     pub fn wait(&self, waker: &Waker) {
         let held = &mut self.lock().held;
         if !held.iter().any(|known| known.will_wake(waker)) {

@@ -1,6 +1,5 @@
-//! The simulated side of `proto/env`: what a master takes from the machine it
-//! runs on, here out of one seed and one thread. `machine.rs` puts an `Env`
-//! together from these.
+//! Simulated implementations of `proto/env`: what a master takes from the machine it runs on comes from one
+//! seed and one thread. `machine.rs` builds an `Env` from these.
 
 pub mod clock;
 pub mod disk;

@@ -1,7 +1,7 @@
-//! The simulated network of one machine: turmoil's TCP, on which both sides first
-//! say who they are. A process of a machine asks its operating system for connections
-//! (`sockets.rs`); what runs on a host of turmoil has them itself. Nobody lies here: what TLS proves in production is taken
-//! from the certificate that the master was given.
+//! Simulated network of one machine: turmoil's TCP, on which both sides first send their identity. A process
+//! of a machine asks its operating system for connections (`sockets.rs`); software on a turmoil host opens
+//! them itself. Identities are trusted: what TLS proves in production is taken from the certificate that the
+//! master was given.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,38 +21,38 @@ use super::links::Links;
 use super::shaped::Shaped;
 use super::sockets::{Listening, Request, Socket};
 
-/// How long the other side may take to say who it is.
+/// Maximum time until the other side has sent its identity.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKLOG: usize = 256;
-/// A segment that opens a connection and is lost is sent again after this, and
-/// then after twice that (Linux, RFC 6298).
+/// Time after which a lost segment that opens a connection is sent again; twice that the second time (Linux,
+/// RFC 6298).
 const SYN_RESEND: Duration = Duration::from_secs(1);
-/// What a kernel takes to say that nobody listens.
+/// Time until a kernel has answered that nobody listens on a port.
 const REFUSAL: Duration = Duration::from_millis(1);
 
 type Shared = Arc<RwLock<Option<PeerIdentity>>>;
 
-/// Where connections come from.
+/// Where connections are opened.
 enum Source {
-    /// Turmoil, on one of its hosts.
+    /// On a turmoil host.
     Host(Links),
-    /// The operating system of the machine that the process runs on.
+    /// In the operating system of the machine that the process runs on.
     Machine(mpsc::Sender<Request>),
 }
 
-/// One machine's network; made anew at each start, like everything in memory.
+/// Network of one machine; created anew at each start.
 pub struct SimNetwork {
     identity: Shared,
     source: Source,
 }
 
 impl SimNetwork {
-    /// The network of a process that has no certificate yet.
+    /// Creates the network of a process that has no certificate yet.
     pub fn of_process(requests: mpsc::Sender<Request>) -> Self {
         Self { identity: Shared::default(), source: Source::Machine(requests) }
     }
 
-    /// That of one of turmoil's hosts, which shows this identity.
+    /// Creates the network of a turmoil host that identifies itself as `identity`.
     pub fn of_host(links: Links, identity: PeerIdentity) -> Self {
         Self { identity: Arc::new(RwLock::new(Some(identity))), source: Source::Host(links) }
     }
@@ -81,7 +81,7 @@ async fn ask<T>(
     answer.await.map_err(|_| io::ErrorKind::NetworkDown)?
 }
 
-/// A connection of a host of turmoil.
+/// Opens a connection from a turmoil host.
 async fn socket(address: &str, links: &Links) -> io::Result<Socket> {
     let stream = dial(address, links).await?;
     let (remote, local) = (stream.peer_addr()?, stream.local_addr()?);
@@ -89,7 +89,7 @@ async fn socket(address: &str, links: &Links) -> io::Result<Socket> {
     Ok(Socket { stream, remote })
 }
 
-/// Says to who was called who calls, and hears who answers.
+/// Sends the caller's identity on a new connection and receives that of the other side.
 async fn introduce(socket: Socket, identity: Option<&PeerIdentity>) -> io::Result<Connection> {
     let Socket { mut stream, remote } = socket;
     say(&mut stream, identity).await?;
@@ -101,7 +101,7 @@ fn current(identity: &Shared) -> Option<PeerIdentity> {
     identity.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// Connects one of turmoil's hosts as `identity`.
+/// Connects from a turmoil host as `identity`.
 pub async fn connect_as(
     address: &str,
     identity: Option<&PeerIdentity>,
@@ -110,9 +110,8 @@ pub async fn connect_as(
     introduce(socket(address, links).await?, identity).await
 }
 
-/// Connects as TCP does. Turmoil says at once that nobody listens where a cut has
-/// swallowed the segment that opens a connection; a machine hears nothing then, and
-/// sends it again.
+/// Connects as TCP does. Where a cut drops the segment that opens a connection, turmoil reports at once that
+/// nobody listens; a real machine hears nothing and sends the segment again.
 pub async fn dial(address: &str, links: &Links) -> io::Result<TcpStream> {
     let machine = address.parse::<SocketAddr>().map(|address| address.ip());
     let mut resend = SYN_RESEND;
@@ -132,7 +131,7 @@ pub async fn dial(address: &str, links: &Links) -> io::Result<TcpStream> {
     }
 }
 
-/// Who this side is: a length, then common name and organizations, one a line.
+/// Sends this side's identity: a length, then common name and organizations, one a line.
 async fn say(stream: &mut (impl AsyncWrite + Unpin), identity: Option<&PeerIdentity>) -> io::Result<()> {
     let text = identity.map_or(String::new(), |identity| {
         let names = std::iter::once(&identity.common_name).chain(&identity.organizations);
@@ -187,7 +186,7 @@ impl Network for SimNetwork {
     }
 
     async fn listen(&self, address: &str) -> io::Result<Box<dyn Listener>> {
-        // Only processes serve.
+        // Only processes listen; turmoil hosts do not.
         let Source::Machine(requests) = &self.source else { return Err(io::ErrorKind::Unsupported.into()) };
         let (reply, answer) = oneshot::channel();
         let request = Request::Listen { address: address.to_owned(), reply };
@@ -218,7 +217,7 @@ impl Listener for SimListener {
     }
 }
 
-/// Lets those in who say who they are, in time.
+/// Accepts connections whose client sends its identity in time.
 async fn accept_loop(
     mut accepted: mpsc::Receiver<Socket>,
     identity: Shared,
@@ -239,7 +238,7 @@ async fn accept_loop(
                 Ok::<_, io::Error>(peer)
             };
             if let Ok(Ok(peer)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-                // A listener that has gone takes nobody.
+                // If the listener has gone, the connection is dropped.
                 let _ = sender.send(Connection { stream, peer, expired_peer: None, remote }).await;
             }
         });

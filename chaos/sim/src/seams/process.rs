@@ -1,10 +1,10 @@
-//! The processes of one machine: a runtime with a clock of its own, which the world
-//! moves on by a tick at a time, or leaves standing still. Turmoil moves every host
-//! that runs, so what can be paused does not run on its hosts; only the machine's
-//! operating system does (`sockets.rs`), which goes on when a process is stopped.
+//! Processes of one machine: a runtime with a clock of its own, which the world advances by one tick at a
+//! time or leaves paused. Turmoil advances every host that runs, so a process that can be paused does not run
+//! on a turmoil host; only the machine's operating system does (`sockets.rs`), which goes on while a process
+//! is paused.
 //!
-//! After a pause it is as after SIGCONT: sockets hold what has come meanwhile, the
-//! monotonic clock has moved on, and every timer that was due meanwhile is due at once.
+//! After a pause a process continues as after SIGCONT: its sockets hold what has arrived, its monotonic clock
+//! has advanced, and every timer that became due during the pause fires at once.
 
 use std::time::Duration;
 
@@ -13,35 +13,35 @@ use tokio::task::LocalSet;
 
 use super::clock;
 
-/// The processes.
+/// The processes of one machine.
 pub struct Process {
     name: String,
     runtime: Runtime,
     local: LocalSet,
     paused: bool,
-    /// What has gone by since they last ran.
+    /// Time that has passed since the processes last ran.
     missed: Duration,
 }
 
 impl Process {
-    /// Starts `software` on the machine of this name.
+    /// Starts `software` on the machine called `name`.
     ///
     /// # Errors
-    /// Where there is no runtime to be had.
+    /// Fails if the async runtime cannot be created.
     pub fn start(name: &str, software: impl Future<Output = ()> + 'static) -> std::io::Result<Self> {
-        // Deterministic as turmoil's own: no thread but this one, and time only when it is moved on.
+        // Deterministic like turmoil's own runtime: a single thread, and time moves only when advanced.
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build()?;
         let local = LocalSet::new();
         local.spawn_local(software);
         Ok(Self { name: name.to_owned(), runtime, local, paused: false, missed: Duration::ZERO })
     }
 
-    /// SIGSTOP, or SIGCONT.
+    /// Pauses the processes (SIGSTOP) or lets them continue (SIGCONT).
     pub fn pause(&mut self, paused: bool) {
         self.paused = paused;
     }
 
-    /// Lets a tick go by that begins at `now` of the simulation.
+    /// Runs the processes for one tick that begins at simulated time `now`.
     pub fn tick(&mut self, now: Duration, tick: Duration) {
         if self.paused {
             self.missed += tick;
@@ -75,7 +75,7 @@ mod tests {
         let told = seen.clone();
         let mut process = Process::start("m1", async move {
             let begun = tokio::time::Instant::now();
-            // Whatever is spawned stands still as well.
+            // A spawned task is paused as well.
             tokio::task::spawn_local(async move {
                 loop {
                     tokio::time::sleep(TICK * 10).await;
@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(seen.borrow().len(), 2);
         process.pause(false);
         run(&mut process, 2);
-        // The timer of 30 ms is long due; it fires once, and the clocks agree with those of the world.
+        // The 30 ms timer is long due; it fires once, and the clocks agree with the world's.
         let (elapsed, monotonic) = *seen.borrow().last().unwrap();
         assert_eq!(seen.borrow().len(), 3);
         assert!(elapsed >= Duration::from_millis(5425), "{elapsed:?}");

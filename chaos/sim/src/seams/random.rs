@@ -1,4 +1,4 @@
-//! Randomness of one machine, from the seed of the run.
+//! Random numbers of one machine, from the seed of the run.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,17 +6,17 @@ use proto_env::Random;
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 
-/// A generator that gives the same bytes for the same seed.
+/// Random number generator that gives the same bytes for the same seed.
 pub struct SimRandom(Mutex<StdRng>);
 
 impl SimRandom {
-    /// The generator number `stream` of the run with this seed.
+    /// Creates generator number `stream` of the run with this seed.
     pub fn new(seed: u64, stream: u64) -> Self {
         Self(Mutex::new(generator(seed, stream)))
     }
 }
 
-/// A generator for each purpose, so that drawing more here changes nothing there.
+/// Returns generator number `stream` of a seed: one for each purpose, so that the streams are independent.
 pub fn generator(seed: u64, stream: u64) -> StdRng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());

@@ -1,5 +1,5 @@
-//! A connection whose incoming bytes come as late as [`Links`] says, in order.
-//! `network.rs` puts both ends of every connection between machines into one.
+//! A connection that delivers incoming bytes in order and as late as [`Links`] says. `network.rs` wraps both
+//! ends of every connection between machines in one.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,42 +14,42 @@ use turmoil::net::TcpStream;
 
 use super::links::{Delay, Links, Way};
 
-/// What waits here is bounded, as a receive window is.
+/// Maximum number of received bytes that wait to be read, like a receive window.
 const WINDOW_BYTES: usize = 1 << 20;
 const READ_BYTES: usize = 64 * 1024;
 
-/// When bytes may be read.
+/// When received bytes may be read.
 enum Due {
     At(Instant),
-    /// Once nothing holds the direction back.
+    /// Once no fault holds the direction back.
     Held,
-    /// Once the process that reads goes on and has come to look.
+    /// Once the reading process is no longer paused and has looked at the socket.
     Unread,
 }
 
-/// The connection.
+/// A connection with delayed reads.
 pub struct Shaped {
     inner: TcpStream,
     links: Links,
-    /// What is read here goes this way.
+    /// Direction in which the bytes that are read travel.
     way: Way,
     waiting: VecDeque<(Due, Bytes)>,
     bytes: usize,
-    /// When the last of what waits is due.
+    /// Moment at which the last of the waiting bytes is due.
     last: Instant,
     ended: bool,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Shaped {
-    /// Around a connection, on the side that reads what goes `way`.
+    /// Wraps a connection, on the side that reads what travels in direction `way`.
     pub fn new(inner: TcpStream, links: Links, way: Way) -> Self {
         let last = Instant::now();
         let timer = Box::pin(tokio::time::sleep_until(last));
         Self { inner, links, way, waiting: VecDeque::new(), bytes: 0, last, ended: false, timer }
     }
 
-    /// Takes what has arrived, as far as the window allows.
+    /// Reads what has arrived from the connection, as far as the window allows.
     fn take(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         while !self.ended && self.bytes < WINDOW_BYTES {
             let mut bytes = vec![0; READ_BYTES];
@@ -79,7 +79,7 @@ impl Shaped {
         }
     }
 
-    /// Waits until the first of what waits is due.
+    /// Waits until the first of the waiting bytes is due.
     fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some((due, _)) = self.waiting.front() else { return Poll::Ready(()) };
         let unread = matches!(due, Due::Unread);
@@ -95,7 +95,7 @@ impl Shaped {
         };
         if unread && let Some((due, _)) = self.waiting.front_mut() {
             *due = Due::At(at);
-            // All of the socket is there when the first of it is.
+            // Once the first bytes in the socket are read, all that wait with them are due.
             self.waiting
                 .iter_mut()
                 .filter(|(due, _)| matches!(due, Due::Unread))
@@ -130,7 +130,7 @@ impl AsyncRead for Shaped {
             buffer.put_slice(&bytes[..length]);
             bytes.advance(length);
             this.bytes -= length;
-            // The end of the stream stays where it is.
+            // The end of the stream stays queued, so that later reads see it too.
             if bytes.is_empty() && length > 0 {
                 this.waiting.pop_front();
             }

@@ -1,7 +1,6 @@
-//! The sockets of one machine, as its operating system keeps them: they take
-//! connections and bytes while the process that owns them stands still, until their
-//! buffers are full. Runs as turmoil's host of the machine; `network.rs` asks from
-//! within the process (`process.rs`), which is not one of turmoil's hosts.
+//! Sockets of one machine, as its operating system keeps them: they accept connections and bytes while the
+//! process that owns them is paused, until their buffers are full. Runs on the machine's turmoil host;
+//! `network.rs` sends requests from the process (`process.rs`), which is not on a turmoil host.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,66 +15,66 @@ use super::links::Links;
 use super::network::dial;
 use super::shaped::Shaped;
 
-/// Connections that wait to be accepted.
+/// Maximum number of connections that wait to be accepted.
 const BACKLOG: usize = 256;
-/// What a socket holds in each direction.
+/// Bytes that a socket buffers in each direction.
 const BUFFER_BYTES: usize = 256 * 1024;
-/// Requests of a process under way.
+/// Maximum number of requests of a process under way.
 const REQUESTS: usize = 64;
 
-/// A connection: its bytes, who is at the other end, and the address at this end.
+/// A connection.
 pub struct Socket {
-    /// What is sent and received.
+    /// Bytes sent and received.
     pub stream: BoxedStream,
-    /// The other end.
+    /// Address of the other end.
     pub remote: SocketAddr,
 }
 
-/// What a process asks for.
+/// Request of a process to its operating system.
 pub enum Request {
-    /// A connection to somebody.
+    /// Opens a connection.
     Connect {
-        /// Whom.
+        /// Address to connect to.
         address: String,
-        /// Where the answer goes; who waits no more has dropped the other end.
+        /// Channel for the answer; the process has dropped the receiver if it no longer waits.
         reply: oneshot::Sender<io::Result<Socket>>,
     },
-    /// The connections to this address, until the receiver is dropped.
+    /// Accepts connections to an address until the receiver is dropped.
     Listen {
-        /// Of this machine.
+        /// Address of this machine to listen on.
         address: String,
-        /// Where the answer goes.
+        /// Channel for the answer.
         reply: oneshot::Sender<io::Result<Listening>>,
     },
 }
 
 /// A listening socket.
 pub struct Listening {
-    /// Connections in the order they came.
+    /// Accepted connections in the order they came.
     pub accepted: mpsc::Receiver<Socket>,
-    /// Where it listens.
+    /// Address of the listener.
     pub local: SocketAddr,
 }
 
-/// The sockets of a machine; new ones after each start of it.
+/// Sockets of a machine; recreated at each start of the machine.
 pub struct Sockets {
     links: Links,
     requests: Mutex<mpsc::Sender<Request>>,
 }
 
 impl Sockets {
-    /// None yet.
+    /// Creates an empty set of sockets.
     pub fn new(links: Links) -> Self {
         let (nobody, _) = mpsc::channel(REQUESTS);
         Self { links, requests: Mutex::new(nobody) }
     }
 
-    /// How the process asks; where the machine does not run, nobody hears.
+    /// Returns the channel for a process's requests; it is closed while the machine does not run.
     pub fn requests(&self) -> mpsc::Sender<Request> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Serves the process that starts now, until turmoil takes the machine away.
+    /// Serves the process that starts now, until turmoil stops the machine.
     pub fn serve(&self) -> impl Future<Output = ()> + use<> {
         let (sender, mut requests) = mpsc::channel(REQUESTS);
         *self.requests.lock().unwrap_or_else(PoisonError::into_inner) = sender;
@@ -105,15 +104,15 @@ async fn connect(address: String, links: Links, mut reply: oneshot::Sender<io::R
         let (remote, local) = (stream.peer_addr()?, stream.local_addr()?);
         Ok(carry(Shaped::new(stream, links, (remote.ip(), local.ip())), remote))
     });
-    // Dropping what nobody takes closes the connection.
+    // If nobody takes the socket, dropping it closes the connection.
     let _ = reply.send(socket);
 }
 
-/// Carries bytes between a connection and its socket, as long as both are there.
+/// Copies bytes between a connection and its socket as long as both are open.
 fn carry(mut stream: Shaped, remote: SocketAddr) -> Socket {
     let (near, mut far): (DuplexStream, DuplexStream) = duplex(BUFFER_BYTES);
     tokio::spawn(async move {
-        // However it ends, both are dropped then.
+        // Both are dropped at the end, whether or not copying failed.
         let _ = copy_bidirectional(&mut stream, &mut far).await;
     });
     Socket { stream: Box::new(near), remote }

@@ -1,6 +1,5 @@
-//! What the types of an experiment cannot say: ranges, names of nodes, whom a
-//! fault may strike, the order of the schedule. [`Experiment::check`] calls it;
-//! it hands pairs of faults on to `overlap`.
+//! Checks what the types of an experiment do not ensure: ranges, names of nodes, which nodes a fault may
+//! strike, the order of the schedule. [`Experiment::check`] calls it; it calls `overlap` for pairs of faults.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,9 +10,9 @@ use crate::fault::{Cut, Fault, Member, Replace, Shape, Slow};
 use crate::target::{NodeName, Role, Target};
 use crate::units::words;
 
-/// Sizes of a group of masters, as `ephor` takes them.
+/// Allowed numbers of masters, as `ephor` has them.
 const GROUPS: [u32; 4] = [1, 3, 5, 7];
-/// The least of `--snapshot-count` of `ephor master`.
+/// Minimum of `--snapshot-count` of `ephor master`.
 const SNAPSHOT_COUNT_MIN: u64 = 10;
 
 type Checked = Result<(), Error>;
@@ -22,7 +21,7 @@ fn fail(path: impl Into<String>, cause: impl Into<String>, hint: impl Into<Strin
     Err(Error::new(path, cause, hint))
 }
 
-/// The first thing wrong with an experiment, in the order of the file.
+/// Checks an experiment; fails with the first error in the order of the file.
 pub(super) fn all(experiment: &Experiment) -> Checked {
     let spec = &experiment.spec;
     name(&experiment.metadata.name)?;
@@ -52,7 +51,7 @@ fn above_zero(path: &str, duration: Duration) -> Checked {
     Ok(())
 }
 
-/// A DNS label of RFC 1123.
+/// Checks that a name is a DNS label of RFC 1123.
 fn name(name: &str) -> Checked {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = name.as_bytes();
@@ -155,7 +154,7 @@ fn schedule(spec: &Spec) -> Checked {
     overlap::check(spec)
 }
 
-/// The nodes the cluster starts with.
+/// Returns the nodes that the cluster starts with.
 fn known(spec: &Spec) -> BTreeSet<NodeName> {
     let masters = (1..=spec.cluster.masters).filter_map(NodeName::master);
     masters.chain((1..=spec.cluster.workers).filter_map(NodeName::worker)).collect()
@@ -184,7 +183,7 @@ fn times(spec: &Spec, entry: &Entry, before: Option<&Entry>, path: &str) -> Chec
     Ok(())
 }
 
-/// That every target is there and is one this fault may strike.
+/// Checks that every target exists and is one that the fault may strike.
 fn targets(spec: &Spec, fault: &Fault, nodes: &BTreeSet<NodeName>, path: &str) -> Checked {
     let of_workers = matches!(fault, Fault::Worker(_));
     let of_links = fault.links().is_some();
@@ -210,7 +209,7 @@ fn targets(spec: &Spec, fault: &Fault, nodes: &BTreeSet<NodeName>, path: &str) -
     Ok(())
 }
 
-/// That somebody plays the role.
+/// Checks that the cluster has a node with the target's role.
 fn role(spec: &Spec, target: &Target, of_workers: bool, path: String) -> Checked {
     let word = target.word().unwrap_or_default();
     match target {
@@ -227,7 +226,7 @@ fn role(spec: &Spec, target: &Target, of_workers: bool, path: String) -> Checked
     }
 }
 
-/// What is special to one fault.
+/// Checks the rules that are special to one fault.
 fn details(spec: &Spec, fault: &Fault, path: &str) -> Checked {
     match fault {
         Fault::Cut(Cut::Shape(shape)) => {
@@ -262,7 +261,7 @@ fn details(spec: &Spec, fault: &Fault, path: &str) -> Checked {
     Ok(())
 }
 
-/// What a change of members needs; what it adds is known from then on.
+/// Checks a change of members; adds a master that joins to the known nodes.
 fn member(fault: &Fault, nodes: &mut BTreeSet<NodeName>, path: &str) -> Checked {
     let Fault::Member(change) = fault else { return Ok(()) };
     let path = format!("{path}.member");

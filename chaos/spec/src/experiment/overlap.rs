@@ -1,6 +1,6 @@
-//! Two faults at the same time that cannot both be. `check` calls it last. A
-//! role is looked up when a fault fires, so two faults on `leader` may strike
-//! two masters; only what surely meets is an error.
+//! Checks that no two faults contradict each other while both last. `check` calls it last. A role is resolved
+//! when its fault fires, so two faults on `leader` may strike two masters; only a certain contradiction is an
+//! error.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::fault::{ClockChange, Cut, Fault, WorkerKind};
 use crate::target::{NodeName, Target};
 use crate::units::words;
 
-/// The first entry that contradicts one before it.
+/// Fails at the first entry that contradicts an earlier one.
 pub(super) fn check(spec: &Spec) -> Result<(), Error> {
     for (j, later) in spec.schedule.iter().enumerate() {
         for (i, earlier) in spec.schedule.iter().enumerate().take(j) {
@@ -34,12 +34,12 @@ pub(super) fn check(spec: &Spec) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether the two are there at the same time; the schedule is in order.
+/// Returns whether two faults last at the same time, given that `earlier` is not after `later`.
 fn meet(earlier: &Entry, later: &Entry, end: Duration) -> bool {
     later.at < end || (later.at == earlier.at && !later.fault.is_instant() && !earlier.fault.is_instant())
 }
 
-/// What is already so, when both cannot be.
+/// Returns what the earlier fault has already done, if the later one contradicts it; else `None`.
 fn contradiction(spec: &Spec, earlier: &Fault, later: &Fault) -> Option<String> {
     if let (Fault::Cut(Cut::Shape(_)), Fault::Cut(Cut::Shape(_))) = (earlier, later) {
         return Some("the group is already parted".to_owned());
@@ -82,7 +82,7 @@ fn contradiction(spec: &Spec, earlier: &Fault, later: &Fault) -> Option<String> 
     }
 }
 
-/// The target of a fault after which a process does not run.
+/// Returns the target of a fault that stops processes; `None` for other faults.
 fn down(fault: &Fault) -> Option<&Target> {
     match fault {
         Fault::Kill(strike) | Fault::Pause(strike) | Fault::Powerloss(strike) => Some(&strike.target),
@@ -91,7 +91,7 @@ fn down(fault: &Fault) -> Option<&Target> {
     }
 }
 
-/// Somebody whom both targets surely strike.
+/// Returns the name of what both targets certainly strike; `None` if they may differ.
 fn shared(spec: &Spec, first: &Target, second: &Target, workers: bool) -> Option<String> {
     match (first, second) {
         (Target::All, other) | (other, Target::All) => Some(other.to_string()),
@@ -103,7 +103,7 @@ fn shared(spec: &Spec, first: &Target, second: &Target, workers: bool) -> Option
     }
 }
 
-/// The nodes of a target, when the file alone says which.
+/// Returns the nodes of a target if the file alone decides them; `None` if it depends on the run.
 fn fixed(spec: &Spec, target: &Target, workers: bool) -> Option<BTreeSet<NodeName>> {
     match target {
         Target::Nodes(nodes) => Some(nodes.clone()),
@@ -113,7 +113,7 @@ fn fixed(spec: &Spec, target: &Target, workers: bool) -> Option<BTreeSet<NodeNam
     }
 }
 
-/// The links of a fault, sender first, when the file alone says which.
+/// Returns the links of a fault, sender first, if the file alone decides them; else `None`.
 fn links(spec: &Spec, fault: &Fault) -> Option<BTreeSet<(NodeName, NodeName)>> {
     let (from, to, one_way) = fault.links()?;
     let (from, to) = (fixed(spec, from, false)?, fixed(spec, to, false)?);
@@ -146,7 +146,7 @@ mod tests {
             ),
             format!("spec.schedule[1]: m1 is already struck by spec.schedule[0] (kill m1, 5s to 15s){HINT}")
         );
-        // Killed for good: until the end of the run.
+        // A kill without an end lasts until the end of the run.
         assert!(
             error("- {at: 5s, fault: {kill: {target: m1}}}\n- {at: 50s, fault: {powerloss: {target: all}}}")
                 .contains("m1 is already struck by spec.schedule[0] (kill m1, 5s to 1m)")

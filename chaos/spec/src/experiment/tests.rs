@@ -1,11 +1,10 @@
-//! Experiment files, good and bad, with the exact errors; and every file of
-//! chaos/experiments.
+//! Tests valid and invalid experiment files, with the exact errors, and every file of chaos/experiments.
 
 use std::path::Path;
 
 use super::*;
 
-/// A file that is fine, with room for a schedule.
+/// A valid file without its schedule.
 pub(super) const FINE: &str = "\
 apiVersion: ephor.dev/v1alpha1
 kind: Experiment
@@ -26,7 +25,7 @@ spec:
   duration: 60s
 ";
 
-/// The fine file with this schedule, a YAML list from the first column.
+/// Parses the valid file with this schedule, a YAML list that begins in the first column.
 pub(super) fn with_schedule(schedule: &str) -> Result<Experiment, Error> {
     Experiment::parse(&format!("{FINE}  schedule:\n{}", indented(schedule)))
 }
@@ -35,12 +34,12 @@ fn indented(schedule: &str) -> String {
     schedule.lines().map(|line| format!("  {line}\n")).collect()
 }
 
-/// The error for one entry of the schedule.
+/// Returns the error for a schedule of this one entry.
 pub(super) fn entry_error(entry: &str) -> String {
     with_schedule(&format!("- {entry}")).expect_err(entry).to_string()
 }
 
-/// The error when a part of the fine file is replaced.
+/// Returns the error when `part` of the valid file is replaced by `by`.
 pub(super) fn error(part: &str, by: &str) -> String {
     let text = format!("{FINE}  schedule: []\n");
     assert!(text.contains(part), "{part}");
@@ -89,7 +88,7 @@ fn an_experiment_comes_back_from_its_yaml() {
          - {at: 2s, fault: {disk: {target: leader, kind: slow-fsync, delay: 200ms}}}\n\
          - {at: 3s, fault: {member: {transferLeader: follower}}}",
     );
-    // 1.5 s and 60.03 s are past the end.
+    // 1.5 s and 60.03 s end after the experiment does.
     assert!(experiment.unwrap_err().to_string().starts_with("spec.schedule[0].for: "));
     let experiment = with_schedule(
         "- {at: 1500ms, for: 20s 30ms, fault: {cut: {from: [m1, m2], to: m3, oneWay: true}}}\n\

@@ -1,5 +1,5 @@
-//! The faults whose fields depend on each other, as the file writes them. serde
-//! reads these forms, and `fault` holds only what makes sense.
+//! File forms of the faults whose fields depend on each other. serde reads and writes these forms; converting
+//! one to the type in `fault` checks that its fields fit together.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::{ClockChange, DiskKind, Shape, is_false};
 use crate::target::Target;
 use crate::units::{self, Offset};
 
-/// `cut` with all its fields.
+/// Form of `cut`, with all fields that it may have.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Cut {
@@ -49,7 +49,7 @@ impl From<super::Cut> for Cut {
     }
 }
 
-/// The words for [`DiskKind`].
+/// Names of [`DiskKind`] in the file.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum DiskWord {
@@ -61,7 +61,7 @@ enum DiskWord {
     Iops,
 }
 
-/// `disk` with all its fields.
+/// Form of `disk`, with all fields that it may have.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Disk {
@@ -113,7 +113,7 @@ impl From<super::Disk> for Disk {
     }
 }
 
-/// `clock` with all its fields.
+/// Form of `clock`, with all fields that it may have.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Clock {

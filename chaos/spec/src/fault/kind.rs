@@ -1,12 +1,11 @@
-//! What a fault is counted as. `fault` says it of every fault; runners count
-//! with it which faults have fired and `report` writes it.
+//! Kinds of faults for counting. `fault` maps every fault to its kind; runners count by kind which faults
+//! have fired, and `report` writes it.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The kinds of faults, as fine as coverage should be counted. The order is
-/// that of the vocabulary.
+/// Kind of a fault, as finely divided as coverage is counted. The order is that of the variants in `fault`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "each is the fault and the variant of it in `fault`")]
@@ -43,7 +42,7 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    /// Every kind, in order.
+    /// All kinds, in their order.
     pub const ALL: [Self; 29] = [
         Self::Cut,
         Self::CutOneWay,
@@ -76,7 +75,7 @@ impl FaultKind {
         Self::WorkerPause,
     ];
 
-    /// The name in kebab-case, as reports and metrics have it.
+    /// Returns the name in kebab-case, as used in reports and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cut => "cut",

@@ -1,4 +1,4 @@
-//! A fault as one line, for errors and reports. Whoever prints a fault calls it.
+//! Formats a fault as one line, for errors and reports, through `Display`.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use super::{
 use crate::target::Target;
 use crate::units::words;
 
-/// One line for reports, as `cut m1 -> m2, m3`.
+/// Formats the fault as one line, such as `cut m1 -> m2, m3`.
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -45,7 +45,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Two sides with an arrow.
+/// Two sides of a link, and whether only the first sends; formatted with an arrow.
 struct Way<'a>(&'a Target, &'a Target, bool);
 
 impl fmt::Display for Way<'_> {

@@ -1,5 +1,5 @@
-//! A report as one page that needs nothing else: no script, no font, no picture
-//! from elsewhere. The runners write it to a file.
+//! Formats a report as one self-contained HTML page: no script, and no font or picture from elsewhere. The
+//! runners write it to a file.
 
 use std::io;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use quick_xml::events::BytesText;
 use super::markup::{self, Xml, element, empty, leaf};
 use super::{Outcome, Report, rfc3339, short, svg};
 
-/// So many violations and reasons are shown; the journal has them all.
+/// Maximum number of violations and reasons shown; the journal has them all.
 const SHOWN: usize = 200;
 
-/// Nothing is loaded and nothing runs, whatever a text in the report tries.
+/// Content security policy: nothing is loaded and no script runs, whatever text the report contains.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
 
 const STYLE: &str = "
@@ -37,10 +37,10 @@ svg .axis { fill: var(--dim); font-size: 11px; }
 .mark { stroke: var(--fg); stroke-width: 2; } .bar { fill: var(--bar); }
 ";
 
-/// The page, in UTF-8; well-formed XML too.
+/// Formats the report as a page in UTF-8 that is also well-formed XML.
 ///
 /// # Errors
-/// None that is known: it is written to memory.
+/// Fails only if writing to memory does.
 pub fn html(report: &Report) -> io::Result<String> {
     markup::document("<!doctype html>", |xml| {
         element(xml, "html", &[("lang", "en")], |xml| {
@@ -86,7 +86,7 @@ fn title(xml: &mut Xml, report: &Report) -> io::Result<()> {
     leaf(xml, "p", &[("class", "dim")], &format!("{mode}, commit {commit}{seed}, from {from} for {took}"))
 }
 
-/// A list under a heading, or nothing for nothing.
+/// Writes a list under a heading; nothing if the list is empty.
 fn list(xml: &mut Xml, heading: &str, items: Vec<String>) -> io::Result<()> {
     if items.is_empty() {
         return Ok(());
@@ -101,7 +101,7 @@ fn list(xml: &mut Xml, heading: &str, items: Vec<String>) -> io::Result<()> {
     })
 }
 
-/// A table; the cells of a column whose title ends in a space are numbers.
+/// Writes a table; a title that ends in a space marks a column of numbers.
 fn table(xml: &mut Xml, titles: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> io::Result<()> {
     let class = |column: usize| match titles.get(column) {
         Some(title) if title.ends_with(' ') => [("class", "n")],

@@ -1,6 +1,5 @@
-//! A report as JSON, in the shape of the journal of Chaos Toolkit (what
-//! `chaos run` writes to `journal.json`), so that its tools read it. The whole
-//! [`Report`] is under `ephor`. The runners write it to a file.
+//! Formats a report as JSON like the journal of Chaos Toolkit (what `chaos run` writes to `journal.json`), so
+//! that its tools can read it. The whole [`Report`] is under `ephor`. The runners write it to a file.
 
 use std::time::Duration;
 
@@ -9,15 +8,14 @@ use serde_json::{Value, json};
 use super::{FaultRecord, Outcome, Report, rfc3339};
 use crate::verdict::Verdict;
 
-/// The version of chaoslib whose journal this is shaped after; tools look at it.
+/// Version of chaoslib whose journal format this follows; tools check it.
 const CHAOSLIB: &str = "1.42.0";
 
-/// The journal. `status` is `completed`, `failed`, or for an unknown verdict
-/// `aborted`; `deviated` says whether something did not hold. Times are RFC 3339
-/// and, for `duration`, seconds.
+/// Formats a report as a journal. `status` is `completed`, `failed`, or for an unknown verdict `aborted`;
+/// `deviated` says whether a check did not hold. Times are RFC 3339; `duration` is in seconds.
 ///
 /// # Errors
-/// None that is known: everything in a report can be JSON.
+/// Fails only if the report cannot be JSON; no such case is known.
 pub fn journal(report: &Report) -> Result<Value, serde_json::Error> {
     let status = match report.verdict {
         Verdict::Pass => "completed",
@@ -45,12 +43,12 @@ pub fn journal(report: &Report) -> Result<Value, serde_json::Error> {
     }))
 }
 
-/// A fault as an action of the experiment's method.
+/// Formats a fault as an action of the experiment's method.
 fn activity(fault: &FaultRecord) -> Value {
     json!({ "type": "action", "name": fault.what, "provider": { "type": "ephor", "fault": fault.kind } })
 }
 
-/// What came of it. A fault that never fired has failed.
+/// Formats the result of a fault; one that never fired has failed.
 fn run(report: &Report, fault: &FaultRecord) -> Value {
     let instant = |since: Duration| rfc3339(report.started.saturating_add(since));
     json!({
@@ -63,7 +61,7 @@ fn run(report: &Report, fault: &FaultRecord) -> Value {
     })
 }
 
-/// The checks as the probes of a steady state.
+/// Formats the checks as the probes of a steady state.
 fn steady_state(report: &Report) -> Value {
     let outcomes = report.outcomes();
     let met = outcomes.iter().all(|(_, outcome)| matches!(outcome, Outcome::Held));

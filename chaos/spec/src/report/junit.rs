@@ -1,24 +1,24 @@
-//! A report as JUnit XML, for build servers: a test case for every check and
-//! every fault. The runners write it to a file.
+//! Formats a report as JUnit XML, for build servers: a test case for every check and every fault. The runners
+//! write it to a file.
 
 use std::io;
 
 use super::markup::{self, Xml};
 use super::{Outcome, Report, rfc3339};
 
-/// How a test case ended: the element in it, and its text.
+/// Result of a test case: the element in it, and its text.
 enum Case {
     Passed,
     Failure(String),
-    /// Also for what is unknown: a build must not be green over it.
+    /// An error; also for an unknown result, since the build must not pass then.
     Error(String),
 }
 
-/// The XML, in UTF-8. A violation is a failure; an undecided check, a fault that
-/// never fired and an abort are errors.
+/// Formats the report as XML in UTF-8. A violation is a failure; an undecided check, a fault that never fired
+/// and an abort are errors.
 ///
 /// # Errors
-/// None that is known: it is written to memory.
+/// Fails only if writing to memory does.
 pub fn junit(report: &Report) -> io::Result<String> {
     let cases = cases(report);
     let count = |wanted: fn(&Case) -> bool| cases.iter().filter(|(_, case)| wanted(case)).count().to_string();

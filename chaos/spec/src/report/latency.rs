@@ -1,5 +1,4 @@
-//! A histogram of latencies in logarithmic buckets. The runners record into it,
-//! the forms of the report read it.
+//! A histogram of latencies with logarithmic buckets. The runners record into it; the report formats read it.
 
 use std::time::Duration;
 
@@ -7,15 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use super::micros;
 
-/// Upper bounds within a decade, in tenths of its begin: each is at most two
-/// thirds above the one before.
+/// Upper bounds within a decade, in tenths of its begin; neighbouring bounds differ by two thirds at most.
 const STEPS: [u64; 6] = [10, 15, 20, 30, 50, 70];
-/// Decades from 10 us to 100 s.
+/// Number of decades, from 10 us to 100 s.
 const DECADES: u32 = 7;
 
-/// Counts of latencies. A latency is counted under the smallest bound that is
-/// not below it: 10 us, 15, 20, 30, 50, 70, 100 and so on to 70 s; what is
-/// longer is counted under `u64::MAX`.
+/// Histogram of latencies, as bounds in microseconds with counts. A latency is counted under the smallest
+/// bound that is not below it: 10 us, 15, 20, 30, 50, 70, 100 and so on to 70 s; longer ones under
+/// `u64::MAX`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Latency(Vec<(u64, u64)>);
@@ -31,19 +29,18 @@ impl Latency {
         }
     }
 
-    /// The buckets that are not empty, in order: upper bound in microseconds
-    /// and count.
+    /// Returns the buckets that are not empty, in order: upper bound in microseconds and count.
     pub fn buckets(&self) -> &[(u64, u64)] {
         &self.0
     }
 
-    /// How many were counted.
+    /// Returns the number of latencies counted.
     pub fn count(&self) -> u64 {
         self.0.iter().fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
 
-    /// The bound that a share of the latencies (0 to 1) does not exceed; `None`
-    /// without any, and `Duration::MAX` when it is past the last bound.
+    /// Returns the bound that this share (0 to 1) of the latencies does not exceed; `None` if there are no
+    /// latencies, `Duration::MAX` if it is beyond the last bound.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
         let wanted = (self.count() as f64 * share.clamp(0.0, 1.0)).ceil().max(1.0);
         let mut sum = 0_u64;
@@ -55,8 +52,7 @@ impl Latency {
             .map(|(bound, _)| if *bound == u64::MAX { Duration::MAX } else { Duration::from_micros(*bound) })
     }
 
-    /// All buckets from the first to the last that is not empty, the empty ones
-    /// between them too.
+    /// Returns all buckets from the first to the last that is not empty, with the empty ones between them.
     pub(super) fn filled(&self) -> Vec<(u64, u64)> {
         let (Some((first, _)), Some((last, _))) = (self.0.first(), self.0.last()) else { return Vec::new() };
         let count = |bound| self.0.iter().find(|(b, _)| *b == bound).map_or(0, |(_, count)| *count);
@@ -65,7 +61,7 @@ impl Latency {
     }
 }
 
-/// A bound for people.
+/// Formats a bound for people.
 pub(super) fn bound_words(bound: u64) -> String {
     match bound {
         u64::MAX => "more".to_owned(),

@@ -1,18 +1,18 @@
-//! Elements of XML and HTML over `quick-xml`'s writer, with every text escaped.
-//! `junit`, `html` and `svg` write with it.
+//! Writes XML and HTML elements with `quick-xml`'s writer and escapes every text. `junit`, `html` and `svg`
+//! use it.
 
 use std::io;
 
 use quick_xml::Writer;
 use quick_xml::events::BytesText;
 
-/// Written to memory.
+/// An XML writer into memory.
 pub(super) type Xml = Writer<Vec<u8>>;
 
-/// Names with values.
+/// Attributes of an element: names with values.
 pub(super) type Attributes<'a> = &'a [(&'a str, &'a str)];
 
-/// An element with what `inner` writes.
+/// Writes an element with the content that `inner` writes.
 pub(super) fn element(
     xml: &mut Xml,
     tag: &str,
@@ -24,7 +24,7 @@ pub(super) fn element(
     Ok(())
 }
 
-/// An element with a text. It has an end tag even without one, as HTML wants it.
+/// Writes an element with a text. It has an end tag even if the text is empty, as HTML requires.
 pub(super) fn leaf(xml: &mut Xml, tag: &str, attributes: Attributes<'_>, text: &str) -> io::Result<()> {
     let values = printables(attributes);
     let element = xml.create_element(tag).with_attributes(paired(attributes, &values));
@@ -32,15 +32,14 @@ pub(super) fn leaf(xml: &mut Xml, tag: &str, attributes: Attributes<'_>, text: &
     Ok(())
 }
 
-/// An element without anything in it, closed by itself: in HTML only for `meta`
-/// and within SVG.
+/// Writes an empty element that closes itself: valid in HTML only for `meta` and within SVG.
 pub(super) fn empty(xml: &mut Xml, tag: &str, attributes: Attributes<'_>) -> io::Result<()> {
     let values = printables(attributes);
     xml.create_element(tag).with_attributes(paired(attributes, &values)).write_empty()?;
     Ok(())
 }
 
-/// A document: its first line as it is, and what `inner` writes.
+/// Writes a document: its first line unchanged, then what `inner` writes.
 pub(super) fn document(
     first_line: &str,
     inner: impl FnOnce(&mut Xml) -> io::Result<()>,
@@ -63,8 +62,7 @@ fn paired<'a>(
     attributes.iter().zip(values).map(|((name, _), value)| (*name, value.as_str()))
 }
 
-/// XML 1.0 has no way at all to write most control characters: they become
-/// U+FFFD.
+/// Replaces characters that XML 1.0 cannot express, most control characters, by U+FFFD.
 fn printable(text: &str) -> String {
     let allowed = |char: char| match char {
         '\n' | '\t' => true,
@@ -81,7 +79,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// The names of all elements, of a text that must be well-formed.
+    /// Returns the names of all elements of a text; fails the test if the text is not well-formed.
     pub(in crate::report) fn elements(text: &str) -> Vec<String> {
         let mut reader = Reader::from_str(text);
         reader.config_mut().enable_all_checks(true);

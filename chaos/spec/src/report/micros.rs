@@ -1,11 +1,10 @@
-//! `#[serde(with)]` for durations as whole microseconds; `report` writes its
-//! JSON with it.
+//! `#[serde(with)]` module for durations as whole microseconds; the JSON of `report` uses it.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serializer};
 
-/// Whole microseconds, at most what fits.
+/// Returns a duration in whole microseconds, `u64::MAX` if it is longer.
 pub(super) fn of(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
@@ -18,7 +17,7 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     u64::deserialize(deserializer).map(Duration::from_micros)
 }
 
-/// The same for a duration that may be unknown.
+/// `#[serde(with)]` module for a duration that may be `None`.
 pub(super) mod optional {
     use serde::Serialize;
 

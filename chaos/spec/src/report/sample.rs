@@ -1,5 +1,5 @@
-//! Reports for the tests of this crate, with hostile texts and counts that no
-//! other part of a form shows by chance.
+//! Sample reports for the tests of this crate, with texts that try to break out of each format and counts
+//! that occur nowhere else by chance.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use crate::experiment::Invariant;
 use crate::fault::FaultKind;
 use crate::verdict::{Reason, Verdict};
 
-/// What must never appear unescaped.
+/// Text that must never appear unescaped.
 pub(crate) const SCRIPT: &str = "<script>alert(1)</script>";
 
-/// A fault that fired so often.
+/// Creates a fault record that fired `fired` times.
 pub(crate) fn fault(what: &str, fired: u64) -> FaultRecord {
     FaultRecord {
         kind: FaultKind::Kill,
@@ -30,7 +30,7 @@ fn window(from: u64, to: u64, available: bool) -> Window {
     Window { from: Duration::from_secs(from), to: Duration::from_secs(to), available }
 }
 
-/// A run without fault or blame.
+/// Creates the report of a run that passed.
 pub(crate) fn passed() -> Report {
     let mut latency = Latency::default();
     (0..4_211).for_each(|_| latency.record(Duration::from_micros(900)));
@@ -61,7 +61,7 @@ pub(crate) fn passed() -> Report {
     }
 }
 
-/// A run in which nothing is wrong and a fault never fired.
+/// Creates the report of a run without violations in which a fault never fired.
 pub(crate) fn unknown() -> Report {
     let mut report = passed();
     report.mode = Mode::Live;
@@ -80,7 +80,7 @@ pub(crate) fn unknown() -> Report {
     report
 }
 
-/// A run in which everything is wrong, and that tries to break out of each form.
+/// Creates the report of a run in which everything fails, with texts that try to break out of each format.
 pub(crate) fn failed() -> Report {
     let mut report = passed();
     report.experiment = format!("a & b {SCRIPT}");

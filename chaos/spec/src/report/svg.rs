@@ -1,6 +1,5 @@
-//! The two drawings of the page: the timeline of faults and availability, and
-//! the histogram of latencies. `html` puts them into the page, whose style
-//! gives them their colours.
+//! The two drawings of the HTML page: the timeline of faults and availability, and the histogram of
+//! latencies. `html` puts them into the page, whose style has their colours.
 
 use std::io;
 use std::time::Duration;
@@ -8,18 +7,17 @@ use std::time::Duration;
 use super::markup::{Xml, element, empty, leaf};
 use super::{FaultRecord, Latency, Report, latency, micros, short};
 
-/// Widths and heights are in the units of the drawings, which scale to the page.
+/// Width of a drawing, in units of the drawing, which scales to the page.
 const WIDTH: f64 = 1000.0;
 /// Height of a lane: a line of text and a bar.
 const LANE: f64 = 36.0;
-/// Height of the axis below.
+/// Height of the axis below the lanes or bars.
 const AXIS: f64 = 24.0;
-/// Height of the highest bar of the histogram, and of the space above for its count.
+/// Height of the highest bar of the histogram; the next constant is the space above it for its count.
 const BAR: f64 = 160.0;
 const COUNT: f64 = 18.0;
 
-/// Lanes over the time of the run: availability, then each fault with the marks
-/// of its recovery.
+/// Draws lanes over the time of the run: availability, then each fault with the marks of its recovery.
 pub(super) fn timeline(xml: &mut Xml, report: &Report) -> io::Result<()> {
     let scale = Scale::of(report);
     let height = LANE * (report.faults.len() + 1) as f64 + AXIS;
@@ -47,11 +45,11 @@ pub(super) fn timeline(xml: &mut Xml, report: &Report) -> io::Result<()> {
     })
 }
 
-/// The lane of a fault.
+/// Draws the lane of a fault.
 fn lane(xml: &mut Xml, scale: &Scale, top: f64, fault: &FaultRecord) -> io::Result<()> {
     let class = if fault.fired > 0 { "fault" } else { "idle" };
     let end = fault.ended.unwrap_or(scale.end);
-    // Text that begins on the right ends at its bar instead of leaving the drawing.
+    // Text on the right ends at its bar, so that it stays within the drawing.
     let x = scale.x(fault.at);
     let anchor = if x > WIDTH * 0.6 { "end" } else { "start" };
     let at = if x > WIDTH * 0.6 { scale.x(end) } else { x };
@@ -86,20 +84,20 @@ fn bar(
     (from, to): (Duration, Duration),
     title: &str,
 ) -> io::Result<()> {
-    // What lasts no time is seen too.
+    // An event without duration still gets a visible width.
     let (x, width) = (scale.x(from), (scale.x(to) - scale.x(from)).max(2.0));
     let (x, y, width) = (number(x), number(top + 18.0), number(width));
     let attributes = [("class", class), ("x", &*x), ("y", &*y), ("width", &*width), ("height", "14")];
     element(xml, "rect", &attributes, |xml| leaf(xml, "title", &[], title))
 }
 
-/// Bars over the buckets, their heights logarithmic so that few slow operations
-/// are seen beside many fast ones.
+/// Draws bars for the buckets. Heights are logarithmic, so that few slow operations are visible beside many
+/// fast ones.
 pub(super) fn histogram(xml: &mut Xml, histogram: &Latency) -> io::Result<()> {
     let buckets = histogram.filled();
     let most = buckets.iter().map(|(_, count)| *count).max().unwrap_or(0);
     let step = WIDTH / buckets.len().max(1) as f64;
-    // At most so many labels, and counts, fit beside each other.
+    // Only a limited number of labels and counts fit beside each other.
     let labelled = buckets.len().div_ceil(16).max(1);
     drawing(xml, COUNT + BAR + AXIS, "Latencies of acknowledged operations", |xml| {
         for (i, (bound, count)) in buckets.iter().enumerate() {
@@ -149,13 +147,13 @@ fn number(number: f64) -> String {
     format!("{number:.1}")
 }
 
-/// From the time of the run to the width of the drawing.
+/// Maps the time of the run to the width of the drawing.
 struct Scale {
     end: Duration,
 }
 
 impl Scale {
-    /// So wide that everything in the report is within.
+    /// Creates the scale, long enough for everything in the report.
     fn of(report: &Report) -> Self {
         let windows = report.availability.iter().map(|window| window.to);
         let faults = report.faults.iter().flat_map(|fault| {
@@ -171,7 +169,7 @@ impl Scale {
         WIDTH * instant.as_secs_f64() / self.end.as_secs_f64()
     }
 
-    /// At most eleven instants at a round distance.
+    /// Returns at most eleven instants at round intervals.
     fn ticks(&self) -> Vec<Duration> {
         let end = micros::of(self.end);
         let steps = (0..20)
@@ -181,7 +179,7 @@ impl Scale {
     }
 }
 
-/// A tick without needless decimals.
+/// Formats a tick without needless decimals.
 fn tick_words(tick: Duration) -> String {
     match micros::of(tick) {
         0 => "0".to_owned(),

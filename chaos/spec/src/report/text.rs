@@ -1,16 +1,16 @@
-//! A report for a terminal: the verdict and why first, then the figures. The
-//! runners print it.
+//! Formats a report for a terminal: the verdict and its reasons first, then the figures. The runners print
+//! it.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::{Report, rfc3339, short};
 
-/// So many violations and reasons are printed; the journal has them all.
+/// Maximum number of violations and reasons printed; the journal has them all.
 const SHOWN: usize = 20;
 
-/// The report as text without colours, 110 columns wide where texts allow it.
-/// Control characters in it are shown escaped, so that nothing steers a terminal.
+/// Formats the report as text without colours, 110 columns wide if the texts allow it. Control characters are
+/// shown escaped, so that they cannot control a terminal.
 pub fn text(report: &Report) -> String {
     let mut out = String::new();
     head(&mut out, report);
@@ -23,7 +23,7 @@ pub fn text(report: &Report) -> String {
     out
 }
 
-/// One line, and only one.
+/// Appends a text as exactly one line.
 fn line(out: &mut String, text: &str) {
     for char in text.trim_end().chars() {
         match char.is_control() {

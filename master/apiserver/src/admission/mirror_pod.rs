@@ -1,18 +1,18 @@
-//! Mirror pods: API objects that a node makes for the pods it runs from files. They may refer to no other API object.
-//! `service_account.rs` and `node_restriction.rs` ask.
+//! Mirror pods: API objects that a node creates for the pods it runs from files. They may not refer to other
+//! API objects. `service_account.rs` and `node_restriction.rs` call the checks.
 
 use serde_json::Value;
 
 use crate::read::{self, Read};
 
-/// A kind of object that containers and volumes refer to by name.
+/// Kind of object that containers and volumes refer to by name.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Kind {
     Secret,
     ConfigMap,
 }
 
-/// Volume sources that hold the name of a Secret in a field of that name.
+/// Volume sources that refer to a Secret, with the field of the reference.
 const SECRET_REFERENCES: [(&str, &str); 9] = [
     ("azureFile", "secretName"),
     ("cephfs", "secretRef"),
@@ -25,7 +25,7 @@ const SECRET_REFERENCES: [(&str, &str); 9] = [
     ("storageos", "secretRef"),
 ];
 
-/// Volume sources that need an API object, with what Kubernetes says they refer to.
+/// Volume sources that need an API object, with Kubernetes' text for that kind of object.
 const VOLUME_REFERENCES: [(&str, &str); 7] = [
     ("configMap", "configmaps (via configmap volumes)"),
     ("secret", "secrets (via secret volumes)"),
@@ -36,7 +36,7 @@ const VOLUME_REFERENCES: [(&str, &str); 7] = [
     ("azureFile", "secrets (via azureFile volumes)"),
 ];
 
-/// Sources of projected volumes that need an API object, likewise.
+/// Sources of projected volumes that need an API object, with Kubernetes' text for that kind of object.
 const PROJECTED_REFERENCES: [(&str, &str); 5] = [
     ("configMap", "configmaps (via projected volumes)"),
     ("secret", "secrets (via projected volumes)"),
@@ -45,12 +45,12 @@ const PROJECTED_REFERENCES: [(&str, &str); 5] = [
     ("podCertificate", "podcertificates"),
 ];
 
-/// Whether a pod says that it is a mirror pod.
+/// Returns whether a pod is marked as a mirror pod.
 pub fn is_mirror(pod: &Value) -> bool {
     read::annotations(pod).get("kubernetes.io/config.mirror").is_some()
 }
 
-/// Why a mirror pod is refused by the ServiceAccount plugin, where it is.
+/// Returns why the ServiceAccount plugin refuses a mirror pod; `None` where it accepts the pod.
 pub fn credentials(pod: &Value) -> Option<&'static str> {
     let spec = pod.sub("spec");
     if !spec.text("serviceAccountName").is_empty() {
@@ -63,7 +63,8 @@ pub fn credentials(pod: &Value) -> Option<&'static str> {
     token.then_some("a mirror pod may not use ServiceAccountToken volume projections")
 }
 
-/// The first kind of API object a pod refers to (`HasAPIObjectReference`); `None` where it refers to none.
+/// Returns the first kind of API object a pod refers to (`HasAPIObjectReference`); `None` where it refers to
+/// none.
 pub fn api_reference(pod: &Value) -> Option<&'static str> {
     let spec = pod.sub("spec");
     if !spec.text("serviceAccountName").is_empty() {
@@ -85,12 +86,12 @@ pub fn api_reference(pod: &Value) -> Option<&'static str> {
     by_volume.or_else(|| sources(spec).find_map(|source| named(&PROJECTED_REFERENCES, source)))
 }
 
-/// The sources of all projected volumes.
+/// Returns the sources of all projected volumes.
 fn sources(spec: &Value) -> impl Iterator<Item = &Value> {
     spec.items("volumes").iter().flat_map(|volume| volume.sub("projected").items("sources"))
 }
 
-/// Whether containers, image pulls or volumes name an object of the kind.
+/// Returns whether containers, image pull secrets or volumes name an object of the kind.
 fn refers_to(spec: &Value, kind: Kind) -> bool {
     let (whole, one_key, volume_source) = match kind {
         Kind::Secret => ("secretRef", "secretKeyRef", "secret"),

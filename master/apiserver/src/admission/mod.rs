@@ -1,8 +1,8 @@
-//! Admission: what changes or refuses a write beyond the rules of the object's kind. `registry/create.rs`,
-//! `registry/update.rs` and `registry/delete.rs` call it on the object that is stored at that moment, so that a
-//! client that holds back its request's body gains nothing; `handlers/token.rs` calls it for TokenRequests. It knows
-//! nothing of the registry: what a plugin has to look up it asks of [`Objects`]. NamespaceLifecycle's existence check
-//! is part of the transaction (`Registry::namespace_guard`).
+//! Admission: changes or refuses a write beyond the rules of the object's kind. `registry/create.rs`,
+//! `registry/update.rs` and `registry/delete.rs` call it on the object stored at that moment, so that a
+//! client gains nothing by delaying its request's body; `handlers/token.rs` calls it for TokenRequests. It
+//! does not depend on the registry: plugins look objects up through [`Objects`]. NamespaceLifecycle's
+//! existence check is part of the transaction (`Registry::namespace_guard`).
 
 mod mirror_pod;
 mod mountable_secrets;
@@ -22,10 +22,10 @@ use crate::settings::ClusterSettings;
 /// Namespaces that cannot be deleted.
 const IMMORTAL: [&str; 3] = ["default", "kube-public", "kube-system"];
 
-/// Who writes which object, through which subresource.
+/// The user, object and subresource of a write.
 #[derive(Clone, Copy, Debug)]
 pub struct Attributes<'a> {
-    /// The user who asks for the write.
+    /// User who sent the write.
     pub user: &'a UserInfo,
     /// API group of the object.
     pub group: &'a str,
@@ -38,7 +38,7 @@ pub struct Attributes<'a> {
 }
 
 impl Attributes<'_> {
-    /// 403 in the words of Kubernetes' admission chain.
+    /// Returns a 403 in the words of Kubernetes' admission chain.
     fn forbidden(&self, name: &str, why: impl std::fmt::Display) -> Status {
         Status::forbidden(self.group, self.resource, name, why)
     }
@@ -48,7 +48,7 @@ impl Attributes<'_> {
     }
 }
 
-/// Admits an object that is going to be created: checks it and adds what admission adds.
+/// Admits an object that is about to be created: checks it, and sets the fields that admission adds.
 ///
 /// # Errors
 ///
@@ -71,7 +71,8 @@ pub async fn admit_create(
     Ok(())
 }
 
-/// TaintNodesByCondition: nothing is scheduled to a new node before it has said that it is ready.
+/// Adds the not-ready taint (TaintNodesByCondition), so that no pod is scheduled to a new node before it
+/// reports ready.
 fn taint_not_ready(node: &mut Value) {
     let taint = json!({"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"});
     if !node.get("spec").is_some_and(Value::is_object) {
@@ -84,8 +85,8 @@ fn taint_not_ready(node: &mut Value) {
     }
 }
 
-/// Checks what a client sent to replace `old`, the stored object, through any subresource; called before the kind's
-/// strategy puts back what the client may not change, as in Kubernetes.
+/// Checks the object a client sent to replace `old`, the stored object, through any subresource. It runs
+/// before the kind's strategy restores the fields that the client may not change, as in Kubernetes.
 ///
 /// # Errors
 ///
@@ -103,7 +104,7 @@ pub async fn check_update(
     Ok(())
 }
 
-/// Adds what admission adds to an object that is going to replace `old` through its main resource.
+/// Sets the fields that admission adds to an object that is about to replace `old` through its main resource.
 pub fn admit_update(settings: &ClusterSettings, attributes: &Attributes<'_>, obj: &mut Value, old: &Value) {
     if attributes.is_core("pods") {
         tolerations::admit(settings, obj);
@@ -111,11 +112,12 @@ pub fn admit_update(settings: &ClusterSettings, attributes: &Attributes<'_>, obj
     }
 }
 
-/// Checks a delete, or an eviction, of the object called `name`; `old` is the stored one, `None` where there is none.
+/// Checks a delete or an eviction of the object called `name`; `old` is the stored object, `None` where it
+/// does not exist.
 ///
 /// # Errors
 ///
-/// 403 for the namespaces a cluster cannot do without, and for objects a node has no business with.
+/// 403 for namespaces that every cluster needs, and for objects that a node may not delete.
 pub fn check_delete(attributes: &Attributes<'_>, name: &str, old: Option<&Value>) -> Result<(), Status> {
     if attributes.is_core("namespaces") && IMMORTAL.contains(&name) {
         return Err(attributes.forbidden(name, "this namespace may not be deleted"));
@@ -130,7 +132,7 @@ pub fn check_delete(attributes: &Attributes<'_>, name: &str, old: Option<&Value>
 ///
 /// # Errors
 ///
-/// 403 for a token a node may not have, 404 for a pod that is not there.
+/// 403 for a token that the node may not have, 404 where the pod does not exist.
 pub async fn check_token_request(
     objects: &dyn Objects,
     attributes: &Attributes<'_>,

@@ -1,5 +1,5 @@
-//! The ServiceAccount annotation `kubernetes.io/enforce-mountable-secrets`: pods of such an account refer to the
-//! Secrets the account lists and to no others. `mod.rs` asks for ephemeral containers, `service_account.rs` for new
+//! The ServiceAccount annotation `kubernetes.io/enforce-mountable-secrets`: pods of such an account may refer
+//! only to the Secrets that the account lists. `mod.rs` checks ephemeral containers, `service_account.rs` new
 //! pods.
 
 use serde_json::Value;
@@ -8,7 +8,7 @@ use crate::read::{self, Read};
 
 const ENFORCE: &str = "kubernetes.io/enforce-mountable-secrets";
 
-/// Why a new pod may not run as the account, where it may not.
+/// Returns why a new pod may not run as the account; `None` where it may.
 pub fn check_pod(account: &Value, pod: &Value) -> Option<String> {
     if !is_enforced(account) {
         return None;
@@ -36,7 +36,7 @@ pub fn check_pod(account: &Value, pod: &Value) -> Option<String> {
     })
 }
 
-/// Why a pod's ephemeral containers may not run as the account, where they may not.
+/// Returns why a pod's ephemeral containers may not run as the account; `None` where they may.
 pub fn check_ephemeral_containers(account: &Value, pod: &Value) -> Option<String> {
     if !is_enforced(account) {
         return None;
@@ -44,7 +44,8 @@ pub fn check_ephemeral_containers(account: &Value, pod: &Value) -> Option<String
     check_containers(account, pod.sub("spec").items("ephemeralContainers"), "ephemeral container")
 }
 
-/// Go's `strconv.ParseBool` of the annotation; what it does not know is no.
+/// Returns the annotation's value as parsed by Go's `strconv.ParseBool`; any text it does not accept counts
+/// as false.
 fn is_enforced(account: &Value) -> bool {
     let value = read::annotations(account).text(ENFORCE);
     matches!(value, Some("1" | "t" | "T" | "true" | "TRUE" | "True"))

@@ -1,7 +1,7 @@
-//! NodeRestriction: what a node may write, as Kubernetes' plugin of that name decides: its own Node without taints,
-//! owners and labels that steer pods, mirror pods and status of pods bound to it, its own Lease, and tokens for pods
-//! bound to it. Other than Kubernetes' it also refuses a node that sets its own podCIDR: here the master alone gives
-//! addresses out, and the overlay routes what a Node says.
+//! NodeRestriction: limits the writes of a node, as Kubernetes' plugin of that name does: to its own Node
+//! without taints, owners and labels that steer pods, mirror pods and status of pods bound to it, its own
+//! Lease, and tokens for pods bound to it. Unlike Kubernetes' plugin it also refuses a node that sets its own
+//! podCIDR, since only the master assigns addresses and the overlay routes by the Node's podCIDR.
 
 use proto_api::node_labels::may_be_set_by_node;
 use proto_api::status::Status;
@@ -11,10 +11,10 @@ use super::{Attributes, mirror_pod};
 use crate::objects::Objects;
 use crate::read::{self, Read, same};
 
-/// The namespace of node Leases.
+/// Namespace of node Leases.
 const LEASES: &str = "kube-node-lease";
 
-/// Checks what a node creates.
+/// Checks an object that a node creates.
 ///
 /// # Errors
 ///
@@ -33,7 +33,7 @@ pub async fn check_create(
     }
 }
 
-/// Checks what a node puts in the place of `old`.
+/// Checks the object with which a node replaces `old`.
 ///
 /// # Errors
 ///
@@ -48,7 +48,7 @@ pub fn check_update(attributes: &Attributes<'_>, new: &Value, old: &Value) -> Re
     }
 }
 
-/// Checks what a node deletes or evicts.
+/// Checks whether a node may delete or evict an object.
 ///
 /// # Errors
 ///
@@ -71,7 +71,8 @@ pub fn check_delete(attributes: &Attributes<'_>, name: &str, old: &Value) -> Res
     }
 }
 
-/// Checks a token that a node asks for: bound to a pod that runs there, and for an audience that this pod asks for.
+/// Checks a node's token request: the token must be bound to a pod on that node, for an audience that the pod
+/// asks for.
 ///
 /// # Errors
 ///
@@ -117,7 +118,8 @@ pub async fn check_token_request(
     Ok(())
 }
 
-/// Whether a volume of the pod projects a token for the audience; empty is the API server's own.
+/// Returns whether a volume of the pod projects a token for the audience; empty means the API server's
+/// audience.
 fn asks_for_audience(pod: &Value, audience: &str) -> bool {
     let sources = pod.sub("spec").items("volumes").iter().flat_map(|v| v.sub("projected").items("sources"));
     sources.filter_map(|s| s.at("serviceAccountToken")).any(|token| token.text("audience") == audience)
@@ -219,7 +221,7 @@ fn not_own_node(attributes: &Attributes<'_>, node: &str, name: &str) -> Status {
     attributes.forbidden(name, format!("node {node:?} is not allowed to modify node {name:?}"))
 }
 
-/// Checks a node's own Node; `old` is null for a new one.
+/// Checks a write of a node to its own Node; `old` is null for a new one.
 fn check_own_node(attributes: &Attributes<'_>, node: &str, new: &Value, old: &Value) -> Result<(), Status> {
     let name = read::name(new);
     if name != node {
@@ -256,7 +258,7 @@ fn check_own_node(attributes: &Attributes<'_>, node: &str, new: &Value, old: &Va
     }
 }
 
-/// The labels that differ between two Nodes and that a node may not touch, in order.
+/// Returns the labels that differ between two Nodes and that a node may not change, in order.
 fn forbidden_labels<'a>(new: &'a Value, old: &'a Value) -> Vec<&'a str> {
     let (now, before) = (read::labels(new), read::labels(old));
     let changed = now.iter().filter(|(key, value)| before.get(key) != Some(*value));

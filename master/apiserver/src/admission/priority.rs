@@ -1,12 +1,12 @@
-//! Priority: the integer behind a pod's priority class. Only the two built-in classes exist until
-//! PriorityClass is a kind here.
+//! Priority: sets the integer of a pod's priority class. Only the two built-in classes exist until
+//! PriorityClass is a kind.
 
 use proto_api::status::Status;
 use serde_json::Value;
 
 use crate::read;
 
-/// Sets priority and preemption policy.
+/// Sets priority and preemption policy of a new pod; refuses other values than those of its class.
 pub fn admit_create(pod: &mut Value) -> Result<(), Status> {
     let name = read::name(pod).to_owned();
     let forbidden = |why: String| Err(Status::forbidden("", "pods", &name, why));
@@ -35,7 +35,7 @@ pub fn admit_create(pod: &mut Value) -> Result<(), Status> {
     Ok(())
 }
 
-/// Keeps what was computed at creation where an update leaves it out.
+/// Keeps the priority and preemption policy set at creation where an update leaves them out.
 pub fn admit_update(pod: &mut Value, old: &Value) {
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return };
     for key in ["priority", "preemptionPolicy"] {

@@ -1,5 +1,5 @@
-//! RuntimeClass: a pod that asks for another runtime, mostly for its isolation, must not run without it. There are no
-//! RuntimeClasses until they are a kind here, so every name is one that is not found.
+//! RuntimeClass: refuses pods that ask for another runtime, mostly for its isolation, because they must not
+//! run without it. Until RuntimeClass is a kind, no class exists.
 
 use proto_api::status::Status;
 use serde_json::Value;
@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::Attributes;
 use crate::read::{self, Read};
 
-/// Refuses a new pod whose RuntimeClass, or the overhead that one would define, is not there.
+/// Refuses a new pod that names a RuntimeClass, or sets the overhead that only a RuntimeClass may define.
 ///
 /// # Errors
 ///

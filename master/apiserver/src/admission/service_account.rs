@@ -1,5 +1,5 @@
-//! ServiceAccount: every pod has one that exists, and a token volume unless it or the account says no.
-//! Mirror pods have neither.
+//! ServiceAccount: gives every pod an existing account, and a token volume unless the pod or the account opts
+//! out. Mirror pods get neither.
 
 use proto_api::status::Status;
 use serde_json::{Map, Value, json};
@@ -10,10 +10,10 @@ use crate::read::{self, Read};
 
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const VOLUME_PREFIX: &str = "kube-api-access-";
-/// An hour and seven seconds: recognizable as the admission's own default.
+/// Lifetime of mounted tokens: an hour and seven seconds, recognizable as admission's default.
 const TOKEN_SECONDS: i64 = 3607;
 
-/// Sets the account and mounts its token.
+/// Sets the account of a new pod and mounts its token.
 pub async fn admit(
     objects: &dyn Objects,
     attributes: &Attributes<'_>,
@@ -21,7 +21,7 @@ pub async fn admit(
 ) -> Result<(), Status> {
     let pod_name = read::name(pod).to_owned();
     let namespace = attributes.namespace;
-    // A node made it from a file and would not know it again with anything added.
+    // A node made this pod from a file; it would not recognize its own pod after additions.
     if mirror_pod::is_mirror(pod) {
         return mirror_pod::credentials(pod).map_or(Ok(()), |why| Err(attributes.forbidden(&pod_name, why)));
     }
@@ -51,7 +51,7 @@ pub async fn admit(
         .map_or(Ok(()), |why| Err(attributes.forbidden(&pod_name, why)))
 }
 
-/// Checks the Secrets that ephemeral containers of a pod name against its account.
+/// Checks that the Secrets which a pod's ephemeral containers name are allowed by the pod's account.
 ///
 /// # Errors
 ///
@@ -79,7 +79,7 @@ fn not_found(namespace: &str, name: &str) -> String {
     format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found")
 }
 
-/// Mounts the token into every container that has nothing there yet.
+/// Mounts the token into every container that has no mount at the token's path yet.
 fn mount_token(spec: &mut Map<String, Value>, fresh_name: &str) {
     let volumes = spec.get("volumes").and_then(Value::as_array).cloned().unwrap_or_default();
     let named = |v: &Value| v.get("name").and_then(Value::as_str).map(str::to_owned);

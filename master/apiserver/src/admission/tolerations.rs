@@ -1,4 +1,5 @@
-//! DefaultTolerationSeconds: how long a pod stays on a node that is not ready or not reachable.
+//! DefaultTolerationSeconds: adds tolerations that limit how long a pod stays on a node that is not ready or
+//! not reachable.
 
 use serde_json::{Value, json};
 
@@ -6,7 +7,7 @@ use crate::settings::ClusterSettings;
 
 const TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
 
-/// Adds the tolerations a pod does not have.
+/// Adds those of these tolerations that the pod does not have.
 pub fn admit(settings: &ClusterSettings, pod: &mut Value) {
     let seconds = settings.default_toleration_seconds;
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return };

@@ -1,5 +1,5 @@
-//! Who a request comes from: an in-process identity, a client certificate, or a bearer token. `chain.rs` asks
-//! once a request.
+//! Authentication: the user of a request, from an in-process identity, a client certificate, or a bearer
+//! token. `chain.rs` authenticates each request once.
 
 pub mod service_account;
 pub mod x509;
@@ -15,50 +15,51 @@ use crate::context::{LocalIdentity, UserInfo};
 use crate::objects::Objects;
 use service_account::TokenIssuer;
 
-/// Looks up bearer tokens that are no ServiceAccount tokens, such as bootstrap tokens.
+/// Looks up bearer tokens other than ServiceAccount tokens, such as bootstrap tokens.
 pub trait TokenAuthenticator: Send + Sync + 'static {
-    /// The user a token belongs to.
+    /// Returns the user a token belongs to; `None` where the token is unknown.
     fn authenticate(&self, token: &str) -> Option<UserInfo>;
 }
 
-/// The user of a client certificate that was verified when the connection began; the listener sets it.
+/// User of a client certificate that was verified during the handshake; set by the listener.
 #[derive(Clone, Debug)]
 pub struct PeerUser {
     /// User that the certificate names.
     pub user: UserInfo,
-    /// The end of the certificate's life, and of its chain's; `None` where the transport vouches for the user.
+    /// Time at which the certificate or its chain expires first; `None` where the transport vouches for the
+    /// user.
     pub valid_until: Option<SystemTime>,
 }
 
-/// The client showed a certificate that the cluster's CA does not vouch for; the listener sets it.
+/// Marks a client whose certificate the cluster's CA does not vouch for; set by the listener.
 #[derive(Clone, Copy, Debug)]
 pub struct RefusedCertificate;
 
 /// Finds out which user sent a request.
 pub struct Authenticator {
-    /// Lookups of bearer tokens, asked in order before ServiceAccount tokens.
+    /// Lookups of bearer tokens, tried in order before ServiceAccount tokens.
     pub tokens: Vec<Arc<dyn TokenAuthenticator>>,
     /// Verifies ServiceAccount tokens.
     pub service_accounts: Arc<TokenIssuer>,
 }
 
-/// Who sent a request, as far as its credentials prove it.
+/// Result of authentication.
 #[derive(Debug)]
 pub enum Authentication {
-    /// A user, and the fence of an in-process client.
+    /// An authenticated user, and the fencing term of an in-process client.
     Known(UserInfo, Option<u64>),
-    /// The request shows no credentials.
+    /// The request carries no credentials.
     Anonymous,
-    /// The request shows credentials that are not valid.
+    /// The request carries credentials that are not valid.
     Refused,
 }
 
 impl Authenticator {
-    /// Finds out who sent a request.
+    /// Determines which user sent a request.
     ///
     /// # Errors
     ///
-    /// 503 where a token can be neither known nor refused without a quorum.
+    /// 503 where a token can be neither accepted nor refused without a quorum.
     pub async fn authenticate(
         &self,
         credentials: &Credentials,
@@ -81,10 +82,10 @@ impl Authenticator {
     }
 }
 
-/// What a request shows to prove who sent it.
+/// Credentials that a request carries.
 #[derive(Debug)]
 pub enum Credentials {
-    /// An in-process client.
+    /// Identity of an in-process client.
     Local(LocalIdentity),
     /// A client certificate that is valid now.
     Certificate(UserInfo),
@@ -92,13 +93,13 @@ pub enum Credentials {
     Bearer(String),
     /// A client certificate that is not valid, or a header that is no bearer token.
     Worthless,
-    /// Nothing at all.
+    /// No credentials.
     Nothing,
 }
 
 impl Credentials {
-    /// The credentials of a request that arrived at `now`. A certificate is looked at for every request: a connection
-    /// may outlive it.
+    /// Returns the credentials of a request that arrived at `now`. A certificate's expiry is checked at every
+    /// request, since a connection may outlive its certificate.
     pub fn of<B>(request: &Request<B>, now: SystemTime) -> Self {
         let extensions = request.extensions();
         if let Some(local) = extensions.get::<LocalIdentity>() {

@@ -11,7 +11,7 @@ use crate::context::UserInfo;
 use crate::objects::Objects;
 use crate::registry::{Registry, metadata};
 
-/// Clocks of masters may differ by this many seconds.
+/// Tolerated difference between the clocks of masters, in seconds.
 const LEEWAY_SECONDS: i64 = 10;
 
 /// Why a signing key is refused.
@@ -35,7 +35,7 @@ pub struct TokenIssuer {
     jwk: Jwk,
 }
 
-/// Reference to an object whose deletion ends a token.
+/// Reference to an object whose deletion invalidates the token.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Bound {
     /// Name of the object.
@@ -54,11 +54,11 @@ pub struct Subject {
     pub name: String,
     /// The account's uid.
     pub uid: String,
-    /// The pod the token is bound to.
+    /// The pod the token is bound to; `None` for a token without one.
     pub pod: Option<Bound>,
-    /// The node that pod runs on.
+    /// The node that pod runs on; `None` where no pod is bound or that pod has no node.
     pub node: Option<Bound>,
-    /// The secret the token is bound to.
+    /// The secret the token is bound to; `None` for a token without one.
     pub secret: Option<Bound>,
 }
 
@@ -83,7 +83,7 @@ struct Private {
 }
 
 impl TokenIssuer {
-    /// An issuer over a private key in PKCS#8 PEM: RSA (RS256) or ECDSA P-256 (ES256).
+    /// Creates an issuer from a private key in PKCS#8 PEM: RSA (RS256) or ECDSA P-256 (ES256).
     ///
     /// # Errors
     ///
@@ -104,17 +104,17 @@ impl TokenIssuer {
         Err(Error::Key)
     }
 
-    /// The `iss` of tokens, and their default audience.
+    /// Returns the `iss` of tokens, which is also their default audience.
     pub fn issuer(&self) -> &str {
         &self.issuer
     }
 
-    /// `ES256` or `RS256`.
+    /// Returns the signing algorithm: `ES256` or `RS256`.
     pub fn algorithm_name(&self) -> String {
         format!("{:?}", self.algorithm)
     }
 
-    /// The public keys, as a JWK set.
+    /// Returns the public keys as a JWK set.
     pub fn jwks(&self) -> Value {
         json!({"keys": [self.jwk]})
     }
@@ -150,13 +150,13 @@ impl TokenIssuer {
         jsonwebtoken::encode(&header, &claims, &self.encoding).map_err(Status::internal)
     }
 
-    /// The user of a token, where it is genuine, current, meant for the API server, and the account and what
-    /// it is bound to still exist. What is missing on a replica that may lag is looked at again behind a read barrier:
-    /// a master that has just joined knows of no account yet.
+    /// Returns the user of a token that is genuine, current and meant for the API server, and whose account
+    /// and bound objects still exist; `None` otherwise. An object missing from the local replica is looked up
+    /// again after a read barrier: a master that has just joined knows no account yet.
     ///
     /// # Errors
     ///
-    /// 503 without a quorum, where that barrier is needed.
+    /// 503 where that barrier is needed and there is no quorum.
     pub async fn authenticate(&self, token: &str, objects: &dyn Objects) -> Result<Option<UserInfo>, Status> {
         let Some(claims) = self.verify(token, objects.unix_now()) else { return Ok(None) };
         let private = &claims.kubernetes;
@@ -169,12 +169,12 @@ impl TokenIssuer {
         Ok(Some(user_of(private, &claims.jti)))
     }
 
-    /// The claims of a token that this cluster signed for its API server and that is current.
+    /// Returns the claims of a current token that this cluster signed for its API server.
     fn verify(&self, token: &str, now: i64) -> Option<Claims> {
         let mut validation = Validation::new(self.algorithm);
         validation.set_issuer(&[&self.issuer]);
         validation.set_audience(&[&self.issuer]);
-        // Checked below against the env's clock.
+        // The expiry is checked below against the clock of `env`, not by the library.
         validation.validate_exp = false;
         let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation).ok()?.claims;
         let expired = claims.exp.saturating_add(LEEWAY_SECONDS) < now;
@@ -183,7 +183,7 @@ impl TokenIssuer {
     }
 }
 
-/// Whether the local replica has the account and what the token is bound to, under their uids.
+/// Returns whether the local replica has the account and the bound objects under their uids.
 fn exist(private: &Private, objects: &dyn Objects) -> bool {
     let exists = |resource: &str, bound: &Bound| {
         let object = objects.core(resource, &private.namespace, &bound.name);
@@ -228,7 +228,7 @@ mod tests {
 
     const NOW: i64 = 1_800_000_000;
 
-    /// A replica that has the account and the pod only once it has caught up.
+    /// A replica that has the right account and pod only after it has caught up.
     struct Lagging {
         settings: ClusterSettings,
         caught_up: AtomicBool,
@@ -238,7 +238,7 @@ mod tests {
     #[async_trait]
     impl Objects for Lagging {
         fn core(&self, _resource: &str, _namespace: &str, name: &str) -> Option<Value> {
-            // An older object of the same name is there before.
+            // Before catching up, the replica holds an older object of the same name.
             let uid = if self.caught_up.load(Ordering::Relaxed) { "new" } else { "old" };
             (name != "gone").then(|| json!({"metadata": {"uid": uid}}))
         }
@@ -290,7 +290,8 @@ mod tests {
         let genuine = token(&issuer, "p", NOW + 600);
         let user = issuer.authenticate(&genuine, &lagging(true)).await.expect("a quorum").expect("a user");
         assert_eq!(user.name, "system:serviceaccount:default:a");
-        // Without a quorum nobody knows: not 401, which makes clients throw the token away.
+        // Without a quorum the token's validity is unknown: 503, since 401 would make clients discard the
+        // token.
         assert_eq!(issuer.authenticate(&genuine, &lagging(false)).await.expect_err("503").code, 503);
         let gone = token(&issuer, "gone", NOW + 600);
         assert_eq!(issuer.authenticate(&gone, &lagging(true)).await.expect("a quorum"), None);

@@ -1,5 +1,5 @@
-//! Client certificates: CN is the user, O the groups. The listener has verified the chain when it calls this, once a
-//! connection; `mod.rs` compares the end of the chain's life with the clock at every request.
+//! Client certificates: CN is the user, O the groups. The listener verifies the chain once per connection and
+//! then calls this file; `mod.rs` compares the chain's expiry with the clock at every request.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,7 @@ use x509_parser::prelude::FromDer;
 
 use crate::context::UserInfo;
 
-/// The user a verified certificate names; `None` without a common name.
+/// Returns the user a verified certificate names; `None` without a common name.
 pub fn user(certificate: &CertificateDer<'_>) -> Option<UserInfo> {
     let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;
     let subject = parsed.subject();
@@ -20,7 +20,7 @@ pub fn user(certificate: &CertificateDer<'_>) -> Option<UserInfo> {
     Some(UserInfo::authenticated(name, &groups))
 }
 
-/// When the first certificate of a chain ends; `None` where one cannot be read.
+/// Returns the earliest expiry in a chain; `None` where a certificate cannot be parsed.
 pub fn valid_until(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
     let end = |certificate: &CertificateDer<'_>| {
         let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;

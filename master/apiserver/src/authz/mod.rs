@@ -1,6 +1,6 @@
-//! What a user may do: the fixed authorizer that stands until RBAC has its kinds. `system:masters` may do
-//! everything, components what their rules list, a node what concerns itself and its pods, ServiceAccounts
-//! may ask about themselves. `chain.rs` asks once a request, access reviews ask the same.
+//! Authorization: a fixed authorizer, used until RBAC's kinds exist. `system:masters` may do everything,
+//! components what their rules list, a node whatever concerns itself and its pods; ServiceAccounts may ask
+//! about themselves. `chain.rs` authorizes each request once; access reviews use the same authorizer.
 
 mod node;
 mod rules;
@@ -12,12 +12,12 @@ use serde_json::Value;
 use crate::context::{Context, UserInfo};
 use crate::registry::Registry;
 
-/// An action that somebody wants to take: what an authorizer decides about.
+/// An action that a user wants to take, as the authorizer sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Attributes<'a> {
-    /// User who wants to act.
+    /// User who sent the request.
     pub user: &'a UserInfo,
-    /// Verb, such as `get`, or the HTTP method in lower case where no resource is meant.
+    /// Verb, such as `get`; for a path that names no resource, the HTTP method in lower case.
     pub verb: &'a str,
     /// API group of the resource; empty for the core group.
     pub group: &'a str,
@@ -29,7 +29,7 @@ pub struct Attributes<'a> {
     pub namespace: &'a str,
     /// Name of the object; empty for a whole collection.
     pub name: &'a str,
-    /// URL path, where no resource is meant.
+    /// URL path of the request; decisive where it names no resource.
     pub path: &'a str,
     /// Whether the path names a resource, and not something like `/version`.
     pub is_resource: bool,
@@ -37,12 +37,12 @@ pub struct Attributes<'a> {
     pub field_selector: &'a str,
 }
 
-/// What an authorizer decided.
+/// Decision of an authorizer about an action.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Decision {
     /// Whether the user may act.
     pub allowed: bool,
-    /// Why not, in words for people; empty where nothing helps.
+    /// Reason for a refusal, for people; empty where there is no specific reason.
     pub reason: String,
 }
 
@@ -57,7 +57,7 @@ impl Decision {
 }
 
 impl<'a> Attributes<'a> {
-    /// The attributes of a request; the field selector is set apart.
+    /// Returns the attributes of a request; the caller sets the field selector.
     pub fn of(ctx: &'a Context) -> Self {
         let info = &ctx.info;
         Self {
@@ -74,13 +74,14 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    /// The one value to which the field selector of a list or watch restricts a field.
+    /// Returns the one value to which the field selector of a list or watch restricts a field; `None` for no
+    /// such value.
     fn pinned(&self, field: &str) -> Option<String> {
         let selector = FieldSelector::parse(self.field_selector).ok()?;
         selector.exact(field).map(str::to_owned)
     }
 
-    /// The 403 answer, worded as Kubernetes words it.
+    /// Returns the 403 answer, worded as Kubernetes words it.
     pub fn forbidden(&self, decision: &Decision) -> Status {
         let user = &self.user.name;
         let because =
@@ -107,7 +108,7 @@ impl<'a> Attributes<'a> {
     }
 }
 
-/// Paths anyone may read: what a load balancer probes and a client asks first.
+/// Returns whether anyone may read the path: health checks for load balancers and a client's first requests.
 fn is_open(path: &str) -> bool {
     let path = path.trim_end_matches('/');
     path == "/version"
@@ -116,18 +117,18 @@ fn is_open(path: &str) -> bool {
             .any(|open| path == *open || path.strip_prefix(open).is_some_and(|rest| rest.starts_with('/')))
 }
 
-/// Paths every authenticated user may read: discovery and what belongs to it.
+/// Returns whether every authenticated user may read the path: discovery and related documents.
 fn is_discovery(path: &str) -> bool {
     let roots = ["/api", "/apis", "/openapi", "/.well-known/openid-configuration", "/openid/v1/jwks"];
     path == "/" || roots.iter().any(|root| path == *root || path.starts_with(&format!("{root}/")))
 }
 
-/// The authorizer with built-in rules; it has no state of its own.
+/// The authorizer with built-in rules; it has no state.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Authorizer;
 
 impl Authorizer {
-    /// Decides from the objects of the local replica, which may lag.
+    /// Decides from the objects of the local replica, which may lag behind the leader.
     pub fn authorize(&self, asked: &Attributes<'_>, registry: &Registry) -> Decision {
         if asked.user.in_group("system:masters") {
             return Decision::allow();
@@ -163,7 +164,8 @@ impl Authorizer {
         if decision.allowed { Ok(()) } else { Err(asked.forbidden(&decision)) }
     }
 
-    /// Whether a refusal may come from a replica that lags: worth a read barrier and a second look.
+    /// Returns whether a lagging replica may have caused a refusal, so that it must be repeated after a read
+    /// barrier.
     pub fn depends_on_state(&self, asked: &Attributes<'_>) -> bool {
         asked.is_resource && asked.user.node_name().is_some()
     }

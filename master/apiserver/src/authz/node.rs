@@ -1,8 +1,8 @@
-//! The node authorizer: a node may act on itself, on the pods bound to it, and read what those refer to. Which pods
-//! it may write is NodeRestriction's question (`admission/node_restriction.rs`), which sees the stored object at the
-//! moment of the write: here the body has not arrived yet, and a pod that is not there now may be another node's
-//! then. Other than stock it may list all Nodes, Services, EndpointSlices and Namespaces: overlay, service proxy and
-//! DNS run with the node's identity.
+//! The node authorizer: a node may act on itself and on the pods bound to it, and read the objects those pods
+//! refer to. Which pods it may write is decided by NodeRestriction (`admission/node_restriction.rs`) on the
+//! object stored at the moment of the write; at authorization the body has not arrived, and a pod may still
+//! be created or replaced. Unlike in stock, a node may list all Nodes, Services, EndpointSlices and
+//! Namespaces: overlay, service proxy and DNS run with the node's identity.
 
 use serde_json::Value;
 
@@ -78,7 +78,8 @@ fn pods(node: &str, asked: &Attributes<'_>, registry: &Registry) -> Decision {
                 _ => Decision::deny("can only list/watch pods with spec.nodeName field selector"),
             }
         }
-        // `sees` looks at the pod that is read: one that is gone must be told apart from one that is not ours.
+        // Allowed here; `sees` checks the pod that is read, so that a missing pod gets 404 and a foreign pod
+        // 403.
         ("" | "status", "get") => Decision::allow(),
         ("", "create" | "delete") | ("status", "update" | "patch") | ("eviction", "create") => {
             Decision::allow()
@@ -87,7 +88,7 @@ fn pods(node: &str, asked: &Attributes<'_>, registry: &Registry) -> Decision {
     }
 }
 
-/// Whether there is such a pod and it is bound to the node.
+/// Allows the action where the pod exists and is bound to the node.
 fn bound(node: &str, namespace: &str, name: &str, registry: &Registry) -> Decision {
     match registry.peek("", "pods", namespace, name) {
         Some(pod) if is_bound(node, &pod) => Decision::allow(),
@@ -103,7 +104,8 @@ fn unrelated(node: &str) -> Decision {
     Decision::deny(format!("no relationship found between node {node:?} and this object"))
 }
 
-/// Decides whether a node that may `get` by name gets to see the object that was found: pods bound to it alone.
+/// Decides whether a node that may `get` an object by name may see the object found: of pods, only those
+/// bound to it.
 pub fn sees(node: &str, asked: &Attributes<'_>, found: &Value) -> Decision {
     let foreign = asked.group.is_empty() && asked.resource == "pods" && !is_bound(node, found);
     if foreign { unrelated(node) } else { Decision::allow() }
@@ -145,7 +147,7 @@ fn referenced(node: &str, asked: &Attributes<'_>, registry: &Registry) -> Decisi
     none()
 }
 
-/// Whether the pod's ServiceAccount lists a secret, for pulling images or mounting.
+/// Returns whether the pod's ServiceAccount lists a secret, for pulling images or mounting.
 fn account_refers(pod: &Value, secret: &str, registry: &Registry) -> bool {
     let account = pod.pointer("/spec/serviceAccountName").and_then(Value::as_str).unwrap_or("default");
     let account = registry.peek("", "serviceaccounts", metadata::text(pod, "namespace"), account);
@@ -158,7 +160,7 @@ fn account_refers(pod: &Value, secret: &str, registry: &Registry) -> bool {
     })
 }
 
-/// Whether anything in a pod's spec refers to an object by name.
+/// Returns whether anything in a pod's spec refers to an object by name.
 fn refers(value: &Value, resource: &str, name: &str) -> bool {
     match value {
         Value::Array(list) => list.iter().any(|v| refers(v, resource, name)),

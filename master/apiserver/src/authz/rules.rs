@@ -1,4 +1,4 @@
-//! The rules of components that are no nodes, as tables.
+//! Rules of components other than nodes, as tables.
 
 use proto_env::KUBELET_CLIENTS_ORGANIZATION;
 
@@ -8,18 +8,18 @@ use crate::context::UserInfo;
 /// Allows some verbs on some resources; `*` in a list stands for any value.
 #[derive(Debug)]
 pub struct Rule {
-    /// API groups the rule is about.
+    /// API groups to which the rule applies.
     pub groups: &'static [&'static str],
-    /// Resources, with `/subresource` where one is meant.
+    /// Resources to which the rule applies; a subresource is written `resource/subresource`.
     pub resources: &'static [&'static str],
-    /// Verbs it allows.
+    /// Verbs the rule allows.
     pub verbs: &'static [&'static str],
 }
 
 const READ: &[&str] = &["get", "list", "watch"];
 const WRITE_EVENTS: &[&str] = &["create", "patch", "update"];
 
-/// Rules of every authenticated user: asking about oneself.
+/// Rules of every authenticated user: reviews of its own identity and permissions.
 pub const SELF: &[Rule] = &[
     Rule {
         groups: &["authorization.k8s.io"],
@@ -58,8 +58,8 @@ const SCHEDULER: &[Rule] = &[
     },
 ];
 
-/// What an API server may ask a node for (Kubernetes' `system:kubelet-api-admin`), where a node asks the API whether
-/// its clients may do what they ask for.
+/// What an API server may do at a node (Kubernetes' `system:kubelet-api-admin`); nodes check their clients'
+/// requests against it through the API.
 const KUBELET_API: &[Rule] = &[
     Rule { groups: &[""], resources: &["nodes"], verbs: READ },
     Rule { groups: &[""], resources: &["nodes"], verbs: &["proxy"] },
@@ -82,8 +82,8 @@ const KUBELET_API: &[Rule] = &[
 
 const EVERYTHING: &[Rule] = &[Rule { groups: &["*"], resources: &["*"], verbs: &["*"] }];
 
-/// The rules of a component, known by its user name or, an API server towards nodes, by its group. All controllers
-/// run as one user until RBAC gives each its own.
+/// Returns the rules of a component, found by its user name or, for an API server that calls nodes, by its
+/// group. All controllers share one user until RBAC gives each its own.
 pub fn of_user(user: &UserInfo) -> Option<&'static [Rule]> {
     if user.in_group(KUBELET_CLIENTS_ORGANIZATION) {
         return Some(KUBELET_API);
@@ -95,7 +95,7 @@ pub fn of_user(user: &UserInfo) -> Option<&'static [Rule]> {
     }
 }
 
-/// Whether any rule allows what is asked.
+/// Returns whether any rule allows the action.
 pub fn any_allows(rules: &[Rule], asked: &Attributes<'_>) -> bool {
     let resource = if asked.subresource.is_empty() {
         asked.resource.to_owned()

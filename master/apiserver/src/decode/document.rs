@@ -1,5 +1,5 @@
-//! A request body before its kind is trusted: JSON, YAML or protobuf, and what it says it is. `decode.rs` opens
-//! one, checks apiVersion and kind, and then asks for its fields.
+//! A request body (JSON, YAML or protobuf) whose kind has not been checked yet. `decode.rs` opens a document,
+//! checks its apiVersion and kind, and then reads its fields.
 
 use proto_api::json::{self, Node};
 use proto_api::protobuf::{self, Envelope};
@@ -11,7 +11,7 @@ use super::{Gvk, schema_of};
 const META_STRUCT: &str =
     r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
 
-/// How a body is written.
+/// Serialization format of a body.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Format {
     Json,
@@ -19,29 +19,29 @@ pub(super) enum Format {
     Protobuf,
 }
 
-/// A body whose apiVersion and kind are known and whose fields may be unread.
+/// A body whose apiVersion and kind can be read and whose fields may not have been decoded yet.
 pub(super) enum Document<'a> {
-    /// JSON or YAML; `strict` is what strict validation refuses in the text itself.
+    /// JSON or YAML; `strict` is the error in the text itself that strict validation reports.
     Node { node: Node, strict: Option<String> },
-    /// Protobuf.
+    /// Protobuf, with the fields still encoded.
     Message(Envelope<'a>),
 }
 
 impl<'a> Document<'a> {
-    /// Reads a body as far as it can be read without knowing its kind.
+    /// Parses a body as far as possible without knowing its kind.
     pub(super) fn open(format: Format, body: &'a [u8]) -> Result<Self, String> {
         match format {
             Format::Json => json::parse(body)
                 .map(|node| Self::Node { node, strict: None })
                 .map_err(|e| format!("couldn't get version/kind; json parse error: {e}")),
-            // Aliases may repeat as much as a body may bring.
+            // YAML aliases may expand to at most the size allowed for a body.
             Format::Yaml => yaml::parse(body, super::MAX_BODY)
                 .map(|document| Self::Node { node: document.node, strict: document.strict }),
             Format::Protobuf => protobuf::envelope(body).map(Self::Message).map_err(|e| e.to_string()),
         }
     }
 
-    /// apiVersion and kind, empty where absent or null.
+    /// Returns apiVersion and kind; each is empty where absent or null.
     pub(super) fn type_meta(&self) -> Result<(String, String), String> {
         match self {
             Document::Node { node, .. } => type_meta(node),
@@ -52,7 +52,8 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// What strict validation refuses in the text itself, whatever its kind.
+    /// Returns the error in the text itself that strict validation reports, whatever the kind; `None` for
+    /// none.
     pub(super) fn strict(&self) -> Option<String> {
         match self {
             Document::Node { strict, .. } => strict.clone(),
@@ -60,7 +61,7 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// The fields, as those of a kind.
+    /// Returns the fields, decoded as those of the given kind.
     pub(super) fn node(self, gvk: Gvk<'_>) -> Result<Node, String> {
         match self {
             Document::Node { node, .. } => Ok(node),
@@ -71,11 +72,11 @@ impl<'a> Document<'a> {
     }
 }
 
-/// The format a Content-Type names; none means JSON.
+/// Returns the format a Content-Type names; `None` means JSON.
 ///
 /// # Errors
 ///
-/// 415.
+/// 415 for an unknown content type.
 pub(super) fn format(content_type: Option<&str>) -> Result<Format, Status> {
     match super::media_type(content_type).as_str() {
         "" | "application/json" => Ok(Format::Json),
@@ -88,7 +89,7 @@ pub(super) fn format(content_type: Option<&str>) -> Result<Format, Status> {
     }
 }
 
-/// apiVersion and kind, empty where absent or null.
+/// Returns apiVersion and kind; each is empty where absent or null.
 fn type_meta(node: &Node) -> Result<(String, String), String> {
     let error = |what: String| format!("couldn't get version/kind; json parse error: {what}");
     match node {

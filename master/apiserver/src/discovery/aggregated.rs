@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::Aggregated;
 
-/// The document of `/api` (the core group) or `/apis` (all others).
+/// Returns the document of `/api` (the core group) or `/apis` (all other groups).
 pub(super) fn document(core: bool, version: Aggregated) -> Value {
     let groups = kinds::groups();
     let items: Vec<Value> = groups

@@ -1,5 +1,6 @@
-//! `/api`, `/apis` and below: which groups, versions and resources there are, plain (`APIResourceList`) and
-//! aggregated (`apidiscovery.k8s.io`), all from the table of kinds. The chain hands GET requests to [`serve`].
+//! Discovery (`/api`, `/apis` and below): the groups, versions and resources served, in plain
+//! (`APIResourceList`) and aggregated (`apidiscovery.k8s.io`) form, all from the table of kinds. `handlers/`
+//! passes GET requests to [`serve`].
 
 mod aggregated;
 mod plain;
@@ -12,7 +13,7 @@ use http::{Response, StatusCode};
 use serde_json::Value;
 use sha2::{Digest, Sha512};
 
-/// A version of the aggregated form, as its media type names it.
+/// Version of the aggregated form, as named in its media type.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Aggregated {
     /// `apidiscovery.k8s.io/v2`.
@@ -65,7 +66,7 @@ pub fn serve(
     Some(response)
 }
 
-/// The aggregated form the Accept header asks for before any plain one.
+/// Returns the aggregated version that the Accept header prefers; `None` where a plain form comes first.
 fn wanted(accept: Option<&str>) -> Option<Aggregated> {
     for clause in accept?.split(',') {
         let mut parts = clause.split(';').map(str::trim);
@@ -97,7 +98,7 @@ struct Cached {
     etag: String,
 }
 
-/// The four aggregated documents never change while the process runs.
+/// Returns an aggregated document from the cache: the four documents never change while the process runs.
 fn cached(core: bool, version: Aggregated) -> &'static Cached {
     type Documents = [Cached; 4];
     static DOCUMENTS: LazyLock<Documents> = LazyLock::new(|| {
@@ -139,25 +140,25 @@ fn aggregated_response(core: bool, version: Aggregated, if_none_match: Option<&s
     response
 }
 
-/// A strong, quoted entity tag of a body.
+/// Returns a strong, quoted entity tag of a body.
 pub(crate) fn etag(body: &[u8]) -> String {
     format!("\"{}\"", hash(body))
 }
 
-/// SHA-512 in upper-case hexadecimal, as Kubernetes' hashes of documents are written.
+/// Returns SHA-512 in upper-case hexadecimal, as Kubernetes writes the hashes of documents.
 pub(crate) fn hash(body: &[u8]) -> String {
     Sha512::digest(body).iter().map(|b| format!("{b:02X}")).collect()
 }
 
-/// Whether an `If-None-Match` header names the tag.
+/// Returns whether an `If-None-Match` header names the tag.
 pub(crate) fn none_match(header: Option<&str>, etag: &str) -> bool {
     header.is_some_and(|h| h.split(',').any(|t| matches!(t.trim(), "*") || t.trim() == etag))
 }
 
-/// The header [`serve`] wants, for callers that read it from a request.
+/// Name of the header whose value [`serve`] takes, for callers that read it from a request.
 pub const IF_NONE_MATCH_HEADER: http::HeaderName = IF_NONE_MATCH;
 
-/// The identity of a storage version: the first 8 bytes of a hash of group, version and kind.
+/// Returns the identity of a storage version: the first 8 bytes of a hash of group, version and kind.
 fn storage_version_hash(group: &str, version: &str, kind: &str) -> Value {
     use base64::Engine;
     let digest = sha2::Sha256::digest(format!("{group}/{version}/{kind}"));

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::storage_version_hash;
 
-/// `/api`.
+/// Returns the `APIVersions` document of `/api`.
 pub(super) fn versions(server_address: &str) -> Value {
     let addresses = json!([{"clientCIDR": "0.0.0.0/0", "serverAddress": server_address}]);
     json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": addresses})
@@ -22,7 +22,7 @@ fn group_value(name: &str, versions: &[&str]) -> Map<String, Value> {
     out
 }
 
-/// `/apis`.
+/// Returns the `APIGroupList` document of `/apis`.
 pub(super) fn groups() -> Value {
     let groups = kinds::groups();
     let named = groups.iter().filter(|(name, _)| !name.is_empty());
@@ -30,7 +30,7 @@ pub(super) fn groups() -> Value {
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": list})
 }
 
-/// `/apis/GROUP`.
+/// Returns the `APIGroup` document of `/apis/GROUP`; `None` for an unknown group.
 pub(super) fn group(name: &str) -> Option<Value> {
     let groups = kinds::groups();
     let (name, versions) = groups.iter().find(|(n, _)| *n == name && !n.is_empty())?;
@@ -40,7 +40,8 @@ pub(super) fn group(name: &str) -> Option<Value> {
     Some(Value::Object(out))
 }
 
-/// `/api/VERSION` and `/apis/GROUP/VERSION`.
+/// Returns the `APIResourceList` of `/api/VERSION` or `/apis/GROUP/VERSION`; `None` for an unknown group or
+/// version.
 pub(super) fn resources(group: &str, version: &str) -> Option<Value> {
     let mut list = Vec::new();
     for kind in kinds::in_group_version(group, version) {
@@ -52,7 +53,7 @@ pub(super) fn resources(group: &str, version: &str) -> Option<Value> {
     }
     let group_version = kinds::api_version(group, version);
     let mut out = json!({"kind": "APIResourceList", "groupVersion": group_version, "resources": list});
-    // The core group's list predates the field.
+    // Stock leaves the field out for the core group, whose list is older than the field.
     if !group.is_empty() {
         out["apiVersion"] = json!("v1");
     }

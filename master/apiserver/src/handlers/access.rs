@@ -1,5 +1,5 @@
-//! Reviews: may I (`SelfSubjectAccessReview`), may they (`SubjectAccessReview`), who am I
-//! (`SelfSubjectReview`). Answered and forgotten.
+//! Access reviews: what the client may do (`SelfSubjectAccessReview`), what another user may do
+//! (`SubjectAccessReview`), who the client is (`SelfSubjectReview`). They are answered and never stored.
 
 use http::{Response, StatusCode};
 use proto_api::field::ErrorList;
@@ -17,7 +17,7 @@ use crate::registry::kinds::review::{self, AccessReview};
 ///
 /// # Errors
 ///
-/// 400 and 422 for a bad one.
+/// 400 and 422 for a bad review.
 pub async fn review(call: &Call<'_>, body: Body) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     let bytes = input::read(body).await?;
@@ -56,7 +56,7 @@ fn validate(call: &Call<'_>, review: &Value, kind: AccessReview) -> Result<(), S
     if errs.is_empty() { Ok(()) } else { Err(Status::invalid(call.kind.gvk.group, "", "", errs)) }
 }
 
-/// The user a review asks about.
+/// Returns the user a review asks about.
 fn user_of(review: &Value) -> UserInfo {
     let spec = review.get("spec").cloned().unwrap_or_default();
     let texts = |v: Option<&Value>| -> Vec<String> {

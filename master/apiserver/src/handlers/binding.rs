@@ -50,7 +50,7 @@ pub async fn bind(call: &Call<'_>, body: Body) -> Result<Response<Body>, Status>
     Ok(body::json_response(StatusCode::CREATED, &status.to_value()))
 }
 
-/// The pod, assigned to the binding's node.
+/// Returns the pod with the binding's node assigned.
 fn assign(old: &Value, binding: &Value, name: &str, now: &str) -> Result<Value, Status> {
     let conflict = |why: String| Status::conflict("", "pods/binding", name, why);
     let (uid, pod_uid) = (metadata::text(binding, "uid"), metadata::text(old, "uid"));

@@ -1,4 +1,4 @@
-//! The `create` verb of every kind without a handler of its own.
+//! The `create` verb of every kind that has no handler of its own.
 
 use http::{Response, StatusCode};
 use proto_api::status::Status;

@@ -45,7 +45,8 @@ pub async fn delete(call: &Call<'_>, body: Body) -> Result<Response<Body>, Statu
     let options = delete_options(call, body).await?;
     let write = Write { ctx: call.ctx, target: call.target(), dry_run: options.dry_run };
     let deleted = call.api.registry.delete(write, &call.ctx.info.name, &options).await?;
-    // Kept for old clients: 202 only for those that asked for cascading in the deprecated way.
+    // As in stock, 202 is sent only to old clients that ask for cascading deletion with
+    // `orphanDependents=false`.
     let waits = !deleted.gone && options.orphan_dependents == Some(false);
     let code = if waits { StatusCode::ACCEPTED } else { StatusCode::OK };
     let returns = RETURNS_OBJECT.contains(&(call.kind.gvk.group, call.kind.resource));
@@ -72,11 +73,11 @@ async fn delete_options(call: &Call<'_>, body: Body) -> Result<DeleteOptions, St
     DeleteOptions::parse(&call.query, Some(&decoded))
 }
 
-/// Deletes what a list with the same query would show; answers with the list.
+/// Deletes the objects that a list with the same query would return; answers with that list.
 ///
 /// # Errors
 ///
-/// As `delete` and `list`.
+/// The errors of `delete` and `list`.
 pub async fn delete_collection(call: &Call<'_>, body: Body) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     let options = delete_options(call, body).await?;
@@ -103,11 +104,11 @@ pub async fn delete_collection(call: &Call<'_>, body: Body) -> Result<Response<B
     Ok(format.encode(StatusCode::OK, &list))
 }
 
-/// Evicts a pod: a delete with the options of the Eviction. Budgets come with their kind.
+/// Evicts a pod: deletes it with the options of the Eviction. PodDisruptionBudgets are not a kind yet.
 ///
 /// # Errors
 ///
-/// As `delete`.
+/// The errors of `delete`.
 pub async fn evict(call: &Call<'_>, body: Body) -> Result<Response<Body>, Status> {
     let bytes = input::read(body).await?;
     let write_options = WriteOptions::parse(&call.query, "CreateOptions")?;

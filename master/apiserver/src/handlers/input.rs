@@ -1,4 +1,4 @@
-//! Request bodies: read within the limit, decoded, and checked against the URL.
+//! Reads request bodies up to the size limit, decodes them, and checks them against the URL.
 
 use std::pin::Pin;
 
@@ -19,7 +19,7 @@ use crate::registry::metadata;
 ///
 /// # Errors
 ///
-/// 413 for a larger one, 400 where it cannot be read.
+/// 413 for a larger body, 400 where the body cannot be read.
 pub async fn read(body: Body) -> Result<Bytes, Status> {
     match collect(body).await {
         Ok(collected) => Ok(collected.to_bytes()),
@@ -30,13 +30,13 @@ pub async fn read(body: Body) -> Result<Bytes, Status> {
     }
 }
 
-/// Boxed here: in an async function the body's boxed error type would make the future of every handler
-/// generic over a lifetime that `Send` cannot be shown for.
+/// Collects a body. Boxed: in an async function the body's boxed error type would make every handler's future
+/// generic over a lifetime for which the compiler cannot prove `Send`.
 fn collect(body: Body) -> Pin<Box<dyn Future<Output = Result<Collected<Bytes>, BoxError>> + Send>> {
     Box::pin(Limited::new(body, MAX_BODY_BYTES).collect())
 }
 
-/// Decodes an object of the expected kind; warnings go to the client.
+/// Decodes an object of the expected kind; adds decoding warnings to the answer.
 ///
 /// # Errors
 ///
@@ -54,12 +54,12 @@ pub fn object(call: &Call<'_>, bytes: &[u8], gvk: GroupVersionKind, mode: &str) 
     Ok(decoded.object)
 }
 
-/// The parts of a group, version and kind.
+/// Returns a group, version and kind as the tuple that `decode.rs` takes.
 pub fn parts(gvk: GroupVersionKind) -> decode::Gvk<'static> {
     (gvk.group, gvk.version, gvk.kind)
 }
 
-/// Checks the namespace of an object that is going to be created.
+/// Checks the namespace of an object that is about to be created against the URL.
 ///
 /// # Errors
 ///
@@ -81,7 +81,7 @@ pub fn check_create_namespace(call: &Call<'_>, obj: &Value) -> Result<(), Status
 ///
 /// # Errors
 ///
-/// 400 where they differ or the name is missing.
+/// 400 where body and URL differ or the name is missing.
 pub fn check_identity(call: &Call<'_>, obj: &Value) -> Result<(), Status> {
     let info = &call.ctx.info;
     let (name, namespace) = (metadata::text(obj, "name"), metadata::text(obj, "namespace"));

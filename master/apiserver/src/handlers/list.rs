@@ -43,7 +43,7 @@ pub async fn list(call: &Call<'_>) -> Result<Response<Body>, Status> {
     Ok(format.list(call.api, page, call.ctx.gzip))
 }
 
-/// A watch of a collection, or of one object through the old `/watch/` path.
+/// Starts a watch of a collection, or of one object through the old `/watch/` path.
 ///
 /// # Errors
 ///
@@ -55,7 +55,7 @@ pub async fn watch(call: &Call<'_>) -> Result<Response<Body>, Status> {
     }
     let options = ListOptions::parse(&call.query, true)?;
     let name = &call.ctx.info.name;
-    // Both must hold: authorization may have looked at either.
+    // Both the name and the field selector must match: authorization may have relied on either.
     let fields = match (name.is_empty(), options.field_selector.is_empty()) {
         (true, _) => options.field_selector.clone(),
         (false, true) => format!("metadata.name={name}"),

@@ -1,4 +1,5 @@
-//! What a request does once it is allowed: one file a verb or subresource. `chain.rs` calls [`dispatch`].
+//! Handlers, which carry out a request once it is authorized; one file per verb or subresource. `chain.rs`
+//! calls [`dispatch`].
 
 pub mod access;
 pub mod binding;
@@ -28,7 +29,7 @@ use crate::proxy;
 use crate::registry::Target;
 use crate::respond::{Format, IncludeObject};
 
-/// A request about objects of one kind, as handlers get it.
+/// A request about objects of one kind, as handlers receive it.
 pub struct Call<'a> {
     /// State that all requests share.
     pub api: &'a Arc<Api>,
@@ -38,23 +39,24 @@ pub struct Call<'a> {
     pub kind: &'static Kind,
     /// The decoded query.
     pub query: Query,
-    /// The request's head; its body is with the handler.
+    /// Method, URL and headers of the request; its body is passed to the handler separately.
     pub head: http::request::Parts,
 }
 
 impl<'a> Call<'a> {
-    /// The kind and namespace the path names.
+    /// Returns the kind and namespace the path names.
     pub fn target(&self) -> Target<'a> {
-        // For a Namespace, RequestInfo's namespace is the object itself; Target drops it.
+        // For a Namespace, RequestInfo's namespace is its own name; `Target::new` ignores that for
+        // cluster-scoped kinds.
         Target::new(self.kind, &self.ctx.info.namespace)
     }
 
-    /// The value of a header; `None` where it is absent or no text.
+    /// Returns the value of a header; `None` where it is absent or no text.
     pub fn header(&self, name: http::header::HeaderName) -> Option<&str> {
         self.head.headers.get(name).and_then(|v| v.to_str().ok())
     }
 
-    /// Encoding and shape (object, Table, metadata alone) in which the client wants the answer.
+    /// Returns the encoding and form (object, Table, metadata alone) in which the client wants the answer.
     ///
     /// # Errors
     ///
@@ -62,7 +64,7 @@ impl<'a> Call<'a> {
     pub fn format(&self) -> Result<Format<'a>, Status> {
         let accept: Vec<&str> =
             self.head.headers.get_all(http::header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
-        // Reviews are answered and forgotten: they are no rows of a table and have no metadata to show alone.
+        // Reviews are never stored: they cannot be shown as a Table or as metadata alone.
         let stored = !matches!(self.kind.gvk.group, "authorization.k8s.io" | "authentication.k8s.io");
         let representation = negotiate::negotiate(Some(&accept.join(",")), stored)?;
         let include = if representation.shape == Shape::Table {
@@ -78,10 +80,10 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Boxed, so that the chain's future stays small and its type simple.
+/// Future of a handler; boxed, so that the chain's future stays small and its type simple.
 type Handled<'a> = Pin<Box<dyn Future<Output = Result<Response<Body>, Status>> + Send + 'a>>;
 
-/// Carries out a request.
+/// Carries out an authorized request about a resource and returns its answer.
 pub async fn dispatch(api: &Arc<Api>, ctx: &Context, request: Request<Body>) -> Response<Body> {
     if !ctx.info.is_resource {
         return nonresource::handle(api, ctx, request.headers()).await;
@@ -101,7 +103,8 @@ pub async fn dispatch(api: &Arc<Api>, ctx: &Context, request: Request<Body>) -> 
     }
 }
 
-/// Whether a request got as far as its handler: negotiation and routing come before deprecation warnings.
+/// Returns whether a request reached its handler; deprecation warnings are left out where routing or
+/// negotiation failed.
 fn was_served(handled: &Result<Response<Body>, Status>) -> bool {
     match handled {
         Ok(_) => true,
@@ -112,7 +115,7 @@ fn was_served(handled: &Result<Response<Body>, Status>) -> bool {
     }
 }
 
-/// Whether a verb goes with a collection, or with one object.
+/// Returns whether a verb may be used on a collection (`collection` is true) or on one object (false).
 fn fits(verb: &str, collection: bool) -> bool {
     match verb {
         "create" | "list" | "deletecollection" => collection,

@@ -1,4 +1,5 @@
-//! Paths that are no resources: health, version, metrics, discovery, OpenAPI, the index and OpenID discovery.
+//! Answers paths that name no resource: health, version, metrics, discovery, OpenAPI, the index and OpenID
+//! discovery.
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use crate::context::Context;
 use crate::request_info::RequestInfo;
 use crate::{discovery, health, openapi};
 
-/// Whether a path tells how this master is, which it does whatever state it is in.
+/// Returns whether a path reports this master's state (health, metrics, version) and is served in any state.
 pub fn tells_state(info: &RequestInfo) -> bool {
     let first = info.path.split('/').nth(1).unwrap_or_default();
     !info.is_resource && matches!(first, "healthz" | "livez" | "readyz" | "metrics" | "version")
@@ -56,7 +57,7 @@ pub async fn handle(api: &Arc<Api>, ctx: &Context, headers: &HeaderMap) -> Respo
     }
 }
 
-/// The answer to a group, version or resource that is not served.
+/// Returns the answer for a group, version or resource that is not served.
 pub fn unknown(group: &str) -> Response<Body> {
     if group.is_empty() || kinds::groups().iter().any(|(name, _)| *name == group) {
         body::status_response(&Status::no_such_path())
@@ -69,7 +70,7 @@ fn not_found_page() -> Response<Body> {
     body::text_response(StatusCode::NOT_FOUND, "404 page not found\n")
 }
 
-/// What `/version` says. Ephor serves the API of the named Kubernetes release.
+/// Returns the answer of `/version`: the Kubernetes release whose API Ephor serves.
 pub fn version() -> serde_json::Value {
     json!({
         "major": "1", "minor": "35", "emulationMajor": "1", "emulationMinor": "35",

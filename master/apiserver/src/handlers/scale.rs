@@ -1,4 +1,4 @@
-//! The scale subresource: an `autoscaling/v1` Scale in front of `spec.replicas` of a workload.
+//! The scale subresource: an `autoscaling/v1` Scale that represents `spec.replicas` of a workload.
 
 use http::header::CONTENT_TYPE;
 use http::{Response, StatusCode};
@@ -22,7 +22,7 @@ const SCALE: GroupVersionKind = GroupVersionKind { group: "autoscaling", version
 ///
 /// # Errors
 ///
-/// As the verbs of the workload itself.
+/// The errors of the same verb on the workload itself.
 pub async fn handle(call: &Call<'_>, verb: &str, body: Body) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     let name = &call.ctx.info.name;
@@ -61,7 +61,7 @@ pub async fn handle(call: &Call<'_>, verb: &str, body: Body) -> Result<Response<
     Ok(crate::respond::encode(encoding, StatusCode::OK, &scale_of(&changed)))
 }
 
-/// Makes the workload that has the replicas of a Scale.
+/// Returns the workload with the replicas of a Scale.
 fn apply(call: &Call<'_>, old: Option<&Value>, scale: &Value) -> Result<Value, Status> {
     let name = &call.ctx.info.name;
     let old = old.ok_or_else(|| call.target().not_found(name))?;
@@ -83,7 +83,7 @@ fn apply(call: &Call<'_>, old: Option<&Value>, scale: &Value) -> Result<Value, S
     Ok(new)
 }
 
-/// Makes the Scale that shows a workload.
+/// Returns the Scale that represents a workload.
 fn scale_of(workload: &Value) -> Value {
     let mut meta = Map::new();
     for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {

@@ -21,7 +21,7 @@ const MAX_SECONDS: i64 = 1 << 32;
 ///
 /// # Errors
 ///
-/// 400, 403 for a node that asks for more than its pods need, 404, 409, 422.
+/// 400, 403 for a node whose pods do not need the token, 404, 409, 422.
 pub async fn create(call: &Call<'_>, body: Body) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     let bytes = input::read(body).await?;
@@ -61,7 +61,7 @@ pub async fn create(call: &Call<'_>, body: Body) -> Result<Response<Body>, Statu
     Ok(crate::respond::encode(format.representation.encoding, StatusCode::CREATED, &request))
 }
 
-/// Checks a name and a namespace that the request carries against the path's.
+/// Checks name and namespace in the request's body against those of the path.
 fn check_names(call: &Call<'_>, request: &Value) -> Result<(), Status> {
     let info = &call.ctx.info;
     for (key, of_path) in [("name", &info.name), ("namespace", &info.namespace)] {
@@ -90,7 +90,7 @@ fn seconds(request: &Value) -> Result<i64, Status> {
     Err(Status::invalid("authentication.k8s.io", "TokenRequest", "", errs))
 }
 
-/// Looks up what the token is bound to.
+/// Looks up the object the token is bound to and records it in `subject`.
 fn bind(call: &Call<'_>, request: &Value, subject: &mut Subject) -> Result<(), Status> {
     let Some(reference) = request.pointer("/spec/boundObjectRef").filter(|r| !r.is_null()) else {
         return Ok(());

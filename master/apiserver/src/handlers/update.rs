@@ -1,4 +1,4 @@
-//! The verbs `update` and `patch`, of objects and of the subresources that are parts of them.
+//! The verbs `update` and `patch`, of objects and of subresources that are parts of them.
 
 use http::header::CONTENT_TYPE;
 use http::{Response, StatusCode};
@@ -32,7 +32,8 @@ pub async fn put(call: &Call<'_>, sub: &str, body: Body) -> Result<Response<Body
     let make = |old: Option<&Value>| {
         let mut obj = obj.clone();
         if old.is_none() {
-            // An object that was read somewhere is gone, and not new.
+            // A resourceVersion means that the client read the object before: it was deleted since and must
+            // not be created.
             match metadata::text(&obj, "resourceVersion") {
                 "" | "0" => metadata::of(&mut obj).remove("resourceVersion"),
                 _ => return Err(call.target().not_found(&call.ctx.info.name)),
@@ -44,7 +45,7 @@ pub async fn put(call: &Call<'_>, sub: &str, body: Body) -> Result<Response<Body
     Ok(format.object(code(&updated), updated.object))
 }
 
-/// Patches an object or a subresource; tried again on newer state until it fits.
+/// Patches an object or a subresource; repeats the patch on newer state when another write came first.
 ///
 /// # Errors
 ///
@@ -59,7 +60,7 @@ pub async fn patch(call: &Call<'_>, sub: &str, body: Body) -> Result<Response<Bo
     let gvk = gvk_of(call, sub);
     let write = Write { ctx: call.ctx, target: call.target(), dry_run: options.dry_run };
     let make = |old: Option<&Value>| {
-        // A patch creates nothing, also where a PUT would.
+        // A patch never creates an object, even of a kind whose PUT does.
         let old = old.ok_or_else(|| call.target().not_found(&call.ctx.info.name))?;
         let served = convert::from_storage(call.kind, old.clone());
         let apply = || patch::apply_patch(patch_type, &bytes, &served, input::parts(gvk), mode);

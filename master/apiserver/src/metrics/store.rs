@@ -1,18 +1,18 @@
-//! Metrics of the master itself: sizes, how far it has come, alarms. Read when they are asked for.
+//! Metrics of the master itself: sizes, revisions reached, alarms. They are read at each scrape.
 
 use consensus::{AlarmKind, Consensus};
 use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, GaugeVec, IntCounterVec, Opts, Registry};
 
-/// All of them.
+/// Gathers all metrics of the master itself.
 ///
 /// # Errors
 ///
-/// Where two have one name, which only a change of this file can cause.
+/// Where two metrics have the same name, which only a change of this file can cause.
 pub fn gather(consensus: &Consensus) -> Result<Vec<MetricFamily>, prometheus::Error> {
     let registry = Registry::new();
     let (status, sizes) = (consensus.status(), consensus.store().sizes());
-    // Prometheus counts in floating point; these stay exact up to 2^53.
+    // Prometheus values are floating point; these counts are exact up to 2^53.
     let figures = [
         ("ephor_log_bytes", "Bytes of the log on disk.", status.log_bytes),
         ("ephor_object_store_bytes", "Bytes of the object store on disk.", sizes.disk_bytes),
@@ -55,7 +55,7 @@ pub fn gather(consensus: &Consensus) -> Result<Vec<MetricFamily>, prometheus::Er
     Ok(registry.gather())
 }
 
-/// Resident memory of this process; 0 where /proc does not say.
+/// Returns the resident memory of this process in bytes; 0 where /proc does not tell.
 fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

@@ -1,13 +1,13 @@
-//! The v2 document in protobuf, as kubectl's discovery client reads it: the messages of `OpenAPIv2.proto` of
-//! gnostic-models, made from the JSON document. `mod.rs` calls it once.
+//! The v2 document in protobuf, as kubectl's discovery client reads it: the messages of gnostic-models'
+//! `OpenAPIv2.proto`, encoded from the JSON document. `mod.rs` calls it once.
 //!
-//! Each function writes one message; the numbers are the fields' in that file. What our documents never hold
-//! (`xml`, `oauth2`, bounds of numbers) has no code here.
+//! Each function writes one message; the numbers are field numbers of that file. Fields that Ephor's
+//! documents never contain (`xml`, `oauth2`, bounds of numbers) are not implemented.
 
 use prost::encoding::{WireType, encode_key, encode_varint};
 use serde_json::{Map, Value};
 
-/// One message: its fields in order.
+/// An encoded message: its fields in order.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
@@ -72,7 +72,7 @@ fn operation(out: &mut Message, operation: &Value) {
     out.extensions(13, operation);
 }
 
-/// A parameter of the body, of the path, or of the query.
+/// Writes a parameter of the body, of the path, or of the query.
 fn parameters_item(out: &mut Message, parameter: &Value) {
     out.with(1, |out| match parameter["in"].as_str() {
         Some("body") => out.with(1, |body| {
@@ -83,7 +83,7 @@ fn parameters_item(out: &mut Message, parameter: &Value) {
             body.with(5, |message| schema(message, &parameter["schema"]));
         }),
         place => out.with(2, |out| {
-            // Of a query parameter one field more comes before its type.
+            // In a query parameter one more field precedes the type, which shifts the field numbers by one.
             let (kind, shift) = if place == Some("path") { (4, 0) } else { (3, 1) };
             out.with(kind, |message| {
                 message.flag(1, &parameter["required"]);
@@ -123,7 +123,7 @@ fn schema(out: &mut Message, schema: &Value) {
     out.extensions(31, schema);
 }
 
-/// A value of any type, which gnostic keeps as YAML text; JSON is YAML.
+/// Writes a value of any type, which gnostic keeps as YAML text; JSON is valid YAML.
 fn any(out: &mut Message, value: &Value) {
     out.bytes(2, value.to_string().as_bytes());
 }
@@ -139,7 +139,7 @@ impl Message {
         self.0.extend_from_slice(bytes);
     }
 
-    /// A string that is there and not empty.
+    /// Writes a string field where `value` is a string that is not empty.
     fn text(&mut self, field: u32, value: &Value) {
         if let Some(text) = value.as_str().filter(|t| !t.is_empty()) {
             self.bytes(field, text.as_bytes());
@@ -163,7 +163,7 @@ impl Message {
         self.bytes(field, &inner.0);
     }
 
-    /// A `Named...` message (`name` = 1, `value` = 2) for each member of an object.
+    /// Writes a `Named...` message (`name` = 1, `value` = 2) for each member of an object.
     fn named(&mut self, field: u32, members: &Value, write: impl Fn(&mut Message, &Value)) {
         for (name, value) in members.as_object().into_iter().flat_map(Map::iter) {
             self.with(field, |message| {
@@ -173,7 +173,7 @@ impl Message {
         }
     }
 
-    /// The members that begin with `x-`.
+    /// Writes the members whose names begin with `x-`.
     fn extensions(&mut self, field: u32, of: &Value) {
         for (name, value) in of.as_object().into_iter().flat_map(Map::iter) {
             if name.starts_with("x-") {

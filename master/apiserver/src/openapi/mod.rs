@@ -1,7 +1,7 @@
-//! `/openapi/v3` (an index and one document a group and version) and `/openapi/v2` (JSON or protobuf), made from
-//! the schema table and the table of kinds, each once while the process runs. kubectl reads them for `explain`,
-//! for `diff` and `apply`, and to find out whether the server validates fields; of version 2 it takes protobuf
-//! alone.
+//! `/openapi/v3` (an index, and one document per group and version) and `/openapi/v2` (JSON or protobuf).
+//! Each document is built once per process from the schema table and the table of kinds. kubectl reads them
+//! for `explain`, `diff` and `apply`, and to find out whether the server validates fields; of v2 it reads
+//! only protobuf.
 
 mod gnostic;
 mod paths;
@@ -20,19 +20,19 @@ use serde_json::{Value, json};
 use crate::discovery::{etag, hash, none_match};
 use schemas::Dialect;
 
-/// The version the documents carry: that of the Kubernetes API served.
+/// Version stated in the documents: that of the Kubernetes API served.
 const VERSION: &str = "v1.35.0";
 
 const JSON: &str = "application/json";
 
-/// The media type of the v2 document in protobuf, as answers name it: Go refuses an `@` in it.
+/// Media type of the v2 protobuf document in answers; it has no `@`, which Go's parser refuses.
 const PROTOBUF_V2: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
-/// The media type of the v2 document in protobuf as clients ask for it.
+/// Media type of the v2 protobuf document in requests.
 const PROTOBUF_V2_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 
-/// Answers an OpenAPI path; `None` for any other. The path may carry its query: a document asked for by the hash
-/// it has now may be kept for ever.
+/// Answers an OpenAPI path; `None` for any other. `path` may include the query: a document requested with its
+/// current hash is marked as cacheable forever.
 pub fn serve(path: &str, accept: Option<&str>, if_none_match: Option<&str>) -> Option<Response<Bytes>> {
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let rest = path.strip_prefix("/openapi/")?.trim_end_matches('/');
@@ -50,7 +50,7 @@ pub fn serve(path: &str, accept: Option<&str>, if_none_match: Option<&str>) -> O
     Some(document_response(document, media, if_none_match, immutable))
 }
 
-/// The first of the media types of a document that a client accepts, in the client's order.
+/// Returns the first media type in the client's Accept header that the document is served in.
 fn wanted(accept: Option<&str>, served: &[&'static str]) -> Option<&'static str> {
     let Some(accept) = accept.filter(|a| !a.trim().is_empty()) else { return served.first().copied() };
     accept.split(',').find_map(|clause| {
@@ -110,7 +110,7 @@ fn document_response(
     response
 }
 
-/// The documents by their name in the index, e.g. `apis/apps/v1`; made on first use.
+/// Returns the v3 documents by their name in the index, e.g. `apis/apps/v1`; built on first use.
 fn v3() -> &'static BTreeMap<String, Document> {
     static DOCUMENTS: LazyLock<BTreeMap<String, Document>> = LazyLock::new(|| {
         let mut documents = BTreeMap::new();

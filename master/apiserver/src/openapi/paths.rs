@@ -1,4 +1,4 @@
-//! Paths and operations of a group and version: what each resource can do, with its parameters.
+//! Paths and operations of a group and version: the verbs of each resource, with their parameters.
 
 use proto_api::kinds::{self, GroupVersionKind, Kind, Subresource};
 use proto_api::schema;
@@ -13,7 +13,7 @@ const PATCHES: &[&str] = &[
 ];
 const ANSWERS: &[&str] = &["application/json", "application/yaml"];
 
-/// Query parameters by action: the options type whose documentation they have, and their names.
+/// Query parameters of each action: the options type that documents them, and their names.
 const LIST: (&str, &[&str]) = (
     "meta/v1.ListOptions",
     &[
@@ -37,14 +37,15 @@ const DELETE: (&str, &[&str]) =
     ("meta/v1.DeleteOptions", &["dryRun", "gracePeriodSeconds", "orphanDependents", "propagationPolicy"]);
 const NONE: (&str, &[&str]) = ("", &[]);
 
-/// What an operation is about.
+/// Resource or subresource that an operation acts on.
 struct Target<'a> {
     kind: &'a Kind,
     body: GroupVersionKind,
     sub: Option<&'a Subresource>,
 }
 
-/// The `paths` object of a group and version; schemas that they refer to are collected.
+/// Returns the `paths` object of a group and version; collects the schemas that the paths refer to in
+/// `schemas`.
 pub(super) fn of(group: &str, version: &str, schemas: &mut Collector) -> Map<String, Value> {
     let root = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
     let mut paths = Map::new();
@@ -150,7 +151,7 @@ fn query(dialect: Dialect, (of, names): (&str, &[&str])) -> Vec<Value> {
         .collect()
 }
 
-/// Whether the stream-like subresources take no typed body.
+/// Returns whether the operation is on a streaming subresource, which takes no typed body.
 fn is_raw(target: &Target<'_>) -> bool {
     target.sub.is_some_and(|s| matches!(s.name, "attach" | "exec" | "log" | "portforward" | "proxy"))
 }
@@ -269,7 +270,8 @@ fn tag(kind: &Kind) -> String {
     format!("{}_{}", group_word(kind), kind.gvk.version)
 }
 
-/// `createAppsV1NamespacedDeployment`: unique, and what generated clients name their functions after.
+/// Returns an operation's unique id, such as `createAppsV1NamespacedDeployment`; generated clients name
+/// functions after it.
 fn operation_id(verb: &str, path: &str, target: &Target<'_>) -> String {
     let kind = target.kind;
     let action = match verb {

@@ -1,4 +1,4 @@
-//! Schemas of types: from the schema table to OpenAPI, v3 (`components/schemas`) or v2 (`definitions`).
+//! Schemas of types: converts the schema table to OpenAPI, v3 (`components/schemas`) or v2 (`definitions`).
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use proto_api::kinds;
 use proto_api::schema::{self, Field, ListType, StructId, Table, Type};
 use serde_json::{Map, Value, json};
 
-/// The version of OpenAPI that is written.
+/// OpenAPI version of the document.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Dialect {
     /// Swagger 2.0.
@@ -15,14 +15,14 @@ pub(super) enum Dialect {
     V3,
 }
 
-/// Schemas that something refers to, each with what it refers to.
+/// Collects the schemas that the document refers to, with the schemas those refer to in turn.
 pub(super) struct Collector {
-    /// What is written.
+    /// OpenAPI version of the document.
     pub(super) dialect: Dialect,
     done: BTreeMap<String, Value>,
 }
 
-/// The name of a type in OpenAPI: `core/v1.Pod` -> `io.k8s.api.core.v1.Pod`.
+/// Returns the name of a type in OpenAPI: `core/v1.Pod` -> `io.k8s.api.core.v1.Pod`.
 fn definition_name(name: &str) -> String {
     let (package, of) = name.rsplit_once('.').unwrap_or(("", name));
     match package {
@@ -32,7 +32,7 @@ fn definition_name(name: &str) -> String {
     }
 }
 
-/// Types that are no structs of the table.
+/// OpenAPI names of types that are not structs of the schema table.
 const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
 const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
 const RAW: &str = "io.k8s.apimachinery.pkg.runtime.RawExtension";
@@ -41,17 +41,17 @@ const MICRO_TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime";
 const DURATION: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Duration";
 
 impl Collector {
-    /// Nothing collected yet.
+    /// Creates an empty collector.
     pub(super) fn new(dialect: Dialect) -> Self {
         Collector { dialect, done: BTreeMap::new() }
     }
 
-    /// Everything that was referred to.
+    /// Returns all collected schemas.
     pub(super) fn finish(self) -> Map<String, Value> {
         self.done.into_iter().collect()
     }
 
-    /// A reference to a kind's schema; an empty object schema for a kind the table does not have.
+    /// Returns a reference to a kind's schema; an empty object schema for a kind the table does not have.
     pub(super) fn kind(&mut self, group: &str, version: &str, kind: &str) -> Value {
         match Table::get().find(&format!("{}.{kind}", schema::package(group, version))) {
             Some(id) => self.reference(id),
@@ -59,7 +59,7 @@ impl Collector {
         }
     }
 
-    /// The body of a patch: any object.
+    /// Returns the schema of a patch's body: any object.
     pub(super) fn patch(&mut self) -> Value {
         let name = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
         let text = "A patch of an object: its type is that of the request's Content-Type.";
@@ -84,7 +84,7 @@ impl Collector {
         let of = Table::get().at(id);
         let name = definition_name(of.name);
         if !self.done.contains_key(&name) {
-            // In place before its fields, which may refer back to it.
+            // Registered before its fields are visited, because a field may refer back to this type.
             self.done.insert(name.clone(), Value::Null);
             let schema = self.structure(id);
             self.done.insert(name.clone(), schema);
@@ -163,7 +163,7 @@ impl Collector {
         self.with(schema, extra)
     }
 
-    /// Adds members to a schema; beside a reference OpenAPI 3.0 wants an `allOf`.
+    /// Adds members to a schema; OpenAPI 3.0 needs an `allOf` around a reference that has members beside it.
     fn with(&self, schema: Value, extra: Map<String, Value>) -> Value {
         let mut out = match (&schema, self.dialect) {
             (Value::Object(members), Dialect::V3) if members.contains_key("$ref") && !extra.is_empty() => {
@@ -177,7 +177,7 @@ impl Collector {
         out
     }
 
-    /// An item of a list or map: its zero value is its default.
+    /// Returns the schema of an item of a list or map, whose default is its zero value.
     fn item(&mut self, of: &Type) -> Value {
         let schema = self.of(of);
         let mut extra = Map::new();
@@ -228,7 +228,7 @@ impl Collector {
         })
     }
 
-    /// A value of one of several types; Swagger 2.0 knows only the string.
+    /// Returns the schema of a value of one of several types; Swagger 2.0 can express only the string.
     fn either(&mut self, name: &str, text: &str, kinds: Value, format: Option<&str>) -> Value {
         let dialect = self.dialect;
         self.named(name, || {
@@ -245,7 +245,7 @@ impl Collector {
     }
 }
 
-/// The default OpenAPI states: the marker's, or the zero value where the field is always there.
+/// Returns the default of a field: the marker's, or the zero value where the field is always present.
 fn default_of(field: &Field) -> Option<Value> {
     if let Some(json) = field.default {
         return serde_json::from_str(json).ok();
@@ -257,7 +257,7 @@ fn default_of(field: &Field) -> Option<Value> {
     }
 }
 
-/// The zero value of types that always have one.
+/// Returns the zero value of a type that always has one.
 fn zero(of: &Type) -> Option<Value> {
     match of {
         Type::Named { of: inner, .. } => zero(inner),
@@ -269,7 +269,7 @@ fn zero(of: &Type) -> Option<Value> {
     }
 }
 
-/// The group, version and kind of a type that is an object or a list of objects.
+/// Returns the group, version and kind of a type that is an object or a list of objects.
 fn group_version_kinds(name: &str) -> Vec<Value> {
     let (package, kind) = name.rsplit_once('.').unwrap_or(("", name));
     let is = |k: &kinds::Kind| {
@@ -282,7 +282,7 @@ fn group_version_kinds(name: &str) -> Vec<Value> {
     let other =
         kinds::OTHER_KINDS.iter().find(|g| schema::package(g.group, g.version) == package && g.kind == kind);
     match other {
-        // Options and Status belong to every group.
+        // Options and Status are listed under every group.
         Some(gvk) if gvk.group == "meta.k8s.io" => {
             let groups = kinds::groups();
             let each = |(group, versions): &(&str, Vec<&str>)| {

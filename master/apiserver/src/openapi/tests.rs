@@ -1,4 +1,4 @@
-//! The documents as kubectl reads them.
+//! Tests that read the OpenAPI documents as kubectl does.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ fn get(path: &str) -> Value {
     serde_json::from_slice(response.body()).expect("JSON")
 }
 
-/// Every `$ref` of a document.
+/// Collects every `$ref` of a document.
 fn references<'a>(value: &'a Value, found: &mut BTreeSet<&'a str>) {
     match value {
         Value::Object(members) => {
@@ -103,7 +103,7 @@ fn version_two_is_whole_as_json() {
     }
 }
 
-/// The fields of a protobuf message with a number, all of them length-delimited.
+/// Returns the fields with a number in a protobuf message whose fields are all length-delimited.
 fn fields(message: &[u8], number: u64) -> Vec<&[u8]> {
     let mut found = Vec::new();
     let mut rest = message;
@@ -121,13 +121,13 @@ fn fields(message: &[u8], number: u64) -> Vec<&[u8]> {
     found
 }
 
-/// The value of the `Named...` message with a name among the fields with a number.
+/// Returns the value of the `Named...` message with a given name among the fields with a number.
 fn named<'a>(message: &'a [u8], number: u64, name: &str) -> &'a [u8] {
     let entry = fields(message, number).into_iter().find(|entry| fields(entry, 1) == [name.as_bytes()]);
     fields(entry.unwrap_or_else(|| panic!("{name}")), 2)[0]
 }
 
-/// The message at the end of a way of field numbers.
+/// Returns the nested message at a path of field numbers.
 fn at<'a>(message: &'a [u8], way: &[u64]) -> &'a [u8] {
     way.iter().fold(message, |message, number| fields(message, *number)[0])
 }
@@ -148,7 +148,7 @@ fn version_two_is_there_as_protobuf_of_gnostic() {
     let labels = named(at(document, &[9]), 1, "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta");
     assert_eq!(at(named(at(labels, &[25]), 1, "labels"), &[21, 1, 22, 1]), b"string");
 
-    // How kubectl finds out whether the server validates fields: a query parameter of the patch of a kind.
+    // kubectl decides whether the server validates fields by a query parameter of a kind's patch operation.
     let path = named(at(document, &[8]), 2, "/api/v1/namespaces/{namespace}/pods/{name}");
     let patch = at(path, &[8]);
     let names: Vec<&[u8]> = fields(patch, 8)

@@ -1,4 +1,5 @@
-//! metav1.DeleteOptions, from a body or a query. `handlers/delete.rs` parses them, `registry/delete.rs` obeys.
+//! metav1.DeleteOptions, from a body or a query. `handlers/delete.rs` parses them, `registry/delete.rs`
+//! carries them out.
 
 use proto_api::field::{Error, ErrorList, Path};
 use proto_api::status::Status;
@@ -6,20 +7,20 @@ use serde_json::Value;
 
 use super::{META_GROUP, Query, dry_run};
 
-/// metav1.DeleteOptions.
+/// The fields of metav1.DeleteOptions.
 #[derive(Clone, Debug, Default)]
 pub struct DeleteOptions {
-    /// `gracePeriodSeconds`.
+    /// `gracePeriodSeconds`; `None` where the client left it out.
     pub grace_period_seconds: Option<i64>,
-    /// `preconditions.uid`.
+    /// `preconditions.uid`; `None` for no such precondition.
     pub uid: Option<String>,
-    /// `preconditions.resourceVersion`.
+    /// `preconditions.resourceVersion`; `None` for no such precondition.
     pub resource_version: Option<String>,
-    /// `orphanDependents` (deprecated).
+    /// `orphanDependents` (deprecated); `None` where the client left it out.
     pub orphan_dependents: Option<bool>,
-    /// `propagationPolicy`.
+    /// `propagationPolicy`; `None` where the client left it out.
     pub propagation_policy: Option<String>,
-    /// `dryRun=All`.
+    /// Whether `dryRun=All` was given.
     pub dry_run: bool,
 }
 
@@ -28,7 +29,7 @@ impl DeleteOptions {
     ///
     /// # Errors
     ///
-    /// 400 for what does not parse, 422 for what is not allowed.
+    /// 400 for options that do not parse, 422 for options that are not allowed.
     pub fn parse(query: &Query, body: Option<&Value>) -> Result<Self, Status> {
         let mut errs = ErrorList::default();
         let options = match body {
@@ -108,7 +109,7 @@ impl DeleteOptions {
         }
     }
 
-    /// The policy in effect: `Orphan`, `Background` or `Foreground`, where one was asked for.
+    /// Returns the propagation policy the client asked for: `Orphan`, `Background` or `Foreground`.
     pub fn policy(&self) -> Option<&str> {
         match self.orphan_dependents {
             Some(true) => Some("Orphan"),

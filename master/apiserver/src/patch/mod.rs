@@ -1,5 +1,5 @@
-//! PATCH bodies: JSON patch, merge patch and strategic merge patch applied to a stored object, and the result
-//! decoded again like a body. Errors and their codes are those of a stock server.
+//! PATCH bodies: JSON patch, merge patch and strategic merge patch applied to a stored object, whose result
+//! is decoded again like a request body. Errors and their codes are those of a stock server.
 
 use std::collections::HashSet;
 
@@ -12,28 +12,29 @@ use serde_json::Value;
 
 use crate::decode::{self, Decoded, FieldValidation, Gvk, MAX_BODY};
 
-/// The most operations of one JSON patch.
+/// Maximum number of operations in one JSON patch.
 const MAX_OPERATIONS: usize = 10_000;
 
-/// The kinds of patches.
+/// Type of a patch.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum PatchType {
-    /// RFC 6902.
+    /// JSON patch (RFC 6902).
     Json,
-    /// RFC 7396.
+    /// Merge patch (RFC 7396).
     Merge,
-    /// With Kubernetes' merge keys and directives.
+    /// Strategic merge patch, with Kubernetes' merge keys and directives.
     Strategic,
     /// Server-side apply.
     Apply,
 }
 
 impl PatchType {
-    /// The type a Content-Type header names.
+    /// Returns the patch type a Content-Type header names.
     ///
     /// # Errors
     ///
-    /// 415 for an unknown one, and for server-side apply, which is not served yet: that answer lists what is.
+    /// 415 for an unknown type, and for server-side apply, which is not served yet; the answer lists the
+    /// served types.
     pub fn from_content_type(content_type: Option<&str>) -> Result<Self, Status> {
         match decode::media_type(content_type).as_str() {
             "application/json-patch+json" => Ok(Self::Json),
@@ -48,7 +49,7 @@ impl PatchType {
     }
 }
 
-/// Server-side apply is not served yet: the answer for a type that is not, listing those that are.
+/// Returns the 415 for server-side apply, which is not served yet; it lists the served types.
 fn apply_unserved() -> Status {
     Status::unsupported_media_type(
         "the body of the request was in an unknown format - accepted media types include: \
@@ -123,8 +124,8 @@ fn json_patch(node: Result<Node, String>, current: &Value) -> Patched {
     Ok((patched, found))
 }
 
-/// Keeps a patch from making an object that no request could have brought: by
-/// copying it into itself, a few operations double its size, or its depth, each.
+/// Refuses an operation that makes the object larger or deeper than any request body could be: by copying the
+/// object into itself, each of a few operations doubles its size or depth.
 fn check_growth(operation: &PatchOperation, object: &Value, copied_bytes: &mut usize) -> Result<(), Status> {
     let (path, value) = match operation {
         PatchOperation::Add(add) => (&add.path, Some(&add.value)),
@@ -135,7 +136,7 @@ fn check_growth(operation: &PatchOperation, object: &Value, copied_bytes: &mut u
     };
     let Some(value) = value else { return Ok(()) };
     let (bytes, depth) = extent(value);
-    // Moves too, though they add nothing: each of them is measured here.
+    // Moves count too: they add no bytes, but each moved value has been traversed here.
     if matches!(operation, PatchOperation::Copy(_) | PatchOperation::Move(_)) {
         *copied_bytes += bytes;
     }
@@ -150,7 +151,7 @@ fn check_growth(operation: &PatchOperation, object: &Value, copied_bytes: &mut u
     Ok(())
 }
 
-/// About how many bytes a value has, and how deep it is.
+/// Returns the approximate size of a value in bytes, and its depth.
 fn extent(value: &Value) -> (usize, usize) {
     let add = |sum: (usize, usize), (bytes, depth): (usize, usize)| (sum.0 + bytes, sum.1.max(depth + 1));
     match value {
@@ -167,7 +168,7 @@ fn extent(value: &Value) -> (usize, usize) {
     }
 }
 
-/// Types and unknown members of one operation.
+/// Checks the types of one operation's members and collects its unknown ones as strict errors.
 fn check_operation(i: usize, item: &Node, found: &mut Vec<String>) -> Result<(), Status> {
     let members = match item {
         Node::Object(members) => members,
@@ -195,7 +196,7 @@ fn check_operation(i: usize, item: &Node, found: &mut Vec<String>) -> Result<(),
     Ok(())
 }
 
-/// Strict errors of an untyped object: its duplicate members.
+/// Collects the strict errors of an untyped object: its duplicate members.
 fn duplicates(node: &Node, path: &str, found: &mut Vec<String>) {
     match node {
         Node::Object(members) => {
@@ -303,7 +304,7 @@ mod tests {
             status.message
         );
         let mut deeper = vec![json!({"op": "add", "path": "/x", "value": {"a": {}}})];
-        // Each copies the tower onto its own top.
+        // Each operation copies the whole nested object into its innermost member.
         let mut top = "/x/a".to_owned();
         for _ in 0..12 {
             deeper.push(json!({"op": "copy", "from": "/x", "path": format!("{top}/a")}));

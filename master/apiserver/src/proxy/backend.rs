@@ -1,4 +1,5 @@
-//! Where a proxy request goes: `[SCHEME:]NAME[:PORT]` of a pod, a service or a node, resolved to an address.
+//! Resolves the destination of a proxy request: `[SCHEME:]NAME[:PORT]` of a pod, a service or a node, to an
+//! address.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use crate::dial::{NodeAddress, check_proxyable, node_address};
 use crate::registry::{Registry, key, metadata};
 use crate::request_info::RequestInfo;
 
-/// Where a proxy request is sent.
+/// Destination of a proxy request.
 #[derive(Debug)]
 pub enum Backend {
     /// A node's HTTPS server.
@@ -21,11 +22,12 @@ pub enum Backend {
     Plain(SocketAddr),
 }
 
-/// Finds the backend of a proxy request, and the path to ask it for.
+/// Finds the backend of a proxy request, and the path to request from it.
 ///
 /// # Errors
 ///
-/// 400 for a malformed name and an address that is not allowed, 404 for no such object, 503 for a service without endpoints.
+/// 400 for a malformed name or an address that is not allowed, 404 for no such object, 503 for a service
+/// without endpoints.
 pub async fn locate(api: &Arc<Api>, ctx: &Context) -> Result<(Backend, String), Status> {
     let info = &ctx.info;
     api.registry.barrier().await?;
@@ -54,7 +56,7 @@ pub async fn locate(api: &Arc<Api>, ctx: &Context) -> Result<(Backend, String), 
     Ok((backend, path))
 }
 
-/// Scheme, name and port of a proxy name.
+/// Splits a proxy name into scheme, name and port; `None` where it is malformed.
 fn split(id: &str) -> Option<(&str, &str, &str)> {
     let parts: Vec<&str> = id.split(':').collect();
     let (scheme, name, port) = match parts.as_slice() {
@@ -70,9 +72,10 @@ fn number(port: &str) -> Result<u16, Status> {
     port.parse().map_err(|_| Status::bad_request(format!("invalid port {port:?}")))
 }
 
-/// What follows `/proxy` in the path of a request; empty for nothing.
+/// Returns the part of a path after `/proxy`; empty where nothing follows.
 pub fn path_after_proxy<'a>(path: &'a str, info: &RequestInfo) -> &'a str {
-    // `api/v1/nodes/NAME/proxy`, `api/v1/namespaces/NAMESPACE/RESOURCE/NAME/proxy`.
+    // Number of slashes up to the end of `/proxy/` in `api/v1/nodes/NAME/proxy` and
+    // `api/v1/namespaces/NAMESPACE/RESOURCE/NAME/proxy`.
     let segments = if info.namespace.is_empty() { 5 } else { 7 };
     let mut at = path.len() - path.trim_start_matches('/').len();
     for _ in 0..segments {
@@ -84,7 +87,8 @@ pub fn path_after_proxy<'a>(path: &'a str, info: &RequestInfo) -> &'a str {
     &path[at - 1..]
 }
 
-/// A node's own server, with the API server's certificate, or without it another port of the node.
+/// Returns the node's HTTPS server, which is shown the API server's certificate, or another port of the node
+/// as plain TCP.
 fn node(registry: &Registry, name: &str, port: &str) -> Result<Backend, Status> {
     let server = node_address(registry, name)?;
     let port = if port.is_empty() { server.address.port() } else { number(port)? };
@@ -138,8 +142,8 @@ fn service(registry: &Registry, namespace: &str, name: &str, port: &str) -> Resu
     Ok(address)
 }
 
-/// The address of an endpoint, where it is one of the pod it refers to: anybody who may write EndpointSlices could
-/// name any address.
+/// Returns the address of an endpoint where the pod it refers to has that address; anyone who may write
+/// EndpointSlices could name any address.
 fn address_of_pod(registry: &Registry, namespace: &str, endpoint: &Value) -> Option<IpAddr> {
     let address = endpoint.pointer("/addresses/0").and_then(Value::as_str)?;
     let target = endpoint.get("targetRef")?;
@@ -153,7 +157,7 @@ fn address_of_pod(registry: &Registry, namespace: &str, endpoint: &Value) -> Opt
     if own { address.parse().ok() } else { None }
 }
 
-/// The name of the port meant: by name, by number, or the only one.
+/// Returns the name of the port that is meant: the one named, the one with that number, or the first one.
 fn service_port(service: &Value, name: &str, port: &str) -> Result<String, Status> {
     let ports = service.pointer("/spec/ports").and_then(Value::as_array).cloned().unwrap_or_default();
     let name_of = |p: &Value| p.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();

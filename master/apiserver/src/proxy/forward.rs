@@ -1,5 +1,5 @@
-//! Carries a request to a node or a pod and the answer back. An upgrade (WebSocket, SPDY) becomes a raw copy
-//! of bytes both ways, so whatever protocol the two ends settled on works.
+//! Forwards a request to a node or a pod and returns the answer. An upgraded connection (WebSocket, SPDY) is
+//! copied as raw bytes in both directions, so any protocol that the two ends agree on works.
 
 use std::sync::Arc;
 
@@ -20,10 +20,10 @@ use crate::context::Context;
 use crate::dial::{Stream, dial_plain};
 use crate::request_info::RequestInfo;
 
-/// How much of an error's text is read from the other end.
+/// Maximum number of bytes read of the text of a node's error.
 const ERROR_TEXT_BYTES: usize = 10_000;
 
-/// Headers that are meant for the next hop alone (RFC 9110) and are not passed on.
+/// Hop-by-hop headers (RFC 9110), which are not forwarded.
 const HOP_BY_HOP: [HeaderName; 7] = [
     header::CONNECTION,
     header::PROXY_AUTHENTICATE,
@@ -34,11 +34,11 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     header::UPGRADE,
 ];
 
-/// Fetches logs from a node; they stream as they come.
+/// Fetches logs from a node; they are streamed.
 ///
 /// # Errors
 ///
-/// What the node said, as a Status.
+/// The node's error, as a Status.
 pub async fn log(api: &Arc<Api>, target: &NodeRequest, pod: &str) -> Result<Response<Body>, Status> {
     let url = format!("https://{}{}", target.node.address, target.uri);
     let unreachable = |error: String| Status::internal(format!("Get {url:?}: {error}"));
@@ -53,11 +53,11 @@ pub async fn log(api: &Arc<Api>, target: &NodeRequest, pod: &str) -> Result<Resp
     Ok(answer)
 }
 
-/// Opens exec, attach or port-forward at a node and connects both ends.
+/// Opens exec, attach or port-forward at a node and connects the client with it.
 ///
 /// # Errors
 ///
-/// 400 without an upgrade, what the node said otherwise.
+/// 400 without an upgrade; otherwise the node's error.
 pub async fn stream(
     api: &Arc<Api>,
     target: &NodeRequest,
@@ -94,7 +94,7 @@ pub async fn proxy(
 ) -> Result<Response<Body>, Status> {
     let base =
         ctx.info.path.strip_suffix(path.as_str()).unwrap_or(&ctx.info.path).trim_end_matches('/').to_owned();
-    // Relative links only work below a directory.
+    // Redirects to the path with a final slash, without which relative links of the page would not work.
     if path == "/" && !ctx.info.path.ends_with('/') && matches!(ctx.info.verb.as_str(), "get" | "head") {
         let query = if ctx.query.is_empty() { String::new() } else { format!("?{}", ctx.query) };
         return Ok(redirect(&format!("{}/{query}", ctx.info.path)));
@@ -130,7 +130,8 @@ pub async fn proxy(
     }
 }
 
-/// The path behind the proxy as the client escaped it, where that can be told, and its query.
+/// Returns the path behind the proxy, escaped as the client sent it where that can be determined, and the
+/// query.
 fn raw_path_and_query(uri: &Uri, info: &RequestInfo, decoded: &str) -> String {
     let after = path_after_proxy(uri.path(), info);
     let same = percent_encoding::percent_decode_str(after).decode_utf8_lossy() == decoded;
@@ -142,7 +143,7 @@ fn raw_path_and_query(uri: &Uri, info: &RequestInfo, decoded: &str) -> String {
     uri.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"))
 }
 
-/// Characters that are escaped in a path.
+/// Characters that must be escaped in a path.
 const PATH: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS
     .add(b' ')
     .add(b'"')
@@ -162,7 +163,7 @@ fn redirect(to: &str) -> Response<Body> {
     response
 }
 
-/// The backend's answer with its links rewritten.
+/// Returns the backend's answer with its links rewritten.
 fn back(response: Response<Incoming>, base: &str) -> Response<Body> {
     let (mut parts, incoming) = response.into_parts();
     clean(&mut parts.headers, false);
@@ -197,7 +198,8 @@ fn head(method: http::Method, uri: &str, host: &str, headers: HeaderMap) -> Resu
     Ok(request)
 }
 
-/// Sends a request over a fresh connection, whose driver lives until both ends are done or the server stops.
+/// Sends a request over a new connection; a task drives the connection until both ends are done or the server
+/// stops.
 async fn send(
     api: &Arc<Api>,
     stream: Box<dyn Stream>,
@@ -220,7 +222,7 @@ async fn send(
     sender.send_request(request).await.map_err(|e| e.to_string())
 }
 
-/// Connects the two ends of an upgraded request; answers with the backend's 101.
+/// Connects the client and the backend of an upgraded request; returns the backend's 101.
 fn join(api: &Arc<Api>, client: OnUpgrade, mut response: Response<Incoming>) -> Response<Body> {
     let backend = hyper::upgrade::on(&mut response);
     let shutdown = api.shutdown.clone();
@@ -247,14 +249,14 @@ fn join(api: &Arc<Api>, client: OnUpgrade, mut response: Response<Incoming>) -> 
     answer
 }
 
-/// Whether the client asks to change protocols.
+/// Returns whether the client asks to upgrade the connection to another protocol.
 fn is_upgrade(headers: &HeaderMap) -> bool {
     let connection = headers.get_all(header::CONNECTION).iter().filter_map(|v| v.to_str().ok());
     let asks = connection.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case("upgrade"));
     asks && headers.contains_key(header::UPGRADE)
 }
 
-/// Drops credentials and what belongs to one hop; an upgrade keeps the headers that ask for it.
+/// Removes credentials and hop-by-hop headers; an upgrade keeps `Connection` and `Upgrade`.
 fn clean(headers: &mut HeaderMap, upgrade: bool) {
     headers.remove(header::AUTHORIZATION);
     for name in HOP_BY_HOP {
@@ -265,7 +267,7 @@ fn clean(headers: &mut HeaderMap, upgrade: bool) {
     headers.remove("keep-alive");
 }
 
-/// A node's error as a Status, worded as the API server words a kubelet's.
+/// Converts a node's error to a Status, worded as the stock API server words a kubelet's error.
 async fn node_error(response: Response<Incoming>, pod: &str) -> Status {
     let code = response.status();
     let text = match Limited::new(response.into_body(), ERROR_TEXT_BYTES).collect().await {

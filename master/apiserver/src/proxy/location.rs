@@ -1,5 +1,5 @@
-//! Where a pod's logs and streams are: the node it runs on, and the path of the node's HTTPS server, with
-//! the parameters that server understands.
+//! Finds the source of a pod's logs and streams: the node the pod runs on, and the path and parameters to
+//! send to the node's HTTPS server.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -16,19 +16,19 @@ use crate::dial::{NodeAddress, node_address};
 use crate::options::Query;
 use crate::registry::{Target, object};
 
-/// Characters that are escaped in a query value: all but RFC 3986's unreserved ones.
+/// Characters that must be escaped in a query value: all but RFC 3986's unreserved ones.
 const KEEP: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// A request to the HTTPS server of a node.
 #[derive(Debug)]
 pub struct NodeRequest {
-    /// The node and where its server listens.
+    /// The node and the address of its server.
     pub node: NodeAddress,
     /// Path and query of the request.
     pub uri: String,
 }
 
-/// A query that is built pair by pair, `?` included.
+/// A query string built from pairs, with its leading `?`.
 #[derive(Default)]
 struct Pairs(String);
 
@@ -56,7 +56,7 @@ fn names(pod: &Value, list: &str) -> Vec<String> {
         .collect()
 }
 
-/// The container meant: the named one, or the only one.
+/// Returns the container that is meant: the named one, or the only one of the pod.
 fn container(pod: &Value, pod_name: &str, asked: &str) -> Result<String, Status> {
     let (main, init) = (names(pod, "containers"), names(pod, "initContainers"));
     let ephemeral = names(pod, "ephemeralContainers");
@@ -89,11 +89,11 @@ fn node_of(pod: &Value) -> Option<&str> {
     pod.pointer("/spec/nodeName").and_then(Value::as_str).filter(|n| !n.is_empty())
 }
 
-/// The node request for a pod's logs; `None` for a pod that has no node yet.
+/// Returns the node request for a pod's logs; `None` for a pod that has no node yet.
 ///
 /// # Errors
 ///
-/// 400 for the container, 404 for the pod, 422 for the options.
+/// 400 for an invalid container, 404 for no such pod, 422 for invalid options.
 pub async fn log(api: &Arc<Api>, ctx: &Context, query: &Query) -> Result<Option<NodeRequest>, Status> {
     let (namespace, name) = (&ctx.info.namespace, &ctx.info.name);
     let options = log_options(query, name)?;
@@ -143,11 +143,11 @@ fn log_options(query: &Query, name: &str) -> Result<Pairs, Status> {
     if errs.is_empty() { Ok(pairs) } else { Err(Status::invalid("", "PodLogOptions", name, errs)) }
 }
 
-/// The node request for exec, attach or port-forward.
+/// Returns the node request for exec, attach or port-forward.
 ///
 /// # Errors
 ///
-/// 400 for the container or a pod without a node, 404 for the pod.
+/// 400 for an invalid container or a pod without a node, 404 for no such pod.
 pub async fn stream(api: &Arc<Api>, ctx: &Context, query: &Query) -> Result<NodeRequest, Status> {
     let info = &ctx.info;
     let (namespace, name) = (&info.namespace, &info.name);

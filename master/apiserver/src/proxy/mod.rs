@@ -1,5 +1,6 @@
-//! Requests that end elsewhere: logs, exec, attach and port-forward at the node of a pod, and the proxies to
-//! nodes, pods and services. `location.rs` and `backend.rs` find out where, `forward.rs` carries the bytes.
+//! Requests that are forwarded: logs, exec, attach and port-forward to the node of a pod, and the proxies to
+//! nodes, pods and services. `location.rs` and `backend.rs` find the destination, `forward.rs` copies the
+//! bytes.
 
 mod backend;
 mod forward;
@@ -21,8 +22,8 @@ use crate::options::Query;
 ///
 /// # Errors
 ///
-/// 400 and 404 for what cannot be located, 405 for a method the subresource does not have, 500 and 503 where
-/// the other end cannot be reached.
+/// 400 and 404 where the destination cannot be determined, 405 for a method the subresource does not have,
+/// 500 and 503 where the destination cannot be reached.
 pub async fn handle(
     api: &Arc<Api>,
     ctx: &Context,

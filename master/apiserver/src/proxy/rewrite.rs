@@ -1,7 +1,7 @@
-//! Links in proxied answers: an absolute path in a `Location` header or in an HTML attribute is moved below
-//! the proxy's own path, as stock's proxy transport does. Pages are rewritten as they stream by, in time that grows
-//! with their length, and with a few bytes held back: of an unfinished attribute's value as many as the proxy's path
-//! is long.
+//! Rewrites links in proxied answers: an absolute path in a `Location` header or an HTML attribute is moved
+//! below the proxy's own path, as stock's proxy transport does. Pages are rewritten as a stream, in time
+//! linear in their length; of an unfinished attribute value at most as many bytes as the proxy's path has are
+//! held back.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -12,37 +12,38 @@ use http_body::{Body, Frame};
 /// HTML attributes that hold URLs.
 const ATTRIBUTES: [&[u8]; 9] =
     [b"href", b"src", b"action", b"background", b"cite", b"codebase", b"data", b"formaction", b"poster"];
-/// Elements whose content is text of another language.
+/// Elements whose content is not HTML.
 const RAW_ELEMENTS: [&[u8]; 2] = [b"script", b"style"];
-/// Longest name of an attribute or element that is looked at.
+/// Maximum length of an attribute or element name that is compared; longer names never match.
 const NAME_MAX_BYTES: usize = 16;
 
-/// A link as it must be for a client of the proxy; `None` where it stays.
+/// Returns a link as a client of the proxy must see it; `None` where it needs no change.
 pub fn link(link: &str, base: &str) -> Option<String> {
     moves(link.as_bytes(), base.as_bytes()).then(|| format!("{base}{link}"))
 }
 
-/// Whether a link is an absolute path outside `base`; bytes beyond `base` and one more make no difference.
+/// Returns whether a link must be moved: an absolute path outside `base`. Only the first bytes, one more than
+/// `base` has, matter.
 fn moves(link: &[u8], base: &[u8]) -> bool {
     link.starts_with(b"/") && !link.starts_with(b"//") && !link.starts_with(base)
 }
 
-/// Where in a page the rewriter is.
+/// State of the rewriter: its position in the page.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum At {
     /// Between tags.
     Text,
-    /// In the name of an element, behind `<`.
+    /// In the name of an element, after `<`.
     Element,
     /// Between attributes of a tag.
     Tag,
     /// In the name of an attribute.
     Name,
-    /// Behind the `=` of an attribute.
+    /// After the `=` of an attribute.
     Equals,
-    /// In a quoted value that stays or has been decided.
+    /// In a quoted value that is no link, or whose first bytes have been written already.
     Value { quote: u8 },
-    /// In the first bytes of a URL, which are held back until they tell whether it moves.
+    /// In the first bytes of a URL, held back until it is known whether the link must be moved.
     Url { quote: u8 },
     /// In a script or a style sheet, up to its end tag.
     Raw,
@@ -53,16 +54,18 @@ enum At {
 pub struct Rewriter {
     base: Vec<u8>,
     at: At,
-    /// The name being read, in lower case, at most [`NAME_MAX_BYTES`] and one byte that tells it is longer.
+    /// The name being read, in lower case; cut one byte after [`NAME_MAX_BYTES`], so that a longer name is
+    /// recognizable.
     name: Vec<u8>,
-    /// The raw element whose tag is open or whose content is read; empty for any other.
+    /// Name of the script or style element whose tag is open or whose content is being read; empty outside of
+    /// one.
     raw: Vec<u8>,
-    /// The first bytes of a URL.
+    /// First bytes of a URL that are held back.
     held: Vec<u8>,
 }
 
 impl Rewriter {
-    /// A rewriter that moves links below `base`.
+    /// Creates a rewriter that moves links below `base`.
     pub fn new(base: &str) -> Self {
         Self { base: base.into(), at: At::Text, name: Vec::new(), raw: Vec::new(), held: Vec::new() }
     }
@@ -76,7 +79,7 @@ impl Rewriter {
         out
     }
 
-    /// What was held back when the page ended.
+    /// Returns the bytes still held back when the page ends.
     pub fn finish(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.held)
     }
@@ -106,7 +109,7 @@ impl Rewriter {
             (At::Equals, byte) if byte.is_ascii_whitespace() => At::Equals,
             (At::Name, b'=') => At::Equals,
             (At::Name, byte) if !byte.is_ascii_whitespace() => self.add_to_name(byte, At::Name),
-            // White space may stand between a name and its `=`.
+            // White space is allowed between a name and its `=`.
             (At::Tag, b'=') => At::Equals,
             (At::Tag, byte) if !byte.is_ascii_whitespace() && byte != b'/' => {
                 self.begin(At::Name);
@@ -143,7 +146,7 @@ impl Rewriter {
         if self.raw.is_empty() { At::Text } else { At::Raw }
     }
 
-    /// Looks for `</script` or `</style`; `name` holds what of it was seen.
+    /// Looks for `</script` or `</style`; `name` holds the part of it seen so far.
     fn raw_text(&mut self, byte: u8) -> At {
         let byte = byte.to_ascii_lowercase();
         let expected = match self.name.len() {
@@ -166,7 +169,7 @@ impl Rewriter {
         self.begin(At::Tag)
     }
 
-    /// Holds the first bytes of a URL until it is known whether it moves.
+    /// Holds the first bytes of a URL until it is known whether the link must be moved.
     fn url(&mut self, byte: u8, quote: u8, out: &mut Vec<u8>) {
         let ends = byte == quote;
         if !ends {
@@ -185,20 +188,20 @@ impl Rewriter {
         self.at = if ends { At::Tag } else { At::Value { quote } };
     }
 
-    /// Whether what is held may still turn out either way.
+    /// Returns whether the held bytes do not yet decide whether the link must be moved.
     fn may_move(&self) -> bool {
         self.held == b"/" || self.base.starts_with(&self.held)
     }
 }
 
-/// A body whose HTML is rewritten as it comes.
+/// A body whose HTML is rewritten while it streams.
 pub struct Rewritten<B> {
     inner: B,
     rewriter: Rewriter,
 }
 
 impl<B> Rewritten<B> {
-    /// Rewrites the links of a page.
+    /// Creates a body that rewrites the links of `inner`.
     pub fn new(inner: B, base: &str) -> Self {
         Self { inner, rewriter: Rewriter::new(base) }
     }

@@ -1,24 +1,25 @@
-//! When the local replica was last known to hold every acknowledged write: what `/readyz` goes by. Every read barrier
-//! notes it, so that a busy master's probes cost nothing, and an idle one's ask the leader every few seconds.
+//! The last time at which the local replica was known to hold every acknowledged write; `/readyz` depends on
+//! it. Every read barrier records it, so that a busy master's probes cost nothing and an idle master's ask
+//! the leader every few seconds.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// A replica that caught up this recently is ready: a balancer resets every connection of a master that is not, so one
-/// that is late under load must not be called lost.
+/// Age up to which a catch-up counts as recent, and the replica as ready. A balancer resets every connection
+/// of a master that is not ready, so a replica that is only late under load must stay ready.
 const RECENT: Duration = Duration::from_secs(5);
 
-/// The last moment, in milliseconds of the monotonic clock and one; 0 for never.
+/// Time of the last catch-up in milliseconds of the monotonic clock, plus one; 0 for never.
 #[derive(Debug, Default)]
 pub struct CaughtUp(AtomicU64);
 
 impl CaughtUp {
-    /// Notes that a barrier which began at `began` has been passed.
+    /// Records that a read barrier which began at `began` has been passed.
     pub fn note(&self, began: Duration) {
         self.0.fetch_max(millis(began) + 1, Ordering::Relaxed);
     }
 
-    /// Whether a barrier was passed that began not long before `now`.
+    /// Returns whether a read barrier was passed that began at most `RECENT` before `now`.
     pub fn within(&self, now: Duration) -> bool {
         match self.0.load(Ordering::Relaxed) {
             0 => false,

@@ -7,7 +7,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use proto_api::status::Status;
 use serde::{Deserialize, Serialize};
 
-/// Unpadded base64url as Go decodes it: what the last letter holds too much is ignored.
+/// Unpadded base64url as Go decodes it: surplus bits of the last letter are ignored.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::URL_SAFE,
     GeneralPurposeConfig::new()
@@ -16,33 +16,34 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::RequireNone),
 );
 
-/// Where the next page starts.
+/// A decoded continue token: where the next page starts.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ContinueToken {
     v: String,
-    /// The revision of the first page; negative where the rest may be of a newer one ("inconsistent").
+    /// Revision of the first page; negative where the remaining pages may be of a newer revision
+    /// ("inconsistent").
     pub rv: i64,
-    /// The key after which to go on, relative to the list's prefix, and a NUL.
+    /// Last key already delivered, relative to the list's prefix, followed by a NUL.
     start: String,
 }
 
 impl ContinueToken {
-    /// A token for what follows `key` under `prefix`.
+    /// Returns a token for the objects after `key` under `prefix`.
     pub fn new(revision: i64, prefix: &str, key: &str) -> Self {
         let start = key.strip_prefix(prefix).unwrap_or(key);
         Self { v: "meta.k8s.io/v1".to_owned(), rv: revision, start: format!("{start}\0") }
     }
 
-    /// The text for `metadata.continue`.
+    /// Returns the text for `metadata.continue`.
     pub fn encode(&self) -> String {
         BASE64.encode(serde_json::to_vec(self).unwrap_or_default())
     }
 
-    /// Reads a token.
+    /// Decodes a token.
     ///
     /// # Errors
     ///
-    /// 400 for anything this server cannot have made.
+    /// 400 for a token this server cannot have made.
     pub fn decode(text: &str) -> Result<Self, Status> {
         let bad = |why: &str| {
             Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
@@ -64,13 +65,13 @@ impl ContinueToken {
         Ok(token)
     }
 
-    /// The last key already delivered.
+    /// Returns the last key already delivered.
     pub fn start_after(&self, prefix: &str) -> String {
         format!("{prefix}{}", self.start.trim_end_matches('\0'))
     }
 }
 
-/// A byte as Go's JSON decoder quotes it.
+/// Formats a character as Go's JSON decoder quotes it in errors.
 fn go_char(c: char) -> String {
     if c.is_control() { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() }
 }

@@ -1,16 +1,17 @@
-//! Kinds served in two groups: Event is stored as `v1` and served as `v1` and `events.k8s.io/v1`. Handlers
-//! convert what comes in, answers convert what goes out; everything between sees the storage form alone.
+//! Conversion of kinds served in two groups: Event is stored as `v1` and served as `v1` and
+//! `events.k8s.io/v1`. Handlers convert requests, encoders convert answers; all code between handles only the
+//! stored form.
 
 use proto_api::events;
 use proto_api::kinds::Kind;
 use serde_json::Value;
 
-/// Whether objects of a kind are stored in another form than they are served in.
+/// Returns whether objects of a kind are stored in a form other than the served one.
 pub fn is_converted(kind: &Kind) -> bool {
     kind.storage.0 != kind.gvk.group || kind.storage.1 != kind.gvk.version
 }
 
-/// The storage form of an object a client sent.
+/// Converts an object a client sent to its stored form.
 pub fn to_storage(kind: &Kind, mut obj: Value) -> Value {
     if is_converted(kind) {
         events::to_core(&mut obj);
@@ -18,7 +19,7 @@ pub fn to_storage(kind: &Kind, mut obj: Value) -> Value {
     obj
 }
 
-/// The form of a stored object that a client asked for.
+/// Converts a stored object to the form of the kind the client asked for.
 pub fn from_storage(kind: &Kind, mut obj: Value) -> Value {
     if is_converted(kind) {
         events::from_core(&mut obj);

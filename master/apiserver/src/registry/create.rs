@@ -1,4 +1,5 @@
-//! Create: stamp, admit, validate, allocate, propose. `handlers/create.rs` calls it with what the client sent.
+//! Creates objects: set server fields, admit, validate, allocate, propose. `handlers/create.rs` calls it with
+//! the object the client sent.
 
 use proto_api::field::ErrorList;
 use proto_api::status::Status;
@@ -10,7 +11,7 @@ use super::write::{ATTEMPTS, Tried, Write, canonical, encode, invalid_unless_emp
 use super::{Registry, Target, metadata, object};
 use crate::admission;
 
-/// How many generated names are tried, as in stock.
+/// Maximum number of generated names that are tried, as in stock.
 const NAME_ATTEMPTS: usize = 8;
 
 impl Registry {
@@ -63,7 +64,8 @@ impl Registry {
         let mut errs = ErrorList::default();
         let mut own = ErrorList::default();
         target.strategy.validate(obj, &mut own);
-        // A kind whose own validation leaves metadata alone gets the generic pass only when that found nothing.
+        // A kind whose own validation does not include metadata gets the generic check only when its own
+        // found no errors.
         if own.is_empty() || metadata::is_part_of_validation(target.kind) {
             metadata::validate_create(obj, target.kind, target.strategy.name_rule(), &mut errs);
         }
@@ -81,7 +83,7 @@ impl Registry {
         metadata::of(obj).insert("name".to_owned(), Value::from(name));
     }
 
-    /// Stamps what the server owns and drops what a client may not set.
+    /// Sets the fields that the server owns and drops those that a client may not set.
     fn prepare_create(&self, target: Target<'_>, obj: &mut Value) {
         if target.kind.subresource("status").is_some() && !target.strategy.keeps_status_on_create() {
             obj["status"] = Value::Object(Map::new());
@@ -119,7 +121,8 @@ impl Registry {
         };
         let allocations = match allocate(&mut obj) {
             Ok(allocations) => allocations,
-            // What is taken on a replica that lags may have been given back: look again behind a barrier.
+            // On a lagging replica a taken value may have been released since: allocate again after a read
+            // barrier.
             Err(_) => {
                 self.barrier().await?;
                 obj = asked_for;
@@ -164,7 +167,7 @@ mod tests {
     use crate::request_info::RequestInfo;
     use crate::settings::ClusterSettings;
 
-    /// Finds everything taken on a replica that has not caught up, as the first look here is.
+    /// A strategy whose first allocation fails as on a lagging replica, where every value still seems taken.
     #[derive(Debug)]
     struct TakenAtFirst(AtomicUsize);
 

@@ -1,5 +1,6 @@
-//! Delete: preconditions, grace periods, finalizers, propagation. Follows the order of Kubernetes' generic
-//! store: first what must be recorded on the object, then, when nothing waits, the removal itself.
+//! Deletes objects: preconditions, grace periods, finalizers, propagation. Follows the order of Kubernetes'
+//! generic store: first records on the object what must be recorded; then, when nothing delays it, removes
+//! the object.
 
 use proto_api::status::Status;
 use serde_json::Value;
@@ -17,28 +18,28 @@ const FOREGROUND: &str = "foregroundDeletion";
 
 /// Result of a delete.
 pub struct Deleted {
-    /// The object as it is now, or as it was last where it is gone.
+    /// The object after the delete, or its last state where it was removed.
     pub object: Value,
-    /// Whether the object is gone; otherwise its deletion waits for something.
+    /// Whether the object was removed; otherwise finalizers or the grace period delay its deletion.
     pub gone: bool,
 }
 
-/// What has to be written to delete an object.
+/// What must be written to delete an object.
 enum Step {
-    /// Nothing to write: the deletion is under way.
+    /// Nothing: the deletion is already in progress.
     Pending,
-    /// Record on the object and wait.
+    /// The object with its deletion recorded, which then waits for the grace period or finalizers.
     Mark(Value),
-    /// Remove; the value is the object to answer with.
+    /// The removal of the object; the value is the object to answer with.
     Remove(Value),
 }
 
 impl Registry {
-    /// Deletes an object, or begins to.
+    /// Deletes an object, or starts its deletion.
     ///
     /// # Errors
     ///
-    /// 404, 409 for preconditions, 403 for what may not be deleted.
+    /// 404, 409 for preconditions that fail, 403 for objects that may not be deleted.
     pub async fn delete(
         &self,
         write: Write<'_>,
@@ -118,7 +119,7 @@ impl Registry {
         }
     }
 
-    /// Decides what deleting the stored object takes now.
+    /// Decides which step deletes the stored object.
     fn deletion_step(
         &self,
         write: Write<'_>,
@@ -152,7 +153,8 @@ impl Registry {
         }
     }
 
-    /// A namespace stays, terminating, until its controller has emptied it and its finalizers are gone.
+    /// Decides the step of a namespace: it stays, terminating, until its controller has emptied it and its
+    /// finalizers are gone.
     fn namespace_step(&self, old: Value, mut new: Value, options: &DeleteOptions) -> Step {
         if !metadata::is_deleting(&old) {
             let now = Value::from(self.now());
@@ -164,14 +166,14 @@ impl Registry {
         if waits_for_finalizers(&new) { Step::Pending } else { Step::Remove(new) }
     }
 
-    /// `rest.BeforeDelete`: what the grace period comes to, recorded in `new`.
+    /// Determines the grace period as `rest.BeforeDelete` does, and records it in `new`.
     fn begin_grace(&self, target: Target<'_>, new: &mut Value, options: &DeleteOptions) -> Grace {
         let set_grace = |new: &mut Value, at: String, seconds: i64| {
             let meta = metadata::of(new);
             meta.insert("deletionTimestamp".to_owned(), Value::from(at));
             meta.insert("deletionGracePeriodSeconds".to_owned(), Value::from(seconds));
         };
-        // A negative period means one second, as in stock.
+        // As in stock, a negative period means one second.
         let requested = options.grace_period_seconds.map(|s| if s < 0 { 1 } else { s });
         if metadata::is_deleting(new) {
             let before =
@@ -208,13 +210,13 @@ impl Registry {
     }
 }
 
-/// The grace period of a delete.
+/// Grace period of a delete.
 enum Grace {
-    /// The kind has no grace, or it is over.
+    /// The kind has no grace period, or it is over.
     Not,
-    /// The object waits already, and nothing shortens that.
+    /// The deletion is already waiting, and the request does not shorten its grace period.
     Pending,
-    /// The seconds just recorded.
+    /// The period in seconds, recorded just now.
     Seconds(i64),
 }
 
@@ -234,14 +236,14 @@ fn is_namespace(target: Target<'_>) -> bool {
     target.kind.gvk.group.is_empty() && target.kind.resource == "namespaces"
 }
 
-/// Whether finalizers, the metadata's or a namespace's own, keep an object.
+/// Returns whether finalizers (in the metadata, or a namespace's own) keep an object from being removed.
 pub(super) fn waits_for_finalizers(obj: &Value) -> bool {
     let of_namespace = obj.get("kind").and_then(Value::as_str) == Some("Namespace")
         && obj.pointer("/spec/finalizers").and_then(Value::as_array).is_some_and(|f| !f.is_empty());
     of_namespace || !metadata::finalizers(obj).is_empty()
 }
 
-/// Adds or removes the finalizers that carry out a propagation policy.
+/// Adds or removes the finalizers that implement a propagation policy.
 fn update_finalizers(obj: &mut Value, options: &DeleteOptions) {
     let before: Vec<String> = metadata::finalizers(obj).into_iter().map(str::to_owned).collect();
     let has = |name: &str| before.iter().any(|f| f == name);

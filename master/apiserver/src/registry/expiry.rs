@@ -1,8 +1,8 @@
-//! Events expire, as in Kubernetes an hour after their last write (`--event-ttl`): without that every master would
-//! hold every event there ever was. `ApiServer::expire_events` runs it on the leader, for one term.
+//! Expiry of events, as in Kubernetes an hour after their last write (`--event-ttl`): otherwise every master
+//! would hold every event ever written. `ApiServer::expire_events` runs it on the leader, for one term.
 //!
-//! The leader's clock alone decides, and what it decides is an ordinary replicated transaction that carries the
-//! term: replicas never look at a clock, and a deposed leader deletes nothing.
+//! Only the leader's clock decides; the deletion is an ordinary replicated transaction fenced by the term, so
+//! replicas need no clock and a deposed leader deletes nothing.
 
 use std::time::Duration;
 
@@ -17,22 +17,22 @@ use super::key;
 use super::store::Registry;
 use crate::errors;
 
-/// How many events are looked at before other tasks get their turn.
+/// Number of events examined before other tasks get their turn.
 const CHUNK: usize = 500;
 
-/// How many events one transaction deletes at most.
+/// Maximum number of events that one transaction deletes.
 const BATCH: usize = 100;
 
-/// How long one transaction may take.
+/// Deadline of one transaction.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// The longest time between two looks at all events.
+/// Longest time between two scans of all events.
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How many looks there are within the time to live: an event goes at most a sixtieth of it late.
+/// Number of scans within the time to live: an event is deleted at most a sixtieth of it late.
 const LOOKS: u32 = 60;
 
-/// The times an event says it was written at.
+/// The times at which an event states it was written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Times {
@@ -54,7 +54,8 @@ struct Series {
     last_observed_time: Option<String>,
 }
 
-/// When an event was last written: the latest of its times that is not in the future. `None` for what is no event.
+/// Returns when an event was last written: the latest of its times that is not in the future. `None` where
+/// the object is not a valid event or has no such time.
 fn last_written(event: &Object, now: Timestamp) -> Option<Timestamp> {
     let times: Times = serde_json::from_slice(&event.value).ok()?;
     let observed = times.series.and_then(|series| series.last_observed_time);
@@ -63,7 +64,8 @@ fn last_written(event: &Object, now: Timestamp) -> Option<Timestamp> {
 }
 
 impl Registry {
-    /// Deletes events that were not written for `ttl`, until the caller drops it or the term has passed.
+    /// Deletes events that were not written for `ttl`, until the caller drops the future; after `term` has
+    /// passed its deletions are refused.
     pub(crate) async fn expire_events(&self, term: u64, ttl: Duration) {
         let interval = (ttl / LOOKS).clamp(Duration::from_secs(1), MAX_INTERVAL);
         loop {
@@ -76,7 +78,7 @@ impl Registry {
         }
     }
 
-    /// Looks at every event once; gives how many were deleted.
+    /// Scans all events once, deletes expired ones and returns their number.
     async fn expire_events_once(&self, term: u64, ttl: Duration) -> Result<usize, Status> {
         let Some(kind) = kinds::by_resource("", "v1", "events") else { return Ok(0) };
         let now = Timestamp::try_from(self.clock.now()).unwrap_or(Timestamp::UNIX_EPOCH);
@@ -106,7 +108,7 @@ impl Registry {
         }
     }
 
-    /// Deletes keys that are still at their revisions, all or none; gives how many.
+    /// Deletes keys that are still at the given revisions, all or none; returns how many.
     async fn delete_unchanged(&self, term: u64, keys: &[(String, Revision)]) -> Result<usize, Status> {
         let at = |(key, mod_revision): &(String, Revision)| Precondition::AtRevision {
             key: key.clone(),
@@ -120,7 +122,7 @@ impl Registry {
         let options = ProposeOptions { fence: Some(term), deadline: DEADLINE };
         match self.consensus.propose(txn, options).await.map_err(errors::propose)? {
             TxnOutcome::Committed { .. } => Ok(keys.len()),
-            // Somebody wrote one of them meanwhile: the next look will see.
+            // Another write changed one of the events: the next scan handles the batch.
             TxnOutcome::Failed { .. } => Ok(0),
             TxnOutcome::Fenced { term } => Err(errors::fenced(term)),
         }

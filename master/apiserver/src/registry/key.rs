@@ -1,9 +1,9 @@
-//! Where objects lie: `/registry/GROUP/RESOURCE/NAMESPACE/NAME`, without the namespace for cluster-scoped
-//! kinds; the core group is `core`. Everything that reads or writes the store makes its keys here.
+//! Keys of objects in the store: `/registry/GROUP/RESOURCE/NAMESPACE/NAME`, without the namespace for
+//! cluster-scoped kinds; the core group is `core`. Every reader and writer of the store builds its keys here.
 
 use proto_api::kinds::Kind;
 
-/// The prefix of all objects of a kind, or of those in one namespace.
+/// Returns the prefix of all objects of a kind, or of those in one namespace; an empty namespace means all.
 pub fn prefix(kind: &Kind, namespace: &str) -> String {
     let group = kind.storage_group();
     if kind.namespaced && !namespace.is_empty() {
@@ -13,12 +13,12 @@ pub fn prefix(kind: &Kind, namespace: &str) -> String {
     }
 }
 
-/// The key of one object.
+/// Returns the key of one object.
 pub fn key(kind: &Kind, namespace: &str, name: &str) -> String {
     prefix(kind, namespace) + name
 }
 
-/// The key of a core object whose kind is known by name, such as `namespaces` or `nodes`.
+/// Returns the key of an object of a core resource, such as `namespaces` or `nodes`.
 pub fn core(resource: &str, namespace: &str, name: &str) -> String {
     if namespace.is_empty() {
         format!("/registry/core/{resource}/{name}")

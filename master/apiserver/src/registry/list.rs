@@ -1,4 +1,5 @@
-//! Lists: which revision, which page, which objects. `handlers/list.rs` and deletecollection call it.
+//! Reads lists: chooses the revision and the page, and filters by selectors. `handlers/list.rs` and
+//! deletecollection call it.
 
 use std::sync::Arc;
 
@@ -13,10 +14,10 @@ use super::{key, object};
 use crate::context::Context;
 use crate::options::{ListOptions, VersionMatch};
 
-/// How many objects are looked at in one go when a selector filters a limited list.
+/// Minimum number of objects read at a time when a selector filters a limited list.
 const CHUNK: usize = 1000;
 
-/// After how many objects that a selector looks at (each may have to be parsed) other tasks get their turn.
+/// Number of objects a selector examines (each may have to be parsed) before other tasks get their turn.
 const YIELD_EVERY: usize = 128;
 
 const EXPIRED_CONTINUE: &str = "The provided continue parameter is too old to display a consistent list \
@@ -30,15 +31,15 @@ const EXPIRED_CONTINUE: &str = "The provided continue parameter is too old to di
 pub struct ListPage {
     /// The objects that matched.
     pub objects: Vec<Arc<Object>>,
-    /// The revision of the whole list.
+    /// The revision at which the whole list is read.
     pub revision: Revision,
-    /// Where the next page starts; empty on the last.
+    /// Token for the next page; empty on the last page.
     pub continue_token: String,
-    /// How many objects follow, where no selector makes that unknowable.
+    /// Number of objects after this page; `None` on the last page and where a selector makes it unknown.
     pub remaining: Option<u64>,
 }
 
-/// From where and at which revision to read.
+/// Key after which and revision at which to read.
 struct Start {
     after: Option<String>,
     at: Option<Revision>,
@@ -46,11 +47,12 @@ struct Start {
 }
 
 impl Registry {
-    /// One page of the objects in a namespace, or in all.
+    /// Returns one page of the objects in a namespace, or in all namespaces.
     ///
     /// # Errors
     ///
-    /// 400 for bad tokens and versions, 410 for expired ones, 503 and 504 for what cannot be read now.
+    /// 400 for invalid tokens and versions, 410 for expired ones, 503 and 504 where the state cannot be read
+    /// now.
     pub async fn list(
         &self,
         ctx: &Context,
@@ -63,7 +65,7 @@ impl Registry {
         let from_token = start.from_token;
         let requested = start.at;
         let page = self.collect(target, &prefix, selection, options.limit, start).await;
-        // Planted: the revision is read after the objects.
+        // Planted bug: the revision is read after the objects.
         if planted::is(Bug::TornList) {
             self.barrier().await?;
             return Ok(ListPage { revision: self.store().revision(), ..page.unwrap_or_default() });
@@ -102,7 +104,8 @@ impl Registry {
         let exact = match options.version_match {
             Some(VersionMatch::Exact) => true,
             Some(VersionMatch::NotOlderThan) => false,
-            // Before resourceVersionMatch existed, a limit with a version meant that version.
+            // As before resourceVersionMatch existed, a limit together with a version means exactly that
+            // version.
             None => options.limit > 0 && version.is_some_and(|v| v > 0),
         };
         Ok(Start { after: None, at: version.filter(|_| exact), from_token: false })
@@ -168,5 +171,5 @@ impl Registry {
     }
 }
 
-/// The history that was asked for is gone; holds the last key already delivered.
+/// The history of the requested revision is compacted; holds the last key already delivered.
 struct Expired(String);

@@ -1,6 +1,5 @@
-//! Object metadata: what the server sets, and the validation Kubernetes does in `ValidateObjectMeta` and
-//! `ValidateObjectMetaUpdate`. `create.rs` and `update.rs` beside it call it for
-//! every kind.
+//! Object metadata: fields that the server sets, and the validation of Kubernetes' `ValidateObjectMeta` and
+//! `ValidateObjectMetaUpdate`. `create.rs` and `update.rs` call it for every kind.
 
 use std::collections::BTreeSet;
 
@@ -11,15 +10,15 @@ use serde_json::{Map, Value};
 
 use super::strategy::NameRule;
 
-/// The longest sum of annotation keys and values, in bytes.
+/// Maximum total of annotation keys and values, in bytes.
 const ANNOTATIONS_MAX_BYTES: usize = 256 * 1024;
-/// Names the server generates have at most 63 characters, 5 of them random.
+/// Maximum length of the base of a generated name: names have at most 63 characters, 5 of them random.
 const GENERATED_BASE_MAX: usize = 58;
-/// Letters appended to `generateName`.
+/// Number of random letters appended to `generateName`.
 pub const GENERATED_SUFFIX: usize = 5;
 const STANDARD_FINALIZERS: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
 
-/// The metadata of an object, made where it is missing.
+/// Returns the metadata of an object, created where it is missing.
 pub fn of(obj: &mut Value) -> &mut Map<String, Value> {
     if !obj.get("metadata").is_some_and(Value::is_object) {
         obj["metadata"] = Value::Object(Map::new());
@@ -30,41 +29,41 @@ pub fn of(obj: &mut Value) -> &mut Map<String, Value> {
     }
 }
 
-/// A text field of the metadata; empty where absent.
+/// Returns a text field of the metadata; empty where absent.
 pub fn text<'a>(obj: &'a Value, key: &str) -> &'a str {
     obj.get("metadata").and_then(|m| m.get(key)).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// `metadata.finalizers`.
+/// Returns `metadata.finalizers`.
 pub fn finalizers(obj: &Value) -> Vec<&str> {
     let list = obj.pointer("/metadata/finalizers").and_then(Value::as_array);
     list.into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
-/// Whether `metadata.deletionTimestamp` is set.
+/// Returns whether `metadata.deletionTimestamp` is set.
 pub fn is_deleting(obj: &Value) -> bool {
     !text(obj, "deletionTimestamp").is_empty()
 }
 
-/// `metadata.generation`; 0 where absent.
+/// Returns `metadata.generation`; 0 where absent.
 pub fn generation(obj: &Value) -> i64 {
     obj.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or(0)
 }
 
-/// A name for `generateName`.
+/// Returns a random name for the `generateName` given as `base`.
 pub fn generated_name(base: &str, random: &dyn proto_env::Random) -> String {
     let cut = base.char_indices().nth(GENERATED_BASE_MAX).map_or(base.len(), |(i, _)| i);
     format!("{}{}", &base[..cut], random.suffix(GENERATED_SUFFIX))
 }
 
-/// How a kind's own update validation goes over metadata again, after the generic pass over both sets of
-/// rules. Stock kinds differ in it, and every pass reports its errors.
+/// Checks of metadata that a kind's own update validation repeats after the generic pass. Stock kinds differ
+/// in these, and each repeated check reports its errors again.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum UpdatePasses {
     None,
-    /// `ValidateObjectMetaUpdate`; the flag adds the finalizer names of core validation.
+    /// `ValidateObjectMetaUpdate`; with `true` also the finalizer names of core validation.
     Update(bool),
-    /// That and `ValidateObjectMeta`.
+    /// `ValidateObjectMetaUpdate`, finalizer names and `ValidateObjectMeta`.
     UpdateAndCreate,
 }
 
@@ -82,18 +81,18 @@ fn update_passes(kind: &Kind) -> UpdatePasses {
     }
 }
 
-/// Whether a kind's own validation goes over metadata, so that all errors are told together.
+/// Returns whether a kind's own validation includes metadata, so that all errors are reported together.
 pub fn is_part_of_validation(kind: &Kind) -> bool {
     update_passes(kind) != UpdatePasses::None && kind.resource != "events"
 }
 
-/// Validates the metadata of an object that is going to be created.
+/// Validates the metadata of an object that is about to be created.
 pub fn validate_create(obj: &Value, kind: &Kind, rule: NameRule, errs: &mut ErrorList) {
     validate_object_meta(obj, kind.namespaced, rule, errs);
     validate_finalizer_names(obj, errs);
 }
 
-/// Validates the metadata of an object that is going to replace `old`.
+/// Validates the metadata of an object that is about to replace `old`.
 pub fn validate_update(new: &Value, old: &Value, kind: &Kind, rule: NameRule, errs: &mut ErrorList) {
     validate_object_meta(new, kind.namespaced, NameRule::PathSegment, errs);
     validate_object_meta_update(new, old, errs);
@@ -160,7 +159,7 @@ fn validate_maps(obj: &Value, errs: &mut ErrorList) {
     validate_owner_references(obj, &at.child("ownerReferences"), errs);
 }
 
-/// Validates a map of labels, wherever it stands.
+/// Validates a map of labels at the field `at`.
 pub fn validate_labels(labels: Option<&Value>, at: &Path, errs: &mut ErrorList) {
     for (key, value) in labels.and_then(Value::as_object).into_iter().flatten() {
         errs.push_invalid_each(at, key, names::qualified_name(key));
@@ -170,11 +169,11 @@ pub fn validate_labels(labels: Option<&Value>, at: &Path, errs: &mut ErrorList) 
     }
 }
 
-/// Validates a map of annotations, wherever it stands.
+/// Validates a map of annotations at the field `at`.
 pub fn validate_annotations(annotations: Option<&Value>, at: &Path, errs: &mut ErrorList) {
     let mut size = 0;
     for (key, value) in annotations.and_then(Value::as_object).into_iter().flatten() {
-        // Keys may hold upper case letters, as the rule is older than the prefix's.
+        // Keys may hold upper-case letters: the annotation rule is older than the one of prefixes.
         errs.push_invalid_each(at, key, names::qualified_name(&key.to_lowercase()));
         size += key.len() + value.as_str().map_or(0, str::len);
     }
@@ -209,7 +208,7 @@ fn validate_owner_references(obj: &Value, at: &Path, errs: &mut ErrorList) {
             if controller.is_empty() {
                 controller = field("name");
             } else if !reported {
-                // Once: each carries the whole list.
+                // Reported once, because the error includes the whole list.
                 reported = true;
                 let why = format!(
                     "Only one reference can have Controller set to true. Found \"true\" in references for {controller} and {}",
@@ -233,7 +232,7 @@ fn validate_finalizers(obj: &Value, errs: &mut ErrorList) {
     }
 }
 
-/// Core validation's further rule: a finalizer is a standard one or has a domain.
+/// Checks core validation's additional rule: a finalizer is a standard one or has a domain.
 fn validate_finalizer_names(obj: &Value, errs: &mut ErrorList) {
     let at = Path::new("metadata").child("finalizers");
     for (i, name) in finalizers(obj).into_iter().enumerate() {

@@ -1,5 +1,5 @@
-//! The generic registry: one store for all kinds, plus one strategy file a kind with rules of its own.
-//! Handlers call it; it hands transactions to `consensus`.
+//! The generic registry: reads and writes objects of all kinds, with a strategy file for each kind that has
+//! rules of its own. Handlers call it; it proposes transactions to `consensus`.
 
 mod caught_up;
 pub mod continue_token;

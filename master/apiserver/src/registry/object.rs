@@ -1,6 +1,7 @@
-//! A stored object as readers see it. Stored is canonical JSON without a resourceVersion; served is the same
-//! bytes with the revision spliced in, so a list or a watch event costs a copy and no parsing. What selectors
-//! need is parsed once a revision and shared through the object's derived slot.
+//! Conversion of stored objects to the form in which they are served. An object is stored as canonical JSON
+//! without a resourceVersion and served as the same bytes with the revision inserted, so a list or a watch
+//! event costs a copy and no parsing. Labels and fields for selectors are parsed once per revision and shared
+//! through the object's derived slot.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,28 +18,28 @@ use super::store::Target;
 use super::strategy::Strategy;
 use crate::table::{Row, RowSlot, Rows};
 
-/// What is derived from one revision of an object.
+/// Values derived from one revision of an object, for selectors and serving.
 #[derive(Debug, Default)]
 pub struct View {
     /// `metadata.labels`.
     pub labels: Pairs,
-    /// The values of field labels.
+    /// Values of the field labels that selectors may name.
     pub fields: Pairs,
     spans: Spans,
 }
 
-/// A few names and their values, packed: every object that is served has two of these for as long as it lives,
-/// and maps of strings would take more memory than the object.
+/// A packed map with few entries. Every object that is served keeps two of these as long as it lives, and a
+/// map of strings would take more memory than the object.
 #[derive(Debug, Default)]
 pub struct Pairs {
-    /// Names and values in turn, one after the other.
+    /// Names and values in turn, concatenated.
     text: Box<str>,
-    /// Where each name and its value end in `text`.
+    /// End offsets in `text` of each name and its value.
     ends: Box<[(u32, u32)]>,
 }
 
 impl Pairs {
-    /// The value of a name.
+    /// Returns the value of a name; `None` where there is none.
     pub fn get(&self, name: &str) -> Option<&str> {
         let mut start = 0;
         for (name_end, value_end) in &self.ends {
@@ -55,7 +56,7 @@ impl Pairs {
 impl From<BTreeMap<String, String>> for Pairs {
     fn from(pairs: BTreeMap<String, String>) -> Self {
         let (mut text, mut ends) = (String::new(), Vec::with_capacity(pairs.len()));
-        // Objects are far smaller than 4 GiB.
+        // Offsets fit into 32 bits: objects are far smaller than 4 GiB.
         let end = |text: &str| u32::try_from(text.len()).unwrap_or(u32::MAX);
         for (name, value) in &pairs {
             text.push_str(name);
@@ -73,23 +74,24 @@ impl Labels for Pairs {
     }
 }
 
-/// Byte ranges of the parts that serving cuts around.
+/// Byte ranges of the parts that serving leaves out or replaces.
 #[derive(Debug, Default)]
 struct Spans {
-    /// `"apiVersion":"..."` and `"kind":"..."`, each with the comma that goes with it.
+    /// `"apiVersion":"..."` and `"kind":"..."`, each with its comma.
     types: Vec<Range<usize>>,
     /// The value of `metadata`, braces included.
     metadata: Option<Range<usize>>,
 }
 
-/// What readers made of one revision of an object; lives in its derived slot.
+/// Values that readers derived from one revision of an object; kept in the object's derived slot.
 #[derive(Debug, Default)]
 struct Derived {
     view: OnceLock<Arc<View>>,
     row: RowSlot,
 }
 
-/// The view of an object: shared, except for kinds served in two groups, whose field labels differ by group.
+/// Returns the view of an object: shared, except for kinds served in two groups, whose field labels differ by
+/// group.
 pub fn view(object: &Object, target: Target<'_>) -> Arc<View> {
     if convert::is_converted(target.kind) {
         return Arc::new(make_view(object, target.strategy));
@@ -98,8 +100,8 @@ pub fn view(object: &Object, target: Target<'_>) -> Arc<View> {
     Arc::clone(derived.view.get_or_init(|| Arc::new(make_view(object, target.strategy))))
 }
 
-/// The cells of an object in a Table: made when they are first asked for, and again once they were not for long.
-/// `now` is a clock that never goes back.
+/// Returns the cells of an object in a Table, built on first use and rebuilt after they were dropped as idle.
+/// `now` is read from a monotonic clock.
 pub fn row(object: &Object, target: Target<'_>, rows: &Rows, now: Duration) -> Arc<Row> {
     let derived = object.derived(|_| Derived::default());
     rows.get(&derived.row, now, || {
@@ -120,15 +122,15 @@ fn make_view(object: &Object, strategy: &dyn Strategy) -> View {
     View { labels: labels(&value).into(), fields: fields.into(), spans: scan(&object.value) }
 }
 
-/// `metadata.labels` of an object.
+/// Returns `metadata.labels` of an object.
 pub fn labels(value: &Value) -> BTreeMap<String, String> {
     let labels = value.pointer("/metadata/labels").and_then(Value::as_object);
     labels.into_iter().flatten().filter_map(|(k, v)| v.as_str().map(|v| (k.clone(), v.to_owned()))).collect()
 }
 
 impl View {
-    /// Appends the served JSON: with the revision, and with `apiVersion` and `kind` unless `item` (lists of
-    /// built-in kinds leave them out of their items).
+    /// Appends the served JSON: with the revision, and with `apiVersion` and `kind` unless `item` is set
+    /// (lists of built-in kinds leave them out of their items).
     pub fn write_json(&self, out: &mut Vec<u8>, object: &Object, revision: Revision, item: bool) {
         let bytes = &object.value;
         let mut at = 0;
@@ -142,7 +144,7 @@ impl View {
         }
         cuts.sort_by_key(|(range, _)| range.start);
         for (range, is_metadata) in cuts {
-            // Neighbours that are both left out share the comma between them.
+            // Two adjacent members that are both left out share a comma, so their ranges may overlap.
             out.extend_from_slice(&bytes[at..range.start.max(at)]);
             if is_metadata {
                 write_version(out, revision, bytes.get(range.start) == Some(&b'}'));
@@ -152,7 +154,7 @@ impl View {
         out.extend_from_slice(&bytes[at..]);
     }
 
-    /// Appends the served JSON of the metadata alone.
+    /// Appends the served JSON of the metadata only.
     pub fn write_metadata(&self, out: &mut Vec<u8>, object: &Object, revision: Revision) {
         let Some(range) = &self.spans.metadata else {
             out.extend_from_slice(b"{}");
@@ -171,7 +173,7 @@ fn write_version(out: &mut Vec<u8>, revision: Revision, last: bool) {
     out.extend_from_slice(if last { b"\"" } else { b"\"," });
 }
 
-/// The object as a value, with a resourceVersion.
+/// Returns the object as a value, with a resourceVersion.
 ///
 /// # Errors
 ///
@@ -183,7 +185,7 @@ pub fn value(object: &Object, revision: Revision) -> Result<Value, Status> {
     Ok(value)
 }
 
-/// Sets or removes `metadata.resourceVersion`.
+/// Sets `metadata.resourceVersion`; `None` removes it.
 pub fn set_version(value: &mut Value, revision: Option<Revision>) {
     if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
         match revision {
@@ -197,7 +199,7 @@ pub fn set_version(value: &mut Value, revision: Option<Revision>) {
     }
 }
 
-/// Finds the top-level members that serving cuts around, in canonical (compact) JSON.
+/// Finds the top-level members that serving leaves out or replaces, in canonical (compact) JSON.
 fn scan(bytes: &[u8]) -> Spans {
     let mut spans = Spans::default();
     let mut at = 1;
@@ -232,7 +234,7 @@ fn scan(bytes: &[u8]) -> Spans {
     spans
 }
 
-/// The end of the value that starts at `at`.
+/// Returns the end of the JSON value that starts at `at`.
 fn skip_value(bytes: &[u8], at: usize) -> usize {
     let (mut i, mut depth, mut in_string) = (at, 0_usize, false);
     while i < bytes.len() {

@@ -1,5 +1,5 @@
-//! Label and field selectors of one request, parsed once and matched against shared views. Lists, watches and
-//! deletecollection use it.
+//! Label and field selectors of one request, parsed once and matched against shared views of objects. Lists,
+//! watches and deletecollection use them.
 
 use proto_api::selector::{FieldSelector, Selector};
 use proto_api::status::Status;
@@ -7,7 +7,7 @@ use proto_api::status::Status;
 use super::object::View;
 use super::store::Target;
 
-/// What a request selects.
+/// The label and field selectors of a request.
 #[derive(Debug)]
 pub struct Selection {
     labels: Selector,
@@ -30,17 +30,17 @@ impl Selection {
         Ok(Self { labels, fields })
     }
 
-    /// Whether everything matches.
+    /// Returns whether the selection has no conditions.
     pub fn is_everything(&self) -> bool {
         self.labels.is_empty() && self.fields.is_empty()
     }
 
-    /// Whether an object matches.
+    /// Returns whether an object matches both selectors.
     pub fn matches(&self, view: &View) -> bool {
         self.labels.matches(&view.labels) && self.fields.matches(|label| view.fields.get(label))
     }
 
-    /// The value a field must have, where the selector asks for exactly one.
+    /// Returns the value a field must have; `None` where the selector does not require exactly one.
     pub fn exact(&self, field: &str) -> Option<&str> {
         self.fields.exact(field)
     }

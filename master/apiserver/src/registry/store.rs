@@ -1,5 +1,6 @@
-//! The handle all verbs share: consensus, clock, randomness and settings, with reads of one object and the
-//! single place where transactions are proposed. `list.rs`, `create.rs`, `update.rs` and `delete.rs` build on it.
+//! The handle that all verbs share: consensus, clock, randomness and settings. It reads single objects and is
+//! the only place that proposes transactions. `list.rs`, `create.rs`, `update.rs` and `delete.rs` build on
+//! it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,16 +21,17 @@ use crate::errors;
 use crate::objects::Objects;
 use crate::settings::ClusterSettings;
 
-/// How long a read waits for a quorum. A lost leader is replaced well within it.
+/// Longest time a read waits for a quorum; long enough for a lost leader to be replaced.
 const BARRIER_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a write may look for a leader and a quorum, at most.
+/// Longest time a write may look for a leader and a quorum.
 const PROPOSE_DEADLINE: Duration = Duration::from_secs(15);
-/// How long a readiness probe waits for a replica that was not known to have caught up: how far it may lag.
+/// Longest time a readiness probe waits for a read barrier, where the replica has not caught up recently.
 const READY_DEADLINE: Duration = Duration::from_secs(3);
-/// How long a request waits for a revision this replica has not reached, as the stock watch cache does.
+/// Longest time a request waits for a revision that this replica has not reached, as in the stock watch
+/// cache.
 const REVISION_DEADLINE: Duration = Duration::from_secs(3);
 
-/// The objects of the cluster, as one master sees them.
+/// Access to the cluster's objects through one master's consensus and local replica.
 pub struct Registry {
     pub(crate) consensus: Arc<Consensus>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -38,38 +40,38 @@ pub struct Registry {
     caught_up: CaughtUp,
 }
 
-/// A kind and the namespace a request is about; empty for cluster scope or all namespaces.
+/// The kind and the namespace of a request; the namespace is empty for cluster scope or all namespaces.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
-    /// The row of the kinds table.
+    /// Row of the kind in the table of kinds.
     pub kind: &'static Kind,
-    /// Its rules.
+    /// Rules of the kind.
     pub strategy: &'static dyn Strategy,
-    /// The namespace.
+    /// Namespace; empty for cluster scope or all namespaces.
     pub namespace: &'a str,
 }
 
 impl<'a> Target<'a> {
-    /// The target of a kind in a namespace.
+    /// Returns the target of a kind in a namespace.
     pub fn new(kind: &'static Kind, namespace: &'a str) -> Self {
         let strategy = super::kinds::strategy_for(kind.gvk.group, kind.resource);
         let namespace = if kind.namespaced { namespace } else { "" };
         Self { kind, strategy, namespace }
     }
 
-    /// The key of one object.
+    /// Returns the key of one object.
     pub fn key(&self, name: &str) -> String {
         key::key(self.kind, self.namespace, name)
     }
 
-    /// 404 for one object.
+    /// Returns the 404 for one object.
     pub fn not_found(&self, name: &str) -> Status {
         Status::not_found(self.kind.gvk.group, self.kind.resource, name)
     }
 }
 
 impl Registry {
-    /// A registry over one master's consensus.
+    /// Creates a registry over one master's consensus.
     pub fn new(
         consensus: Arc<Consensus>,
         clock: Arc<dyn Clock>,
@@ -79,17 +81,17 @@ impl Registry {
         Self { consensus, clock, random, settings, caught_up: CaughtUp::default() }
     }
 
-    /// The local replica.
+    /// Returns the local replica's store.
     pub fn store(&self) -> &Store {
         self.consensus.store()
     }
 
-    /// Cluster settings.
+    /// Returns the settings that all masters share.
     pub fn settings(&self) -> &ClusterSettings {
         &self.settings
     }
 
-    /// Waits until the local replica holds every write acknowledged before.
+    /// Waits until the local replica holds every write that was acknowledged before the call.
     ///
     /// # Errors
     ///
@@ -105,18 +107,19 @@ impl Registry {
         Ok(())
     }
 
-    /// Whether the local replica has lately held every write acknowledged by then. Answers from what other reads
-    /// found out, and asks the leader itself where that is old; see [`CaughtUp`].
+    /// Returns whether the local replica has caught up recently. Uses the last read barrier where it is
+    /// recent, and otherwise passes a new one, which asks the leader; see [`CaughtUp`].
     pub async fn has_caught_up(&self) -> bool {
         self.caught_up.within(self.clock.monotonic()) || self.barrier_within(READY_DEADLINE).await.is_ok()
     }
 
-    /// Whether this master knows of a leader with a quorum right now.
+    /// Returns whether this master currently knows a leader with a quorum.
     pub fn has_quorum(&self) -> bool {
         self.consensus.leadership().borrow().quorum
     }
 
-    /// Waits until the local replica has reached a revision a client saw elsewhere.
+    /// Waits until the local replica has reached a revision that the client has seen, possibly at another
+    /// master.
     ///
     /// # Errors
     ///
@@ -131,7 +134,8 @@ impl Registry {
             .map_err(|_| Status::too_large_resource_version(revision, self.store().revision()))
     }
 
-    /// Makes the replica fresh enough for a read at `version`: a consistent read where unset, anything for 0.
+    /// Makes the replica fresh enough for a read at `version`: consistent for `None`, any state for 0, else
+    /// at least that revision.
     ///
     /// # Errors
     ///
@@ -149,11 +153,11 @@ impl Registry {
         }
     }
 
-    /// One object.
+    /// Returns one object.
     ///
     /// # Errors
     ///
-    /// 404, or why the read could not be made as fresh as asked.
+    /// 404, or the error of making the read as fresh as requested.
     pub async fn get(
         &self,
         ctx: &Context,
@@ -165,18 +169,18 @@ impl Registry {
         self.store().get(&target.key(name)).ok_or_else(|| target.not_found(name))
     }
 
-    /// One object of the local replica as a value; `None` where it is not there.
+    /// Returns one object of the local replica as a value; `None` where it is not there.
     pub fn peek(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Value> {
         let kind = kinds::KINDS.iter().find(|k| k.gvk.group == group && k.resource == resource)?;
         let object = self.store().get(&key::key(kind, namespace, name))?;
         object::value(&object, object.mod_revision).ok()
     }
 
-    /// Proposes a transaction within the request's time.
+    /// Proposes a transaction within the request's deadline.
     ///
     /// # Errors
     ///
-    /// 503 or 504 as `errors.rs` says, 403 for a fenced writer.
+    /// 503 or 504 as `errors.rs` decides, 403 for a writer whose term has passed.
     pub(crate) async fn propose(&self, ctx: &Context, txn: Txn) -> Result<TxnOutcome, Status> {
         let options = ProposeOptions { fence: ctx.fence, deadline: PROPOSE_DEADLINE.min(ctx.timeout) };
         match self.consensus.propose(txn, options).await.map_err(errors::propose)? {
@@ -185,17 +189,17 @@ impl Registry {
         }
     }
 
-    /// What allocation hooks may look at.
+    /// Returns the state that allocation hooks may read.
     pub(crate) fn allocation_context(&self) -> AllocationContext<'_> {
         AllocationContext { store: self.store(), settings: &self.settings, random: &*self.random }
     }
 
-    /// Now, as objects carry it: RFC 3339 in seconds.
+    /// Returns the current time as objects carry it: RFC 3339 in seconds.
     pub fn now(&self) -> String {
         self.timestamp(0)
     }
 
-    /// Now plus some seconds; the last time there is for a sum beyond it.
+    /// Returns the current time plus some seconds; the latest representable time where the sum overflows.
     pub fn timestamp(&self, plus_seconds: i64) -> String {
         let now = jiff::Timestamp::try_from(self.clock.now()).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
         let at =
@@ -203,11 +207,12 @@ impl Registry {
         format_seconds(at)
     }
 
-    /// The namespace of new content: there and not terminating, and unchanged when the write is applied.
+    /// Checks that the namespace of new content exists and is not terminating; returns the precondition that
+    /// it is unchanged when the write is applied. `None` for cluster-scoped kinds.
     ///
     /// # Errors
     ///
-    /// 404 where it is not there, 403 where it is terminating.
+    /// 404 where the namespace does not exist, 403 where it is terminating.
     pub(crate) async fn namespace_guard(
         &self,
         target: Target<'_>,
@@ -256,7 +261,7 @@ impl Objects for Registry {
     }
 }
 
-/// RFC 3339 in whole seconds.
+/// Formats a time as RFC 3339 in whole seconds.
 pub fn format_seconds(at: jiff::Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

@@ -1,5 +1,6 @@
-//! Update: make the new object from the stored one, admit, validate, allocate, propose, and again on newer
-//! state. Handlers of update, patch, scale, binding and the other parts of objects call it.
+//! Updates objects: make the new object from the stored one, admit, validate, allocate, propose; repeat on
+//! newer state where another write came first. Handlers of update, patch, scale, binding and other
+//! subresources call it.
 
 use proto_api::field::{Error, ErrorList, Path};
 use proto_api::status::Status;
@@ -15,13 +16,13 @@ use crate::options::bad_uint;
 
 /// Result of an update.
 pub struct Updated {
-    /// The object as stored.
+    /// The object as it is stored now.
     pub object: Value,
     /// Whether the update created the object.
     pub created: bool,
 }
 
-/// What has to be written for an update.
+/// What must be written for an update.
 enum Next {
     Unchanged(Value),
     Put { object: Value, bytes: Vec<u8>, allocations: Allocations },
@@ -29,10 +30,11 @@ enum Next {
 }
 
 impl Registry {
-    /// Replaces an object by what `make` makes of the stored one; `make` runs again on newer state.
+    /// Replaces the stored object by the result of `make`, which is called again whenever newer state is
+    /// found.
     ///
-    /// An error of `make`, or of a rule, counts only when it was made on state that a read barrier confirmed:
-    /// the local replica may lag behind what the client has seen.
+    /// An error of `make` or of a rule is returned only when a read barrier has confirmed the state it is
+    /// based on: the local replica may lag behind what the client has seen.
     ///
     /// # Errors
     ///
@@ -187,13 +189,14 @@ impl Registry {
     }
 }
 
-/// What admission is told; the older `bindings` resource writes pods as their `binding` subresource does.
+/// Returns the attributes for admission; the older `bindings` resource counts as the `binding` subresource of
+/// pods.
 fn attributes(write: Write<'_>, rules: Rules) -> Attributes<'_> {
     let attributes = write.attributes();
     if rules == Rules::Binding { Attributes { subresource: "binding", ..attributes } } else { attributes }
 }
 
-/// Checks the uid and the resourceVersion the client sent against what is stored.
+/// Checks the uid and the resourceVersion the client sent against the stored object.
 fn check_version(target: Target<'_>, new: &Value, old: &Value, stored: Revision) -> Result<(), Status> {
     let (group, resource) = (target.kind.gvk.group, target.kind.resource);
     let name = metadata::text(old, "name");
@@ -218,7 +221,7 @@ fn check_version(target: Target<'_>, new: &Value, old: &Value, stored: Revision)
     }
 }
 
-/// Puts back the metadata that only the server writes.
+/// Restores the metadata that only the server may write.
 fn keep_system_fields(new: &mut Value, old: &Value) {
     let from = |key: &str| old.get("metadata").and_then(|m| m.get(key)).cloned();
     let meta = metadata::of(new);
@@ -279,7 +282,7 @@ fn prepare_update(target: Target<'_>, rules: Rules, new: &mut Value, old: &Value
     }
 }
 
-/// Copies a top-level member, or its absence.
+/// Copies a top-level member, or removes it where `from` has none.
 fn copy_member(to: &mut Value, from: &Value, key: &str) {
     if let Some(map) = to.as_object_mut() {
         match from.get(key) {
@@ -303,7 +306,7 @@ fn bump_generation(target: Target<'_>, new: &mut Value, old: &Value) {
     }
 }
 
-/// Whether an update takes away the last thing a deletion waited for.
+/// Returns whether an update removes the last finalizer that delayed a deletion.
 fn deletes_during_update(new: &Value, old: &Value) -> bool {
     let grace = old.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0);
     metadata::is_deleting(old) && grace == 0 && !super::delete::waits_for_finalizers(new)

@@ -1,5 +1,5 @@
-//! What create, update and delete share: the request of a write, the rules it obeys, the stored form, and what
-//! admission is told. `create.rs`, `update.rs` and `delete.rs` beside it carry the writes out.
+//! Types and functions that create, update and delete share: the request of a write, its rules, the stored
+//! form, and the attributes passed to admission.
 
 use proto_api::field::ErrorList;
 use proto_api::status::Status;
@@ -11,23 +11,23 @@ use crate::admission::Attributes;
 use crate::context::Context;
 use crate::decode;
 
-/// How often a write is tried on newer state. Stock retries until the request's deadline; a write that loses
-/// this often is starving and better told so.
+/// Maximum number of attempts of a write on newer state. Stock retries until the request's deadline; a write
+/// that fails this often is starved and fails with an error instead.
 pub(super) const ATTEMPTS: usize = 256;
 
-/// The request of a write: who asks, for an object of which kind and namespace.
+/// The request of a write, with the kind and namespace of the object.
 #[derive(Clone, Copy)]
 pub struct Write<'a> {
-    /// The request.
+    /// User, deadline and warnings of the request.
     pub ctx: &'a Context,
-    /// Where.
+    /// Kind and namespace of the object.
     pub target: Target<'a>,
-    /// `dryRun=All`: everything but the write itself.
+    /// Whether `dryRun=All` was given: everything but the write itself is done.
     pub dry_run: bool,
 }
 
 impl<'a> Write<'a> {
-    /// What admission is told about the write.
+    /// Returns the attributes that admission receives.
     pub fn attributes(&self) -> Attributes<'a> {
         Attributes {
             user: &self.ctx.user,
@@ -52,14 +52,14 @@ pub enum Rules {
     EphemeralContainers,
     /// `pods/resize`.
     Resize,
-    /// `pods/binding`: the handler has validated it, so that metadata rules alone apply.
+    /// `pods/binding`: the handler has validated the object, so only metadata is validated.
     Binding,
 }
 
 /// Result of one attempt to write.
 pub(super) enum Tried {
     Done(Value),
-    /// The state it was made on is old; newer state is at this revision.
+    /// The attempt used old state; newer state is at this revision.
     Newer(Revision),
     /// The name is taken.
     Taken,
@@ -73,7 +73,7 @@ pub(super) fn starving() -> Status {
     )
 }
 
-/// Canonical JSON of an object: compact, sorted, without its resourceVersion.
+/// Returns canonical JSON of an object: compact, sorted, without its resourceVersion.
 pub(super) fn encode(obj: &Value) -> Result<Vec<u8>, Status> {
     let mut stored = obj.clone();
     object::set_version(&mut stored, None);
@@ -84,11 +84,11 @@ pub(super) fn invalid_unless_empty(target: Target<'_>, name: &str, errs: ErrorLi
     if errs.is_empty() {
         return Ok(());
     }
-    // Stock names the storage kind here, also for an Event that came through events.k8s.io.
+    // Stock names the kind as stored, even for an Event written through events.k8s.io.
     Err(Status::invalid(target.kind.storage.0, target.kind.gvk.kind, name, errs))
 }
 
-/// The form in which an object is stored: what Kubernetes' types leave out when empty is left out.
+/// Converts an object to its stored form, without the empty fields that Kubernetes' types leave out.
 pub(super) fn canonical(target: Target<'_>, obj: &mut Value) {
     let (group, version) = target.kind.storage;
     decode::canonical(obj, (group, version, target.kind.gvk.kind));

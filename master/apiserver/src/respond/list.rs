@@ -1,7 +1,7 @@
-//! Lists: written piece by piece from the encodings that all readers of an object share, whole where they are
-//! small, as a stream of frames where they are large. A frame is made (and compressed) in the pool of
-//! `heavy.rs`, and only once the client has taken the frame before it, so that a list of any length takes the
-//! memory of two frames. `Format::list` is the entry.
+//! Encodes lists from the encodings of each object that all readers share: small lists in one piece, large
+//! ones as a stream of frames. A frame is encoded (and compressed) in the pool of `heavy.rs`, and only once
+//! the client has taken the previous one, so that a list of any length takes the memory of two frames. The
+//! entry point is `Format::list`.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -28,17 +28,17 @@ use crate::registry::Target;
 use crate::registry::list::ListPage;
 use crate::table;
 
-/// How many bytes of a list are written in one go.
+/// Approximate size of the frames in which a list is encoded, in bytes.
 const FRAME_BYTES: usize = 128 * 1024;
 
-/// About how many bytes one object takes where only its metadata or its row is written.
+/// Approximate size of an object in bytes where only its metadata or its row is encoded.
 const PART_BYTES: usize = 1024;
 
-/// Seconds after which a client may ask again for a list that there was no room for.
+/// `Retry-After` in seconds for a list refused because too many large ones are being sent.
 const RETRY_SECONDS: i32 = 1;
 
 impl Format<'_> {
-    /// An answer with a page of a list; `gzip` says whether the client takes a stream compressed.
+    /// Returns an answer with a page of a list; `gzip` says whether the client accepts a compressed stream.
     pub fn list(&self, api: &Arc<Api>, page: ListPage, gzip: bool) -> Response<Body> {
         if self.representation.shape == Shape::PartialMetadata {
             return body::status_response(&super::not_acceptable());
@@ -59,7 +59,7 @@ impl Format<'_> {
     }
 }
 
-/// About how many bytes a page takes when it is written.
+/// Returns the approximate size of a page once encoded, in bytes.
 fn size_bytes(page: &ListPage, shape: Shape, include: IncludeObject) -> usize {
     if shape == Shape::Object || (shape == Shape::Table && include == IncludeObject::Object) {
         return page.objects.iter().map(|o| o.value.len() + 40).sum();
@@ -74,7 +74,7 @@ fn media_type(encoding: Encoding) -> HeaderValue {
     }
 }
 
-/// An answer whose frames are made while the client reads.
+/// Returns an answer whose frames are encoded while the client reads.
 fn streamed(list: List, room: OwnedSemaphorePermit, gzip: bool) -> Response<Body> {
     let encoding = list.representation.encoding;
     let pack = gzip.then(|| GzEncoder::new(Vec::new(), Compression::fast()));
@@ -97,16 +97,16 @@ fn streamed(list: List, room: OwnedSemaphorePermit, gzip: bool) -> Response<Body
     response
 }
 
-/// A list on its way to one client.
+/// A list that is being sent to one client, frame by frame.
 struct Frames {
     list: List,
     pack: Option<GzEncoder<Vec<u8>>>,
-    /// Given back when the last frame was taken, or the client went.
+    /// Reserved slot for a large answer; released after the last frame or when the client disconnects.
     _room: OwnedSemaphorePermit,
 }
 
 impl Frames {
-    /// The next bytes and what is left after them.
+    /// Returns the next bytes to send and the remaining frames; `None` for these after the last frame.
     fn next(mut self) -> std::io::Result<(Bytes, Option<Self>)> {
         loop {
             let mut plain = Vec::with_capacity(FRAME_BYTES + FRAME_BYTES / 4);
@@ -119,7 +119,7 @@ impl Frames {
             if done {
                 return Ok((pack.finish()?.into(), None));
             }
-            // Well compressed, many frames make one.
+            // Where the compressor has no output yet, further frames are written until it has.
             let packed = std::mem::take(pack.get_mut());
             self.pack = Some(pack);
             if !packed.is_empty() {
@@ -129,7 +129,7 @@ impl Frames {
     }
 }
 
-/// A page of a list that is being written.
+/// A page of a list that is being encoded.
 struct List {
     api: Arc<Api>,
     kind: &'static Kind,
@@ -138,7 +138,7 @@ struct List {
     include: IncludeObject,
     now: jiff::Timestamp,
     page: ListPage,
-    /// How many objects have been written.
+    /// Number of objects encoded so far.
     written: usize,
     state: State,
 }
@@ -169,7 +169,7 @@ impl List {
         self.state == State::Done
     }
 
-    /// Appends about [`FRAME_BYTES`] of what is left.
+    /// Appends up to about [`FRAME_BYTES`] of the remaining list.
     fn write(&mut self, out: &mut Vec<u8>) {
         let format = Format {
             target: Target::new(self.kind, &self.namespace),
@@ -209,7 +209,7 @@ impl List {
         self.state = State::Done;
     }
 
-    /// The members of the list but its items, in the order in which Go writes them.
+    /// Returns the members of the list except its items, in the order in which Go writes them.
     fn members(&self) -> Vec<(&'static str, Value)> {
         let page = &self.page;
         let mut meta = json!({"resourceVersion": page.revision.to_string()});
@@ -261,7 +261,7 @@ impl List {
     }
 }
 
-/// Appends the chosen members as YAML, sorted by name.
+/// Appends the members selected by `chosen` as YAML, sorted by name.
 fn yaml_members(out: &mut Vec<u8>, members: Vec<(&'static str, Value)>, chosen: impl Fn(&str) -> bool) {
     let members = members.into_iter().filter(|(name, _)| chosen(name)).map(|(k, v)| (k.to_owned(), v));
     let members: serde_json::Map<String, Value> = members.collect();
@@ -270,7 +270,7 @@ fn yaml_members(out: &mut Vec<u8>, members: Vec<(&'static str, Value)>, chosen: 
     }
 }
 
-/// Turns the JSON from `start` on into an item of a YAML list.
+/// Converts the JSON in `out` from `start` on to an item of a YAML list.
 fn yaml_item(out: &mut Vec<u8>, start: usize) {
     let value: Value = serde_json::from_slice(&out[start..]).unwrap_or_default();
     out.truncate(start);

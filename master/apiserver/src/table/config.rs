@@ -1,4 +1,5 @@
-//! Printers of kinds that hold configuration or little else: Namespace, ConfigMap, Secret, ServiceAccount, Lease.
+//! Printers of kinds with few columns, mostly configuration: Namespace, ConfigMap, Secret, ServiceAccount,
+//! Lease.
 
 use super::{AGE, Column, Doc, NAME, Printer, age, fixed};
 use crate::registry::kinds::read::{self, Read};

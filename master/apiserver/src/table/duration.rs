@@ -1,8 +1,9 @@
-//! Durations as people read them: two or three figures, as `kubectl` prints ages.
+//! Durations as `kubectl` prints ages: short text with one or two units.
 
 use jiff::SignedDuration;
 
-/// `5m30s`, `3h`, `2d4h`; `<invalid>` for a time more than a second ahead.
+/// Formats a duration as `5m30s`, `3h`, `2d4h`; `<invalid>` where the time is more than a second in the
+/// future.
 pub fn human(duration: SignedDuration) -> String {
     let seconds = duration.as_secs();
     if seconds < -1 {

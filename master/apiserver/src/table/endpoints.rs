@@ -10,7 +10,7 @@ pub(super) static ENDPOINTS: Printer = Printer {
     cells: |obj| vec![fixed(read::name(obj)), fixed(subsets(obj)), age(obj)],
 };
 
-// What the printer says of fields whose own documentation has moved on since.
+// Column descriptions from stock's printer, which differ from the fields' current documentation.
 const ADDRESS_TYPE: &str = "addressType specifies the type of address carried by this EndpointSlice. All addresses \
                             in this slice must be the same type. This field is immutable after creation. The \
                             following address types are currently supported: * IPv4: Represents an IPv4 Address. * \

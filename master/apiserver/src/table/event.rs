@@ -23,7 +23,7 @@ pub(super) static EVENT: Printer = Printer {
     cells,
 };
 
-/// The first text that is not empty.
+/// Returns the first text that is not empty.
 fn first<'a>(a: &'a str, b: &'a str) -> &'a str {
     if a.is_empty() { b } else { a }
 }

@@ -1,6 +1,6 @@
-//! Table printers: what `kubectl get` shows of each kind. `respond/` asks for the columns once a table and for
-//! the row of each object; a kind without a printer shows its name and when it was made. A row is made once a
-//! revision of its object: only the ages in it are written anew for each answer.
+//! Table printers: the columns that `kubectl get` shows for each kind. `respond/` gets the columns once per
+//! table and the row of each object; a kind without a printer shows its name and creation time. A row is
+//! built once per revision of its object; only its ages are formatted again for each answer.
 
 mod config;
 mod duration;
@@ -21,12 +21,12 @@ use crate::registry::kinds::read::{self, Read};
 pub use duration::human;
 pub use row::{Row, RowSlot, Rows};
 
-/// Where the description of a column comes from.
+/// Source of a column's description.
 #[derive(Clone, Copy, Debug)]
 enum Doc {
-    /// A type of the schema table and one of its fields.
+    /// The documentation of a field: a type of the schema table and the field's name.
     Field(&'static str, &'static str),
-    /// The text itself.
+    /// A description given as text.
     Text(&'static str),
 }
 
@@ -35,9 +35,9 @@ enum Doc {
 struct Column {
     name: &'static str,
     kind: &'static str,
-    /// `name` marks the column that holds the object's name.
+    /// `name` marks the column that holds the object's name; empty for any other.
     format: &'static str,
-    /// 0 is always shown, 1 with `-o wide`.
+    /// 0 for a column that is always shown, 1 for one shown with `-o wide`.
     priority: u8,
     doc: Doc,
 }
@@ -61,7 +61,7 @@ const NAME: Column =
     Column { name: "Name", kind: "string", format: "name", priority: 0, doc: Doc::Field(META, "name") };
 const AGE: Column = Column::text("Age", Doc::Field(META, "creationTimestamp"));
 
-/// How one kind is shown: its columns, and the cells of an object in their order.
+/// Table layout of one kind: its columns, and the cells of an object in the same order.
 struct Printer {
     columns: &'static [Column],
     cells: fn(&Value) -> Vec<Cell>,
@@ -70,15 +70,15 @@ struct Printer {
 /// One cell of a row.
 #[derive(Clone, Debug)]
 enum Cell {
-    /// The same as long as the object does not change.
+    /// A value that changes only with the object.
     Fixed(Value),
-    /// How long ago `time` was, between two texts.
+    /// The time passed since `time`, between two texts.
     Ago { before: String, time: Timestamp, after: &'static str },
 }
 
 #[cfg(test)]
 impl Cell {
-    /// The value that is shown at a time.
+    /// Returns the value shown at time `now`.
     fn at(&self, now: Timestamp) -> Value {
         match self {
             Cell::Fixed(value) => value.clone(),
@@ -107,7 +107,7 @@ static GENERIC: Printer = Printer {
     cells: |obj| vec![fixed(read::name(obj)), fixed(obj.sub("metadata").text("creationTimestamp"))],
 };
 
-/// The printer of a resource, by the group and name it is stored under.
+/// Returns the printer of a resource, by the group and name it is stored under.
 fn printer(group: &str, resource: &str) -> &'static Printer {
     match (group, resource) {
         ("", "configmaps") => &config::CONFIG_MAP,
@@ -129,7 +129,7 @@ fn printer(group: &str, resource: &str) -> &'static Printer {
     }
 }
 
-/// The `columnDefinitions` of a resource.
+/// Returns the `columnDefinitions` of a resource.
 pub fn columns(group: &str, resource: &str) -> Value {
     printer(group, resource).columns.iter().map(definition).collect()
 }
@@ -145,7 +145,7 @@ fn definition(column: &Column) -> Value {
     })
 }
 
-/// How long ago a time was, `<unknown>` when there is none.
+/// Returns a cell with the time passed since `time`; `<unknown>` when it is no time.
 fn since(time: &str) -> Cell {
     match time.parse::<Timestamp>() {
         Ok(time) => Cell::Ago { before: String::new(), time, after: "" },
@@ -153,12 +153,12 @@ fn since(time: &str) -> Cell {
     }
 }
 
-/// The age of an object.
+/// Returns a cell with the age of an object.
 fn age(obj: &Value) -> Cell {
     since(obj.sub("metadata").text("creationTimestamp"))
 }
 
-/// `a=b,c=d`, or `<none>`.
+/// Formats labels as `a=b,c=d`; `<none>` where there are none.
 fn labels(labels: read::Entries<'_>) -> String {
     let pairs: Vec<String> = labels.texts().map(|(k, v)| format!("{k}={v}")).collect();
     or_none(pairs.join(","))
@@ -168,7 +168,7 @@ fn or_none(text: String) -> String {
     if text.is_empty() { "<none>".to_owned() } else { text }
 }
 
-/// At most three items, then how many more there are.
+/// Formats at most three items, then the number of further ones.
 fn shortened(list: &[String]) -> String {
     const MAX: usize = 3;
     let shown = list[..list.len().min(MAX)].join(",");

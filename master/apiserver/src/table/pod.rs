@@ -1,5 +1,4 @@
-//! The printer of Pods: how many containers are ready, what the pod waits for or died of, how often it was
-//! restarted.
+//! The printer of Pods: ready containers, status (the reason for waiting or ending), and restarts.
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -28,7 +27,7 @@ pub(super) static POD: Printer = Printer {
     cells,
 };
 
-/// Restarts and when the last of them was.
+/// Number of restarts and the time of the last one.
 #[derive(Default)]
 struct Restarts {
     count: i64,
@@ -50,7 +49,7 @@ impl Restarts {
     }
 }
 
-/// What the container statuses come to.
+/// Ready count, status and restarts, computed from the container statuses.
 struct Summary {
     ready: usize,
     reason: String,
@@ -126,7 +125,8 @@ fn summarize(pod: &Value) -> Summary {
     summary
 }
 
-/// Init containers up to the first that is not done; whether there is one, and the restarts of sidecars.
+/// Evaluates init containers up to the first unfinished one; returns whether there is one, and the restarts
+/// of sidecars.
 fn init(pod: &Value, summary: &mut Summary) -> (bool, Restarts) {
     let containers = pod.sub("spec").items("initContainers");
     let mut sidecars = Restarts::default();
@@ -156,7 +156,7 @@ fn init(pod: &Value, summary: &mut Summary) -> (bool, Restarts) {
     (false, sidecars)
 }
 
-/// Why a container ended.
+/// Returns the reason a container ended.
 fn end(terminated: &Value) -> String {
     match (terminated.text("reason"), terminated.int("signal")) {
         ("", 0) => format!("ExitCode:{}", terminated.int("exitCode")),

@@ -1,6 +1,6 @@
-//! The cells of one object as JSON, made once a revision. [`Row`] keeps the text with the places where ages go;
-//! [`Rows`] keeps the rows of the last minutes alive and drops those that nobody asked for. An object's view
-//! (`registry/object.rs`) points to its row without keeping it.
+//! The cells of one object as JSON, built once per revision. [`Row`] holds the text and the positions of
+//! ages; [`Rows`] keeps recently used rows alive and drops idle ones. An object's view (`registry/object.rs`)
+//! holds only a weak reference to its row.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,31 +12,31 @@ use serde_json::Value;
 
 use super::{Cell, human, printer};
 
-/// How long a row that nobody asks for is kept.
+/// Idle time after which a row is dropped.
 const IDLE: Duration = Duration::from_secs(300);
 
-/// The most that all rows of one API server may take, in bytes.
+/// Maximum size of all rows of one API server together, in bytes.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 
-/// How often rows are looked through, in milliseconds, and how many of them at a time.
+/// Interval between sweeps that drop idle rows, in milliseconds, and number of rows checked per sweep.
 const SWEEP_MS: u64 = 1000;
 const SWEEP_ROWS: usize = 2000;
 
-/// About what a row takes beside its text, in bytes.
+/// Approximate memory of a row in addition to its text, in bytes.
 const OVERHEAD_BYTES: usize = 96;
 
-/// The cells of one object: a JSON list with holes for ages.
+/// The cells of one object: a JSON list without its ages, which are inserted when it is sent.
 #[derive(Debug)]
 pub struct Row {
     json: Box<str>,
-    /// Byte offsets into `json`, ascending, and the times whose age is written there.
+    /// Byte offsets into `json`, ascending, and the times whose ages are inserted there.
     ages: Box<[(usize, Timestamp)]>,
-    /// When it was last asked for, in milliseconds of the clock of [`Rows`].
+    /// Time of the last use, in milliseconds of the clock given to [`Rows`].
     asked: AtomicU64,
 }
 
 impl Row {
-    /// Makes the row of an object, by the group and the resource it is stored under.
+    /// Builds the row of an object, by the group and the resource it is stored under.
     pub fn new(group: &str, resource: &str, object: &Value) -> Self {
         let (mut json, mut ages) = (String::from("["), Vec::new());
         for (i, cell) in (printer(group, resource).cells)(object).iter().enumerate() {
@@ -46,7 +46,7 @@ impl Row {
             match cell {
                 Cell::Fixed(value) => json += &value.to_string(),
                 Cell::Ago { before, time, after } => {
-                    // What printers put around an age needs no escape in JSON.
+                    // The texts that printers put around an age need no escaping in JSON.
                     json.push('"');
                     json += before;
                     ages.push((json.len(), *time));
@@ -59,7 +59,7 @@ impl Row {
         Row { json: json.into(), ages: ages.into(), asked: AtomicU64::new(0) }
     }
 
-    /// Appends the list of cells with the ages of `now`.
+    /// Appends the list of cells, with ages as of `now`.
     pub fn write(&self, out: &mut Vec<u8>, now: Timestamp) {
         let mut at = 0;
         for (offset, time) in &self.ages {
@@ -75,15 +75,15 @@ impl Row {
     }
 }
 
-/// Where an object's view finds its row; empty once the row was dropped.
+/// Weak reference from an object's view to its row; empty once the row was dropped.
 #[derive(Debug, Default)]
 pub struct RowSlot(Mutex<Weak<Row>>);
 
-/// The rows that are kept, oldest first.
+/// Cache of rows, kept alive while they are in use.
 #[derive(Debug, Default)]
 pub struct Rows {
     kept: Mutex<Kept>,
-    /// When rows were last looked through, in milliseconds.
+    /// Time of the last sweep, in milliseconds.
     swept_ms: AtomicU64,
 }
 
@@ -94,7 +94,8 @@ struct Kept {
 }
 
 impl Rows {
-    /// The row of a slot, made by `make` where there is none. `now` is any clock that never goes back.
+    /// Returns the row of a slot, built by `make` where there is none. `now` is read from any monotonic
+    /// clock.
     pub fn get(&self, slot: &RowSlot, now: Duration, make: impl FnOnce() -> Row) -> Arc<Row> {
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         let mut kept = slot.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -110,13 +111,13 @@ impl Rows {
         row
     }
 
-    /// How many bytes the kept rows take.
+    /// Returns the size of the cached rows in bytes.
     pub fn size_bytes(&self) -> usize {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).bytes
     }
 
-    /// Drops rows that nobody asked for lately, or whose object is gone: called with every request, it looks
-    /// through a bounded number of them once a second.
+    /// Drops rows that are idle or whose object is gone. It is called with every request, and checks a
+    /// bounded number of rows once per second.
     pub fn tidy(&self, now: Duration) {
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         let swept_ms = self.swept_ms.load(Ordering::Relaxed);
@@ -131,7 +132,8 @@ impl Rows {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.bytes += row.size_bytes();
         kept.rows.push_back(row);
-        // Two for one: what is idle goes at least as fast as rows come.
+        // Two rows are checked for each one added, so that idle rows are dropped at least as fast as new ones
+        // come.
         kept.sweep(now_ms, 2);
         while kept.bytes > MAX_BYTES {
             let Some(row) = kept.rows.pop_front() else { break };
@@ -145,7 +147,7 @@ impl Kept {
         for _ in 0..at_most.min(self.rows.len()) {
             let Some(row) = self.rows.pop_front() else { return };
             let idle = now_ms.saturating_sub(row.asked.load(Ordering::Relaxed));
-            // Without a slot its object was changed or deleted.
+            // No weak reference means that the object was changed or deleted.
             if Arc::weak_count(&row) == 0 || u128::from(idle) > IDLE.as_millis() {
                 self.bytes -= row.size_bytes();
             } else {

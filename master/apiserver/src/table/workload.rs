@@ -9,7 +9,7 @@ use crate::registry::kinds::read::{self, Read};
 const CONTAINERS: Column = Column::wide("Containers", Doc::Text("Names of each container in the template."));
 const IMAGES: Column =
     Column::wide("Images", Doc::Text("Images referenced by each container in the template."));
-// What the printers say of fields whose own documentation has moved on since.
+// Column description from stock's printers, which differs from the field's current documentation.
 const DEPLOYMENT_SELECTOR: &str = "Label selector for pods. Existing ReplicaSets whose pods are selected by this \
                                    will be the ones affected by this deployment.";
 const REPLICA_SET_SELECTOR: &str = "Selector is a label query over pods that should match the replica count. If \
@@ -126,7 +126,7 @@ pub(super) static POD_TEMPLATE: Printer = Printer {
     },
 };
 
-/// Names and images of the containers of a template.
+/// Returns the names and the images of the containers of a template, comma-separated.
 fn containers(template: &Value) -> (String, String) {
     let list = |key: &str| {
         let containers = template.sub("spec").items("containers");
@@ -135,12 +135,12 @@ fn containers(template: &Value) -> (String, String) {
     (list("name"), list("image"))
 }
 
-/// The selector's text; `None` when it is bad.
+/// Returns the selector as text; `None` when it is invalid.
 fn selector(spec: &Value) -> Option<String> {
     Selector::from_label_selector(spec.at("selector")).ok().map(|s| s.to_string())
 }
 
-/// The columns that `-o wide` adds.
+/// Returns the cells that `-o wide` adds: container names, images and selector.
 fn wide(spec: &Value) -> [Cell; 3] {
     let (names, images) = containers(spec.sub("template"));
     let selector = selector(spec).map_or_else(|| "<error>".to_owned(), or_none);

@@ -1,5 +1,5 @@
-//! One API server over a cluster of one, for the tests beside it: requests go through the in-process client,
-//! and so through the whole chain.
+//! An API server over a one-member cluster, for the tests in this folder: requests go through the in-process
+//! client, and so through the whole filter chain.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
@@ -14,7 +14,7 @@ use master_apiserver::{ApiServer, ClusterSettings, Config, Limits, TlsIdentity, 
 use proto_env::{CancellationToken, Env, TlsNetwork};
 use serde_json::{Value, json};
 
-/// How long a test waits for what must happen.
+/// Longest time a test waits for an expected event.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The CA of a test cluster.
@@ -36,7 +36,7 @@ impl Authority {
         self.issue_for(user, group, time::Duration::days(365))
     }
 
-    /// A certificate that is valid from an hour ago and for a time from now.
+    /// Issues a certificate that is valid from an hour ago until `life` from now.
     pub fn issue_for(&self, user: &str, group: &str, life: time::Duration) -> TlsIdentity {
         let now = time::OffsetDateTime::now_utc();
         let key = rcgen::KeyPair::generate().expect("a key");
@@ -93,7 +93,7 @@ pub struct World {
     _data: tempfile::TempDir,
 }
 
-/// An answer, read whole.
+/// An answer whose body was read completely.
 #[derive(Debug)]
 pub struct Answer {
     pub code: u16,
@@ -103,7 +103,7 @@ pub struct Answer {
 }
 
 impl World {
-    /// A server with the namespaces `default` and `kube-system` and default accounts.
+    /// Starts a server with the namespaces `default` and `kube-system` and default accounts.
     pub async fn start() -> Self {
         Self::start_with(Limits::default()).await
     }
@@ -113,7 +113,7 @@ impl World {
             .await
     }
 
-    /// As `start_with`, with a clock or randomness of the test's own.
+    /// Starts a server as `start_with` does, with the test's own clock or randomness.
     pub async fn start_in(env: Env, limits: Limits) -> Self {
         let data = tempfile::tempdir().expect("a directory");
         let consensus = consensus::testing::lone_master(data.path(), &env).await.expect("a lone master");
@@ -216,14 +216,14 @@ impl World {
     }
 }
 
-/// The events of a watch, one by one.
+/// Reads the events of a watch one by one.
 pub struct Lines {
     body: Body,
     buffer: Vec<u8>,
 }
 
 impl Lines {
-    /// The next event; `None` at the end of the stream.
+    /// Returns the next event; `None` at the end of the stream.
     pub async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
@@ -237,7 +237,7 @@ impl Lines {
         }
     }
 
-    /// The next event as `(type, name)`, past bookmarks.
+    /// Returns the next event as `(type, name)`; skips bookmarks.
     pub async fn event(&mut self) -> (String, String) {
         loop {
             let event = self.next().await.expect("an event");
@@ -257,7 +257,7 @@ impl Answer {
         self
     }
 
-    /// The `message` of a Status.
+    /// Returns the `message` of a Status.
     pub fn message(&self) -> &str {
         self.body["message"].as_str().unwrap_or_default()
     }
@@ -267,12 +267,12 @@ impl Answer {
     }
 }
 
-/// A ConfigMap.
+/// Returns a ConfigMap.
 pub fn config_map(name: &str, data: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": data}})
 }
 
-/// A Pod with one container.
+/// Returns a Pod with one container.
 pub fn pod(name: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "a"}},

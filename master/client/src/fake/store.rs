@@ -1,4 +1,4 @@
-//! The objects of the fake API. Called by `fake.rs` for requests, and by tests that play an agent.
+//! The objects of the fake API. Called by `fake.rs` for requests, and by tests that act as a node's agent.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-/// One kind that is served.
+/// A kind that the fake API serves.
 pub(super) struct Served {
     pub group: &'static str,
     pub resource: &'static str,
@@ -33,7 +33,7 @@ pub(super) const SERVED: &[Served] = &[
     served("discovery.k8s.io", "endpointslices", "EndpointSlice", true),
 ];
 
-/// What a path names.
+/// The resource and object that a request's path names.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub group: String,
@@ -77,10 +77,10 @@ impl Target {
     }
 }
 
-/// group, resource, namespace, name
+/// Key of an object: group, resource, namespace, name.
 type Key = (String, String, String, String);
 
-/// A refused request.
+/// Why a request is refused.
 #[derive(Debug)]
 pub struct Failure {
     pub(super) code: u16,
@@ -106,24 +106,24 @@ struct State {
     objects: BTreeMap<Key, Value>,
     revision: u64,
     names: u64,
-    /// Every change: revision, key, event.
+    /// All changes so far: revision, key, event.
     log: Vec<(u64, Key, Value)>,
 }
 
-/// Revision of an API without objects. Not 0, which asks a list or a watch for "any"; and never given to a write, or
-/// a watch from an empty list would begin behind the first one.
+/// Revision of an API without objects. Not 0, with which a list or a watch asks for "any" revision; and
+/// never given to a write, or a watch from an empty list would start before the first write.
 const EMPTY_REVISION: u64 = 1;
 
-/// An API in memory.
+/// A Kubernetes API in memory.
 pub struct FakeApi {
-    /// A resource whose lists are answered only after this long.
+    /// Resource whose lists are delayed, and the delay; `None` for no delay.
     slow: Mutex<Option<(&'static str, Duration)>>,
     state: Mutex<State>,
     revision: watch::Sender<u64>,
 }
 
 impl FakeApi {
-    /// An API without objects.
+    /// Creates an API without objects.
     pub fn new() -> Arc<Self> {
         let state = State { objects: BTreeMap::new(), revision: EMPTY_REVISION, names: 0, log: Vec::new() };
         Arc::new(Self {
@@ -138,7 +138,7 @@ impl FakeApi {
         *self.slow.lock().unwrap_or_else(PoisonError::into_inner) = Some((resource, delay));
     }
 
-    /// Waits for as long as a list of this resource is to take.
+    /// Waits for the delay of lists of this resource, if any.
     pub(super) async fn hold_up(&self, resource: &str) {
         let slow = *self.slow.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, delay)) = slow.filter(|(slow, _)| *slow == resource) {
@@ -146,13 +146,13 @@ impl FakeApi {
         }
     }
 
-    /// All objects of a resource (`pods`, `deployments`, ...), in key order.
+    /// Returns all objects of a resource (`pods`, `deployments`, ...), in key order.
     pub fn objects(&self, resource: &str) -> Vec<Value> {
         let state = self.lock();
         state.objects.iter().filter(|(key, _)| key.1 == resource).map(|(_, value)| value.clone()).collect()
     }
 
-    /// Creates an object as its owner would: spec and status at once.
+    /// Creates an object with spec and status at once.
     pub fn add(&self, resource: &str, object: Value) -> Value {
         let group = SERVED.iter().find(|kind| kind.resource == resource).map_or("", |kind| kind.group);
         let target = Target {
@@ -165,7 +165,7 @@ impl FakeApi {
         self.create(&target, object).unwrap_or_default()
     }
 
-    /// Changes every object of a resource that `change` returns true for.
+    /// Applies `change` to every object of a resource, and writes those for which it returns true.
     pub fn change(&self, resource: &str, mut change: impl FnMut(&mut Value) -> bool) {
         let mut state = self.lock();
         let keys: Vec<_> = state.objects.keys().filter(|key| key.1 == resource).cloned().collect();
@@ -181,7 +181,7 @@ impl FakeApi {
         }
     }
 
-    /// Removes one object at once; nothing happens when it is not there.
+    /// Removes one object at once; does nothing when it does not exist.
     pub fn remove(&self, resource: &str, namespace: &str, name: &str) {
         let mut state = self.lock();
         let found =
@@ -191,7 +191,7 @@ impl FakeApi {
         }
     }
 
-    /// Waits until `done` holds, looking after every change.
+    /// Waits until `done` holds, checking after every change.
     pub async fn wait_until(&self, mut done: impl FnMut(&Self) -> bool) {
         let mut revision = self.revision.subscribe();
         while !done(self) {
@@ -324,7 +324,8 @@ impl FakeApi {
         Ok(json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}))
     }
 
-    /// Deletes as the API does: with a propagation policy other than background the owner waits.
+    /// Deletes an object as the API does: with foreground or orphan propagation the owner stays, with a
+    /// finalizer.
     pub(super) fn delete(&self, target: &Target, options: &Value) -> Result<Value, Failure> {
         let mut state = self.lock();
         let key = target.key(&target.namespace, &target.name);
@@ -353,7 +354,7 @@ impl FakeApi {
         Ok(self.list(target))
     }
 
-    /// Events of the target after `from`, once there are any, and the revision they reach.
+    /// Waits for events of the target after revision `from`, and returns them with the revision they reach.
     pub(super) async fn events_after(&self, target: &Target, from: u64) -> (Vec<Value>, u64) {
         let mut revision = self.revision.subscribe();
         loop {
@@ -396,7 +397,8 @@ fn bump_generation(value: &mut Value) {
     value["metadata"]["generation"] = json!(generation + 1);
 }
 
-/// RFC 7386; with `strategic` lists of conditions and owners are merged by their keys.
+/// Applies a JSON merge patch (RFC 7386); with `strategic`, lists of conditions and owners are merged by
+/// their keys.
 fn merge(current: &mut Value, patch: &Value, strategic: bool) {
     let Value::Object(fields) = patch else {
         *current = patch.clone();

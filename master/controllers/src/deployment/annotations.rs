@@ -1,5 +1,5 @@
-//! The annotations a Deployment keeps on its ReplicaSets and itself: revision, revision history, sizes. kubectl's
-//! `rollout history` and `rollout undo` read them. Called by `replica_sets.rs` and `arithmetic.rs`.
+//! The annotations that a Deployment keeps on its ReplicaSets and itself: revision, revision history, sizes.
+//! kubectl's `rollout history` and `rollout undo` read them. Called by `replica_sets.rs` and `arithmetic.rs`.
 
 use std::collections::BTreeMap;
 
@@ -8,31 +8,31 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::arithmetic::{max_surge, replicas};
 
-/// Counts templates a Deployment has had; on ReplicaSets the one they belong to.
+/// Number of templates the Deployment has had; on a ReplicaSet the number of its own template.
 pub(crate) const REVISION: &str = "deployment.kubernetes.io/revision";
 const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-history";
 const DESIRED_REPLICAS: &str = "deployment.kubernetes.io/desired-replicas";
 const MAX_REPLICAS: &str = "deployment.kubernetes.io/max-replicas";
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 const ROLLBACK_TO: &str = "deprecated.deployment.rollback.to";
-/// Longest revision history that is kept, in characters.
+/// Maximum length of the revision history, in characters.
 const HISTORY_MAX: usize = 2000;
 
 fn number<N: std::str::FromStr>(meta: &ObjectMeta, key: &str) -> Option<N> {
     meta.annotations.as_ref()?.get(key)?.parse().ok()
 }
 
-/// The revision of a ReplicaSet, 0 when it has none.
+/// Returns the revision of a ReplicaSet, 0 when it has none.
 pub(crate) fn revision(set: &ReplicaSet) -> i64 {
     number(&set.metadata, REVISION).unwrap_or(0)
 }
 
-/// The Deployment's `spec.replicas` when it last sized this set.
+/// Returns the Deployment's `spec.replicas` when it last scaled this set.
 pub(crate) fn desired_replicas(set: &ReplicaSet) -> Option<i32> {
     number(&set.metadata, DESIRED_REPLICAS)
 }
 
-/// The Deployment's replicas and surge when it last sized this set.
+/// Returns the Deployment's replicas plus surge when it last scaled this set.
 pub(crate) fn max_replicas(set: &ReplicaSet) -> Option<i32> {
     number(&set.metadata, MAX_REPLICAS)
 }
@@ -45,7 +45,7 @@ fn put(annotations: &mut BTreeMap<String, String>, key: &str, value: String) -> 
     true
 }
 
-/// Notes the Deployment's size on a set; true when that changed something.
+/// Records the Deployment's size on a set; true when an annotation changed.
 pub(crate) fn set_sizes(set: &mut ReplicaSet, deployment: &Deployment) -> bool {
     let wanted = replicas(deployment);
     let annotations = set.metadata.annotations.get_or_insert_default();
@@ -54,8 +54,8 @@ pub(crate) fn set_sizes(set: &mut ReplicaSet, deployment: &Deployment) -> bool {
     desired || max
 }
 
-/// Copies the Deployment's annotations to its current set and moves that to `revision`; true when that changed
-/// something. A set that comes back keeps the revisions it had in its history.
+/// Copies the Deployment's annotations to its current set and gives the set `revision`; true when an
+/// annotation changed. A set that becomes current again keeps its former revisions in its history.
 pub(crate) fn set_current(
     set: &mut ReplicaSet,
     deployment: &Deployment,

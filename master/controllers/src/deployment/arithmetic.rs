@@ -1,32 +1,32 @@
-//! The numbers of a rollout: surge, unavailability, and how a change of size is shared among ReplicaSets. Pure;
-//! called by the rest of `deployment/`.
+//! The arithmetic of a rollout: surge, unavailability, and how a change of size is shared among
+//! ReplicaSets. Pure; called by the other files of `deployment/`.
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::annotations;
 
-/// `spec.replicas` of a Deployment.
+/// Returns `spec.replicas` of a Deployment, 1 by default.
 pub(crate) fn replicas(deployment: &Deployment) -> i32 {
     deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
 }
 
-/// `spec.replicas` of a ReplicaSet.
+/// Returns `spec.replicas` of a ReplicaSet, 1 by default.
 pub(crate) fn size(set: &ReplicaSet) -> i32 {
     set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
 }
 
-/// Sum of `spec.replicas`.
+/// Returns the sum of `spec.replicas` of all `sets`.
 pub(crate) fn total_size<'a>(sets: impl IntoIterator<Item = &'a ReplicaSet>) -> i32 {
     sets.into_iter().map(size).sum()
 }
 
-/// Sum of `status.availableReplicas`.
+/// Returns the sum of `status.availableReplicas` of all `sets`.
 pub(crate) fn total_available<'a>(sets: impl IntoIterator<Item = &'a ReplicaSet>) -> i32 {
     sets.into_iter().map(available).sum()
 }
 
-/// `status.availableReplicas`.
+/// Returns `status.availableReplicas` of a ReplicaSet.
 pub(crate) fn available(set: &ReplicaSet) -> i32 {
     set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0)
 }
@@ -37,8 +37,8 @@ pub(crate) fn is_rolling(deployment: &Deployment) -> bool {
     strategy.and_then(|strategy| strategy.type_.as_deref()) != Some("Recreate")
 }
 
-/// How many pods a rolling update may have above and below the wanted number. Both cannot be zero: then one may be
-/// unavailable, or nothing could move.
+/// Returns how many pods a rolling update may have above and below the wanted number. Both cannot be zero:
+/// then one pod may be unavailable, or the update could not progress.
 fn fenceposts(deployment: &Deployment) -> (i32, i32) {
     let wanted = replicas(deployment);
     let rolling = deployment
@@ -67,18 +67,18 @@ fn scaled(value: &IntOrString, of: i32, up: bool) -> i32 {
     }
 }
 
-/// Pods allowed above the wanted number.
+/// Returns how many pods are allowed above the wanted number.
 pub(crate) fn max_surge(deployment: &Deployment) -> i32 {
     if is_rolling(deployment) { fenceposts(deployment).0 } else { 0 }
 }
 
-/// Pods allowed to be unavailable.
+/// Returns how many of the wanted pods may be unavailable.
 pub(crate) fn max_unavailable(deployment: &Deployment) -> i32 {
     let wanted = replicas(deployment);
     if !is_rolling(deployment) || wanted == 0 { 0 } else { fenceposts(deployment).1.min(wanted) }
 }
 
-/// The size the new ReplicaSet may have now, given the sizes of all.
+/// Returns the size that the new ReplicaSet may have now, given the sum of all sizes.
 pub(crate) fn new_set_size(deployment: &Deployment, all_sizes: i32, new_size: i32) -> i32 {
     let wanted = replicas(deployment);
     if !is_rolling(deployment) {
@@ -88,9 +88,9 @@ pub(crate) fn new_set_size(deployment: &Deployment, all_sizes: i32, new_size: i3
     if room <= 0 { new_size } else { new_size + room.min(wanted - new_size) }
 }
 
-/// Shares `deployment`'s change of size among `sets` (all with replicas) in proportion to their sizes; what
-/// rounding leaves over goes to the first. Returns the new size of each, in the order of `sets`, which must be the
-/// larger and newer first when growing, the larger and older first when shrinking.
+/// Shares `deployment`'s change of size among `sets` (all with replicas) in proportion to their sizes; the
+/// first gets what rounding leaves over. Returns the new size of each, in the order of `sets`, which must
+/// be the larger and newer first when growing, the larger and older first when shrinking.
 pub(crate) fn proportional_sizes(deployment: &Deployment, sets: &[&ReplicaSet]) -> Vec<i32> {
     let to_add = size_change(deployment, total_size(sets.iter().copied()));
     let mut added = 0;
@@ -106,7 +106,7 @@ pub(crate) fn proportional_sizes(deployment: &Deployment, sets: &[&ReplicaSet]) 
     sizes
 }
 
-/// Pods to add to (or, negative, to take from) a total of `total` in a proportional scaling.
+/// Returns how many pods a proportional scaling adds to `total` pods; negative to remove pods.
 pub(crate) fn size_change(deployment: &Deployment, total: i32) -> i32 {
     let wanted = replicas(deployment);
     let allowed = if wanted > 0 { wanted + max_surge(deployment) } else { 0 };
@@ -122,7 +122,7 @@ fn proportion(set: &ReplicaSet, deployment: &Deployment, to_add: i32, added: i32
     if to_add > 0 { fraction.min(left) } else { fraction.max(left) }
 }
 
-/// What the set would gain or lose if it kept its share of the Deployment's former maximum.
+/// Returns by how much the set's size changes if it keeps its share of the Deployment's former maximum.
 fn fraction(set: &ReplicaSet, deployment: &Deployment) -> i32 {
     let wanted = replicas(deployment);
     if wanted == 0 {

@@ -1,5 +1,5 @@
-//! The ReplicaSets of a Deployment: which is the current one, making it, sizing it, and clearing away the oldest.
-//! Called by `deployment.rs` and `rollout.rs`; hands ReplicaSets to the API.
+//! The ReplicaSets of a Deployment: finds or creates the current one, scales them, and deletes the oldest.
+//! Called by `deployment.rs` and `rollout.rs`; writes ReplicaSets through the API.
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -11,16 +11,16 @@ use super::{DeploymentController, annotations, status, template};
 use crate::error::{Error, describe, ignore_not_found, is_already_exists, is_namespace_terminating};
 use crate::owner::{controller_of, controller_reference, uid};
 
-/// The ReplicaSets a Deployment controls.
+/// The ReplicaSets that a Deployment controls.
 pub(super) struct Sets {
-    /// The one of the current template.
+    /// The ReplicaSet of the current template; `None` before it is created.
     pub new: Option<ReplicaSet>,
-    /// All others, oldest first.
+    /// All other ReplicaSets, oldest first.
     pub old: Vec<ReplicaSet>,
 }
 
 impl Sets {
-    /// Sorts out which set has the current template: of several the oldest.
+    /// Finds the ReplicaSet with the current template among `sets`; the oldest, when several have it.
     pub fn find(deployment: &Deployment, mut sets: Vec<ReplicaSet>) -> Self {
         sets.sort_by(by_age);
         let template = deployment.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
@@ -36,7 +36,7 @@ impl Sets {
         self.old.iter().chain(&self.new).collect()
     }
 
-    /// Puts a written set in the place of its former state.
+    /// Replaces a ReplicaSet by its newly written state.
     pub fn put(&mut self, set: ReplicaSet) {
         if let Some(new) = &mut self.new
             && new.metadata.uid == set.metadata.uid
@@ -48,15 +48,15 @@ impl Sets {
     }
 }
 
-/// Orders by creation, then by name.
+/// Orders ReplicaSets by creation, then by name.
 pub(super) fn by_age(left: &ReplicaSet, right: &ReplicaSet) -> std::cmp::Ordering {
     let age = |set: &ReplicaSet| set.metadata.creation_timestamp.clone();
     age(left).cmp(&age(right)).then_with(|| left.metadata.name.cmp(&right.metadata.name))
 }
 
 impl DeploymentController {
-    /// Finds the current set, brings its revision and annotations up to date and, with `create`, makes it when
-    /// there is none. `deployment` is updated along.
+    /// Finds the current ReplicaSet, brings its revision and annotations up to date and, with `create`,
+    /// creates it when there is none. Updates `deployment` as well.
     pub(super) async fn sync_sets(
         &self,
         deployment: &mut Deployment,
@@ -76,7 +76,7 @@ impl DeploymentController {
         Ok(sets)
     }
 
-    /// Moves a set that has the current template to the newest revision.
+    /// Gives the ReplicaSet with the current template the newest revision.
     async fn refresh(
         &self,
         deployment: &mut Deployment,
@@ -92,7 +92,8 @@ impl DeploymentController {
             spec.min_ready_seconds = min_ready;
             changed = true;
         }
-        // The server answers with the newest state; what it refuses as changed meanwhile is tried again.
+        // The server returns the newest state; a conflict is an error, and the Deployment is reconciled
+        // again.
         let updated = if changed { self.update(&updated).await? } else { current };
         let progressing = deployment.status.as_ref().and_then(|now| status::find(now, status::PROGRESSING));
         if status::has_deadline(deployment) && progressing.is_none() {
@@ -144,7 +145,7 @@ impl DeploymentController {
         Ok(created)
     }
 
-    /// The set the current template asks for, at the size it may have at once.
+    /// Returns the ReplicaSet for the current template, with the size that it may have at once.
     fn new_set(
         &self,
         deployment: &Deployment,
@@ -184,8 +185,9 @@ impl DeploymentController {
         Ok(set)
     }
 
-    /// A set of that name is there: either it is the wanted one, not yet in the cache, or another template has the
-    /// same hash. Then the collision count goes up, and with it the next hash changes.
+    /// Handles a name that is taken: the existing set is either the wanted one, not yet in the cache, or
+    /// has another template with the same hash. Then the collision count is raised, which changes the next
+    /// hash.
     async fn existing_or_collision(
         &self,
         deployment: &mut Deployment,
@@ -224,7 +226,7 @@ impl DeploymentController {
         self.write_status(deployment, status).await
     }
 
-    /// Notes the current revision on the Deployment itself.
+    /// Records the current revision on the Deployment itself.
     async fn set_revision(&self, deployment: &mut Deployment, revision: i64) -> Result<(), Error> {
         let revision = revision.to_string();
         let annotations = deployment.metadata.annotations.get_or_insert_default();
@@ -235,7 +237,7 @@ impl DeploymentController {
         self.put_status(deployment).await
     }
 
-    /// Sizes one set and says so; true when the size changed.
+    /// Scales one ReplicaSet and records an event; true when its size changed.
     pub(super) async fn scale_set(
         &self,
         deployment: &Deployment,
@@ -268,7 +270,7 @@ impl DeploymentController {
         Ok(sets.replace(name, &PostParams::default(), set).await?)
     }
 
-    /// Deletes the oldest empty sets beyond `spec.revisionHistoryLimit`.
+    /// Deletes the oldest ReplicaSets without pods beyond `spec.revisionHistoryLimit`.
     pub(super) async fn clean_up(&self, deployment: &Deployment, old: &[ReplicaSet]) -> Result<(), Error> {
         let limit = deployment.spec.as_ref().and_then(|spec| spec.revision_history_limit);
         let Some(limit) = limit.filter(|limit| *limit != i32::MAX) else { return Ok(()) };
@@ -289,7 +291,7 @@ impl DeploymentController {
         Ok(())
     }
 
-    /// Whether `spec.replicas` differs from what the sets were last sized for.
+    /// Whether `spec.replicas` differs from the value for which the sets were last scaled.
     pub(super) fn is_scaling(deployment: &Deployment, sets: &Sets) -> bool {
         let active = sets.all().into_iter().filter(|set| size(set) > 0);
         active.filter_map(annotations::desired_replicas).any(|desired| desired != replicas(deployment))

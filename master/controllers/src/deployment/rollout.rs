@@ -1,5 +1,6 @@
-//! How the pods of one template are replaced by those of the next: rolling, or all at once (Recreate); and how a
-//! change of size in the middle of that is shared. Called by `deployment.rs` with the sets it found.
+//! Replaces the pods of one template by those of the next: rolling, or all at once (Recreate); and scales
+//! all sets in proportion when the size changes during a rollout. Called by `deployment.rs` with the sets
+//! it found.
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use master_client::Informers;
@@ -16,7 +17,7 @@ use crate::owner::uid;
 use crate::pods::is_terminal;
 
 impl DeploymentController {
-    /// One step of a rolling update: up if there is room, else down if enough is available.
+    /// Does one step of a rolling update: scales up if there is room, else down if enough pods are available.
     pub(super) async fn roll(
         &self,
         deployment: &mut Deployment,
@@ -32,7 +33,7 @@ impl DeploymentController {
         Ok(sets)
     }
 
-    /// One step of Recreate: nothing new before everything old has ended.
+    /// Does one step of Recreate: creates no new pod before all old pods have ended.
     pub(super) async fn recreate(
         &self,
         deployment: &mut Deployment,
@@ -75,8 +76,8 @@ impl DeploymentController {
         self.scale_set(deployment, sets, &new, wanted).await
     }
 
-    /// Takes from the old sets what may go: first pods that are not available anyway, then others as far as the
-    /// minimum allows.
+    /// Scales the old sets down: first by pods that are not available anyway, then by others as far as the
+    /// minimum of available pods allows.
     async fn shrink_old_sets(&self, deployment: &Deployment, sets: &mut Sets) -> Result<bool, Error> {
         let Some(new) = sets.new.clone() else { return Ok(false) };
         if total_size(&sets.old) == 0 {
@@ -137,7 +138,7 @@ impl DeploymentController {
             })
     }
 
-    /// Follows a change of `spec.replicas` without moving the rollout on.
+    /// Scales to a changed `spec.replicas` without advancing the rollout.
     pub(super) async fn scale(&self, deployment: &Deployment, sets: &mut Sets) -> Result<(), Error> {
         let wanted = replicas(deployment);
         if let Some(only) = active_or_latest(sets) {
@@ -175,7 +176,8 @@ impl DeploymentController {
     }
 }
 
-/// The only set with replicas or, when none has any, the newest; none when several have.
+/// Returns the only set with replicas or, when no set has any, the newest; `None` when several sets have
+/// replicas.
 fn active_or_latest(sets: &Sets) -> Option<ReplicaSet> {
     let active: Vec<_> = sets.all().into_iter().filter(|set| size(set) > 0).collect();
     match active.as_slice() {

@@ -1,5 +1,5 @@
-//! The status of a Deployment and the conditions Available, Progressing and ReplicaFailure. Pure; called by
-//! `deployment.rs`.
+//! Computes the status of a Deployment with the conditions Available, Progressing and ReplicaFailure. Pure;
+//! called by `deployment.rs`.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ pub(crate) const REPLICA_FAILURE: &str = "ReplicaFailure";
 const NEW_SET_AVAILABLE: &str = "NewReplicaSetAvailable";
 pub(crate) const TIMED_OUT: &str = "ProgressDeadlineExceeded";
 
-/// Whether progress has a deadline at all.
+/// Whether the Deployment has a progress deadline.
 pub(crate) fn has_deadline(deployment: &Deployment) -> bool {
     let seconds = deployment.spec.as_ref().and_then(|spec| spec.progress_deadline_seconds);
     seconds.is_some_and(|seconds| seconds != i32::MAX)
 }
 
-/// A condition that begins now.
+/// Creates a condition whose times are `now`.
 pub(crate) fn condition(
     kind: &str,
     status: &str,
@@ -40,12 +40,12 @@ pub(crate) fn condition(
     }
 }
 
-/// The condition of that type.
+/// Finds the condition of a type.
 pub(crate) fn find<'a>(status: &'a DeploymentStatus, kind: &str) -> Option<&'a DeploymentCondition> {
     status.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind)
 }
 
-/// Puts a condition in place of the one of its type, unless that says the same already.
+/// Replaces the condition of the same type, unless its status and reason are the same.
 pub(crate) fn set(status: &mut DeploymentStatus, mut new: DeploymentCondition) {
     if let Some(current) = find(status, &new.type_) {
         if current.status == new.status && current.reason == new.reason {
@@ -59,7 +59,7 @@ pub(crate) fn set(status: &mut DeploymentStatus, mut new: DeploymentCondition) {
     status.conditions.get_or_insert_default().push(new);
 }
 
-/// Takes the condition of that type away.
+/// Removes the condition of a type.
 pub(crate) fn remove(status: &mut DeploymentStatus, kind: &str) {
     if let Some(conditions) = &mut status.conditions {
         conditions.retain(|condition| condition.type_ != kind);
@@ -73,7 +73,7 @@ fn nonzero(count: i32) -> Option<i32> {
     (count != 0).then_some(count)
 }
 
-/// Counts over all ReplicaSets, and the Available condition.
+/// Computes the counts over all ReplicaSets, and the Available condition.
 pub(crate) fn compute(
     deployment: &Deployment,
     new_set: Option<&ReplicaSet>,
@@ -108,7 +108,7 @@ pub(crate) fn compute(
     status
 }
 
-/// Whether every replica is of the newest template and available.
+/// Whether every replica has the newest template and is available.
 pub(crate) fn is_complete(deployment: &Deployment, status: &DeploymentStatus) -> bool {
     let wanted = replicas(deployment);
     status.updated_replicas.unwrap_or(0) == wanted
@@ -141,7 +141,7 @@ fn deadline_of(deployment: &Deployment, current: &DeploymentCondition) -> Option
     Timestamp::from_second(since.as_second() + i64::from(seconds)).ok()
 }
 
-/// [`compute`] with the Progressing and ReplicaFailure conditions of a rollout.
+/// Computes the status as [`compute`] does, with the Progressing and ReplicaFailure conditions of a rollout.
 pub(crate) fn compute_rollout(
     deployment: &Deployment,
     new_set: Option<&ReplicaSet>,
@@ -170,7 +170,8 @@ pub(crate) fn compute_rollout(
             if let Some(current) = current.filter(|current| current.status == "True") {
                 new.last_transition_time.clone_from(&current.last_transition_time);
             }
-            // Taken away first: the time of the last progress counts even when the reason stays.
+            // Removed first, so that the time of the last progress is updated even when the reason stays
+            // the same.
             remove(&mut status, PROGRESSING);
             set(&mut status, new);
         } else if has_timed_out(deployment, &status, now) {
@@ -185,7 +186,7 @@ pub(crate) fn compute_rollout(
     status
 }
 
-/// The first failure condition of a ReplicaSet, the new one's before all others.
+/// Returns the first failure condition of a ReplicaSet; that of the new set takes precedence.
 fn replica_failure(new_set: Option<&ReplicaSet>, all: &[&ReplicaSet]) -> Option<DeploymentCondition> {
     let failure = |set: &ReplicaSet| {
         let conditions = set.status.as_ref()?.conditions.as_ref()?;
@@ -202,7 +203,7 @@ fn replica_failure(new_set: Option<&ReplicaSet>, all: &[&ReplicaSet]) -> Option<
     new_set.and_then(failure).or_else(|| all.iter().find_map(|set| failure(set)))
 }
 
-/// When to look again whether a rollout is stuck; none when it is complete or known to be stuck.
+/// Returns when to check again whether a rollout is stuck; `None` when it is complete or known to be stuck.
 pub(crate) fn next_check(
     deployment: &Deployment,
     status: &DeploymentStatus,

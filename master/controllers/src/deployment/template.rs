@@ -1,17 +1,17 @@
-//! Pod templates as ReplicaSets carry them: their hash, their equality, and names made from them. Called by
-//! `replica_sets.rs`.
+//! Pod templates in ReplicaSets: their hash and their equality. Called by `replica_sets.rs`.
 
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use serde_json::Value;
 
-/// Label that tells the pods of one template from those of another.
+/// Label whose value distinguishes the pods of one template from those of another.
 pub(crate) const TEMPLATE_HASH: &str = "pod-template-hash";
 
-/// Letters that hashes are written in: no vowels, so that no words appear.
+/// Characters of hashes: no vowels, so that no words appear.
 const SAFE: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 
-/// Stable 32-bit FNV-1a hash over the template's canonical JSON and the collision count, written like upstream's:
-/// its decimal digits in the safe alphabet. The same template has the same hash in every version of Ephor.
+/// Returns a stable 32-bit FNV-1a hash over the template's canonical JSON and the collision count, written
+/// like upstream's: its decimal digits in the safe alphabet. The same template has the same hash in every
+/// version of Ephor.
 pub(crate) fn hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
     let mut hash: u32 = 0x811c_9dc5;
     let mut feed = |bytes: &[u8]| {
@@ -31,7 +31,7 @@ pub(crate) fn equal(left: &PodTemplateSpec, right: &PodTemplateSpec) -> bool {
     canonical(left) == canonical(right)
 }
 
-/// The template as JSON in which absent, null and empty lists are one, and without the hash label.
+/// Converts the template to JSON in which absent, null and empty lists are the same, without the hash label.
 fn canonical(template: &PodTemplateSpec) -> Value {
     let mut value = serde_json::to_value(template).unwrap_or_default();
     if let Some(labels) = value.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {

@@ -1,5 +1,5 @@
-//! Which EndpointSlices a Service should have, as changes to those it has: as few writes as possible, at most 100
-//! endpoints a slice, one set of ports a slice. Pure; called by `endpointslice.rs`.
+//! Computes which EndpointSlices a Service should have, as changes to its present ones: with as few writes as
+//! possible, at most 100 endpoints and one set of ports per slice. Pure; called by `endpointslice.rs`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -16,23 +16,23 @@ use crate::endpoints_model::{
 use crate::owner::controller_reference;
 use crate::pods::{is_ready, node_name};
 
-/// Most endpoints in one slice.
+/// Maximum number of endpoints in one slice.
 const SLICE_SIZE: usize = 100;
 const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
-/// What is to be written.
+/// The writes that bring a Service's slices to the wanted state.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     pub create: Vec<EndpointSlice>,
     pub update: Vec<EndpointSlice>,
-    /// Names.
+    /// Names of slices to delete.
     pub delete: Vec<String>,
 }
 
-/// Slices with the same family and ports.
+/// Address family and ports that a group of slices shares.
 type Group = (String, Vec<Port>);
 
-/// Compares what `pods` (selected, with address) offer with the slices there are.
+/// Compares the endpoints that `pods` (selected, with addresses) provide with the existing slices.
 pub(super) fn compute(
     service: &Service,
     pods: &[Arc<Pod>],
@@ -48,7 +48,7 @@ pub(super) fn compute(
             let uid = pod.metadata.uid.clone().unwrap_or_default();
             wanted.entry(group).or_default().insert(uid, endpoint(service, pod, address, zone));
         }
-        // A Service without any pod still has one, empty, slice.
+        // A Service without pods still has one, empty, slice.
         if !wanted.keys().any(|(of, _)| *of == family) {
             wanted.insert((family, Vec::new()), BTreeMap::new());
         }
@@ -91,7 +91,7 @@ fn plan_group(
         kept.push((updated, changed || relabeled));
     }
     let mut left: VecDeque<Endpoint> = endpoints.into_values().collect();
-    // Slices that are written anyway are filled first, then others with room; what is left needs new ones.
+    // Fills slices that are written anyway first, then others with room; new slices take the rest.
     for only_changed in [true, false] {
         for (slice, changed) in kept.iter_mut().filter(|(_, changed)| *changed == only_changed) {
             while slice.endpoints.len() < SLICE_SIZE {
@@ -202,7 +202,7 @@ fn labels(service: &Service) -> BTreeMap<String, String> {
     labels
 }
 
-/// True when the slice's labels were not the wanted ones.
+/// Sets the slice's labels; true when they changed.
 fn merge_labels(slice: &mut EndpointSlice, labels: &BTreeMap<String, String>) -> bool {
     if slice.metadata.labels.as_ref() == Some(labels) {
         return false;

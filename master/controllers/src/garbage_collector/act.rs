@@ -1,6 +1,6 @@
-//! What the garbage collector does about one object: delete it when all its owners are gone, drop references to
-//! owners that are, finish a foreground deletion, or set dependents free. Every decision rests on live reads, never
-//! on a cache alone. Called by `garbage_collector.rs`.
+//! Processes one object: deletes it when all its owners are gone, removes references to absent owners,
+//! finishes a foreground deletion, or orphans dependents. Every decision rests on live reads, never on a
+//! cache alone. Called by `garbage_collector.rs`.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -13,13 +13,13 @@ use super::graph::{Coordinates, FOREGROUND, Node, ORPHAN};
 use crate::error::{Error, ignore_not_found, is_conflict, is_not_found};
 use crate::owner::uid;
 
-/// What a live read says of an owner.
+/// State of an owner, from a live read.
 #[derive(Debug, PartialEq, Eq)]
 enum Owner {
     Solid,
-    /// Gone, or another object has its name.
+    /// The owner is gone, or another object has its name.
     Absent,
-    /// Waits in foreground deletion until its dependents are gone.
+    /// The owner waits in foreground deletion until its dependents are gone.
     Waiting,
 }
 
@@ -36,7 +36,8 @@ impl GarbageCollector {
         })
     }
 
-    /// The object's metadata as it is now; none when it is gone or was replaced by another of its name.
+    /// Reads the object's metadata live; `None` when it is gone or was replaced by another object of its
+    /// name.
     async fn live(&self, identity: &Coordinates) -> Result<Option<ObjectMeta>, Error> {
         let api = self.api(identity)?;
         match api.get_metadata(&identity.name).await {
@@ -50,7 +51,7 @@ impl GarbageCollector {
     async fn owner_state(&self, dependent: &Coordinates, owner: &OwnerReference) -> Result<Owner, Error> {
         let kind = self.kind(&owner.api_version, &owner.kind);
         if dependent.namespace.is_empty() && kind.is_some_and(|kind| kind.namespaced) {
-            // There is no namespace to look in: that it is absent would be a guess.
+            // There is no namespace to look in, so whether the owner is absent is not known.
             tracing::warn!(
                 ?dependent,
                 owner = owner.name,
@@ -74,13 +75,14 @@ impl GarbageCollector {
         })
     }
 
-    /// Looks at one object that may have to go.
+    /// Processes one object that may have to be deleted.
     pub(super) async fn attempt_to_delete(&self, node: &Node) -> Result<(), Error> {
         if node.deleting && !node.deleting_dependents {
             return Ok(());
         }
         let Some(meta) = self.live(&node.identity).await? else {
-            // Only a gap in the watch explains that it is still in the graph: its dependents lose an owner.
+            // The object is gone but still in the graph, so the watch had a gap: its dependents lose an
+            // owner.
             self.forget(&node.identity.uid);
             return Ok(());
         };
@@ -117,7 +119,7 @@ impl GarbageCollector {
         self.delete(&node.identity, policy).await
     }
 
-    /// Says so where an object names an owner that lives in another namespace: it does not count.
+    /// Records an event when an object names an owner in another namespace, which is not a valid owner.
     fn report_foreign_owners(&self, dependent: &Coordinates, meta: &ObjectMeta) {
         for owner in meta.owner_references.iter().flatten() {
             let foreign = self.graph().get(&owner.uid).is_some_and(|known| {
@@ -148,12 +150,12 @@ impl GarbageCollector {
         }
     }
 
-    /// An owner in foreground deletion goes once no dependent blocks it.
+    /// Finishes an owner's foreground deletion once no dependent blocks it.
     async fn finish_foreground(&self, node: &Node, meta: &ObjectMeta) -> Result<(), Error> {
         let own = &node.identity.uid;
         let mut blocking = self.blocking_dependents(own);
         if blocking.is_empty() {
-            // A dependent may be written and not in the graph yet.
+            // A dependent may have been written that is not in the graph yet.
             self.catch_up().await?;
             blocking = self.blocking_dependents(own);
         }
@@ -166,7 +168,7 @@ impl GarbageCollector {
         Ok(())
     }
 
-    /// A dependent that itself waits for this object would make both wait for ever.
+    /// Unblocks dependents that are themselves deleted in foreground: in a circle both would wait for ever.
     async fn unblock_circles(&self, node: &Node) -> Result<(), Error> {
         for dependent in self.dependents(&node.identity.uid) {
             if !dependent.deleting_dependents {
@@ -183,7 +185,7 @@ impl GarbageCollector {
         Ok(())
     }
 
-    /// Takes references to owners off an object.
+    /// Removes references to the given owners from an object.
     async fn drop_owners<'a>(
         &self,
         identity: &Coordinates,
@@ -198,7 +200,7 @@ impl GarbageCollector {
         let patched =
             api.patch_metadata(&identity.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
         match ignore_not_found(patched) {
-            // Another object has its name by now.
+            // Another object has taken the name.
             Err(kube::Error::Api(status)) if status.code == 422 => Ok(()),
             result => Ok(result.map(drop)?),
         }
@@ -218,9 +220,9 @@ impl GarbageCollector {
         }
     }
 
-    /// Sets the dependents of an object free, then lets it go.
+    /// Orphans the dependents of an object, then lets its deletion go on.
     pub(super) async fn attempt_to_orphan(&self, node: &Node) -> Result<(), Error> {
-        // A dependent that is not in the graph yet would not be set free, and would go with its owner.
+        // A dependent that is not in the graph yet would not be orphaned, but deleted with its owner.
         self.catch_up().await?;
         for dependent in self.dependents(&node.identity.uid) {
             self.drop_owners(&dependent.identity, std::iter::once(node.identity.uid.as_str())).await?;
@@ -242,7 +244,7 @@ impl GarbageCollector {
         }
         let left: Vec<&String> =
             meta.finalizers.iter().flatten().filter(|own| own.as_str() != finalizer).collect();
-        // The resourceVersion makes sure that no finalizer set meanwhile is lost.
+        // The resourceVersion ensures that no finalizer added meanwhile is lost.
         let patch = json!({ "metadata": { "resourceVersion": meta.resource_version, "finalizers": left }});
         let api = self.api(identity)?;
         let patched = api.patch_metadata(&identity.name, &PatchParams::default(), &Patch::Merge(patch)).await;

@@ -1,17 +1,17 @@
-//! Who owns whom: every object that is watched, by UID, with its owners and dependents. Owners that were named but
-//! not seen are kept as virtual nodes until a live read says whether they exist. Pure; fed by the handlers in
-//! `garbage_collector.rs`, which also acts on what changed.
+//! The ownership graph: every watched object, by UID, with its owners and dependents. Owners that were
+//! named but not seen are kept as virtual nodes until a live read says whether they exist. Pure; fed by the
+//! handlers in `garbage_collector.rs`, which queue the returned work.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
-/// Finalizer of an owner that waits until its blocking dependents are gone.
+/// Finalizer of an owner that waits until its blocking dependents are deleted.
 pub(super) const FOREGROUND: &str = "foregroundDeletion";
-/// Finalizer of an owner whose dependents are to be set free first.
+/// Finalizer of an owner whose dependents must be orphaned before it is deleted.
 pub(super) const ORPHAN: &str = "orphan";
 
-/// How an object is found in the API.
+/// Identity of an object, as needed to address it in the API.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Coordinates {
     pub api_version: String,
@@ -22,7 +22,7 @@ pub(super) struct Coordinates {
     pub uid: String,
 }
 
-/// One object.
+/// An object in the graph.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
     pub identity: Coordinates,
@@ -31,13 +31,13 @@ pub(super) struct Node {
     pub deleting: bool,
     pub deleting_dependents: bool,
     pub orphaning: bool,
-    /// Named by a dependent, never seen.
+    /// Whether the object was only named by a dependent and never seen.
     pub virtual_: bool,
 }
 
 impl Coordinates {
-    /// Whether `reference`, on an object in `namespace`, names this object: a namespaced owner counts in its own
-    /// namespace alone, and its name and kind must be right too. Its version may be another one.
+    /// Whether `reference`, on an object in `namespace`, names this object: a namespaced owner is valid
+    /// only in its own namespace, and its name, kind and group must match too. Its version may differ.
     pub fn is_named_by(&self, reference: &OwnerReference, namespace: &str) -> bool {
         let group = |api_version: &str| api_version.split_once('/').map(|(group, _)| group.to_owned());
         self.uid == reference.uid
@@ -61,7 +61,7 @@ impl Node {
         }
     }
 
-    /// Whether deleting `owner` waits for this object.
+    /// Whether the deletion of `owner` must wait for this object.
     pub fn blocks(&self, owner: &str) -> bool {
         self.owners.iter().any(|own| own.uid == owner && own.block_owner_deletion == Some(true))
     }
@@ -73,12 +73,12 @@ pub(super) struct Graph {
     nodes: BTreeMap<String, Node>,
 }
 
-/// What a change asks to be looked at.
+/// The objects that a change makes worth a look.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Work {
     /// UIDs of objects that may have to be deleted.
     pub delete: BTreeSet<String>,
-    /// UIDs of objects whose dependents are to be set free.
+    /// UIDs of objects whose dependents are to be orphaned.
     pub orphan: BTreeSet<String>,
 }
 
@@ -87,20 +87,20 @@ impl Graph {
         self.nodes.get(uid)
     }
 
-    /// The dependents of an object.
+    /// Returns the dependents of an object.
     pub fn dependents(&self, uid: &str) -> Vec<&Node> {
         let node = self.nodes.get(uid);
         node.into_iter().flat_map(|node| &node.dependents).filter_map(|uid| self.nodes.get(uid)).collect()
     }
 
-    /// An object appeared or changed.
+    /// Enters an object that appeared or changed.
     pub fn upsert(&mut self, identity: Coordinates, meta: &ObjectMeta) -> Work {
         let uid = identity.uid.clone();
         let owners = meta.owner_references.clone().unwrap_or_default();
         let before = self.nodes.get(&uid).cloned();
         let mut work = Work::default();
         if before.as_ref().is_some_and(|before| before.virtual_) {
-            // Seen for the first time: whoever named it by its UID may have meant another object.
+            // The object was virtual: dependents that named it by its UID may have meant another object.
             for dependent in self.dependents(&uid) {
                 let own = dependent.owners.iter().filter(|owner| owner.uid == uid);
                 if !own.into_iter().all(|owner| identity.is_named_by(owner, &dependent.identity.namespace)) {
@@ -128,7 +128,7 @@ impl Graph {
         work
     }
 
-    /// Links a node to its owners as they are now; `before` is what they were.
+    /// Links a node to its present owners; `before` are its former ones.
     fn relink(&mut self, node: &Node, before: &[OwnerReference], work: &mut Work) {
         let uid = &node.identity.uid;
         for gone in before.iter().filter(|old| !node.owners.iter().any(|new| new.uid == old.uid)) {
@@ -154,7 +154,7 @@ impl Graph {
             owner.dependents.insert(uid.clone());
             let named = owner.identity.is_named_by(reference, &node.identity.namespace);
             if old != Some(reference) && (owner.virtual_ || !named) {
-                // Only a live read, through its dependent, tells whether the owner that is named exists.
+                // Only a live read, made for the dependent, tells whether the named owner exists.
                 work.delete.insert(uid.clone());
             }
             let unblocked = old.is_some_and(|old| old.block_owner_deletion != reference.block_owner_deletion);
@@ -169,7 +169,8 @@ impl Graph {
         }
     }
 
-    /// An object is gone: its dependents have one owner less, its owners may have waited for it.
+    /// Removes a deleted object: its dependents lose an owner, and its owners may have waited for its
+    /// deletion.
     pub fn remove(&mut self, uid: &str) -> Work {
         let mut work = Work::default();
         let Some(node) = self.nodes.remove(uid) else { return work };
@@ -184,7 +185,7 @@ impl Graph {
             self.drop_unused(&reference.uid);
         }
         if !node.dependents.is_empty() {
-            // Dependents still name it: kept as virtual, so that they are found together.
+            // Dependents still name the object: it stays as a virtual node, so that they are found together.
             let mut rest = Node::new(node.identity);
             rest.dependents = node.dependents;
             self.nodes.insert(uid.to_owned(), rest);

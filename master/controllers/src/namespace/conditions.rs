@@ -1,4 +1,5 @@
-//! The conditions of a namespace that is being deleted, in Kubernetes' words. Pure; called by `namespace.rs`.
+//! The conditions of a namespace that is being deleted, with Kubernetes' texts. Pure; called by
+//! `namespace.rs`.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Remains;
 
-/// Sets the five conditions to what `remains` says; one that does not change keeps its time.
+/// Sets the five conditions according to `remains`; a condition that does not change keeps its time.
 pub(super) fn update(status: &mut NamespaceStatus, remains: &Remains, now: &Time) {
     let conditions = status.conditions.get_or_insert_default();
     for mut wanted in wanted(remains) {
@@ -84,7 +85,7 @@ fn list(counts: &BTreeMap<String, usize>, text: impl Fn(&str, usize) -> String) 
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 
-/// True with `trouble`, else False with `fine`.
+/// Creates a condition: True with `trouble` when there is any, else False with `fine`.
 fn condition(kind: &str, trouble: Option<(&str, String)>, fine: (&str, &str)) -> NamespaceCondition {
     let (status, reason, message) = match trouble {
         Some((reason, message)) => ("True", reason.to_owned(), message),

@@ -1,16 +1,17 @@
-//! The brake on mass eviction: how fast nodes may lose their pods, zone by zone, as kube-controller-manager's node
-//! lifecycle controller has it with its default flags. Pure; `node_lifecycle.rs` reports every node here and asks
-//! before it taints one NoExecute.
+//! Limits mass eviction: decides how fast nodes may lose their pods, zone by zone, as
+//! kube-controller-manager's node lifecycle controller does with its default flags. Pure;
+//! `node_lifecycle.rs` reports every node to it and asks it before it taints a node NoExecute.
 //!
 //! | state of a zone | what it means | nodes that may lose their pods |
 //! | --- | --- | --- |
-//! | normal | at most two nodes lost, or less than 55 % | [`BURST`] at once, then one in 10 s |
-//! | partly disrupted | more | none in a zone of up to 50 nodes, else one in 100 s |
-//! | fully disrupted | all | as in a normal zone |
-//! | all zones fully disrupted | the fault is here, not there | none, and who was to lose them keeps them |
+//! | normal | at most two nodes lost, or less than 55 % of the zone | [`BURST`] at once, then one in 10 s |
+//! | partly disrupted | more than that, but not all | none in a zone of up to 50 nodes, else one in 100 s |
+//! | fully disrupted | all nodes of the zone lost | as in a normal zone |
+//! | all zones fully disrupted | the fault is at the master | none; NoExecute taints are taken off |
 //!
-//! Ephor lets two nodes at once pass a normal zone where Kubernetes lets one: a worker is noticed within seconds
-//! here, so two that die together are the commonest case, and two are never a disruption (see above).
+//! Ephor lets two nodes at once lose their pods in a normal zone where Kubernetes lets one: the loss of a
+//! node is noticed within seconds here, so two nodes that fail together are the commonest case, and never a
+//! disruption.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -18,38 +19,40 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Node;
 use tokio::time::Instant;
 
-/// `--unhealthy-zone-threshold`: share of lost nodes, in percent, from which on a zone is partly disrupted.
+/// `--unhealthy-zone-threshold`: share of lost nodes, in percent, at which a zone becomes partly disrupted.
 const UNHEALTHY_PERCENT: usize = 55;
 /// A zone with at most this many lost nodes is never partly disrupted.
 const LOST_ALWAYS_NORMAL: usize = 2;
-/// `--node-eviction-rate`: nodes a second in a normal zone.
+/// `--node-eviction-rate`: nodes per second that may lose their pods in a normal zone.
 const RATE: f64 = 0.1;
-/// `--secondary-node-eviction-rate`: nodes a second in a large zone that is partly disrupted.
+/// `--secondary-node-eviction-rate`: nodes per second that may lose their pods in a large, partly disrupted
+/// zone.
 const SECONDARY_RATE: f64 = 0.01;
-/// `--large-cluster-size-threshold`: zones up to this size evict nobody while they are partly disrupted.
+/// `--large-cluster-size-threshold`: zones with at most this many nodes evict no pods while partly disrupted.
 const LARGE_ZONE: usize = 50;
-/// Nodes that may lose their pods at once after a quiet time.
+/// Maximum number of nodes that may lose their pods at once after a quiet time.
 const BURST: f64 = 2.0;
-/// The same in a zone that is partly disrupted.
+/// Maximum number of nodes that may lose their pods at once in a partly disrupted zone.
 const SECONDARY_BURST: f64 = 1.0;
-/// How long a node must be lost before it may lose its pods: of many that are lost together, the first must not be
+/// Time a node must be lost before it may lose its pods: when many are lost together, the first must not be
 /// judged while the others are still counted as healthy.
 const SETTLE: Duration = Duration::from_millis(300);
-/// How long nobody loses pods after the first node of a cluster that was lost as a whole is back: the others need
-/// one detection window to be heard again.
+/// Time without evictions after the first node comes back to a cluster that was lost as a whole: the other
+/// nodes need one detection window to be heard again.
 const AFTER_FULL_DISRUPTION: Duration = Duration::from_secs(5);
 
-/// Nodes with this label do not count as lost; they may lose their pods all the same.
+/// Label of nodes that do not count as lost nodes of their zone; they may lose their pods all the same.
 const EXCLUDE: &str = "node.kubernetes.io/exclude-disruption";
 
-/// What a lost node may be tainted with.
+/// What the controller may do about the NoExecute taint of a lost node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Permission {
-    /// NoExecute: its pods may be evicted.
+    /// Taint it NoExecute, so that its pods are evicted.
     Evict,
-    /// Nothing new; ask again after this long, or, without a time, when [`Zones::set`] says that a state has changed.
+    /// Add no taint; ask again after this long, or, when `None`, once [`Zones::set`] says that a state has
+    /// changed.
     Wait(Option<Duration>),
-    /// NoExecute is to be taken off: every node seems lost.
+    /// Take the NoExecute taint off, since every node seems lost.
     Withdraw,
 }
 
@@ -62,16 +65,16 @@ enum State {
 
 struct Member {
     zone: String,
-    /// Not counted, because of its label.
+    /// Whether the node is left out of the counts, because of its label.
     excluded: bool,
     lost_since: Option<Instant>,
 }
 
-/// One zone: its nodes and how many of them may lose their pods now.
+/// A zone: its counts of nodes and how many of them may lose their pods now.
 struct Zone {
     ready: usize,
     lost: usize,
-    /// Nodes that may lose their pods at once; grows with time.
+    /// Number of nodes that may lose their pods at once; grows with time.
     tokens: f64,
     refilled: Instant,
 }
@@ -81,9 +84,9 @@ struct Zone {
 pub(super) struct Zones {
     nodes: BTreeMap<String, Member>,
     zones: BTreeMap<String, Zone>,
-    /// Lost nodes whose pods may be evicted: they do not need a second token.
+    /// Lost nodes whose pods may be evicted already: they need no second token.
     granted: BTreeSet<String>,
-    /// Until when nobody loses pods after a full disruption of all zones.
+    /// Time until which no node loses pods after a full disruption of all zones; `None` when there was none.
     held_until: Option<Instant>,
 }
 
@@ -104,7 +107,7 @@ impl Zone {
         }
     }
 
-    /// Nodes a second, and at once.
+    /// Returns how many nodes may lose their pods per second, and how many at once.
     fn rate(&self) -> (f64, f64) {
         match self.state() {
             State::Normal | State::Full => (RATE, BURST),
@@ -113,7 +116,7 @@ impl Zone {
         }
     }
 
-    /// Brings the tokens up to `now`. To be called before the rate changes.
+    /// Adds the tokens earned up to `now`. Must be called before the rate changes.
     fn refill(&mut self, now: Instant) {
         let (rate, burst) = self.rate();
         let passed = now.saturating_duration_since(self.refilled).as_secs_f64();
@@ -123,8 +126,8 @@ impl Zone {
 }
 
 impl Zones {
-    /// Enters a node as it is now. True when a zone, or the whole cluster, has changed its state: then every lost
-    /// node has to ask again.
+    /// Records the present state of a node. True when a zone or the whole cluster has changed its state:
+    /// then every lost node has to ask again.
     pub fn set(&mut self, node: &Node, ready: bool, now: Instant) -> bool {
         let name = node.metadata.name.clone().unwrap_or_default();
         let before = self.states();
@@ -150,7 +153,7 @@ impl Zones {
         self.after_change(before, now)
     }
 
-    /// Forgets a node that is no longer there; true as for [`Zones::set`].
+    /// Forgets a deleted node; returns the same as [`Zones::set`].
     pub fn remove(&mut self, node: &str, now: Instant) -> bool {
         let before = self.states();
         self.take_out(node, now);
@@ -158,7 +161,8 @@ impl Zones {
         self.after_change(before, now)
     }
 
-    /// What a lost node may be tainted with now. `tainted`: it is NoExecute already, under the leader before too.
+    /// Returns what may be done about a lost node's taint. `tainted`: it has NoExecute already, maybe from
+    /// an earlier leader.
     pub fn ask(&mut self, node: &str, tainted: bool, now: Instant) -> Permission {
         if self.all_lost() {
             self.granted.remove(node);
@@ -186,11 +190,11 @@ impl Zones {
             return Permission::Evict;
         }
         let seconds = (1.0 - zone.tokens) / zone.rate().0;
-        // Never before the token is there: rounding would make it a busy loop.
+        // A millisecond more, so that rounding never makes the caller ask before the token is there.
         Permission::Wait(Some(Duration::from_secs_f64(seconds) + Duration::from_millis(1)))
     }
 
-    /// Whether no zone has a node left that is ready, and some have lost ones.
+    /// Whether every zone that has nodes has lost all of them.
     fn all_lost(&self) -> bool {
         let mut states =
             self.zones.values().filter(|zone| zone.ready + zone.lost > 0).map(Zone::state).peekable();
@@ -208,7 +212,7 @@ impl Zones {
         }
     }
 
-    /// States of the zones that have nodes, and whether all nodes are lost.
+    /// Returns whether all nodes are lost, and the states of all zones.
     fn states(&self) -> (bool, Vec<State>) {
         (self.all_lost(), self.zones.values().map(Zone::state).collect())
     }
@@ -226,7 +230,7 @@ impl Zones {
     }
 }
 
-/// Region and zone of a node, as its labels say.
+/// Returns region and zone of a node, from its labels.
 fn zone_of(node: &Node) -> String {
     let label = |names: [&str; 2]| {
         let labels = node.metadata.labels.as_ref();
@@ -253,7 +257,7 @@ mod tests {
     }
 
     impl World {
-        /// Zones of so many nodes each, all ready.
+        /// Creates zones with the given names and numbers of nodes, all ready.
         fn new(sizes: &[(&str, usize)]) -> Self {
             let mut world = Self { zones: Zones::default(), now: Instant::now() };
             for (zone, size) in sizes {
@@ -278,7 +282,7 @@ mod tests {
             self.zones.ask(&name(zone, number), false, self.now)
         }
 
-        /// How many of these lost nodes may lose their pods now.
+        /// Counts those of these lost nodes that may lose their pods now.
         fn evicted(&mut self, zone: &str, numbers: std::ops::Range<usize>) -> usize {
             numbers.filter(|number| self.ask(zone, *number) == Permission::Evict).count()
         }

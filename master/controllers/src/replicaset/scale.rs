@@ -1,5 +1,5 @@
-//! Creating and deleting pods until a ReplicaSet has as many as it wants. Called by `replicaset.rs` with the
-//! active pods it controls; hands pods to the API.
+//! Creates and deletes pods until a ReplicaSet has as many as it wants. Called by `replicaset.rs` with the
+//! active pods it controls; writes pods through the API.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use crate::error::{Error, describe, is_namespace_terminating, is_not_found};
 use crate::owner::{controller_of, controller_reference, uid};
 use crate::pods::{Ranked, deletion_order, is_active, node_name};
 
-/// Most pods created or deleted by one reconcile.
+/// Maximum number of pods created or deleted by one reconcile.
 const BURST: usize = 500;
-/// Creations tried first; each batch that succeeds doubles the next, so that a quota or a broken template is
-/// found out with few failures.
+/// Number of pods created first; each batch that succeeds doubles the next, so that a quota or a broken
+/// template causes few failures.
 const FIRST_BATCH: usize = 1;
 
 impl ReplicaSetController {
-    /// Creates or deletes what is missing or too much.
+    /// Creates missing pods or deletes superfluous ones.
     pub(super) async fn scale(
         &self,
         key: &ObjectKey,
@@ -129,7 +129,7 @@ impl ReplicaSetController {
         ranked.into_iter().take(count).map(|ranked| ranked.pod).collect()
     }
 
-    /// Active pods on each node of all ReplicaSets that share this one's controller.
+    /// Counts the active pods on each node of all ReplicaSets that have the same controller as this one.
     fn relatives_per_node(&self, set: &ReplicaSet, active: &[Arc<Pod>]) -> BTreeMap<String, usize> {
         let mut per_node = BTreeMap::new();
         let mut count = |pod: &Pod| {
@@ -156,7 +156,7 @@ impl ReplicaSetController {
     }
 }
 
-/// A pod as the template describes it, owned by the set; the server chooses the end of its name.
+/// Builds a pod from the template, owned by the set; the server chooses the end of its name.
 fn pod_from_template(set: &ReplicaSet) -> Pod {
     let template: PodTemplateSpec =
         set.spec.as_ref().and_then(|spec| spec.template.clone()).unwrap_or_default();

@@ -15,12 +15,12 @@ use crate::pods::{is_available, is_ready};
 
 const REPLICA_FAILURE: &str = "ReplicaFailure";
 
-/// A count as the API carries it: zero is left out.
+/// Converts a count to an API field: `None` for zero.
 pub(crate) fn nonzero(count: usize) -> Option<i32> {
     i32::try_from(count).ok().filter(|count| *count != 0)
 }
 
-/// The status `set` should have, given its active pods, how many are terminating, and why scaling failed.
+/// Computes the status of `set` from its active pods, the number of terminating ones, and why scaling failed.
 pub(super) fn compute(
     set: &ReplicaSet,
     active: &[Arc<Pod>],
@@ -49,7 +49,8 @@ pub(super) fn compute(
     status
 }
 
-/// A failure is recorded once and stays as it is until it is over.
+/// Sets the ReplicaFailure condition when scaling fails and removes it when it succeeds; keeps one that is
+/// set.
 fn set_failure(status: &mut ReplicaSetStatus, failure: Option<&Error>, missing: bool, now: Timestamp) {
     let conditions = status.conditions.get_or_insert_default();
     let present = conditions.iter().any(|condition| condition.type_ == REPLICA_FAILURE);
@@ -69,7 +70,7 @@ fn set_failure(status: &mut ReplicaSetStatus, failure: Option<&Error>, missing: 
     }
 }
 
-/// Writes `wanted` when it differs; once more on the newest object when that changed meanwhile.
+/// Writes `wanted` when it differs; after a conflict once more on the newest object.
 pub(super) async fn write(
     context: &Context,
     set: &ReplicaSet,

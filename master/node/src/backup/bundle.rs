@@ -1,6 +1,6 @@
-//! Bundles: writes entries into one, and reads one entry after the other while
-//! everything about them is checked. All of it blocks, and holds one entry and a
-//! few buffers at a time.
+//! Bundles: writes entries into a bundle, and reads and checks a bundle entry by
+//! entry. All functions block, and hold one entry and a few buffers in memory at
+//! a time.
 
 use std::io::{self, Read, Write};
 use std::sync::{Arc, OnceLock};
@@ -14,39 +14,40 @@ use super::place::Sink;
 use super::{Entry, Error, Passphrase, place_error};
 use crate::pki::{ClusterKeys, KeyFiles};
 
-/// scrypt's N is 2 to this: 128 MiB and under half a second for each guess.
+/// Base-2 logarithm of scrypt's N for new bundles: 128 MiB and under half a second for each guess of
+/// the passphrase.
 const WORK_FACTOR: u8 = 17;
-/// What a bundle may ask of whoever opens it: 1 GiB.
+/// Largest work factor that a bundle to be opened may ask for: 1 GiB of memory.
 const WORK_FACTOR_MAX: u8 = 20;
-/// zstd's own default is 3; this one keeps up with a disk.
+/// zstd level; the default is 3, this one is as fast as a disk.
 const COMPRESSION: i32 = 1;
-/// The most bytes of an entry.
+/// Maximum size of an entry in bytes.
 const ENTRY_MAX: u64 = storage::codec::LIMIT_BYTES as u64;
-/// The most zeros at the end of an archive.
+/// Maximum number of zero bytes at the end of an archive.
 const ARCHIVE_END_MAX: u64 = 1024;
 
 type Plain<R> = zstd::Decoder<'static, io::BufReader<age::stream::StreamReader<io::BufReader<Tracked<R>>>>>;
 
-/// Writes a bundle.
+/// Writes the entries of a bundle as an encrypted archive.
 pub(super) struct BundleWriter<W: Write> {
     tar: tar::Builder<zstd::Encoder<'static, age::stream::StreamWriter<W>>>,
     sum: Sum,
     manifest: Option<Manifest>,
 }
 
-/// What a bundle holds besides objects.
+/// The contents of a bundle besides objects.
 pub(super) struct Contents {
     pub(super) head: Head,
     pub(super) settings: ClusterSettings,
     pub(super) keys: ClusterKeys,
 }
 
-/// Takes what a bundle holds while it is read. Nothing of it is certain before
-/// the whole of it was read.
+/// Receives the contents of a bundle while it is read. The contents are verified only
+/// once the whole bundle was read.
 pub(super) trait Visitor {
-    /// First.
+    /// Receives the contents besides objects; called first.
     fn contents(&mut self, contents: Contents) -> Result<(), Error>;
-    /// Then every frame of the snapshot.
+    /// Receives one frame of the snapshot; called for every frame, in order.
     fn frame(&mut self, frame: &[u8]) -> Result<(), Error>;
 }
 
@@ -66,7 +67,7 @@ impl<W: Write> BundleWriter<W> {
         Ok(Self { tar: tar::Builder::new(compressed), sum: Sum::default(), manifest: None })
     }
 
-    /// Adds an entry; the manifest is the last, and must sum up the others.
+    /// Adds an entry; the manifest comes last, and must match the sum of the others.
     pub(super) fn push(&mut self, entry: &Entry) -> Result<(), Error> {
         if entry.name == MANIFEST {
             self.manifest = Some(check_sum(&self.sum, &entry.data)?);
@@ -81,7 +82,7 @@ impl<W: Write> BundleWriter<W> {
         written.map_err(|error| place_error("writing the bundle", error))
     }
 
-    /// Ends it; what it was written to has everything but a sync.
+    /// Completes the archive and returns its output, which is not synced yet.
     pub(super) fn finish(self) -> Result<(W, Manifest), Error> {
         let cut_off = || Error::Source("the master stopped before the backup was complete".to_owned());
         let manifest = self.manifest.ok_or_else(cut_off)?;
@@ -90,11 +91,11 @@ impl<W: Write> BundleWriter<W> {
     }
 }
 
-/// Writes a stream of entries into a sink, and makes it a bundle there once it
-/// is complete and durable. Blocks.
+/// Writes a stream of entries into a sink, and commits the sink once the bundle is
+/// complete and durable. Blocks.
 ///
 /// # Errors
-/// Where either side fails; then the sink holds nothing.
+/// Where the stream or the sink fails; the sink then leaves nothing.
 pub fn write(
     entries: mpsc::Receiver<Result<Entry, Error>>,
     mut sink: Box<dyn Sink>,
@@ -131,7 +132,7 @@ fn check_sum(sum: &Sum, manifest: &[u8]) -> Result<Manifest, Error> {
     Ok(said)
 }
 
-/// Reads a whole bundle and checks it. Blocks.
+/// Reads and checks a whole bundle, and passes its contents to `visitor`. Blocks.
 pub(super) fn read(
     source: impl Read,
     passphrase: &Passphrase,
@@ -140,7 +141,7 @@ pub(super) fn read(
     let failure = Arc::new(OnceLock::new());
     let tracked = Tracked { inner: source, failure: failure.clone() };
     let read = open(tracked, passphrase).and_then(|plain| read_entries(plain, visitor));
-    // What the disk or the network said is the cause of whatever else was seen.
+    // An error of the disk or the network is the cause of any other error, so it is the one to report.
     match (failure.get(), read) {
         (Some(reason), Err(_)) => Err(place_error("reading the bundle", reason)),
         (_, read) => read,
@@ -207,7 +208,7 @@ fn read_entries<R: Read>(plain: Plain<R>, visitor: &mut dyn Visitor) -> Result<M
             before.take(&name, data)?;
         }
     }
-    // To the end of the encryption, which alone says that nothing is cut off. An
+    // Reads to the end of the encrypted stream: only that proves that nothing was cut off. An
     // archive ends with zeros.
     let mut rest = Vec::new();
     archive.into_inner().take(ARCHIVE_END_MAX + 1).read_to_end(&mut rest).map_err(failed)?;
@@ -221,7 +222,7 @@ fn read_entries<R: Read>(plain: Plain<R>, visitor: &mut dyn Visitor) -> Result<M
     Ok(manifest)
 }
 
-/// The entries before the snapshot.
+/// The entries that come before the snapshot.
 #[derive(Default)]
 struct Before {
     head: Option<Head>,
@@ -248,7 +249,7 @@ impl Before {
         Ok(())
     }
 
-    /// Everything, the first time it is asked for.
+    /// Returns the contents on the first call, `None` on later ones.
     fn complete(&mut self) -> Result<Option<Contents>, Error> {
         if std::mem::replace(&mut self.given, true) {
             return Ok(None);
@@ -265,7 +266,7 @@ impl Before {
 /// Reads a bundle through and checks everything it holds. Blocks.
 ///
 /// # Errors
-/// Where any bit is not what was written, or the passphrase is another one.
+/// Where any bit differs from what was written, or the passphrase is wrong.
 pub fn verify(source: impl Read, passphrase: &Passphrase) -> Result<Manifest, Error> {
     #[derive(Default)]
     struct Check(FrameReader);
@@ -284,7 +285,7 @@ pub fn verify(source: impl Read, passphrase: &Passphrase) -> Result<Manifest, Er
     Ok(manifest)
 }
 
-/// Whether the snapshot is of the state that the manifest says.
+/// Checks that the snapshot has the revision and number of objects that the manifest states.
 pub(super) fn matches(manifest: &Manifest, revision: u64, objects: u64) -> Result<(), Error> {
     if (manifest.head.revision, manifest.head.objects) == (revision, objects) {
         return Ok(());
@@ -294,8 +295,8 @@ pub(super) fn matches(manifest: &Manifest, revision: u64, objects: u64) -> Resul
     )))
 }
 
-/// Remembers why a source could not be read: what reads through it says only
-/// that it could not.
+/// A reader that records why its source failed: the decoders above it report only
+/// that reading failed.
 struct Tracked<R> {
     inner: R,
     failure: Arc<OnceLock<String>>,

@@ -1,60 +1,60 @@
-//! What a bundle says of itself: at its beginning, of which state it is
-//! ([`Head`]); at its end, how much it holds and the sum of it ([`Manifest`]).
+//! Metadata of a bundle: [`Head`], at its beginning, says which state it holds;
+//! [`Manifest`], at its end, how much it holds and its checksum.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Entry, Error};
 
-/// The version of the layout that is written; older ones are read.
+/// Version of the bundle format that is written; earlier versions can be read.
 pub const FORMAT: u32 = 1;
 pub(super) const HEAD: &str = "head.json";
 pub(super) const SETTINGS: &str = "settings.json";
 pub(super) const MANIFEST: &str = "manifest.json";
 pub(super) const SNAPSHOT: &str = "snapshot/";
 
-/// Of which state a bundle is.
+/// Describes the state that a bundle holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Head {
-    /// The version of the layout.
+    /// Version of the bundle format.
     pub format: u32,
-    /// The cluster it was taken from.
+    /// Id of the cluster the backup was taken from.
     pub cluster_id: String,
     /// The revision of the objects.
     pub revision: u64,
-    /// The log index applied last.
+    /// Index of the last log entry applied.
     pub applied_index: u64,
-    /// The term of that entry.
+    /// Term of that log entry.
     pub term: u64,
-    /// How many objects.
+    /// Number of objects.
     pub objects: u64,
-    /// When it was taken, RFC 3339, by the clock of the master.
+    /// When the backup was taken, RFC 3339, by the clock of the master.
     pub time: String,
-    /// The master it was taken from.
+    /// Name of the master the backup was taken from.
     pub master: String,
-    /// Its version.
+    /// Version of Ephor on that master.
     pub version: String,
-    /// Why nobody knows whether later writes were acknowledged: there was no quorum.
+    /// Why the backup may lack acknowledged writes: there was no quorum. `None` when it lacks none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale: Option<String>,
 }
 
-/// What a whole bundle holds.
+/// Summary of a complete bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
-    /// Of which state.
+    /// Describes the state.
     #[serde(flatten)]
     pub head: Head,
-    /// How many entries there are before the manifest.
+    /// Number of entries before the manifest.
     pub entries: u64,
-    /// The bytes of their contents.
+    /// Total size of the entries' contents in bytes.
     pub bytes: u64,
-    /// blake3 over the length and bytes of each name and content, in hexadecimal.
+    /// BLAKE3 over the length and bytes of each name and content, in hexadecimal.
     pub blake3: String,
 }
 
-/// Adds entries up.
+/// Running sum over the entries of a bundle.
 #[derive(Default)]
 pub(super) struct Sum {
     hasher: blake3::Hasher,
@@ -65,8 +65,7 @@ pub(super) struct Sum {
 // === impl Head ===
 
 impl Head {
-    /// Reads a head; what later versions wrote is refused before anything else
-    /// in it is looked at.
+    /// Decodes a head; refuses formats of later versions before it looks at any other field.
     pub(super) fn from_json(bytes: &[u8]) -> Result<Self, Error> {
         #[derive(Deserialize)]
         struct Version {
@@ -80,14 +79,14 @@ impl Head {
         serde_json::from_slice(bytes).map_err(not_json)
     }
 
-    /// The name of a bundle: sorts by cluster, then by time.
+    /// Returns the file name of the bundle; names sort by cluster, then by time.
     pub fn file_name(&self, kind: &str) -> String {
         let time: String = self.time.chars().filter(|c| c.is_ascii_alphanumeric()).collect();
         format!("{}{time}-r{}.ephor", prefix(kind, &self.cluster_id), self.revision)
     }
 }
 
-/// What the names of one cluster's bundles of one kind begin with.
+/// Returns the common prefix of the names of a cluster's bundles of one kind.
 pub(super) fn prefix(kind: &str, cluster_id: &str) -> String {
     format!("{kind}-{cluster_id}-")
 }
@@ -110,7 +109,7 @@ impl Sum {
     }
 }
 
-/// An entry of JSON.
+/// Encodes a value as a JSON entry.
 pub(super) fn json_entry<T: Serialize>(name: &str, value: &T) -> Result<Entry, Error> {
     let data = serde_json::to_vec_pretty(value).map_err(|error| Error::Source(format!("{name}: {error}")))?;
     Ok(Entry { name: name.to_owned(), data: data.into() })

@@ -1,19 +1,19 @@
-//! Backup and restore: one file that holds everything a restore on fresh hosts
-//! needs. `ephor backup` calls, and the leader carries out the schedule.
+//! Backup and restore: one file that holds everything needed to restore a cluster
+//! on new hosts. Called by `ephor backup`, and by the leader for scheduled backups.
 //!
 //! A bundle is a tar archive, compressed with zstd, encrypted with a passphrase
-//! in the age format: `age -d FILE | zstd -d | tar x` opens one without Ephor.
-//! Its entries, in this order: `head.json` (of which state it is),
-//! `settings.json`, the keys as they lie in `DATA/pki`, the frames of a snapshot
-//! of the object store, and `manifest.json`, which counts and sums up the rest.
+//! in the age format: `age -d FILE | zstd -d | tar x` opens a bundle without Ephor.
+//! Its entries, in this order: `head.json` (which state it holds),
+//! `settings.json`, the keys as in `DATA/pki`, the frames of a snapshot
+//! of the object store, and `manifest.json`, with counts and a checksum of the rest.
 //!
 //! | file | does |
 //! | --- | --- |
-//! | `manifest.rs` | what a bundle says of itself |
-//! | `stream.rs` | makes the entries on a master, as fast as they are taken |
+//! | `manifest.rs` | the head and the manifest of a bundle |
+//! | `stream.rs` | makes the entries on a master, as fast as they are received |
 //! | `bundle.rs` | writes entries into a bundle, reads and checks them |
-//! | `place.rs`, `s3.rs` | where bundles lie |
-//! | `restore.rs` | makes a data directory out of one |
+//! | `place.rs`, `s3.rs` | where bundles are stored |
+//! | `restore.rs` | makes a data directory from a bundle |
 //! | `schedule.rs` | backups at intervals, by the leader |
 
 mod bundle;
@@ -40,72 +40,72 @@ use crate::{identity, pki};
 /// One file of a bundle.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Its path in the archive.
+    /// Path of the file in the archive.
     pub name: String,
-    /// Its content.
+    /// Content of the file.
     pub data: Bytes,
 }
 
-/// What a bundle is locked with.
+/// The passphrase that a bundle is encrypted with.
 #[derive(Clone)]
 pub struct Passphrase(Zeroizing<String>);
 
-/// Why a backup or a restore does not happen; each text is one line.
+/// Why a backup or a restore failed; each text is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another passphrase, or a damaged header: the two cannot be told apart.
+    /// The passphrase is wrong or the header is damaged: the two cannot be told apart.
     #[error("the passphrase does not open this bundle (or its first lines are damaged)")]
     Passphrase,
-    /// The passphrase is too short to keep anybody out.
+    /// The passphrase is too short to be safe.
     #[error("the passphrase has fewer than {min} characters", min = Passphrase::MIN_CHARACTERS)]
     WeakPassphrase,
-    /// Not what was written.
+    /// The bundle differs from what was written.
     #[error("the bundle is damaged: {0}")]
     Damaged(String),
-    /// From a later version.
+    /// The bundle was written by a later version.
     #[error("the bundle is of format {0}, and this ephor reads up to {max}: use a newer one", max = manifest::FORMAT)]
     Version(u32),
-    /// Something else entirely.
+    /// The file is not a backup bundle.
     #[error("this is no backup bundle: {0}")]
     NotABundle(String),
     /// A file or an object cannot be read or written.
     #[error("{place}: {reason}")]
     Place {
-        /// Which.
+        /// The path or URL.
         place: String,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
-    /// It would do harm.
+    /// The request is refused because it cannot be right or would do harm.
     #[error("{0}")]
     Refused(String),
-    /// The master that the state comes from.
+    /// The master that provides the state failed.
     #[error("{0}")]
     Source(String),
-    /// The replicated store.
+    /// The replicated store failed.
     #[error("store: {0}")]
     Consensus(#[from] consensus::Error),
-    /// Keys.
+    /// The keys cannot be read or written.
     #[error(transparent)]
     Pki(#[from] pki::Error),
-    /// The files of the new master.
+    /// The identity of the new master cannot be written.
     #[error(transparent)]
     Identity(#[from] identity::Error),
 }
 
 impl Passphrase {
-    /// Fewer are refused for new bundles.
+    /// Minimum number of characters in the passphrase of a new bundle.
     pub const MIN_CHARACTERS: usize = 12;
 
-    /// A passphrase for a bundle that exists.
+    /// A passphrase for opening an existing bundle.
     pub fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }
 
-    /// A passphrase for new bundles.
+    /// Checks and wraps the passphrase of a new bundle.
     ///
     /// # Errors
-    /// Where it is too short.
+    /// Where the passphrase is too short.
     pub fn for_new(text: String) -> Result<Self, Error> {
         let passphrase = Self::new(text);
         if passphrase.0.chars().count() < Self::MIN_CHARACTERS {

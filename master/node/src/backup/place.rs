@@ -1,5 +1,5 @@
-//! Where bundles lie: a local file or directory, or a bucket. A bundle is there
-//! under its name only when it is whole and durable.
+//! Places of bundles: a local file or directory, or an S3 bucket. A bundle appears
+//! under its name only when it is complete and durable.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -10,47 +10,47 @@ use std::path::{Path, PathBuf};
 use super::s3::Bucket;
 use super::{Error, place_error};
 
-/// What the names of bundles end with.
+/// Suffix of the names of bundles.
 pub const SUFFIX: &str = ".ephor";
-/// What the names of unfinished ones end with.
+/// Suffix of the names of unfinished bundles.
 const PARTIAL: &str = ".partial";
 
-/// Where a bundle lies, or where bundles are put.
+/// The place of one bundle, or of many bundles.
 #[derive(Debug, Clone)]
 pub enum Place {
-    /// A file, or a directory of files.
+    /// A local file, or a directory of files.
     Local(PathBuf),
-    /// An object, or the prefix of objects.
+    /// An object in a bucket, or the prefix of many.
     S3(Bucket),
 }
 
-/// How a bucket is reached.
+/// Options for reaching a bucket.
 #[derive(Debug, Clone, Default)]
 pub struct PlaceOptions {
-    /// The URL of an S3-compatible store.
+    /// URL of an S3-compatible store; `None` for AWS itself.
     pub endpoint: Option<String>,
-    /// Without TLS too.
+    /// Whether the store may be reached without TLS.
     pub allow_http: bool,
-    /// `AWS_...` variables that count more than those of this process.
+    /// `AWS_...` variables, which override those of this process.
     pub variables: BTreeMap<String, String>,
 }
 
-/// Takes a bundle. Dropped without a commit, it leaves nothing.
+/// Receives the bytes of a bundle. Dropped without a commit, it leaves nothing.
 pub trait Sink: Write + Send {
     /// Makes what was written durable, and visible under its name.
     ///
     /// # Errors
-    /// Where that cannot be done; then there is nothing.
+    /// Where that fails; the sink then leaves nothing.
     fn commit(self: Box<Self>) -> Result<(), Error>;
-    /// Waits until nothing of it is left, as far as that can be done.
+    /// Waits until everything written is removed, as far as it can be.
     fn abandon(self: Box<Self>) {}
 }
 
 impl Place {
-    /// Understands `s3://BUCKET/PREFIX`, and paths.
+    /// Parses `s3://BUCKET/PREFIX` or a path.
     ///
     /// # Errors
-    /// One line that says what is wrong.
+    /// Where the scheme is unknown or the bucket is not named.
     pub fn parse(text: &str, options: &PlaceOptions) -> Result<Self, Error> {
         if let Some(rest) = text.strip_prefix("s3://") {
             return Bucket::new(rest, options).map(Self::S3);
@@ -65,8 +65,8 @@ impl Place {
         }
     }
 
-    /// The bundle itself where this names one; in a directory or below a
-    /// prefix, the one called `name`.
+    /// Returns the place of the bundle `name` in this directory or prefix; this place itself when it
+    /// already names a bundle.
     pub fn of(&self, name: &str) -> Self {
         match self {
             Self::Local(path) if path.is_dir() => Self::Local(path.join(name)),
@@ -75,10 +75,10 @@ impl Place {
         }
     }
 
-    /// Begins to write the bundle here. Within a runtime.
+    /// Creates the bundle at this place and returns a sink for its bytes. Must be called within a runtime.
     ///
     /// # Errors
-    /// Where it is there already or cannot be made.
+    /// Where the bundle exists already or cannot be created.
     pub async fn create(&self) -> Result<Box<dyn Sink>, Error> {
         match self {
             Self::Local(path) => Ok(Box::new(Partial::create(path)?)),
@@ -86,10 +86,10 @@ impl Place {
         }
     }
 
-    /// Opens the bundle here; reading blocks, and needs the runtime to go on.
+    /// Opens the bundle at this place; reading blocks, and needs a runtime on another thread.
     ///
     /// # Errors
-    /// Where there is none.
+    /// Where there is no bundle.
     pub async fn open(&self) -> Result<Box<dyn Read + Send>, Error> {
         match self {
             Self::Local(path) => {
@@ -99,7 +99,7 @@ impl Place {
         }
     }
 
-    /// The names of the bundles here that begin with `prefix`, in no order.
+    /// Lists the names of the bundles at this place that begin with `prefix`, in no order.
     ///
     /// # Errors
     /// Where they cannot be listed.
@@ -112,7 +112,7 @@ impl Place {
         Ok(names)
     }
 
-    /// Removes the bundle here.
+    /// Removes the bundle at this place.
     ///
     /// # Errors
     /// Where it cannot be removed.
@@ -123,8 +123,8 @@ impl Place {
         }
     }
 
-    /// Removes what an interrupted backup left in a directory; in a bucket that
-    /// is left to its rules for unfinished uploads.
+    /// Removes files that an interrupted backup left in a directory; in a bucket the bucket's
+    /// own rules for unfinished uploads do that.
     pub fn tidy(&self, prefix: &str) {
         let Self::Local(path) = self else { return };
         let ours = |name: &String| name.starts_with(prefix) && name.ends_with(PARTIAL);
@@ -149,7 +149,7 @@ fn list(directory: &Path) -> io::Result<Vec<String>> {
     fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
 }
 
-/// A file that gets its name when it is whole.
+/// A file that gets its final name when it is complete.
 struct Partial {
     path: PathBuf,
     temporary: PathBuf,
@@ -171,7 +171,7 @@ impl Partial {
         let mut name = name.to_os_string();
         name.push(PARTIAL);
         let temporary = path.with_file_name(name);
-        // Keys are in it: for its owner alone, though encrypted.
+        // The bundle holds keys, so only its owner may read it, although it is encrypted.
         let file = OpenOptions::new()
             .create(true)
             .write(true)

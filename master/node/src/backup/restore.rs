@@ -1,9 +1,10 @@
-//! Makes a data directory out of a bundle, from which `ephor master` starts the
-//! only master of a new cluster with the objects and keys of the old one.
+//! Restores a data directory from a bundle; `ephor master` then starts from it as
+//! the only master of a new cluster with the objects and keys of the old one.
 //!
-//! While it is made, the directory holds `restoring.json`, and no master starts
-//! from it. Whoever finds that file may begin again: what lies beside it came
-//! after it and is removed first. It goes last, when everything else is durable.
+//! During a restore the directory holds the marker `restoring.json`, and no master
+//! starts from it. A restore that finds the marker may begin again: all other files
+//! were made after it and are removed first. The marker is removed last, when
+//! everything else is durable.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -18,27 +19,27 @@ use crate::identity::MasterIdentity;
 use crate::pki::KeyFiles;
 use crate::pki::files::write_private;
 
-/// There while a directory is half restored.
+/// Name of the marker file of an unfinished restore.
 const MARKER: &str = "restoring.json";
-/// How far revisions go up: no cluster writes as much between its last backup
-/// and its end, so that no revision a client has seen comes again (etcd calls
+/// Amount that revisions are raised by: more than any cluster writes between its last backup
+/// and its end, so that no revision a client has seen is used again (etcd calls
 /// it `--bump-revision`).
 const BUMP: u64 = 1_000_000_000;
 
-/// Where to, and who the new master is.
+/// Options of a restore: its destination, and the new master's name and addresses.
 #[derive(Debug, Clone, Default)]
 pub struct RestoreOptions {
     /// The data directory: empty, or left by an interrupted restore.
     pub data_dir: PathBuf,
     /// The name of the master.
     pub name: String,
-    /// `HOST:PORT` of its peer port, if known; it says so itself when it starts.
+    /// `HOST:PORT` of its peer port; empty when unknown, since the master announces it when it starts.
     pub peer_address: String,
-    /// `HOST:PORT` of its API port, if known.
+    /// `HOST:PORT` of its API port; empty when unknown.
     pub api_address: String,
 }
 
-/// Whether a restore into this data directory was begun and not ended.
+/// Whether a restore into this data directory was begun and not finished.
 pub fn unfinished(data_dir: &Path, disk: &dyn Disk) -> bool {
     disk.read(&data_dir.join(MARKER)).is_ok()
 }
@@ -46,8 +47,8 @@ pub fn unfinished(data_dir: &Path, disk: &dyn Disk) -> bool {
 /// Restores a bundle. Blocks; may be killed at any point and run again.
 ///
 /// # Errors
-/// Where the directory belongs to somebody, or the bundle is not whole: then the
-/// directory is as empty as it was.
+/// Where the directory belongs to something else, or the bundle is damaged: the
+/// directory is then left empty.
 pub fn restore(
     source: impl Read,
     passphrase: &Passphrase,
@@ -59,7 +60,7 @@ pub fn restore(
     let mut work = Work { options, env, begun, cluster_id: env.random.uuid(), made: None };
     let result = work.run(source, passphrase);
     if result.is_err() && work.begun {
-        // Not worth more than a warning: the marker is still there.
+        // A warning is enough: the marker still prevents a master from starting.
         if let Err(error) = clear(data_dir, env.disk.as_ref()).and_then(|()| unmark(data_dir, env)) {
             tracing::warn!(%error, "what was restored stays, and is removed by the next attempt");
         }
@@ -67,8 +68,8 @@ pub fn restore(
     result
 }
 
-/// Whether an interrupted restore left this directory; an error when anybody
-/// else did.
+/// Whether an interrupted restore left this directory; an error when it holds files of
+/// anything else.
 fn check_directory(data_dir: &Path, disk: &dyn Disk) -> Result<bool, Error> {
     if unfinished(data_dir, disk) {
         return Ok(true);
@@ -77,7 +78,7 @@ fn check_directory(data_dir: &Path, disk: &dyn Disk) -> Result<bool, Error> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         listed => listed.map_err(|error| place_error(data_dir.display(), error))?,
     };
-    // What makes a file whole before it is renamed, left by a kill before the marker was there.
+    // The marker's temporary file, left by a kill before its rename.
     let ours = format!("{MARKER}.new");
     match names.iter().find(|name| **name != ours && *name != "lost+found") {
         None => Ok(false),
@@ -88,7 +89,7 @@ fn check_directory(data_dir: &Path, disk: &dyn Disk) -> Result<bool, Error> {
     }
 }
 
-/// Removes everything but the marker.
+/// Removes everything but the marker from the directory.
 fn clear(data_dir: &Path, disk: &dyn Disk) -> Result<(), Error> {
     let failed = |error| place_error(data_dir.display(), error);
     for name in disk.list(data_dir).map_err(failed)? {
@@ -107,13 +108,13 @@ fn unmark(data_dir: &Path, env: &Env) -> Result<(), Error> {
     env.disk.remove(&path).map_err(|error| place_error(path.display(), error))
 }
 
-/// A restore under way.
+/// A restore in progress.
 struct Work<'a> {
     options: &'a RestoreOptions,
     env: &'a Env,
-    /// The marker is there.
+    /// Whether the marker was written.
     begun: bool,
-    /// Of the new cluster.
+    /// Id of the new cluster.
     cluster_id: String,
     made: Option<(Restore, Contents)>,
 }
@@ -134,7 +135,7 @@ impl Work<'_> {
             keys: Arc::new(contents.keys),
             founding: false,
             started_before: true,
-            // The cluster that was backed up may live on: a copy of it must not stop it.
+            // The cluster that was backed up may still run: a copy of it must not stop it.
             supersedes: Vec::new(),
         };
         identity.started(data_dir, disk.as_ref())?;
@@ -144,7 +145,7 @@ impl Work<'_> {
         Ok((manifest, restored))
     }
 
-    /// Marks the directory, and removes what an earlier attempt left.
+    /// Writes the marker, then removes what an earlier attempt left.
     fn begin(&mut self, from: &str) -> Result<(), Error> {
         let (data_dir, disk) = (&self.options.data_dir, self.env.disk.as_ref());
         let path = data_dir.join(MARKER);

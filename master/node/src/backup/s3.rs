@@ -1,7 +1,7 @@
-//! Bundles in S3-compatible storage, through the `object_store` crate. What is
-//! written goes up in parts while it is made; the object appears when the last
-//! part is there. Reading and writing block on one side and run in the runtime
-//! on the other.
+//! Bundles in S3-compatible storage, through the `object_store` crate. A bundle is
+//! uploaded in parts while it is written; the object appears with the last part.
+//! The reader and the writer block in their own threads; the transfer runs in the
+//! async runtime.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -17,22 +17,22 @@ use tokio::sync::{mpsc, oneshot};
 use super::place::{PlaceOptions, Sink};
 use super::{Error, place_error};
 
-/// Bytes of a part; S3 takes 10,000 of at least 5 MiB.
+/// Size of an upload part in bytes; S3 takes at most 10,000 parts of at least 5 MiB.
 const PART_BYTES: usize = 16 * 1024 * 1024;
-/// Parts on their way at a time.
+/// Maximum number of parts being uploaded at a time.
 const PARTS_AHEAD: usize = 2;
-/// Chunks between the two sides.
+/// Maximum number of chunks queued between the blocking side and the runtime.
 const CHUNKS_AHEAD: usize = 4;
-/// Bytes of a chunk.
+/// Size of a chunk in bytes.
 const CHUNK_BYTES: usize = 1024 * 1024;
-/// Bound on one request, which carries one part at most.
+/// Deadline of one request, which carries one part at most.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a request that failed is tried again.
+/// Time after which a failed request is no longer retried.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 const RETRIES: usize = 5;
 
-/// An object, or the prefix of objects, in a bucket.
+/// An object in a bucket, or a prefix of objects.
 #[derive(Debug, Clone)]
 pub struct Bucket {
     store: Arc<dyn ObjectStore>,
@@ -41,7 +41,7 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// `BUCKET/KEY`; credentials and region come from the `AWS_...` variables.
+    /// Parses `BUCKET/KEY`; credentials and region come from the `AWS_...` variables.
     pub(super) fn new(text: &str, options: &PlaceOptions) -> Result<Self, Error> {
         let (name, key) = text.split_once('/').unwrap_or((text, ""));
         let refused = |reason: &dyn std::fmt::Display| place_error(format!("s3://{text}"), reason);
@@ -134,7 +134,7 @@ impl std::fmt::Display for Bucket {
     }
 }
 
-/// Uploads what comes until it is said to be all; gives up what is cut off.
+/// Uploads chunks until `None` marks the end; aborts the upload when the channel closes before.
 async fn receive(
     mut upload: WriteMultipart,
     mut chunks: mpsc::Receiver<Option<Bytes>>,
@@ -151,7 +151,7 @@ async fn receive(
     upload.abort().await
 }
 
-/// The side that blocks of an object on its way up. `None` says that it is whole.
+/// The blocking side of an upload. It sends `None` when the object is complete.
 struct Upload {
     bucket: Bucket,
     chunks: mpsc::Sender<Option<Bytes>>,
@@ -165,7 +165,7 @@ impl Upload {
         if chunk.is_empty() || self.chunks.blocking_send(Some(chunk)).is_ok() {
             return Ok(());
         }
-        // It does not take any more: it has failed.
+        // The runtime's side takes no more chunks, so the upload has failed.
         match self.result.try_recv() {
             Ok(Err(error)) => Err(io::Error::other(self.bucket.failed(&error).to_string())),
             _ => Err(io::Error::other(format!("{}: the upload has ended", self.bucket))),
@@ -202,7 +202,7 @@ impl Sink for Upload {
 
     fn abandon(self: Box<Self>) {
         let Self { bucket, chunks, result, .. } = *self;
-        // What is cut off is given up: the parts that are there already go.
+        // Closing the channel before `None` aborts the upload, which removes the parts uploaded so far.
         drop(chunks);
         if let Ok(Err(error)) = result.blocking_recv() {
             tracing::warn!(%bucket, %error, "an unfinished upload may have left parts");
@@ -210,7 +210,7 @@ impl Sink for Upload {
     }
 }
 
-/// The side that blocks of an object on its way down.
+/// The blocking side of a download.
 struct Download {
     chunks: mpsc::Receiver<io::Result<Bytes>>,
     rest: Bytes,

@@ -1,7 +1,7 @@
-//! Backups at intervals. What is to be done lies in a Secret, what was done in a
-//! ConfigMap, both in `kube-system`; `ephor backup schedule` writes the one and
-//! shows the other. The leader looks at its own replica, writes the bundle
-//! itself, and removes the oldest ones of this cluster beyond the number kept.
+//! Scheduled backups. The schedule is stored in a Secret, its status in a ConfigMap,
+//! both in `kube-system`; `ephor backup schedule` writes the Secret and shows the
+//! ConfigMap. The leader reads both from its own replica, writes the bundle itself,
+//! and removes the oldest bundles of this cluster beyond the number to keep.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,56 +17,56 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Error, Manifest, Passphrase, Place, PlaceOptions, Source, bundle, manifest};
 
-/// Where both lie.
+/// Namespace of the Secret and the ConfigMap.
 pub const NAMESPACE: &str = "kube-system";
-/// The Secret.
+/// Name of the Secret that holds the schedule.
 pub const SCHEDULE: &str = "ephor-backup-schedule";
-/// The ConfigMap.
+/// Name of the ConfigMap that holds the status.
 pub const STATUS: &str = "ephor-backup-status";
-/// Type of the Secret.
+/// Type of the Secret that holds the schedule.
 const SECRET_TYPE: &str = "ephor.dev/backup-schedule";
-/// What the names of its bundles begin with.
+/// Prefix of the names of scheduled bundles.
 const KIND: &str = "scheduled";
-/// How often the leader looks.
+/// Interval at which the leader checks whether a backup is due.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// After a failure it tries again this much later, or when the next one is due.
+/// Pause before a failed backup is tried again, unless the schedule's own interval is shorter.
 const RETRY: Duration = Duration::from_secs(120);
-/// Bound on one backup.
+/// Deadline of one backup.
 const BACKUP_TIMEOUT: Duration = Duration::from_secs(60 * 60);
-/// Bound on one request.
+/// Deadline of one API request.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Shortest interval.
+/// Shortest interval between backups that a schedule may ask for.
 pub const EVERY_MIN: Duration = Duration::from_secs(10);
 
-/// What is to be done.
+/// A backup schedule, as the Secret holds it.
 #[derive(Debug, Clone)]
 pub struct Schedule {
-    /// Another one for each schedule that was ever made.
+    /// Id of this schedule; every newly made schedule gets another one.
     pub id: String,
-    /// Between the beginnings of two backups.
+    /// Interval between the beginnings of two backups.
     pub every: Duration,
-    /// How many bundles are kept; at least one.
+    /// Number of bundles to keep; at least one.
     pub keep: usize,
-    /// A directory on every master, or `s3://BUCKET/PREFIX`.
+    /// Destination: a directory on every master, or `s3://BUCKET/PREFIX`.
     pub to: String,
-    /// The URL of an S3-compatible store.
+    /// URL of an S3-compatible store; `None` for AWS itself.
     pub endpoint: Option<String>,
-    /// Without TLS too.
+    /// Whether the store may be reached without TLS.
     pub allow_http: bool,
-    /// `AWS_...` variables; what is missing comes from the masters' own environment.
+    /// `AWS_...` variables; those that are missing come from the masters' own environment.
     pub variables: BTreeMap<String, String>,
-    /// Locks the bundles.
+    /// Passphrase that the bundles are encrypted with.
     pub passphrase: Passphrase,
 }
 
-/// What was done, as it stands in the ConfigMap. Times are RFC 3339.
+/// Outcome of the last backups, as the ConfigMap stores it. Times are RFC 3339.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status(pub BTreeMap<String, String>);
 
 // === impl Schedule ===
 
 impl Schedule {
-    /// Refuses what cannot be meant.
+    /// Checks that the schedule makes sense.
     ///
     /// # Errors
     /// One line that says what is wrong.
@@ -95,7 +95,7 @@ impl Schedule {
         Place::parse(&self.to, &options)
     }
 
-    /// As it is stored.
+    /// Encodes the schedule as the Secret it is stored in.
     pub fn to_secret(&self) -> Secret {
         let mut data = BTreeMap::from([
             ("id".to_owned(), self.id.clone()),
@@ -115,10 +115,10 @@ impl Schedule {
         }
     }
 
-    /// Reads it back.
+    /// Decodes a schedule from its Secret.
     ///
     /// # Errors
-    /// Where somebody has changed it into something else.
+    /// Where the Secret's data is missing or malformed.
     pub fn from_secret(secret: Secret) -> Result<Self, Error> {
         let mut data: BTreeMap<String, String> = BTreeMap::new();
         for (key, value) in secret.data.unwrap_or_default() {
@@ -152,7 +152,7 @@ fn number(text: &str, key: &str) -> Result<u64, Error> {
 // === impl Status ===
 
 impl Status {
-    /// One value.
+    /// Returns the value of one key.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
     }
@@ -161,8 +161,8 @@ impl Status {
         self.get(key)?.parse::<jiff::Timestamp>().ok().map(SystemTime::from)
     }
 
-    /// Whether the next backup is due: at once for a new schedule and after a
-    /// clock went back, later after a failure than it was meant to be.
+    /// Whether the next backup is due: at once for a new schedule and after the clock went back; after a
+    /// failure no later than [`RETRY`].
     fn is_due(&self, schedule: &Schedule, now: SystemTime) -> bool {
         let begun = self.time("lastAttempt").filter(|_| self.get("schedule") == Some(&schedule.id));
         let Some(since) = begun.and_then(|begun| now.duration_since(begun).ok()) else { return true };
@@ -181,8 +181,8 @@ impl Status {
     }
 }
 
-/// Carries the schedule out until this master no longer leads. The client is
-/// fenced.
+/// Runs the schedule until this master no longer leads. The client's writes are
+/// fenced to the term.
 pub async fn run(source: Arc<Source>, client: Client, shutdown: CancellationToken) {
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -207,7 +207,7 @@ pub async fn run(source: Arc<Source>, client: Client, shutdown: CancellationToke
                 back_up(&source, &schedule, &mut status).await
             }
             Ok(_) => continue,
-            // Said once for each Secret that makes no sense.
+            // A Secret that does not decode is reported once, not at every check.
             Err(_) if status.get("schedule") == Some(&uid) => continue,
             Err(error) => {
                 status.0.insert("schedule".to_owned(), uid);
@@ -227,7 +227,7 @@ fn text(time: SystemTime) -> String {
     jiff::Timestamp::try_from(time).unwrap_or_default().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-/// An object of this master's replica: a leader has everything of earlier terms.
+/// Reads an object from this master's replica: a leader has everything that earlier terms wrote.
 fn stored<T: DeserializeOwned>(consensus: &Consensus, resource: &str, name: &str) -> Option<T> {
     let object = consensus.store().get(&format!("/registry/core/{resource}/{NAMESPACE}/{name}"))?;
     serde_json::from_slice(&object.value).ok()
@@ -247,7 +247,8 @@ async fn back_up(source: &Arc<Source>, schedule: &Schedule, status: &mut Status)
     let bundle = place.of(&opened.head().file_name(KIND));
     let sink = bundle.create().await?;
     let (entries, passphrase) = (opened.stream(), schedule.passphrase.clone());
-    // Given up with this task: the sender goes with it, and what was written too.
+    // When this task is dropped, the guard ends the stream, so that the writer fails and removes the
+    // partial bundle.
     let (entries, _guard) = until_dropped(entries);
     let written = source.env().blocking.run(move || bundle::write(entries, sink, &passphrase));
     let written = tokio::time::timeout(BACKUP_TIMEOUT, written).await;
@@ -261,7 +262,7 @@ async fn back_up(source: &Arc<Source>, schedule: &Schedule, status: &mut Status)
 
 type Entries = tokio::sync::mpsc::Receiver<Result<super::Entry, Error>>;
 
-/// The same stream, which ends early when the guard is dropped.
+/// Forwards the stream, and ends it early when the returned guard is dropped.
 fn until_dropped(mut entries: Entries) -> (Entries, tokio_util::sync::DropGuard) {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     let given_up = CancellationToken::new();
@@ -294,8 +295,8 @@ async fn prune(place: &Place, prefix: &str, keep: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// All names but the newest ones. A cluster's revision tells what is newer, its
-/// clocks do not.
+/// Returns all names but the `keep` newest. Bundles are ordered by the cluster's revision,
+/// because clocks may be wrong.
 fn superfluous(mut names: Vec<String>, keep: usize) -> Vec<String> {
     let revision = |name: &String| {
         let number = name.rsplit_once("-r").and_then(|(_, rest)| rest.split('.').next()?.parse::<u64>().ok());

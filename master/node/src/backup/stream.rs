@@ -1,7 +1,7 @@
-//! Makes the entries of a bundle on a master: a view of the state, taken in an
-//! instant, and frames made as fast as they are taken, so that neither writes
-//! nor memory suffer from a slow receiver. `admin.rs` hands them to an operator,
-//! `schedule.rs` writes them itself.
+//! Makes the entries of a bundle on a master: takes a view of the state in an
+//! instant, and encodes frames only as fast as they are received, so that a slow
+//! receiver costs neither writes nor memory. `admin.rs` sends the entries to an
+//! operator, `schedule.rs` writes them itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,16 +15,16 @@ use super::manifest::{self, FORMAT, Head, SETTINGS, SNAPSHOT, Sum, json_entry};
 use super::{Entry, Error};
 use crate::pki::{ClusterKeys, KeyFiles};
 
-/// How long a quorum may take to say that this master has everything.
+/// How long a quorum may take to confirm that this master has every acknowledged write.
 const BARRIER_DEADLINE: Duration = Duration::from_secs(5);
-/// Entries on their way, of half a megabyte or one larger object each.
+/// Maximum number of queued entries, each of half a megabyte or one larger object.
 const ENTRIES_AHEAD: usize = 4;
-/// Bound on the pause between two entries that a receiver takes.
+/// Longest pause between two entries that a receiver may make.
 const ENTRY_TIMEOUT: Duration = Duration::from_secs(300);
-/// Backups at a time: each keeps objects alive that were replaced meanwhile.
+/// Maximum number of backups at a time: each keeps replaced objects in memory.
 const AT_A_TIME: usize = 2;
 
-/// What backups of this master are made from.
+/// Makes backups of this master's state.
 pub struct Source {
     consensus: Arc<Consensus>,
     keys: Arc<ClusterKeys>,
@@ -34,7 +34,7 @@ pub struct Source {
     places: Arc<Semaphore>,
 }
 
-/// A state that waits to be taken.
+/// A view of the state that is ready to be streamed.
 pub struct Opened {
     head: Head,
     view: BackupView,
@@ -44,7 +44,7 @@ pub struct Opened {
 }
 
 impl Source {
-    /// Backups of the member that runs here.
+    /// Creates the source of backups of this master.
     pub fn new(
         consensus: Arc<Consensus>,
         keys: Arc<ClusterKeys>,
@@ -64,11 +64,11 @@ impl Source {
         &self.env
     }
 
-    /// Takes a view of the state. Without a quorum it is that of this master
-    /// alone, and says so.
+    /// Takes a view of the state. Without a quorum it is the state of this master
+    /// alone, and [`Head::stale`] says so.
     ///
     /// # Errors
-    /// Where too many backups run, or there is no state yet.
+    /// Where too many backups run, or this master has no state yet.
     pub async fn open(&self) -> Result<Opened, Error> {
         let place = self.places.clone().try_acquire_owned().map_err(|_| {
             Error::Refused(format!("{AT_A_TIME} backups of this master are running: try again later"))
@@ -99,13 +99,13 @@ impl Source {
 }
 
 impl Opened {
-    /// Of which state it is.
+    /// Describes the state that the view holds.
     pub fn head(&self) -> &Head {
         &self.head
     }
 
-    /// The entries, made as they are taken. A stream that does not end with the
-    /// manifest is no bundle.
+    /// Streams the entries, each made when the receiver is ready for it. A stream that does
+    /// not end with the manifest is not a bundle.
     pub fn stream(self) -> mpsc::Receiver<Result<Entry, Error>> {
         let (sender, receiver) = mpsc::channel(ENTRIES_AHEAD);
         tokio::spawn(async move {

@@ -25,7 +25,7 @@ use crate::identity::MasterIdentity;
 use crate::pki::ClusterKeys;
 use crate::recover::Survivor;
 
-/// Quick to try thousands of times.
+/// Small scrypt work factor, so that thousands of bundles are opened quickly.
 const WORK_FACTOR: u8 = 2;
 
 fn passphrase() -> Passphrase {
@@ -41,7 +41,7 @@ fn key(number: usize) -> String {
     format!("/registry/core/configmaps/default/c{number:07}")
 }
 
-/// Some objects of 1 KiB each that do not compress to nothing.
+/// Writes `objects` objects of 1 KiB each with random data, which does not compress.
 async fn fill(consensus: &Consensus, objects: usize) {
     use proto_env::Random;
     for from in (0..objects).step_by(500) {
@@ -56,7 +56,7 @@ async fn fill(consensus: &Consensus, objects: usize) {
     }
 }
 
-/// The entries of a backup of a cluster with so many objects.
+/// Returns the entries of a backup of a cluster with `objects` objects.
 async fn entries(objects: usize) -> Vec<Entry> {
     let directory = tempfile::tempdir().unwrap();
     let env = env(Arc::new(SystemDisk));
@@ -84,7 +84,7 @@ fn bundle_of(entries: &[Entry]) -> Vec<u8> {
     writer.finish().unwrap().0
 }
 
-/// A bundle whose encryption is right and whose entries need not be.
+/// Builds a bundle that is encrypted correctly from entries that may be wrong.
 fn forged(entries: &[Entry]) -> Vec<u8> {
     let mut recipient = age::scrypt::Recipient::new(passphrase().secret());
     recipient.set_work_factor(WORK_FACTOR);
@@ -255,7 +255,7 @@ async fn a_restored_master_goes_on_with_later_revisions_and_an_id_nobody_had() {
     }
 }
 
-/// A disk of a process that dies: after so many operations nothing happens any more.
+/// Disk of a process that dies: after the given number of operations no operation has an effect.
 struct DyingDisk(Arc<AtomicI64>);
 
 struct DyingFile {

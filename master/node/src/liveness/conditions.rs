@@ -1,5 +1,5 @@
-//! The Ready condition of a node, and those that are unknown with it: read from its object, written through the API.
-//! Called by `liveness.rs`.
+//! The conditions of a node that its agent reports: reads Ready from the Node object, writes Ready and the
+//! others through the API. Called by `liveness.rs`.
 
 use std::time::SystemTime;
 
@@ -11,17 +11,17 @@ use serde_json::json;
 
 use super::Verdict;
 
-/// The other conditions are the agent's too: when it is silent, nobody knows them.
+/// Conditions other than Ready that the agent reports: they become Unknown when it is silent.
 const AGENT_CONDITIONS: [&str; 3] = ["MemoryPressure", "DiskPressure", "PIDPressure"];
 
-/// Status of the Ready condition; `Missing` for a node that never reported.
+/// Returns the status of the Ready condition; `Missing` for a node that never reported it.
 pub(super) fn ready_status(node: &Node) -> &str {
     let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
     let ready: Option<&NodeCondition> = conditions.and_then(|c| c.iter().find(|c| c.type_ == "Ready"));
     ready.map_or("Missing", |c| c.status.as_str())
 }
 
-/// Writes what the verdict says into the node's status.
+/// Writes a verdict into the node's status.
 pub(super) async fn write(
     client: &Client,
     node: &str,
@@ -61,7 +61,7 @@ pub(super) async fn write(
         Verdict::NotReady(reason) => vec![condition("Ready", "False", "KubeletNotReady", reason)],
     };
     let patch = Patch::Strategic(json!({ "status": { "conditions": conditions } }));
-    // The answer matters to nobody, so it need not decode.
+    // The answer is not used, so it need not decode.
     let nodes = Api::<Decoded<Node>>::all(client.clone());
     nodes.patch_status(node, &PatchParams::default(), &patch).await.map(drop)
 }

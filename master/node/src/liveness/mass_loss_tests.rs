@@ -14,11 +14,11 @@ use tokio_util::sync::DropGuard;
 use super::*;
 
 const WORKERS: usize = 1000;
-/// Workers whose beats stop.
+/// Number of workers whose beats stop.
 const LOST: usize = 990;
 const GRACE: Duration = Duration::from_secs(4);
 
-/// Follows tokio's paused time.
+/// A clock that follows tokio's paused time.
 struct Paused(Instant);
 
 impl Clock for Paused {
@@ -31,7 +31,7 @@ impl Clock for Paused {
     }
 }
 
-/// Another master.
+/// Another master, which hears all workers or none.
 struct Other {
     hears: bool,
 }
@@ -39,7 +39,7 @@ struct Other {
 #[async_trait]
 impl Witnesses for Other {
     async fn heard_within(&self, _: Duration) -> Vec<HeardNode> {
-        // As long as a real question takes that is not answered.
+        // Without an answer, as long as the timeout of a real question.
         tokio::time::sleep(Duration::from_millis(if self.hears { 5 } else { 1000 })).await;
         let (ago, ready, reason) = (Duration::from_secs(1), true, String::new());
         let heard = (0..LOST).filter(|_| self.hears);
@@ -110,7 +110,7 @@ impl World {
         Self { api, all_heard, _running: shutdown.drop_guard() }
     }
 
-    /// The workers fall silent here, and this much time passes.
+    /// Lets the workers fall silent at this leader, and this much time pass.
     async fn lose(&self, seconds: u64) {
         self.all_heard.store(false, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_secs(seconds)).await;
@@ -134,7 +134,7 @@ impl World {
         self.api.objects("nodes").iter().filter(|node| evicting(node)).count()
     }
 
-    /// Pods that were deleted or marked for deletion.
+    /// Counts pods that were deleted or marked for deletion.
     fn evicted(&self) -> usize {
         let pods = self.api.objects("pods");
         WORKERS - pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).count()

@@ -1,8 +1,8 @@
 //! The cluster CA: signs the certificates of masters, nodes, components and
-//! operators. Who a certificate names is decided here, never by a request. The
+//! operators. The caller decides whom a certificate names, never the request. The
 //! serving certificates of nodes come from a CA of their own, which only API
-//! servers trust: a node that could get a name of a master into its certificate
-//! would still be nobody to kubectl.
+//! servers trust: kubectl would not trust a node that got a master's name into
+//! its certificate.
 
 use std::net::IpAddr;
 use std::time::SystemTime;
@@ -18,29 +18,29 @@ use zeroize::Zeroizing;
 
 use super::Error;
 
-/// Certificates are valid a little before now, because clocks differ: this much, or a
-/// tenth of a life that is short.
+/// How long before now a certificate's validity begins, because clocks differ: this long, or a
+/// tenth of its lifetime if that is shorter.
 const BACKDATE: Duration = Duration::hours(1);
-/// Life of the CA: it outlives the machines.
+/// Lifetime of the CA in days, longer than that of most machines.
 const CA_DAYS: i64 = 3650;
-/// Life of all other certificates where nobody says otherwise: a year, as in Kubernetes.
+/// Default lifetime of all other certificates: a year, as in Kubernetes.
 pub const DEFAULT_LIFETIME: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
-/// PKCS#8 of an Ed25519 key (RFC 8410) up to its 32 bytes.
+/// Prefix of the PKCS#8 encoding of an Ed25519 key (RFC 8410), before the 32 bytes of the key.
 const ED25519_PKCS8: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
-/// What a certificate is good for.
+/// What a certificate may be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Usage {
-    /// Its holder proves who it is to servers.
+    /// Client authentication: the holder proves its identity to servers.
     Client,
-    /// Its holder is a server under the names in it.
+    /// Server authentication: the holder serves under the names in the certificate.
     Server,
-    /// Both, on the peer port.
+    /// Both client and server authentication, on the peer port.
     Peer,
 }
 
-/// When a certificate is valid.
+/// Period in which a certificate is valid.
 #[derive(Debug, Clone, Copy)]
 pub struct Validity {
     not_before: OffsetDateTime,
@@ -48,7 +48,7 @@ pub struct Validity {
 }
 
 impl Validity {
-    /// From now, and a little before, for `lifetime`.
+    /// Validity from shortly before `now` for `lifetime`.
     pub fn new(now: SystemTime, lifetime: std::time::Duration) -> Self {
         let now = OffsetDateTime::from(now);
         let lifetime = Duration::try_from(lifetime).unwrap_or(Duration::days(CA_DAYS));
@@ -56,7 +56,7 @@ impl Validity {
     }
 }
 
-/// Whom a certificate names: CN is the user, O the groups.
+/// The subject of a certificate: CN is the user, O the groups.
 #[derive(Debug, Clone)]
 pub struct Subject {
     /// The common name.
@@ -66,12 +66,12 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// A subject of one group.
+    /// A subject in a single group.
     pub fn new(user: impl Into<String>, group: &str) -> Self {
         Self { user: user.into(), groups: vec![group.to_owned()] }
     }
 
-    /// `system:node:NAME` in `system:nodes`.
+    /// The subject of a node: `system:node:NAME` in `system:nodes`.
     pub fn node(name: &str) -> Self {
         Self::new(format!("system:node:{name}"), "system:nodes")
     }
@@ -94,7 +94,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// A new self-signed CA; `cluster_id` makes its name unique.
+    /// Creates a self-signed CA; `cluster_id` makes its name unique.
     pub fn create(cluster_id: &str, now: OffsetDateTime) -> Result<Self, Error> {
         let key = KeyPair::generate()?;
         let mut params = ca_params(&format!("ephor-ca-{cluster_id}"));
@@ -120,12 +120,12 @@ impl Authority {
         &self.key_pem
     }
 
-    /// The CA of the nodes' serving certificates. Its key is derived from this CA's, so
-    /// that every master has it and nobody has to hand it over; its certificate differs
-    /// with every call in nothing but the signature.
+    /// Derives the CA of the nodes' serving certificates. Its key comes from this CA's key, so
+    /// that every master has it and none has to transfer it; two calls return certificates that
+    /// differ only in the signature.
     ///
     /// # Errors
-    /// Where the derived key is refused, which it never is.
+    /// Where the derived key is rejected, which does not happen.
     pub fn node_serving(&self) -> Result<Self, Error> {
         let mut hash = Sha256::new_with_prefix(b"ephor node serving CA\0");
         hash.update(&Zeroizing::new(self.issuer.key().serialize_der())[..]);
@@ -138,10 +138,10 @@ impl Authority {
         Self::load(params.self_signed(&key)?.pem(), key.serialize_pem())
     }
 
-    /// Makes a key and a certificate for it. Names may be DNS names or addresses.
+    /// Creates a key and a certificate for it. `names` are DNS names or addresses.
     ///
     /// # Errors
-    /// Where a name is neither.
+    /// Where a name is neither a DNS name nor an address.
     pub fn issue(
         &self,
         subject: &Subject,
@@ -244,7 +244,7 @@ mod tests {
         params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap()
     }
 
-    /// What a client that trusts `authority` makes of a server called `name` at a time.
+    /// Verifies a server certificate for `name` as a client that trusts `authority` does at time `at`.
     fn verify(authority: &Authority, chain: &str, name: &str, at: SystemTime) -> Result<(), rustls::Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();

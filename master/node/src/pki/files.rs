@@ -1,4 +1,4 @@
-//! `DATA/pki`: how the cluster's keys lie on a master's disk.
+//! `DATA/pki`: the files that hold the cluster's keys on a master's disk.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,21 +19,21 @@ const CA_CERTIFICATE: &str = "ca.crt";
 const CA_KEY: &str = "ca.key";
 const SERVICE_ACCOUNT_KEY: &str = "sa.key";
 const DATA_KEY: &str = "data.key";
-/// Of the others, as sha256sum(1) writes and checks it.
+/// File with the checksums of the other files, in the format of sha256sum(1).
 const SUMS: &str = "SHA256SUMS";
 
-/// What all masters of a cluster share and nobody else has.
+/// The keys that all masters of a cluster share, and nobody else has.
 pub struct ClusterKeys {
-    /// The CA.
+    /// The cluster CA.
     pub authority: Authority,
     /// Signs ServiceAccount tokens: ECDSA P-256, PKCS#8 PEM.
     pub service_account_key_pem: String,
-    /// Encrypts what lies on disk.
+    /// Encrypts the files on the masters' disks.
     pub data_key: Zeroizing<[u8; 32]>,
 }
 
 impl ClusterKeys {
-    /// New keys for a new cluster. `random` fills the data key.
+    /// Creates the keys of a new cluster. `random` fills the data key.
     pub fn create(
         cluster_id: &str,
         now: OffsetDateTime,
@@ -49,14 +49,14 @@ impl ClusterKeys {
     }
 }
 
-/// The directory the keys lie in.
+/// The directory that holds the key files.
 pub struct KeyFiles {
     directory: PathBuf,
     disk: Arc<dyn Disk>,
 }
 
 impl KeyFiles {
-    /// `DATA/pki`.
+    /// The key files of the data directory `data_dir`, in `DATA/pki`.
     pub fn new(data_dir: &Path, disk: Arc<dyn Disk>) -> Self {
         Self { directory: data_dir.join("pki"), disk }
     }
@@ -79,14 +79,14 @@ impl KeyFiles {
         }))
     }
 
-    /// Keys that went bad on disk may parse all the same, and nobody would trust what they sign.
+    /// Checks the files against their checksums: keys that were corrupted on disk may still parse.
     fn check(&self) -> Result<(), Error> {
         let file = |name: &str| {
             let path = self.path(name);
             self.disk.read(&path).map_err(|source| Error::File { path, source })
         };
         let sums = match self.disk.read(&self.path(SUMS)) {
-            // Directories of earlier versions have none.
+            // Directories of earlier versions have no checksums.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             _ => file(SUMS)?,
         };
@@ -97,7 +97,7 @@ impl KeyFiles {
         if found.as_bytes() == sums { Ok(()) } else { Err(Error::Damaged(self.directory.clone())) }
     }
 
-    /// Writes the keys; the CA certificate last, since [`Self::load`] looks for it.
+    /// Writes the keys, the CA certificate last, since [`Self::load`] takes it to mean that all files exist.
     pub fn store(&self, keys: &ClusterKeys) -> Result<(), Error> {
         self.write(CA_KEY, keys.authority.key_pem().as_bytes())?;
         self.write(SERVICE_ACCOUNT_KEY, keys.service_account_key_pem.as_bytes())?;
@@ -114,7 +114,7 @@ impl KeyFiles {
         self.write(CA_CERTIFICATE, keys.authority.certificate_pem().as_bytes())
     }
 
-    /// The files that [`Self::store`] writes, by name: what a backup holds.
+    /// Returns names and contents of the files that [`Self::store`] writes, for a backup.
     pub fn contents(keys: &ClusterKeys) -> [(&'static str, Vec<u8>); 4] {
         [
             (CA_CERTIFICATE, keys.authority.certificate_pem().as_bytes().to_vec()),
@@ -124,7 +124,7 @@ impl KeyFiles {
         ]
     }
 
-    /// Reads what [`Self::contents`] gave.
+    /// Decodes the keys from the files that [`Self::contents`] returned.
     pub fn from_contents(files: Vec<(String, Vec<u8>)>) -> Result<ClusterKeys, Error> {
         let mut files: BTreeMap<String, Vec<u8>> = files.into_iter().collect();
         let mut take = |name: &'static str| files.remove(name).ok_or(Error::Pem(name));
@@ -167,7 +167,8 @@ fn sum_line(name: &str, bytes: &[u8]) -> String {
     format!("{digest}  {name}\n")
 }
 
-/// Writes a file only its owner can read, durably and all at once, in a directory that is made where it is missing.
+/// Writes a file that only its owner can read, durably and atomically; creates its directory when it is
+/// missing.
 pub fn write_private(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
     // The parent of a bare file name is the empty path.
     if let Some(directory) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
@@ -176,14 +177,14 @@ pub fn write_private(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<(
     disk.replace(path, bytes)
 }
 
-/// A PEM chain as rustls wants it.
+/// Parses a PEM certificate chain for rustls.
 pub fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
     CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| Error::Pem("certificate chain"))
 }
 
-/// A PEM private key as rustls wants it.
+/// Parses a PEM private key for rustls.
 pub fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>, Error> {
     PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| Error::Pem("private key"))
 }

@@ -1,6 +1,6 @@
-//! The cluster's keys and certificates: made once at `--init`, handed over at
-//! join, kept in `DATA/pki` (0600) on every master and never in the object
-//! store. `authority.rs` signs, `files.rs` keeps; `build.rs` and `join.rs` call.
+//! The cluster's keys and certificates: created once at `--init`, given to joining
+//! masters, stored in `DATA/pki` (0600) on every master and never in the object
+//! store. `authority.rs` signs, `files.rs` stores; `build.rs` and `join.rs` call.
 
 pub mod authority;
 pub mod files;
@@ -8,7 +8,7 @@ pub mod files;
 pub use authority::{Authority, DEFAULT_LIFETIME, Issued, Subject, Usage, Validity};
 pub use files::{ClusterKeys, KeyFiles};
 
-/// Why keys or certificates cannot be made or read.
+/// Why keys or certificates cannot be created or read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A key or certificate is malformed.
@@ -19,16 +19,16 @@ pub enum Error {
     File {
         /// The file.
         path: std::path::PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The keys are not what was written.
+    /// The key files do not match their checksums.
     #[error("{0}: its files do not match SHA256SUMS: remove the data directory and join again")]
     Damaged(std::path::PathBuf),
-    /// PEM that does not parse.
+    /// The PEM does not parse.
     #[error("{0} is not PEM of the expected kind")]
     Pem(&'static str),
-    /// TLS refuses the material.
+    /// TLS refuses the keys or certificates.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
 }

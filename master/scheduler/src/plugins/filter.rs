@@ -1,4 +1,4 @@
-//! Plugins that rule nodes out.
+//! Filter plugins: they exclude nodes that are not suitable.
 
 pub(crate) mod inter_pod_affinity;
 pub(crate) mod node_affinity;

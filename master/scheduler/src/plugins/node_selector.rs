@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm};
 
 use crate::snapshot::{NodeInfo, PodInfo};
 
-/// Whether the node fulfils `spec.nodeSelector` and the required node affinity.
+/// Whether the node satisfies `spec.nodeSelector` and the required node affinity.
 pub(crate) fn accepts(pod: &PodInfo, node: &NodeInfo) -> bool {
     let Some(spec) = &pod.pod.spec else { return true };
     let labels = &node.labels;
@@ -18,7 +18,7 @@ pub(crate) fn accepts(pod: &PodInfo, node: &NodeInfo) -> bool {
     required.is_none_or(|required| required.node_selector_terms.iter().any(|term| matches(term, node)))
 }
 
-/// Whether the node fulfils every requirement of a term. A term without any fits no node.
+/// Whether the node satisfies every requirement of a term. A term without requirements matches no node.
 pub(crate) fn matches(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
     let expressions = term.match_expressions.as_deref().unwrap_or_default();
     let fields = term.match_fields.as_deref().unwrap_or_default();

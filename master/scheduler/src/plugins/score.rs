@@ -1,4 +1,4 @@
-//! Plugins that rate the nodes that are left.
+//! Score plugins: they rate the nodes that passed all filters.
 
 pub(crate) mod balanced_allocation;
 pub(crate) mod image_locality;

@@ -1,10 +1,10 @@
-//! Taints and the tolerations that lift them. Pure; used by the taint plugins and NodeUnschedulable.
+//! Taints and tolerations. Pure; used by the taint plugins and NodeUnschedulable.
 
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
 use crate::snapshot::{NodeInfo, PodInfo};
 
-/// Whether `toleration` lifts `taint`.
+/// Whether `toleration` tolerates `taint`.
 pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     if given(&toleration.effect).is_some_and(|effect| effect != taint.effect) {
@@ -22,12 +22,12 @@ pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     }
 }
 
-/// The pod's tolerations.
+/// Returns the pod's tolerations.
 pub(crate) fn tolerations(pod: &PodInfo) -> &[Toleration] {
     pod.pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default()
 }
 
-/// The node's taints.
+/// Returns the node's taints.
 pub(crate) fn taints(info: &NodeInfo) -> &[Taint] {
     let spec = info.node.as_ref().and_then(|node| node.spec.as_ref());
     spec.and_then(|spec| spec.taints.as_deref()).unwrap_or_default()

@@ -1,4 +1,5 @@
-//! Pod affinity terms: which pods they mean and in which topology domain. Pure; used by the pod affinity plugins.
+//! Pod affinity terms: which pods they select and in which topology domain. Pure; used by the pod affinity
+//! plugins.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +9,12 @@ use kube::core::{Selector, SelectorExt};
 
 use crate::snapshot::{PodInfo, Snapshot};
 
-/// A label selector as a matcher; one that is absent or cannot be read matches nothing.
+/// Converts a label selector to a matcher; `None`, which matches nothing, when it is absent or invalid.
 pub(crate) fn selector(selector: Option<&LabelSelector>) -> Option<Selector> {
     Selector::try_from(selector?.clone()).ok()
 }
 
-/// A term ready to be matched against pods.
+/// An affinity term, prepared for matching against pods.
 pub(crate) struct Term {
     pub topology_key: String,
     selector: Option<Selector>,
@@ -22,7 +23,7 @@ pub(crate) struct Term {
 }
 
 impl Term {
-    /// The term as `owner` means it: without namespaces it is about the owner's own.
+    /// Prepares a term of `owner`: without namespaces it applies to the owner's own.
     pub fn new(term: &PodAffinityTerm, owner: &PodInfo) -> Self {
         let mut namespaces = term.namespaces.clone().unwrap_or_default();
         if namespaces.is_empty() && term.namespace_selector.is_none() {
@@ -45,7 +46,7 @@ impl Term {
         }
     }
 
-    /// Whether the term means this pod.
+    /// Whether the term selects this pod.
     pub fn means(&self, pod: &PodInfo, snapshot: &Snapshot) -> bool {
         let named = self.namespaces.iter().any(|name| name == pod.namespace());
         let selected = || {
@@ -57,7 +58,7 @@ impl Term {
     }
 }
 
-/// Required terms of the pod's affinity, or of its anti-affinity.
+/// Returns the required terms of the pod's affinity, or of its anti-affinity.
 pub(crate) fn required(pod: &PodInfo, anti: bool) -> Vec<Term> {
     let affinity = pod.affinity();
     let terms = if anti {
@@ -72,7 +73,7 @@ pub(crate) fn required(pod: &PodInfo, anti: bool) -> Vec<Term> {
     terms.into_iter().flatten().map(|term| Term::new(term, pod)).collect()
 }
 
-/// Preferred terms with their weights; those of the anti-affinity weigh negative.
+/// Returns the preferred terms with their weights; those of the anti-affinity have negative weights.
 pub(crate) fn preferred(pod: &PodInfo) -> Vec<(Term, i64)> {
     let affinity = pod.affinity();
     let wanted = affinity
@@ -91,5 +92,5 @@ pub(crate) fn preferred(pod: &PodInfo) -> Vec<(Term, i64)> {
     wanted.chain(unwanted).map(|(term, weight)| (Term::new(&term, pod), weight)).collect()
 }
 
-/// Counts by topology key and value.
+/// Sums of weights by topology key and value.
 pub(crate) type Domains = BTreeMap<(String, String), i64>;

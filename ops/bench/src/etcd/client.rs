@@ -1,5 +1,5 @@
-//! The client of one member: one connection, as many calls at once as are asked
-//! for. Every call has a deadline.
+//! A client of one member: one connection with any number of concurrent calls.
+//! Every call has a deadline.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,9 +21,9 @@ use super::messages::{
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bound on a call: longer than either side itself tries.
+/// Deadline of a call: longer than either side's own retries.
 const DEADLINE: Duration = Duration::from_secs(12);
-/// Bound on a compaction, which waits until the backend is done.
+/// Deadline of a compaction, which waits until the backend is done.
 const COMPACTION_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A client of one member.
@@ -34,19 +34,19 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client over a connection of its own.
+    /// Creates a client with a connection of its own.
     pub fn new(network: Arc<dyn Network>, address: &str) -> Result<Self> {
         let options =
             ChannelOptions { purpose: Purpose::Peer, organization: None, connect_timeout: CONNECT_TIMEOUT };
         Ok(Self { channel: channel(network, address, options)?, deadline: DEADLINE })
     }
 
-    /// The same connection with another bound on each call.
+    /// The same connection with another deadline for each call.
     pub fn within(&self, deadline: Duration) -> Self {
         Self { channel: self.channel.clone(), deadline }
     }
 
-    /// Writes durably and gives the revision.
+    /// Writes durably and returns the revision.
     pub async fn put(&self, key: String, value: Bytes) -> Result<i64> {
         let request = PutRequest { key: key.into(), value };
         let response: PutResponse = self.call("/etcdserverpb.KV/Put", request).await?;
@@ -60,12 +60,12 @@ impl Client {
         Ok(response.kvs.pop().map(|found| found.value))
     }
 
-    /// How the member is doing.
+    /// Returns the member's status.
     pub async fn status(&self) -> Result<StatusResponse> {
         Ok(self.call("/etcdserverpb.Maintenance/Status", Empty {}).await?)
     }
 
-    /// Forgets what was replaced before `revision`, and waits until it is gone.
+    /// Discards versions that were replaced before `revision`, and waits until they are gone.
     pub async fn compact(&self, revision: i64) -> Result<()> {
         let request = CompactionRequest { revision, physical: true };
         let patient = self.within(COMPACTION_DEADLINE);
@@ -73,7 +73,7 @@ impl Client {
         Ok(())
     }
 
-    /// A call that neither side knows: what the transport alone costs.
+    /// Calls a method that neither side knows: measures the transport alone.
     pub async fn nothing(&self) -> Result<()> {
         let answer: Result<Empty, _> = self.call("/etcdserverpb.KV/Nothing", Empty {}).await;
         match answer {
@@ -82,7 +82,7 @@ impl Client {
         }
     }
 
-    /// Watches all keys with `prefix` from now on, on a stream of its own. It has
+    /// Watches all keys with `prefix` from now on, on a stream of its own. The watch has
     /// started when this returns.
     pub async fn watch(&self, prefix: &str) -> Result<Streaming<WatchResponse>> {
         let create = WatchCreateRequest {
@@ -91,7 +91,7 @@ impl Client {
             start_revision: 0,
         };
         let request = WatchRequest { create_request: Some(create) };
-        // The stream of requests stays open: its end would end the watch.
+        // The request stream stays open, because its end would end the watch.
         let requests = futures::stream::iter([request]).chain(futures::stream::pending());
         let starting = async {
             let mut grpc = tonic::client::Grpc::new(self.channel.clone());

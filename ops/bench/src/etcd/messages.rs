@@ -1,183 +1,182 @@
-//! The messages, with the field numbers of etcd's `rpc.proto` and `kv.proto`
-//! (api/etcdserverpb, api/mvccpb of 3.6) as far as they are used.
+//! The protobuf messages, with the field numbers of etcd's `rpc.proto` and `kv.proto`
+//! (api/etcdserverpb, api/mvccpb of 3.6), as far as the bench uses them.
 
 use bytes::Bytes;
 
-/// etcdserverpb.ResponseHeader.
+/// Header of every answer (etcdserverpb.ResponseHeader).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ResponseHeader {
-    /// Who answers.
+    /// Id of the member that answers.
     #[prost(uint64, tag = "2")]
     pub member_id: u64,
-    /// The revision of the store.
+    /// Revision of the store.
     #[prost(int64, tag = "3")]
     pub revision: i64,
 }
 
-/// mvccpb.KeyValue.
+/// A key with its value (mvccpb.KeyValue).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct KeyValue {
-    /// The key.
+    /// Name of the key.
     #[prost(bytes = "bytes", tag = "1")]
     pub key: Bytes,
-    /// When it came into being.
+    /// Revision at which the key was created.
     #[prost(int64, tag = "2")]
     pub create_revision: i64,
-    /// When it was last changed.
+    /// Revision at which the key was last changed.
     #[prost(int64, tag = "3")]
     pub mod_revision: i64,
-    /// The value.
+    /// Value of the key.
     #[prost(bytes = "bytes", tag = "5")]
     pub value: Bytes,
 }
 
-/// etcdserverpb.PutRequest.
+/// Request to write one key (etcdserverpb.PutRequest).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PutRequest {
-    /// The key.
+    /// Key to write.
     #[prost(bytes = "bytes", tag = "1")]
     pub key: Bytes,
-    /// The value.
+    /// New value of the key.
     #[prost(bytes = "bytes", tag = "2")]
     pub value: Bytes,
 }
 
-/// etcdserverpb.PutResponse.
+/// Answer to a write (etcdserverpb.PutResponse).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PutResponse {
-    /// Its revision is that of the write.
+    /// Header; its revision is that of the write.
     #[prost(message, optional, tag = "1")]
     pub header: Option<ResponseHeader>,
 }
 
-/// etcdserverpb.RangeRequest for one key; without `serializable` the read is
-/// linearizable.
+/// Request to read one key (etcdserverpb.RangeRequest); without `serializable` the read is linearizable.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RangeRequest {
-    /// The key.
+    /// Key to read.
     #[prost(bytes = "bytes", tag = "1")]
     pub key: Bytes,
-    /// Not empty: more than one key is asked for.
+    /// End of a range of keys; empty to read `key` alone.
     #[prost(bytes = "bytes", tag = "2")]
     pub range_end: Bytes,
-    /// Not 0: as it was then.
+    /// Revision to read at; 0 for the newest.
     #[prost(int64, tag = "4")]
     pub revision: i64,
 }
 
-/// etcdserverpb.RangeResponse.
+/// Answer to a read (etcdserverpb.RangeResponse).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RangeResponse {
-    /// Who answers.
+    /// Header; names the member that answers.
     #[prost(message, optional, tag = "1")]
     pub header: Option<ResponseHeader>,
-    /// What was found.
+    /// The keys found, with their values.
     #[prost(message, repeated, tag = "2")]
     pub kvs: Vec<KeyValue>,
-    /// How many.
+    /// Number of keys found.
     #[prost(int64, tag = "4")]
     pub count: i64,
 }
 
-/// etcdserverpb.CompactionRequest.
+/// Request to discard old versions (etcdserverpb.CompactionRequest).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CompactionRequest {
-    /// Forget what was replaced before.
+    /// Revision before which replaced versions are discarded.
     #[prost(int64, tag = "1")]
     pub revision: i64,
-    /// Answer only once it is gone from the backend.
+    /// Whether to answer only once they are removed from the backend.
     #[prost(bool, tag = "2")]
     pub physical: bool,
 }
 
-/// etcdserverpb.CompactionResponse, of which nothing is used; StatusRequest too.
+/// etcdserverpb.CompactionResponse, of which no field is used; also serves as StatusRequest.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Empty {}
 
-/// etcdserverpb.StatusResponse.
+/// State of a member (etcdserverpb.StatusResponse).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct StatusResponse {
-    /// Who answers.
+    /// Header; names the member that answers.
     #[prost(message, optional, tag = "1")]
     pub header: Option<ResponseHeader>,
-    /// Who leads, 0 for nobody.
+    /// Id of the leader; 0 when there is none.
     #[prost(uint64, tag = "4")]
     pub leader: u64,
-    /// The last log index here.
+    /// Index of the member's last log entry.
     #[prost(uint64, tag = "5")]
     pub raft_index: u64,
-    /// The term.
+    /// Raft term of the member.
     #[prost(uint64, tag = "6")]
     pub raft_term: u64,
-    /// The last log index applied here.
+    /// Index of the last log entry that the member has applied.
     #[prost(uint64, tag = "7")]
     pub raft_applied_index: u64,
-    /// Whether this member does not vote.
+    /// Whether the member is a learner, which does not vote.
     #[prost(bool, tag = "10")]
     pub is_learner: bool,
 }
 
-/// etcdserverpb.WatchRequest: its `oneof` looks the same on the wire.
+/// Request on a watch stream (etcdserverpb.WatchRequest, whose `oneof` has the same encoding).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct WatchRequest {
-    /// Starts a watch.
+    /// Request to start a watch.
     #[prost(message, optional, tag = "1")]
     pub create_request: Option<WatchCreateRequest>,
 }
 
-/// etcdserverpb.WatchCreateRequest.
+/// Parameters of a new watch (etcdserverpb.WatchCreateRequest).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct WatchCreateRequest {
-    /// The first key.
+    /// First key of the range.
     #[prost(bytes = "bytes", tag = "1")]
     pub key: Bytes,
-    /// The key after the last.
+    /// End of the range: the first key after it.
     #[prost(bytes = "bytes", tag = "2")]
     pub range_end: Bytes,
-    /// The first revision; 0: what comes from now on.
+    /// First revision to report; 0 to report from now on.
     #[prost(int64, tag = "3")]
     pub start_revision: i64,
 }
 
-/// etcdserverpb.WatchResponse.
+/// Message on a watch stream (etcdserverpb.WatchResponse).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct WatchResponse {
-    /// The revision reached.
+    /// Header; its revision is the one the watch has reached.
     #[prost(message, optional, tag = "1")]
     pub header: Option<ResponseHeader>,
-    /// The watch has started.
+    /// Whether the watch has just started.
     #[prost(bool, tag = "3")]
     pub created: bool,
-    /// The watch has ended.
+    /// Whether the watch has ended.
     #[prost(bool, tag = "4")]
     pub canceled: bool,
-    /// Why.
+    /// Why the watch ended.
     #[prost(string, tag = "6")]
     pub cancel_reason: String,
-    /// What happened.
+    /// Changes of keys in the watched range.
     #[prost(message, repeated, tag = "11")]
     pub events: Vec<Event>,
 }
 
-/// mvccpb.Event.
+/// A change of one key (mvccpb.Event).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Event {
-    /// [`Event::PUT`] or [`Event::DELETE`].
+    /// Kind of the change: [`Event::PUT`] or [`Event::DELETE`].
     #[prost(int32, tag = "1")]
     pub kind: i32,
-    /// What the key became.
+    /// The key and its new value.
     #[prost(message, optional, tag = "2")]
     pub kv: Option<KeyValue>,
 }
 
 impl Event {
-    /// Created or replaced.
+    /// The key was created or replaced.
     pub const PUT: i32 = 0;
-    /// Removed.
+    /// The key was removed.
     pub const DELETE: i32 = 1;
 }
 
-/// The first key after all that begin with `prefix`, which ends in ASCII.
+/// Returns the first key after all keys that begin with `prefix`, which must end in ASCII.
 pub fn end_of(prefix: &str) -> Bytes {
     let mut end = prefix.as_bytes().to_vec();
     if let Some(last) = end.last_mut() {

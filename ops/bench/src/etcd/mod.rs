@@ -1,5 +1,5 @@
-//! A part of etcd's gRPC API, as client and, so that both sides are asked in the
-//! same way, as server for Ephor's store: put, linearizable get, watch, status
+//! A part of etcd's gRPC API: a client for both sides, and a server for Ephor's store,
+//! so that both are called in the same way: put, linearizable get, watch, status
 //! and compaction.
 
 mod client;

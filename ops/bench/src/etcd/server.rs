@@ -1,5 +1,5 @@
-//! The server for Ephor's store, beside a [`Consensus`]: `member.rs` serves it
-//! to clients. What etcd can do beyond what is measured is refused.
+//! Serves etcd's API from Ephor's store, a [`Consensus`]: `member.rs` runs it
+//! for clients. Requests beyond what the bench measures are refused.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -27,17 +27,17 @@ use super::messages::{
 };
 
 const READ_DEADLINE: Duration = Duration::from_secs(10);
-/// Events in one message of a watch.
+/// Maximum number of events in one message of a watch.
 const BATCH_EVENTS: usize = 64;
 
-/// The services over `consensus`.
+/// Returns the gRPC services that serve `consensus`.
 pub fn serve(consensus: &Arc<Consensus>) -> Routes {
     Routes::new(Kv(consensus.clone()))
         .add_service(Watches(consensus.clone()))
         .add_service(Maintenance(consensus.clone()))
 }
 
-/// tonic wants one type for each name; all go to [`answer`].
+/// Declares one service type, since tonic needs a type for each service name; all call [`answer`].
 macro_rules! service {
     ($type:ident, $name:literal) => {
         #[derive(Clone)]
@@ -195,7 +195,7 @@ fn start(consensus: &Consensus, create: WatchCreateRequest) -> Result<Watch, Sta
 
 type Watching = (Arc<Consensus>, Watch);
 
-/// The next events, all that are there already in one message, as etcd does.
+/// Returns the next events, all that are available in one message, as etcd does.
 async fn batch((consensus, mut watch): Watching) -> Option<(Result<WatchResponse, Status>, Watching)> {
     let mut events = Vec::new();
     let mut revision = 0;

@@ -1,6 +1,6 @@
-//! Disk that a member takes after endless updates of the same keys. Ephor
-//! compacts by itself; etcd does not unless told to (`--auto-compaction-retention`
-//! is 0 by default), so it is measured twice: as it comes, and compacted by its
+//! Measures the disk space that a member takes after endless updates of the same keys.
+//! Ephor compacts by itself; etcd does not unless told to (`--auto-compaction-retention`
+//! is 0 by default), so it is measured twice: with its defaults, and compacted by its
 //! client, as an API server does, to the last fifth of the updates (of 1,000,000:
 //! as many as Ephor keeps for watches), never defragmented.
 
@@ -14,12 +14,12 @@ use super::table::{Figure, Line, Unit, thousands};
 use super::{Setup, Side};
 
 const KEYS: u64 = 1_000;
-/// Compactions over the whole run.
+/// Number of compactions in the whole run.
 const ROUNDS: u64 = 20;
-/// A compaction keeps this part of all updates.
+/// Divisor of the number of updates that gives how many a compaction keeps.
 const KEPT_PART: u64 = 5;
 const LOOK: Duration = Duration::from_millis(500);
-/// Disk counts once it has not changed for so many looks.
+/// Number of looks without a change after which the disk space counts as settled.
 const STILL_LOOKS: usize = 6;
 const LOOKS_MAX: usize = 60;
 
@@ -76,7 +76,7 @@ fn most(group: &Group) -> Result<u64> {
     group.disk()?.into_iter().max().context("no member")
 }
 
-/// Forgets all but the last `kept` revisions.
+/// Compacts all but the last `kept` revisions.
 async fn compact_to(group: &Group, kept: u64) -> Result<()> {
     let client = group.client(0);
     let revision = client.status().await?.header.unwrap_or_default().revision;

@@ -1,6 +1,6 @@
-//! Losing the leader: `kill -9`, then a new write every few milliseconds to the
-//! others, until the first of them is acknowledged. Both sides have the timers
-//! that they have by default.
+//! Measures the loss of the leader: `kill -9`, then a new write every few milliseconds
+//! to the other members, until the first is acknowledged. Both sides have their
+//! default timers.
 
 use std::time::{Duration, Instant};
 
@@ -13,17 +13,17 @@ use super::load::Values;
 use super::table::{Figure, Line, Target, Unit};
 use crate::timing::percentile;
 
-/// Between two writes.
+/// Interval between two writes.
 const WRITE_INTERVAL: Duration = Duration::from_millis(5);
-/// A write that was forwarded to the dead leader is not waited for longer.
+/// Deadline of a write, which may have been forwarded to the dead leader.
 const WRITE_DEADLINE: Duration = Duration::from_secs(3);
-/// Bound on one failover.
+/// Deadline of one failover.
 const FAILOVER_TIMEOUT: Duration = Duration::from_secs(60);
 const P50_SECONDS: f64 = 0.5;
 const P99_SECONDS: f64 = 1.0;
 
-/// Kills the leader `setup.kills` times; it is back and the group whole before
-/// the next time.
+/// Kills the leader `setup.kills` times; before each kill the group is
+/// complete again.
 pub async fn measure(group: &mut Group, setup: &Setup) -> Result<Vec<Line>> {
     let values = Values::new(setup.value_bytes);
     let mut times = Vec::new();
@@ -59,7 +59,7 @@ async fn once(group: &mut Group, leader: usize, kill: usize, values: &Values) ->
     let survivors: Vec<_> =
         group.others(leader).iter().map(|other| group.client(*other).within(WRITE_DEADLINE)).collect();
     for survivor in &survivors {
-        // So that no connection is made only after the kill.
+        // Opens every connection before the kill.
         survivor.put(format!("{PREFIX}/failover/before"), values.numbered(0)).await?;
     }
     let mut ticks = tokio::time::interval(WRITE_INTERVAL);
@@ -71,7 +71,7 @@ async fn once(group: &mut Group, leader: usize, kill: usize, values: &Values) ->
         tokio::select! {
             biased;
             Some(write) = writes.join_next() => if let Ok(acknowledged) = write? {
-                // Writes still under way are given up: their outcome matters to nobody.
+                // Aborts the writes still in flight: their outcome is not needed.
                 return Ok(Instant::duration_since(&acknowledged, killed));
             },
             _ = ticks.tick() => {

@@ -1,4 +1,4 @@
-//! What no store on this machine can be faster than: an fdatasync of 1 KiB, a
+//! Lower bounds for any store on this machine: an fdatasync of 1 KiB, a
 //! round trip over loopback, and the same over gRPC with TLS.
 
 use std::fs::File;
@@ -18,27 +18,26 @@ use super::table::{Figure, Line};
 use crate::timing::{Figures, figures};
 
 const BYTES: usize = 1024;
-/// Of the time of a line: it is measured often.
+/// Divisor of a line's time: this is measured often, so each measurement is shorter.
 const SHARE: u32 = 5;
 
-/// Figures of the machine alone.
+/// Lower bounds that the machine alone sets.
 #[derive(Debug, Clone, Copy)]
 pub struct Floor {
-    /// 1 KiB appended and made durable.
+    /// Appending 1 KiB durably.
     pub sync: Figures,
-    /// 1 KiB there and back over TCP, between two threads.
+    /// Sending 1 KiB there and back over TCP, between two threads.
     pub round_trip: Figures,
 }
 
 impl Floor {
-    /// What a durable write with one client takes at least: the sum of the
-    /// medians.
+    /// Lower bound of a durable write with one client: the sum of the medians.
     pub fn write(&self) -> Duration {
         self.sync.p50 + self.round_trip.p50
     }
 }
 
-/// Measures the machine as it is now.
+/// Measures the machine in its present state.
 pub async fn machine(setup: &Setup) -> Result<Floor> {
     let (directory, span) = (setup.directory.path().to_owned(), setup.span / SHARE);
     let measured = tokio::task::spawn_blocking(move || {
@@ -77,7 +76,7 @@ fn round_trip(span: Duration) -> Result<Figures> {
         let (mut stream, _) = listener.accept()?;
         stream.set_nodelay(true)?;
         let mut bytes = [0; BYTES];
-        // Until the other side closes.
+        // Echo until the other side closes.
         while stream.read_exact(&mut bytes).is_ok() {
             stream.write_all(&bytes)?;
         }
@@ -95,7 +94,7 @@ fn round_trip(span: Duration) -> Result<Figures> {
     figures
 }
 
-/// The machine, and a call over gRPC and TLS that does nothing.
+/// Measures the machine, and an empty call over gRPC and TLS.
 pub async fn measure(group: &Group, setup: &Setup) -> Result<Vec<Line>> {
     let floor = machine(setup).await?;
     let figures = vec![

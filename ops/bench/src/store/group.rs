@@ -1,6 +1,6 @@
-//! Three members of one side, each a process of its own: started, killed,
-//! restarted and looked at. They are killed and their data is removed when the
-//! group is dropped.
+//! A group of three members of one side, each in a process of its own: starts,
+//! kills, restarts and measures them. Dropping the group kills the members and
+//! removes their data.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,18 +15,18 @@ use super::{Setup, Side};
 use crate::etcd::Client;
 use crate::usage::{self, Resident};
 
-/// Members of a group.
+/// Number of members in a group.
 pub const MEMBERS: usize = 3;
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
-/// A member that is asked while it may be down is not waited for longer.
+/// Deadline of a call to a member that may be down.
 const POLL_DEADLINE: Duration = Duration::from_secs(2);
-/// Keys of the bench look like an API server's: the store sorts events by them.
+/// Prefix of all keys: they look like an API server's, since the store sorts events by key.
 pub const PREFIX: &str = "/registry/bench";
 
-/// Three members.
+/// A group of three members.
 pub struct Group {
-    /// Whose they are.
+    /// The side the members belong to.
     pub side: Side,
     members: Vec<Member>,
     clients: Vec<Client>,
@@ -35,22 +35,22 @@ pub struct Group {
 
 struct Member {
     recipe: Recipe,
-    /// `None` while it is down.
+    /// The member's process; `None` while it is down.
     process: Option<Child>,
 }
 
-/// Who leads, and since when.
+/// The leader of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Leader {
-    /// Position in the group.
+    /// Position of the leader in the group.
     pub position: usize,
-    /// The term.
+    /// Term in which it leads.
     pub term: u64,
 }
 
 impl Group {
     /// Starts a group on empty directories and waits until all its members vote
-    /// and take writes.
+    /// and accept writes.
     pub async fn start(setup: &Setup, side: Side) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix(side.name()).tempdir_in(setup.directory.path())?;
         let started = match side {
@@ -67,22 +67,22 @@ impl Group {
         Ok(group)
     }
 
-    /// A client of each member, in order: one connection each.
+    /// Clients of the members, in order, with one connection each.
     pub fn clients(&self) -> &[Client] {
         &self.clients
     }
 
-    /// The client of one member.
+    /// The client of the member at `position`.
     pub fn client(&self, position: usize) -> &Client {
         &self.clients[position]
     }
 
-    /// Positions of all members but one.
+    /// Positions of all members but the one at `position`.
     pub fn others(&self, position: usize) -> Vec<usize> {
         (0..MEMBERS).filter(|other| *other != position).collect()
     }
 
-    /// Who leads; waits until all members agree.
+    /// Waits until all members agree on a leader, and returns it.
     pub async fn leader(&self) -> Result<Leader> {
         let mut found = None;
         self.wait_until("all members agree on a leader", async || {
@@ -118,13 +118,13 @@ impl Group {
         Ok(())
     }
 
-    /// SIGKILL to a member, without waiting for its end.
+    /// Sends SIGKILL to a member, without waiting for its end.
     pub fn kill(&mut self, position: usize) -> Result<()> {
         self.members[position].process.as_mut().context("it is down already")?.start_kill()?;
         Ok(())
     }
 
-    /// Starts a member that was killed, on the data that it left.
+    /// Restarts a killed member on its old data.
     pub async fn start_again(&mut self, position: usize) -> Result<()> {
         let member = &mut self.members[position];
         if let Some(mut process) = member.process.take() {
@@ -135,7 +135,7 @@ impl Group {
     }
 
     /// Waits until all members agree on a leader, have applied what it had, and
-    /// take writes.
+    /// accept writes.
     pub async fn healed(&self) -> Result<()> {
         self.wait_until("the group is whole again", async || {
             let leader = self.agreed().await?;
@@ -149,7 +149,7 @@ impl Group {
         .await
     }
 
-    /// Waits until `done` succeeds.
+    /// Waits until `done` succeeds; on timeout the error names `what`.
     async fn wait_until(&self, what: &str, mut done: impl AsyncFnMut() -> Result<()>) -> Result<()> {
         let mut last = None;
         let attempt = async {
@@ -170,22 +170,22 @@ impl Group {
         process.and_then(Child::id).context("the member has ended")
     }
 
-    /// The memory of each member.
+    /// Returns the resident memory of each member.
     pub fn resident(&self) -> Result<Vec<Resident>> {
         (0..MEMBERS).map(|position| usage::resident(self.pid(position)?)).collect()
     }
 
-    /// The processor time that all members have used so far.
+    /// Returns the processor time that all members together have used so far.
     pub fn processor_time(&self) -> Result<Duration> {
         (0..MEMBERS).map(|position| usage::processor_time(self.pid(position)?)).sum()
     }
 
-    /// The disk that each member takes.
+    /// Returns the disk space that each member takes, in bytes.
     pub fn disk(&self) -> Result<Vec<u64>> {
         self.members.iter().map(|member| usage::disk(&member.recipe.data)).collect()
     }
 
-    /// The end of what each member said on standard error.
+    /// Returns the last lines that each member wrote to standard error.
     pub fn last_words(&self) -> String {
         let mut words = String::new();
         for member in &self.members {

@@ -1,6 +1,6 @@
-//! What lines share: clients spread over the members, values that do not
-//! compress, writing a number of objects, and counting the processor time that
-//! members and generator spend.
+//! Helpers that several lines share: clients spread over the members, values that do
+//! not compress, writing a number of objects, and measuring the processor time that
+//! members and generator use.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,25 +18,25 @@ use crate::etcd::Client;
 use crate::timing::{Figures, Operation, drive};
 use crate::usage;
 
-/// Before a line, of the time it is measured.
+/// Divisor of a line's measured time that gives the time of its warm-up.
 const WARM_UP_SHARE: u32 = 5;
-/// Clients that [`write`] uses.
+/// Number of clients that [`write`] uses.
 const WRITERS: usize = 128;
-/// Failed writes after which [`write`] gives up.
+/// Number of failed writes after which [`write`] gives up.
 const WRITE_FAILURES_MAX: u64 = 1_000;
 const FAILURE_PAUSE: Duration = Duration::from_millis(20);
 
-/// Clients, and which members they ask.
+/// Number of clients, and the members they call.
 pub struct Placement {
-    /// For the table.
+    /// Name in the table.
     pub name: &'static str,
-    /// How many.
+    /// Number of clients.
     pub clients: usize,
-    /// In turn.
+    /// Positions of the members, given to the clients in turn.
     pub members: Vec<usize>,
 }
 
-/// One client at the leader, one at a follower, 64 and 1,000 at all members.
+/// The placements to measure: one client at the leader, one at a follower, 64 and 1,000 at all members.
 pub fn placements(group: &Group, leader: usize) -> [Placement; 4] {
     let others = group.others(leader);
     let all = || vec![leader, others[0], others[1]];
@@ -48,20 +48,19 @@ pub fn placements(group: &Group, leader: usize) -> [Placement; 4] {
     ]
 }
 
-/// Values of one length that differ in their first eight bytes and do not
-/// compress.
+/// Values of one length that differ in their first eight bytes and do not compress.
 #[derive(Clone)]
 pub struct Values(Arc<[u8]>);
 
 impl Values {
-    /// Of `bytes` bytes, eight at least.
+    /// Values of `bytes` bytes each, at least eight.
     pub fn new(bytes: usize) -> Self {
         let mut rest = vec![0; bytes.saturating_sub(8)];
         SystemRandom.fill(&mut rest);
         Self(rest.into())
     }
 
-    /// The value with a number.
+    /// The value that begins with `number`.
     pub fn numbered(&self, number: u64) -> Bytes {
         let mut value = BytesMut::with_capacity(self.0.len() + 8);
         value.put_u64(number);
@@ -69,19 +68,19 @@ impl Values {
         value.freeze()
     }
 
-    /// The number of a value.
+    /// Decodes the number that a value begins with.
     pub fn number(value: &Bytes) -> Result<u64> {
         let number = value.get(..8).context("a value without a number")?;
         Ok(u64::from_be_bytes(number.try_into()?))
     }
 }
 
-/// What a client does: the member's client, the client's number, how many times
-/// it has done it.
+/// An operation of a client; called with the member's client, the client's number and how many
+/// times the client has called it.
 pub type Deed = Arc<dyn Fn(Client, usize, u64) -> BoxFuture<'static, Result<()>> + Send + Sync>;
 
-/// Measures one line: rate, times, and what an operation costs in processor time
-/// of all members together.
+/// Measures one line: rate, latencies, and the processor time of all members
+/// together per operation.
 pub async fn line(
     group: &Group,
     setup: &Setup,
@@ -124,7 +123,7 @@ fn rates(figures: Figures, members: Duration) -> Vec<Figure> {
     all
 }
 
-/// Processor time that was spent.
+/// Processor time used up to the start of a measurement.
 pub struct Spent {
     start: Instant,
     members: Duration,
@@ -132,13 +131,13 @@ pub struct Spent {
 }
 
 impl Spent {
-    /// What was spent so far.
+    /// Records the processor time used so far.
     pub fn start(group: &Group) -> Result<Self> {
         let generator = usage::processor_time(std::process::id())?;
         Ok(Self { start: Instant::now(), members: group.processor_time()?, generator })
     }
 
-    /// What was spent since.
+    /// Returns the processor time used since [`Spent::start`].
     pub fn end(&self, group: &Group) -> Result<SpentOver> {
         Ok(SpentOver {
             time: self.start.elapsed(),
@@ -148,10 +147,10 @@ impl Spent {
     }
 }
 
-/// Processor time that was spent over a time.
+/// Processor time used within a period.
 pub struct SpentOver {
     time: Duration,
-    /// By all members together.
+    /// Processor time of all members together.
     pub members: Duration,
     generator: Duration,
 }
@@ -164,7 +163,7 @@ impl std::fmt::Display for SpentOver {
 }
 
 /// Writes the values 0 to `count`, to the keys that `key` names, spread over all
-/// members. A write that failed is done again.
+/// members. Failed writes are retried.
 pub async fn write<K>(group: &Group, setup: &Setup, count: u64, key: K) -> Result<()>
 where
     K: Fn(u64) -> String + Clone + Send + 'static,

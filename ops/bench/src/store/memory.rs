@@ -1,4 +1,4 @@
-//! Resident memory of each member, empty and with many objects.
+//! Measures resident memory of each member, empty and with many objects.
 
 use std::time::Duration;
 
@@ -10,22 +10,22 @@ use super::load;
 use super::table::{Figure, Line, Unit, thousands};
 use crate::usage::Resident;
 
-/// Memory counts once it has changed by less than a percent over this time.
+/// Period in which memory must change by less than a percent to count as settled.
 const SETTLED: Duration = Duration::from_secs(2);
-/// Or after so many of these.
+/// Maximum number of such periods to wait.
 const LOOKS: usize = 10;
 
-/// The key of an object.
+/// Key of the object with this number.
 pub fn key(number: u64) -> String {
     format!("{PREFIX}/objects/{number:06}")
 }
 
-/// Writes the objects.
+/// Writes the objects of the measurement.
 pub async fn fill(group: &Group, setup: &Setup) -> Result<()> {
     load::write(group, setup, setup.objects, key).await
 }
 
-/// Fills the group and looks at its memory.
+/// Measures the memory before and after filling the group.
 pub async fn measure(group: &Group, setup: &Setup) -> Result<Vec<Line>> {
     let empty = settled(group).await?;
     fill(group, setup).await?;

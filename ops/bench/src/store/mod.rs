@@ -1,8 +1,8 @@
-//! The replicated store beside etcd: three Ephor stores and three etcd members,
-//! each a process, TLS between all, data on the same disk, asked by the same
-//! client through the same gRPC calls. Each line is measured on a fresh group of
-//! one side and then on one of the other, so that neither takes the other's
-//! processor time and both see the machine in the same mood.
+//! Compares the replicated store with etcd: three Ephor stores and three etcd members,
+//! each in a process of its own, TLS between all, data on the same disk, driven by the
+//! same client through the same gRPC calls. Each line is measured on a fresh group of
+//! one side and then of the other, so that neither takes the other's processor time
+//! and both see the machine in the same state.
 
 mod disk;
 mod failover;
@@ -93,16 +93,16 @@ enum Step {
     Disk,
 }
 
-/// Whose members.
+/// The system that a group's members belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// Ours.
+    /// Ephor's store.
     Ephor,
-    /// What it is measured against.
+    /// etcd, which Ephor is compared with.
     Etcd,
 }
 
-/// What every line needs to know.
+/// Settings that every measurement needs.
 pub struct Setup {
     etcd: Option<PathBuf>,
     directory: TempDir,
@@ -119,7 +119,7 @@ pub struct Setup {
 }
 
 impl Side {
-    /// For the log and for directories.
+    /// Name of the side in log lines and directory names.
     fn name(self) -> &'static str {
         match self {
             Self::Ephor => "ephor",
@@ -141,8 +141,8 @@ impl Step {
     ];
 }
 
-/// Measures and prints the table. Fails when a line did, after the others; a
-/// signal ends it early, and the members with it.
+/// Measures and prints the table. Fails at the end when any line failed; a
+/// signal ends the run early and kills the members.
 pub async fn run(arguments: Arguments) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
@@ -158,7 +158,7 @@ async fn all(arguments: Arguments) -> Result<()> {
     let steps: Vec<Step> = Step::ALL.into_iter().filter(asked).collect();
     let setup = setup(arguments)?;
     let sides = if setup.etcd.is_some() { vec![Side::Ephor, Side::Etcd] } else { vec![Side::Ephor] };
-    // Restart needs what memory fills: they share a group.
+    // The restart measurement needs the objects that the memory measurement writes, so they share a group.
     let both = steps.contains(&Step::Memory) && steps.contains(&Step::Restart);
     let mut table = Table::default();
     let mut failed = false;
@@ -236,7 +236,7 @@ async fn filled(group: &mut Group, setup: &Setup, step: Step, with_restart: bool
     Ok(lines)
 }
 
-/// What belongs above the table.
+/// Describes the machine and the settings, for the text above the table.
 fn describe(setup: &Setup) -> String {
     let processors = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();

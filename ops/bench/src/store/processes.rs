@@ -1,5 +1,5 @@
-//! How a member of either side is started: its command line, its ports, its
-//! files. Both take their defaults except where they lie and who they are.
+//! Starts the members of either side: command lines, ports, files. Both use their
+//! defaults except for directories and identities.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -16,25 +16,25 @@ use tokio::process::{Child, Command};
 use super::Setup;
 use super::group::MEMBERS;
 
-/// Ports are taken from here upwards: below those that the kernel gives to
-/// outgoing connections, one of which could else sit on the port of a member
+/// Lowest port for members: the range lies below the ports that the kernel gives to
+/// outgoing connections, which could otherwise occupy the port of a member
 /// that is down.
 const FIRST_PORT: u16 = 20_000;
 const LAST_PORT: u16 = 32_000;
-/// How long the first member may take to name the ids of the others.
+/// Deadline for the first member to print the ids of the others.
 const IDS_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What starts a member.
+/// Command that starts a member, and its files.
 pub struct Recipe {
     program: PathBuf,
     arguments: Vec<OsString>,
-    /// Only at its first start.
+    /// Additional arguments for the first start only.
     founding: Vec<OsString>,
-    /// Where clients find it.
+    /// Address of the member for clients.
     pub address: String,
-    /// Its data.
+    /// Directory of its data.
     pub data: PathBuf,
-    /// Its standard error.
+    /// File with its standard error.
     pub log: PathBuf,
 }
 
@@ -47,13 +47,13 @@ impl Recipe {
         command.spawn().with_context(|| format!("starting {}", self.program.display()))
     }
 
-    /// Starts it on the data that it has.
+    /// Restarts the member on its existing data.
     pub fn spawn_again(&self) -> Result<Child> {
         self.spawn(&[], Stdio::null())
     }
 }
 
-/// Three Ephor stores: the first founds the cluster and adds the others.
+/// Starts three Ephor stores: the first creates the cluster and adds the others.
 pub async fn ephor(setup: &Setup, directory: &Path) -> Result<Vec<(Recipe, Child)>> {
     let (peers, addresses) = (free_addresses(MEMBERS)?, free_addresses(MEMBERS)?);
     let recipe = |position: usize, id: &str| {
@@ -98,7 +98,7 @@ pub async fn ephor(setup: &Setup, directory: &Path) -> Result<Vec<(Recipe, Child
     Ok(started)
 }
 
-/// Three etcd members.
+/// Starts three etcd members.
 pub fn etcd(setup: &Setup, directory: &Path) -> Result<Vec<(Recipe, Child)>> {
     let binary = setup.etcd.as_ref().context("no etcd")?;
     let (peers, addresses) = (free_addresses(MEMBERS)?, free_addresses(MEMBERS)?);

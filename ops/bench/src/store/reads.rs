@@ -1,4 +1,4 @@
-//! Linearizable reads of one object of 1,000, at any member.
+//! Measures linearizable reads of one object of 1,000, at any member.
 
 use std::sync::Arc;
 
@@ -11,9 +11,9 @@ use super::load::{self, Deed, placements};
 use super::table::{Line, Target};
 
 const OBJECTS: u64 = 1_000;
-/// Times etcd's rate that are asked for.
+/// Target: this multiple of etcd's rate.
 const RATE_TIMES: f64 = 2.0;
-/// Steps of a client through the objects; no divisor in common with their number.
+/// Step of a client through the objects; has no divisor in common with their number.
 const STRIDE: u64 = 37;
 
 /// Measures with 1, 64 and 1,000 clients.

@@ -1,6 +1,6 @@
-//! Restarting with many objects: from starting a member that was killed until it
-//! answers a linearizable read, and the same for all three at once until each
-//! takes a write.
+//! Measures restarts with many objects: from starting a killed member until it
+//! answers a linearizable read, and from starting all three at once until each
+//! accepts a write.
 
 use std::time::{Duration, Instant};
 
@@ -15,12 +15,12 @@ use crate::etcd::Client;
 use crate::timing::percentile;
 
 const POLL: Duration = Duration::from_millis(5);
-/// Bound on one question to a member that is starting.
+/// Deadline of one call to a member that is starting.
 const TRY_DEADLINE: Duration = Duration::from_secs(2);
-/// Bound on one restart.
+/// Deadline of one restart.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Measures a group that is filled.
+/// Measures a group that already holds the objects.
 pub async fn measure(group: &mut Group, setup: &Setup) -> Result<Vec<Line>> {
     let mut times = Vec::new();
     for _ in 0..setup.restarts {
@@ -54,7 +54,7 @@ async fn one(group: &mut Group, position: usize, setup: &Setup) -> Result<Durati
     group.kill(position)?;
     let client = group.client(position).within(TRY_DEADLINE);
     let key = memory::key(setup.objects - 1);
-    // Its end is waited for before the clock starts.
+    // `start_again` waits for the end of the killed process before the clock starts.
     group.start_again(position).await?;
     let start = Instant::now();
     let reading = async {

@@ -1,60 +1,60 @@
-//! The table: what each side came to on each line, the ratios, and whether the
-//! target is met. In Markdown, as it goes into `ops/bench/RESULTS.md`.
+//! The table of results: each side's figures for each line, their ratios, and whether
+//! targets are met. In Markdown, as in `ops/bench/RESULTS.md`.
 
 use std::fmt::{self, Write};
 
 use super::Side;
 
-/// What a figure is measured in.
+/// Unit of a figure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
-    /// Of something, a second.
+    /// Operations or bytes per second.
     PerSecond,
-    /// Time.
+    /// A duration in seconds.
     Seconds,
-    /// Memory or disk.
+    /// Memory or disk space in bytes.
     Bytes,
-    /// Times something that is no other side.
+    /// A multiple of a reference value other than the other side's.
     Times,
-    /// A number.
+    /// A plain number.
     Count,
 }
 
-/// One figure of a line.
+/// One measured value of a line.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Figure {
-    /// What it is; the same on both sides.
+    /// Name of the figure; the same on both sides.
     pub name: &'static str,
-    /// In the unit.
+    /// The value, in `unit`.
     pub value: f64,
-    /// The unit.
+    /// Unit of the value.
     pub unit: Unit,
 }
 
-/// The name of a rate.
+/// Name of the figure that holds a rate.
 pub const RATE: &str = "/s";
 
-/// What a line should reach.
+/// A target for a line.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Target {
-    /// The rate at least so many times the other side's.
+    /// The rate must be at least this multiple of the other side's.
     Rate(f64),
-    /// The figure at most this, in its unit.
+    /// The named figure must be at most this value, in this unit.
     AtMost(&'static str, f64, Unit),
 }
 
-/// A line as one side gives it.
+/// One side's result for a line of the table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Line {
-    /// What was measured.
+    /// What was measured: the first column of the table.
     pub what: String,
-    /// What came of it.
+    /// The measured figures.
     pub figures: Vec<Figure>,
-    /// What Ephor should reach.
+    /// The targets for Ephor.
     pub targets: Vec<Target>,
 }
 
-/// All lines of both sides.
+/// The table of all lines, with both sides.
 #[derive(Debug, Default)]
 pub struct Table {
     rows: Vec<Row>,
@@ -69,12 +69,12 @@ struct Row {
 }
 
 impl Figure {
-    /// A figure.
+    /// Creates a figure.
     pub fn new(name: &'static str, value: f64, unit: Unit) -> Self {
         Self { name, value, unit }
     }
 
-    /// A time.
+    /// Creates a figure that is a duration.
     pub fn time(name: &'static str, time: std::time::Duration) -> Self {
         Self::new(name, time.as_secs_f64(), Unit::Seconds)
     }
@@ -99,7 +99,7 @@ impl fmt::Display for Figure {
     }
 }
 
-/// `12,345`.
+/// Formats a number with commas, such as `12,345`.
 pub fn thousands(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();
@@ -113,7 +113,7 @@ pub fn thousands(value: f64) -> String {
 }
 
 impl Table {
-    /// Enters what a side came to, or why it did not: then under `step`.
+    /// Enters a side's lines, or, in the row `step`, the reason why it has none.
     pub fn enter(&mut self, side: Side, step: &str, lines: Result<Vec<Line>, String>) {
         match lines {
             Ok(lines) => {
@@ -143,7 +143,7 @@ impl Table {
         }
     }
 
-    /// The table in Markdown.
+    /// Renders the table in Markdown.
     pub fn markdown(&self) -> String {
         let mut text =
             "| line | Ephor | etcd | Ephor / etcd | target |\n| --- | --- | --- | --- | --- |\n".to_owned();

@@ -1,5 +1,5 @@
-//! Fan-out: many watchers of one prefix, each a stream of its own, spread over
-//! all members; the time from sending a write until the last watcher saw it.
+//! Watch fan-out: many watchers of one prefix, each with a stream of its own, spread
+//! over all members; measures the time from sending a write until the last watcher got it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,15 +19,14 @@ use super::table::{Figure, Line, Unit, thousands};
 use crate::etcd::WatchResponse;
 use crate::timing::{Operation, drive};
 
-/// Writes under way at once: one shows how long fan-out takes, more how much a
-/// second it carries.
+/// Numbers of concurrent writes: with one the latency of fan-out is measured, with more its throughput.
 const UNDER_WAY: [(usize, &str); 2] = [(1, "one write at a time"), (16, "16 writes at a time")];
-/// Bound on a write until all have seen it.
+/// Deadline for all watchers to see a write.
 const SEEN_TIMEOUT: Duration = Duration::from_secs(30);
-/// Watches started at once.
+/// Number of watches that are started concurrently.
 const STARTING: usize = 64;
 
-/// Writes that some watchers have not seen yet.
+/// Writes that not all watchers have seen yet.
 #[derive(Default)]
 struct Unseen {
     writes: Mutex<HashMap<u64, Write>>,
@@ -46,21 +45,21 @@ impl Unseen {
         receiver
     }
 
-    /// A watcher has seen it; `false` when nobody waits for that.
+    /// Records that a watcher has seen a write; `false` when nobody waits for that write.
     fn seen(&self, number: u64) -> bool {
         let mut writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(write) = writes.get_mut(&number) else { return false };
         write.watchers -= 1;
         if write.watchers == 0 {
             let sender = writes.remove(&number).and_then(|mut write| write.seen.take());
-            // The writer may have given up.
+            // The receiver is gone when the writer has given up.
             sender.map(|sender| sender.send(()));
         }
         true
     }
 }
 
-/// Measures with `setup.watchers` watchers.
+/// Measures fan-out with `setup.watchers` watchers.
 pub async fn measure(group: &Group, setup: &Setup) -> Result<Vec<Line>> {
     let unseen = Arc::new(Unseen::default());
     let mut watchers = start(group, setup, &unseen).await?;
@@ -93,8 +92,8 @@ async fn start(group: &Group, setup: &Setup, unseen: &Arc<Unseen>) -> Result<Joi
 }
 
 async fn watcher(mut stream: Streaming<WatchResponse>, unseen: Arc<Unseen>) -> Result<()> {
-    // A watch may start after a write whose answer came earlier: nothing here
-    // was written before all have started.
+    // A watch could start after a write that was acknowledged before it, so the first write
+    // is sent only when all watches have started.
     while let Some(response) = stream.message().await? {
         if response.canceled {
             bail!("the server ended it: {}", response.cancel_reason);

@@ -1,4 +1,4 @@
-//! Durable writes: each client creates objects, one after the other.
+//! Measures durable writes: each client creates objects, one after the other.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,9 +11,9 @@ use super::load::{self, Deed, Values, placements};
 use super::table::{Figure, Line, Target, Unit};
 use super::{Setup, floor};
 
-/// Times etcd's rate that are asked for.
+/// Target: this multiple of etcd's rate.
 const RATE_TIMES: f64 = 1.5;
-/// Times fdatasync and loopback round trip that one client may take.
+/// Target: the latency of one client is at most this multiple of fdatasync plus loopback round trip.
 const FLOOR_TIMES: f64 = 1.5;
 const OF_FLOOR: &str = "the floor";
 
@@ -26,7 +26,7 @@ pub async fn measure(group: &Group, setup: &Setup) -> Result<Vec<Line>> {
     for placement in &placements(group, leader) {
         let (values, written) = (values.clone(), written.clone());
         let deed: Deed = Arc::new(move |client, by, _| {
-            // No key twice, also not the warm-up's.
+            // Every key is new, also after the warm-up.
             let number = written.fetch_add(1, Ordering::Relaxed);
             let key = format!("{PREFIX}/writes/{by}-{number}");
             let value = values.numbered(number);
@@ -37,7 +37,7 @@ pub async fn measure(group: &Group, setup: &Setup) -> Result<Vec<Line>> {
             lines.push(load::line(group, setup, placement, "put", targets, &deed).await?);
             continue;
         }
-        // The disk changes its mood within seconds: looked at before and after.
+        // The disk's speed changes within seconds, so it is measured before and after.
         targets.push(Target::AtMost(OF_FLOOR, FLOOR_TIMES, Unit::Times));
         let before = floor::machine(setup).await?.write();
         let mut line = load::line(group, setup, placement, "put", targets, &deed).await?;

@@ -1,4 +1,4 @@
-//! `ephor chaos`: experiments, and the agents that carry them out on a live cluster.
+//! `ephor chaos`: runs experiments, and the agents that inject faults on a live cluster.
 
 mod agent;
 pub mod certificate;
@@ -29,7 +29,7 @@ enum ChaosCommand {
     Disk(disk::DiskArgs),
 }
 
-/// Where agents are that cannot be found through the cluster.
+/// Addresses of agents that cannot be found through the cluster.
 #[derive(Debug, Args)]
 struct AgentPlaces {
     /// An agent at HOST or HOST:PORT, such as that of a spare machine; may be repeated
@@ -41,7 +41,7 @@ struct AgentPlaces {
 }
 
 impl AgentPlaces {
-    /// The ones given, and those of a dev cluster, which lie beside its kubeconfig.
+    /// Returns the given agents and those of a dev cluster, which are listed beside its kubeconfig.
     fn all(&self, kubeconfig: &Path) -> Result<BTreeMap<String, String>> {
         let beside = kubeconfig.parent().map(|directory| directory.join(AGENTS_FILE));
         let listed = beside.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
@@ -55,10 +55,10 @@ impl AgentPlaces {
     }
 }
 
-/// Where a dev cluster lists its agents, beside the kubeconfig: NAME=HOST:PORT lines.
+/// File beside a dev cluster's kubeconfig that lists its agents, as lines NAME=HOST:PORT.
 pub const AGENTS_FILE: &str = "chaos/agents";
 
-/// The kubeconfig to use.
+/// Returns the given kubeconfig or the default one.
 fn kubeconfig(given: Option<PathBuf>) -> PathBuf {
     given.unwrap_or_else(crate::kubeconfig::default_path)
 }

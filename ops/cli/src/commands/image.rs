@@ -1,5 +1,5 @@
-//! `ephor image`: images of the embedded runtime, over its own socket on this
-//! machine or over the node's image port on all nodes.
+//! `ephor image`: manages images of the embedded runtime, through its socket on this
+//! machine or through the image port of all nodes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use tokio::io::AsyncReadExt;
 use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint};
 
-/// Archives travel in pieces of this size.
+/// Size in bytes of the chunks in which archives are sent.
 const CHUNK_BYTES: usize = 1 << 20;
-/// The port of a node's image service.
+/// Port of a node's image service.
 const IMAGE_PORT: u16 = 10260;
 
 /// Load, list and pull images
@@ -73,7 +73,7 @@ pub async fn run(arguments: ImageArgs) -> Result<()> {
     }
 }
 
-/// The image service behind a unix socket.
+/// Connects to the image service at a unix socket.
 async fn local(socket: &Path) -> Result<ImagesClient<Channel>> {
     let path = socket.to_owned();
     let connector = tower::service_fn(move |_| {
@@ -87,7 +87,7 @@ async fn local(socket: &Path) -> Result<ImagesClient<Channel>> {
     Ok(ImagesClient::new(channel))
 }
 
-/// Loads an archive through a runtime's socket; returns the names it carries.
+/// Loads an archive through a runtime's socket; returns the names of its images.
 pub async fn load_into(socket: &Path, file: &Path) -> Result<Vec<String>> {
     load(local(socket).await?, file).await
 }

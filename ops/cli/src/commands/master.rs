@@ -1,6 +1,6 @@
-//! `ephor master`: fills the configuration and runs a master until it is asked
-//! to end. The master's own overlay and service proxy are started here, since
-//! only this crate knows both sides.
+//! `ephor master`: builds the configuration and runs a master until a stop signal.
+//! The master's own overlay and service proxy are started here, since only this
+//! crate knows both the master's and the worker's crates.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -162,7 +162,7 @@ pub async fn run(arguments: MasterArgs) -> Result<()> {
     let shutdown = CancellationToken::new();
     signals::cancel_on_termination(shutdown.clone())?;
     let (data_dir, reserve) = (config.data_dir.clone(), config.disk_reserve_mib << 20);
-    // A token of its own: a master that stops for want of space waits on the other one.
+    // The run gets its own token: a master that stops because the disk is full still waits on the outer one.
     let result = run_once(config, shutdown.child_token()).await;
     match result {
         Err(error) if is_of_store(&error) && free_space::is_short(&data_dir, reserve) => {
@@ -172,7 +172,7 @@ pub async fn run(arguments: MasterArgs) -> Result<()> {
     }
 }
 
-/// Creates a cluster, which its first master then is started for, as on every other day.
+/// Creates a cluster without starting its first master, which is started like on any other day.
 fn create(config: &MasterConfig) -> Result<()> {
     let env = Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new());
     let cluster_id = master_node::create(config, &env)?;
@@ -204,8 +204,8 @@ async fn run_once(config: MasterConfig, shutdown: CancellationToken) -> Result<(
     Ok(result?)
 }
 
-/// The overlay and the service proxy of a master: through them its API server
-/// reaches pods and services. Without root it serves all the same, without them.
+/// Starts the overlay and the service proxy of a master, through which its API server
+/// reaches pods and services. Without root the master runs without them: `None`.
 async fn start_network(master: &Master, shutdown: CancellationToken) -> Option<Arc<Network>> {
     let (config, settings) = (master.config(), master.settings());
     let IpAddr::V4(address) = config.advertise_address else {

@@ -1,6 +1,6 @@
-//! `ephor members`: who the masters are and how; letting one in, making it vote,
-//! swapping it for another, taking it out, and handing leadership over. What is
-//! not safe is refused by the leader, with the reason.
+//! `ephor members`: lists the masters and their health; adds, promotes, replaces
+//! and removes masters, and transfers leadership. The leader refuses unsafe
+//! changes, with the reason.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 use crate::admin;
 use crate::commands::token::{self, TokenRole};
 
-/// Masters that a joiner is told to ask.
+/// Maximum number of masters in the printed join command.
 const JOIN_ADDRESSES: usize = 3;
 
 /// List the masters, let one in, swap it for another, take it out, or let another lead
@@ -172,7 +172,7 @@ fn list(known: &MembersResponse) {
     }
 }
 
-/// The member that `text` is the id or the name of.
+/// Finds the member whose id or name is `text`.
 fn called<'a>(members: &'a [Member], text: &str) -> Result<&'a Member> {
     if let Some(member) = text.parse().ok().and_then(|id: u64| members.iter().find(|m| m.id == id)) {
         return Ok(member);
@@ -199,7 +199,7 @@ async fn votes(master: &mut Admin) -> Result<String> {
     Ok(format!("{voters} masters vote now"))
 }
 
-/// The command that lets a master in, with a new token.
+/// Creates a token and returns the command with which a master joins.
 async fn join_command(
     kubeconfig: &std::path::Path,
     members: &[Member],
@@ -227,12 +227,12 @@ async fn join_command(
     Ok(format!("{command} --advertise-address ADDRESS_OF_THE_NEW_HOST\n"))
 }
 
-/// An id is never given twice, a name may be.
+/// Refers to a member by its id, which is never reused; a name may be.
 fn reference(member: &Member) -> String {
     member.id.to_string()
 }
 
-/// What a member is, in words.
+/// Describes a member's role in words.
 pub fn role_of(member: &Member) -> &'static str {
     match (member.leader, member.voter, member.replaces != 0, member.waiting) {
         (true, ..) => "leader",
@@ -255,7 +255,7 @@ mod tests {
     fn a_master_is_called_by_its_id_or_by_a_name_that_is_its_own() {
         let members = [member(1, "a"), member(7, "b"), member(9, "b"), member(12, "7")];
         assert_eq!(called(&members, "a").unwrap().id, 1);
-        // An id before a name that looks like one.
+        // An id takes precedence over a name that looks like an id.
         assert_eq!(called(&members, "7").unwrap().id, 7);
         assert!(called(&members, "b").unwrap_err().to_string().contains("several"));
         assert!(called(&members, "c").unwrap_err().to_string().contains("no master c"));

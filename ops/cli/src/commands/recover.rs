@@ -1,5 +1,5 @@
-//! `ephor recover --from-this-node`: a writable cluster out of one master after a
-//! majority of the others was lost for good. `master_node::recover` does it.
+//! `ephor recover --from-this-node`: makes a writable cluster from one master after a
+//! majority was lost for good. `master_node::recover` implements it.
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! `ephor reset`: takes everything of Ephor off this machine: containers,
+//! `ephor reset`: removes everything that Ephor left on this machine: containers,
 //! mounts, cgroups, network devices and rules, and the data.
 
 use std::path::{Path, PathBuf};

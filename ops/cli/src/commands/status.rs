@@ -1,5 +1,5 @@
-//! `ephor status`: how every master is, and its alarms, with which it fails;
-//! `--digest` compares their states at one revision and fails when they differ.
+//! `ephor status`: shows the state of every master and its alarms, and fails when there are
+//! alarms; `--digest` compares the masters' states at one revision and fails when they differ.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -51,7 +51,7 @@ pub async fn run(arguments: StatusArgs) -> Result<()> {
     alarms(&masters)
 }
 
-/// Prints when the masters' certificates end, the CA, and the one of the kubeconfig used.
+/// Prints when the masters' certificates, the CA and the kubeconfig's certificate expire.
 fn certificates(masters: &[MasterStatus], kubeconfig: &std::path::Path) -> Result<()> {
     let date = |seconds: u64| {
         let at = Timestamp::from_second(i64::try_from(seconds).unwrap_or_default());

@@ -1,5 +1,5 @@
-//! `ephor token`: join tokens, which are Kubernetes bootstrap tokens with the
-//! CA's hash in front. Stored as Secrets of type
+//! `ephor token`: creates, lists and deletes join tokens, which are Kubernetes bootstrap
+//! tokens prefixed with the CA's hash. They are stored as Secrets of type
 //! `bootstrap.kubernetes.io/token` in `kube-system`.
 
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use kube::{Api, Client};
 use proto_wire::token::JoinToken;
 use rand::Rng;
 
-/// Type of the Secrets.
+/// Type of the Secrets that hold tokens.
 const SECRET_TYPE: &str = "bootstrap.kubernetes.io/token";
 const NAME_PREFIX: &str = "bootstrap-token-";
 const ALPHABET: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
@@ -31,7 +31,7 @@ pub enum TokenRole {
 }
 
 impl TokenRole {
-    /// The key of the Secret that grants this role.
+    /// Key of the Secret that grants this role.
     fn usage(self) -> &'static str {
         match self {
             Self::Master => master_node::tokens::USAGE_MASTER,
@@ -107,7 +107,7 @@ fn secrets(client: &Client) -> Api<Secret> {
     Api::namespaced(client.clone(), "kube-system")
 }
 
-/// Makes a token, for a worker of any name or of this one alone, stores it and returns it.
+/// Creates a token, for a worker of any name or only of the name `node`, stores it and returns it.
 pub async fn create(
     client: &Client,
     ca_pem: &str,

@@ -1,5 +1,5 @@
-//! `ephor worker`: fills the configuration and runs a worker until it is asked
-//! to end. Containers stay when it does.
+//! `ephor worker`: builds the configuration and runs a worker until a stop signal.
+//! Its containers keep running afterwards.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

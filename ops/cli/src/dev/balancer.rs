@@ -1,4 +1,4 @@
-//! The host's side of "one endpoint": balances 127.0.0.1 over the masters.
+//! The balancer of a dev cluster: one endpoint on 127.0.0.1 in front of all masters.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use worker_network::{Balancer, BalancerConfig, ListenerLimits, ReadyzProbe};
 
 use super::layout::Layout;
 
-/// Runs until the process is asked to end.
+/// Runs the balancer until a stop signal.
 pub async fn run(layout: Layout) -> Result<()> {
     crate::logging::init(crate::logging::Format::Text);
     let (_keep, masters) = watch::channel(layout.api_addresses());

@@ -1,5 +1,5 @@
-//! The wires of a dev cluster: one bridge on the host, one veth pair a node.
-//! Written as batches for iproute2, which `ops/quickstart` installs.
+//! The links of a dev cluster: one bridge on the host, one veth pair per node.
+//! Created by batches for iproute2, which `ops/quickstart` installs.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::layout::{BRIDGE, DevNode, Layout};
 
-/// Makes the bridge with the host's address on it.
+/// Creates the bridge and gives it the host's address.
 pub fn create_bridge() -> Result<()> {
     if link_exists(BRIDGE) {
         return Ok(());
@@ -20,7 +20,7 @@ pub fn create_bridge() -> Result<()> {
     )
 }
 
-/// Wires a node's namespace to the bridge.
+/// Connects a node's namespace to the bridge.
 pub fn attach(node: &DevNode) -> Result<()> {
     if link_exists(&node.host_link()) {
         return Ok(());
@@ -42,17 +42,17 @@ pub fn attach(node: &DevNode) -> Result<()> {
     )
 }
 
-/// Cuts a node's link, or heals it: the fault of a pulled cable.
+/// Sets a node's link up or down, like plugging or pulling its cable.
 pub fn set_link(node: &DevNode, up: bool) -> Result<()> {
     batch(None, &format!("link set {} {}\n", node.host_link(), if up { "up" } else { "down" }))
 }
 
-/// Removes a node's link; nothing happens to what is not there.
+/// Removes a node's link; does nothing when it does not exist.
 pub fn detach(node: &DevNode) -> Result<()> {
     remove_link(&node.host_link())
 }
 
-/// Removes the bridge; nothing happens when it is not there.
+/// Removes the bridge; does nothing when it does not exist.
 pub fn delete_bridge() -> Result<()> {
     remove_link(BRIDGE)
 }

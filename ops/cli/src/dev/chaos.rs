@@ -1,7 +1,7 @@
-//! What `ephor dev up --chaos` adds: below every master's data a disk that can
-//! fail, on every node an agent that breaks it for `ephor chaos run --live`.
-//! Agents run in the namespaces of their nodes, disks on the host: a mount there
-//! is seen by namespaces that are made later.
+//! Implements `ephor dev up --chaos`: mounts a disk that can fail below every master's
+//! data, and runs a chaos agent on every node for `ephor chaos run --live`. Agents run in
+//! the namespaces of their nodes, disks on the host: a mount there
+//! is visible in namespaces that are created later.
 
 use std::time::{Duration, Instant};
 
@@ -14,13 +14,13 @@ use super::namespace::is_mount;
 use super::{process, up};
 use crate::commands::chaos::{AGENTS_FILE, certificate};
 
-/// How long mounting one disk may take.
+/// Deadline for mounting one disk.
 const MOUNT_WITHIN: Duration = Duration::from_secs(20);
 
-/// What the names of agents' processes end with.
+/// Suffix of the names of the agents' processes.
 pub const AGENT_SUFFIX: &str = "-chaos";
 
-/// What the process of a node's agent is called.
+/// Name of the process of a node's agent.
 pub fn agent_name(node: &DevNode) -> String {
     format!("{}{AGENT_SUFFIX}", node.name)
 }
@@ -37,7 +37,7 @@ fn socket(layout: &Layout, node: &DevNode) -> String {
     layout.chaos_dir(node).join("disk.sock").to_string_lossy().into_owned()
 }
 
-/// Mounts the disks of all masters, also of those to come.
+/// Mounts the disks of all masters, and of spare machines for later ones.
 pub async fn mount_disks(layout: &Layout) -> Result<()> {
     let nodes: Vec<DevNode> = layout.nodes().into_iter().filter(|node| has_disk(layout, node)).collect();
     for node in &nodes {
@@ -63,7 +63,7 @@ pub async fn mount_disks(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// Unmounts the disk of a node and ends its process; nothing happens where there is none.
+/// Unmounts the disk of a node and ends its process; does nothing where there is none.
 pub fn remove_disk(layout: &Layout, node: &DevNode) -> Result<()> {
     let at = layout.data_dir(node);
     while is_mount(&at) {
@@ -72,8 +72,8 @@ pub fn remove_disk(layout: &Layout, node: &DevNode) -> Result<()> {
     process::kill_now(&disk_name(node))
 }
 
-/// Starts the agents of all nodes, with certificates made from the keys of `first`,
-/// and writes down where they are.
+/// Starts the agents of all nodes, with certificates issued from the keys of `first`,
+/// and writes the list of their addresses.
 pub fn start_agents(layout: &Layout, first: &DevNode) -> Result<()> {
     let nodes = layout.nodes();
     for node in &nodes {
@@ -84,12 +84,12 @@ pub fn start_agents(layout: &Layout, first: &DevNode) -> Result<()> {
     nodes.iter().try_for_each(|node| start_agent(layout, node))
 }
 
-/// Whether a node's agent can run.
+/// Whether a node's agent has its certificate, so that it can run.
 pub fn has_certificate(layout: &Layout, node: &DevNode) -> bool {
     layout.chaos && layout.chaos_dir(node).join("agent.crt").exists()
 }
 
-/// Starts the agent of a node, unless it runs.
+/// Starts the agent of a node, unless it is running.
 pub fn start_agent(layout: &Layout, node: &DevNode) -> Result<()> {
     let exe = std::env::current_exe()?.to_string_lossy().into_owned();
     let path = |path: std::path::PathBuf| path.to_string_lossy().into_owned();

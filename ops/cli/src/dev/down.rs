@@ -1,6 +1,6 @@
 //! Takes a dev cluster down, whatever state it is in: processes, containers,
-//! namespaces, links, cgroups. Works from the layout and from what the kernel
-//! shows, so that a crash in the middle of `up` or `down` leaves nothing.
+//! namespaces, links, cgroups. Uses the layout and what the kernel
+//! shows, so that nothing is left after a crash in the middle of `up` or `down`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,15 +14,15 @@ use nix::unistd::Pid;
 use super::layout::{DevNode, Layout, MAX_SPARES, MAX_WORKERS, Role, run_root};
 use super::{bridge, chaos, namespace, process};
 
-/// How long processes may take to end politely.
+/// How long processes may take to end after SIGTERM.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long killed processes may take to go.
+/// How long processes may take to end after SIGKILL.
 const KILL_PATIENCE: Duration = Duration::from_secs(15);
 
-/// Removes everything of the cluster in `root`, its data too.
+/// Removes the whole cluster in `root`, including its data.
 pub async fn down(root: &Path) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "`ephor dev down` needs root (try sudo)");
-    // Without a layout (a crash before it was written) look for all nodes there could be.
+    // Without a layout (a crash before it was written), assume the largest possible cluster.
     let layout = Layout::load(root)?.unwrap_or(Layout {
         root: root.to_owned(),
         masters: 7,
@@ -34,7 +34,7 @@ pub async fn down(root: &Path) -> Result<()> {
     });
     let nodes = layout.nodes();
     process::stop(process::BALANCER, PATIENCE)?;
-    // First, for they would start again what is killed here.
+    // Agents first, since they would restart the processes that are killed next.
     for node in &nodes {
         process::kill_now(&chaos::agent_name(node))?;
     }
@@ -59,7 +59,7 @@ pub async fn down(root: &Path) -> Result<()> {
     remove_tree(root)
 }
 
-/// Kills what lives in a node's cgroups or in its namespaces (shims).
+/// Kills all processes in a node's cgroups or namespaces (shims).
 fn kill_all(node: &DevNode) -> Result<()> {
     let end = Instant::now() + KILL_PATIENCE;
     loop {
@@ -83,7 +83,7 @@ fn kill_all(node: &DevNode) -> Result<()> {
     }
 }
 
-/// Where the cgroup hierarchies are mounted: each v1 controller, and v2.
+/// Returns the mount points of the cgroup hierarchies: each v1 controller, and v2.
 fn hierarchies() -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut mounts: Vec<PathBuf> = table
@@ -104,7 +104,7 @@ fn cgroup_directories(root: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Children before parents, as rmdir wants them.
+/// Collects directories below `directory`, children before parents, as rmdir needs them.
 fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for entry in entries.flatten() {
@@ -129,7 +129,7 @@ fn in_namespace(file: &Path, kind: &str) -> BTreeSet<u32> {
     let (Ok(wanted), Ok(own)) = (fs::metadata(file), fs::metadata(format!("/proc/self/ns/{kind}"))) else {
         return BTreeSet::new();
     };
-    // A file whose mount is gone is an ordinary file, and never the host's namespace.
+    // A file that is no longer a mount is an ordinary file; the host's own namespace never counts.
     if (wanted.dev(), wanted.ino()) == (own.dev(), own.ino()) || wanted.dev() != own.dev() {
         return BTreeSet::new();
     }
@@ -147,7 +147,7 @@ fn remove_cgroups(root: &str) -> Result<()> {
         while let Err(e) = fs::remove_dir(&directory) {
             match e.raw_os_error() {
                 Some(libc::ENOENT) => break,
-                // A killed process leaves its cgroup a moment after it is gone.
+                // A killed process leaves its cgroup a moment after it has ended.
                 Some(libc::EBUSY) if Instant::now() < end => std::thread::sleep(Duration::from_millis(10)),
                 _ => return Err(e).with_context(|| format!("removing {}", directory.display())),
             }

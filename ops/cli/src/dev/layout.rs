@@ -1,86 +1,86 @@
-//! What a cluster of `ephor dev` is called and where it lies: pure arithmetic
-//! over its size, so that `down` finds everything that `up` may have left,
-//! also after a crash.
+//! Names, addresses and paths of a cluster of `ephor dev`, computed from its size
+//! alone, so that `down` finds everything that `up` may have left,
+//! even after a crash.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Nodes hang on this bridge of the host.
+/// Name of the bridge on the host that connects the nodes.
 pub const BRIDGE: &str = "ephor-dev";
-/// The /24 of the node addresses; the host has `.1` of it.
+/// The /24 network of the node addresses; the host has its `.1`.
 pub const SUBNET: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 0);
-/// Namespaces, cgroups and interfaces start with this.
+/// Prefix of the names of namespaces, cgroups and interfaces.
 pub const PREFIX: &str = "ephor-";
-/// The first master's last octet; the others follow.
+/// Last octet of the first master's address; the other masters follow.
 const FIRST_MASTER: u8 = 11;
-/// The first worker's last octet.
+/// Last octet of the first worker's address.
 const FIRST_WORKER: u8 = 101;
 
-/// What a node of the cluster does.
+/// Role of a node in the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Keeps the state.
+    /// Runs a master: keeps the state.
     Master,
-    /// Runs containers.
+    /// Runs a worker: runs containers.
     Worker,
-    /// A machine for a master that joins later: there is nothing on it but a chaos agent.
+    /// Stands by for a master that joins later: runs nothing but a chaos agent.
     Spare,
 }
 
-/// One node.
+/// A node of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DevNode {
     /// `m1`, `m2`, ..., `w1`, `w2`, ...
     pub name: String,
-    /// Master or worker.
+    /// Role of the node.
     pub role: Role,
-    /// Its address on the bridge.
+    /// IPv4 address of the node on the bridge.
     pub address: Ipv4Addr,
 }
 
 impl DevNode {
-    /// The name of its network namespace, as `ip netns` knows it.
+    /// Name of the node's network namespace, as `ip netns` shows it.
     pub fn namespace(&self) -> String {
         format!("{PREFIX}{}", self.name)
     }
 
-    /// The host's end of its link; at most 15 characters.
+    /// Name of the host's end of the node's link; at most 15 characters.
     pub fn host_link(&self) -> String {
         format!("ephor-{}", self.name)
     }
 
-    /// Below every cgroup controller's mount.
+    /// Path of the node's cgroup, below the mount of every cgroup controller.
     pub fn cgroup_root(&self) -> String {
         format!("/ephor-dev/{}", self.name)
     }
 }
 
-/// The whole cluster.
+/// Size and location of the cluster.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Layout {
-    /// Where everything lies.
+    /// Directory of all the cluster's files.
     pub root: PathBuf,
-    /// How many masters.
+    /// Number of masters.
     pub masters: u8,
-    /// How many workers.
+    /// Number of workers.
     pub workers: u8,
-    /// The host's port of the balancer in front of the masters.
+    /// Port on the host of the balancer in front of the masters.
     pub api_port: u16,
     /// Whether every node has a chaos agent, and every master a disk that can fail.
     #[serde(default)]
     pub chaos: bool,
-    /// How many spare machines there are.
+    /// Number of spare machines.
     #[serde(default)]
     pub spares: u8,
-    /// How long the certificates of masters and nodes live, in seconds; as usual where not said.
+    /// Lifetime in seconds of the certificates of masters and nodes; `None` for the default.
     #[serde(default)]
     pub certificate_lifetime: Option<u64>,
 }
 
-/// What has been done once for the whole cluster, and is never done again.
+/// A step that is done once for the whole cluster, and never again.
 #[derive(Debug, Clone, Copy)]
 pub enum Milestone {
     /// The cluster was created on its first master.
@@ -89,18 +89,18 @@ pub enum Milestone {
     Complete,
 }
 
-/// The largest number of workers that fits the address plan.
+/// Maximum number of workers, limited by the address plan.
 pub const MAX_WORKERS: u8 = 100;
-/// The largest number of spare machines.
+/// Maximum number of spare machines.
 pub const MAX_SPARES: u8 = 4;
 
 impl Layout {
-    /// The address of the host on the bridge.
+    /// Address of the host on the bridge.
     pub fn host_address() -> Ipv4Addr {
         octet(1)
     }
 
-    /// Every node: masters, workers, spare machines, which are numbered on from the masters.
+    /// All nodes: masters, workers, and spare machines, which continue the numbers of the masters.
     pub fn nodes(&self) -> Vec<DevNode> {
         let masters = (0..self.masters).map(|i| DevNode {
             name: format!("m{}", i + 1),
@@ -120,44 +120,44 @@ impl Layout {
         masters.chain(workers).chain(spares).collect()
     }
 
-    /// The node of that name.
+    /// Returns the node of that name; `None` when there is none.
     pub fn node(&self, name: &str) -> Option<DevNode> {
         self.nodes().into_iter().find(|n| n.name == name)
     }
 
-    /// The API addresses of the masters.
+    /// Addresses of the masters' APIs.
     pub fn api_addresses(&self) -> Vec<std::net::SocketAddr> {
         let masters = self.nodes().into_iter().filter(|n| n.role == Role::Master);
         masters.map(|n| (IpAddr::V4(n.address), 6443).into()).collect()
     }
 
-    /// Where a node keeps its data.
+    /// Directory of a node's data.
     pub fn data_dir(&self, node: &DevNode) -> PathBuf {
         self.root.join("nodes").join(&node.name)
     }
 
-    /// Where a worker keeps sockets and what does not outlive a boot.
+    /// Directory of a worker's sockets and other files that do not outlive a boot.
     pub fn run_dir(&self, node: &DevNode) -> PathBuf {
         run_root().join(&node.name)
     }
 
-    /// The socket of a worker's runtime.
+    /// Path of the socket of a worker's container runtime.
     pub fn cri_socket(&self, node: &DevNode) -> PathBuf {
         self.run_dir(node).join("cri.sock")
     }
 
-    /// The log of a node's process.
+    /// Path of the log of a node's process.
     pub fn log_file(&self, name: &str) -> PathBuf {
         self.root.join("logs").join(format!("{name}.log"))
     }
 
-    /// Where the chaos agent of a node keeps its certificate, its journal and the
+    /// Directory in which a node's chaos agent keeps its certificate, its journal and the
     /// socket of the node's disk.
     pub fn chaos_dir(&self, node: &DevNode) -> PathBuf {
         self.root.join("chaos").join(&node.name)
     }
 
-    /// The operator's kubeconfig.
+    /// Path of the operator's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.root.join("kubeconfig")
     }
@@ -169,17 +169,17 @@ impl Layout {
         })
     }
 
-    /// Whether this has been done.
+    /// Whether this step has been done.
     pub fn has_reached(&self, milestone: Milestone) -> bool {
         self.milestone_file(milestone).exists()
     }
 
-    /// Writes down that this has been done.
+    /// Records that this step has been done.
     pub fn reached(&self, milestone: Milestone) -> anyhow::Result<()> {
         Ok(std::fs::write(self.milestone_file(milestone), "")?)
     }
 
-    /// Reads the layout of the cluster that lies in `root`.
+    /// Reads the layout of the cluster in `root`; `None` when there is no cluster.
     pub fn load(root: &Path) -> anyhow::Result<Option<Self>> {
         match std::fs::read(root.join("layout.json")) {
             Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
@@ -188,7 +188,7 @@ impl Layout {
         }
     }
 
-    /// Writes it, before anything else is made.
+    /// Writes the layout, before anything else is created.
     pub fn store(&self) -> anyhow::Result<()> {
         std::fs::create_dir_all(self.root.join("logs"))?;
         std::fs::write(self.root.join("layout.json"), serde_json::to_vec_pretty(self)?)?;
@@ -196,7 +196,7 @@ impl Layout {
     }
 }
 
-/// Where held namespaces, sockets and pid files lie.
+/// Directory of bound namespaces, sockets and pid files.
 pub fn run_root() -> PathBuf {
     PathBuf::from("/run/ephor-dev")
 }

@@ -2,8 +2,8 @@
 //! own. Without a subcommand it brings the cluster up and stays until Ctrl-C,
 //! then takes it down; `up` leaves it running.
 //!
-//! `layout.rs` says what there is, `namespace.rs`, `bridge.rs` and `process.rs`
-//! make and remove single things, `up.rs` and `down.rs` put them in order.
+//! `layout.rs` defines names and addresses, `namespace.rs`, `bridge.rs` and `process.rs`
+//! create and remove single resources, `up.rs` and `down.rs` call them in order.
 
 pub mod balancer;
 pub mod bridge;

@@ -2,9 +2,9 @@
 //! mount namespace, both held by bind mounts, so that they outlive every
 //! process in them (a worker's containers must survive the worker).
 //!
-//! `hold` runs in a process of its own (`ephor dev hold`), makes the two and
-//! waits; `create` binds them to files; `enter` is what a node's process does
-//! first (`ephor dev exec`), while it is still single-threaded.
+//! `hold` runs in a process of its own (`ephor dev hold`), creates both namespaces and
+//! waits; `create` binds them to files; `exec` (`ephor dev exec`) enters them before it
+//! becomes a node's process, while it is still single-threaded.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -28,7 +28,7 @@ fn mount_file(node: &DevNode) -> PathBuf {
     run_root().join("ns").join(&node.name)
 }
 
-/// Makes both namespaces and binds them to their files; does nothing when they are there.
+/// Creates both namespaces and binds them to their files; does nothing when they exist.
 pub fn create(node: &DevNode) -> Result<()> {
     if exists(node) {
         return Ok(());
@@ -62,12 +62,12 @@ fn bind_when_ready(node: &DevNode, holder: &mut std::process::Child) -> Result<(
     Ok(())
 }
 
-/// True when both files are namespaces.
+/// Whether both files are bound to namespaces.
 pub fn exists(node: &DevNode) -> bool {
     is_mount(&network_file(node)) && is_mount(&mount_file(node))
 }
 
-/// Lets both namespaces go. Nothing happens to what is not there.
+/// Removes both namespaces; does nothing for those that do not exist.
 pub fn delete(node: &DevNode) -> Result<()> {
     for file in [mount_file(node), network_file(node)] {
         while is_mount(&file) {
@@ -83,7 +83,7 @@ pub fn delete(node: &DevNode) -> Result<()> {
     Ok(())
 }
 
-/// Removes the directory of the mount namespaces, which is a mount itself.
+/// Unmounts the directory of the mount namespaces, which is a mount itself.
 pub fn delete_directory() -> Result<()> {
     let directory = run_root().join("ns");
     while is_mount(&directory) {
@@ -92,7 +92,7 @@ pub fn delete_directory() -> Result<()> {
     Ok(())
 }
 
-/// A mount namespace can be bound only to a file on a private mount.
+/// Makes `path` a private mount: a mount namespace can be bound only to a file on such a mount.
 fn private_directory(path: &Path) -> Result<()> {
     fs::create_dir_all(path)?;
     if !is_mount(path) {
@@ -102,21 +102,21 @@ fn private_directory(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether something is mounted there.
+/// Whether `path` is a mount point.
 pub(super) fn is_mount(path: &Path) -> bool {
     let Ok(table) = fs::read_to_string("/proc/self/mountinfo") else { return false };
     let wanted = path.to_string_lossy();
     table.lines().any(|line| line.split(' ').nth(4) == Some(&wanted))
 }
 
-/// `ephor dev hold`: makes the namespaces and holds them until its input ends.
+/// Runs `ephor dev hold`: creates the namespaces and keeps them alive until its input ends.
 pub fn hold() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
-    // Mounts of the node stay in it, and the host's later ones do not appear.
+    // Mounts inside the node stay there, and later mounts of the host do not appear in it.
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-    // /sys shows the network namespace of whoever mounted it.
+    // A sysfs shows the network namespace of the process that mounted it.
     remount_sys()?;
-    // Containers of nodes want shared propagation below the node.
+    // The containers of nodes need shared mount propagation below the node.
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SHARED, None::<&str>)?;
     println!("ready");
     std::io::stdout().flush()?;
@@ -125,7 +125,7 @@ pub fn hold() -> Result<()> {
     Ok(())
 }
 
-/// A /sys of this network namespace with the host's cgroup mounts moved into it.
+/// Mounts a /sys for this network namespace and moves the host's cgroup mounts into it.
 fn remount_sys() -> Result<()> {
     let keep = run_root().join("cgroup-move");
     fs::create_dir_all(&keep)?;
@@ -137,7 +137,7 @@ fn remount_sys() -> Result<()> {
     Ok(())
 }
 
-/// `ephor dev exec NODE -- COMMAND`: becomes the command inside the node's namespaces.
+/// Runs `ephor dev exec NODE -- COMMAND`: replaces this process by the command inside the node's namespaces.
 pub fn exec(node: &DevNode, command: &[String]) -> Result<()> {
     let Some((program, arguments)) = command.split_first() else { bail!("no command given") };
     let network = File::open(network_file(node)).with_context(|| format!("{} is not up", node.name))?;

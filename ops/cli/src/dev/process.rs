@@ -1,5 +1,5 @@
-//! The processes of a dev cluster: started apart from the terminal, found again
-//! through pid files that also hold the start time, so that a reused pid is
+//! The processes of a dev cluster: started detached from the terminal, and found again
+//! by pid files that also hold the start time, so that a reused pid is
 //! never mistaken for a node.
 
 use std::fs::{self, OpenOptions};
@@ -14,10 +14,10 @@ use nix::unistd::Pid;
 
 use super::layout::{DevNode, Layout, run_root};
 
-/// What the balancer's process is called.
+/// Name of the balancer's process.
 pub const BALANCER: &str = "balancer";
 
-/// Where the pid of a process lies.
+/// Path of the file with the pid of a process.
 pub(super) fn pid_file(name: &str) -> PathBuf {
     run_root().join(format!("{name}.pid"))
 }
@@ -27,7 +27,7 @@ pub fn spawn_node(layout: &Layout, node: &DevNode, arguments: &[String]) -> Resu
     spawn(layout, &node.name, &on_node(layout, node, arguments)?)
 }
 
-/// Runs `ephor ARGS` inside a node's namespaces to its end.
+/// Runs `ephor ARGS` inside a node's namespaces and waits for its end.
 pub fn run_on_node(layout: &Layout, node: &DevNode, arguments: &[String]) -> Result<()> {
     let output = Command::new(std::env::current_exe()?).args(on_node(layout, node, arguments)?).output()?;
     ensure!(output.status.success(), "{}: {}", node.name, String::from_utf8_lossy(&output.stderr).trim());
@@ -42,7 +42,7 @@ fn on_node(layout: &Layout, node: &DevNode, arguments: &[String]) -> Result<Vec<
     Ok(command)
 }
 
-/// Starts this binary in the background with its log in the cluster's root.
+/// Starts this binary in the background; its log goes to the cluster's root.
 pub fn spawn(layout: &Layout, name: &str, arguments: &[String]) -> Result<()> {
     if running(name).is_some() {
         return Ok(());
@@ -65,7 +65,7 @@ pub fn spawn(layout: &Layout, name: &str, arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The pid of a running process of the cluster.
+/// Returns the pid of a process of the cluster; `None` when it is not running.
 pub fn running(name: &str) -> Option<u32> {
     let text = fs::read_to_string(pid_file(name)).ok()?;
     let (pid, start) = text.split_once(' ')?;
@@ -73,8 +73,8 @@ pub fn running(name: &str) -> Option<u32> {
     (start_time(pid)? == start.trim().parse::<u64>().ok()?).then_some(pid)
 }
 
-/// Field 22 of /proc/PID/stat, in clock ticks since boot; `None` when it does
-/// not run (a zombie does not).
+/// Returns field 22 of /proc/PID/stat, in clock ticks since boot; `None` when the process is
+/// not running (a zombie is not).
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, after_name) = stat.rsplit_once(") ")?;
@@ -85,16 +85,16 @@ fn start_time(pid: u32) -> Option<u64> {
     fields.get(19)?.parse().ok()
 }
 
-/// Sends a signal; false when nothing runs under that name.
+/// Sends a signal; false when no process of that name is running.
 pub fn signal(name: &str, signal: Signal) -> Result<bool> {
     let Some(pid) = running(name) else { return Ok(false) };
     kill(Pid::from_raw(i32::try_from(pid)?), signal)?;
     Ok(true)
 }
 
-/// Asks a process to end, and ends it when it does not within `patience`.
+/// Sends SIGTERM, and SIGKILL when the process has not ended within `patience`.
 pub fn stop(name: &str, patience: Duration) -> Result<()> {
-    // A paused process cannot hear SIGTERM.
+    // A paused process does not handle SIGTERM until it continues.
     signal(name, Signal::SIGCONT)?;
     if signal(name, Signal::SIGTERM)? && !gone_within(name, patience) {
         signal(name, Signal::SIGKILL)?;
@@ -105,7 +105,7 @@ pub fn stop(name: &str, patience: Duration) -> Result<()> {
     forget(name)
 }
 
-/// `kill -9`, and waits until it is gone.
+/// Sends SIGKILL, and waits until the process is gone.
 pub fn kill_now(name: &str) -> Result<()> {
     if signal(name, Signal::SIGKILL)? && !gone_within(name, Duration::from_secs(10)) {
         bail!("{name} does not end, not even killed");

@@ -1,5 +1,5 @@
-//! Brings a dev cluster up, step by step, and says what it does. Every step can
-//! be done again: `up` after a crash goes on where it stopped.
+//! Brings a dev cluster up, step by step, and prints each step. Every step can be
+//! repeated: `up` after a crash continues where it stopped.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,21 +17,21 @@ use crate::commands::token::{self, TokenRole};
 use crate::kubeconfig;
 use crate::progress::Steps;
 
-/// How long one step may take on a slow machine.
+/// Deadline of one step on a slow machine.
 const STEP_TIMEOUT: Duration = Duration::from_secs(120);
-/// Join tokens of a dev cluster last as long as anybody looks at it.
+/// Lifetime of the join tokens of a dev cluster.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
-/// The token of a node that joins again is used at once.
+/// Lifetime of the token for a node that joins again, which is used at once.
 const REJOIN_LIFETIME: Duration = Duration::from_secs(3600);
 /// The master on which the cluster is created.
 const FIRST_MASTER: &str = "m1";
 
-/// Starts all nodes and waits until every one of them is ready.
+/// Starts all nodes and waits until every node is ready.
 pub async fn up(layout: &Layout, images: &[PathBuf]) -> Result<()> {
     let mut steps = Steps::new();
     layout.store()?;
     if layout.chaos {
-        // Before the namespaces, which see only what is mounted already.
+        // Before the namespaces, since a namespace sees only mounts made before it.
         steps.run("disks that can fail", chaos::mount_disks(layout)).await?;
     }
     steps.run("namespaces and links", async { wire(layout) }).await?;
@@ -72,7 +72,7 @@ pub async fn start_node(layout: &Layout, node: &DevNode) -> Result<()> {
     spawn(layout, node, &arguments(layout, node)?)
 }
 
-/// Starts a node that has lost its data: it joins in place of the node it was.
+/// Starts a node that has lost its data: it joins in place of the former node of that name.
 pub async fn rejoin_node(layout: &Layout, node: &DevNode) -> Result<()> {
     let data = layout.data_dir(node);
     ensure!(
@@ -101,7 +101,7 @@ fn spawn(layout: &Layout, node: &DevNode, arguments: &[String]) -> Result<()> {
     if chaos::has_certificate(layout, node) { chaos::start_agent(layout, node) } else { Ok(()) }
 }
 
-/// The arguments of a node that has joined.
+/// Returns the arguments for starting a node that has joined.
 pub fn steady_arguments(layout: &Layout, node: &DevNode) -> Vec<String> {
     let data = layout.data_dir(node);
     let mut arguments: Vec<String> = match node.role {
@@ -126,7 +126,7 @@ pub fn steady_arguments(layout: &Layout, node: &DevNode) -> Vec<String> {
     arguments
 }
 
-/// The arguments of a node as it is: with its data, or joining for the first time.
+/// Returns the arguments for starting a node: with those for joining when it has no data yet.
 fn arguments(layout: &Layout, node: &DevNode) -> Result<Vec<String>> {
     let mut arguments = steady_arguments(layout, node);
     let data = layout.data_dir(node);
@@ -156,12 +156,12 @@ fn others<'a>(layout: &'a Layout, node: &'a DevNode) -> impl Iterator<Item = Dev
     layout.nodes().into_iter().filter(|n| n.role == Role::Master && n.name != node.name)
 }
 
-/// Creates the cluster, unless that was done before.
+/// Creates the cluster, unless an earlier `up` has done so.
 fn create_cluster(layout: &Layout, first: &DevNode) -> Result<()> {
     if layout.has_reached(Milestone::Created) {
         return Ok(());
     }
-    // An `up` that was ended in between has done it.
+    // An interrupted `up` may have created it already.
     if !layout.data_dir(first).join("node.json").exists() {
         let mut arguments = steady_arguments(layout, first);
         arguments.push("--init".into());
@@ -215,7 +215,7 @@ async fn more_masters(layout: &Layout, client: &Client, masters: &[&DevNode]) ->
     .await
 }
 
-/// Starts it, and waits until the printed kubeconfig works.
+/// Starts the balancer, and waits until the printed kubeconfig works.
 async fn balancer(layout: &Layout) -> Result<()> {
     let root = layout.root.to_string_lossy().into_owned();
     process::spawn(layout, process::BALANCER, &["dev".into(), "--root".into(), root, "balancer".into()])?;
@@ -247,7 +247,7 @@ async fn load_image(layout: &Layout, file: &Path, workers: &[&DevNode]) -> Resul
     Ok(())
 }
 
-/// Waits for a condition; when it does not come, says where to look.
+/// Waits for a condition; on timeout or when the process has ended, the error names its log file.
 async fn until(what: &str, layout: &Layout, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     let end = Instant::now() + STEP_TIMEOUT;
     while !condition().await? {

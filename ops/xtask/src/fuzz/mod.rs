@@ -1,6 +1,6 @@
 //! `cargo xtask fuzz`: runs `ephor-sim` for one seed after the other, each in a
-//! process of its own, and sums up what it saw. A seed that fails is made
-//! smaller (`shrink.rs`) and kept as an experiment file.
+//! process of its own, and sums up the results. The experiment of a seed that fails
+//! is shrunk (`shrink.rs`) and kept as a file.
 
 pub mod planted;
 mod shrink;
@@ -18,11 +18,11 @@ use anyhow::{Context, Result, bail, ensure};
 use self::simulation::{Outcome, Simulation};
 use self::tally::Tally;
 
-/// Masters of the drawn clusters, in turn.
+/// Numbers of masters in the generated clusters, used in turn.
 const SIZES: [u32; 6] = [3, 5, 3, 7, 3, 1];
-/// A calm run is so many times longer than a busy one: an hour for a minute.
+/// Length of a calm run as a multiple of a busy one's: an hour for a minute.
 const CALM_LENGTHS: u64 = 60;
-/// How often progress is printed.
+/// Interval at which progress is printed.
 const PROGRESS: Duration = Duration::from_secs(15);
 
 /// Flags of `cargo xtask fuzz`.
@@ -84,7 +84,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| format!("{text} is too long"))
 }
 
-/// What the workers share.
+/// State that the worker threads share.
 struct Queue {
     next: u64,
     end: Option<u64>,
@@ -103,7 +103,7 @@ struct Fuzz {
 /// Runs `cargo xtask fuzz`.
 ///
 /// # Errors
-/// Where a seed failed: its experiment and its report are kept. Where too many runs decided nothing.
+/// Where a seed failed, whose experiment and report are kept, or where too many runs decided nothing.
 pub fn run(root: &Path, args: Args) -> Result<()> {
     let program = match &args.sim {
         Some(program) => program.clone(),
@@ -128,11 +128,12 @@ pub fn run(root: &Path, args: Args) -> Result<()> {
     fuzz.finish()
 }
 
-/// Optimized, with assertions: what a planted or real bug trips over.
+/// Builds `ephor-sim` optimized, with the assertions that planted or real bugs violate.
 fn build(root: &Path, features: &[&str]) -> Result<PathBuf> {
     println!("building ephor-sim");
     let mut cargo = Command::new(env!("CARGO"));
-    // What cargo tells xtask of itself; ring's build script would take it for a change, and half of all be built anew.
+    // Remove the variables that cargo sets for xtask: ring's build script would take them for a change and
+    // half of all crates be rebuilt.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
@@ -152,12 +153,12 @@ fn build(root: &Path, features: &[&str]) -> Result<PathBuf> {
     Ok(target(root).join("simulation/ephor-sim"))
 }
 
-/// Where cargo builds.
+/// Returns cargo's target directory.
 fn target(root: &Path) -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |target| root.join(target))
 }
 
-/// What reports name as the commit they were built from, as `commit` of `ops/lib.sh` does.
+/// Returns the commit that reports name, in the form of `commit` in `ops/lib.sh`.
 fn commit(root: &Path) -> Option<String> {
     let git = ["describe", "--always", "--dirty", "--exclude", "*", "--abbrev=12"];
     let output = Command::new("git").current_dir(root).args(git).output().ok()?;
@@ -173,7 +174,7 @@ impl Fuzz {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next seed, until the end.
+    /// Returns the next seed; `None` when the number of runs or the time is used up.
     fn next(&self) -> Option<u64> {
         let mut queue = self.lock();
         let over = match (self.args.time, queue.end) {
@@ -188,7 +189,7 @@ impl Fuzz {
         Some(queue.next - 1)
     }
 
-    /// What a seed stands for.
+    /// Returns the simulation of a seed: its number of masters and its pace.
     fn simulation(&self, seed: u64) -> Simulation {
         let args = &self.args;
         let masters = args.masters.unwrap_or(SIZES[(seed / 2 % SIZES.len() as u64) as usize]);

@@ -1,7 +1,7 @@
-//! `cargo xtask planted`: shows that the simulation sees the bugs of
-//! `chaos/KNOWN_BUGS.md`. Each is switched on and seeds are tried until one fails.
-//! Where `chaos/planted/` has an experiment of a bug's name, it is run, and it must
-//! pass without the bug. Otherwise experiments are drawn.
+//! `cargo xtask planted`: shows that the simulation detects the bugs of
+//! `chaos/KNOWN_BUGS.md`. Switches on one bug at a time and tries seeds until one fails.
+//! Where `chaos/planted/` has an experiment with a bug's name, that is run, and it must
+//! pass without the bug. Otherwise seeds generate the experiments.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,9 +13,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::simulation::{Outcome, Simulation};
 
-/// Simulated seconds of faults in a drawn experiment.
+/// Simulated seconds with faults in a generated experiment.
 const LENGTH: u64 = 30;
-/// Every so many seeds there are five masters instead of three.
+/// Every seed divisible by this has five masters instead of three.
 const FIVE: u64 = 5;
 
 /// Flags of `cargo xtask planted`.
@@ -35,20 +35,20 @@ pub struct Args {
     sim: Option<PathBuf>,
 }
 
-/// How a bug was hunted.
+/// Result of the search for a seed that shows a bug.
 struct Hunt {
     shown_by: String,
     seeds: u64,
     simulated: Duration,
     real: Duration,
-    /// What saw it.
+    /// The run that detected the bug; `None` when no run did.
     caught: Option<Outcome>,
 }
 
 /// Runs `cargo xtask planted`.
 ///
 /// # Errors
-/// Where a bug was not caught, or an experiment made for one fails without it.
+/// Where a bug was not detected, or an experiment made for a bug fails without it.
 pub fn run(root: &Path, args: &Args) -> Result<()> {
     let program = match &args.sim {
         Some(program) => program.clone(),
@@ -84,7 +84,7 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds the simulation with the bugs, next to the one without.
+/// Builds the simulation with the planted bugs, beside the one without.
 fn build(root: &Path) -> Result<PathBuf> {
     let built = super::build(root, &["--features", "chaos-sim/planted"])?;
     let kept = super::target(root).join("planted/ephor-sim");
@@ -94,7 +94,7 @@ fn build(root: &Path) -> Result<PathBuf> {
     Ok(kept)
 }
 
-/// The names of all bugs.
+/// Returns the names of all planted bugs.
 fn names(program: &Path) -> Result<Vec<String>> {
     let output = Command::new(program)
         .arg("--bugs")
@@ -131,11 +131,11 @@ fn hunt(root: &Path, program: &Path, bug: &str, seeds: u64) -> Result<Hunt> {
 }
 
 impl Hunt {
-    /// Its line of the table.
+    /// Renders the bug's line of the table.
     fn row(&self, bug: &str) -> String {
         let check = match &self.caught {
             None => "**none**".to_owned(),
-            // The message, without its place on this machine.
+            // The panic message, without its path on this machine.
             Some(outcome) if outcome.verdict == "crash" => {
                 let said = outcome.reasons.join(" ");
                 said.split_once(" (/").map_or(said.as_str(), |(message, _)| message).replace('|', "/")
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_bug_that_nothing_sees_is_told() {
-        // Says nothing, so every run is a crash, which is a catch.
+        // The program writes no report, so every run counts as a crash, which detects the bug.
         let root = Path::new("/nonexistent");
         let hunted = hunt(root, Path::new("/bin/false"), "any", 3).unwrap();
         assert_eq!((hunted.seeds, hunted.caught.is_some()), (1, true));

@@ -1,5 +1,5 @@
-//! Makes a failed experiment smaller: faults are left out, one after the other,
-//! for as long as the same check still fails. What is left is kept as a file.
+//! Shrinks a failed experiment: leaves out faults, one after the other,
+//! as long as the same check still fails, and keeps the rest as a file.
 //! Delta debugging (Zeller and Hildebrandt 2002) in its simplest form.
 
 use std::path::{Path, PathBuf};
@@ -9,7 +9,8 @@ use serde_norway::Value;
 
 use super::simulation::{Outcome, Simulation};
 
-/// Shrinks what `drawn` ran, which came to `worst`; gives the file of the smallest experiment that fails as it did.
+/// Shrinks the experiment of `drawn`, which failed with `worst`; returns the file of the smallest
+/// experiment that fails in the same way.
 ///
 /// # Errors
 /// Where a file cannot be written, or `ephor-sim` cannot be started.

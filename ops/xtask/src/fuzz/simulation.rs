@@ -1,4 +1,4 @@
-//! One process of `ephor-sim` and what it says. `mod.rs` starts one for each seed,
+//! Runs `ephor-sim` as a process and reads its report. `mod.rs` runs it for each seed,
 //! `shrink.rs` for each smaller experiment.
 
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-/// A simulation that can be run.
+/// A run of `ephor-sim`: the program and its arguments.
 pub struct Simulation {
     program: PathBuf,
     seed: u64,
@@ -17,70 +17,70 @@ pub struct Simulation {
     arguments: Vec<OsString>,
 }
 
-/// What came of it.
+/// Result of a run.
 pub struct Outcome {
-    /// Its seed.
+    /// Seed of the run.
     pub seed: u64,
-    /// Masters in its cluster.
+    /// Number of masters in the simulated cluster.
     pub masters: u32,
-    /// `pass`, `fail`, `unknown`, or `crash` where no report came.
+    /// `pass`, `fail`, `unknown`, or `crash` when the program wrote no report.
     pub verdict: String,
-    /// What speaks against passing, a line each.
+    /// Reasons why the run did not pass, one line each.
     pub reasons: Vec<String>,
-    /// The checks that were violated.
+    /// Names of the checks that were violated.
     pub checks: Vec<String>,
-    /// Simulated microseconds.
+    /// Simulated time in microseconds.
     pub simulated_us: u64,
-    /// How often each kind of fault fired.
+    /// Number of faults that fired, by kind.
     pub faults: BTreeMap<String, u64>,
-    /// Faults that were scheduled and never fired.
+    /// Number of faults that were scheduled and never fired.
     pub idle: u64,
-    /// Operations by outcome.
+    /// Number of operations, by outcome.
     pub operations: BTreeMap<String, u64>,
-    /// Leaders elected.
+    /// Number of leaders elected.
     pub elections: u64,
-    /// Hash of the trace.
+    /// Hash of the trace; two runs of the same seed must have the same one.
     pub trace: String,
 }
 
 impl Simulation {
-    /// What the seed draws.
+    /// A run of the experiment that the seed generates.
     pub fn drawn(program: &Path, seed: u64, masters: u32, length: u64) -> Self {
         let arguments =
             ["--masters".into(), masters.to_string().into(), "--for".into(), format!("{length}s").into()];
         Self { program: program.to_owned(), seed, masters, arguments: arguments.to_vec() }
     }
 
-    /// Far apart and quiet.
+    /// Makes the run calm: masters far apart, few calls and faults.
     pub fn calm(mut self) -> Self {
         self.arguments.push("--calm".into());
         self
     }
 
-    /// The same seed with an experiment file in place of what it draws.
+    /// The same seed with an experiment file instead of a generated experiment.
     pub fn with_file(&self, file: &Path) -> Self {
         Self::of_file(&self.program, self.seed, self.masters, file)
     }
 
-    /// An experiment file.
+    /// A run of an experiment file.
     fn of_file(program: &Path, seed: u64, masters: u32, file: &Path) -> Self {
         let arguments = vec!["--experiment".into(), file.as_os_str().to_owned()];
         Self { program: program.to_owned(), seed, masters, arguments }
     }
 
-    /// Also writes the experiment to `file`.
+    /// Makes the run also write its experiment to `file`.
     pub fn with_plan(mut self, file: &Path) -> Self {
         self.arguments.extend(["--plan".into(), file.as_os_str().to_owned()]);
         self
     }
 
-    /// With a planted bug.
+    /// Makes the run with a planted bug switched on.
     pub fn with_bug(mut self, bug: &str) -> Self {
         self.arguments.extend(["--bug".into(), bug.into()]);
         self
     }
 
-    /// Runs it to its end.
+    /// Runs the simulation to its end and reads its report.
     ///
     /// # Errors
     /// Where the program cannot be started.
@@ -139,12 +139,12 @@ fn text(value: &Value) -> String {
 }
 
 impl Outcome {
-    /// Whether something that must hold did not.
+    /// Whether a check was violated or the program crashed.
     pub fn failed(&self) -> bool {
         matches!(self.verdict.as_str(), "fail" | "crash")
     }
 
-    /// Fails where another run of the same seed left another trace.
+    /// Marks the run as failed when another run of the same seed left another trace.
     pub fn compare(&mut self, again: &Self) {
         if self.trace != again.trace {
             self.verdict = "fail".to_owned();
@@ -154,10 +154,11 @@ impl Outcome {
     }
 }
 
-/// Why a program died: what its first panic said and where, or its last lines.
+/// Returns why a program died: message and place of its first panic, or its last lines.
 fn last_words(said: &str) -> String {
     let mut lines = said.lines();
-    // As the standard library's hook writes it: "thread 'main' panicked at FILE:LINE:COLUMN:", then the message.
+    // The standard library's panic hook writes "thread 'main' panicked at FILE:LINE:COLUMN:", then the
+    // message.
     let place = lines.find_map(|line| line.split_once(" panicked at ").map(|(_, place)| place));
     match (place, lines.next()) {
         (Some(place), Some(message)) => format!("panic: {message} ({})", place.trim_end_matches(':')),

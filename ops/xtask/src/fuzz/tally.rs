@@ -1,14 +1,14 @@
-//! Sums over all runs of a fuzzer. `mod.rs` adds to it and prints it.
+//! Sums over all runs of a fuzzer. `mod.rs` adds runs and prints the sums.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::simulation::Outcome;
 
-/// One run in so many may be unknown.
+/// Divisor of the number of runs that gives how many of them may be unknown.
 const UNKNOWN_SHARE: u64 = 10;
 
-/// What all runs came to.
+/// Sums over the results of all runs.
 #[derive(Default)]
 pub struct Tally {
     runs: BTreeMap<String, u64>,
@@ -20,7 +20,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Adds a run.
+    /// Adds the result of a run.
     pub fn add(&mut self, outcome: &Outcome) {
         *self.runs.entry(outcome.verdict.clone()).or_default() += 1;
         self.simulated_us += outcome.simulated_us;
@@ -34,8 +34,9 @@ impl Tally {
         }
     }
 
-    /// Why the runs together prove too little: what a run did not decide, it did not pass. A fault that found nobody
-    /// to strike leaves a verdict open now and then; more than one run in ten, or all of them, is something else.
+    /// Returns why the runs together prove too little; `None` when they prove enough. A run is undecided
+    /// now and then, when a fault finds no target; more than one run in ten, or all of them, means that
+    /// something is wrong.
     pub fn undecided(&self) -> Option<String> {
         let of = |verdict: &str| self.runs.get(verdict).copied().unwrap_or_default();
         let (passed, unknown, all) = (of("pass"), of("unknown"), self.runs.values().sum::<u64>());
@@ -46,7 +47,7 @@ impl Tally {
         (unknown > allowed).then(|| format!("{unknown} of {all} runs are unknown, more than {allowed}"))
     }
 
-    /// One line of progress.
+    /// Renders one line of progress.
     pub fn line(&self, real: Duration) -> String {
         let runs: u64 = self.runs.values().sum();
         let faults: u64 = self.faults.values().sum();
@@ -60,7 +61,7 @@ impl Tally {
         )
     }
 
-    /// All of it.
+    /// Renders the whole summary.
     pub fn summary(&self, real: Duration) -> String {
         let names = |counts: &BTreeMap<String, u64>| {
             counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
@@ -78,7 +79,7 @@ impl Tally {
         self.simulated_us as f64 / 3.6e9
     }
 
-    /// Simulated seconds for each real one.
+    /// Simulated seconds per real second.
     fn speed(&self, real: Duration) -> f64 {
         self.simulated_us as f64 / 1e6 / real.as_secs_f64().max(0.001)
     }

@@ -1,13 +1,14 @@
-//! Reads gofmt-ed type declarations: structs with their tags, named scalars, lists and maps, string constants
-//! of enumerations. No general Go parser: it knows the shape that Kubernetes' API packages have.
+//! Parses gofmt-ed type declarations: structs with their tags, named scalars, lists and maps, string
+//! constants of enumerations. Not a general Go parser: it handles the forms that Kubernetes' API packages
+//! use.
 
 use std::collections::BTreeMap;
 
-/// One package.
+/// A Go package.
 pub struct Package {
-    /// The name its types have in the table, e.g. `core/v1`.
+    /// Name of the package in the schema table, e.g. `core/v1`.
     pub name: String,
-    /// Its types, by name.
+    /// The package's types, by name.
     pub types: BTreeMap<String, Type>,
     /// String constants: type, name, value, comment lines.
     pub constants: Vec<Constant>,
@@ -15,25 +16,25 @@ pub struct Package {
 
 /// A typed string constant.
 pub struct Constant {
-    /// The named type.
+    /// Name of the constant's type.
     pub of: String,
-    /// Its Go name.
+    /// Go name of the constant.
     pub name: String,
-    /// Its value.
+    /// Value of the constant.
     pub value: String,
-    /// Its comment.
+    /// Comment lines above the constant.
     pub comments: Vec<String>,
 }
 
-/// One declared type.
+/// A declared Go type.
 pub struct Type {
-    /// The comment above it.
+    /// Comment lines above the declaration.
     pub comments: Vec<String>,
-    /// What it is.
+    /// Whether it is a struct or another name for a type.
     pub shape: Shape,
 }
 
-/// What a type is.
+/// Form of a declared type.
 pub enum Shape {
     /// A struct with its fields in order.
     Struct(Vec<Field>),
@@ -41,27 +42,27 @@ pub enum Shape {
     Alias(String),
 }
 
-/// One field of a struct.
+/// A field of a Go struct.
 pub struct Field {
-    /// The Go name; for an embedded field that of its type.
+    /// Go name of the field; for an embedded field the name of its type.
     pub name: String,
-    /// Whether it is embedded.
+    /// Whether the field is embedded.
     pub embedded: bool,
-    /// The Go type, references spelled with the table's package names.
+    /// Go type of the field, with the table's package names in references.
     pub of: String,
     /// The raw struct tag.
     pub tags: String,
-    /// The comment above it.
+    /// Comment lines above the field.
     pub comments: Vec<String>,
 }
 
 impl Package {
-    /// An empty package.
+    /// Creates an empty package.
     pub fn new(name: &str) -> Self {
         Package { name: name.into(), types: BTreeMap::new(), constants: Vec::new() }
     }
 
-    /// Adds the declarations of one file.
+    /// Adds the declarations of one source file.
     pub fn read(&mut self, text: &str) {
         let lines: Vec<&str> = text.lines().collect();
         let imports = imports(&lines);
@@ -183,7 +184,7 @@ impl Package {
         }
     }
 
-    /// Spells a Go type with the table's names: `*T`, `[]T`, `{}T` for maps with string keys.
+    /// Spells a Go type with the table's package names: `*T`, `[]T`, `{}T` for maps with string keys.
     fn spell(&self, of: &str, imports: &BTreeMap<String, String>) -> String {
         let of = of.trim();
         if let Some(inner) = of.strip_prefix('*') {
@@ -213,7 +214,7 @@ impl Package {
     }
 }
 
-/// The table's package names of a file's imports, by the name the file uses.
+/// Maps the names by which a file imports packages to the table's names.
 fn imports(lines: &[&str]) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for line in lines {

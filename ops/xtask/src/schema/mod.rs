@@ -1,6 +1,6 @@
-//! `cargo xtask schema`: makes `proto/api/src/schema/{table,docs}.txt` from the Go types of Kubernetes, once for
-//! each Kubernetes release. Developers run it; nothing else depends on Go. `go.rs` reads the source,
-//! `write.rs` writes the two files, `proto-api` reads them.
+//! `cargo xtask schema`: generates `proto/api/src/schema/{table,docs}.txt` from the Go types of Kubernetes,
+//! once for each Kubernetes release. Developers run it; nothing else depends on Go. `go.rs` parses the
+//! source, `write.rs` writes the two files, `proto-api` reads them.
 
 mod go;
 mod tags;
@@ -11,7 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-/// Import path, module, directory inside the module, and the name its types have in the table.
+/// Go module, directory inside the module, and name in the schema table of each package.
 const PACKAGES: &[(&str, &str, &str)] = &[
     ("k8s.io/apimachinery", "pkg/apis/meta/v1", "meta/v1"),
     ("k8s.io/apimachinery", "pkg/types", "types"),
@@ -48,7 +48,7 @@ pub struct Args {
     out: PathBuf,
 }
 
-/// Reads the types and writes the two files.
+/// Reads the Go types and writes the two files.
 pub fn run(args: &Args) -> Result<()> {
     let mut packages = Vec::new();
     for module in ["k8s.io/apimachinery", "k8s.io/api"] {
@@ -67,7 +67,7 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The directory of a Go module in the module cache, downloaded through Go where it is missing.
+/// Returns the directory of a Go module in the module cache; lets Go download it when it is missing.
 fn module_dir(module: &str, version: &str) -> Result<PathBuf> {
     let wanted = format!("{module}@{version}");
     let out = Command::new("go")
@@ -82,7 +82,7 @@ fn module_dir(module: &str, version: &str) -> Result<PathBuf> {
     Ok(PathBuf::from(dir))
 }
 
-/// The type files of one package; tests and generated code hold no types of the API.
+/// Parses the type files of one package; tests and generated code hold no types of the API.
 fn read_package(dir: &Path, name: &str) -> Result<go::Package> {
     let mut package = go::Package::new(name);
     let mut files: Vec<PathBuf> = std::fs::read_dir(dir)

@@ -1,6 +1,7 @@
-//! Struct tags and comment markers of one Go field, and descriptions made of comments as openapi-gen makes them.
+//! Parses struct tags and comment markers of Go fields, and makes descriptions from comments as openapi-gen
+//! does.
 
-/// The value of one key in a Go struct tag: `json:"a,omitempty" protobuf:"..."`.
+/// Returns the value of one key in a Go struct tag: `json:"a,omitempty" protobuf:"..."`.
 pub fn struct_tag<'a>(tags: &'a str, key: &str) -> Option<&'a str> {
     let mut rest = tags;
     while let Some(colon) = rest.find(":\"") {
@@ -15,7 +16,7 @@ pub fn struct_tag<'a>(tags: &'a str, key: &str) -> Option<&'a str> {
     None
 }
 
-/// The values of a `+marker=value` in comment lines, empty for a bare `+marker`.
+/// Returns the values of all `+marker=value` in comment lines; empty for a bare `+marker`.
 pub fn markers<'a>(comments: &'a [String], name: &str) -> Vec<&'a str> {
     let mut found = Vec::new();
     for line in comments {
@@ -29,8 +30,8 @@ pub fn markers<'a>(comments: &'a [String], name: &str) -> Vec<&'a str> {
     found
 }
 
-/// The description openapi-gen makes: lines joined, blank lines kept as paragraphs, indented lines on lines of
-/// their own, markers and TODOs dropped, everything after `---` dropped.
+/// Makes the description that openapi-gen makes: lines joined, blank lines kept as paragraphs, indented
+/// lines on lines of their own, markers and TODOs dropped, everything after `---` dropped.
 pub fn description(comments: &[String]) -> String {
     let mut out = String::new();
     for line in comments {

@@ -1,5 +1,5 @@
-//! Writes the table (structure) and the descriptions, both line-oriented so that a new Kubernetes release is a
-//! readable diff. The format is described at the top of the table and read by `proto_api::schema`.
+//! Writes the schema table and the descriptions, both line-oriented so that the diff for a new Kubernetes
+//! release is readable. The format is described at the top of the table and parsed by `proto_api::schema`.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -18,7 +18,7 @@ const HEADER: &str = "\
 #   list=, keys=, map=, struct= list and map types, merge= and patch= strategic merge, default= JSON
 ";
 
-/// The structure of every type.
+/// Renders the table: the structure of every type.
 pub fn table(packages: &[Package], version: &str) -> Result<String> {
     let mut out =
         format!("# Kubernetes API types {version}; made by `cargo xtask schema`, do not edit.\n{HEADER}");
@@ -52,12 +52,12 @@ pub fn table(packages: &[Package], version: &str) -> Result<String> {
     Ok(out)
 }
 
-/// A struct of the API has JSON or inline tags; helpers have none.
+/// Whether a struct belongs to the API: its fields have JSON or inline tags, those of helpers have none.
 fn is_api(fields: &[Field]) -> bool {
     fields.is_empty() || fields.iter().any(|f| struct_tag(&f.tags, "json").is_some())
 }
 
-/// The values of a type marked `+enum`, sorted.
+/// Returns the values of a type marked `+enum`, sorted; empty for other types.
 fn enumeration(package: &Package, name: &str, of: &Type) -> Vec<String> {
     if markers(&of.comments, "enum").is_empty() {
         return Vec::new();
@@ -125,12 +125,12 @@ fn write_field(out: &mut String, field: &Field) -> Result<()> {
     Ok(())
 }
 
-/// The protobuf field number.
+/// Returns the protobuf field number.
 fn protobuf_tag(field: &Field) -> Option<&str> {
     struct_tag(&field.tags, "protobuf").and_then(|p| p.split(',').nth(1))
 }
 
-/// The descriptions: `= TYPE TAB text`, then `NAME TAB text` for each field, newlines as `\n`.
+/// Renders the descriptions: `= TYPE TAB text`, then `NAME TAB text` for each field, newlines as `\n`.
 pub fn docs(packages: &[Package]) -> String {
     let mut out =
         String::from("# Descriptions of Kubernetes API types; made by `cargo xtask schema`, do not edit.\n");
@@ -164,7 +164,7 @@ pub fn docs(packages: &[Package]) -> String {
     out
 }
 
-/// The list openapi-gen appends to the description of a field of an enumerated type.
+/// Renders the list of values that openapi-gen appends to the description of a field of an enumerated type.
 fn possible_values(package: &Package, name: &str) -> String {
     let mut lines: Vec<String> = Vec::new();
     for constant in package.constants.iter().filter(|c| c.of == name) {

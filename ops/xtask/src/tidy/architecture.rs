@@ -1,4 +1,4 @@
-//! ARCHITECTURE.md tells the walk with real file names: each of them must exist.
+//! Checks that every file named in ARCHITECTURE.md exists.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use regex::Regex;
 
 const DOCUMENT: &str = "ops/docs/ARCHITECTURE.md";
 
-/// Names in backquotes that look like files and are none.
+/// Returns the names in backquotes that look like paths of files but do not exist.
 pub fn check(root: &Path) -> Result<Vec<String>> {
     let path = root.join(DOCUMENT);
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
@@ -18,7 +18,7 @@ pub fn check(root: &Path) -> Result<Vec<String>> {
         .collect())
 }
 
-/// Paths with at least one `/`, in backquotes, ending in a known extension.
+/// Finds paths with at least one `/`, in backquotes, ending in a known extension, with their line numbers.
 fn named_files(text: &str) -> Result<Vec<(usize, String)>> {
     let pattern = Regex::new(r"`([\w.\-]+(?:/[\w.\-]+)+\.(?:rs|proto|md|yaml|toml|sh))`")?;
     let lines = text.lines().enumerate();

@@ -1,12 +1,12 @@
-//! The dependency arrows of the house point down only: each crate lists the
-//! crates of ours it may depend on. A new crate must be entered here first.
+//! Checks the dependencies between the workspace's crates: each crate lists the
+//! crates it may depend on. A new crate must be added to the list first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// Crate, and the crates of ours it may use (directly).
+/// Name of each crate of the workspace, and the workspace crates it may depend on directly.
 const ARROWS: &[(&str, &[&str])] = &[
     ("proto-env", &[]),
     ("proto-api", &["proto-env"]),
@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("storage", &["proto-env"]),
     ("consensus", &["proto-env", "proto-wire", "storage"]),
     ("master-apiserver", &["proto-api", "proto-env", "storage", "consensus"]),
-    // Leader-only components see the API alone: never consensus or storage.
+    // Leader-only components use the API alone: never consensus or storage.
     ("master-client", &["proto-api", "proto-decode", "proto-env"]),
     ("master-controllers", &["proto-api", "proto-env", "master-client"]),
     ("master-scheduler", &["proto-api", "proto-env", "master-client"]),
@@ -34,7 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "master-scheduler",
         ],
     ),
-    // Workers never see a master's crates.
+    // Workers never depend on a master's crates.
     ("worker-volumes", &["proto-api", "proto-env"]),
     ("worker-network", &["proto-api", "proto-decode", "proto-env", "proto-wire"]),
     ("worker-runtime", &["proto-api", "proto-env", "proto-wire"]),
@@ -66,9 +66,9 @@ const ARROWS: &[(&str, &[&str])] = &[
             "worker-runtime",
         ],
     ),
-    // The simulation looks into every replica: it compares what they hold.
+    // The simulation compares the state of all replicas, so it depends on their crates.
     ("chaos-spec", &[]),
-    // A file system that knows of nobody: it lies under a master's or a test's files.
+    // A file system that depends on no other crate; a master's or a test's files are stored on it.
     ("chaos-disk", &[]),
     ("chaos-oracle", &["chaos-spec"]),
     ("chaos-power", &["chaos-disk", "proto-env", "storage", "consensus"]),
@@ -79,11 +79,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("ops-bench", &["proto-api", "proto-env", "proto-wire", "storage", "consensus"]),
     ("ops-xtask", &[]),
-    // Whole-system tests see binaries only.
+    // Whole-system tests run binaries only.
     ("tests", &[]),
 ];
 
-/// Compares every Cargo.toml of the workspace with the list.
+/// Compares the dependencies in every Cargo.toml of the workspace with the list.
 pub fn check(root: &Path) -> Result<Vec<String>> {
     let allowed: BTreeMap<&str, BTreeSet<&str>> =
         ARROWS.iter().map(|(name, uses)| (*name, uses.iter().copied().collect())).collect();

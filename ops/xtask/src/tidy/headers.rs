@@ -1,8 +1,8 @@
-//! Every file opens with `//!`: what it does, who calls it, what it hands to whom.
+//! Checks that every file opens with `//!`: what it does, who calls it, what it hands to whom.
 
 use super::Sources;
 
-/// Files that do not.
+/// Returns the files that do not open with `//!`.
 pub fn check(sources: &Sources) -> Vec<String> {
     let silent = sources.0.iter().filter(|s| !s.text.starts_with("//!"));
     silent.map(|s| format!("{}: does not open with //!", s.path.display())).collect()

@@ -1,5 +1,5 @@
-//! Lengths that a reader can hold: median about 120 lines a file, nine in ten at
-//! most 400, none over 800; at most 2 % of functions over 70 lines. Tests at the
+//! Checks lengths, so that files stay readable: median about 120 lines a file, nine in ten
+//! at most 400, none over 800; at most 2 % of functions over 70 lines. Tests at the
 //! end of a file do not count.
 
 use anyhow::{Context, Result};
@@ -13,7 +13,7 @@ const FILE_P90: usize = 400;
 const FUNCTION_LONG: usize = 70;
 const LONG_FUNCTIONS_PERCENT: usize = 2;
 
-/// Files that are too long, and the longest functions when there are too many.
+/// Returns the files that are too long, and the longest functions when too many are long.
 pub fn check(sources: &Sources) -> Result<Vec<String>> {
     let mut broken = Vec::new();
     let mut files = Vec::new();
@@ -47,7 +47,7 @@ pub fn check(sources: &Sources) -> Result<Vec<String>> {
     Ok(broken)
 }
 
-/// The lines of a file without its `#[cfg(test)]` modules.
+/// Counts the lines of a file without its `#[cfg(test)]` modules.
 fn production_lines(file: &syn::File, text: &str) -> usize {
     let tests = file.items.iter().filter_map(|item| match item {
         syn::Item::Mod(module) if is_test(&module.attrs) => Some(lines_of(module)),

@@ -1,5 +1,5 @@
-//! `cargo xtask tidy`: what keeps the house in order and no compiler checks. One
-//! rule a file; each returns the places that break it.
+//! `cargo xtask tidy`: checks rules of the source tree that no compiler checks. One
+//! rule a file; each returns the places that violate it.
 
 mod architecture;
 mod arrows;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use walkdir::WalkDir;
 
-/// Runs every rule over the source tree and prints what breaks them.
+/// Runs every rule over the source tree and prints the violations.
 pub fn run(root: &Path) -> Result<()> {
     let sources = Sources::read(root)?;
     let rules: [(&str, Vec<String>); 4] = [
@@ -34,15 +34,15 @@ pub fn run(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A Rust file of the tree.
+/// A Rust file of the source tree.
 pub struct Source {
-    /// Relative to the root.
+    /// Path relative to the root.
     pub path: PathBuf,
-    /// Its text.
+    /// Content of the file.
     pub text: String,
 }
 
-/// All Rust files of the tree.
+/// All Rust files of the source tree.
 pub struct Sources(pub Vec<Source>);
 
 impl Sources {
@@ -64,7 +64,7 @@ impl Sources {
 }
 
 impl Source {
-    /// Tests may be longer than what they test.
+    /// Whether the file holds tests, whose length is not checked.
     pub fn is_test(&self) -> bool {
         self.path.components().any(|c| matches!(c.as_os_str().to_str(), Some("tests" | "benches")))
             || self.path.file_stem().is_some_and(|s| s.to_string_lossy().ends_with("tests"))

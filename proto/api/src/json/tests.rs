@@ -1,4 +1,4 @@
-//! Documents: order, duplicates, and the syntax errors of Go.
+//! Tests of parsing JSON documents: order, duplicates, and Go's syntax errors.
 
 use super::*;
 use serde_json::json;

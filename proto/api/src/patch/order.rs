@@ -1,5 +1,5 @@
-//! The order of merged lists: items of the patch in the order the patch asks for, items only the server has
-//! kept among them where the live list had them.
+//! The order of merged lists: items of the patch in the patch's order, and items that only the live list
+//! has at the places where it had them.
 
 use serde_json::Value;
 
@@ -16,7 +16,7 @@ fn index(list: &[Value], item: &Value, key: Option<&str>) -> Option<usize> {
     list.iter().position(|v| same(v, item, key))
 }
 
-/// Fails when the items of a patch are not in the order its `$setElementOrder` states.
+/// Fails if the items of a patch are not in the order of its `$setElementOrder`.
 pub(super) fn check(patch: &[Value], wanted: &[Value], key: Option<&str>) -> Result<(), Error> {
     if patch.is_empty() || wanted.is_empty() {
         return Ok(());
@@ -31,7 +31,7 @@ pub(super) fn check(patch: &[Value], wanted: &[Value], key: Option<&str>) -> Res
     Ok(())
 }
 
-/// Arranges a merged list by the order wanted and, for what it does not name, the order of the live list.
+/// Sorts a merged list by the wanted order, and items not named there by the order of the live list.
 pub(super) fn arrange(merged: Vec<Value>, wanted: &[Value], live: &[Value], key: Option<&str>) -> Vec<Value> {
     let (mut ours, mut theirs): (Vec<Value>, Vec<Value>) =
         merged.into_iter().partition(|v| index(wanted, v, key).is_some());

@@ -1,5 +1,6 @@
-//! Strategic merge patch, as `k8s.io/apimachinery/pkg/util/strategicpatch` does it: `$patch`, `$retainKeys`,
-//! `$deleteFromPrimitiveList/`, `$setElementOrder/`, lists merged by the merge keys of the schema table.
+//! Strategic merge patch, as in `k8s.io/apimachinery/pkg/util/strategicpatch`: `$patch`, `$retainKeys`,
+//! `$deleteFromPrimitiveList/`, `$setElementOrder/`, and lists merged by the merge keys of the schema
+//! table.
 
 use serde_json::{Map, Value};
 
@@ -7,7 +8,7 @@ use super::order;
 use crate::go;
 use crate::schema::{Field, StructId, Table, Type, bare};
 
-/// Items are found by comparing them all: the most comparisons of one list.
+/// Maximum number of comparisons in one list, whose items are found by comparing them all.
 const MERGE_COMPARISONS_MAX: usize = 4_000_000;
 
 const DIRECTIVE: &str = "$patch";
@@ -17,7 +18,7 @@ const SET_ORDER: &str = "$setElementOrder/";
 
 type Object = Map<String, Value>;
 
-/// Why a patch cannot be applied; the API server answers 400, 422 or 500 for the three kinds.
+/// Why a patch cannot be applied; the API server answers 400, 422 or 500, in the order of these variants.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The patch is not in the form of a strategic merge patch.
@@ -56,7 +57,7 @@ fn field<'a>(of: &'a Type, key: &str) -> Result<&'a Field, Error> {
     }
 }
 
-/// The strategy of a field apart from `retainKeys`.
+/// Returns the patch strategy of a field apart from `retainKeys`; empty if there is none.
 fn strategy(field: &Field) -> &'static str {
     field.patch_strategy.split(',').find(|s| *s != "retainKeys").unwrap_or_default()
 }
@@ -123,7 +124,7 @@ fn merge_map(mut original: Object, mut patch: Object, of: &Type) -> Result<Objec
     Ok(original)
 }
 
-/// A value that is new: nulls and whatever carries a directive are dropped.
+/// Inserts a new value without its nulls and its members with directives.
 fn insert_clean(original: &mut Object, key: String, mut value: Value) {
     discard_nulls(&mut value);
     if let Some(value) = without_directives(value) {
@@ -154,7 +155,7 @@ fn without_directives(value: Value) -> Option<Value> {
     }
 }
 
-/// `$retainKeys`: drops every key of the original that it does not list.
+/// Applies `$retainKeys`: drops every key of the original that it does not list.
 fn retain_keys(original: &mut Object, patch: &mut Object) -> Result<(), Error> {
     let Some(list) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
     let keys: Vec<&str> = list.as_array().ok_or(BAD_RETAIN)?.iter().filter_map(Value::as_str).collect();
@@ -170,7 +171,7 @@ fn retain_keys(original: &mut Object, patch: &mut Object) -> Result<(), Error> {
     Ok(())
 }
 
-/// `$setElementOrder/LIST`: merges the list now and puts it into the order asked for.
+/// Applies `$setElementOrder/LIST`: merges the list and puts it into the requested order.
 fn set_orders(original: &mut Object, patch: &mut Object, of: &Type) -> Result<(), Error> {
     let keys: Vec<String> =
         patch.keys().filter(|k| k.starts_with(SET_ORDER.trim_end_matches('/'))).cloned().collect();

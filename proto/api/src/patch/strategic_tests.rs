@@ -1,4 +1,4 @@
-//! Cases of strategic merge patch.
+//! Tests of strategic merge patches.
 
 use serde_json::{Value, json};
 

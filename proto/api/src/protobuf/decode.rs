@@ -1,8 +1,8 @@
-//! A message of a struct of the schema table, into the document its JSON would be. Fields the table does not
-//! have are skipped, as Go's generated code skips them.
+//! Decodes a protobuf message of a schema table's struct to its JSON document. Fields that the table does
+//! not have are skipped, as Go's generated code does.
 //!
-//! A singular message that occurs again is joined with what came before it (protobuf's rule that joined bytes
-//! are merged messages), so that each byte is read once for each level of nesting.
+//! When a singular message occurs again, its bytes are joined with the earlier ones (protobuf merges
+//! messages whose bytes are joined), so that each byte is read only once per level of nesting.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,22 +16,22 @@ use super::wire::{Error, Reader, Wire};
 use crate::json::Node;
 use crate::schema::{Field, Schema, StructId, Table, Type};
 
-/// The deepest nesting of messages; no type of the API comes near it.
+/// Maximum nesting of messages; no type of the API comes near it.
 const MAX_DEPTH: usize = 100;
 
-/// Reads the message of a kind, without apiVersion and kind, which are not part of it. The result still has to
-/// go through [`crate::schema::decode`], which checks and prunes it like any document.
+/// Decodes the message of a kind, without apiVersion and kind, which are not in it. The caller still has to
+/// pass the result to [`crate::schema::decode`], which checks and prunes it like any document.
 ///
 /// # Errors
 ///
-/// The bytes are no message of that kind.
+/// If the bytes are not a message of that kind.
 pub fn message(schema: Schema, raw: &[u8]) -> Result<Node, Error> {
     Ok(Node::Object(members(schema.id(), raw, 0)?))
 }
 
 type Members = Vec<(String, Node)>;
 
-/// What was found of one field so far.
+/// The occurrences of one field found so far.
 enum Slot<'a> {
     Scalar(Node),
     List(Vec<Node>),
@@ -45,7 +45,7 @@ fn members(id: StructId, data: &[u8], depth: usize) -> Result<Members, Error> {
         return Err(Error::Depth);
     }
     let of = Table::get().at(id);
-    // In order of first occurrence; there are never more than the struct has fields.
+    // In the order of first occurrence; there are at most as many as the struct has fields.
     let mut slots: Vec<(u32, &str, Slot<'_>)> = Vec::new();
     let mut fields = Reader::new(data);
     while let Some((tag, wire)) = fields.next()? {
@@ -79,7 +79,7 @@ fn members(id: StructId, data: &[u8], depth: usize) -> Result<Members, Error> {
     Ok(out)
 }
 
-/// Adds one occurrence of a field to its slot; a first occurrence makes the slot.
+/// Adds one occurrence of a field to its slot, or returns a new slot for the first one.
 fn add<'a>(
     seen: Option<&mut Slot<'a>>,
     field: &'a Field,
@@ -129,8 +129,8 @@ fn add<'a>(
     }
 }
 
-/// A type without pointers and names, except the name of a list, which is a message of its own
-/// (`Verbs`, `ExtraValue`).
+/// Strips pointers and type names, except the name of a list, which is a message of its own (`Verbs`,
+/// `ExtraValue`).
 fn shape(of: &Type) -> &Type {
     match of {
         Type::Pointer(inner) => shape(inner),
@@ -143,7 +143,7 @@ fn is_message(of: &Type) -> bool {
     !matches!(of, Type::String | Type::Bytes | Type::Bool | Type::Int { .. } | Type::Float(_))
 }
 
-/// Appends an occurrence of a list: one item, or a packed run of numbers.
+/// Appends one occurrence of a list field: one item, or a packed run of numbers.
 fn push(items: &mut Vec<Node>, name: &str, item: &Type, wire: Wire<'_>, depth: usize) -> Result<(), Error> {
     let of = shape(item);
     match wire {
@@ -158,7 +158,7 @@ fn push(items: &mut Vec<Node>, name: &str, item: &Type, wire: Wire<'_>, depth: u
     Ok(())
 }
 
-/// An entry of a map: key=1, value=2, each may be missing.
+/// Decodes an entry of a map: key=1, value=2; either may be missing.
 fn entry(name: &str, item: &Type, data: &[u8], depth: usize) -> Result<(String, Node), Error> {
     let of = shape(item);
     let mut key = String::new();
@@ -178,7 +178,7 @@ fn entry(name: &str, item: &Type, data: &[u8], depth: usize) -> Result<(String, 
     Ok((key, value(name, of, found, depth)?))
 }
 
-/// One value; `of` is a [`shape`].
+/// Decodes one value; `of` is a [`shape`].
 fn value(name: &str, of: &Type, wire: Wire<'_>, depth: usize) -> Result<Node, Error> {
     Ok(match of {
         Type::String => Node::String(wire.text(name)?),
@@ -214,7 +214,7 @@ fn value(name: &str, of: &Type, wire: Wire<'_>, depth: usize) -> Result<Node, Er
     })
 }
 
-/// A named list: a message with its items as field 1.
+/// Decodes a named list: a message with its items in field 1.
 fn items(name: &str, of: &Type, data: &[u8], depth: usize) -> Result<Node, Error> {
     let Type::List(item) = of else {
         return Err(Error::Value(format!("proto: {name} has no protobuf form")));

@@ -1,4 +1,4 @@
-//! The messages behind Kubernetes' scalar-like types, each into its JSON form: times, durations, quantities,
+//! Decodes the messages of Kubernetes' scalar-like types to their JSON forms: times, durations, quantities,
 //! int-or-strings and raw JSON.
 
 use jiff::tz::Offset;
@@ -7,8 +7,8 @@ use jiff::{SignedDuration, Timestamp};
 use super::wire::{Error, Reader};
 use crate::json::{self, Node};
 
-/// `Timestamp{seconds=1, nanos=2}` with 0 or 6 digits of seconds; an empty message is Go's zero time, which is
-/// null in JSON.
+/// Decodes `Timestamp{seconds=1, nanos=2}`, with 0 or 6 decimals of seconds. An empty message is Go's zero
+/// time, which is null in JSON.
 pub(super) fn time(data: &[u8], decimals: usize) -> Result<Node, Error> {
     if data.is_empty() {
         return Ok(Node::Null);
@@ -36,7 +36,7 @@ pub(super) fn time(data: &[u8], decimals: usize) -> Result<Node, Error> {
     Ok(Node::String(if decimals == 0 { format!("{whole}Z") } else { format!("{whole}.{micros:06}Z") }))
 }
 
-/// `Duration{duration=1}` in nanoseconds, as Go prints durations: `1h0m5s`, `1.5s`, `20ms`.
+/// Decodes `Duration{duration=1}` in nanoseconds, printed as Go prints durations: `1h0m5s`, `1.5s`, `20ms`.
 pub(super) fn duration(data: &[u8]) -> Result<Node, Error> {
     let mut nanos = 0;
     let mut fields = Reader::new(data);
@@ -65,7 +65,7 @@ pub(super) fn duration(data: &[u8]) -> Result<Node, Error> {
     Ok(Node::String(format!("{sign}{text}")))
 }
 
-/// `n / unit` without zeros at the end.
+/// Formats `n / unit` without trailing zeros.
 fn decimal(n: u64, unit: u64) -> String {
     let width = unit.ilog10() as usize;
     let fraction = format!("{:0width$}", n % unit);
@@ -74,7 +74,7 @@ fn decimal(n: u64, unit: u64) -> String {
     format!("{}{dot}{fraction}", n / unit)
 }
 
-/// `Quantity{string=1}`.
+/// Decodes `Quantity{string=1}`.
 pub(super) fn quantity(data: &[u8]) -> Result<Node, Error> {
     let mut text = "0".to_owned();
     let mut fields = Reader::new(data);
@@ -86,7 +86,7 @@ pub(super) fn quantity(data: &[u8]) -> Result<Node, Error> {
     Ok(Node::String(text))
 }
 
-/// `IntOrString{type=1, intVal=2, strVal=3}`.
+/// Decodes `IntOrString{type=1, intVal=2, strVal=3}`.
 pub(super) fn int_or_string(data: &[u8]) -> Result<Node, Error> {
     let (mut of, mut int, mut text) = (0, 0, String::new());
     let mut fields = Reader::new(data);
@@ -105,7 +105,7 @@ pub(super) fn int_or_string(data: &[u8]) -> Result<Node, Error> {
     }
 }
 
-/// `RawExtension{raw=1}` and `FieldsV1{raw=1}`: JSON in bytes, null where there is none.
+/// Decodes `RawExtension{raw=1}` and `FieldsV1{raw=1}`: JSON in bytes; null if there is none.
 pub(super) fn raw(data: &[u8]) -> Result<Node, Error> {
     let mut raw: &[u8] = &[];
     let mut fields = Reader::new(data);
@@ -117,7 +117,7 @@ pub(super) fn raw(data: &[u8]) -> Result<Node, Error> {
     if raw.is_empty() { Ok(Node::Null) } else { json::parse(raw).map_err(Error::Value) }
 }
 
-/// An int32 as Go reads it: the low 32 bits.
+/// Returns an int32 as Go reads it: the low 32 bits.
 pub(super) fn low_bits(n: u64) -> i32 {
     ((n & u64::from(u32::MAX)) as u32).cast_signed()
 }

@@ -1,9 +1,10 @@
-//! Kubernetes' protobuf encoding (`application/vnd.kubernetes.protobuf`), driven by the field numbers of the
-//! schema table. A message becomes the document its JSON twin would have been read to, so that type checks,
-//! defaults and validation are the same for both. The API server's `decode.rs` calls it for request bodies.
+//! Kubernetes' protobuf encoding (`application/vnd.kubernetes.protobuf`), driven by the field numbers of
+//! the schema table. A message is decoded to the same document as its JSON form, so that type checks,
+//! defaults and validation are shared. The API server's `decode.rs` calls it for request bodies.
 //!
-//! A body is four magic bytes and a `runtime.Unknown`: apiVersion, kind and the message. Bodies come from
-//! clients: nothing here panics, recursion is bounded, and memory and time grow with the length of the body.
+//! A body is four magic bytes and a `runtime.Unknown`: apiVersion, kind and the message. Because bodies
+//! come from clients, nothing here panics, recursion is bounded, and memory and time are proportional to a
+//! body's length.
 
 mod decode;
 mod leaf;
@@ -14,28 +15,28 @@ pub use wire::Error;
 
 use wire::Reader;
 
-/// The media type.
+/// The media type of a body.
 pub const MEDIA_TYPE: &str = "application/vnd.kubernetes.protobuf";
 
-/// What every body starts with.
+/// The magic bytes that begin every body.
 pub const MAGIC: [u8; 4] = *b"k8s\0";
 
-/// A body taken apart (`runtime.Unknown`): what it says it is, and the message, still to be read.
+/// The parts of a body (`runtime.Unknown`): its declared type, and the message, which is not decoded yet.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Envelope<'a> {
-    /// `apps/v1`; empty where the client left it out.
+    /// The apiVersion, such as `apps/v1`; empty if the client left it out.
     pub api_version: String,
-    /// `Deployment`; empty where the client left it out.
+    /// The kind, such as `Deployment`; empty if the client left it out.
     pub kind: String,
-    /// The message, for [`message`].
+    /// The bytes of the message, to be decoded by [`message`].
     pub raw: &'a [u8],
 }
 
-/// Takes a body apart.
+/// Splits a body into its parts.
 ///
 /// # Errors
 ///
-/// Magic bytes or message are missing, or the wrapper is no protobuf.
+/// If magic bytes or message are missing, or the wrapper is not protobuf.
 pub fn envelope(body: &[u8]) -> Result<Envelope<'_>, Error> {
     if body.is_empty() {
         return Err(Error::Empty("data"));

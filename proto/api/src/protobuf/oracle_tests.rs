@@ -1,5 +1,5 @@
-//! Against the test data of the Go module k8s.io/api, which has every kind as JSON and as protobuf. Run where
-//! the module is in Go's module cache (`go mod download k8s.io/api@v0.35.4`); elsewhere there is nothing to do.
+//! Compares decoding with the test data of the Go module k8s.io/api, which has every kind as JSON and as
+//! protobuf. Runs only where the module is in Go's module cache (`go mod download k8s.io/api@v0.35.4`).
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::json;
 use crate::kinds::split_api_version;
 use crate::schema::{self, Schema, decode};
 
-/// The directory of the test data, if it is here.
+/// Returns the directory of the test data; `None` if it does not exist.
 fn directory() -> Option<PathBuf> {
     let out = std::process::Command::new("go").args(["env", "GOMODCACHE"]).output().ok()?;
     let cache = String::from_utf8(out.stdout).ok()?;
@@ -18,7 +18,7 @@ fn directory() -> Option<PathBuf> {
     path.is_dir().then_some(path)
 }
 
-/// Every kind of the table in the test data: schema, JSON and protobuf.
+/// Returns every kind of the table that is in the test data: schema, JSON and protobuf.
 pub(super) fn samples() -> Vec<(String, Schema, Vec<u8>, Vec<u8>)> {
     let Some(directory) = directory() else { return Vec::new() };
     let mut found = Vec::new();
@@ -40,7 +40,7 @@ pub(super) fn samples() -> Vec<(String, Schema, Vec<u8>, Vec<u8>)> {
     found
 }
 
-/// The typed value in its stored form.
+/// Returns the typed value in its stored form.
 pub(super) fn canonical(schema: Schema, node: &json::Node) -> Value {
     let mut value = decode(schema, node).expect("typed").value;
     schema::encode(schema, &mut value);

@@ -1,11 +1,12 @@
-//! Small messages made by hand: the wrapper, the odd types, merging, and bytes that are no message.
+//! Tests with small handmade messages: the wrapper, the scalar-like types, merging, and bytes that are not
+//! a message.
 
 use serde_json::{Value, json};
 
 use super::{Envelope, Error, envelope, message};
 use crate::schema::{Schema, decode};
 
-/// A length-delimited field of fewer than 128 bytes.
+/// Encodes a length-delimited field of fewer than 128 bytes.
 fn field(tag: u8, bytes: &[u8]) -> Vec<u8> {
     let mut out = vec![tag << 3 | 2, u8::try_from(bytes.len()).expect("short")];
     out.extend_from_slice(bytes);

@@ -1,11 +1,12 @@
-//! Protobuf's wire format over a slice: the fields of one message in order, borrowed, groups skipped.
+//! Protobuf's wire format over a byte slice: reads the fields of one message in order, borrowed, and skips
+//! groups.
 
 use prost::encoding::{self, DecodeContext, WireType};
 
-/// Why bytes are not the message they should be; the texts are those of Kubernetes' generated code.
+/// Why bytes are not the expected message, with the texts of Kubernetes' generated code.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// There is nothing (`data`), or nothing after the magic bytes (`body`).
+    /// The data (`data`) is empty, or nothing follows the magic bytes (`body`).
     #[error("empty {0}")]
     Empty(&'static str),
     /// The magic bytes are missing.
@@ -17,7 +18,7 @@ pub enum Error {
     /// A varint is longer than 64 bits.
     #[error("proto: integer overflow")]
     Overflow,
-    /// Field number zero, or one beyond 29 bits.
+    /// The field number is zero or exceeds 29 bits.
     #[error("proto: illegal tag {tag} (wire type {wire})")]
     Tag {
         /// The field number.
@@ -25,26 +26,26 @@ pub enum Error {
         /// The wire type.
         wire: u64,
     },
-    /// A field of another wire type than its type has.
+    /// The wire type of a field does not match the field's type.
     #[error("proto: wrong wireType = {wire} for field {field}")]
     WireType {
         /// The wire type.
         wire: u8,
-        /// The field.
+        /// The field's name.
         field: String,
     },
-    /// Wire types 6 and 7, or groups that do not match.
+    /// The wire type is 6 or 7, or a group's start and end do not match.
     #[error("proto: illegal wireType {0}")]
     IllegalWireType(u64),
-    /// Messages nested too deeply.
+    /// Messages are nested too deeply.
     #[error("proto: exceeded max depth")]
     Depth,
-    /// A value that its JSON form cannot hold, such as a time in the year 300,000.
+    /// A value that its JSON form cannot express, such as a time in the year 300,000.
     #[error("{0}")]
     Value(String),
 }
 
-/// The value of a field as it is on the wire.
+/// The value of a field in wire form.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Wire<'a> {
     Varint(u64),
@@ -61,7 +62,7 @@ impl<'a> Wire<'a> {
             Wire::Bytes(_) => WireType::LengthDelimited,
             Wire::Fixed32(_) => WireType::ThirtyTwoBit,
         };
-        // Go names its own field, which begins with a capital.
+        // Go's field names begin with a capital letter.
         let mut letters = field.chars();
         let first = letters.next().map(|c| c.to_ascii_uppercase());
         Err(Error::WireType { wire: wire as u8, field: first.into_iter().chain(letters).collect() })
@@ -81,7 +82,7 @@ impl<'a> Wire<'a> {
         }
     }
 
-    /// Text; Go does not check it here, and writes bytes that are no UTF-8 as U+FFFD in JSON.
+    /// Reads text. Like Go it does not check for UTF-8; invalid bytes become U+FFFD, as in Go's JSON.
     pub(super) fn text(self, field: &str) -> Result<String, Error> {
         Ok(String::from_utf8_lossy(self.bytes(field)?).into_owned())
     }
@@ -95,7 +96,7 @@ impl<'a> Wire<'a> {
     }
 }
 
-/// The fields of one message.
+/// Reads the fields of one message.
 pub(super) struct Reader<'a> {
     rest: &'a [u8],
 }
@@ -105,7 +106,7 @@ impl<'a> Reader<'a> {
         Self { rest: data }
     }
 
-    /// The next field, `None` at the end. Groups, which Kubernetes does not use, are skipped.
+    /// Returns the next field; `None` at the end. Groups, which Kubernetes does not use, are skipped.
     pub(super) fn next(&mut self) -> Result<Option<(u32, Wire<'a>)>, Error> {
         while !self.rest.is_empty() {
             let key = self.varint()?;
@@ -134,13 +135,13 @@ impl<'a> Reader<'a> {
         Ok(None)
     }
 
-    /// Bare varints to the end, as packed lists have them.
+    /// Returns the next varint of a packed list; `None` at the end.
     pub(super) fn packed(&mut self) -> Result<Option<u64>, Error> {
         if self.rest.is_empty() { Ok(None) } else { self.varint().map(Some) }
     }
 
     fn varint(&mut self) -> Result<u64, Error> {
-        /// The length of the longest 64-bit varint.
+        /// Maximum bytes of a 64-bit varint.
         const LONGEST: usize = 10;
         let unread = self.rest.len();
         encoding::decode_varint(&mut self.rest)

@@ -1,4 +1,4 @@
-//! Quantities: canonical forms, errors, rounding, sums.
+//! Tests of quantities: canonical forms, errors, rounding, sums.
 
 use super::*;
 
@@ -60,8 +60,8 @@ fn sums_keep_the_format_of_the_first() {
     assert!(sum > Quantity::parse("1.4G").expect("parses"));
 }
 
-/// The answers of k8s.io/apimachinery v0.37.2: the text, then its error, or its canonical form, sign, form rounded to
-/// thousandths, sum with 1500m, difference to 1Ki, value and milli value.
+/// The results of k8s.io/apimachinery v0.37.2 for each text: its error, or its canonical form, sign, form
+/// rounded to thousandths, sum with 1500m, difference to 1Ki, value and milli value.
 const CASES: &str = include_str!("cases.json");
 
 #[test]

@@ -1,8 +1,10 @@
-//! Decoding: a document becomes the value Go's typed decoder would have made of it. Type errors carry the
-//! messages of Kubernetes' JSON library; unknown and duplicate fields are collected for field validation.
+//! Decoding: turns a document into the value that Go's typed decoder would make of it. Type errors carry
+//! the messages of Kubernetes' JSON library; unknown and duplicate fields are collected for field
+//! validation.
 //!
-//! The result has no nulls, no unknown fields and no zero scalars where Go could not tell them from absent
-//! ones; empty lists and maps stay, because validation can tell those. [`super::encode`] drops them later.
+//! The result has no nulls, no unknown fields, and no zero scalars where Go could not tell them from absent
+//! ones. Empty lists and maps stay, because validation can tell those apart; [`super::encode`] drops them
+//! later.
 
 use std::collections::HashSet;
 
@@ -16,7 +18,7 @@ use crate::go;
 use crate::json::{self, Node};
 use crate::quantity::Quantity;
 
-/// At most so many strict errors are kept, as upstream does.
+/// Maximum number of strict errors that are kept, as upstream.
 const MAX_STRICT: usize = 100;
 
 /// A decoded object.
@@ -47,14 +49,14 @@ pub fn decode_type(of: &Type, node: &Node) -> Result<Decoded, String> {
 
 #[derive(Default)]
 struct Decoder {
-    /// The first type error; decoding goes on after it, and an error that ends it wins.
+    /// The first type error: decoding goes on after it, but an error that ends decoding takes precedence.
     saved: Option<String>,
     strict: Vec<String>,
     seen: HashSet<String>,
-    /// The struct whose field is being decoded, and the Go path to it.
+    /// The struct whose field is being decoded, and the Go path to that field.
     holder: Option<StructId>,
     stack: Vec<String>,
-    /// The path in strict errors: with indexes and map keys.
+    /// The path printed in strict errors, with indexes and map keys.
     path: String,
 }
 
@@ -89,12 +91,12 @@ impl Decoder {
         }
     }
 
-    /// Decodes one value; `None` is Go's zero value, which is the same as absent.
+    /// Decodes one value; `None` is Go's zero value, which equals absence.
     fn value(&mut self, of: &Type, node: &Node) -> Outcome {
         self.value_named(of, of, node)
     }
 
-    /// `shown` is the type that messages name: the outermost named one.
+    /// Decodes one value; `shown` is the type printed in messages: the outermost named type.
     fn value_named(&mut self, shown: &Type, of: &Type, node: &Node) -> Outcome {
         match of {
             Type::Pointer(_) if *node == Node::Null => Ok(None),
@@ -103,8 +105,8 @@ impl Decoder {
                 Ok(Some(found.unwrap_or_else(|| super::zero(inner))))
             }
             Type::Named { of: inner, .. } => self.value_named(shown, inner, node),
-            // The table's own types end well before the limit; JSON is parsed within it, YAML, protobuf and patches
-            // meet it here.
+            // The table's own types end well before the limit. JSON is parsed within it; YAML, protobuf and
+            // patches are checked here.
             Type::Any if node.is_deeper_than(json::MAX_DEPTH.saturating_sub(self.stack.len() + 1)) => {
                 Err("exceeded max depth".to_owned())
             }
@@ -169,7 +171,7 @@ impl Decoder {
                 Some(value) => {
                     out.insert(field.name.to_owned(), value);
                 }
-                // Null leaves a scalar or struct as it was and clears anything else.
+                // Null leaves a scalar or struct unchanged and clears any other value.
                 None if *node != Node::Null || clears_on_null(&field.of) => {
                     out.remove(field.name);
                 }
@@ -211,7 +213,7 @@ impl Decoder {
             self.push_path(key);
             let value = self.value(item, node)?;
             self.path.truncate(path);
-            // Bytes are read back empty, not nil, once they were stored.
+            // Stored bytes are read back as empty, not as nil.
             let empty = || if bare(item) == &Type::Bytes { Value::from("") } else { super::zero(item) };
             out.insert(key.clone(), value.unwrap_or_else(empty));
         }
@@ -257,7 +259,7 @@ impl Decoder {
         }
     }
 
-    /// `resource.Quantity` reads the bare text, whatever it is, and an error ends decoding.
+    /// Decodes a `resource.Quantity` from the bare text of any scalar; an error ends decoding.
     fn quantity(&mut self, node: &Node) -> Outcome {
         let text = match node {
             Node::Null => return Ok(None),
@@ -304,7 +306,8 @@ fn encode_base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
-/// Standard base64 as Go reads it: padding needed, line ends skipped, loose last bits. The error is Go's offset.
+/// Decodes standard base64 as Go does: padding required, line ends skipped, trailing bits ignored. The
+/// error is Go's offset.
 fn decode_base64(text: &str) -> Result<Vec<u8>, usize> {
     const ENGINE: GeneralPurpose = GeneralPurpose::new(
         &STANDARD,

@@ -1,4 +1,4 @@
-//! Decoding cases; the messages are those a stock API server gives.
+//! Tests of decoding; the messages are those of a stock API server.
 
 use serde_json::{Value, json};
 

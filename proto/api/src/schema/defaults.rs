@@ -1,6 +1,6 @@
-//! Defaults, as stock Kubernetes 1.35 sets them after decoding. Three sources, applied to every struct from the
-//! outside in: code for what needs code (`rules`), rows written by hand (`rows`), and the `+default` markers of
-//! the table. Parity with a recorded stock server checks them.
+//! Defaults, as stock Kubernetes 1.35 sets them after decoding. They have three sources, applied to every
+//! struct from the outside in: code (`rules`), rows written by hand (`rows`), and the `+default` markers of
+//! the table. A recorded stock server is compared with the result.
 
 mod image;
 mod rows;
@@ -42,7 +42,7 @@ fn visit_struct(id: StructId, members: &mut Map<String, Value>) {
         let inline = matches!(unnamed(&field.of), Type::Struct(_));
         match members.get_mut(field.name) {
             Some(value) => visit(&field.of, value),
-            // A struct without pointer is there even if it was not written.
+            // A struct that is no pointer exists even if it was not written.
             None if inline && !is_metadata(&field.of) => {
                 let mut value = Value::Object(Map::new());
                 visit(&field.of, &mut value);
@@ -70,13 +70,13 @@ fn set_default(members: &mut Map<String, Value>, field: &str, json: &str) {
     if members.contains_key(field) {
         return;
     }
-    // Rows and markers are constants that a test parses.
+    // Rows and markers are constants, and a test parses each.
     if let Ok(value) = serde_json::from_str::<Value>(json) {
         members.insert(field.to_owned(), value);
     }
 }
 
-/// Amounts are kept to a thousandth, rounded up.
+/// Rounds the quantities of a resource list up to thousandths.
 fn round_to_milli(list: &mut Map<String, Value>) {
     for value in list.values_mut() {
         let Some(quantity) = value.as_str().and_then(|s| Quantity::parse(s).ok()) else { continue };

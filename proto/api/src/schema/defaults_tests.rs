@@ -1,4 +1,4 @@
-//! Defaults of whole objects against what a stock 1.35 server stores.
+//! Compares the defaults of whole objects with those that a stock 1.35 server stores.
 
 use serde_json::{Value, json};
 

@@ -11,7 +11,7 @@ type Docs = HashMap<String, HashMap<String, String>>;
 fn unpack() -> Docs {
     let mut text = String::new();
     if let Err(error) = flate2::read::GzDecoder::new(PACKED).read_to_string(&mut text) {
-        // Compiled in and read by a test; without descriptions OpenAPI still works.
+        // The descriptions are compiled in and a test reads them; without them OpenAPI still works.
         tracing::error!(%error, "descriptions of the schema table");
     }
     let mut docs = Docs::new();
@@ -29,7 +29,8 @@ fn unpack() -> Docs {
     docs
 }
 
-/// The description of a field of a type of the table, or of the type itself for an empty field name.
+/// Returns the description of a type's field, or of the type itself if the field name is empty; `None` if
+/// there is none.
 pub fn description(of: &str, field: &str) -> Option<&'static str> {
     static DOCS: LazyLock<Docs> = LazyLock::new(unpack);
     DOCS.get(of).and_then(|fields| fields.get(field)).map(String::as_str).filter(|text| !text.is_empty())

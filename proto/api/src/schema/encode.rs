@@ -1,17 +1,18 @@
-//! Encoding: the form in which stock Kubernetes stores and sends an object, which is what its Go types look like
-//! after a protobuf round trip. Empty lists and maps go (or become null where the field is always written),
-//! structs that are always written appear as `{}`, zero values as zero.
+//! Encoding: the form in which stock Kubernetes stores and sends an object, which is that of its Go types
+//! after a protobuf round trip. Empty lists and maps are dropped (or become null if the field is always
+//! written), structs that are always written appear as `{}`, zero values as zero.
 
 use serde_json::{Map, Value};
 
 use super::{Schema, Table, Type};
 
-/// Brings an object of a kind into the form in which it is stored and sent. Unknown members stay untouched.
+/// Brings an object of a kind into the form in which it is stored and sent. Unknown members are left
+/// unchanged.
 pub fn encode(schema: Schema, value: &mut Value) {
     encode_type(&Type::Struct(schema.id()), value);
 }
 
-/// The same for any type of the table.
+/// Brings a value of any type of the table into the form in which it is stored and sent.
 pub fn encode_type(of: &Type, value: &mut Value) {
     match (of, value) {
         (Type::Pointer(inner) | Type::Named { of: inner, .. }, value) => encode_type(inner, value),
@@ -48,7 +49,7 @@ pub fn encode_type(of: &Type, value: &mut Value) {
     }
 }
 
-/// What an absent field is written as; `None` leaves it out.
+/// Returns the value written for an absent field; `None` leaves the field out.
 fn absent(of: &Type, omit_empty: bool, omit_zero: bool) -> Option<Value> {
     if omit_zero || (omit_empty && !is_struct(of)) {
         return None;
@@ -64,7 +65,8 @@ fn absent(of: &Type, omit_empty: bool, omit_zero: bool) -> Option<Value> {
     }
 }
 
-/// Go structs are never empty for `omitempty`, among them times, quantities and int-or-strings.
+/// Returns whether a type is a Go struct, which is never empty for `omitempty`; so are times, quantities
+/// and int-or-strings.
 fn is_struct(of: &Type) -> bool {
     match of {
         Type::Named { of: inner, .. } => is_struct(inner),
@@ -79,7 +81,7 @@ fn is_struct(of: &Type) -> bool {
     }
 }
 
-/// Whether a present value is the zero value of a type; what a pointer points to never is.
+/// Returns whether a present value is the zero value of a type; a value behind a pointer never is.
 fn is_empty(of: &Type, value: &Value) -> bool {
     match of {
         Type::Named { of: inner, .. } => is_empty(inner, value),
@@ -94,7 +96,7 @@ fn is_empty(of: &Type, value: &Value) -> bool {
     }
 }
 
-/// The zero value of a type as JSON: `""`, `0`, `{}`, `null`.
+/// Returns the zero value of a type as JSON: `""`, `0`, `{}`, `null`.
 pub fn zero(of: &Type) -> Value {
     match of {
         Type::Named { of: inner, .. } => zero(inner),

@@ -1,5 +1,5 @@
-//! Reads `table.txt` into a [`Table`]. The file is made by `cargo xtask schema` and compiled in, so that a line
-//! that does not parse is a bug a test finds, not something a client can cause: such lines are skipped.
+//! Reads `table.txt` into a [`Table`]. `cargo xtask schema` makes the file, and it is compiled in: a line
+//! that does not parse cannot come from a client and would be found by a test, so such lines are skipped.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -13,7 +13,7 @@ pub(super) fn table() -> &'static Table {
     &TABLE
 }
 
-/// One `=` line with the lines below it.
+/// One `=` line with the lines that belong to it.
 struct Raw {
     head: &'static str,
     lines: Vec<&'static str>,
@@ -58,7 +58,7 @@ fn load() -> Table {
 }
 
 impl Loader {
-    /// The fields of a struct, those of embedded structs in their place.
+    /// Returns the fields of a struct, with the fields of embedded structs in their place.
     fn fields(
         &self,
         raws: &[(&'static str, Raw)],
@@ -103,7 +103,7 @@ impl Loader {
         }
     }
 
-    /// The embedded structs of one struct that have a protobuf field number.
+    /// Returns the embedded structs of a struct that have a protobuf field number.
     fn embedded(&self, lines: &[&'static str]) -> Vec<(u32, StructId)> {
         let numbered = |line: &&'static str| {
             let mut words = line.strip_prefix("> ")?.split(' ').skip(1);
@@ -153,7 +153,7 @@ impl Loader {
     }
 }
 
-/// The empty value of an enumeration is written as two quotes.
+/// Removes the two quotes as which an enumeration's empty value is written.
 fn unquoted(value: &'static str) -> &'static str {
     if value == "\"\"" { "" } else { value }
 }

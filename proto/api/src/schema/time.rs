@@ -1,6 +1,7 @@
 //! RFC 3339 times as Go reads and writes them, with Go's parse errors.
 
-/// Reads a time and writes it in UTC with `decimals` digits of seconds (0 or 6). The error is Go's message.
+/// Parses a time and writes it in UTC with `decimals` digits of seconds (0 or 6). The error is Go's
+/// message.
 pub fn canonical(text: &str, decimals: usize) -> Result<String, String> {
     let layout = if decimals == 0 { "2006-01-02T15:04:05Z07:00" } else { "2006-01-02T15:04:05.000000Z07:00" };
     check(text, decimals).map_err(|(rest, element)| {
@@ -14,7 +15,8 @@ pub fn canonical(text: &str, decimals: usize) -> Result<String, String> {
     })?;
     let range = || format!("parsing time {}: day out of range", crate::go::quote(text));
     let at: jiff::Timestamp = text.parse().map_err(|_| range())?;
-    // The offset may lead out of what RFC 3339 can say: stored, such a time could not be read again.
+    // The offset may lead to a year that RFC 3339 cannot express: once stored, such a time could not be
+    // read again.
     if jiff::tz::Offset::UTC.to_datetime(at).year() < 0 {
         return Err(format!("parsing time {}: year outside of range [0,9999]", crate::go::quote(text)));
     }
@@ -28,7 +30,7 @@ pub fn canonical(text: &str, decimals: usize) -> Result<String, String> {
 
 type Complaint<'a> = (&'a str, Option<&'static str>);
 
-/// Follows the layout element by element and says where the text leaves it.
+/// Follows the layout element by element; the error says where the text deviates from it.
 fn check(text: &str, decimals: usize) -> Result<(), Complaint<'_>> {
     let mut rest = text;
     for (digits, element, after) in

@@ -5,22 +5,22 @@ use crate::go;
 /// One condition on a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldRequirement {
-    /// The field label, e.g. `spec.nodeName`.
+    /// The field label, such as `spec.nodeName`.
     pub field: String,
-    /// The value it must have, or must not have.
+    /// The value to compare with.
     pub value: String,
-    /// True for `!=`.
+    /// Whether the field must differ from the value (`!=`).
     pub negated: bool,
 }
 
-/// All conditions must hold; none matches everything.
+/// A set of conditions that must all hold; an empty set matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldSelector {
     requirements: Vec<FieldRequirement>,
 }
 
 impl FieldSelector {
-    /// Reads the text form (`fieldSelector=`); the error is Kubernetes' message.
+    /// Parses the text form (`fieldSelector=`); the error is Kubernetes' message.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut requirements = Vec::new();
         let mut terms = split_terms(text);
@@ -38,30 +38,30 @@ impl FieldSelector {
         Ok(FieldSelector { requirements })
     }
 
-    /// One field must be equal.
+    /// Makes a selector that requires one field to be equal.
     pub fn equals(field: &str, value: &str) -> Self {
         let one = FieldRequirement { field: field.into(), value: value.into(), negated: false };
         FieldSelector { requirements: vec![one] }
     }
 
-    /// The conditions, in sorted order of their text.
+    /// Returns the conditions, sorted by their text.
     pub fn requirements(&self) -> &[FieldRequirement] {
         &self.requirements
     }
 
-    /// True when it matches everything.
+    /// Returns whether the selector matches everything.
     pub fn is_empty(&self) -> bool {
         self.requirements.is_empty()
     }
 
-    /// The value a field must have, if the selector asks for exactly one.
+    /// Returns the value that the selector requires of a field; `None` if it requires none.
     pub fn exact(&self, field: &str) -> Option<&str> {
         self.requirements.iter().find(|r| !r.negated && r.field == field).map(|r| r.value.as_str())
     }
 
-    /// Fails with Kubernetes' message when a field is not among the supported ones. Kinds with only the two
-    /// generic labels name them; kinds with labels of their own do not; Jobs say it their own way. The version
-    /// is that of the kind; no message of today's kinds tells it.
+    /// Fails with Kubernetes' message if a field is not among the supported ones. For kinds with only the
+    /// two generic labels the message lists them, for kinds with labels of their own it does not, and for
+    /// Jobs it differs. The version is the kind's; no message uses it today.
     pub fn check_supported(&self, kind: &str, _version: &str, supported: &[&str]) -> Result<(), String> {
         let Some(bad) = self.requirements.iter().find(|r| !supported.contains(&r.field.as_str())) else {
             return Ok(());
@@ -77,7 +77,8 @@ impl FieldSelector {
         })
     }
 
-    /// Whether the fields, looked up by label, satisfy it; an absent field is the empty string.
+    /// Returns whether the fields, looked up by label, satisfy the selector; an absent field counts as
+    /// empty.
     pub fn matches<'a>(&self, lookup: impl Fn(&str) -> Option<&'a str>) -> bool {
         self.requirements.iter().all(|r| (lookup(&r.field).unwrap_or("") == r.value) != r.negated)
     }

@@ -1,4 +1,4 @@
-//! The label selector itself: requirements, matching, printing, and the `LabelSelector` found in objects.
+//! Label selectors: requirements, matching, printing, and the `LabelSelector` inside objects.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use crate::{go, names};
 
 /// Anything that has labels.
 pub trait Labels {
-    /// The value of a label.
+    /// Returns the value of a label; `None` if it is not set.
     fn label(&self, key: &str) -> Option<&str>;
 }
 
@@ -34,14 +34,14 @@ impl<L: Labels> Labels for Option<&L> {
     }
 }
 
-/// A labels map as JSON; anything but an object has no labels.
+/// A labels map as JSON; any value but an object has no labels.
 impl Labels for Value {
     fn label(&self, key: &str) -> Option<&str> {
         self.get(key).and_then(Value::as_str)
     }
 }
 
-/// How a requirement compares.
+/// How a requirement compares a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operator {
     /// `!key`.
@@ -67,16 +67,17 @@ pub enum Operator {
 /// One condition on a label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Requirement {
-    /// The label.
+    /// The label's key.
     pub key: String,
     /// The comparison.
     pub operator: Operator,
-    /// What it is compared with, in the order given.
+    /// The values to compare with, in the order given; empty for `Exists` and `DoesNotExist`.
     pub values: Vec<String>,
 }
 
 impl Requirement {
-    /// Checks key, operator and values as `labels.NewRequirement` does; `path` is the nil path for strings.
+    /// Makes a requirement, checked as `labels.NewRequirement` does; `path` is the nil path for selectors
+    /// in text form.
     pub fn new(key: &str, operator: Operator, values: Vec<String>, path: &Path) -> Result<Self, ErrorList> {
         let mut errors = ErrorList::new();
         let nil = path == &Path::nil();
@@ -125,7 +126,7 @@ impl Requirement {
         if errors.is_empty() { Ok(Requirement { key: key.into(), operator, values }) } else { Err(errors) }
     }
 
-    /// Whether labels satisfy this.
+    /// Returns whether labels satisfy the requirement.
     pub fn matches(&self, labels: &(impl Labels + ?Sized)) -> bool {
         let value = labels.label(&self.key);
         let listed = |v: &str| self.values.iter().any(|w| w == v);
@@ -166,7 +167,7 @@ impl fmt::Display for Requirement {
     }
 }
 
-/// All requirements must hold; none at all matches everything.
+/// A set of requirements that must all hold; an empty set matches everything.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Selector {
     requirements: Vec<Requirement>,
@@ -174,28 +175,28 @@ pub struct Selector {
 }
 
 impl Selector {
-    /// Matches every object.
+    /// Makes a selector that matches every object.
     pub fn everything() -> Self {
         Self::default()
     }
 
-    /// Matches no object.
+    /// Makes a selector that matches no object.
     pub fn nothing() -> Self {
         Selector { requirements: Vec::new(), nothing: true }
     }
 
-    /// Reads the text form (`labelSelector=`); the error is Kubernetes' message.
+    /// Parses the text form (`labelSelector=`); the error is Kubernetes' message.
     pub fn parse(text: &str) -> Result<Self, String> {
         parse::parse(text).map(Self::from_requirements)
     }
 
-    /// All of the given requirements, sorted by key.
+    /// Makes a selector of the requirements, sorted by key.
     pub fn from_requirements(mut requirements: Vec<Requirement>) -> Self {
         requirements.sort_by(|a, b| a.key.cmp(&b.key));
         Selector { requirements, nothing: false }
     }
 
-    /// Every label of a set must be equal (Service selectors).
+    /// Makes a selector that requires every label of a set to be equal, as Service selectors do.
     pub fn from_set<'a>(set: impl IntoIterator<Item = (&'a String, &'a String)>) -> Self {
         let requirement = |(key, value): (&String, &String)| Requirement {
             key: key.clone(),
@@ -205,22 +206,22 @@ impl Selector {
         Self::from_requirements(set.into_iter().map(requirement).collect())
     }
 
-    /// The requirements, sorted by key.
+    /// Returns the requirements, sorted by key.
     pub fn requirements(&self) -> &[Requirement] {
         &self.requirements
     }
 
-    /// True when it matches everything.
+    /// Returns whether the selector matches everything.
     pub fn is_empty(&self) -> bool {
         !self.nothing && self.requirements.is_empty()
     }
 
-    /// Whether labels satisfy it.
+    /// Returns whether labels satisfy the selector.
     pub fn matches(&self, labels: &(impl Labels + ?Sized)) -> bool {
         !self.nothing && self.requirements.iter().all(|r| r.matches(labels))
     }
 
-    /// Whether an object's `metadata.labels` satisfy it.
+    /// Returns whether an object's `metadata.labels` satisfy the selector.
     pub fn matches_object(&self, object: &Value) -> bool {
         match object.pointer("/metadata/labels") {
             Some(labels) => self.matches(labels),
@@ -250,16 +251,16 @@ pub struct LabelSelector {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LabelSelectorRequirement {
-    /// The label.
+    /// The label's key.
     pub key: String,
     /// `In`, `NotIn`, `Exists` or `DoesNotExist`.
     pub operator: String,
-    /// Values, for the first two.
+    /// The values for `In` and `NotIn`; otherwise empty.
     pub values: Vec<String>,
 }
 
 impl LabelSelector {
-    /// Reads it out of an object's JSON.
+    /// Reads a `LabelSelector` from an object's JSON.
     pub fn from_value(value: &Value) -> Result<Self, serde_json::Error> {
         match value {
             Value::Null => Ok(Self::default()),
@@ -267,12 +268,13 @@ impl LabelSelector {
         }
     }
 
-    /// True when it has no condition.
+    /// Returns whether there is no condition.
     pub fn is_empty(&self) -> bool {
         self.match_labels.is_empty() && self.match_expressions.is_empty()
     }
 
-    /// As `metav1.LabelSelectorAsSelector`: an empty one matches everything. The error is the message.
+    /// Makes a selector as `metav1.LabelSelectorAsSelector` does: an empty one matches everything. The
+    /// error is the message.
     pub fn to_selector(&self) -> Result<Selector, String> {
         let mut requirements = Vec::new();
         for (key, value) in &self.match_labels {
@@ -295,7 +297,8 @@ impl LabelSelector {
 }
 
 impl Selector {
-    /// The selector of an object's `LabelSelector` JSON: absent matches nothing, empty matches everything.
+    /// Makes a selector of an object's `LabelSelector` JSON: absent matches nothing, empty matches
+    /// everything.
     pub fn from_label_selector(value: Option<&Value>) -> Result<Self, String> {
         match value {
             None | Some(Value::Null) => Ok(Self::nothing()),

@@ -49,7 +49,7 @@ fn is_special(c: char) -> bool {
     matches!(c, '=' | '!' | '(' | ')' | ',' | '>' | '<')
 }
 
-/// Cuts the text into tokens; the longest known symbol wins.
+/// Splits the text into tokens; the longest known symbol wins.
 fn scan(text: &str) -> Vec<(Token, String)> {
     let mut items = Vec::new();
     let mut rest = text;
@@ -78,7 +78,7 @@ struct Parser {
     at: usize,
 }
 
-/// Reads a selector string into requirements, in the order written.
+/// Parses a selector string into requirements, in the order written.
 pub(super) fn parse(text: &str) -> Result<Vec<Requirement>, String> {
     let mut parser = Parser { items: scan(text), at: 0 };
     let mut requirements = Vec::new();
@@ -108,7 +108,8 @@ pub(super) fn parse(text: &str) -> Result<Vec<Requirement>, String> {
 }
 
 impl Parser {
-    /// The next token; among values the words `in` and `notin` are plain identifiers.
+    /// Returns the next token without consuming it; where values are expected, `in` and `notin` are plain
+    /// identifiers.
     fn look(&self, values: bool) -> (Token, String) {
         let (tok, literal) = self.items.get(self.at).cloned().unwrap_or((Token::End, String::new()));
         match tok {
@@ -138,7 +139,7 @@ impl Parser {
         make(&key, operator, values)
     }
 
-    /// The key, and the operator where there is none to read: `key` or `!key`.
+    /// Reads a key; also returns the operator if none follows: `key` or `!key`.
     fn key(&mut self) -> Result<(String, Option<Operator>), String> {
         let mut unary = None;
         let (mut tok, mut literal) = self.take(true);
@@ -196,7 +197,7 @@ impl Parser {
         }
     }
 
-    /// A comma-separated list; an empty place is the empty value.
+    /// Reads a comma-separated list of values; an empty position is the empty value.
     fn identifiers(&mut self) -> Result<Vec<String>, String> {
         let mut values: Vec<String> = Vec::new();
         loop {

@@ -1,4 +1,4 @@
-//! Shapes and messages of Status.
+//! Tests of the JSON form and the messages of Status.
 
 use super::*;
 use crate::field::{Error, Path};

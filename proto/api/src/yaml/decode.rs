@@ -1,5 +1,6 @@
-//! From a tree of YAML nodes to a JSON document: aliases are followed, `<<` is merged, keys become strings and
-//! numbers are written as Go's `encoding/json` writes them. As go-yaml's `decoder` and `YAMLToJSON` together.
+//! Decodes a tree of YAML nodes to a JSON document: aliases are followed, `<<` is merged, keys become
+//! strings, and numbers are written as Go's `encoding/json` does. Does the work of go-yaml's `decoder` and
+//! `YAMLToJSON`.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -13,16 +14,16 @@ use super::tree::{Id, Kind, Tree};
 use crate::go;
 use crate::json::{MAX_DEPTH, Node};
 
-/// Below so many decoded nodes 99 of 100 may come from aliases, as in go-yaml.
+/// Number of decoded nodes below which 99 of 100 may come from aliases, as in go-yaml.
 const ALIAS_RATIO_LOW: f64 = 400_000.0;
 
-/// From so many on, 10 of 100.
+/// Number of decoded nodes from which only 10 of 100 may come from aliases.
 const ALIAS_RATIO_HIGH: f64 = 4_000_000.0;
 
-/// How many repeated keys are told at most.
+/// Maximum number of repeated keys that are reported.
 const MAX_REPEATED: usize = 1000;
 
-/// Members of a mapping by their name.
+/// The members of a mapping by name.
 type Members = BTreeMap<String, Node>;
 
 /// Decodes a document.
@@ -48,13 +49,13 @@ pub(super) fn decode(tree: &Tree, alias_bytes: usize) -> Result<Document, String
 
 struct Decoder<'a> {
     tree: &'a Tree,
-    /// Aliases that are being followed, outermost first.
+    /// The aliases that are being followed, outermost first.
     followed: Vec<Id>,
     decoded: u64,
     from_aliases: u64,
-    /// How many bytes aliases may still repeat.
+    /// Number of bytes that aliases may still repeat.
     alias_bytes: usize,
-    /// An error text for each key that a mapping has twice.
+    /// One error message for each key that a mapping has twice.
     repeated: Vec<String>,
 }
 
@@ -77,7 +78,7 @@ impl Decoder<'_> {
         }
     }
 
-    /// Adds the members of a mapping in their order; one that is there already is replaced.
+    /// Adds the members of a mapping in order; a member that exists already is replaced.
     fn members(&mut self, id: Id, depth: usize, into: &mut Members) -> Result<(), String> {
         let Kind::Mapping(children) = &self.tree.nodes[id].kind else { return Err(want_map()) };
         for pair in children.chunks_exact(2) {
@@ -110,7 +111,7 @@ impl Decoder<'_> {
         }
     }
 
-    /// Adds the members that `<<` names: of a mapping, or of a list of mappings, of which the first wins.
+    /// Merges the value of `<<`: a mapping, or a list of mappings of which the first wins.
     fn merge(&mut self, id: Id, depth: usize, into: &mut Members) -> Result<(), String> {
         match &self.tree.nodes[id].kind {
             Kind::Mapping(_) | Kind::Alias { .. } => self.merge_one(id, depth, into),
@@ -150,7 +151,7 @@ impl Decoder<'_> {
         found
     }
 
-    /// A key as a string, and as Go shows it in an error.
+    /// Returns a key as a string, and in the form that Go's errors print.
     fn key(&mut self, id: Id, depth: usize) -> Result<(String, String), String> {
         self.count(id, depth)?;
         let resolved = match &self.tree.nodes[id].kind {
@@ -185,7 +186,7 @@ impl Decoder<'_> {
         }
     }
 
-    /// Counts a node, and refuses depth and growth that no honest document has.
+    /// Counts a decoded node, and fails if nesting or growth by aliases exceeds its limit.
     fn count(&mut self, id: Id, depth: usize) -> Result<(), String> {
         if depth > MAX_DEPTH {
             return Err(format!("yaml: exceeded max depth of {MAX_DEPTH}"));
@@ -212,7 +213,7 @@ impl Decoder<'_> {
     }
 }
 
-/// The value of a scalar; one in quotes and without a tag is a string.
+/// Returns the value of a scalar; a scalar in quotes without a tag is a string.
 fn scalar(text: &str, tag: &str, plain: bool) -> Result<Scalar, String> {
     let found = if tag.is_empty() && !plain { Scalar::Text(text.to_owned()) } else { resolve(tag, text)? };
     let Scalar::Binary(encoded) = found else { return Ok(found) };
@@ -223,7 +224,7 @@ fn scalar(text: &str, tag: &str, plain: bool) -> Result<Scalar, String> {
     Ok(Scalar::Text(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// A scalar as JSON.
+/// Converts a scalar to JSON.
 fn json(scalar: Scalar) -> Result<Node, String> {
     Ok(match scalar {
         Scalar::Null => Node::Null,

@@ -1,6 +1,6 @@
-//! The events of libyaml, the parser that go-yaml v2 was made from: the same texts are YAML to it, with the same
-//! errors. `tree.rs` calls it. This is the only file here that touches memory by hand: the parser and each event
-//! are freed when they are dropped, and what an event holds is copied out of it.
+//! The events of libyaml, from which go-yaml v2 was made, so both accept the same texts and give the same
+//! errors. Used by `tree.rs`. This is the only file of this folder with unsafe code: the parser and each
+//! event are freed when they are dropped, and an event's content is copied out of it.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -10,12 +10,12 @@ use std::ptr;
 
 use unsafe_libyaml_norway as unsafe_libyaml;
 
-/// What the parser found; the end of the stream and of documents, sequences and mappings are events too.
+/// An event of the parser; the ends of the stream, documents, sequences and mappings are events too.
 #[derive(Debug)]
 pub(super) enum Event {
     StreamStart,
     StreamEnd,
-    /// `minor` is that of a `%YAML 1.minor` before the document.
+    /// `minor` is the version from a `%YAML 1.minor` before the document; `None` without one.
     DocumentStart {
         minor: Option<i32>,
     },
@@ -23,7 +23,7 @@ pub(super) enum Event {
     Alias {
         anchor: String,
     },
-    /// `plain` is false for quoted, literal and folded scalars and for those with a tag.
+    /// `plain` is false for quoted, literal and folded scalars and for scalars with a tag.
     Scalar {
         anchor: Option<String>,
         tag: Option<String>,
@@ -40,7 +40,7 @@ pub(super) enum Event {
     MappingEnd,
 }
 
-/// Reads the events of a text. Boxed, because libyaml keeps pointers to its own parts.
+/// Reads the events of a text. The C parser is boxed, because libyaml keeps pointers into it.
 pub(super) struct Parser<'a> {
     parser: Box<MaybeUninit<unsafe_libyaml::yaml_parser_t>>,
     text: PhantomData<&'a [u8]>,
@@ -49,8 +49,8 @@ pub(super) struct Parser<'a> {
 impl<'a> Parser<'a> {
     pub(super) fn new(text: &'a [u8]) -> Result<Self, String> {
         let mut parser = Box::new(MaybeUninit::<unsafe_libyaml::yaml_parser_t>::uninit());
-        // SAFETY: `initialize` writes the whole struct, which stays where it is until `drop`. The text is borrowed
-        // for as long as the parser lives.
+        // SAFETY: `initialize` writes the whole struct, which is not moved until `drop`. The text is
+        // borrowed for as long as the parser lives.
         unsafe {
             if unsafe_libyaml::yaml_parser_initialize(parser.as_mut_ptr()).fail {
                 return Err("yaml: out of memory".into());
@@ -64,7 +64,7 @@ impl<'a> Parser<'a> {
         Ok(Parser { parser, text: PhantomData })
     }
 
-    /// The next event and the line, counted from 0, that it starts at.
+    /// Returns the next event and the line, counted from 0, on which it starts.
     pub(super) fn next(&mut self) -> Result<(Event, u64), String> {
         let mut event = MaybeUninit::<unsafe_libyaml::yaml_event_t>::uninit();
         // SAFETY: `parse` writes the event where it succeeds; it is read by its type alone and deleted once.
@@ -79,9 +79,9 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// The error's text as go-yaml's `parser.fail` writes it, which counts lines in three ways.
+    /// Returns the error's text as go-yaml's `parser.fail` writes it, which counts lines in three ways.
     fn error(&self) -> String {
-        // SAFETY: the parser was initialized; `problem` is null or a string of the library's own.
+        // SAFETY: the parser was initialized; `problem` is null or a string owned by the library.
         let (kind, problem, at, context) = unsafe {
             let parser = &*self.parser.as_ptr();
             let problem = match parser.problem.is_null() {
@@ -100,16 +100,16 @@ impl<'a> Parser<'a> {
 
 impl Drop for Parser<'_> {
     fn drop(&mut self) {
-        // SAFETY: initialized in `new`, deleted here alone.
+        // SAFETY: initialized in `new`, deleted only here.
         unsafe { unsafe_libyaml::yaml_parser_delete(self.parser.as_mut_ptr()) }
     }
 }
 
-/// Copies an event.
+/// Copies an event out of libyaml's memory.
 ///
 /// # Safety
 ///
-/// The event was written by `yaml_parser_parse` and not deleted yet.
+/// The event must have been written by `yaml_parser_parse` and not have been deleted.
 unsafe fn copy(event: &unsafe_libyaml::yaml_event_t) -> Event {
     // SAFETY: the field of the union is the one of the event's type; its strings end with a zero byte.
     unsafe {
@@ -151,7 +151,7 @@ unsafe fn copy(event: &unsafe_libyaml::yaml_event_t) -> Event {
 ///
 /// # Safety
 ///
-/// Null, or a string that ends with a zero byte.
+/// The pointer must be null or point to a string that ends with a zero byte.
 unsafe fn string(text: *const u8) -> Option<String> {
     // SAFETY: as the caller says.
     (!text.is_null()).then(|| unsafe { CStr::from_ptr(text.cast()).to_string_lossy().into_owned() })

@@ -1,5 +1,5 @@
-//! What a scalar without quotes means in YAML 1.1, rule for rule as go-yaml v2's `resolve.go` has it. The decoder
-//! asks it for values, the writer asks it which strings need quotes.
+//! The meaning of a scalar without quotes in YAML 1.1, rule for rule as in go-yaml v2's `resolve.go`. The
+//! decoder uses it for values, the writer to find strings that need quotes.
 
 use std::sync::LazyLock;
 
@@ -11,11 +11,11 @@ pub(super) enum Scalar {
     Null,
     Bool(bool),
     Int(i64),
-    /// A whole number beyond the range of `Int`.
+    /// A whole number above the range of `Int`.
     Uint(u64),
     Float(f64),
     Text(String),
-    /// A date or time: a string for everyone but the writer, who quotes strings that look like one.
+    /// A date or time: a string for the decoder; the writer quotes strings that look like one.
     Time(String),
     /// The text of a `!!binary` scalar, in base64.
     Binary(String),
@@ -31,11 +31,11 @@ static TIME: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(pattern).ok()
 });
 
-/// Resolves a scalar that has a tag or is plain; `tag` is the long form, empty for none.
+/// Resolves a plain scalar or one with a tag; `tag` is the tag's long form, empty without a tag.
 ///
 /// # Errors
 ///
-/// A text that is not of its tag's type.
+/// If the text is not of the tag's type.
 pub(super) fn resolve(tag: &str, text: &str) -> Result<Scalar, String> {
     let short = tag.strip_prefix(PREFIX);
     match (tag, short) {
@@ -52,7 +52,7 @@ pub(super) fn resolve(tag: &str, text: &str) -> Result<Scalar, String> {
                 }
             }
         }
-        // A tag of somebody's own says nothing here.
+        // An application-specific tag has no meaning here.
         _ => Ok(Scalar::Text(text.to_owned())),
     }
 }
@@ -69,7 +69,7 @@ fn type_name(scalar: &Scalar) -> &'static str {
     }
 }
 
-/// The value of a plain scalar; `times` says whether one may be a time.
+/// Returns the value of a plain scalar; `times` says whether it may be a time.
 pub(super) fn plain(text: &str, times: bool) -> Scalar {
     if let Some(word) = word(text) {
         return word;
@@ -83,7 +83,7 @@ pub(super) fn plain(text: &str, times: bool) -> Scalar {
     .unwrap_or_else(|| Scalar::Text(text.to_owned()))
 }
 
-/// The words that are values.
+/// Returns the value of a word such as `yes`, `null` or `.inf`; `None` for any other text.
 fn word(text: &str) -> Option<Scalar> {
     Some(match text {
         "y" | "Y" | "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => {
@@ -100,7 +100,7 @@ fn word(text: &str) -> Option<Scalar> {
     })
 }
 
-/// A text without the underscores between its digits, all that Go's `ParseFloat` takes.
+/// Removes underscores between digits, the only ones that Go's `ParseFloat` accepts.
 fn between_digits(text: &str) -> String {
     let bytes = text.as_bytes();
     let digit = |i: Option<usize>| i.and_then(|i| bytes.get(i)).is_some_and(u8::is_ascii_digit);
@@ -108,14 +108,15 @@ fn between_digits(text: &str) -> String {
     text.char_indices().filter(|(i, _)| kept(*i)).map(|(_, c)| c).collect()
 }
 
-/// A decimal fraction that fits a double.
+/// Parses a decimal fraction that fits a double; otherwise `None`.
 fn float(text: &str) -> Option<Scalar> {
     let shaped = FLOAT.as_ref().is_some_and(|pattern| pattern.is_match(text));
     let value: f64 = text.parse().ok().filter(|v: &f64| shaped && v.is_finite())?;
     Some(Scalar::Float(value))
 }
 
-/// A number without underscores: Go's `strconv.ParseInt` with base 0, then fractions, then go-yaml's own binary.
+/// Parses a number without underscores: as Go's `strconv.ParseInt` with base 0, then as a fraction, then as
+/// go-yaml's own binary form.
 fn number(text: &str) -> Option<Scalar> {
     let (negative, body) = match text.as_bytes().first()? {
         b'-' => (true, &text[1..]),
@@ -134,7 +135,7 @@ fn number(text: &str) -> Option<Scalar> {
     if let Some(found) = float(text) {
         return Some(found);
     }
-    // Go also takes a sign after the prefix here.
+    // Go also accepts a sign after this prefix.
     if let Some(digits) = text.strip_prefix("0b") {
         return i64::from_str_radix(digits, 2).ok().map(Scalar::Int);
     }
@@ -142,7 +143,7 @@ fn number(text: &str) -> Option<Scalar> {
     i64::from_str_radix(&format!("-{digits}"), 2).ok().map(Scalar::Int)
 }
 
-/// The value of digits with the prefix that says their base: 0x, 0o, 0b, 0 for octal too.
+/// Parses digits in the base given by their prefix: 0x, 0o, 0b; a plain 0 means octal too.
 fn magnitude(body: &str) -> Option<u64> {
     let (digits, base) = match body.as_bytes() {
         [b'0', b'x' | b'X', ..] => (&body[2..], 16),
@@ -151,14 +152,14 @@ fn magnitude(body: &str) -> Option<u64> {
         [b'0', _, ..] => (&body[1..], 8),
         _ => (body, 10),
     };
-    // Rust takes a sign here, Go does not.
+    // Rust accepts a sign at this position, Go does not.
     if digits.starts_with(['+', '-']) {
         return None;
     }
     u64::from_str_radix(digits, base).ok()
 }
 
-/// Whether a text is a date or a time in one of the forms go-yaml knows.
+/// Returns whether a text is a date or time in a form that go-yaml knows.
 fn is_time(text: &str) -> bool {
     let Some(found) = TIME.as_ref().and_then(|pattern| pattern.captures(text)) else { return false };
     let part = |i: usize| found.get(i).and_then(|m| m.as_str().parse::<i8>().ok());

@@ -1,5 +1,5 @@
-//! The reader and the writer beside `sigs.k8s.io/yaml` v1.6.0, whose answers to `cases.json` are recorded in it,
-//! and what no text may do.
+//! Compares reader and writer with the results of `sigs.k8s.io/yaml` v1.6.0 that `cases.json` records, and
+//! checks that no text exhausts memory or panics.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use super::*;
 
 const CASES: &str = include_str!("cases.json");
 
-/// An error without what differs: Go prints whole values, and writes a word of libyaml's in its own way.
+/// Removes from an error what may differ: Go prints whole values, and rewords an error of libyaml.
 fn comparable(error: &str) -> String {
     let error = error.split(", value: ").next().unwrap_or(error).split("map key: ").next().unwrap_or(error);
     error.replace("hexdecimal", "hexadecimal")
@@ -27,7 +27,7 @@ fn shown(node: &Node) -> String {
 
 #[test]
 fn texts_mean_what_kubernetes_reads_in_them() {
-    // With the numbers as they are written.
+    // The cases are parsed with the numbers as written.
     let Node::Array(cases) = crate::json::parse(CASES.as_bytes()).expect("JSON") else { panic!("a list") };
     let mut wrong = Vec::new();
     for case in &cases {
@@ -62,7 +62,7 @@ fn aliases_cannot_fill_the_memory() {
     assert_eq!(error(&format!("a0: &a0 {{x: 1}}\n{merges}")), "yaml: document contains excessive aliasing");
     let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(10_000), vec!["*a"; 200].join(", "));
     assert_eq!(error(&long), "yaml: document contains excessive aliasing");
-    // What people write stays well below: a thousand uses of a block of labels.
+    // Honest documents stay well below the limit: a thousand uses of a block of labels.
     let honest = format!("a: &a {{app: x, tier: y}}\nb: [{}]\n", vec!["{<<: *a, z: 1}"; 1000].join(", "));
     assert!(parse(honest.as_bytes(), 1 << 20).is_ok());
 }
@@ -81,7 +81,7 @@ fn depth_is_bounded_also_where_aliases_make_it() {
 #[test]
 fn what_is_written_is_read_back_as_it_was() {
     let Node::Array(cases) = crate::json::parse(CASES.as_bytes()).expect("JSON") else { panic!("a list") };
-    // Every text of the cases as a string: all words, numbers, quotes, breaks and control characters.
+    // Every text of the cases, as a string: words, numbers, quotes, breaks and control characters.
     let mut strings: Vec<Value> = cases.iter().filter_map(|c| c.get("yaml")).map(Node::to_value).collect();
     let words: Vec<Value> = strings
         .iter()

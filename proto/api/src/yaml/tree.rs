@@ -1,20 +1,20 @@
-//! From the events of the YAML parser to a tree of nodes, as go-yaml's `parser` does it. The nodes lie in one list
-//! and name each other by index, so that an alias is one number and nothing recurses.
+//! Builds a tree of nodes from the events of the YAML parser, as go-yaml's `parser` does. The nodes are in
+//! one list and refer to each other by index, so that an alias is one number and nothing recurses.
 
 use std::collections::HashMap;
 
 use super::events::{Event, Parser};
 use crate::json::MAX_DEPTH;
 
-/// The place of a node in [`Tree::nodes`].
+/// The index of a node in [`Tree::nodes`].
 pub(super) type Id = usize;
 
-/// What a node is.
+/// The kind and content of a node.
 #[derive(Clone, Debug)]
 pub(super) enum Kind {
-    /// Text; `plain` is false for quoted, literal and folded scalars and for those with a tag.
+    /// A scalar; `plain` is false for quoted, literal and folded scalars and for scalars with a tag.
     Scalar { text: String, tag: String, plain: bool },
-    /// Another node, by the name of its anchor.
+    /// A reference to the node with this anchor.
     Alias { name: String, of: Id },
     /// Items in order.
     Sequence(Vec<Id>),
@@ -22,7 +22,7 @@ pub(super) enum Kind {
     Mapping(Vec<Id>),
 }
 
-/// One node and the line, counted from 0, that it starts at.
+/// One node and the line, counted from 0, on which it starts.
 #[derive(Clone, Debug)]
 pub(super) struct TreeNode {
     pub(super) kind: Kind,
@@ -36,13 +36,13 @@ pub(super) struct Tree {
     pub(super) root: Id,
 }
 
-/// Reads the first document; `None` where the text has none.
+/// Reads the first document; `None` if the text has none.
 pub(super) fn read(text: &[u8]) -> Result<Option<Tree>, String> {
     let mut parser = Parser::new(text)?;
     let mut builder = Builder::default();
     loop {
         match parser.next()? {
-            // go-yaml reads YAML 1.1 and nothing newer.
+            // go-yaml reads YAML 1.1 and no later version.
             (Event::DocumentStart { minor: Some(2..) }, _) => {
                 return Err("yaml: found incompatible YAML document".into());
             }
@@ -60,7 +60,7 @@ pub(super) fn read(text: &[u8]) -> Result<Option<Tree>, String> {
 struct Builder {
     nodes: Vec<TreeNode>,
     anchors: HashMap<String, Id>,
-    /// Sequences and mappings that have not ended, outermost first.
+    /// Open sequences and mappings, outermost first.
     open: Vec<Id>,
     root: Option<Id>,
 }

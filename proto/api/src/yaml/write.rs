@@ -1,5 +1,5 @@
-//! From a JSON value to YAML text as `sigs.k8s.io/yaml` writes it: keys sorted, lists not indented, and quotes
-//! around each string that would be read as something else.
+//! Writes a JSON value as YAML text like `sigs.k8s.io/yaml`: keys sorted, lists not indented, and quotes
+//! around each string that would be read as another value.
 
 use std::cmp::Ordering;
 use std::fmt::Write;
@@ -29,7 +29,7 @@ fn indent(out: &mut String, spaces: usize) {
     out.extend(std::iter::repeat_n(' ', spaces));
 }
 
-/// Writes members, sorted; the first stands where the line already is if `begun`.
+/// Writes members, sorted. If `begun`, the first member continues the current line.
 fn mapping(out: &mut String, members: &serde_json::Map<String, Value>, spaces: usize, begun: bool) {
     let mut sorted: Vec<(&String, &Value)> = members.iter().collect();
     sorted.sort_by(|a, b| compare(a.0, b.0));
@@ -37,7 +37,7 @@ fn mapping(out: &mut String, members: &serde_json::Map<String, Value>, spaces: u
         if i > 0 || !begun {
             indent(out, spaces);
         }
-        // A key is one line.
+        // A key is always written on one line.
         string(out, key, None);
         out.push(':');
         match value {
@@ -75,8 +75,8 @@ fn sequence(out: &mut String, items: &[Value], spaces: usize, begun: bool) {
     }
 }
 
-/// Writes a value that has no members, without a line break at its end; `spaces` is how far the lines of a literal
-/// string are indented.
+/// Writes a value without members, and no line break after it. `spaces` is the indentation of the lines of
+/// a literal string.
 fn scalar(out: &mut String, value: &Value, spaces: usize) {
     match value {
         Value::String(text) => string(out, text, Some(spaces)),
@@ -90,8 +90,8 @@ fn scalar(out: &mut String, value: &Value, spaces: usize) {
     }
 }
 
-/// Writes a string: literal where it has lines and may be, plain where it is read back as that string, in quotes
-/// otherwise.
+/// Writes a string: as a literal if it has several lines and `literal` allows it, plain if it is read back
+/// as the same string, otherwise in quotes.
 fn string(out: &mut String, text: &str, literal: Option<usize>) {
     let printable = |c: char| !c.is_control() && !matches!(c, '\u{feff}' | '\u{2028}' | '\u{2029}');
     if let Some(spaces) = literal.filter(|_| text.contains('\n'))
@@ -126,7 +126,7 @@ fn string(out: &mut String, text: &str, literal: Option<usize>) {
     }
 }
 
-/// Whether a printable text of one line would be read as syntax.
+/// Returns whether a printable text of one line would be read as YAML syntax.
 fn needs_quotes(text: &str) -> bool {
     let mut chars = text.chars();
     let (first, second) = (chars.next(), chars.next());
@@ -164,12 +164,12 @@ fn double_quoted(out: &mut String, text: &str) {
 static BASE_60: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"^[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?$").ok());
 
-/// Whether other YAML 1.1 readers take a text for a number in base 60, such as `1:30`.
+/// Returns whether other YAML 1.1 readers take a text for a number in base 60, such as `1:30`.
 fn is_base_60(text: &str) -> bool {
     text.contains(':') && BASE_60.as_ref().is_some_and(|pattern| pattern.is_match(text))
 }
 
-/// The order of keys as go-yaml has it: letters by code, other characters before letters, numbers by value.
+/// Compares keys as go-yaml does: letters by code, other characters before letters, numbers by value.
 fn compare(a: &str, b: &str) -> Ordering {
     let (left, right): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let Some(i) = left.iter().zip(&right).position(|(x, y)| x != y) else {
@@ -181,7 +181,7 @@ fn compare(a: &str, b: &str) -> Ordering {
         (false, true) => return Ordering::Less,
         (false, false) => {}
     }
-    // A zero inside a number is a digit of it, one at its start is not.
+    // A zero inside a number is one of its digits, a zero at its start is not.
     let inside = (left[i] == '0' || right[i] == '0')
         && left[..i].iter().rev().take_while(|c| c.is_ascii_digit()).any(|c| *c != '0');
     let start = u64::from(inside);

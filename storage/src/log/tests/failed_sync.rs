@@ -1,5 +1,5 @@
-//! The log on a disk that treats a sync that failed as Linux does: the pages count as
-//! clean, reads show them, later syncs succeed and write none of them.
+//! The log on a disk that treats a failed sync as Linux does: the pages count as clean, reads return them,
+//! and later syncs succeed without writing them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,7 +17,7 @@ use crate::crypto::{DataKey, Sealer};
 #[derive(Default)]
 struct Kernel {
     fails: AtomicBool,
-    /// What no platter has and no sync will write.
+    /// Ranges of files that were never written to the disk and that no sync will write.
     dropped: Mutex<BTreeMap<PathBuf, Vec<Range<usize>>>>,
 }
 
@@ -83,7 +83,7 @@ impl Disk for Forgetful {
     }
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         SystemDisk.replace(path, bytes)?;
-        // A new file has pages of its own.
+        // A new file has no dropped pages.
         self.0.dropped.lock().unwrap().remove(path);
         Ok(())
     }
@@ -114,8 +114,8 @@ fn what_a_restart_reads_after_a_failed_sync_outlives_a_power_cut() {
     log.append(vec![entry(4)], Box::new(move |result| sender.send(result).unwrap()));
     assert!(receiver.recv().unwrap().is_err());
     drop(log);
-    // The disk works again, and the process starts on what the page cache shows: whatever of it the log gives
-    // out now, it may be asked for after a power cut.
+    // The disk works again, and the process restarts with what the page cache shows. Whatever the log
+    // returns now must still be there after a power cut.
     disk.0.fails.store(false, Ordering::Relaxed);
     let log = open();
     assert_eq!(indexes(&log), vec![1, 2, 3, 4]);

@@ -1,6 +1,6 @@
-//! Notices that something changed in the runtime and names the pod: the CRI event stream where there is one, else a comparison of
-//! lists each second (kubelet's PLEG), more often for some moments after a change. A slow comparison runs beside the stream, because
-//! events can be lost.
+//! Notices changes in the runtime and names the pods concerned: by the CRI event stream, else by comparing
+//! lists each second (kubelet's PLEG) and more often for some moments after a change. With a stream, lists
+//! are still compared once a minute, because events can be lost.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,21 +13,22 @@ use super::{Cri, labels};
 use crate::Error;
 use crate::node::health::LastRelist;
 
-/// How often lists are compared without and with an event stream.
+/// Time between comparisons of the lists: without an event stream, and with one.
 const RELIST: Duration = Duration::from_secs(1);
 const RELIST_BESIDE_EVENTS: Duration = Duration::from_secs(60);
-/// Without a stream, how often after a change, and for how long: init containers and jobs end soon after they start.
+/// Without a stream: time between comparisons after a change, and how long that pace lasts. Init containers
+/// and jobs end soon after they start.
 const RELIST_FAST: Duration = Duration::from_millis(100);
 const FAST_FOR: Duration = Duration::from_secs(3);
 const RECONNECT: Duration = Duration::from_millis(200);
 
-/// Sandbox or container id to (pod UID, state).
+/// UID of the pod and state of each sandbox or container, by its id.
 type States = BTreeMap<String, (String, i32)>;
 
 type Stream = tonic::Streaming<k8s_cri::v1::ContainerEventResponse>;
 
-/// Calls `changed` with the UID of each pod whose sandboxes or containers changed, until `shutdown`.
-/// Each comparison of the lists is noted in `relist`.
+/// Calls `changed` with the UID of each pod whose sandboxes or containers changed, until `shutdown`. Each
+/// comparison of the lists is recorded in `relist`.
 pub async fn follow(
     cri: Cri,
     changed: impl Fn(&str) + Send,
@@ -63,7 +64,7 @@ impl Follower {
                 Some(events) => {
                     if !self.pass_on(events, changed).await {
                         stream = None;
-                        // The runtime may be restarting: do not spin.
+                        // The runtime may be restarting: wait instead of reconnecting in a busy loop.
                         tokio::time::sleep(RECONNECT).await;
                     }
                 }
@@ -88,7 +89,7 @@ impl Follower {
         self.may_stream = false;
     }
 
-    /// Waits for the time of the next comparison.
+    /// Waits until the next comparison is due.
     async fn pause(&mut self) {
         let now = Instant::now();
         if now < self.fast_until {
@@ -101,7 +102,7 @@ impl Follower {
         }
     }
 
-    /// Passes events on until it is time to compare lists. Returns whether the stream goes on.
+    /// Passes events on until a comparison is due. Returns whether the stream is still open.
     async fn pass_on(&mut self, events: &mut Stream, changed: &impl Fn(&str)) -> bool {
         let timer = tokio::time::sleep(RELIST_BESIDE_EVENTS);
         tokio::pin!(timer);
@@ -114,7 +115,7 @@ impl Follower {
             match event {
                 Ok(Some(event)) => match event.pod_sandbox_status.and_then(|s| s.metadata) {
                     Some(metadata) => changed(&metadata.uid),
-                    // An event without its sandbox names no pod: find out by comparing.
+                    // An event without its sandbox names no pod: compare the lists to find it.
                     None => self.relist(changed).await,
                 },
                 Ok(None) => return false,
@@ -158,7 +159,7 @@ async fn list(cri: &Cri) -> Result<States, Error> {
         .collect())
 }
 
-/// UIDs of pods with something new, gone or in another state.
+/// Returns the UIDs of pods with a sandbox or container that is new, gone or in another state.
 fn differing(old: &States, new: &States) -> Vec<String> {
     let appeared = new.iter().filter(|(id, state)| old.get(*id) != Some(state)).map(|(_, (uid, _))| uid);
     let vanished = old.iter().filter(|(id, _)| !new.contains_key(*id)).map(|(_, (uid, _))| uid);

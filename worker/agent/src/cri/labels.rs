@@ -1,34 +1,34 @@
-//! The labels and annotations by which kubelet finds its sandboxes and containers again; the same here, so that tools of its users
-//! work and a restarted agent adopts what runs.
+//! kubelet's labels and annotations for identifying sandboxes and containers, so that tools written for
+//! kubelet work and a restarted agent adopts running containers.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// Pod name.
+/// Label with the pod's name.
 pub const POD_NAME: &str = "io.kubernetes.pod.name";
-/// Pod namespace.
+/// Label with the pod's namespace.
 pub const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
-/// Pod UID.
+/// Label with the pod's UID.
 pub const POD_UID: &str = "io.kubernetes.pod.uid";
-/// Container name.
+/// Label with the container's name.
 pub const CONTAINER_NAME: &str = "io.kubernetes.container.name";
-/// Hash of what makes a container need a restart (its name and image).
+/// Annotation with the hash of the fields whose change restarts a container (name and image).
 pub const HASH: &str = "io.kubernetes.container.hash";
-/// How often the container was restarted.
+/// Annotation with the number of restarts of the container.
 pub const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
-/// Where the container writes its last words.
+/// Annotation with the path of the container's termination message file.
 pub const MESSAGE_PATH: &str = "io.kubernetes.container.terminationMessagePath";
-/// `File` or `FallbackToLogsOnError`.
+/// Annotation with the termination message policy: `File` or `FallbackToLogsOnError`.
 pub const MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
-/// The pod's grace period in seconds.
+/// Annotation with the pod's grace period in seconds.
 pub const GRACE: &str = "io.kubernetes.pod.terminationGracePeriod";
-/// The preStop hook as JSON, for the case that the pod object is gone when the container must stop.
+/// Annotation with the preStop hook as JSON, in case the pod object is gone when the container must stop.
 pub const PRE_STOP: &str = "io.kubernetes.container.preStopHandler";
-/// Where a pod came from: `api`.
+/// Annotation with the source of the pod, always `api`.
 pub const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
-/// When it was seen first.
+/// Annotation with the time at which the sandbox was configured.
 pub const CONFIG_SEEN: &str = "kubernetes.io/config.seen";
 
-/// The labels of a sandbox.
+/// Builds the labels of a sandbox: the pod's own ones with its name, namespace and UID.
 pub fn pod_labels(
     name: &str,
     namespace: &str,
@@ -43,7 +43,7 @@ pub fn pod_labels(
     labels
 }
 
-/// FNV-1a over the container's name and image: the hash in [`HASH`].
+/// Computes the hash in [`HASH`]: FNV-1a over the container's name and image.
 pub fn container_hash(name: &str, image: &str) -> String {
     let mut hash: u32 = 0x811c_9dc5;
     for byte in name.bytes().chain([0]).chain(image.bytes()) {

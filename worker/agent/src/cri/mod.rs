@@ -1,4 +1,4 @@
-//! The CRI client: one method a call, each with a deadline, errors named by their method.
+//! The CRI client: one method for each CRI call, each with a deadline; errors name their method.
 
 pub mod events;
 pub mod labels;
@@ -20,24 +20,25 @@ use tower::service_fn;
 
 use crate::Error;
 
-/// What ordinary calls may take, as in kubelet.
+/// Deadline of ordinary calls, as in kubelet.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// A pull may move gigabytes; kubelet bounds it by progress, this client by an hour.
+/// Deadline of an image pull, which may move gigabytes (kubelet bounds pulls by progress instead).
 const PULL_DEADLINE: Duration = Duration::from_secs(3600);
-/// Answers list every image or container of a node: kubelet's limit.
+/// Maximum size of an answer, kubelet's limit: answers list every image or container of a node.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
-/// A handle on the runtime; cheap to clone. The connection is made on first use and again after a loss.
+/// A handle on the runtime; cheap to clone. It connects on first use and reconnects after a loss.
 #[derive(Clone, Debug)]
 pub struct Cri {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
-    /// Told when this client changes something: changes of its own making are followed by others soon.
+    /// Notified when this client starts a container: more state changes in the runtime are likely to follow
+    /// soon.
     activity: Arc<Notify>,
 }
 
 impl Cri {
-    /// A client for the runtime behind this socket.
+    /// Creates a client for the runtime listening on `socket`, without connecting yet.
     pub fn connect(socket: &Path) -> Result<Self, Error> {
         let path = PathBuf::from(socket);
         // The address is never used: the connector opens the socket.
@@ -54,25 +55,26 @@ impl Cri {
         })
     }
 
-    /// Waits until this client, or a clone of it, starts something.
+    /// Waits until this client or a clone of it starts a container.
     pub async fn started_something(&self) {
         self.activity.notified().await;
     }
 
-    /// Name, version and API version of the runtime.
+    /// Returns the runtime's name, version and API version.
     pub async fn version(&self) -> Result<api::VersionResponse, Error> {
         let mut client = self.runtime.clone();
         let request = api::VersionRequest { version: "0.1.0".to_owned() };
         call("Version", Duration::from_secs(10), client.version(request)).await
     }
 
-    /// Conditions of the runtime (RuntimeReady, NetworkReady).
+    /// Returns the runtime's conditions (RuntimeReady, NetworkReady).
     pub async fn status(&self) -> Result<api::StatusResponse, Error> {
         let mut client = self.runtime.clone();
         call("Status", DEADLINE, client.status(api::StatusRequest { verbose: false })).await
     }
 
-    /// The image that the runtime makes sandboxes of, where it tells (containerd does, in its verbose status).
+    /// Returns the image the runtime uses for sandboxes; `None` if the runtime does not report it (containerd
+    /// does, in its verbose status).
     pub async fn sandbox_image(&self) -> Result<Option<String>, Error> {
         let mut client = self.runtime.clone();
         let answer = call("Status", DEADLINE, client.status(api::StatusRequest { verbose: true })).await?;
@@ -81,7 +83,7 @@ impl Cri {
         Ok(config.and_then(|config| config["sandboxImage"].as_str().map(str::to_owned)))
     }
 
-    /// Makes and starts a sandbox with the runtime handler of this name (empty for the default one); returns its id.
+    /// Creates and starts a sandbox with the named runtime handler (empty for the default); returns its id.
     pub async fn run_pod_sandbox(
         &self,
         config: api::PodSandboxConfig,
@@ -93,7 +95,7 @@ impl Cri {
         Ok(answer.pod_sandbox_id)
     }
 
-    /// Stops what runs in a sandbox and gives back its network.
+    /// Stops all containers in a sandbox and releases its network.
     pub async fn stop_pod_sandbox(&self, id: &str) -> Result<(), Error> {
         let mut client = self.runtime.clone();
         let request = api::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
@@ -107,14 +109,14 @@ impl Cri {
         call("RemovePodSandbox", DEADLINE, client.remove_pod_sandbox(request)).await.map(drop)
     }
 
-    /// One sandbox with its network.
+    /// Returns the status of one sandbox, with its network; `None` if the answer has no status.
     pub async fn pod_sandbox_status(&self, id: &str) -> Result<Option<api::PodSandboxStatus>, Error> {
         let mut client = self.runtime.clone();
         let request = api::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
         Ok(call("PodSandboxStatus", DEADLINE, client.pod_sandbox_status(request)).await?.status)
     }
 
-    /// Sandboxes; of one pod if a UID is given.
+    /// Lists sandboxes: those of the pod `uid`, or all if it is `None`.
     pub async fn list_pod_sandboxes(&self, uid: Option<&str>) -> Result<Vec<api::PodSandbox>, Error> {
         let mut client = self.runtime.clone();
         let filter = uid.map(|uid| api::PodSandboxFilter {
@@ -150,7 +152,7 @@ impl Cri {
         outcome
     }
 
-    /// Stops a container: its stop signal, then SIGKILL after `grace_seconds`.
+    /// Stops a container: sends its stop signal, then SIGKILL after `grace_seconds`.
     pub async fn stop_container(&self, id: &str, grace_seconds: i64) -> Result<(), Error> {
         let mut client = self.runtime.clone();
         let request = api::StopContainerRequest { container_id: id.to_owned(), timeout: grace_seconds };
@@ -158,14 +160,14 @@ impl Cri {
         call("StopContainer", deadline, client.stop_container(request)).await.map(drop)
     }
 
-    /// Removes a container that does not run.
+    /// Removes a stopped container.
     pub async fn remove_container(&self, id: &str) -> Result<(), Error> {
         let mut client = self.runtime.clone();
         let request = api::RemoveContainerRequest { container_id: id.to_owned() };
         call("RemoveContainer", DEADLINE, client.remove_container(request)).await.map(drop)
     }
 
-    /// Containers; of one pod if a UID is given.
+    /// Lists containers: those of the pod `uid`, or all if it is `None`.
     pub async fn list_containers(&self, uid: Option<&str>) -> Result<Vec<api::Container>, Error> {
         let mut client = self.runtime.clone();
         let filter = uid.map(|uid| api::ContainerFilter {
@@ -176,14 +178,14 @@ impl Cri {
         Ok(call("ListContainers", DEADLINE, client.list_containers(request)).await?.containers)
     }
 
-    /// One container.
+    /// Returns the status of one container; `None` if the answer has no status.
     pub async fn container_status(&self, id: &str) -> Result<Option<api::ContainerStatus>, Error> {
         let mut client = self.runtime.clone();
         let request = api::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
         Ok(call("ContainerStatus", DEADLINE, client.container_status(request)).await?.status)
     }
 
-    /// Tells the runtime that a container's log file was moved away.
+    /// Tells the runtime to reopen a container's log file, which has been renamed.
     pub async fn reopen_container_log(&self, id: &str) -> Result<(), Error> {
         let mut client = self.runtime.clone();
         let request = api::ReopenContainerLogRequest { container_id: id.to_owned() };
@@ -201,38 +203,39 @@ impl Cri {
         let seconds = i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX);
         let request =
             api::ExecSyncRequest { container_id: id.to_owned(), cmd: command.to_vec(), timeout: seconds };
-        // A zero timeout means no bound to the runtime; the caller bounds a hook by the grace period.
+        // Timeout 0 sets no limit in the runtime; the caller limits a hook by the grace period.
         let deadline = if seconds == 0 { PULL_DEADLINE } else { timeout + Duration::from_secs(5) };
         call("ExecSync", deadline, client.exec_sync(request)).await
     }
 
-    /// URL of the runtime's streaming server for an exec.
+    /// Prepares an exec; returns its URL at the runtime's streaming server.
     pub async fn exec(&self, request: api::ExecRequest) -> Result<String, Error> {
         let mut client = self.runtime.clone();
         Ok(call("Exec", DEADLINE, client.exec(request)).await?.url)
     }
 
-    /// URL of the runtime's streaming server for an attach.
+    /// Prepares an attach; returns its URL at the runtime's streaming server.
     pub async fn attach(&self, request: api::AttachRequest) -> Result<String, Error> {
         let mut client = self.runtime.clone();
         Ok(call("Attach", DEADLINE, client.attach(request)).await?.url)
     }
 
-    /// URL of the runtime's streaming server for a port-forward.
+    /// Prepares a port-forward; returns its URL at the runtime's streaming server.
     pub async fn port_forward(&self, sandbox: &str, ports: Vec<i32>) -> Result<String, Error> {
         let mut client = self.runtime.clone();
         let request = api::PortForwardRequest { pod_sandbox_id: sandbox.to_owned(), port: ports };
         Ok(call("PortForward", DEADLINE, client.port_forward(request)).await?.url)
     }
 
-    /// CPU and memory of every container.
+    /// Returns CPU and memory usage of every container.
     pub async fn list_container_stats(&self) -> Result<Vec<api::ContainerStats>, Error> {
         let mut client = self.runtime.clone();
         let request = api::ListContainerStatsRequest { filter: None };
         Ok(call("ListContainerStats", DEADLINE, client.list_container_stats(request)).await?.stats)
     }
 
-    /// The stream of container events; an error of code Unimplemented says that the runtime has none.
+    /// Opens the stream of container events; an error with code Unimplemented means that the runtime has no
+    /// events.
     pub async fn container_events(&self) -> Result<tonic::Streaming<api::ContainerEventResponse>, Error> {
         let mut client = self.runtime.clone();
         call(
@@ -243,14 +246,14 @@ impl Cri {
         .await
     }
 
-    /// An image by reference, if it is on the node.
+    /// Returns an image by reference; `None` if it is not on the node.
     pub async fn image_status(&self, image: &str) -> Result<Option<api::Image>, Error> {
         let mut client = self.images.clone();
         let request = api::ImageStatusRequest { image: Some(image_spec(image)), verbose: false };
         Ok(call("ImageStatus", DEADLINE, client.image_status(request)).await?.image)
     }
 
-    /// Every image on the node.
+    /// Lists every image on the node.
     pub async fn list_images(&self) -> Result<Vec<api::Image>, Error> {
         let mut client = self.images.clone();
         Ok(call("ListImages", DEADLINE, client.list_images(api::ListImagesRequest { filter: None }))
@@ -277,14 +280,14 @@ impl Cri {
         call("RemoveImage", DEADLINE, client.remove_image(request)).await.map(drop)
     }
 
-    /// File systems that hold images.
+    /// Returns usage of the file systems that hold images.
     pub async fn image_fs_info(&self) -> Result<api::ImageFsInfoResponse, Error> {
         let mut client = self.images.clone();
         call("ImageFsInfo", DEADLINE, client.image_fs_info(api::ImageFsInfoRequest {})).await
     }
 }
 
-/// An image reference as CRI wants it.
+/// Converts an image reference to its CRI form.
 pub fn image_spec(image: &str) -> api::ImageSpec {
     api::ImageSpec { image: image.to_owned(), user_specified_image: image.to_owned(), ..Default::default() }
 }

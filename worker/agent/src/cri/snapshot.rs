@@ -1,4 +1,4 @@
-//! What the runtime has of one pod at one moment: the truth that syncs and statuses are computed from.
+//! A snapshot of one pod in the runtime, from which syncs and statuses are computed.
 
 use std::collections::BTreeMap;
 
@@ -7,20 +7,21 @@ use k8s_cri::v1::{ContainerState, ContainerStatus, PodSandboxState, PodSandboxSt
 use super::{Cri, labels};
 use crate::Error;
 
-/// Sandboxes and containers of a pod, newest first: by the attempt number each was made with, and only between equal ones by the
-/// time, because the node's clock may be set back.
+/// Sandboxes and containers of a pod, newest first: ordered by attempt number, and by time only if that is
+/// equal, because the node's clock may be set back.
 #[derive(Clone, Debug, Default)]
 pub struct RuntimePod {
-    /// Sandboxes.
+    /// Sandboxes of the pod, newest first.
     pub sandboxes: Vec<PodSandboxStatus>,
-    /// Containers of all sandboxes.
+    /// Containers of all its sandboxes, newest first.
     pub containers: Vec<ContainerStatus>,
-    /// Container id to the id of its sandbox.
+    /// Sandbox id of each container, by container id.
     pub sandbox_of: BTreeMap<String, String>,
 }
 
 impl RuntimePod {
-    /// Asks the runtime for everything of the pod with this UID. What vanishes between two calls is left out.
+    /// Reads everything the runtime has of the pod with this UID. Objects that vanish between two calls are
+    /// left out.
     pub async fn read(cri: &Cri, uid: &str) -> Result<Self, Error> {
         let (sandboxes, containers) =
             futures::future::try_join(cri.list_pod_sandboxes(Some(uid)), cri.list_containers(Some(uid)))
@@ -40,32 +41,32 @@ impl RuntimePod {
         Ok(pod)
     }
 
-    /// The newest sandbox, ready or not.
+    /// Returns the newest sandbox, ready or not; `None` if there is none.
     pub fn newest_sandbox(&self) -> Option<&PodSandboxStatus> {
         self.sandboxes.first()
     }
 
-    /// The newest sandbox if it is ready.
+    /// Returns the newest sandbox; `None` if it is not ready.
     pub fn ready_sandbox(&self) -> Option<&PodSandboxStatus> {
         self.newest_sandbox().filter(|s| is_ready(s))
     }
 
-    /// The newest container of this name.
+    /// Returns the newest container of this name.
     pub fn container(&self, name: &str) -> Option<&ContainerStatus> {
         self.containers.iter().find(|c| container_name(c) == name)
     }
 
-    /// All containers of this name, newest first.
+    /// Returns all containers of this name, newest first.
     pub fn containers_named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a ContainerStatus> {
         self.containers.iter().filter(move |c| container_name(c) == name)
     }
 
-    /// Whether any container runs.
+    /// Returns whether any container runs.
     pub fn any_running(&self) -> bool {
         self.containers.iter().any(is_running)
     }
 
-    /// Addresses of the pod, from its newest sandbox.
+    /// Returns the IP addresses of the pod's newest sandbox; empty if it is not ready.
     pub fn ips(&self) -> Vec<String> {
         let Some(network) = self.ready_sandbox().and_then(|s| s.network.as_ref()) else { return Vec::new() };
         let more = network.additional_ips.iter().map(|ip| ip.ip.clone());
@@ -80,7 +81,7 @@ fn present<T>(answer: Result<Option<T>, Error>) -> Result<Option<T>, Error> {
     }
 }
 
-/// The name a container has in its pod.
+/// Returns the container's name in the pod specification.
 pub fn container_name(status: &ContainerStatus) -> &str {
     match status.labels.get(labels::CONTAINER_NAME) {
         Some(name) => name,
@@ -88,22 +89,22 @@ pub fn container_name(status: &ContainerStatus) -> &str {
     }
 }
 
-/// Whether the container runs.
+/// Returns whether the container runs.
 pub fn is_running(status: &ContainerStatus) -> bool {
     status.state == ContainerState::ContainerRunning as i32
 }
 
-/// Whether the container has ended.
+/// Returns whether the container has exited.
 pub fn is_exited(status: &ContainerStatus) -> bool {
     status.state == ContainerState::ContainerExited as i32
 }
 
-/// Whether the sandbox is ready.
+/// Returns whether the sandbox is ready.
 pub fn is_ready(status: &PodSandboxStatus) -> bool {
     status.state == PodSandboxState::SandboxReady as i32
 }
 
-/// How often the container was restarted before this one.
+/// Returns how often the container had been restarted when this one was created.
 pub fn restart_count(status: &ContainerStatus) -> u32 {
     let noted = status.annotations.get(labels::RESTART_COUNT).and_then(|count| count.parse().ok());
     noted.unwrap_or_else(|| status.metadata.as_ref().map_or(0, |m| m.attempt))

@@ -1,6 +1,7 @@
-//! `$(VAR)` references in values, commands and arguments. `$$` is a dollar sign; a reference to nothing stays as it is written.
+//! Expands `$(VAR)` references in values, commands and arguments. `$$` is a dollar sign; a reference to an
+//! unknown variable is left unchanged.
 
-/// Replaces references through `lookup`.
+/// Replaces the references in `input` by the values that `lookup` returns.
 pub fn expand(input: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
     let mut output = String::with_capacity(input.len());
     let mut rest = input;

@@ -1,5 +1,5 @@
-//! A container's environment: Services, ConfigMaps, Secrets, literal values with `$(VAR)` references and the downward API, in
-//! kubelet's order of precedence.
+//! Computes a container's environment from Services, ConfigMaps, Secrets, literal values with `$(VAR)`
+//! references and the downward API, in kubelet's order of precedence.
 
 pub mod expand;
 
@@ -12,12 +12,13 @@ use worker_volumes::fields::PodFields;
 use crate::pod;
 use crate::services::Services;
 
-/// A failure that makes the container wait with CreateContainerConfigError.
+/// A failure for which the container waits with CreateContainerConfigError.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(pub String);
 
-/// Computes the environment, in order of first definition; later definitions of a name win.
+/// Computes the environment, in order of first definition; a later definition of a name replaces the value of
+/// an earlier one.
 pub async fn compute(
     fields: PodFields<'_>,
     container: &Container,
@@ -89,7 +90,7 @@ fn text(error: worker_volumes::Error) -> ConfigError {
     ConfigError(error.to_string())
 }
 
-/// `None` for an optional reference that leads nowhere.
+/// Returns the value of a variable; `None` if an optional reference has no target.
 async fn value_of(
     fields: PodFields<'_>,
     container: &Container,

@@ -1,5 +1,5 @@
-//! Reads a container's log files as `kubectl logs` wants them: since, tail, timestamps, limit, follow; rotated files first, and on
-//! into the next file when the log is rotated while it is followed.
+//! Reads a container's log files for `kubectl logs`: since, tail, timestamps, limit, follow. Rotated files
+//! come first; while following, reading continues in the new file after a rotation.
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
@@ -12,28 +12,29 @@ use tokio::io::{AsyncBufReadExt as _, AsyncSeekExt as _, BufReader};
 use tokio::sync::mpsc;
 
 const IDLE: Duration = Duration::from_millis(100);
-/// A line longer than this is cut: runtimes split at 16 KiB, so only a damaged file has one.
+/// Maximum length of a line; longer lines are cut. Runtimes split lines at 16 KiB, so only a damaged file has
+/// longer ones.
 const MAX_LINE_BYTES: u64 = 1 << 20;
 const BLOCK_BYTES: u64 = 64 << 10;
 
-/// What to read.
+/// Options of a log request.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Keep on until the container ends.
+    /// Whether to continue until the container ends.
     pub follow: bool,
-    /// Only the last lines.
+    /// Number of last lines to read; `None` for all.
     pub tail_lines: Option<u64>,
-    /// Only lines at or after this time.
+    /// Time before which lines are left out; `None` for no such bound.
     pub since: Option<Timestamp>,
-    /// Put the time before each line.
+    /// Whether to put its time before each line.
     pub timestamps: bool,
-    /// At most this many bytes.
+    /// Maximum number of bytes to send; `None` for no limit.
     pub limit_bytes: Option<u64>,
-    /// Only `Stdout` or `Stderr`.
+    /// Stream to read, `Stdout` or `Stderr`; `None` for both.
     pub stream: Option<String>,
 }
 
-/// One parsed line.
+/// One parsed line of a CRI log file.
 #[derive(Debug, PartialEq, Eq)]
 struct Line<'a> {
     time: &'a str,
@@ -50,7 +51,7 @@ fn parse(line: &[u8]) -> Option<Line<'_>> {
     Some(Line { time, stream, partial: tag.split(|b| *b == b':').next() == Some(b"P"), text: parts.next()? })
 }
 
-/// The files of a log, oldest first: `N.log.TIME` as rotation names them, then `N.log`.
+/// Lists the files of a log, oldest first: rotated ones (`N.log.TIME`), then `N.log`.
 pub fn files(log: &Path) -> Vec<PathBuf> {
     let (Some(dir), Some(name)) = (log.parent(), log.file_name().and_then(|n| n.to_str())) else {
         return Vec::new();
@@ -70,7 +71,8 @@ pub fn files(log: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The text of the last lines of one file, for termination messages.
+/// Returns the text of the last lines of one file, at most `max_bytes` of it, for termination messages;
+/// `None` if the file cannot be read.
 pub fn tail_text(log: &Path, lines: usize, max_bytes: usize) -> Option<String> {
     let mut file = std::fs::File::open(log).ok()?;
     let start = tail_start(&mut file, lines as u64).ok()?.0;
@@ -89,7 +91,7 @@ pub fn tail_text(log: &Path, lines: usize, max_bytes: usize) -> Option<String> {
     Some(String::from_utf8_lossy(&text[from..]).into_owned())
 }
 
-/// Where the last `lines` lines of a file begin, and how many there are.
+/// Returns the offset at which the last `lines` lines of a file begin, and the number of lines found.
 fn tail_start(file: &mut std::fs::File, lines: u64) -> std::io::Result<(u64, u64)> {
     let size = file.metadata()?.len();
     if lines == 0 || size == 0 {
@@ -105,7 +107,7 @@ fn tail_start(file: &mut std::fs::File, lines: u64) -> std::io::Result<(u64, u64
         file.read_exact(&mut block)?;
         for (index, byte) in block.iter().enumerate().rev() {
             let position = start + index as u64;
-            // The newline that ends the last line begins none.
+            // The newline that ends the last line starts no other line.
             if *byte == b'\n' && position + 1 < size {
                 found += 1;
                 if found == lines {
@@ -118,8 +120,8 @@ fn tail_start(file: &mut std::fs::File, lines: u64) -> std::io::Result<(u64, u64
     Ok((0, found + 1))
 }
 
-/// Sends the log to `out` in chunks until it ends. `ended` tells whether the container has ended (asked about once a second while
-/// following). A closed receiver ends the reading.
+/// Sends the log to `out` in chunks until the log ends or the receiver closes. While following, `ended` is
+/// called about once a second and returns whether the container has ended.
 pub async fn stream<F, Fut>(log: PathBuf, options: Options, out: mpsc::Sender<Bytes>, ended: F)
 where
     F: Fn() -> Fut + Send,
@@ -142,7 +144,7 @@ where
     }
 }
 
-/// Index of the file and offset at which the wanted tail begins.
+/// Returns the index of the file and the offset in it at which the requested tail begins.
 fn start(files: &[PathBuf], tail: Option<u64>) -> (usize, u64) {
     let Some(mut wanted) = tail else { return (0, 0) };
     for (index, path) in files.iter().enumerate().rev() {
@@ -175,7 +177,7 @@ where
             idle = 0;
         }
         if reader.was_replaced(log).await {
-            // Rotated: what was written to the old file before the switch has been read above, unless it came just now.
+            // Rotated: the old file has been read above, except for lines written since then.
             if !reader.drain(sink).await {
                 return;
             }
@@ -189,7 +191,7 @@ where
             return;
         }
         if idle.is_multiple_of(10) && ended().await {
-            // Once more: lines may have come between the last read and the end.
+            // Read once more: lines may have been written between the last read and the container's end.
             over = true;
             continue;
         }
@@ -214,7 +216,7 @@ impl Reader {
         Ok(Self { file: BufReader::new(file), inode, offset, pending: Vec::new() })
     }
 
-    /// Sends all complete lines. Returns whether more is wanted.
+    /// Sends all complete lines. Returns whether the reader should go on.
     async fn drain(&mut self, sink: &mut Sink) -> bool {
         loop {
             let room = MAX_LINE_BYTES.saturating_sub(self.pending.len() as u64).max(1);
@@ -248,7 +250,7 @@ struct Sink {
 }
 
 impl Sink {
-    /// Sends one line. Returns whether more is wanted.
+    /// Sends one line if the options select it. Returns whether the reader should go on.
     async fn line(&mut self, raw: &[u8]) -> bool {
         let Some(line) = parse(raw) else { return true };
         if let Some(wanted) = &self.options.stream

@@ -1,4 +1,5 @@
-//! Rotates logs of running containers: a file over its size is moved away, the runtime opens a new one, the oldest go.
+//! Rotates the logs of running containers: renames a log that is too large, makes the runtime open a new
+//! file, and removes the oldest files.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,11 +15,11 @@ use crate::Error;
 use crate::context::Context;
 
 const PERIOD: Duration = Duration::from_secs(10);
-/// How long one container may keep a round.
+/// Deadline of one container's rotation.
 const PATIENCE: Duration = Duration::from_secs(10);
 const CONCURRENT: usize = 16;
 
-/// Looks at every running container's log each ten seconds until `shutdown`.
+/// Checks every running container's log each ten seconds until `shutdown`.
 pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     loop {
         tokio::select! {
@@ -37,7 +38,8 @@ async fn rotate_all(context: &Context) -> Result<(), Error> {
     let running = containers.into_iter().filter(|c| c.state == ContainerState::ContainerRunning as i32);
     futures::stream::iter(running)
         .for_each_concurrent(CONCURRENT, |container| async move {
-            // Each on its own: a container that does not answer must not keep the others' logs growing.
+            // Containers are handled independently: one that does not answer must not keep the others' logs
+            // from being rotated.
             match tokio::time::timeout(PATIENCE, rotate_one(context, &container.id)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => warn!(%error, container = container.id, "cannot rotate a container's log"),
@@ -73,7 +75,8 @@ async fn rotate(context: &Context, id: &str, log: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Moves a log back when it is dropped: the runtime was not told, or did not answer, and still writes to the moved file.
+/// Renames a log back when dropped, unless `needed` is false: the runtime was not told to reopen it, or did
+/// not answer, and still writes to the renamed file.
 struct PutBack<'a> {
     moved: &'a Path,
     log: &'a Path,
@@ -82,7 +85,7 @@ struct PutBack<'a> {
 
 impl Drop for PutBack<'_> {
     fn drop(&mut self) {
-        // The runtime may have opened a new file before its answer was lost: both stay then.
+        // The runtime may have opened a new file before its answer was lost: both files are kept then.
         if self.needed
             && !self.log.exists()
             && let Err(error) = std::fs::rename(self.moved, self.log)
@@ -92,7 +95,7 @@ impl Drop for PutBack<'_> {
     }
 }
 
-/// Keeps at most `max_files` files of a log, the current one included.
+/// Removes the oldest files of a log until at most `max_files` are left, the current one included.
 fn remove_oldest(log: &Path, max_files: u32) {
     let rotated: Vec<_> = files(log).into_iter().filter(|file| file != log).collect();
     let keep = usize::try_from(max_files.saturating_sub(1)).unwrap_or(0);

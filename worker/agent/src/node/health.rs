@@ -1,5 +1,6 @@
-//! Whether this node can run pods, as kubelet judges it: the runtime answered lately, says that it and its network are ready, and its
-//! containers are being watched. The verdict goes to the masters with the beats and into the Node's Ready condition.
+//! Decides whether this node can run pods, as kubelet does: the runtime has answered recently, reports itself
+//! and its network ready, and its containers are being watched. The result goes to the masters with the
+//! heartbeats, and into the Node's Ready condition.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,32 +13,33 @@ use tracing::{info, warn};
 
 use crate::cri::Cri;
 
-/// How often the runtime is asked.
+/// Pause between status requests to the runtime.
 const PERIOD: Duration = Duration::from_secs(5);
-/// How long one answer may take.
+/// Deadline of one answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Without a good answer for this long the runtime is down.
+/// Time without a Ready answer after which the runtime counts as down.
 const DOWN_AFTER: Duration = Duration::from_secs(30);
-/// Without a comparison of what runs for this long nobody notices that a container ended (kubelet's PLEG).
+/// Time without a comparison of the runtime's lists after which ended containers may go unnoticed (kubelet's
+/// PLEG).
 const UNWATCHED_AFTER: Duration = Duration::from_secs(180);
 
-/// The verdict.
+/// Health of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeHealth {
-    /// Whether the node is ready for pods.
+    /// Whether the node is ready to run pods.
     pub ready: bool,
-    /// Why not; empty for a ready node. The message of the Ready condition.
+    /// Message of the Ready condition if the node is not ready; empty if it is.
     pub reason: String,
 }
 
 impl Default for NodeHealth {
-    /// Nothing is known against the node yet.
+    /// Assumes that the node is ready, before the first check.
     fn default() -> Self {
         Self { ready: true, reason: String::new() }
     }
 }
 
-/// When the lists of what runs were compared last; clones share the time.
+/// Time at which the runtime's lists were last compared; clones share it.
 #[derive(Clone, Debug)]
 pub struct LastRelist(Arc<watch::Sender<Instant>>);
 
@@ -48,21 +50,21 @@ impl Default for LastRelist {
 }
 
 impl LastRelist {
-    /// Notes that the lists were compared.
+    /// Records that the lists have just been compared.
     pub fn done(&self) {
         self.0.send_replace(Instant::now());
     }
 }
 
-/// What is known of the runtime between two answers.
+/// The runtime's last known state.
 struct Monitor {
-    /// When it said last that it is ready.
+    /// Time at which the runtime last reported that it is ready.
     ready_at: Instant,
     runtime: Option<String>,
     network: Option<String>,
 }
 
-/// Asks the runtime every few seconds until `shutdown` and publishes the verdict.
+/// Asks the runtime for its status every few seconds until `shutdown`, and publishes the node's health.
 pub async fn watch(
     cri: Cri,
     relist: LastRelist,

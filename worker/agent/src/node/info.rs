@@ -1,4 +1,4 @@
-//! What the machine is: labels, capacity, kernel and operating system.
+//! Properties of the host: labels, capacity, kernel and operating system.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use crate::config::AgentConfig;
 use crate::context::Context;
 use crate::resources::amount;
 
-/// Go's name of this machine's architecture.
+/// Returns Go's name of the host's architecture.
 pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -22,7 +22,7 @@ pub fn architecture() -> &'static str {
     }
 }
 
-/// The standard labels and the configured ones.
+/// Returns the node's labels: the standard ones and the configured ones.
 pub fn labels(config: &AgentConfig) -> BTreeMap<String, String> {
     let mut labels: BTreeMap<String, String> = [
         ("kubernetes.io/hostname", config.node_name.as_str()),
@@ -38,7 +38,7 @@ pub fn labels(config: &AgentConfig) -> BTreeMap<String, String> {
     labels
 }
 
-/// Capacity: what `/proc` and the disk say, overridden by the configuration.
+/// Computes the capacity from `/proc` and the disk; configured values take precedence.
 pub fn capacity(config: &AgentConfig) -> BTreeMap<String, Quantity> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let memory_kib = proc_value("/proc/meminfo", "MemTotal:").unwrap_or(0);
@@ -58,7 +58,7 @@ pub fn capacity(config: &AgentConfig) -> BTreeMap<String, Quantity> {
     capacity
 }
 
-/// Capacity minus what is reserved.
+/// Subtracts the reserved resources from the capacity.
 pub fn allocatable(
     config: &AgentConfig,
     capacity: &BTreeMap<String, Quantity>,
@@ -71,31 +71,31 @@ pub fn allocatable(
     capacity.iter().map(|(name, total)| (name.clone(), left(name, total))).collect()
 }
 
-/// The first number behind a key in a `/proc` file.
+/// Returns the first number after a key in a `/proc` file; `None` if there is none.
 fn proc_value(path: &str, key: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
     let line = text.lines().find(|line| line.starts_with(key))?;
     line[key.len()..].split_whitespace().next()?.parse().ok()
 }
 
-/// What is left of a file system.
+/// Free space of a file system.
 #[derive(Clone, Copy, Debug)]
 pub struct Disk {
-    /// Bytes users can still have, and bytes they can have at all.
+    /// Bytes that unprivileged users can still use, and bytes they can use in total.
     pub bytes: (u64, u64),
-    /// The same in inodes; zero and zero where the file system has no fixed number.
+    /// Free inodes and total inodes; both 0 if the file system has no fixed number.
     pub inodes: (u64, u64),
 }
 
 impl Disk {
-    /// Whether less than these percents are left.
+    /// Returns whether less than these percentages of bytes or inodes are free.
     pub fn below(&self, bytes_percent: u64, inodes_percent: u64) -> bool {
         let low = |(free, total): (u64, u64), percent| free < total / 100 * percent;
         low(self.bytes, bytes_percent) || low(self.inodes, inodes_percent)
     }
 }
 
-/// What is left of the file system that holds `path`.
+/// Returns the free space of the file system that holds `path`; `None` if it cannot be read.
 pub fn disk(path: &Path) -> Option<Disk> {
     let stat = statvfs(path).ok()?;
     let block = stat.fragment_size();
@@ -107,23 +107,24 @@ pub fn disk(path: &Path) -> Option<Disk> {
     })
 }
 
-/// Bytes of memory that can still be had, and what is left of the disk of the root directory.
+/// Returns the available bytes of memory, and the free space of the root directory's disk; `None` for values
+/// that cannot be read.
 pub fn pressure(config: &AgentConfig) -> (Option<u64>, Option<Disk>) {
     let memory = proc_value("/proc/meminfo", "MemAvailable:").map(|kib| kib * 1024);
     (memory, disk(&config.root_dir))
 }
 
-/// How many more tasks the machine can have, and how many at all.
+/// Returns how many more tasks the host can have, and the limit; `None` if `/proc` cannot be read.
 pub fn free_pids() -> Option<(u64, u64)> {
     let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let limit = number("/proc/sys/kernel/pid_max")?.min(number("/proc/sys/kernel/threads-max")?);
-    // The fourth field is RUNNING/ALL.
+    // The fourth field of `/proc/loadavg` is RUNNING/ALL.
     let load = fs::read_to_string("/proc/loadavg").ok()?;
     let tasks = load.split_whitespace().nth(3)?.split_once('/')?.1.parse::<u64>().ok()?;
     Some((limit.saturating_sub(tasks), limit))
 }
 
-/// `status.nodeInfo`
+/// Collects the system information for `status.nodeInfo`.
 pub fn system(context: &Context) -> NodeSystemInfo {
     let read = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
     let os_image = fs::read_to_string("/etc/os-release")

@@ -1,4 +1,5 @@
-//! The node's Lease in `kube-node-lease`: renewed slowly, for clients that look at it. Liveness itself does not depend on it.
+//! The node's Lease in `kube-node-lease`: renewed slowly, for clients that read it. The masters' liveness
+//! check does not depend on it.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ const NAMESPACE: &str = "kube-node-lease";
 const RETRY: Duration = Duration::from_secs(5);
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Renews for ever.
+/// Renews the Lease for ever, creating it if it does not exist.
 pub async fn keep(context: &Context) {
     loop {
         let wait = match tokio::time::timeout(DEADLINE, renew(context)).await {

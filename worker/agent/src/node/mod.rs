@@ -1,5 +1,6 @@
-//! The Node object of this node: registers it, keeps its status true, and renews its Lease slowly for clients that look at it. Whether
-//! the node lives is told to the masters elsewhere (worker/node's beats); a master that wrote Ready=Unknown is answered at once here.
+//! The Node object of this node: registers it, keeps its status up to date, and renews its Lease (slowly,
+//! only for clients that read it). The masters learn from heartbeats (`worker/node`) whether the node is
+//! alive; a Ready=Unknown written by a master is corrected here at once.
 
 pub mod health;
 pub mod info;
@@ -25,12 +26,13 @@ use crate::Error;
 use crate::context::Context;
 
 const RETRY: Duration = Duration::from_millis(500);
-/// Two writes of the status in a row are at least this far apart: a master and an agent that disagree must not race each other.
+/// Minimum time between two writes of the status, so that a master and an agent that disagree do not race
+/// each other.
 const MIN_GAP: Duration = Duration::from_secs(1);
 const CHECK: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Registers the node, then keeps it up to date until `shutdown`. `port` is where the HTTPS server listens.
+/// Registers the node, then keeps it up to date until `shutdown`. `port` is the port of the HTTPS server.
 pub async fn run(
     context: Arc<Context>,
     seen: Arc<watch::Sender<Option<Arc<Node>>>>,
@@ -65,7 +67,7 @@ fn named(context: &Context) -> Node {
     Node { metadata: ObjectMeta { name, ..Default::default() }, ..Default::default() }
 }
 
-/// Creates the Node, or brings the labels of an existing one up to date; tries until it succeeds.
+/// Creates the Node, or updates the labels of an existing one; retries until it succeeds.
 async fn register(context: &Context, port: u16) {
     loop {
         match tokio::time::timeout(DEADLINE, register_once(context, port)).await {
@@ -89,7 +91,7 @@ async fn register_once(context: &Context, port: u16) -> Result<(), Error> {
     match nodes.create(&PostParams::default(), &node).await {
         Ok(created) => {
             info!(node = context.config.node_name, "node registered");
-            // A server may leave the status out of a creation.
+            // The API server may drop the status on creation: write it separately then.
             if status::is_ready(&created) {
                 Ok(())
             } else {
@@ -105,7 +107,7 @@ async fn register_once(context: &Context, port: u16) -> Result<(), Error> {
     }
 }
 
-/// Follows the own Node object; a deleted one is registered anew by the status writer.
+/// Watches this node's Node object. If it is deleted, the status writer registers it again.
 async fn follow(context: &Context, seen: &watch::Sender<Option<Arc<Node>>>, changed: &Notify) {
     let nodes: Api<Node> = Api::all(context.client.clone());
     let stream = watcher::watch_object(nodes, &context.config.node_name).default_backoff();
@@ -124,7 +126,8 @@ async fn follow(context: &Context, seen: &watch::Sender<Option<Arc<Node>>>, chan
     }
 }
 
-/// Writes the status when it changed, when somebody else set the node not ready, and every few minutes in any case.
+/// Writes the status when it has changed, when someone else has set the node not ready, and at least once
+/// each `node_status_period`.
 async fn keep_status(
     context: &Context,
     seen: &watch::Sender<Option<Arc<Node>>>,

@@ -1,4 +1,5 @@
-//! The status of the Node: computed from the machine and the runtime, compared with what the API server has, sent as a patch.
+//! The status of the Node object: computed from host and runtime, compared with the one in the API server,
+//! sent as a patch.
 
 use std::time::Duration;
 
@@ -11,26 +12,26 @@ use super::info::{self, Disk};
 use crate::clock;
 use crate::context::Context;
 
-/// Kubelet reports at most this many images, largest first.
+/// Maximum number of images reported, largest first, as in kubelet.
 const MAX_IMAGES: usize = 50;
 const MAX_NAMES: usize = 5;
-/// kubelet's hard eviction thresholds: below them there is pressure.
+/// kubelet's hard eviction thresholds: the node is under pressure below them.
 const MIN_MEMORY_BYTES: u64 = 100 << 20;
 const MIN_DISK_PERCENT: u64 = 10;
 const MIN_INODES_PERCENT: u64 = 5;
 const MIN_IMAGE_DISK_PERCENT: u64 = 15;
-/// kubelet has the signal `pid.available` and no default threshold for it; this is the one managed clusters set.
+/// Threshold usual in managed clusters; kubelet has the signal `pid.available` but no default for it.
 const MIN_PIDS_PERCENT: u64 = 10;
-/// How long the runtime may take to say where its images lie.
+/// Deadline of the runtime's answers about its images.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Whether the node's Ready condition is True.
+/// Returns whether the node's Ready condition is True.
 pub fn is_ready(node: &Node) -> bool {
     let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
     conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
-/// The status as it is now; transition times are kept from `old` where a condition did not change.
+/// Computes the current status; the transition times of unchanged conditions are taken from `old`.
 pub async fn compute(context: &Context, old: Option<&Node>, port: u16) -> NodeStatus {
     let address =
         |type_: &str, address: &str| NodeAddress { type_: type_.to_owned(), address: address.to_owned() };
@@ -67,7 +68,7 @@ async fn images(context: &Context) -> Vec<ContainerImage> {
         .collect()
 }
 
-/// The disk that holds images, where the runtime names it.
+/// Returns the disk that holds images; `None` if the runtime does not report it.
 async fn image_disk(context: &Context) -> Option<Disk> {
     let answer = tokio::time::timeout(PATIENCE, context.cri.image_fs_info()).await.ok()?.ok()?;
     let id = answer.image_filesystems.into_iter().next()?.fs_id?;
@@ -111,7 +112,7 @@ async fn conditions(context: &Context, old: Option<&Node>) -> Vec<NodeCondition>
     ]
 }
 
-/// Status, reason and message of the Ready condition.
+/// Returns whether the node is ready, with reason and message of the Ready condition.
 fn readiness(context: &Context) -> (bool, String, String) {
     let health = context.config.health.borrow().clone();
     if health.ready {
@@ -136,7 +137,7 @@ fn condition(old: Option<&Node>, type_: &str, holds: bool, reason: &str, message
     }
 }
 
-/// Whether `fresh` says something else than the node has, heartbeats aside.
+/// Returns whether `fresh` differs from the node's status, heartbeat times aside.
 pub fn differs(node: &Node, fresh: &NodeStatus) -> bool {
     let Some(current) = &node.status else { return true };
     let plain = |status: &NodeStatus| {
@@ -164,7 +165,7 @@ pub fn differs(node: &Node, fresh: &NodeStatus) -> bool {
         || current.node_info != fresh.node_info
 }
 
-/// The strategic merge patch that sets this status; conditions and addresses merge by type.
+/// Builds a strategic merge patch that sets this status; conditions and addresses merge by type.
 pub fn patch(status: &NodeStatus) -> Value {
     json!({ "status": status })
 }

@@ -1,4 +1,4 @@
-//! Command probes: exit code zero is healthy.
+//! Command probes: healthy if the exit code is zero.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::cri::Cri;
 
 const MAX_OUTPUT_BYTES: usize = 10 << 10;
 
-/// Runs the command in the container.
+/// Probes once by running the command in the container.
 pub async fn attempt(cri: &Cri, id: &str, command: &[String], timeout: Duration) -> Outcome {
     match cri.exec_sync(id, command, timeout).await {
         Ok(answer) if answer.exit_code == 0 => Outcome::Healthy,

@@ -1,4 +1,5 @@
-//! HTTP probes and HTTP lifecycle hooks: a GET whose answer is 200 to 399 is healthy. TLS certificates are not checked, as in kubelet.
+//! HTTP probes and HTTP lifecycle hooks: GET requests. A probe answered with a status from 200 to 399 is
+//! healthy. TLS certificates are not checked, as in kubelet.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use super::worker::Outcome;
 const MAX_BODY_BYTES: usize = 10 << 10;
 const MAX_REDIRECTS: usize = 10;
 
-/// One request.
+/// One HTTP request.
 #[derive(Clone, Debug)]
 pub struct HttpRequest {
     /// `http` or `https`
@@ -35,7 +36,7 @@ pub struct HttpRequest {
 }
 
 impl HttpRequest {
-    /// The request of an action; the pod's address stands in where it names no host.
+    /// Builds the request of an action; the host is the pod's address `ip` if the action names none.
     pub fn from_action(action: &HTTPGetAction, ip: &str, port: u16) -> Self {
         let mut headers = HeaderMap::new();
         for header in action.http_headers.iter().flatten() {
@@ -83,7 +84,7 @@ pub async fn attempt(action: &HTTPGetAction, ip: &str, port: u16, timeout: Durat
     }
 }
 
-/// Sends requests until an answer that is no redirect to the same host; gives its status and Location.
+/// Sends requests until an answer is not a redirect to the same host; returns its status and Location header.
 async fn follow(mut request: HttpRequest) -> Result<(StatusCode, String), String> {
     for _ in 0..=MAX_REDIRECTS {
         let (status, location) = get(&request).await?;
@@ -105,7 +106,7 @@ async fn follow(mut request: HttpRequest) -> Result<(StatusCode, String), String
     Err(format!("stopped after {MAX_REDIRECTS} redirects"))
 }
 
-/// Sends one GET; gives the status and the Location header.
+/// Sends one GET; returns the status and the Location header.
 pub async fn get(request: &HttpRequest) -> Result<(StatusCode, String), String> {
     let stream = TcpStream::connect((request.host.as_str(), request.port))
         .await
@@ -141,7 +142,7 @@ async fn exchange(
     let status = answer.status();
     let location =
         answer.headers().get("location").and_then(|l| l.to_str().ok()).unwrap_or_default().to_owned();
-    // A body beyond the limit is cut off, which is fine: only the status counts.
+    // A body beyond the limit is cut off: only the status counts.
     let _ = Limited::new(answer.into_body(), MAX_BODY_BYTES).collect().await.is_ok();
     driver.abort();
     Ok((status, location))
@@ -158,7 +159,7 @@ fn unchecked_tls() -> Result<ClientConfig, String> {
         .with_no_client_auth())
 }
 
-/// Accepts any certificate: a probe asks whether the server answers, not who it is.
+/// Accepts any certificate: a probe checks that the server answers, not its identity.
 #[derive(Debug)]
 struct Unchecked(Arc<rustls::crypto::CryptoProvider>);
 

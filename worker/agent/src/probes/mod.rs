@@ -1,5 +1,5 @@
-//! Probes of running containers: one task a container and probe, results by container id. A changed result wakes the pod's worker,
-//! which restarts containers and writes readiness.
+//! Probes of running containers: one task for each probe of a container, results by container id. A changed
+//! result wakes the pod's worker, which restarts containers and writes readiness.
 
 mod exec;
 mod http;
@@ -20,18 +20,18 @@ use crate::events::Events;
 pub use http::{HttpRequest, get as http_get};
 pub use worker::resolve_port;
 
-/// What the probes of one container say; `None` means no result yet, or no such probe.
+/// Probe results of one container; `None` means no result yet, or no such probe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ContainerHealth {
-    /// startupProbe
+    /// Whether the startupProbe has passed.
     pub startup: Option<bool>,
-    /// readinessProbe
+    /// Whether the readinessProbe passes.
     pub readiness: Option<bool>,
-    /// livenessProbe
+    /// Whether the livenessProbe passes.
     pub liveness: Option<bool>,
 }
 
-/// Which probe of a container.
+/// The kinds of probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// startupProbe
@@ -43,7 +43,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// As events name it.
+    /// Returns the name used in events.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Startup => "Startup",
@@ -53,37 +53,37 @@ impl Kind {
     }
 }
 
-/// A running container to probe.
+/// A running container to be probed.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// The pod.
+    /// The container's pod.
     pub pod: Arc<Pod>,
-    /// The container in its specification.
+    /// The container's specification.
     pub container: Container,
-    /// Its id in the runtime.
+    /// Id of the container in the runtime.
     pub id: String,
-    /// When it started, CRI nanoseconds.
+    /// Time at which the container started, in nanoseconds since the Unix epoch.
     pub started_at: i64,
-    /// Address to connect to where the probe names none.
+    /// Address to connect to if the probe names no host.
     pub ip: String,
-    /// What is known of the container before its first probe: what the API server shows of exactly this container, so that a restart
-    /// of the agent makes no container unready and runs no startup probe again.
+    /// Results assumed before the first probe: those the API server shows for exactly this container, so that
+    /// a restart of the agent makes no container unready and repeats no startup probe.
     pub known: ContainerHealth,
 }
 
-/// Called with a pod's UID when a result changed.
+/// Callback that is given a pod's UID when a result has changed.
 pub type Wake = Arc<dyn Fn(&str) + Send + Sync>;
 
 struct Running {
     pod_uid: String,
     stop: CancellationToken,
-    /// Stops liveness and startup alone: a pod that ends keeps its readiness.
+    /// Stops the liveness and startup probes only: a pod that is ending keeps its readiness probe.
     stop_killers: CancellationToken,
     health: ContainerHealth,
     started: tokio::sync::watch::Sender<bool>,
 }
 
-/// All probes of the node.
+/// All probes of the node's containers; clones share them.
 #[derive(Clone)]
 pub struct Probes {
     cri: Cri,
@@ -93,12 +93,13 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// Probes that run commands through `cri`, write events and wake workers.
+    /// Creates an empty set; probes run commands through `cri`, write to `events` and call `wake`.
     pub fn new(cri: Cri, events: Events, wake: Wake) -> Self {
         Self { cri, events, wake, containers: Arc::default() }
     }
 
-    /// Makes the probed containers of a pod exactly `targets`: starts what is new, stops what is gone.
+    /// Makes the probed containers of a pod exactly `targets`: starts probes of new containers, stops those
+    /// of others.
     pub fn reconcile(&self, pod_uid: &str, targets: Vec<Target>) {
         let ids: BTreeSet<&str> = targets.iter().map(|t| t.id.as_str()).collect();
         let mut containers = self.lock();
@@ -155,21 +156,21 @@ impl Probes {
         }
     }
 
-    /// Stops liveness and startup probes of a pod that ends.
+    /// Stops the liveness and startup probes of a pod that is ending.
     pub fn stop_killers(&self, pod_uid: &str) {
         for running in self.lock().values().filter(|r| r.pod_uid == pod_uid) {
             running.stop_killers.cancel();
         }
     }
 
-    /// Results of a pod's containers by id.
+    /// Returns the probe results of a pod's containers, by container id.
     pub fn health(&self, pod_uid: &str) -> BTreeMap<String, ContainerHealth> {
         let containers = self.lock();
         let own = containers.iter().filter(|(_, r)| r.pod_uid == pod_uid);
         own.map(|(id, running)| (id.clone(), running.health)).collect()
     }
 
-    /// Notes a result and wakes the pod's worker if it is news.
+    /// Records a result and wakes the pod's worker if the result has changed.
     fn report(&self, target: &Target, kind: Kind, healthy: bool) {
         let uid = {
             let mut containers = self.lock();

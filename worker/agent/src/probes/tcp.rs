@@ -1,4 +1,4 @@
-//! TCP probes: a connection that opens is healthy. Also gRPC health probes (grpc.health.v1).
+//! TCP probes: healthy if a connection can be opened. Also gRPC health probes (grpc.health.v1).
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tonic::transport::Endpoint;
 
 use super::worker::Outcome;
 
-/// Connects once.
+/// Probes once by opening a TCP connection within `timeout`.
 pub async fn attempt(host: &str, port: u16, timeout: Duration) -> Outcome {
     match tokio::time::timeout(timeout, TcpStream::connect((host, port))).await {
         Ok(Ok(_)) => Outcome::Healthy,
@@ -31,7 +31,7 @@ struct HealthCheckResponse {
 
 const SERVING: i32 = 1;
 
-/// Asks grpc.health.v1.Health/Check.
+/// Probes once by calling grpc.health.v1.Health/Check within `timeout`.
 pub async fn grpc(host: &str, port: u16, service: &str, timeout: Duration) -> Outcome {
     let check = async {
         let endpoint = Endpoint::from_shared(format!("http://{host}:{port}")).map_err(|e| e.to_string())?;

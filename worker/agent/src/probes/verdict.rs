@@ -1,6 +1,7 @@
-//! Thresholds: how many equal results in a row make a result count. Pure, kubelet's `worker.doProbe`.
+//! Probe thresholds: the number of equal results in a row after which a result counts. Pure; kubelet's
+//! `worker.doProbe`.
 
-/// The counting of one probe.
+/// Thresholds of one probe, and the count of its last equal results.
 #[derive(Clone, Copy, Debug)]
 pub struct Thresholds {
     success: u32,
@@ -10,7 +11,7 @@ pub struct Thresholds {
 }
 
 impl Thresholds {
-    /// Thresholds of at least one each.
+    /// Creates thresholds of at least 1 each; `None` is 1 for successes and 3 for failures.
     pub fn new(success: Option<i32>, failure: Option<i32>) -> Self {
         let at_least_one = |value: Option<i32>, default: u32| {
             value.and_then(|v| u32::try_from(v).ok()).unwrap_or(default).max(1)
@@ -18,7 +19,7 @@ impl Thresholds {
         Self { success: at_least_one(success, 1), failure: at_least_one(failure, 3), last: None, run: 0 }
     }
 
-    /// Counts one result; `Some` if it is now believed.
+    /// Counts one result; returns it if its threshold is reached, else `None`.
     pub fn observe(&mut self, healthy: bool) -> Option<bool> {
         if self.last == Some(healthy) {
             self.run = self.run.saturating_add(1);
@@ -30,7 +31,7 @@ impl Thresholds {
         (self.run >= needed).then_some(healthy)
     }
 
-    /// How many successes in a row are needed.
+    /// Returns the number of successes in a row that are needed.
     pub fn success(&self) -> u32 {
         self.success
     }

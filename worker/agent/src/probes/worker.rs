@@ -1,4 +1,5 @@
-//! The life of one probe of one container: waits for its initial delay and for startup, probes each period, believes by thresholds.
+//! Runs one probe of one container: waits for the initial delay and the startup probe, probes each period,
+//! and reports a result once its threshold is reached.
 
 use std::time::Duration;
 
@@ -12,11 +13,12 @@ use super::verdict::Thresholds;
 use super::{Kind, Probes, Target, exec, http, tcp};
 use crate::clock;
 
-/// Waits between the first tries of a readiness or startup probe that has not succeeded yet: a server needs some time to listen, and
-/// a whole period more would be felt by every rollout. These tries leave no trace when they fail.
+/// Waits between the first attempts of a readiness or startup probe that has not succeeded yet: a server
+/// needs a moment to listen, and waiting a whole period would delay every rollout. These attempts leave no
+/// event when they fail.
 const EAGER_MILLIS: [u64; 5] = [50, 100, 200, 400, 800];
 
-/// One probe's task.
+/// Task that runs one probe of one container.
 pub struct Worker {
     pub probes: Probes,
     pub target: Target,
@@ -26,19 +28,19 @@ pub struct Worker {
     pub stop: CancellationToken,
 }
 
-/// What one attempt found.
+/// Result of one attempt of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It works.
+    /// The container is healthy.
     Healthy,
-    /// It works, with a word of warning.
+    /// The container is healthy, but the probe returned a warning.
     Warning(String),
-    /// It does not.
+    /// The container is unhealthy, with the reason.
     Failed(String),
 }
 
 impl Worker {
-    /// Probes until stopped, or until a killing probe has failed.
+    /// Probes until stopped, or until a liveness or startup probe has failed or a startup probe has passed.
     pub async fn run(mut self) {
         let stop = self.stop.clone();
         tokio::select! {
@@ -74,17 +76,18 @@ impl Worker {
             let healthy = self.attempt_with_events().await;
             let Some(healthy) = thresholds.observe(healthy) else { continue };
             self.probes.report(&self.target, self.kind, healthy);
-            // A failed killer has done its work; a passed startup probe too.
+            // A liveness or startup probe that failed is done (the container is stopped), as is a startup
+            // probe that passed.
             if (self.kind != Kind::Readiness && !healthy) || (self.kind == Kind::Startup && healthy) {
                 return;
             }
         }
     }
 
-    /// Tries quickly until the first success. Returns whether the probe's work is done.
+    /// Attempts the probe at short intervals until the first success. Returns whether the probe is finished.
     async fn probe_eagerly(&self, thresholds: &mut Thresholds) -> bool {
         if self.probe.exec.is_some() {
-            // Commands cost the pod CPU: they keep to their period.
+            // Commands cost the pod CPU time: exec probes run only once a period.
             return false;
         }
         for millis in EAGER_MILLIS {
@@ -155,7 +158,8 @@ impl Worker {
     }
 }
 
-/// A port by number or by its name among the container's ports.
+/// Resolves a port given by number or by its name among the container's ports; `None` if there is no such
+/// port.
 pub fn resolve_port(port: &IntOrString, ports: Option<&[ContainerPort]>) -> Option<u16> {
     let number = match port {
         IntOrString::Int(number) => *number,

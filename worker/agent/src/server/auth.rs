@@ -1,13 +1,15 @@
-//! Who may use the node's server: the API servers of the masters and operators, known by their client certificates.
+//! Decides which clients may use the node's server: the masters' API servers and operators, identified by
+//! their client certificates.
 
 use proto_env::KUBELET_CLIENTS_ORGANIZATION;
 use rustls::ServerConnection;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-/// Groups that may use the server: the API servers' own, and the operators'.
+/// Groups whose members may use the server: the API servers' group, and the operators'.
 const GROUPS: [&str; 2] = [KUBELET_CLIENTS_ORGANIZATION, "system:masters"];
 
-/// Whether the peer's certificate (already verified against the cluster CA) names one of those groups.
+/// Returns whether the peer's certificate (already verified against the cluster CA) names one of the allowed
+/// groups.
 pub fn allowed(connection: &ServerConnection) -> bool {
     let Some(certificate) = connection.peer_certificates().and_then(|chain| chain.first()) else {
         return false;

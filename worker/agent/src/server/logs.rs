@@ -1,4 +1,4 @@
-//! `/containerLogs/{namespace}/{pod}/{container}`: finds the container's log and streams it.
+//! Serves `/containerLogs/{namespace}/{pod}/{container}`: finds the container's log and streams it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::pod;
 
 const CHUNKS: usize = 64;
 
-/// Serves a log.
+/// Serves the log of one container.
 pub async fn serve(
     context: Arc<Context>,
     namespace: &str,
@@ -115,7 +115,7 @@ fn options(query: &Query) -> Result<Options, String> {
     };
     Ok(Options {
         follow: query.flag(&["follow"]),
-        // kubelet takes "all" for no limit.
+        // As in kubelet, "all" means no limit.
         tail_lines: if query.first("tailLines") == Some("all") { None } else { number("tailLines")? },
         since,
         timestamps: query.flag(&["timestamps"]),

@@ -1,5 +1,5 @@
-//! The node's HTTPS server on 10250, as kubelet's: logs, exec, attach, port-forward, pods, stats. Only clients with a certificate of
-//! the cluster CA that belongs to the masters are served.
+//! The node's HTTPS server on port 10250, like kubelet's: logs, exec, attach, port-forward, pods, stats. Only
+//! clients with a masters' certificate signed by the cluster CA are served.
 
 mod auth;
 mod logs;
@@ -36,12 +36,12 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// A response body.
 pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// Binds the server's address.
+/// Binds the server's listening address.
 pub async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(address).await.map_err(|e| Error::Server(format!("cannot listen on {address}: {e}")))
 }
 
-/// Serves until `shutdown`.
+/// Serves connections until `shutdown`.
 pub async fn run(context: Arc<Context>, listener: TcpListener, shutdown: CancellationToken) {
     if let Ok(address) = listener.local_addr() {
         info!(%address, "serving");
@@ -53,7 +53,7 @@ pub async fn run(context: Arc<Context>, listener: TcpListener, shutdown: Cancell
             accepted = listener.accept() => accepted,
         };
         let Ok((stream, peer)) = accepted else {
-            // Out of file descriptors, most likely: give others time to close some.
+            // Most likely out of file descriptors: wait until others are closed.
             tokio::time::sleep(ACCEPT_RETRY).await;
             continue;
         };
@@ -124,7 +124,7 @@ async fn route(context: Arc<Context>, request: Request<Incoming>) -> Response<Bo
     }
 }
 
-/// Query parameters, each with all its values.
+/// Query parameters by name, each with all its values.
 pub(crate) struct Query(BTreeMap<String, Vec<String>>);
 
 impl Query {
@@ -145,7 +145,7 @@ impl Query {
         self.all(name).first().map(String::as_str)
     }
 
-    /// True for `1` and `true`, under any of the names.
+    /// Returns whether the first value under any of these names is `1` or `true`.
     pub(crate) fn flag(&self, names: &[&str]) -> bool {
         names.iter().any(|name| matches!(self.first(name), Some("1" | "true")))
     }
@@ -177,12 +177,12 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// A plain text answer.
+/// Builds a plain-text response.
 pub(crate) fn text(status: StatusCode, message: impl Into<Bytes>) -> Response<Body> {
     answer(status, "text/plain; charset=utf-8", message.into())
 }
 
-/// A JSON answer.
+/// Builds a JSON response.
 pub(crate) fn json(value: &serde_json::Value) -> Response<Body> {
     answer(StatusCode::OK, "application/json", Bytes::from(value.to_string()))
 }

@@ -1,4 +1,4 @@
-//! Lists of the node's pods: as the API server has them, and as the runtime has them.
+//! Serves lists of the node's pods: those known from the API server, and those of the runtime.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ fn list(items: Vec<Value>) -> Response<Body> {
     super::json(&json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
 }
 
-/// `/pods`: every pod bound to this node with the status known here.
+/// Serves `/pods`: every pod bound to this node, with the status known to the agent.
 pub fn all(context: &Context) -> Response<Body> {
     let items = context.pods.all().into_iter().filter_map(|entry| {
         let mut pod = (*entry.pod).clone();
@@ -27,7 +27,7 @@ pub fn all(context: &Context) -> Response<Body> {
     list(items.collect())
 }
 
-/// `/runningpods/`: pods with a running container, from the runtime alone.
+/// Serves `/runningpods/`: pods with a running container, from the runtime alone.
 pub async fn running(context: &Context) -> Response<Body> {
     let containers = match context.cri.list_containers(None).await {
         Ok(containers) => containers,

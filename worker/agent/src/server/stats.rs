@@ -1,4 +1,4 @@
-//! CPU and memory of the node and its pods: `/stats/summary` as JSON, `/metrics` for Prometheus.
+//! CPU and memory usage of the node and its pods: `/stats/summary` as JSON, `/metrics` for Prometheus.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -42,7 +42,7 @@ fn shapes(usage: &Usage) -> (Value, Value) {
     (cpu, memory)
 }
 
-/// `/stats/summary`
+/// Serves `/stats/summary`.
 pub async fn summary(context: &Context) -> Response<Body> {
     let stats = match context.cri.list_container_stats().await {
         Ok(stats) => stats,
@@ -86,10 +86,11 @@ pub async fn summary(context: &Context) -> Response<Body> {
     )
 }
 
-/// The machine's use since boot, from `/proc`.
+/// Reads the host's usage since boot from `/proc`.
 fn node_usage() -> Usage {
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    // Jiffies are hundredths of a second on every Linux that Kubernetes runs on (USER_HZ); fields 4 and 5 are idle times.
+    // A jiffy is a hundredth of a second (USER_HZ) on every Linux that Kubernetes runs on; fields 4 and 5 are
+    // idle times.
     let fields: Vec<u64> = stat
         .lines()
         .next()
@@ -115,7 +116,7 @@ fn node_usage() -> Usage {
     }
 }
 
-/// `/metrics` and `/metrics/resource`: kubelet's resource metrics.
+/// Serves `/metrics` and `/metrics/resource`: kubelet's resource metrics.
 pub async fn metrics(context: &Context) -> Response<Body> {
     let stats = match context.cri.list_container_stats().await {
         Ok(stats) => stats,

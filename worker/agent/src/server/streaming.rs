@@ -1,6 +1,7 @@
-//! exec, attach and port-forward: the runtime gives the URL of its streaming server, the client's upgrade is replayed there, and bytes
-//! pass through both ways. So whatever both ends speak works: WebSocket, or SPDY/3.1 for containerd. A client that speaks only
-//! `v5.channel.k8s.io` to a runtime that speaks only v4 gets its frames translated.
+//! Serves exec, attach and port-forward: repeats the client's upgrade request at the runtime's streaming
+//! server and copies bytes both ways. Any protocol that both ends speak works: WebSocket, or SPDY/3.1 with
+//! containerd. Frames are translated for a client that speaks only `v5.channel.k8s.io` and a runtime that
+//! speaks only v4.
 
 mod translate;
 
@@ -22,7 +23,7 @@ use crate::pod;
 const MAX_ERROR_BYTES: usize = 64 << 10;
 const PROTOCOL: HeaderName = header::SEC_WEBSOCKET_PROTOCOL;
 
-/// Headers of an upgrade that the runtime must see.
+/// Headers of an upgrade request that are passed on to the runtime.
 const FORWARDED: [HeaderName; 7] = [
     header::CONNECTION,
     header::UPGRADE,
@@ -53,7 +54,7 @@ fn not_running(container: &str) -> Response<Body> {
     text(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")"))
 }
 
-/// `/exec`
+/// Serves `/exec`.
 pub async fn exec(
     context: &Context,
     request: Request<Incoming>,
@@ -80,7 +81,7 @@ pub async fn exec(
     forward(context, request, Session::Exec(exec)).await
 }
 
-/// `/attach`
+/// Serves `/attach`.
 pub async fn attach(
     context: &Context,
     request: Request<Incoming>,
@@ -109,7 +110,7 @@ pub async fn attach(
     forward(context, request, Session::Attach(attach)).await
 }
 
-/// `/portForward`
+/// Serves `/portForward`.
 pub async fn port_forward(
     context: &Context,
     request: Request<Incoming>,
@@ -129,7 +130,7 @@ pub async fn port_forward(
     forward(context, request, Session::PortForward(sandbox, ports)).await
 }
 
-/// What a client wants to be joined with.
+/// The streaming session that a client requests.
 enum Session {
     Exec(ExecRequest),
     Attach(AttachRequest),
@@ -137,7 +138,7 @@ enum Session {
 }
 
 impl Session {
-    /// A URL of the runtime's streaming server; good for one request.
+    /// Requests a URL of the runtime's streaming server; each URL is valid for one request.
     async fn url(&self, context: &Context) -> Result<String, Error> {
         match self {
             Self::Exec(request) => context.cri.exec(request.clone()).await,
@@ -147,7 +148,7 @@ impl Session {
     }
 }
 
-/// Replays the upgrade at the runtime's streaming server and joins both connections.
+/// Repeats the client's upgrade request at the runtime's streaming server and joins both connections.
 async fn forward(context: &Context, mut request: Request<Incoming>, session: Session) -> Response<Body> {
     if !request.headers().contains_key(header::UPGRADE) {
         return text(StatusCode::BAD_REQUEST, "Upgrade request required");

@@ -1,4 +1,4 @@
-//! TLS of the node's server: its own certificate, and clients that must show one of the cluster's.
+//! TLS of the node's HTTPS server: its own certificate, and the verification of client certificates.
 
 use std::sync::Arc;
 
@@ -9,7 +9,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::Error;
 
-/// A server configuration from PEM: the chain of the serving certificate, its key, and the CA that client certificates must come from.
+/// Builds a server configuration from PEM: the chain of the serving certificate, its key, and the CA that
+/// must have signed client certificates.
 pub fn serving_config(
     chain_pem: &[u8],
     key_pem: &[u8],
@@ -34,7 +35,7 @@ pub fn serving_config(
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)
         .map_err(|e| bad("serving certificate", &e))?;
-    // HTTP/1.1 alone: exec, attach and port-forward are upgrades, which HTTP/2 does not have.
+    // Only HTTP/1.1: exec, attach and port-forward are upgrades, which HTTP/2 does not have.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

@@ -1,4 +1,4 @@
-//! The conditions of a pod that its node owns; all others are kept as the API server has them.
+//! Computes the conditions of a pod that its node owns; all others are kept from the API server.
 
 use k8s_openapi::api::core::v1::PodCondition;
 
@@ -7,7 +7,7 @@ use super::containers::{Lists, by_name};
 use crate::pod;
 use crate::sync::actions::sandbox_attempt;
 
-/// The condition types written here.
+/// The condition types owned by the node.
 pub const OWNED: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
@@ -28,7 +28,7 @@ impl Verdict {
     }
 }
 
-/// All conditions, in kubelet's order.
+/// Computes all conditions, in kubelet's order, after those of other owners.
 pub fn compute(inputs: &Inputs<'_>, phase: &str, lists: &Lists) -> Vec<PodCondition> {
     let mut conditions: Vec<PodCondition> = pod::status(inputs.pod)
         .conditions
@@ -67,7 +67,7 @@ fn condition(inputs: &Inputs<'_>, type_: &str, verdict: Verdict) -> PodCondition
     }
 }
 
-/// Go's `%s` of a string slice.
+/// Formats a list like Go's `%s` of a string slice.
 fn names(list: &[&str]) -> String {
     format!("[{}]", list.join(" "))
 }

@@ -12,7 +12,7 @@ use super::Inputs;
 use crate::cri::snapshot::{is_exited, is_running, restart_count};
 use crate::{clock, pod};
 
-/// Statuses of all containers, each list in the order that clients see.
+/// Statuses of all containers, each list in the order shown to clients.
 #[derive(Clone, Debug, Default)]
 pub struct Lists {
     /// Init containers, in the order of the specification.
@@ -23,7 +23,7 @@ pub struct Lists {
     pub ephemeral: Vec<ContainerStatus>,
 }
 
-/// Converts everything.
+/// Computes the statuses of all containers of the pod.
 pub fn convert(inputs: &Inputs<'_>) -> Lists {
     let spec = pod::spec(inputs.pod);
     let init = spec.init_containers.as_deref().unwrap_or_default();
@@ -79,7 +79,8 @@ fn convert_one(
     status
 }
 
-/// What was shown as ended before a newer container took its place, should the runtime have lost it already.
+/// Returns a filter that yields the old state if it is the end of an earlier container: used when the runtime
+/// no longer has that container.
 fn ended_before(status: &ContainerStatus) -> impl FnOnce(&ContainerStatus) -> Option<ContainerState> {
     let id = status.container_id.clone();
     move |old| old.state.clone().filter(|s| s.terminated.is_some() && old.container_id != id)
@@ -171,7 +172,8 @@ fn lost(message: &str) -> ContainerState {
     ContainerState { terminated: Some(terminated), ..Default::default() }
 }
 
-/// The runtime has no such container: what was known stays true, what ran is lost.
+/// Computes the status of a container the runtime does not have: a finished one keeps its status, a running
+/// one counts as lost.
 fn without_runtime(
     inputs: &Inputs<'_>,
     container: &Container,
@@ -205,7 +207,7 @@ fn without_runtime(
     status
 }
 
-/// A container that is to run (again) but could not be started shows why.
+/// Shows the reason of a failed start as the waiting state, if the container is to be started (again).
 fn wait_if_start_failed(
     inputs: &Inputs<'_>,
     container: &Container,
@@ -253,7 +255,7 @@ fn readiness(
     status.ready = started && (container.readiness_probe.is_none() || health.readiness == Some(true));
 }
 
-/// Container statuses by name, all lists together.
+/// Indexes the statuses of init and regular containers by name.
 pub fn by_name(lists: &Lists) -> BTreeMap<&str, &ContainerStatus> {
     lists.init.iter().chain(&lists.regular).map(|s| (s.name.as_str(), s)).collect()
 }

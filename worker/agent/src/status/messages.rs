@@ -1,4 +1,4 @@
-//! A container's last words: the termination message file, or the end of its log.
+//! Reads a container's termination message: from its file, or from the end of its log.
 
 use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -14,11 +14,12 @@ const MAX_MESSAGE_BYTES: u64 = 4096;
 const MAX_LOG_MESSAGE_BYTES: usize = 2048;
 const MAX_LOG_MESSAGE_LINES: usize = 80;
 
-/// How long reading may take.
+/// Deadline of reading one message.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Reads the message of a container that ended, at most a few KiB; empty if it left none. The file may lie in a volume that does not
-/// answer, and ending a pod must not wait for that.
+/// Reads the termination message of a container that has ended, at most a few KiB; empty if there is none or
+/// reading takes too long (the file may be in a volume that hangs, and stopping a pod must not wait for
+/// that).
 pub async fn read(status: &ContainerStatus) -> String {
     let status = status.clone();
     let reading = tokio::task::spawn_blocking(move || read_blocking(&status));

@@ -1,5 +1,5 @@
-//! The status of a pod as the API server shows it, computed from the specification, the runtime and the probes. [`generate`] is pure;
-//! [`writer`] carries what it computes to the API.
+//! Computes the status of a pod for the API server from the specification, the runtime and the probes.
+//! [`generate`] is pure; [`writer`] writes its results to the API server.
 
 pub mod conditions;
 pub mod containers;
@@ -16,43 +16,43 @@ use crate::cri::snapshot::{RuntimePod, is_running};
 use crate::probes::ContainerHealth;
 use crate::{pod, resources};
 
-/// Why a container that is not running waits.
+/// Reason why a container that is not running is waiting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiting {
-    /// Such as `CrashLoopBackOff`.
+    /// Value of `state.waiting.reason`, such as `CrashLoopBackOff`.
     pub reason: String,
-    /// Details.
+    /// Value of `state.waiting.message`; may be empty.
     pub message: String,
 }
 
-/// Everything a status is made of.
+/// Inputs from which a status is computed.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// The pod as the API server has it.
+    /// The pod object from the API server.
     pub pod: &'a Pod,
-    /// The status computed last, or the API's after a restart.
+    /// Status computed last; after a restart of the agent, the API server's.
     pub previous: &'a PodStatus,
-    /// What the runtime has.
+    /// State of the pod in the runtime.
     pub runtime: &'a RuntimePod,
-    /// Failed starts by container name.
+    /// Reason and message of each failed start, by container name.
     pub waiting: &'a BTreeMap<String, Waiting>,
     /// Probe results by container id.
     pub health: &'a BTreeMap<String, ContainerHealth>,
-    /// Last words by container id.
+    /// Termination messages, by container id.
     pub messages: &'a BTreeMap<String, String>,
-    /// Addresses of the node.
+    /// IP addresses of the node.
     pub node_ips: &'a [String],
-    /// Name of the runtime, the scheme of container ids.
+    /// Name of the runtime, the scheme in container ids.
     pub runtime_name: &'a str,
-    /// Whether nothing of the pod will run again, whatever its restart policy.
+    /// Whether nothing of the pod will run again, whatever its restart policy says.
     pub terminal: bool,
-    /// Phase Failed forced from outside: reason and message.
+    /// Reason and message with which phase Failed is forced; `None` if it is not.
     pub failed: Option<(&'a str, &'a str)>,
-    /// Now.
+    /// Current time.
     pub now: &'a Time,
 }
 
-/// Computes the status.
+/// Computes the status of a pod.
 pub fn generate(inputs: Inputs<'_>) -> PodStatus {
     let spec = pod::spec(inputs.pod);
     let api_status = pod::status(inputs.pod);
@@ -116,8 +116,8 @@ fn addresses(inputs: &Inputs<'_>, status: &mut PodStatus) {
         Some(ips.into_iter().map(|ip| PodIP { ip }).collect::<Vec<_>>()).filter(|ips| !ips.is_empty());
 }
 
-/// What a status says of the probes of the container with this id in the runtime; nothing if it shows another container. A container
-/// that is not ready or not started has no result: its probes decide.
+/// Returns the probe results implied by the status of the container with this runtime id; none if the status
+/// shows another container. A container shown as not ready or not started has no result: its probes decide.
 pub fn health_shown(status: &PodStatus, runtime_name: &str, id: &str) -> ContainerHealth {
     let wanted = format!("{runtime_name}://{id}");
     let lists = [&status.container_statuses, &status.init_container_statuses];
@@ -129,7 +129,7 @@ pub fn health_shown(status: &PodStatus, runtime_name: &str, id: &str) -> Contain
     }
 }
 
-/// A status for a pod this node refuses to run: only the phase and why.
+/// Builds the status of a pod that this node refuses to run: phase Failed with reason and message.
 pub fn rejected(pod: &Pod, reason: &str, message: &str, now: &Time, node_ips: &[String]) -> PodStatus {
     let kept: Vec<PodCondition> = pod::status(pod).conditions.clone().unwrap_or_default();
     PodStatus {

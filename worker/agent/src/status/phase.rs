@@ -1,4 +1,4 @@
-//! The phase of a pod: kubelet's `getPhase`.
+//! Computes the phase of a pod, like kubelet's `getPhase`.
 
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, PodSpec};
 
@@ -17,10 +17,10 @@ struct Counts {
     failed_init_for_good: u32,
 }
 
-/// What a container's status says, reduced to what phases depend on.
+/// The part of a container's status on which the phase depends.
 enum ContainerOutcome {
     Running,
-    /// Ended, or waiting to run again after having ended.
+    /// Ended with this exit code, possibly waiting to be restarted.
     Ended(i32),
     Waiting,
     Unknown,
@@ -48,7 +48,8 @@ fn find<'a>(statuses: &'a [ContainerStatus], container: &Container) -> Option<&'
     statuses.iter().find(|s| s.name == container.name)
 }
 
-/// The phase; `terminal` says that nothing will run again, `initialized` that a regular container runs.
+/// Computes the phase; `terminal` means that nothing will run again, `initialized` that a regular container
+/// runs.
 pub fn compute(
     spec: &PodSpec,
     init: &[ContainerStatus],

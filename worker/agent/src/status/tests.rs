@@ -1,4 +1,4 @@
-//! Statuses of pods in every state of their life.
+//! Tests of the statuses of pods in every state of their life cycle.
 
 use k8s_cri::v1::{
     ContainerMetadata, ContainerState, ContainerStatus as Cri, PodSandboxMetadata, PodSandboxNetworkStatus,

@@ -1,5 +1,5 @@
-//! Carries statuses to the API server: the newest status of each pod, at most one request a pod at a time, resent until it is taken.
-//! Also deletes the pod object once everything of it is gone from the node.
+//! Writes pod statuses to the API server: the newest status of each pod, at most one request at a time for a
+//! pod, retried until accepted. Also deletes the pod object once nothing of the pod is left on the node.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,16 +24,16 @@ const DEADLINE: Duration = Duration::from_secs(10);
 struct Entry {
     pod: Arc<Pod>,
     status: PodStatus,
-    /// The newest status differs from what the API server took.
+    /// Whether the newest status differs from the one the API server accepted last, or a deletion is due.
     dirty: bool,
-    /// The pod is over: delete its object when the status is written.
+    /// Whether to delete the pod object after the status is written.
     delete: bool,
     busy: bool,
-    /// What the API server took last.
+    /// Status the API server accepted last; `None` before the first write.
     written: Option<PodStatus>,
 }
 
-/// A handle; clones share the state.
+/// A handle on the writer; clones share its state.
 #[derive(Clone)]
 pub struct StatusWriter {
     client: Client,
@@ -42,21 +42,21 @@ pub struct StatusWriter {
 }
 
 impl StatusWriter {
-    /// A writer; nothing is written before [`Self::run`].
+    /// Creates a writer; nothing is written before [`Self::run`].
     pub fn new(client: Client) -> Self {
         Self { client, entries: Arc::default(), wake: Arc::new(Notify::new()) }
     }
 
-    /// The status set last for this pod.
+    /// Returns the status set last for this pod; `None` if none was set.
     pub fn get(&self, uid: &str) -> Option<PodStatus> {
         self.lock().get(uid).map(|entry| entry.status.clone())
     }
 
-    /// Sets the status of a pod; it is sent at once if it differs from the last one.
+    /// Sets the status of a pod; it is sent at once if it differs from the one written last.
     pub fn set(&self, pod: &Arc<Pod>, status: PodStatus) {
         self.update(pod, |entry| {
-            // Of a node that was lost the control plane says that its pods are not ready: what was
-            // written last is no longer what is there.
+            // The control plane marks the pods of a lost node as not ready: the status written last is then
+            // no longer the one stored, and must be written again.
             let says = |status: &PodStatus, kind: &str| {
                 let conditions = status.conditions.as_deref().unwrap_or_default();
                 conditions.iter().find(|c| c.type_ == kind).map(|c| c.status.clone())
@@ -74,7 +74,8 @@ impl StatusWriter {
         });
     }
 
-    /// Says that nothing of the pod is left: its object goes once its status is written.
+    /// Requests deletion of the pod object after its status is written; to be called when nothing of the pod
+    /// is left on the node.
     pub fn delete_object(&self, pod: &Arc<Pod>) {
         self.update(pod, |entry| {
             entry.delete = true;
@@ -82,7 +83,7 @@ impl StatusWriter {
         });
     }
 
-    /// Forgets a pod whose object is gone.
+    /// Forgets a pod whose object has been deleted.
     pub fn forget(&self, uid: &str) {
         self.lock().remove(uid);
     }
@@ -121,7 +122,8 @@ impl StatusWriter {
                 let Ok(permit) = permits.clone().acquire_owned().await else { return };
                 let writer = self.clone();
                 tokio::spawn(async move {
-                    // What panicked once may panic again: it is not tried in a loop, the next status of the pod is.
+                    // A write that panicked may panic again: it is not retried, only the pod's next status is
+                    // written.
                     if supervise::catch("agent-status", writer.write_one(&uid)).await.is_err() {
                         writer.give_up(&uid);
                     }
@@ -142,7 +144,7 @@ impl StatusWriter {
             .collect()
     }
 
-    /// Lets the next status of a pod be written after a write that panicked.
+    /// Marks a write that panicked as finished, so that the pod's next status can be written.
     fn give_up(&self, uid: &str) {
         if let Some(entry) = self.lock().get_mut(uid) {
             entry.busy = false;
@@ -179,7 +181,7 @@ impl StatusWriter {
         self.wake.notify_one();
     }
 
-    /// Writes the status, then deletes the object if that is due. Returns whether the object is gone.
+    /// Writes the status, then deletes the object if requested. Returns whether the object is gone.
     async fn send(&self, entry: &Entry) -> Result<bool, Error> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), pod::namespace(&entry.pod));
         let name = pod::name(&entry.pod);
@@ -207,15 +209,16 @@ impl StatusWriter {
     }
 }
 
-/// The pod is not there any more, or another one has its name (the UID in the patch or precondition conflicts).
+/// Returns whether the pod no longer exists, or its name now belongs to another pod (the UID in the patch or
+/// precondition conflicts).
 fn is_gone(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404
         || (status.code == 409 && status.message.to_lowercase().contains("uid"))
         || (status.code == 422 && status.message.contains("metadata.uid")))
 }
 
-/// A strategic merge patch from one status to another, pinned to the pod's UID. Fields that vanished are null; addresses that changed
-/// replace the old list, which would be merged otherwise.
+/// Builds a strategic merge patch from one status to another, pinned to the pod's UID. Removed fields are
+/// null; a changed address list replaces the old one instead of being merged with it.
 pub fn patch(uid: &str, old: Option<&PodStatus>, new: &PodStatus) -> Value {
     let as_map = |status: Option<&PodStatus>| match status.map(serde_json::to_value) {
         Some(Ok(Value::Object(map))) => map,
@@ -235,7 +238,8 @@ pub fn patch(uid: &str, old: Option<&PodStatus>, new: &PodStatus) -> Value {
         }
     }
     new.retain(|key, value| old.get(key) != Some(value));
-    // Conditions merge by type: only what changed goes out, so that others' conditions are never set back.
+    // Conditions merge by type: only changed ones are sent, so that conditions written by others are not
+    // reset.
     if let (Some(Value::Array(before)), Some(Value::Array(after))) =
         (old.get("conditions"), new.get_mut("conditions"))
     {
@@ -244,7 +248,7 @@ pub fn patch(uid: &str, old: Option<&PodStatus>, new: &PodStatus) -> Value {
     json!({"metadata": {"uid": uid}, "status": new})
 }
 
-/// Fields of the status that others write.
+/// Fields of the status that other components write.
 const UNOWNED_FIELDS: [&str; 4] =
     ["nominatedNodeName", "resize", "resourceClaimStatuses", "extendedResourceClaimStatus"];
 

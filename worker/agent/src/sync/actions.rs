@@ -1,5 +1,5 @@
-//! Decides what to do for a pod from what it should be and what the runtime has: a pure function, kubelet's `computePodActions`.
-//! `sync::pod` carries the decision out.
+//! Decides the next actions for a pod from its specification and its state in the runtime: a pure function,
+//! kubelet's `computePodActions`. `sync::sync` carries the actions out.
 
 use std::collections::BTreeMap;
 
@@ -11,20 +11,20 @@ use crate::cri::snapshot::{RuntimePod, container_name, is_exited, is_ready, is_r
 use crate::pod;
 use crate::probes::ContainerHealth;
 
-/// A running container that must end, and why.
+/// A running container that must be stopped, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kill {
-    /// Its id.
+    /// Id of the container.
     pub id: String,
-    /// Its name.
+    /// Name of the container.
     pub name: String,
-    /// For the Killing event.
+    /// Message of the Killing event.
     pub message: String,
-    /// Which probe failed, if one did: its own grace period counts then.
+    /// The failed probe, whose own grace period then applies; `None` if the reason is another.
     pub probe: Option<FailedProbe>,
 }
 
-/// The probes that kill.
+/// Probes whose failure stops the container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailedProbe {
     /// livenessProbe
@@ -33,12 +33,13 @@ pub enum FailedProbe {
     Startup,
 }
 
-/// What to do now.
+/// Actions that one round of a sync carries out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Actions {
-    /// Everything that runs is to end (and nothing follows unless `create_sandbox`).
+    /// Whether all containers and the sandbox are stopped (and nothing is started unless `create_sandbox` is
+    /// set).
     pub kill_pod: bool,
-    /// A new sandbox with this attempt number.
+    /// Attempt number of the new sandbox to create; `None` to keep the current one.
     pub create_sandbox: Option<u32>,
     /// Init containers to start, by index.
     pub init_to_start: Vec<usize>,
@@ -46,7 +47,7 @@ pub struct Actions {
     pub to_start: Vec<usize>,
     /// Ephemeral containers to start, by index.
     pub ephemeral_to_start: Vec<usize>,
-    /// Containers to end first.
+    /// Containers to stop before others are started.
     pub to_kill: Vec<Kill>,
 }
 
@@ -79,7 +80,7 @@ pub fn compute(pod: &Pod, runtime: &RuntimePod, health: &BTreeMap<String, Contai
     actions
 }
 
-/// `Some(attempt)` if the pod needs a (new) sandbox.
+/// Returns the attempt number of the sandbox to create; `None` if the current one is usable.
 pub fn sandbox_attempt(spec: &PodSpec, runtime: &RuntimePod) -> Option<u32> {
     let Some(newest) = runtime.newest_sandbox() else { return Some(0) };
     let attempt = newest.metadata.as_ref().map_or(0, |m| m.attempt);
@@ -135,12 +136,14 @@ struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    /// The newest container of this name in the current sandbox: those of older sandboxes tell nothing about this run of the pod.
+    /// Returns the newest container of this name in the current sandbox. Containers of older sandboxes are
+    /// ignored: they belong to earlier runs of the pod.
     fn current(&self, name: &str) -> Option<&ContainerStatus> {
         self.runtime.containers.iter().find(|c| self.in_sandbox(c) && container_name(c) == name)
     }
 
-    /// Running containers that are not the newest of their name: a start whose answer was lost happened after all.
+    /// Returns the running containers that are not the newest of their name. There is one when a start took
+    /// effect although its answer was lost.
     fn superseded(&self) -> Vec<Kill> {
         let running = self.runtime.containers.iter().filter(|c| is_running(c));
         let older =
@@ -158,7 +161,7 @@ impl Scope<'_> {
         self.runtime.sandbox_of.get(&container.id).is_none_or(|sandbox| sandbox == self.sandbox)
     }
 
-    /// Walks the init containers in order. Returns whether the regular ones may start.
+    /// Adds the actions for the init containers, in order. Returns whether the regular containers may start.
     fn init_containers(&self, actions: &mut Actions) -> bool {
         let any_regular = self.spec.containers.iter().any(|c| self.current(&c.name).is_some());
         for (index, container) in self.spec.init_containers.iter().flatten().enumerate() {
@@ -193,7 +196,8 @@ impl Scope<'_> {
         true
     }
 
-    /// Returns whether the sidecar is started (its startup probe passed).
+    /// Adds the actions for a sidecar. Returns whether it has started (it runs and its startup probe has
+    /// passed).
     fn sidecar(
         &self,
         index: usize,
@@ -214,7 +218,7 @@ impl Scope<'_> {
             || self.health.get(&status.id).is_some_and(|h| h.startup == Some(true))
     }
 
-    /// Returns whether a running container stays.
+    /// Adds the actions for a regular container. Returns whether it runs and keeps running.
     fn regular_container(&self, index: usize, container: &Container, actions: &mut Actions) -> bool {
         let Some(status) = self.current(&container.name) else {
             actions.to_start.push(index);

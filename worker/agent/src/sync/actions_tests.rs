@@ -1,4 +1,4 @@
-//! The decisions for pods in every state of their life.
+//! Tests of the actions decided for pods in every state of their life cycle.
 
 use k8s_cri::v1::{ContainerMetadata, PodSandboxMetadata, PodSandboxNetworkStatus, PodSandboxState};
 use serde_json::json;

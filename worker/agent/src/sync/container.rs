@@ -1,4 +1,4 @@
-//! The CRI configuration of a container.
+//! Builds the CRI configuration of a container.
 
 use std::collections::HashMap;
 
@@ -31,19 +31,19 @@ const MASKED_PATHS: [&str; 13] = [
 ];
 const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// What a configuration is made of besides the specification.
+/// Inputs of a container's configuration besides the pod's specification.
 pub struct Parts {
-    /// Image reference the runtime knows.
+    /// Image reference as the runtime knows it.
     pub image: String,
-    /// Which restart this is.
+    /// Restart count of the container.
     pub attempt: u32,
-    /// The environment.
+    /// Environment variables, as names and values.
     pub environment: Vec<(String, String)>,
-    /// The mounts.
+    /// Mounts of the container.
     pub mounts: Vec<Mount>,
 }
 
-/// The configuration; an error says which protection cannot be given.
+/// Builds the configuration; the error names the protection that cannot be enforced.
 pub fn config(
     context: &Context,
     pod: &Pod,
@@ -122,7 +122,7 @@ fn security(
     let strict = of_pod.and_then(|s| s.supplemental_groups_policy.as_deref()) == Some("Strict");
     let capabilities = own.and_then(|s| s.capabilities.as_ref());
     let apparmor = protection::apparmor(pod, container);
-    // Ephemeral containers come after the pod was admitted.
+    // Checked again here: ephemeral containers are added after the pod was admitted.
     if let Some(reason) = context.abilities.no_apparmor
         && apparmor.as_ref().is_some_and(|profile| profile.type_ != "Unconfined")
     {
@@ -171,7 +171,8 @@ fn security(
     })
 }
 
-/// A container shares the pod's network and IPC namespaces; its PID namespace is its own unless the pod says otherwise.
+/// Returns the container's namespaces: network and IPC are the pod's; its PID namespace is its own unless the
+/// pod says otherwise.
 fn namespaces(pod: &Pod) -> k8s_cri::v1::NamespaceOption {
     let options = sandbox::namespaces(pod);
     debug_assert_ne!(options.network, NamespaceMode::Container as i32, "a pod has one network");

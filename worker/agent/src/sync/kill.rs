@@ -1,4 +1,4 @@
-//! Ends containers and whole pods: preStop hook, stop signal, grace period, order.
+//! Stops containers and whole pods: preStop hook, stop signal, grace period, order.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,15 +13,15 @@ use crate::cri::snapshot::{RuntimePod, container_name, is_ready, is_running};
 use crate::events::container_path;
 use crate::{Error, lifecycle, pod};
 
-/// What a container gets after its hook, however long the hook took: kubelet's minimum.
+/// Minimum grace period left for a container after its preStop hook, as in kubelet.
 const MIN_GRACE_SECONDS: i64 = 2;
 
-/// A running container to end.
+/// A running container to stop.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// Its specification (only the name, where the pod does not have it any more).
+    /// Specification of the container; only the name if the pod no longer has it.
     pub container: Container,
-    /// Its id.
+    /// Id of the container.
     pub id: String,
     /// Address of the pod, for HTTP hooks.
     pub ip: String,
@@ -34,7 +34,7 @@ fn target(context: &Context, pod: &Pod, runtime: &RuntimePod, name: &str, id: &s
     Target { container, id: id.to_owned(), ip }
 }
 
-/// Ends a container that an action names: a failed probe may have a grace period of its own.
+/// Stops the container that an action names, with the failed probe's own grace period if it has one.
 pub async fn for_action(
     context: &Context,
     pod: &Arc<Pod>,
@@ -52,7 +52,8 @@ pub async fn for_action(
     container(context, pod, &target, &kill.message, grace).await
 }
 
-/// Ends one container: event, preStop within the grace period, then stop with what is left of it.
+/// Stops one container: writes an event, runs preStop within the grace period, then stops the container with
+/// the rest of the period.
 pub async fn container(
     context: &Context,
     pod: &Pod,
@@ -81,7 +82,8 @@ pub async fn container(
     }
 }
 
-/// Ends everything of a pod: regular containers together, then sidecars last to first, then its sandboxes.
+/// Stops everything of a pod: regular containers together, then sidecars from last to first, then its
+/// sandboxes.
 pub async fn pod(
     context: &Context,
     pod: &Arc<Pod>,
@@ -125,20 +127,20 @@ pub async fn pod(
     outcome
 }
 
-/// Removes every container and sandbox of a pod; call when nothing of it runs.
+/// Removes every container and sandbox of a pod; to be called when none of them runs.
 pub async fn remove_all(context: &Context, runtime: &RuntimePod) -> Result<(), Error> {
     for container in &runtime.containers {
         ignore_missing(context.cri.remove_container(&container.id).await)?;
     }
     for sandbox in &runtime.sandboxes {
-        // A sandbox that is not ready may still hold its network: stopping twice is allowed.
+        // A sandbox that is not ready may still hold its network, and stopping a sandbox twice is allowed.
         ignore_missing(context.cri.stop_pod_sandbox(&sandbox.id).await)?;
         ignore_missing(context.cri.remove_pod_sandbox(&sandbox.id).await)?;
     }
     Ok(())
 }
 
-/// Success where the runtime says that what was to be removed does not exist.
+/// Treats a "not found" error of the runtime as success.
 pub(super) fn ignore_missing(outcome: Result<(), Error>) -> Result<(), Error> {
     match outcome {
         Err(error) if error.is_not_found() => Ok(()),

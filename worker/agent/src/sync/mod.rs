@@ -1,4 +1,5 @@
-//! Makes a pod's reality match its specification: observe, decide ([`actions`]), act, observe again. Called by `pod_worker`.
+//! Brings a pod's containers in line with its specification: observe, decide ([`actions`]), act, observe
+//! again. Called by `pod_worker`.
 
 pub mod actions;
 mod container;
@@ -26,25 +27,27 @@ use crate::status::{self, Waiting};
 use crate::sync::volumes::PodVolumes;
 use crate::{Error, cgroups, clock, pod, protection, resources};
 
-/// Rounds of observing and acting in one sync; a pod needs as many as it has init containers, the rest comes with the next event.
+/// Maximum number of observe-and-act rounds in one sync. A pod needs one round for each init container; if
+/// more are needed, the next sync continues.
 const MAX_ROUNDS: usize = 16;
 const RETRY: Duration = Duration::from_secs(10);
 const MOUNT_RETRY: Duration = Duration::from_secs(2);
 
-/// What a worker remembers of its pod between syncs. All of it can be lost: it is made again from the runtime and the API.
+/// State that a pod worker keeps between syncs. It may be lost: it is rebuilt from the runtime and the API.
 #[derive(Debug)]
 pub struct PodState {
-    /// Failed starts by container name.
+    /// Reason and message of each container whose start failed, by container name.
     pub waiting: BTreeMap<String, Waiting>,
-    /// Last words by container id.
+    /// Termination messages of exited containers, by container id.
     pub messages: BTreeMap<String, String>,
-    /// When containers ended, by id: read from the runtime's wall clock once, so that a clock that is set cannot stretch a back-off.
+    /// Time at which each container ended, by container id. Converted from the runtime's wall clock once, so
+    /// that a change of the system clock cannot stretch a back-off.
     pub ended: BTreeMap<String, Instant>,
-    /// Delays between restarts.
+    /// Back-off between restarts of containers.
     pub restarts: Backoff,
-    /// Delays between image pulls.
+    /// Back-off between image pulls.
     pub pulls: Backoff,
-    /// Forced failure: reason and message.
+    /// Reason and message with which the pod is forced to phase Failed; `None` if it is not.
     pub failed: Option<(String, String)>,
     /// The pod's volumes.
     pub volumes: PodVolumes,
@@ -64,16 +67,16 @@ impl Default for PodState {
     }
 }
 
-/// How a sync ended.
+/// Result of a sync.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All is as it should be, or will be looked at again at that time.
+    /// Nothing more to do now; the next sync is due at the given time, or at the next event if `None`.
     Settled(Option<Instant>),
-    /// The pod is over: everything left of it is to be stopped.
+    /// The pod has reached a final phase: everything of it that still runs must be stopped.
     Over,
 }
 
-/// Brings the pod where it should be.
+/// Brings the pod to its desired state, as far as possible without waiting.
 pub async fn sync(context: &Arc<Context>, state: &mut PodState, pod: &Arc<Pod>) -> Result<Outcome, Error> {
     let mut wake_at = None;
     for _ in 0..MAX_ROUNDS {
@@ -113,7 +116,8 @@ pub async fn sync(context: &Arc<Context>, state: &mut PodState, pod: &Arc<Pod>) 
     Ok(Outcome::Settled(Some(Instant::now())))
 }
 
-/// Reads the runtime, the last words of what ended, and tells the probes what runs.
+/// Reads the pod's state from the runtime and the termination messages of its exited containers, and gives
+/// the running containers to the probes.
 pub async fn observe(context: &Context, state: &mut PodState, pod: &Arc<Pod>) -> Result<RuntimePod, Error> {
     let runtime = RuntimePod::read(&context.cri, pod::uid(pod)).await?;
     let now = Instant::now();
@@ -152,7 +156,8 @@ pub async fn observe(context: &Context, state: &mut PodState, pod: &Arc<Pod>) ->
     Ok(runtime)
 }
 
-/// Computes the status and hands it to the writer. While a container runs, a final phase is not shown yet.
+/// Computes the pod's status and passes it to the status writer. A final phase is held back while a container
+/// still runs, unless `terminal` is set.
 pub fn publish(
     context: &Context,
     state: &PodState,
@@ -186,7 +191,8 @@ pub fn publish(
     computed
 }
 
-/// activeDeadlineSeconds: marks the pod failed when it is over, else says when it will be.
+/// Enforces `activeDeadlineSeconds`: marks the pod failed if the deadline has passed, else returns the
+/// deadline; `None` if the pod has none.
 fn active_deadline(context: &Context, state: &mut PodState, pod: &Arc<Pod>) -> Option<Instant> {
     let seconds = pod::spec(pod).active_deadline_seconds?;
     let status = context.statuses.get(pod::uid(pod)).unwrap_or_else(|| pod::status(pod).clone());
@@ -210,12 +216,12 @@ fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     }
 }
 
-/// The pod's fields for the downward API, with the addresses the runtime knows.
+/// Returns the pod's IP addresses: the node's if it uses the host network, else those the runtime reports.
 pub fn pod_ips(context: &Context, pod: &Pod, runtime: &RuntimePod) -> Vec<String> {
     if pod::spec(pod).host_network.unwrap_or(false) { context.node_ips.clone() } else { runtime.ips() }
 }
 
-/// One round of acting.
+/// One round of acting: the pod, its state in the runtime, and its mounted volumes.
 pub(crate) struct Round<'a> {
     pub context: &'a Context,
     pub pod: &'a Arc<Pod>,
@@ -224,7 +230,7 @@ pub(crate) struct Round<'a> {
 }
 
 impl Round<'_> {
-    /// Carries the actions out. Returns whether something new runs, and when to try again what failed.
+    /// Carries out `actions`. Returns whether to observe again at once, and when to retry what failed.
     async fn act(
         &self,
         state: &mut PodState,
@@ -284,11 +290,12 @@ impl Round<'_> {
                 }
             }
         }
-        // What failed waits for its time: only news that all started is a reason to look again at once.
+        // A failed start is retried at `retry_at`: observe again at once only if every start succeeded.
         Ok((progress && retry_at.is_none(), retry_at))
     }
 
-    /// The runtime's name for the pod's RuntimeClass: that of the sandbox before, else the one the API server has.
+    /// Returns the runtime handler of the pod's RuntimeClass (empty for the default): that of the pod's last
+    /// sandbox, else the one in the API server.
     async fn runtime_handler(&self) -> Result<String, Error> {
         let Some(name) = pod::spec(self.pod).runtime_class_name.as_deref() else { return Ok(String::new()) };
         if let Some(before) = self.runtime.newest_sandbox() {

@@ -1,5 +1,5 @@
-//! A container's mounts: volumes, sub-paths, the managed hosts file, the termination message file. `start` makes them on a blocking
-//! thread under the lock of the pod's volumes.
+//! A container's mounts: volumes, sub-paths, the managed hosts file, the termination message file. `start`
+//! prepares them on a blocking thread while holding the lock of the pod's volumes.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,21 +13,21 @@ use worker_volumes::{Mounted, PodLayout, subpath};
 use crate::env::expand::expand;
 use crate::{Error, hosts, pod, protection};
 
-/// What the mounts of one container are made of; owned, because they are made on a blocking thread.
+/// Inputs for the mounts of one container; owned, because a blocking thread uses them.
 pub struct MountRequest {
-    /// The pod.
+    /// The container's pod.
     pub pod: Arc<Pod>,
-    /// The agent's directory.
+    /// Data directory of the agent.
     pub root_dir: PathBuf,
-    /// For the hosts file.
+    /// Domain of the cluster, for the hosts file.
     pub cluster_domain: String,
     /// The pod's volumes by name.
     pub volumes: BTreeMap<String, Mounted>,
-    /// The container.
+    /// Specification of the container.
     pub container: Container,
-    /// Which restart of the container this is.
+    /// Restart count of the container.
     pub attempt: u32,
-    /// Addresses of the pod.
+    /// IP addresses of the pod.
     pub ips: Vec<String>,
     /// The container's environment, for `subPathExpr`.
     pub environment: Vec<(String, String)>,
@@ -36,7 +36,7 @@ pub struct MountRequest {
 }
 
 impl MountRequest {
-    /// Makes all mounts of the container.
+    /// Prepares all mounts of the container on the node.
     pub fn make(&self) -> Result<Vec<Mount>, Error> {
         let layout = PodLayout::new(&self.root_dir, pod::uid(&self.pod));
         std::fs::create_dir_all(layout.pod_dir())
@@ -130,7 +130,8 @@ impl MountRequest {
     }
 }
 
-/// A hostPath without a type may name what does not exist: the runtime would refuse, kubelet's runtimes make a directory.
+/// Creates the directory of a hostPath without a type if it is missing, as runtimes used with kubelet do: the
+/// embedded runtime would refuse a missing path.
 fn ensure_exists(path: &Path) -> Result<(), Error> {
     if path.symlink_metadata().is_ok() {
         return Ok(());
@@ -138,7 +139,7 @@ fn ensure_exists(path: &Path) -> Result<(), Error> {
     std::fs::create_dir_all(path).map_err(|e| Error::io("make directory", path, e))
 }
 
-/// An empty file for the container's last words, writable by whoever it runs as.
+/// Creates an empty file for the container's termination message, writable by any user.
 fn termination_message(layout: &PodLayout, container: &Container, attempt: u32) -> Result<Mount, Error> {
     let dir = layout.container(&container.name);
     std::fs::create_dir_all(&dir).map_err(|e| Error::io("make directory", &dir, e))?;

@@ -1,4 +1,4 @@
-//! The CRI configuration of a pod's sandbox.
+//! Builds the CRI configuration of a pod's sandbox.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -15,12 +15,12 @@ use crate::context::Context;
 use crate::cri::labels;
 use crate::{Error, dns, hosts, pod, resources};
 
-/// Where the logs of a pod's containers lie.
+/// Returns the directory for the logs of a pod's containers.
 pub fn log_directory(config: &AgentConfig, pod: &Pod) -> PathBuf {
     config.pod_log_dir.join(format!("{}_{}_{}", pod::namespace(pod), pod::name(pod), pod::uid(pod)))
 }
 
-/// The configuration for this attempt.
+/// Builds the configuration of the pod's sandbox for this attempt.
 pub fn config(context: &Context, pod: &Pod, attempt: u32) -> Result<PodSandboxConfig, Error> {
     let agent = &context.config;
     let spec = pod::spec(pod);
@@ -90,7 +90,8 @@ fn port_mappings(pod: &Pod) -> Vec<PortMapping> {
         .collect()
 }
 
-/// Which namespaces a pod shares with its node; `target` is for containers that join another's PID namespace.
+/// Returns which namespaces the pod shares with the node; PID namespaces belong to single containers unless
+/// the pod shares one.
 pub fn namespaces(pod: &Pod) -> NamespaceOption {
     let spec = pod::spec(pod);
     let mode = |host: Option<bool>| if host.unwrap_or(false) { NamespaceMode::Node } else { NamespaceMode::Pod } as i32;
@@ -128,7 +129,7 @@ fn linux(agent: &AgentConfig, pod: &Pod) -> LinuxPodSandboxConfig {
             run_as_group: int(security.and_then(|s| s.run_as_user.and(s.run_as_group))),
             supplemental_groups: groups,
             privileged,
-            // As in kubelet, whatever the containers have: the sandbox itself needs nothing more.
+            // RuntimeDefault whatever the containers have, as in kubelet: the sandbox itself needs no more.
             seccomp: Some(SecurityProfile {
                 profile_type: ProfileType::RuntimeDefault as i32,
                 localhost_ref: String::new(),

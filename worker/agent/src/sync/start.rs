@@ -1,4 +1,5 @@
-//! Starts one container: back-off, image, configuration, create, start, postStart. Each failure has the reason and event kubelet gives.
+//! Starts one container: back-off, image, configuration, create, start, postStart. Each failure has kubelet's
+//! reason and event.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +17,12 @@ use crate::events::container_path;
 use crate::status::Waiting;
 use crate::{Error, env, images, lifecycle, pod};
 
-/// A start that failed.
+/// A failed start of a container.
 #[derive(Debug)]
 pub struct Failure {
-    /// The container's state.
+    /// Reason and message for the container's waiting state.
     pub waiting: Waiting,
-    /// When to try again.
+    /// Time of the next try; `None` if only a change of the pod can help.
     pub retry_at: Option<Instant>,
 }
 
@@ -32,7 +33,8 @@ impl Failure {
     }
 }
 
-/// What starting a container of one pod needs: the sandbox it runs in and what is known of that.
+/// Inputs for starting the containers of one pod: the current round, the sandbox's id and configuration, and
+/// the pod's IP addresses.
 pub struct StartContext<'a> {
     pub round: &'a Round<'a>,
     pub sandbox: &'a str,
@@ -41,7 +43,7 @@ pub struct StartContext<'a> {
 }
 
 impl StartContext<'_> {
-    /// Starts the container, or says why not.
+    /// Starts the container; the error has the waiting state to show and the time of the next try.
     pub async fn start(&self, state: &mut PodState, container: &Container) -> Result<(), Failure> {
         self.back_off(state, container)?;
         let Round { context, pod, runtime, .. } = self.round;
@@ -82,8 +84,8 @@ impl StartContext<'_> {
         self.post_start(container, &id).await
     }
 
-    /// Removes a container that was created and never seen running: a start whose answer was lost may still be under way, and two
-    /// containers of one name must not run.
+    /// Removes a container that was created but never seen running: its start may still be under way if the
+    /// answer was lost, and two containers of one name must not run.
     async fn remove_unstarted(&self, container: &Container) -> Result<(), Error> {
         let created = |c: &&ContainerStatus| c.state == ContainerState::ContainerCreated as i32;
         for left in self.round.runtime.containers_named(&container.name).filter(created) {
@@ -92,7 +94,7 @@ impl StartContext<'_> {
         Ok(())
     }
 
-    /// CrashLoopBackOff: a container that ended waits longer each time.
+    /// Checks the restart back-off (CrashLoopBackOff): each restart of an exited container waits longer.
     fn back_off(&self, state: &mut PodState, container: &Container) -> Result<(), Failure> {
         let Round { context, pod, runtime, .. } = self.round;
         let Some(ended) = runtime.container(&container.name).filter(|c| is_exited(c)) else { return Ok(()) };
@@ -123,7 +125,8 @@ impl StartContext<'_> {
         Ok(())
     }
 
-    /// The runtime has lost the container: the logs that remain say how often it ran.
+    /// Returns the restart count of a container the runtime has lost, derived from its remaining log files; 0
+    /// if there are none.
     fn lost_restarts(&self, container: &Container) -> u32 {
         let dir = std::path::Path::new(&self.config.log_directory).join(&container.name);
         let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
@@ -163,7 +166,8 @@ impl StartContext<'_> {
             environment: environment.clone(),
             recursive_read_only: context.abilities.recursive_read_only,
         };
-        // A volume may lie on a file system that does not answer.
+        // Mounts are prepared under the volume lock, with its deadline: a volume may be on a file system that
+        // hangs.
         let mounts = state.volumes.lock().run(move || Ok(request.make())).await.map_err(|e| e.to_string())?;
         let mounts = mounts.map_err(|e| e.to_string())?;
         let log_dir = std::path::Path::new(&self.config.log_directory).join(&container.name);
@@ -178,7 +182,8 @@ impl StartContext<'_> {
             return Ok(());
         };
         let ip = self.ips.first().map(String::as_str).unwrap_or_default();
-        // Kubernetes sets no limit to a postStart hook; ten minutes keep a hung one from holding the worker for ever.
+        // Kubernetes sets no limit for a postStart hook; ten minutes keep a hung hook from blocking the pod
+        // worker forever.
         let limit = Duration::from_secs(600);
         let Err(message) = lifecycle::run(&context.cri, container, id, ip, hook, limit).await else {
             return Ok(());
@@ -196,7 +201,7 @@ impl StartContext<'_> {
     }
 }
 
-/// Whole seconds as Go prints them: `10s`, `1m20s`, `5m0s`.
+/// Formats whole seconds as Go does: `10s`, `1m20s`, `5m0s`.
 fn go_seconds(seconds: u64) -> String {
     if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) }
 }

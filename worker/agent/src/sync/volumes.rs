@@ -1,6 +1,6 @@
-//! The volumes of one pod as its worker sees them: set up before the first container starts, kept up to date beside everything
-//! else from then on. A volume that was set up once stays usable whatever happens to the API server or to the objects it was made of:
-//! containers of a running pod are restarted with what the node has.
+//! The volumes of one pod, as used by its worker: set up before the first container starts, then refreshed in
+//! the background. A volume that has been set up stays usable even if the API server is unreachable or its
+//! objects are deleted: containers of a running pod are restarted with the content on the node.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,19 +13,20 @@ use worker_volumes::{Mounted, PodLayout, SetUp, VolumeLock, mount_pod_volumes, u
 use crate::context::Context;
 use crate::{Error, pod};
 
-/// What a pod's worker remembers of its volumes.
+/// State of a pod's volumes, kept by the pod's worker.
 #[derive(Debug, Default)]
 pub struct PodVolumes {
     lock: VolumeLock,
-    /// All volumes of the pod by name, once each of them was set up.
+    /// All volumes of the pod by name; `None` until every one has been set up.
     usable: Option<BTreeMap<String, Mounted>>,
-    /// The task that brings them up to date.
+    /// Background task that refreshes the volumes; `None` before the first refresh.
     refresh: Option<JoinHandle<()>>,
 }
 
 impl PodVolumes {
-    /// The pod's volumes by name. The first call sets them up and fails if one cannot be; later calls return at once and start a
-    /// refresh, unless one runs, whose errors become events.
+    /// Returns the pod's volumes by name. The first call sets them up and fails if a volume cannot be set up;
+    /// later calls return at once and start a refresh unless one is running. Errors of a refresh become
+    /// events.
     pub async fn usable(
         &mut self,
         context: &Arc<Context>,
@@ -50,12 +51,12 @@ impl PodVolumes {
         Ok(result.mounted)
     }
 
-    /// The lock under which files of the pod's volumes are used.
+    /// Returns the lock that must be held while files of the pod's volumes are used.
     pub fn lock(&self) -> VolumeLock {
         self.lock.clone()
     }
 
-    /// Unmounts and removes the pod's directory.
+    /// Stops the refresh, unmounts the volumes and removes the pod's directory.
     pub async fn remove(&mut self, layout: PodLayout) -> Result<(), Error> {
         if let Some(refresh) = self.refresh.take() {
             refresh.abort();
@@ -73,7 +74,7 @@ impl Drop for PodVolumes {
     }
 }
 
-/// Sets the volumes up, or brings them up to date. Each error becomes a FailedMount event.
+/// Sets up the volumes, or brings them up to date. Each error becomes a FailedMount event.
 async fn set_up(context: &Context, pod: &Pod, lock: &VolumeLock, ips: &[String]) -> SetUp {
     let layout = PodLayout::new(&context.config.root_dir, pod::uid(pod));
     let fields =

@@ -1,4 +1,5 @@
-//! Masters that are away for longer than any lifetime, and objects that are deleted under running pods.
+//! Masters that are unreachable for longer than any token's lifetime, and objects that are deleted while pods
+//! use them.
 
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ async fn what_runs_is_restarted_and_probed_while_masters_are_away_for_longer_tha
             list.iter().any(|c| c.state == ContainerState::ContainerRunning && c.id != killed.id)
         };
         world.runtime.wait(LIMIT, again).await;
-        // At once, after 10 s, after 20 s; the agent looks each second.
+        // Restarts come at once, after 10 s, after 20 s; the agent checks each second.
         let back_off = Duration::from_secs(if restart == 1 { 0 } else { 10 << (restart - 2) });
         let took = began.elapsed();
         assert!(took >= back_off && took < back_off + Duration::from_secs(3), "{restart}: {took:?}");

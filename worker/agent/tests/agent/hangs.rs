@@ -1,4 +1,5 @@
-//! One thing of the node that does not answer: a call of the runtime, a file system, an image registry. Everything else goes on.
+//! One part of the node hangs (a call of the runtime, a file system, an image registry), and everything else
+//! goes on.
 
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
@@ -38,7 +39,7 @@ async fn a_container_that_does_not_answer_keeps_no_other_from_collection_and_rot
     world.api.wait("collection", Duration::from_secs(180), collected).await;
 }
 
-/// A file system whose server never answers.
+/// A mounted file system whose server never answers.
 struct HungMount {
     path: std::path::PathBuf,
     server: Option<std::fs::File>,
@@ -56,13 +57,13 @@ impl HungMount {
 
 impl Drop for HungMount {
     fn drop(&mut self) {
-        // Without its server every call fails at once.
+        // Once its server is gone, every call on the file system fails at once.
         self.server.take();
         let _ = nix::mount::umount2(&self.path, nix::mount::MntFlags::MNT_DETACH);
     }
 }
 
-/// In real time: tokio's clock stands still while a blocking thread works.
+/// Runs in real time, because tokio's paused clock stands still while a blocking thread works.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_on_a_file_system_that_hangs_can_be_deleted_and_others_run() {
     let world = World::start();
@@ -123,7 +124,7 @@ async fn pulls_that_hang_or_fail_keep_no_other_image_from_being_pulled() {
     world.api.put_pod(with_image("web", "good/image:1"));
     world.api.wait_for_pod("web", Duration::from_secs(60), |pod| pod.is_some_and(is_ready)).await;
 
-    // Each image has a back-off of its own, which the state shows.
+    // Each image has its own back-off, which the container's state shows.
     let state = |reason: &str, message: &str| {
         let (reason, message) = (reason.to_owned(), message.to_owned());
         move |pod: Option<&Value>| pod.is_some_and(|pod| waiting(pod) == (reason.clone(), message.clone()))

@@ -1,11 +1,11 @@
-//! The node says when it is ill, and why.
+//! A node that is not healthy reports so, with the reason.
 
 use std::time::Duration;
 
 use crate::api::FakeApi;
 use crate::world::{LIMIT, World};
 
-/// Status and message of the node's Ready condition.
+/// Returns status and message of the node's Ready condition.
 fn ready(api: &FakeApi) -> (String, String) {
     let node = api.node();
     let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();

@@ -1,4 +1,5 @@
-//! Fields that protect reach the runtime, or the pod does not start and says why.
+//! Fields that protect reach the runtime; otherwise the pod does not start and its status or an event says
+//! why.
 
 use k8s_cri::v1::security_profile::ProfileType;
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! What a restart of the agent, or of the node's clock, must not do to running containers.
+//! Running containers survive a restart of the agent and changes of the node's clock.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ fn probed() -> Value {
         "startupProbe": probe("started"), "readinessProbe": probe("ready")}]}))
 }
 
-/// Every Ready condition that the API server was told of, newest last.
+/// Returns whether the API server's pod is not Ready.
 fn told_unready(world: &World) -> bool {
     !is_ready(&world.api.pod("web"))
 }
@@ -27,17 +27,18 @@ async fn a_restart_makes_no_pod_unready_and_runs_no_startup_probe_again() {
     world.api.wait_for_pod("web", LIMIT, |pod| pod.is_some_and(is_ready)).await;
     let before = world.runtime.container("main").expect("a container");
 
-    // From here on every command fails: whatever is believed of the container was known before.
+    // From now on every probe command fails: only results from before the restart can make the container
+    // healthy.
     world.runtime.commands_exit(1);
     world.restart_agent().await;
     let probed = |list: &[crate::fake_runtime::Container]| list.iter().any(|c| c.probed > before.probed);
     world.runtime.wait(LIMIT, probed).await;
-    // One failure is less than the threshold of three.
+    // One failure is fewer than the threshold of three.
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert!(!told_unready(&world), "{:#}", world.api.pod("web"));
     let status = &world.api.pod("web")["status"]["containerStatuses"][0];
     assert_eq!((&status["started"], &status["ready"]), (&json!(true), &json!(true)));
-    // Readiness alone fails: a startup probe that ran again would kill the container.
+    // Only readiness fails: a repeated startup probe would kill the container.
     world.api.wait_for_pod("web", LIMIT, |pod| pod.is_some_and(|pod| !is_ready(pod))).await;
     tokio::time::sleep(Duration::from_secs(120)).await;
     let now = world.runtime.container("main").expect("a container");
@@ -67,7 +68,7 @@ async fn a_clock_that_is_set_back_starts_no_second_container() {
         json!({"initContainers": [{"name": "init", "image": "test/image:1", "imagePullPolicy": "IfNotPresent"}]}),
     ));
     world.runtime.wait(LIMIT, |list| list.iter().any(|c| c.name() == "init")).await;
-    // An hour earlier than when the sandbox was made.
+    // An hour before the sandbox was created.
     world.runtime.set_clock(1_700_000_000_000_000_000 - 3_600_000_000_000);
     world.runtime.kill(&world.runtime.container("init").expect("it").id, 0);
     world.api.wait_for_pod("web", LIMIT, |pod| pod.is_some_and(is_ready)).await;
@@ -93,7 +94,7 @@ async fn a_start_whose_answer_was_lost_leaves_one_container() {
     world.api.put_pod(pod(json!({})));
     world.runtime.wait(LIMIT, |list| !list.is_empty()).await;
     let first = world.runtime.container("main").expect("a container").id;
-    // The agent gives up after two minutes and begins anew.
+    // The agent gives up after two minutes and starts again.
     world.runtime.wait(LIMIT, |list| list.iter().any(|c| c.id != first)).await;
     assert!(world.runtime.removed().contains(&first), "the first one may still start");
 }

@@ -1,4 +1,5 @@
-//! A container runtime that runs nothing: it keeps what the agent asks for, and the test says what containers, calls and images do.
+//! A fake container runtime: it records what the agent asks for, and the test decides what containers, calls
+//! and images do.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -33,7 +34,7 @@ pub struct Container {
     pub exit_code: i32,
     created_at: i64,
     finished_at: i64,
-    /// Times in which its probe commands ran.
+    /// Number of times that probe commands ran in the container.
     pub probed: usize,
 }
 
@@ -55,11 +56,11 @@ struct State {
     clock: i64,
     sandboxes: Vec<Sandbox>,
     containers: Vec<Container>,
-    /// Method to the error it answers with.
+    /// Error that a method answers with, by method name.
     failing: BTreeMap<String, Status>,
-    /// Methods, or `METHOD ID`, that never answer.
+    /// Methods, or `METHOD ID` for one object, that never answer.
     hanging: BTreeSet<String>,
-    /// Exit code of commands in containers.
+    /// Exit code of commands run in containers.
     command: i32,
     conditions: Vec<(String, bool)>,
     images: BTreeSet<String>,
@@ -68,7 +69,7 @@ struct State {
     removed: Vec<String>,
 }
 
-/// A handle; clones share the state.
+/// A handle on the fake runtime; clones share its state.
 #[derive(Clone)]
 pub struct FakeRuntime {
     state: Arc<Mutex<State>>,
@@ -76,7 +77,7 @@ pub struct FakeRuntime {
 }
 
 impl FakeRuntime {
-    /// Serves on a socket.
+    /// Serves the fake runtime on a socket.
     pub fn serve(socket: &Path) -> Self {
         let state = State {
             clock: 1_700_000_000_000_000_000,
@@ -98,7 +99,7 @@ impl FakeRuntime {
         self.state.lock().expect("no panic while locked")
     }
 
-    /// Lets a method fail until told otherwise.
+    /// Makes a method fail with `error`, or succeed again if it is `None`.
     pub fn fail(&self, method: &str, error: Option<Status>) {
         let mut state = self.lock();
         match error {
@@ -107,7 +108,7 @@ impl FakeRuntime {
         };
     }
 
-    /// Lets a method, or `METHOD ID`, hang.
+    /// Makes a method, or `METHOD ID`, hang.
     pub fn hang(&self, what: &str) {
         self.lock().hanging.insert(what.to_owned());
     }
@@ -120,7 +121,7 @@ impl FakeRuntime {
         self.lock().clock = nanos;
     }
 
-    /// What commands in containers exit with.
+    /// Sets the exit code of commands run in containers.
     pub fn commands_exit(&self, code: i32) {
         self.lock().command = code;
     }
@@ -137,17 +138,17 @@ impl FakeRuntime {
         self.lock().pulls.clone()
     }
 
-    /// Ids of removed containers.
+    /// Returns the ids of removed containers.
     pub fn removed(&self) -> Vec<String> {
         self.lock().removed.clone()
     }
 
-    /// The newest container of this name.
+    /// Returns the newest container of this name.
     pub fn container(&self, name: &str) -> Option<Container> {
         self.lock().containers.iter().rev().find(|c| c.name() == name).cloned()
     }
 
-    /// Adds a container that no pod of the API server has, with the given state.
+    /// Adds an exited container whose pod the API server does not know; returns its id.
     pub fn add_orphan(&self, uid: &str) -> String {
         let mut state = self.lock();
         state.next += 1;
@@ -172,7 +173,7 @@ impl FakeRuntime {
         id
     }
 
-    /// Ends a running container.
+    /// Ends a running container with this exit code.
     pub fn kill(&self, id: &str, exit_code: i32) {
         self.end(id, exit_code);
         self.changed.notify_waiters();
@@ -190,7 +191,7 @@ impl FakeRuntime {
         }
     }
 
-    /// Waits until `test` holds of the containers.
+    /// Waits until `test` holds for the list of containers.
     pub async fn wait(&self, limit: Duration, test: impl Fn(&[Container]) -> bool) {
         let wait = async {
             while !test(&self.containers()) {
@@ -229,7 +230,7 @@ fn missing(id: &str) -> Status {
     Status::not_found(format!("{id} not found"))
 }
 
-/// Methods that no test needs.
+/// Implements methods that no test needs.
 macro_rules! unneeded {
     ($($name:ident($request:ident) -> $answer:ident;)*) => {
         $(fn $name<'a, 'b>(
@@ -507,7 +508,7 @@ impl RuntimeService for FakeRuntime {
 }
 
 impl FakeRuntime {
-    /// The log file of a container.
+    /// Returns the log file of a container.
     pub fn container_log(&self, id: &str) -> String {
         let state = self.lock();
         let container = state.containers.iter().find(|c| c.id == id).expect("the container");

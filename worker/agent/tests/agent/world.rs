@@ -1,4 +1,4 @@
-//! One node: directories, a fake runtime, a fake API server, and the agent between them.
+//! The world of one test: directories, a fake runtime, a fake API server, and the agent between them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use worker_agent::AgentConfig;
 use crate::api::FakeApi;
 use crate::fake_runtime::FakeRuntime;
 
-/// Paused time passes in no time: what is waited for happens long before.
+/// Limit of waits. Tokio's clock is paused, so that waiting takes no real time.
 pub const LIMIT: Duration = Duration::from_secs(3600);
 
 pub struct World {
@@ -24,9 +24,9 @@ pub struct World {
 }
 
 impl World {
-    /// Starts everything.
+    /// Starts the fakes and the agent.
     pub fn start() -> Self {
-        // Only the first test of a process can set it.
+        // Fails if another test of the process has already set it, which is fine.
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let dir = tempfile::tempdir().expect("a directory");
@@ -40,7 +40,7 @@ impl World {
         self.start_agent_with(|_| {});
     }
 
-    /// Starts the agent with a changed configuration.
+    /// Starts the agent with a configuration changed by `change`.
     pub fn start_agent_with(&mut self, change: impl FnOnce(&mut AgentConfig)) {
         let mut config = config(self.dir.path());
         change(&mut config);
@@ -50,7 +50,7 @@ impl World {
         self.agent = Some((stop, agent));
     }
 
-    /// Stops the agent; the runtime goes on.
+    /// Stops the agent; the runtime keeps running.
     pub async fn stop_agent(&mut self) {
         if let Some((stop, agent)) = self.agent.take() {
             stop.cancel();
@@ -58,7 +58,7 @@ impl World {
         }
     }
 
-    /// Stops the agent and starts another one.
+    /// Stops the agent and starts a new one.
     pub async fn restart_agent(&mut self) {
         self.stop_agent().await;
         self.start_agent();
@@ -100,7 +100,7 @@ fn cgroup_root() -> String {
     format!("/ephor-agent-unit-{}", std::process::id())
 }
 
-/// Takes away the cgroups of pods that still were there when a test ended. Tests run beside each other: what is in use stays.
+/// Removes the cgroups of pods that are left when a test ends. Tests run in parallel: cgroups in use stay.
 fn remove_cgroups() {
     fn remove(directory: &Path) {
         let children = std::fs::read_dir(directory).into_iter().flatten().flatten();
@@ -114,7 +114,7 @@ fn remove_cgroups() {
     }
 }
 
-/// The HTTPS server is not part of these tests.
+/// A certificate resolver without certificates: the HTTPS server is not part of these tests.
 #[derive(Debug)]
 struct NoCertificate;
 
@@ -124,7 +124,7 @@ impl rustls::server::ResolvesServerCert for NoCertificate {
     }
 }
 
-/// A pod `web` with one container `main`, whose specification is `spec` on top of that.
+/// Builds a pod `web` with one container `main`; the fields of `spec` are added to its specification.
 pub fn pod(spec: Value) -> Value {
     named_pod("web", spec)
 }
@@ -150,7 +150,7 @@ pub fn is_ready(pod: &Value) -> bool {
     conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
 }
 
-/// The waiting state of a pod's first container.
+/// Returns reason and message of the waiting state of a pod's first container.
 pub fn waiting(pod: &Value) -> (String, String) {
     let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
     let text = |key: &str| waiting[key].as_str().unwrap_or_default().to_owned();

@@ -1,5 +1,5 @@
-//! As much of an API server as one agent needs: objects that can be watched, pods that can be patched, tokens, and polite answers to
-//! everything else. It can be away.
+//! A fake API server with as much as one agent needs: objects that can be watched, pods that can be patched,
+//! tokens, and valid answers to everything else. A test can make it unreachable.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -21,27 +21,27 @@ type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 struct State {
     pods: BTreeMap<String, Value>,
-    /// Objects of other kinds, by the path of their collection and by name.
+    /// Objects of other kinds, by collection path and name.
     objects: BTreeMap<(String, String), Value>,
     version: u64,
     requests: Vec<String>,
-    /// Lines for watches, with the path of the collection they are about.
+    /// Watch events as lines, each with the path of its collection.
     events: broadcast::Sender<(String, Bytes)>,
-    /// Events that were written: reason and message.
+    /// Reason and message of each Event object written.
     notes: Vec<(String, String)>,
-    /// The newest status of the node.
+    /// Newest version of the Node object.
     node: Value,
     token_seconds: i64,
 }
 
 const PODS: &str = "/api/v1/pods";
 
-/// A handle; clones share the state. Each test uses a part of it.
+/// A handle on the fake API server; clones share its state. Each test uses only some of its methods.
 #[derive(Clone)]
 pub struct FakeApi {
     state: Arc<Mutex<State>>,
     changed: Arc<Notify>,
-    /// While true, nothing answers and watches are cut off.
+    /// Whether the server is unreachable: nothing answers and watches are cut off.
     away: watch::Sender<bool>,
 }
 
@@ -93,23 +93,24 @@ impl FakeApi {
             state.pods.remove(name);
         }
         let line = json!({"type": type_, "object": pod}).to_string() + "\n";
-        // Nobody may be watching at the moment.
+        // Sending fails if nobody is watching, which is no error.
         let _ = state.events.send((PODS.to_owned(), Bytes::from(line)));
         self.changed.notify_waiters();
         Some(pod)
     }
 
-    /// Takes all masters away, or brings them back.
+    /// Makes the API server unreachable, or reachable again.
     pub fn set_away(&self, away: bool) {
         self.away.send_replace(away);
     }
 
-    /// How long tokens live.
+    /// Sets the lifetime of tokens.
     pub fn set_token_seconds(&self, seconds: i64) {
         self.lock().token_seconds = seconds;
     }
 
-    /// Sets an object of another kind (`/api/v1/namespaces/default/configmaps`), or deletes it.
+    /// Sets an object in a collection (`/api/v1/namespaces/default/configmaps`), or deletes it if `object` is
+    /// `None`.
     pub fn put_object(&self, collection: &str, name: &str, object: Option<Value>) {
         let mut state = self.lock();
         state.version += 1;
@@ -128,7 +129,7 @@ impl FakeApi {
         let _ = state.events.send((collection.to_owned(), Bytes::from(line)));
     }
 
-    /// Reasons and messages of the events that were written.
+    /// Returns reason and message of each Event object written.
     pub fn notes(&self) -> Vec<(String, String)> {
         self.lock().notes.clone()
     }
@@ -137,7 +138,7 @@ impl FakeApi {
         self.lock().pods.get(name).cloned().unwrap_or_default()
     }
 
-    /// The newest status of the node.
+    /// Returns the newest version of the Node object.
     pub fn node(&self) -> Value {
         self.lock().node.clone()
     }
@@ -146,7 +147,7 @@ impl FakeApi {
         self.lock().requests.clone()
     }
 
-    /// Waits until `test` holds, for at most `limit`.
+    /// Waits until `test` holds, for at most `limit`; `what` names the condition in the failure.
     pub async fn wait(&self, what: &str, limit: Duration, test: impl Fn(&Self) -> bool) {
         let wait = async {
             while !test(self) {
@@ -315,7 +316,8 @@ impl FakeApi {
         ok(&event)
     }
 
-    /// Merges as a strategic merge patch does: conditions by type, everything else by replacement.
+    /// Applies a strategic merge patch to a pod's status: conditions merge by type, all other fields are
+    /// replaced.
     fn patch_status(&self, name: &str, patch: &[u8]) -> Answer {
         let patch: Value = serde_json::from_slice(patch).expect("a JSON patch");
         let patched = self.change(name, "MODIFIED", |pod| {

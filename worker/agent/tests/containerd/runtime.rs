@@ -1,4 +1,4 @@
-//! A containerd of the test's own: private root, state and socket, and one image made of Debian's static busybox.
+//! A containerd for one test: its own root, state and socket, and one image made of Debian's static busybox.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Starts it, or says what is missing.
+    /// Starts containerd; the error says what is missing.
     pub fn start(dir: &Path) -> Result<Self, String> {
         for program in ["/usr/bin/containerd", "/usr/bin/ctr", "/usr/sbin/runc", BUSYBOX] {
             if !Path::new(program).exists() {
@@ -77,7 +77,7 @@ impl Containerd {
         let archive = archive(&dir.join("image")).map_err(|e| e.to_string())?;
         let archive = archive.to_string_lossy().into_owned();
         let mut last = String::new();
-        // containerd answers some moments after it was started.
+        // containerd needs some moments after its start before it answers.
         for _ in 0..200 {
             match self.ctr(&["images", "import", &archive]) {
                 Ok(_) => return Ok(()),

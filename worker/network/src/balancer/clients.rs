@@ -1,5 +1,5 @@
-//! How many connections the clients of one listener may have, in all and for each client address. The
-//! agent's listener and the pods' have limits of their own (`mod.rs`).
+//! Limits on the number of client connections of one listener, in total and per client address. The agent's
+//! listener and the pods' have separate limits (`mod.rs`).
 
 use std::{
     collections::BTreeMap,
@@ -9,19 +9,19 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bounds on the connections of one listener.
+/// Limits on the connections of one listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenerLimits {
-    /// Connections at a time; further clients wait in the listener's backlog.
+    /// Maximum number of open connections; further clients wait in the listener's backlog.
     pub total: usize,
-    /// Connections at a time from one address; further ones are reset. `None`: as many as `total`.
+    /// Maximum number of open connections per client address; further ones are reset. `None` means `total`.
     pub per_client: Option<usize>,
 }
 
 impl ListenerLimits {
-    /// For what runs on the host itself: the agent, operators.
+    /// Limits for clients on the host itself: the agent, operators.
     pub const HOST: Self = Self { total: 4096, per_client: None };
-    /// For pods, of which one must not shut out the others.
+    /// Limits for pods: no pod can use up the connections of the others.
     pub const PODS: Self = Self { total: 4096, per_client: Some(256) };
 }
 
@@ -33,7 +33,7 @@ pub(super) struct Clients {
     counts: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
 }
 
-/// A connection that counts until it is dropped.
+/// A connection that is counted until this value is dropped.
 #[derive(Debug)]
 pub(super) struct Admitted {
     _place: OwnedSemaphorePermit,
@@ -50,16 +50,16 @@ impl Clients {
         }
     }
 
-    /// Waits for a place among all connections of the listener.
+    /// Waits until the listener has fewer connections than its limit, and takes one.
     pub(super) async fn place(&self) -> OwnedSemaphorePermit {
         match self.total.clone().acquire_owned().await {
             Ok(place) => place,
-            // Only a closed semaphore refuses, and nobody closes this one.
+            // Only a closed semaphore fails, and this one is never closed.
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// Gives `client` the place; `None` if it has as many connections as one client may have.
+    /// Admits a connection of `client`; `None` if the client has reached its limit.
     pub(super) fn admit(&self, place: OwnedSemaphorePermit, client: IpAddr) -> Option<Admitted> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(client).or_default();

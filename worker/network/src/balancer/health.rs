@@ -1,6 +1,6 @@
-//! How a master is asked whether it can serve: [`ReadyzProbe`] asks its API server, [`TcpProbe`] is for
-//! backends without one. A probe waits for as long as its master needs; `members` decides what a late
-//! answer means, and drops a probe that it no longer wants.
+//! Probes that ask a master whether it can serve: [`ReadyzProbe`] asks its API server, [`TcpProbe`] is for
+//! backends without one. A probe waits for its answer without a limit; the caller decides when an answer is
+//! late, and drops a probe that it no longer needs.
 
 use std::{
     collections::BTreeMap,
@@ -20,30 +20,30 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
-/// Most bytes of a `/readyz` answer that are read.
+/// Maximum number of bytes of a `/readyz` answer that are read.
 const ANSWER_MAX_BYTES: usize = 64 << 10;
 
-/// What a master that is ready to serve said.
+/// Answer of a master that is ready to serve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Readiness {
-    /// API addresses of masters that this one, which leads, has not heard from for too long. Empty from
-    /// a master that does not lead.
+    /// API addresses of masters that this master, as leader, has not heard from for too long. Empty if this
+    /// master is not the leader.
     pub silent: Vec<SocketAddr>,
 }
 
 /// Why a probe failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// Nobody listens there: the process is gone for certain.
+    /// The connection was refused: no process listens.
     #[error("refused: {0}")]
     Refused(io::Error),
-    /// The host's kernel did not answer: the host is off, or cut off.
+    /// The host's kernel did not answer: the host is down or disconnected.
     #[error("unreachable: {0}")]
     Unreachable(io::Error),
     /// TLS or HTTP failed.
     #[error("{0}")]
     Failed(String),
-    /// It answered that it is not ready.
+    /// The master answered with this HTTP status, so it is not ready.
     #[error("not ready: status {0}")]
     NotReady(u16),
 }
@@ -61,19 +61,19 @@ impl From<io::Error> for ProbeError {
     }
 }
 
-/// Asks whether a master is able to serve.
+/// A way to ask whether a master is able to serve.
 #[async_trait]
 pub trait Probe: fmt::Debug + Send + Sync + 'static {
-    /// Asks once. Connecting takes at most `connect_timeout`; the answer may take for ever.
+    /// Sends one probe. Connecting takes at most `connect_timeout`; there is no limit for the answer.
     async fn probe(&self, master: SocketAddr, connect_timeout: Duration) -> Result<Readiness, ProbeError>;
 
-    /// Returns when a connection that was kept after the last probe has been closed by the other side:
-    /// a process that dies says so at once through its kernel. Never returns where none is kept.
+    /// Returns when the other side has closed the connection kept since the last probe, which the kernel of a
+    /// dying process does at once. Never returns if no connection is kept.
     async fn lost(&self, master: SocketAddr);
 }
 
-/// Opens a TCP connection: all of it happens in the other host's kernel, so a busy process is no
-/// reason for it to fail.
+/// Opens a TCP connection. The other host's kernel accepts it, so that it succeeds even if the process is
+/// busy.
 pub(super) async fn connect(master: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
     match timeout(limit, TcpStream::connect(master)).await {
         Ok(connected) => connected,
@@ -81,7 +81,7 @@ pub(super) async fn connect(master: SocketAddr, limit: Duration) -> io::Result<T
     }
 }
 
-/// Healthy is what accepts a connection.
+/// Probe that succeeds if the master accepts a connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TcpProbe;
 
@@ -97,15 +97,15 @@ impl Probe for TcpProbe {
     }
 }
 
-/// A connection between two probes.
+/// A connection kept between two probes.
 struct Kept {
     sender: SendRequest<Empty<Bytes>>,
-    /// Cancelled when the connection has ended.
+    /// Cancelled once the connection has ended.
     ended: CancellationToken,
 }
 
-/// Healthy is what answers `GET /readyz` over TLS with 200. Keeps one connection to each master, so that
-/// a probe costs one small exchange and the end of the process is noticed without one.
+/// Probe that succeeds if `GET /readyz` over TLS answers 200. Keeps one connection to each master, so that a
+/// probe is a single exchange, and the end of the process is noticed without a probe.
 pub struct ReadyzProbe {
     tls: TlsConnector,
     server_name: ServerName<'static>,
@@ -119,8 +119,8 @@ impl fmt::Debug for ReadyzProbe {
 }
 
 impl ReadyzProbe {
-    /// `tls` trusts the cluster's CA; `server_name` is one that all serving certificates have, such as
-    /// `kubernetes`.
+    /// Makes the probe. `tls` must trust the cluster's CA; `server_name` is a name in all serving
+    /// certificates, such as `kubernetes`.
     pub fn new(tls: Arc<ClientConfig>, server_name: ServerName<'static>) -> Self {
         Self { tls: tls.into(), server_name, kept: Mutex::default() }
     }
@@ -138,7 +138,7 @@ impl ReadyzProbe {
             .map_err(|error| ProbeError::Failed(error.to_string()))?;
         let ended = CancellationToken::new();
         let guard = ended.clone().drop_guard();
-        // Ends when the sender is dropped or the master closes.
+        // The connection's task ends when the sender is dropped or the master closes the connection.
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::trace!(%master, %error, "probe connection ended");
@@ -149,7 +149,7 @@ impl ReadyzProbe {
     }
 }
 
-/// Sends `GET /readyz` and reads the whole answer, so that the connection can be used again.
+/// Sends `GET /readyz` and reads the whole answer, so that the connection can be reused.
 async fn ask(sender: &mut SendRequest<Empty<Bytes>>) -> Result<(u16, Readiness), hyper::Error> {
     let mut request = Request::new(Empty::new());
     *request.uri_mut() = hyper::Uri::from_static("/readyz");
@@ -176,14 +176,15 @@ impl Probe for ReadyzProbe {
         };
         let (status, readiness) = match ask(&mut kept.sender).await {
             Ok(answer) => answer,
-            // The master may have closed an idle connection just then: that alone is no bad sign.
+            // The master may have closed the idle connection at that moment, which does not
+            // mean that it is unhealthy.
             Err(_) if reused => {
                 kept = self.open(master, connect_timeout).await?;
                 ask(&mut kept.sender).await.map_err(|error| ProbeError::Failed(error.to_string()))?
             }
             Err(error) => return Err(ProbeError::Failed(error.to_string())),
         };
-        // One that has been closed meanwhile too: `lost` tells of it.
+        // Kept even if it has been closed meanwhile: `lost` then reports that.
         self.kept().insert(master, kept);
         if status == 200 { Ok(readiness) } else { Err(ProbeError::NotReady(status)) }
     }

@@ -1,9 +1,9 @@
-//! The masters as the balancer sees them: who can serve, whose turn it is, and whose connections are
-//! reset. `watcher` finds out; `mod.rs` asks for a master for each new connection.
+//! The balancer's list of masters: each one's state, the order for new connections, and which connections to
+//! reset. `watcher` sets the states; `mod.rs` asks for the masters to try for each new connection.
 //!
-//! Late is not dead: a master that answers slowly gets no new connections while another one is ready,
-//! and keeps those it has. Its connections are reset only when it is [`MasterState::Dead`] or says itself
-//! that it is not to be used, and only while another master is ready.
+//! A late master is not treated as dead: it gets no new connections while another master is ready, and keeps
+//! those it has. Its connections are reset only when it is [`MasterState::Dead`] or answers that it is not
+//! ready, and only while another master is ready.
 
 use std::{
     collections::BTreeMap,
@@ -19,31 +19,31 @@ use tokio_util::sync::CancellationToken;
 
 use super::{BalancerConfig, Probe, Readiness, traffic::Traffic, watcher::Watcher};
 
-/// What is known of a master, best first: the order in which masters get new connections.
+/// State of a master, best first: the order in which masters get new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum MasterState {
-    /// It answered in time that it is ready; also before the first answer.
+    /// It answered in time that it is ready; also the state before the first answer.
     Ready,
-    /// It has not answered, or not in time.
+    /// It has not answered, or its answer took longer than the probe timeout.
     Late,
     /// It answered that it is not ready.
     Unready,
-    /// Its connections are refused, its host has not answered for long, or it is late and a ready master
-    /// calls it silent.
+    /// Its connections are refused, its host has not answered for long, or it is late and a ready
+    /// master reports it silent.
     Dead,
 }
 
 #[derive(Debug)]
 struct Member {
-    /// What its own probes say.
+    /// State according to this balancer's own probes.
     state: MasterState,
-    /// Masters that this one called silent in its last answer.
+    /// Masters that this one reported silent in its last answer.
     silent: Vec<SocketAddr>,
-    /// Cancelled to reset the connections opened while it was in place.
+    /// Cancelled to reset the connections opened with this token; a new token then replaces it.
     alive: CancellationToken,
-    /// Ends the probing.
+    /// Cancelled to end the probing of this master.
     probing: CancellationToken,
-    /// Asks for a probe right now.
+    /// Wakes the watcher to probe at once.
     suspect: Arc<Notify>,
     traffic: Arc<Traffic>,
 }
@@ -53,27 +53,27 @@ struct Member {
 pub(super) struct Candidate {
     /// `HOST:PORT` of its API server.
     pub(super) address: SocketAddr,
-    /// Cancelled when the connections to it are to be reset.
+    /// Cancelled to reset the connections to this master.
     pub(super) alive: CancellationToken,
-    /// Where what the connection carries is noted.
+    /// Record of when the connections sent and received bytes.
     pub(super) traffic: Arc<Traffic>,
 }
 
-/// Shared list of masters.
+/// The list of masters, shared by balancer and watchers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Members {
     list: Arc<Mutex<BTreeMap<SocketAddr, Member>>>,
     turn: Arc<AtomicUsize>,
 }
 
-/// Whether a ready master other than `address` calls it silent.
+/// Returns whether a ready master other than `address` reports it silent.
 fn is_called_silent(list: &BTreeMap<SocketAddr, Member>, address: SocketAddr) -> bool {
     list.iter().any(|(other, member)| {
         *other != address && member.state == MasterState::Ready && member.silent.contains(&address)
     })
 }
 
-/// The state of a master, its own probes and the others' failure detector taken together.
+/// Returns a master's state from its own probes and the reports of the other masters together.
 fn state_of(list: &BTreeMap<SocketAddr, Member>, address: SocketAddr, member: &Member) -> MasterState {
     match member.state {
         MasterState::Late if is_called_silent(list, address) => MasterState::Dead,
@@ -86,13 +86,13 @@ impl Members {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All masters with whether each is ready.
+    /// Returns all masters and whether each is ready.
     pub(super) fn health(&self) -> Vec<(SocketAddr, bool)> {
         self.lock().iter().map(|(address, member)| (*address, member.state == MasterState::Ready)).collect()
     }
 
-    /// All masters in the order in which a new connection tries them: by state, and in turn among those
-    /// of one state.
+    /// Returns all masters in the order in which a new connection tries them: by state, and round-robin among
+    /// masters in the same state.
     pub(super) fn in_turn(&self) -> Vec<Candidate> {
         let list = self.lock();
         let mut all: Vec<_> = list
@@ -115,26 +115,26 @@ impl Members {
         all.into_iter().map(|(_, candidate)| candidate).collect()
     }
 
-    /// A connection to it failed: probe it now instead of at the next interval.
+    /// Probes the master at once instead of at the next interval, because a connection to it failed.
     pub(super) fn suspect(&self, address: SocketAddr) {
         if let Some(member) = self.lock().get(&address) {
             member.suspect.notify_one();
         }
     }
 
-    /// Has every master but `address` probed now: one of them may know that it is silent.
+    /// Probes every master but `address` at once: one of them may report `address` as silent.
     pub(super) fn ask_others_about(&self, address: SocketAddr) {
         for (_, member) in self.lock().iter().filter(|(other, _)| **other != address) {
             member.suspect.notify_one();
         }
     }
 
-    /// Takes what a ready master answered.
+    /// Records the answer of a ready master.
     pub(super) fn set_ready(&self, address: SocketAddr, readiness: Readiness) {
         self.set(address, MasterState::Ready, readiness.silent);
     }
 
-    /// Takes what was found about a master that is not ready.
+    /// Records the state of a master that is not ready.
     pub(super) fn set_state(&self, address: SocketAddr, state: MasterState) {
         self.set(address, state, Vec::new());
     }
@@ -147,7 +147,7 @@ impl Members {
             member.state = state;
             tracing::info!(%address, ?state, "master health changed");
         }
-        // Without another master a reset only costs the clients what might still work.
+        // While no master is ready, a reset would only cost clients connections that may still work.
         if !list.values().any(|member| member.state == MasterState::Ready) {
             return;
         }
@@ -163,7 +163,7 @@ impl Members {
         }
     }
 
-    /// Makes the list `wanted`; returns the watchers of the members that are new.
+    /// Replaces the list by `wanted`; returns the watchers of the new members.
     fn update(&self, wanted: &[SocketAddr], config: BalancerConfig, probe: &Arc<dyn Probe>) -> Vec<Watcher> {
         let mut list = self.lock();
         list.retain(|address, member| {
@@ -179,7 +179,7 @@ impl Members {
             if list.contains_key(address) {
                 continue;
             }
-            // Good until proven otherwise: the first connections must not wait for the first probe.
+            // A new master counts as ready, so that the first connections need not wait for the first probe.
             let member = Member {
                 state: MasterState::Ready,
                 silent: Vec::new(),
@@ -222,7 +222,7 @@ pub(super) async fn follow(
             biased;
             () = shutdown.cancelled() => return,
             changed = masters.changed() => if changed.is_err() {
-                // Nobody names masters any more: go on with those that are known.
+                // The sender of the list is gone: keep the masters that are known.
                 return shutdown.cancelled().await;
             },
         }
@@ -276,7 +276,7 @@ mod tests {
         assert!(!connection.is_cancelled(), "its own answers count for more");
         members.set_state(address(LATE), MasterState::Late);
         assert!(connection.is_cancelled());
-        // What calls it silent must be ready itself.
+        // Only the report of a master that is ready itself counts.
         members.set_ready(address(LATE), Readiness::default());
         let connection = connection_to(&members, LATE);
         members.set_state(address(CALM), MasterState::Late);

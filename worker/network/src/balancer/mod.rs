@@ -1,8 +1,8 @@
-//! A TCP balancer in front of the masters. Every worker runs one: its agent, its pods'
-//! `kubernetes.default` and the printed kubeconfig of `ephor dev` use it, so none of them needs to know
-//! which master is alive. TLS passes through untouched. `watcher` finds out who is alive; connections to
-//! a master that is dead (`members` says what that means) are reset, so that clients come back at once
-//! and land elsewhere. Started by `worker/node` and `ops/cli`; `network.rs` lets it serve pods too.
+//! A TCP balancer in front of the masters. Every worker runs one: its agent, its pods' `kubernetes.default`
+//! and the kubeconfig printed by `ephor dev` use it, so that none of them needs to know which master is
+//! healthy. Passes TLS through unchanged. `watcher` probes the masters; connections to a dead master
+//! (`members` defines that) are reset, so that clients reconnect at once to another master. Started by
+//! `worker/node` and `ops/cli`; `network.rs` lets it serve pods too.
 
 mod clients;
 mod health;
@@ -27,26 +27,26 @@ pub use health::{Probe, ProbeError, Readiness, ReadyzProbe, TcpProbe};
 use members::{Candidate, Members};
 use traffic::NotedStream;
 
-/// How the balancer probes and gives up.
+/// Timing of probes and connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BalancerConfig {
-    /// Pause between two probes of a master that is ready and gives no reason for doubt.
+    /// Pause between two probes of a master that is ready and shows no sign of failure.
     pub probe_interval: Duration,
-    /// A master that takes longer than this to answer a probe is late: new connections go elsewhere.
+    /// Time after which a master's answer to a probe is late: new connections then go elsewhere.
     pub probe_timeout: Duration,
-    /// Answers in a row that must say "not ready" before a master counts as such; after the first the
-    /// others follow at once.
+    /// Number of consecutive "not ready" answers after which a master counts as not ready; after the first
+    /// one the probes follow without a pause.
     pub failures: u32,
-    /// How long a host may leave TCP connections unanswered before it counts as gone.
+    /// Time without answers to TCP connections after which a host counts as gone.
     pub gone_after: Duration,
-    /// How long connecting to a master may take before the next is tried.
+    /// Maximum time for connecting to a master before the next one is tried.
     pub connect_timeout: Duration,
 }
 
 impl Default for BalancerConfig {
     fn default() -> Self {
         Self {
-            // 5,000 workers then ask each master 1,667 times a second.
+            // With 5,000 workers each master is then probed 1,667 times a second.
             probe_interval: Duration::from_secs(3),
             probe_timeout: Duration::from_millis(300),
             failures: 2,
@@ -56,7 +56,7 @@ impl Default for BalancerConfig {
     }
 }
 
-/// The balancer: one set of masters and probes, any number of listeners.
+/// The balancer: a list of masters with their probes, and any number of listeners.
 #[derive(Debug)]
 pub struct Balancer {
     config: BalancerConfig,
@@ -65,8 +65,8 @@ pub struct Balancer {
 }
 
 impl Balancer {
-    /// Starts probing the masters that `masters` names, and follows its changes until shutdown. An
-    /// empty list is ignored: the last known masters are better than none.
+    /// Starts probing the masters in `masters`, and follows changes of that list until shutdown. An empty
+    /// list is ignored and the last known masters are kept.
     pub fn start(
         config: BalancerConfig,
         masters: watch::Receiver<Vec<SocketAddr>>,
@@ -78,13 +78,14 @@ impl Balancer {
         Arc::new(Self { config, members, connections: TaskTracker::new() })
     }
 
-    /// The masters and whether each is ready, for status.
+    /// Returns the masters and whether each is ready, for status output.
     pub fn health(&self) -> Vec<(SocketAddr, bool)> {
         self.members.health()
     }
 
-    /// Accepts and serves within `limits` until shutdown; then waits up to a second for open connections
-    /// to end. Each listener has limits of its own, so that clients of one cannot shut out those of another.
+    /// Accepts and serves connections within `limits` until shutdown; then waits up to a second for
+    /// open connections to end. Each listener has its own limits, so that its clients cannot block
+    /// those of another listener.
     pub async fn serve(
         self: Arc<Self>,
         listener: TcpListener,
@@ -118,7 +119,8 @@ impl Balancer {
                     });
                 }
                 Err(error) => {
-                    // Out of file descriptors, most likely: accepting again at once would spin.
+                    // The usual cause is a lack of file descriptors: pause, as accepting
+                    // again at once would busy-loop.
                     tracing::warn!(%error, "the balancer could not accept a connection");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
@@ -138,7 +140,7 @@ impl Balancer {
                 return Err(error);
             }
         };
-        // Small requests must not wait for more data.
+        // Sends small requests at once instead of waiting for more data.
         client.set_nodelay(true)?;
         server.stream.set_nodelay(true)?;
         tokio::select! {
@@ -153,8 +155,8 @@ impl Balancer {
         }
     }
 
-    /// Connects to a master: ready ones first, in turn, then the others. The token is cancelled when
-    /// that master is found dead.
+    /// Connects to a master: ready ones first, round-robin, then the others. The returned token is cancelled
+    /// when that master is found dead.
     async fn connect(&self) -> io::Result<(NotedStream, CancellationToken)> {
         let mut last = io::Error::new(io::ErrorKind::NotConnected, "no masters are known");
         for Candidate { address, alive, traffic } in self.members.in_turn() {
@@ -170,8 +172,8 @@ impl Balancer {
     }
 }
 
-/// Makes closing the socket send a reset, which a client notices at once and cannot mistake for an
-/// answer that ended.
+/// Makes closing the socket send a TCP reset, which a client notices at once and cannot mistake for the
+/// regular end of an answer.
 fn reset(stream: &TcpStream) {
     if let Err(error) = SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
         tracing::debug!(%error, "a connection is closed without a reset");

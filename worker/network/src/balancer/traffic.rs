@@ -1,6 +1,6 @@
-//! Notices a master that has been sent something and gives nothing back: the reason for a probe at once,
-//! so that masters need not be probed often while nothing is wrong. Written by the relayed connections of
-//! `mod.rs`, read by `members`.
+//! Detects a master that does not answer what was sent to it, which is a reason to probe it at
+//! once; so masters need fewer periodic probes. Written by the relayed connections of `mod.rs`,
+//! read by the master's watcher.
 
 use std::{
     pin::Pin,
@@ -18,12 +18,12 @@ use tokio::{
     time::Instant,
 };
 
-/// When bytes last went to a master and came from it, over all connections. Times are milliseconds since
-/// `start`, 0 for never.
+/// Times at which bytes were sent to a master and received from it, over all connections. Milliseconds
+/// since `start`; 0 for never.
 #[derive(Debug)]
 pub(super) struct Traffic {
     start: Instant,
-    /// When the first byte was sent that came after the last received one.
+    /// Time of the first byte sent after the last received one.
     sent: AtomicU64,
     received: AtomicU64,
 }
@@ -49,14 +49,14 @@ impl Traffic {
         self.received.store(self.now(), Ordering::Relaxed);
     }
 
-    /// Whether something was sent at least `limit` ago and nothing at all came back since.
+    /// Returns whether something was sent at least `limit` ago and nothing was received since.
     pub(super) fn is_stalled(&self, limit: Duration) -> bool {
         let (sent, received) = (self.sent.load(Ordering::Relaxed), self.received.load(Ordering::Relaxed));
         sent > received && u128::from(self.now().saturating_sub(sent)) >= limit.as_millis()
     }
 }
 
-/// A connection to a master whose bytes are noted.
+/// A connection to a master that records in [`Traffic`] when bytes pass.
 pub(super) struct NotedStream {
     pub(super) stream: TcpStream,
     pub(super) traffic: Arc<Traffic>,
@@ -70,7 +70,7 @@ impl AsyncRead for NotedStream {
     ) -> Poll<std::io::Result<()>> {
         let result = Pin::new(&mut self.stream).poll_read(context, buffer);
         if result.is_ready() {
-            // The end of the stream is a sign of life too.
+            // The end of the stream also shows that the master is alive.
             self.traffic.received();
         }
         result
@@ -106,7 +106,7 @@ mod tests {
         assert!(!traffic.is_stalled(limit), "nothing was sent");
         traffic.sent();
         tokio::time::advance(Duration::from_millis(200)).await;
-        // Sending more does not begin the wait anew.
+        // Records only the first send since the last receive: further sends do not restart the wait.
         traffic.sent();
         assert!(!traffic.is_stalled(limit));
         tokio::time::advance(Duration::from_millis(100)).await;

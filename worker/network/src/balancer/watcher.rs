@@ -1,6 +1,6 @@
-//! Probes one master for as long as it is a member, and says in `members` what it found. While all is
-//! well a probe is rare: the end of the kept connection, a failed connection of a client and traffic that
-//! is not answered each bring the next one at once.
+//! Probes one master as long as it is in the list, and records its state in `members`. Probes are rare while
+//! the master is healthy: the end of the kept connection, a client's failed connection and unanswered traffic
+//! each cause a probe at once.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -19,35 +19,35 @@ use super::{
 
 /// Shortest and longest pause between two probes of a master that is not ready.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
-/// A probe without an answer for this long is given up for one over a new connection.
+/// Time without an answer after which a probe is repeated over a new connection.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// What watches one master.
+/// The watcher of one master.
 pub(super) struct Watcher {
     pub(super) members: Members,
     pub(super) config: BalancerConfig,
     pub(super) address: SocketAddr,
     pub(super) probe: Arc<dyn Probe>,
-    /// Asks for a probe right now.
+    /// Notified to cause a probe at once.
     pub(super) suspect: Arc<Notify>,
     pub(super) traffic: Arc<Traffic>,
-    /// Cancelled when the master is no member any more.
+    /// Cancelled when the master is removed from the list.
     pub(super) stop: CancellationToken,
 }
 
-/// What the last probes found, as far as the next one depends on it.
+/// Results of the last probes that the next one depends on.
 #[derive(Default)]
 struct Findings {
-    /// Answers in a row that were not "ready".
+    /// Number of consecutive probes that did not find the master ready.
     failures: u32,
-    /// Since when the host's kernel has not answered.
+    /// Time since when the host's kernel has not answered; `None` if it answered last time.
     unreachable: Option<Instant>,
     /// Pause before the next probe of a master that is not ready.
     pause: Duration,
 }
 
 impl Watcher {
-    /// Runs until `shutdown`, or until the master is no member any more.
+    /// Runs until `shutdown` is cancelled or the master is removed from the list.
     pub(super) async fn run(self, shutdown: CancellationToken) {
         tokio::select! {
             biased;
@@ -65,18 +65,18 @@ impl Watcher {
             if self.judge(outcome, &mut findings) {
                 findings = Findings::default();
                 self.until_the_next_probe().await;
-                // However many reasons there are.
+                // At least the shortest pause lies between two probes, however many notifications there are.
                 tokio::time::sleep_until(asked + RETRY.0).await;
             } else if !(1..self.config.failures).contains(&findings.failures) {
                 findings.pause = (findings.pause * 3 / 2).clamp(RETRY.0, RETRY.1);
                 let waited = timeout(findings.pause, self.suspect.notified()).await;
                 tracing::trace!(address = %self.address, asked = waited.is_ok(), "probing a master again");
             }
-            // Otherwise one bad answer may be chance: make sure at once.
+            // Otherwise probe again at once, because a single bad answer may be chance.
         }
     }
 
-    /// Writes down what a probe found; says whether the master is ready.
+    /// Records the result of a probe; returns whether the master is ready.
     fn judge(&self, outcome: Result<Readiness, ProbeError>, findings: &mut Findings) -> bool {
         let error = match outcome {
             Ok(readiness) => {
@@ -108,9 +108,9 @@ impl Watcher {
         false
     }
 
-    /// Asks until there is an answer. An answer that is late is waited for, not asked for again: more
-    /// requests would only make a busy master busier. Meanwhile its kernel is asked whether the process
-    /// and the host are there at all, and the other masters what they know.
+    /// Sends a probe and waits for the answer. A late answer is waited for, as further probes would make a
+    /// busy master even busier. Meanwhile tests by connecting whether process and host still exist, and has
+    /// the other masters probed, which may report this one as silent.
     async fn ask(&self, findings: &mut Findings) -> Result<Readiness, ProbeError> {
         let answer = self.probe.probe(self.address, self.config.connect_timeout);
         let mut answer = std::pin::pin!(answer);
@@ -145,7 +145,7 @@ impl Watcher {
         Err(ProbeError::Failed(format!("no answer within {ANSWER_MAX:?}")))
     }
 
-    /// Waits while there is no reason to probe a master that was ready.
+    /// Waits until the probe interval has passed or there is a reason to probe the master earlier.
     async fn until_the_next_probe(&self) {
         let stalled = async {
             loop {

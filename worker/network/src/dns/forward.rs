@@ -1,5 +1,5 @@
-//! Asks the host's resolvers for names outside the cluster: UDP first, TCP when the answer does not fit.
-//! Called by `server`.
+//! Forwards questions about names outside the cluster to the host's resolvers: UDP first, TCP if the answer
+//! is truncated. Called by `server`.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -19,31 +19,31 @@ use tokio::{
     time::timeout,
 };
 
-/// How long one resolver may take.
+/// Maximum time to wait for the answer of one resolver.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long a resolver may keep silent before the next one is asked too.
+/// Time without an answer after which the next resolver is asked as well.
 const STAGGER: Duration = Duration::from_millis(250);
-/// Largest UDP answer that is asked for (RFC 9715).
+/// Maximum size of a UDP answer that is requested, in bytes (RFC 9715).
 const PAYLOAD: u16 = 1232;
 
-/// No resolver gave an answer.
+/// Why no resolver gave an answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The host has none.
+    /// The host has no resolvers configured.
     #[error("the host has no resolvers")]
     NoUpstream,
-    /// The last one failed so.
+    /// The last resolver failed with this I/O error.
     #[error("{0}")]
     Io(#[from] std::io::Error),
-    /// It answered nonsense, or something else.
+    /// The last resolver's answer was malformed.
     #[error("malformed answer")]
     Malformed,
-    /// It did not answer.
+    /// The last resolver did not answer in time.
     #[error("no answer within {PATIENCE:?}")]
     Deadline,
 }
 
-/// The host's resolvers. The one that answered last is asked first.
+/// The host's resolvers; the one that answered last is asked first.
 #[derive(Debug, Default)]
 pub struct Upstreams {
     resolvers: Vec<SocketAddr>,
@@ -52,13 +52,14 @@ pub struct Upstreams {
 }
 
 impl Upstreams {
-    /// These resolvers; the first is preferred until another one has to answer in its place.
+    /// Uses these resolvers; the first one is preferred until another one answers instead.
     pub fn new(resolvers: Vec<SocketAddr>) -> Self {
         Self { resolvers, preferred: AtomicUsize::new(0) }
     }
 
-    /// The first three `nameserver` lines of a resolv.conf. This server's own address is left out: a
-    /// host that uses the cluster's DNS must not make it ask itself. A file that is not there has none.
+    /// Reads the first three `nameserver` lines of a resolv.conf. Leaves out this server's own
+    /// address, so that a host that uses the cluster's DNS does not make it ask itself. A missing
+    /// file yields no resolvers.
     pub fn from_resolv_conf(path: &Path, own: Ipv4Addr) -> Self {
         let text = std::fs::read_to_string(path).unwrap_or_default();
         let addresses = text.lines().filter_map(|line| {
@@ -69,9 +70,9 @@ impl Upstreams {
         Self::new(others.take(3).map(|address| SocketAddr::new(address, 53)).collect())
     }
 
-    /// Asks the preferred resolver, and the next one whenever those before it have failed or kept silent
-    /// for [`STAGGER`]; takes the first answer. A dead resolver so costs one question a little, and the
-    /// following ones nothing.
+    /// Asks the preferred resolver, and the next one when all before it have failed or have not answered for
+    /// [`STAGGER`]; returns the first answer. A dead resolver delays one question by `STAGGER`, and the
+    /// following ones not at all.
     pub async fn ask(&self, name: &Name, kind: RecordType) -> Result<Message, Error> {
         let count = self.resolvers.len();
         let first = self.preferred.load(Ordering::Relaxed);
@@ -87,7 +88,7 @@ impl Upstreams {
                     (index, answer.unwrap_or(Err(Error::Deadline)))
                 });
             }
-            // With nobody left to ask, those that were asked have their full time.
+            // Once every resolver has been asked, those still pending get their full time.
             let limit = if next.is_some() { STAGGER } else { PATIENCE };
             match timeout(limit, asked.next()).await {
                 Ok(Some((index, Ok(message)))) => {
@@ -126,7 +127,7 @@ async fn over_udp(resolver: SocketAddr, question: &[u8], id: u16, name: &Name) -
     let mut buffer = [0; 4096];
     loop {
         let length = socket.recv(&mut buffer).await?;
-        // Anything else is late or forged.
+        // Ignores answers to other questions, which are late or forged.
         if let Ok(message) = Message::from_vec(&buffer[..length])
             && message.metadata.id == id
             && message.queries.first().is_some_and(|query| query.name() == name)
@@ -152,7 +153,7 @@ mod tests {
 
     use super::*;
 
-    /// A resolver that answers every question with "no such name", and counts them.
+    /// Starts a resolver that answers every question with "no such name" and counts the questions.
     async fn resolver() -> (SocketAddr, std::sync::Arc<AtomicUsize>) {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let (address, count) = (socket.local_addr().unwrap(), std::sync::Arc::new(AtomicUsize::new(0)));
@@ -171,7 +172,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_resolver_that_is_silent_is_asked_once_and_then_no_longer_first() {
-        // Bound and never read: what is sent there is lost, as with a dead host.
+        // Never read from: packets to it get no answer, as with a dead host.
         let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let (alive, asked) = resolver().await;
         let upstreams = Upstreams::new(vec![silent.local_addr().unwrap(), alive]);

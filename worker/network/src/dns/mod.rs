@@ -1,5 +1,5 @@
-//! The cluster's DNS server, one on every node: `zone` answers for the cluster's domain from the node's
-//! own copy of the state (pure), `forward` asks the host's resolvers for everything else, `server` speaks
+//! The cluster's DNS server, which runs on every node: `zone` answers for the cluster's domain from the
+//! node's copy of the state (pure), `forward` asks the host's resolvers for all other names, `server` speaks
 //! the protocol through `hickory-server`. Started by `network.rs`.
 
 mod forward;
@@ -10,26 +10,26 @@ pub use forward::Upstreams;
 pub use server::run;
 pub use zone::{Answer, Outcome, Zone};
 
-/// DNS could not be served.
+/// Why DNS could not be served.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The address could not be bound.
+    /// The listening address could not be bound.
     #[error("DNS cannot listen on {address}: {source}")]
     Listen {
         /// Address and port.
         address: std::net::SocketAddr,
-        /// Why.
+        /// The underlying error.
         source: std::io::Error,
     },
-    /// The address could not be given to the loopback interface.
+    /// The address could not be added to the loopback interface.
     #[error(transparent)]
     Netlink(#[from] crate::netlink::Error),
-    /// The cluster domain is no domain name.
+    /// The configured cluster domain is not a valid domain name.
     #[error("cluster domain {domain:?}: {reason}")]
     Domain {
-        /// What was configured.
+        /// The configured value.
         domain: String,
-        /// Why it is refused.
+        /// Why the value is invalid.
         reason: String,
     },
 }

@@ -1,5 +1,5 @@
-//! Speaks DNS over UDP and TCP through `hickory-server` on the cluster DNS address, which the loopback
-//! interface of every node carries. Started by `network.rs`.
+//! Serves DNS over UDP and TCP through `hickory-server` on the cluster DNS address, which the loopback
+//! interface of every node has. Started by `network.rs`.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -22,18 +22,19 @@ use tokio_util::sync::CancellationToken;
 use super::{Answer, Error, Outcome, Upstreams, Zone};
 use crate::{config::DnsConfig, netlink::Netlink, state::ClusterState};
 
-/// How long a TCP client may be idle.
+/// Maximum idle time of a TCP client.
 const TCP_IDLE: Duration = Duration::from_secs(5);
-/// Answers waiting on one TCP connection.
+/// Maximum number of answers queued on one TCP connection.
 const TCP_BUFFER: usize = 32;
-/// Questions that may wait for the host's resolvers at a time.
+/// Maximum number of questions that wait for the host's resolvers at the same time.
 const FORWARDED: usize = 512;
-/// Largest UDP answer that is sent (RFC 9715), whatever the client says it takes.
+/// Maximum size of a UDP answer in bytes (RFC 9715), even if the client accepts more.
 const PAYLOAD: u16 = 1232;
-/// How many aliases inside the cluster are followed.
+/// Maximum number of aliases inside the cluster that are followed for one question.
 const ALIASES: usize = 4;
 
-/// Serves until shutdown. `bind` is where to listen: the configured address, given to `lo` first.
+/// Serves DNS until shutdown. `bind` is the address to listen on: the configured one,
+/// which is first added to `lo`.
 pub async fn run(
     config: &DnsConfig,
     zone: Zone,
@@ -43,7 +44,7 @@ pub async fn run(
     let netlink = Netlink::open()?;
     if let Some(lo) = netlink.link_index("lo").await? {
         netlink.set_up(lo, None).await?;
-        // Host scope, or the kernel might choose it as the source address of other traffic.
+        // Host scope prevents the kernel from choosing the address as the source of other traffic.
         netlink.ensure_address(lo, config.address, true).await?;
     }
     let address = SocketAddr::from((config.address, config.port));
@@ -76,7 +77,7 @@ struct Handler {
     forwarded: Arc<Semaphore>,
 }
 
-/// What goes back.
+/// Content of the response.
 struct Reply {
     code: ResponseCode,
     authoritative: bool,
@@ -128,7 +129,7 @@ impl Handler {
                     answer.alias = next.alias;
                 }
                 Outcome::NotReady => {}
-                // An alias that cannot be resolved is still the truth about this name.
+                // If the target cannot be resolved, the answer still contains the alias itself.
                 Outcome::Elsewhere => answer.records.extend(self.forward(&target, kind).await.answers),
             }
         }
@@ -142,14 +143,15 @@ impl Handler {
     fn authoritative(&self, mut answer: Answer) -> Reply {
         let code = if answer.exists { ResponseCode::NoError } else { ResponseCode::NXDomain };
         let authority = if answer.records.is_empty() { vec![self.zone.soa()] } else { vec![] };
-        // Clients take the first address: spread them. Aliases stay in front of what they lead to.
+        // Clients use the first address, so that shuffling spreads them. Aliases stay before
+        // the records they lead to.
         let aliases = answer.records.iter().take_while(|r| r.record_type() == RecordType::CNAME).count();
         answer.records[aliases..].shuffle(&mut rand::rng());
         Reply { code, authoritative: true, answers: answer.records, authority, additional: answer.additional }
     }
 
     async fn forward(&self, name: &Name, kind: RecordType) -> Reply {
-        // Bounded: when all wait, further questions fail at once instead of piling up.
+        // At the limit further questions fail at once instead of queueing.
         let Ok(_permit) = self.forwarded.try_acquire() else {
             return Reply::failure(ResponseCode::ServFail);
         };

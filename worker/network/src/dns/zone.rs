@@ -1,5 +1,5 @@
-//! Answers for the cluster's domain, as the DNS specification of Kubernetes (version 1.1.0) has them.
-//! Pure: content and question in, records out.
+//! Answers questions about names in the cluster's domain, as the DNS specification of Kubernetes (version
+//! 1.1.0) defines. Pure: takes content and question, returns records.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,30 +15,31 @@ use ipnet::Ipv4Net;
 
 use crate::state::{Content, EndpointView, ObjectKey, Protocol, ServiceView};
 
-/// Seconds for which answers may be kept; changes must show soon.
+/// TTL of answers in seconds; short, so that changes become visible soon.
 const TTL: u32 = 5;
 
-/// What the zone says to a question.
+/// Result of a question to the zone.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// Ours: an answer, possibly empty.
+    /// The name is in the zone: an answer, possibly empty.
     Answer(Answer),
-    /// Ours, but not known yet: the state has not been listed.
+    /// The name is in the zone, but the state has not been listed yet.
     NotReady,
-    /// Not ours; ask elsewhere.
+    /// The name is outside of the zone: ask another resolver.
     Elsewhere,
 }
 
 /// An authoritative answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answer {
-    /// Whether the name exists; without records this tells NODATA from NXDOMAIN.
+    /// Whether the name exists; for an answer without records this distinguishes NODATA from NXDOMAIN.
     pub exists: bool,
-    /// Answers.
+    /// Records of the answer section.
     pub records: Vec<Record>,
-    /// Addresses of names in the answers.
+    /// Addresses of the names in the answer section.
     pub additional: Vec<Record>,
-    /// Name outside the cluster that the last answer points to; its addresses belong into the answer.
+    /// Name outside the cluster that the last answer points to, whose addresses belong in the
+    /// answer; `None` if there is none.
     pub alias: Option<Name>,
 }
 
@@ -58,7 +59,8 @@ struct Question<'a> {
 }
 
 impl Zone {
-    /// For a domain like `cluster.local`, and addresses whose reverse names are answered.
+    /// Makes the zone of a domain such as `cluster.local`; reverse lookups in the ranges
+    /// `reverse` are answered too.
     pub fn new(domain: &str, reverse: Vec<Ipv4Net>) -> Result<Self, super::Error> {
         let lower = domain.trim_matches('.').to_ascii_lowercase();
         let refused = |reason: String| super::Error::Domain { domain: domain.into(), reason };
@@ -70,7 +72,7 @@ impl Zone {
         Ok(Self { domain, apex, reverse })
     }
 
-    /// The record that goes with answers without records.
+    /// Returns the SOA record that accompanies answers without records.
     pub fn soa(&self) -> Record {
         let prefixed = |label: &str| self.apex.prepend_label(label).unwrap_or_else(|_| self.apex.clone());
         let soa = SOA::new(prefixed("ns.dns"), prefixed("hostmaster"), 1, 7200, 1800, 86_400, TTL);
@@ -91,7 +93,7 @@ impl Zone {
         } else {
             return Outcome::Elsewhere;
         };
-        // What is not known yet must not be called absent.
+        // Until everything has been listed, a name without records must not be reported as absent.
         if !content.routable() && answer.records.is_empty() {
             return Outcome::NotReady;
         }
@@ -143,7 +145,7 @@ impl Zone {
             [port, protocol] if port.starts_with('_') && protocol.starts_with('_') => {
                 self.ports(question, &port[1..], &protocol[1..], key, view)
             }
-            // `_tcp.web...` has names below it.
+            // `_tcp.web...` has no records, but names below it exist.
             [protocol] if *protocol == "_tcp" || *protocol == "_udp" => nodata(),
             [host] if view.headless => {
                 let ends = published(question.content, key);
@@ -166,7 +168,7 @@ impl Zone {
         answer
     }
 
-    /// SRV records: `_PORT._PROTOCOL.SERVICE...`.
+    /// Returns the SRV records of `_PORT._PROTOCOL.SERVICE...`.
     fn ports(
         &self,
         question: &Question<'_>,
@@ -210,7 +212,7 @@ impl Zone {
         answer
     }
 
-    /// PTR records: of services, and of the endpoints of headless ones.
+    /// Returns the PTR records of services and of the endpoints of headless services.
     fn pointer(&self, question: &Question<'_>, address: Ipv4Addr) -> Answer {
         let content = question.content;
         let mut names = Vec::new();
@@ -247,7 +249,7 @@ impl Question<'_> {
         Answer { exists: true, records: data.into_iter().map(record).collect(), ..Answer::default() }
     }
 
-    /// A records if they were asked for, else NODATA (there is no IPv6).
+    /// Returns A records if they were asked for, else NODATA (there is no IPv6).
     fn addresses(&self, ips: impl IntoIterator<Item = Ipv4Addr>) -> Answer {
         if !matches!(self.kind, RecordType::A | RecordType::ANY) {
             return nodata();
@@ -269,8 +271,8 @@ fn has_namespace(content: &Content, namespace: &str) -> bool {
     content.services.keys().any(|key| key.namespace.as_ref() == namespace)
 }
 
-/// The endpoints of a headless service that have names: the ready ones. (For a Service that publishes
-/// all addresses the controller calls all of them ready.)
+/// Returns the endpoints of a headless service that are published: the ready ones. (For a Service that
+/// publishes addresses that are not ready, the controller marks all of them as ready.)
 fn published(content: &Content, key: &ObjectKey) -> Vec<EndpointView> {
     let slices = content.slices.get(key).into_iter().flat_map(BTreeMap::values);
     slices.flat_map(|slice| slice.endpoints.iter().filter(|end| end.ready).cloned()).collect()
@@ -284,7 +286,8 @@ fn parse_dashed(label: &str) -> Option<Ipv4Addr> {
     label.replace('-', ".").parse().ok().filter(|ip: &Ipv4Addr| ip.to_string().replace('.', "-") == label)
 }
 
-/// The address of `4.3.2.1.in-addr.arpa`.
+/// Returns the address that the labels of `4.3.2.1.in-addr.arpa` encode; `None` if they are not a full
+/// address.
 fn reverse_address(labels: &[String]) -> Option<Ipv4Addr> {
     match labels {
         [d, c, b, a, zone, root] if zone == "in-addr" && root == "arpa" => {

@@ -1,5 +1,6 @@
-//! The VXLAN device in the kernel: creates it, and makes addresses, neighbours, forwarding entries and
-//! routes what a [`Plan`] says, by comparing with what is there. So it also mends what others changed.
+//! The VXLAN device in the kernel: creates it, and brings addresses, neighbours, forwarding
+//! entries and routes in line with a [`Plan`] by comparing with the kernel. This also repairs
+//! changes made by other programs.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
@@ -15,7 +16,7 @@ use crate::{
     sysctl,
 };
 
-/// Bytes that VXLAN over IPv4 adds to a packet.
+/// Number of bytes that VXLAN over IPv4 adds to a packet.
 const VXLAN_OVERHEAD: u32 = 50;
 
 /// This host's end of the overlay.
@@ -27,12 +28,12 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// Works in the current thread's network namespace.
+    /// Opens a connection in the current thread's network namespace; `host` is this host's underlay address.
     pub fn new(config: OverlayConfig, host: Ipv4Addr) -> Result<Self, Error> {
         Ok(Self { netlink: Netlink::open()?, config, host })
     }
 
-    /// Makes sure that the device exists as configured and is up; returns its index.
+    /// Ensures that the device exists as configured and is up; returns its index.
     pub async fn ensure_device(&self, mtu: u32) -> Result<u32, Error> {
         let name = &self.config.device;
         match self.netlink.link(name).await? {
@@ -54,13 +55,14 @@ impl Overlay {
             .up()
             .build();
         self.netlink.add_link(message, name).await?;
-        // Answers may come back another way than they went (a host's own address as source).
+        // Loose reverse path check: answers may arrive by another route than packets left (for example if the
+        // source is the host's own address).
         sysctl::set(&format!("net/ipv4/conf/{name}/rp_filter"), "2")?;
         sysctl::set(&format!("net/ipv4/conf/{name}/forwarding"), "1")?;
         self.netlink.link_index(name).await?.ok_or(Error::NoUnderlay(self.host))
     }
 
-    /// Makes the kernel hold exactly the plan, on this device.
+    /// Makes the kernel's entries for this device equal to the plan.
     pub async fn apply(&self, index: u32, plan: &Plan) -> Result<(), Error> {
         self.apply_addresses(index, plan.address).await?;
         for (host, mac, message) in self.netlink.forwarding(index).await? {
@@ -107,7 +109,8 @@ impl Overlay {
                 self.netlink.delete_route(route).await?;
             }
         }
-        // Endpoints first: the routes through them come after in the order of the set only by chance.
+        // Routes to endpoints are added first, because the other routes lead through them; the set's
+        // order does not guarantee that.
         let direct = |route: &&Route| matches!(route.hop, Hop::Device(_));
         let (first, then): (Vec<_>, Vec<_>) = wanted.iter().partition(direct);
         for route in first.into_iter().chain(then) {
@@ -141,7 +144,7 @@ fn missing<T>(wanted: &BTreeSet<(Ipv4Addr, Mac)>, present: Vec<(Ipv4Addr, Mac, T
     wanted.difference(&present).copied().collect()
 }
 
-/// MTU for pods: that of the interface with the host's address, less what the overlay adds.
+/// Returns the MTU for pods: that of the interface with the host's address, less the overlay's overhead.
 pub async fn underlay_mtu(host: Ipv4Addr) -> Result<u32, Error> {
     let netlink = Netlink::open()?;
     let index = netlink.link_with_address(host).await?.ok_or(Error::NoUnderlay(host))?;
@@ -152,6 +155,7 @@ pub async fn underlay_mtu(host: Ipv4Addr) -> Result<u32, Error> {
             _ => None,
         })
     });
-    // Loopback's 65536 must not become a pod's: more than 65,485 cannot be carried.
+    // Limited, because the loopback interface has 65536, and packets above 65,485 bytes cannot be
+    // encapsulated.
     Ok(mtu.unwrap_or(1500).clamp(1280, 65_485) - VXLAN_OVERHEAD)
 }

@@ -1,5 +1,5 @@
-//! The overlay: one VXLAN device between all nodes and masters. `plan` works out what must be in the
-//! kernel from Nodes and masters, `device` makes it so. Driven by `network.rs`.
+//! The overlay: a VXLAN device on every node and master. `plan` computes the kernel entries from Nodes and
+//! masters, `device` applies them. Driven by `network.rs`.
 
 mod device;
 mod plan;
@@ -21,13 +21,13 @@ use crate::{
 /// like any other and no real network uses.
 pub const VTEP_RANGE: &str = "240.0.0.0/4";
 
-/// The overlay could not be set up.
+/// Why the overlay could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Interfaces, routes, neighbours.
+    /// A request about interfaces, routes or neighbours failed.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
-    /// Kernel settings.
+    /// Changing a kernel setting failed.
     #[error(transparent)]
     Sysctl(#[from] sysctl::Error),
     /// No interface has the node's address.
@@ -35,19 +35,22 @@ pub enum Error {
     NoUnderlay(Ipv4Addr),
 }
 
-/// A host's tunnel endpoint address: its own address with the first four bits set. Two hosts clash only
-/// if their addresses differ in nothing but those bits; 10/8, 172.16/12 and 192.168/16 never do.
+/// Returns a host's tunnel endpoint address: the host's address with the first four bits set. The
+/// endpoints of two hosts clash only if their addresses differ in those bits alone, which those in 10/8,
+/// 172.16/12 and 192.168/16 never do.
 pub fn vtep_address(host: Ipv4Addr) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(host) | 0xf000_0000)
 }
 
-/// A host's tunnel endpoint hardware address, made from its address so that nobody must publish it.
+/// Returns the hardware address of a host's tunnel endpoint, derived from the host's address, so that
+/// it need not be published.
 pub fn vtep_mac(host: Ipv4Addr) -> Mac {
     let [a, b, c, d] = host.octets();
     [0x02, 0xe9, a, b, c, d]
 }
 
-/// The node's own address in the pod network: with pods the first of its podCIDR, else its endpoint's.
+/// Returns the node's own address in the pod network: the first of its podCIDR, or its
+/// endpoint address if it has none.
 pub fn overlay_address(host: Ipv4Addr, pod_cidr: Option<Ipv4Net>) -> Ipv4Addr {
     match pod_cidr {
         Some(cidr) => Ipv4Addr::from(u32::from(cidr.network()) + 1),
@@ -55,7 +58,7 @@ pub fn overlay_address(host: Ipv4Addr, pod_cidr: Option<Ipv4Net>) -> Ipv4Addr {
     }
 }
 
-/// A single address as a network.
+/// Returns a network that contains a single address.
 pub(crate) fn host(address: Ipv4Addr) -> Ipv4Net {
     net(address, 32)
 }

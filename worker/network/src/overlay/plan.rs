@@ -1,4 +1,4 @@
-//! Pure part of the overlay: who takes part, and what of it belongs into the kernel.
+//! The pure part of the overlay: computes the participating hosts and the kernel entries that they need.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,31 +14,31 @@ use crate::{
     state::NodeView,
 };
 
-/// Another host of the overlay.
+/// Another host in the overlay.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Peer {
-    /// Its address in the underlay.
+    /// The host's address in the underlay network.
     pub host: Ipv4Addr,
-    /// Its pods; `None` for a master, or a node that has no podCIDR yet.
+    /// The host's podCIDR; `None` for a master, or a node that has no podCIDR yet.
     pub pod_cidr: Option<Ipv4Net>,
 }
 
-/// What belongs into the kernel, for a device index.
+/// Kernel entries of the overlay for a device index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Our own address on the device.
+    /// This host's own address on the device; `None` only in an empty plan.
     pub address: Option<Ipv4Addr>,
-    /// Neighbours: endpoint address and hardware address.
+    /// Neighbour entries: endpoint address and hardware address.
     pub neighbours: BTreeSet<(Ipv4Addr, Mac)>,
-    /// Forwarding: remote host and hardware address.
+    /// Forwarding entries: remote host and hardware address.
     pub forwarding: BTreeSet<(Ipv4Addr, Mac)>,
     /// Routes.
     pub routes: BTreeSet<Route>,
 }
 
-/// The other hosts: all Nodes but `own_name`, and masters that are no Nodes. Loopback addresses
-/// (several masters on one host, for development) take no part. Of two hosts whose endpoint addresses
-/// clash the second is left out and named in the second return value.
+/// Returns the other hosts: all Nodes but `own_name`, and masters without a Node. Loopback addresses (several
+/// masters on one host, for development) are left out. If the endpoint addresses of two hosts clash, the
+/// second host is left out and returned in the second value.
 pub fn peers(
     own_name: &str,
     own_host: Ipv4Addr,
@@ -69,7 +69,7 @@ pub fn peers(
     (found.into_values().collect(), clashing)
 }
 
-/// What the kernel must hold for these peers. `pod_cidr` is this node's own, if it runs pods.
+/// Returns the kernel entries for these peers. `pod_cidr` is this node's own, if it runs pods.
 pub fn plan(
     index: u32,
     own_host: Ipv4Addr,
@@ -80,11 +80,11 @@ pub fn plan(
     let address = overlay_address(own_host, pod_cidr);
     let source = Some(address);
     let mut plan = Plan { address: Some(address), ..Plan::default() };
-    // A locally generated packet is routed before nftables sees it: without a route to the services it
-    // would fail at once where there is no default route, or leave with the wrong source address.
+    // Locally generated packets are routed before nftables sees them: without a route to the service range
+    // they would fail at once on a host without a default route, or leave with the wrong source address.
     plan.routes.insert(Route { destination: service_cidr, hop: Hop::Device(index), source });
     if let Some(own) = pod_cidr {
-        // The addresses of pods that are gone: an error at once instead of a loop or a timeout.
+        // Packets to unused pod addresses get an error at once instead of a loop or a timeout.
         plan.routes.insert(Route { destination: own, hop: Hop::Unreachable, source: None });
     }
     for peer in peers {

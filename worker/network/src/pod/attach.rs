@@ -1,6 +1,7 @@
-//! The veth pair of one pod. Host end `epodXXXXXXXX` with a /32 route to the pod; pod end `eth0` with
-//! a default route through a link-local gateway that is a fixed neighbour. No ARP, no learning, no
-//! bridge: every packet passes the host's routing and its nftables hooks, also between two pods of a node.
+//! The veth pair of one pod. The host's end `epodXXXXXXXX` has a /32 route to the pod; the pod's end
+//! `eth0` has a default route through a link-local gateway with a permanent neighbour entry. There is no
+//! ARP, no learning and no bridge: every packet passes the host's routing and nftables hooks, also
+//! between two pods of a node.
 
 use std::{fs::File, net::Ipv4Addr, os::fd::AsRawFd, path::Path};
 
@@ -16,12 +17,12 @@ use crate::{
     sysctl,
 };
 
-/// The next hop of every pod; exists nowhere but in the pods' neighbour tables.
+/// Gateway address in every pod; it exists only in the pods' neighbour tables.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-/// Hardware address of the host's end of every pair.
+/// Hardware address of the host's end of every veth pair.
 const HOST_MAC: Mac = [0xee, 0xee, 0xee, 0xee, 0xee, 0xee];
 
-/// Name of the host's end for the pod at `address`.
+/// Returns the name of the host's end for the pod at `address`.
 pub(super) fn veth_name(address: Ipv4Addr) -> String {
     format!("{VETH_PREFIX}{:08x}", u32::from(address))
 }
@@ -31,8 +32,8 @@ fn pod_mac(address: Ipv4Addr) -> Mac {
     [0x0a, 0x58, a, b, c, d]
 }
 
-/// Connects the namespace at `netns` with `address`. What an earlier, interrupted attempt or a leaked
-/// pod left under the same name goes first.
+/// Connects the namespace at `netns` with `address`. First removes an interface of the same name that an
+/// interrupted attempt or a leaked pod left.
 pub(super) async fn connect(
     parameters: &PodParameters,
     address: Ipv4Addr,
@@ -109,7 +110,7 @@ async fn finish_host(
             source: std::io::ErrorKind::NotFound.into(),
         }));
     };
-    // Strict: what comes out of the pod carries the pod's address, or is dropped.
+    // Strict reverse path check: packets from the pod without the pod's address as their source are dropped.
     sysctl::set(&format!("net/ipv4/conf/{name}/rp_filter"), "1")?;
     sysctl::set(&format!("net/ipv4/conf/{name}/forwarding"), "1")?;
     host.set_up(index, None).await?;
@@ -119,12 +120,13 @@ async fn finish_host(
     Ok(())
 }
 
-/// Lets the host's own 127.0.0.1 traffic, whose source is rewritten, be answered by a pod with host ports.
+/// Makes the host accept a pod's answers to its own 127.0.0.1 traffic to host ports, whose
+/// source address is rewritten.
 pub(super) fn accept_loopback(address: Ipv4Addr) -> Result<(), Error> {
     Ok(sysctl::set(&format!("net/ipv4/conf/{}/route_localnet", veth_name(address)), "1")?)
 }
 
-/// Removes the pair; route and neighbour go with it.
+/// Deletes the veth pair; the kernel removes its route and neighbour entry too.
 pub(super) async fn disconnect(address: Ipv4Addr) -> Result<(), Error> {
     Netlink::open()?.delete_link(&veth_name(address)).await?;
     Ok(())

@@ -26,45 +26,45 @@ use crate::{
 
 pub(crate) use rules::TABLE;
 
-/// Prefix of the host's end of a pod's veth; the pod's address in hexadecimal follows.
+/// Prefix of the name of a pod's veth on the host; the pod's address in hexadecimal follows.
 pub(crate) const VETH_PREFIX: &str = "epod";
 
-/// Attaching or detaching failed.
+/// Why attaching or detaching a pod failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The node has no podCIDR yet.
     #[error("the pod network is not ready: the node has no podCIDR yet")]
     NotReady,
-    /// Addresses.
+    /// Reserving or releasing an address failed.
     #[error(transparent)]
     Ipam(#[from] ipam::Error),
-    /// Interfaces and routes.
+    /// A request about interfaces or routes failed.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
-    /// Host ports and masquerading.
+    /// Changing host ports or masquerading failed.
     #[error(transparent)]
     Nft(#[from] nft::Error),
-    /// Kernel settings.
+    /// Changing a kernel setting failed.
     #[error(transparent)]
     Sysctl(#[from] sysctl::Error),
-    /// The file with the network's parameters.
+    /// The file with the network's parameters could not be read or written.
     #[error("{path}: {source}")]
     State {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why it could not be read or written.
+        /// The underlying error.
         source: io::Error,
     },
 }
 
-/// A port of the host that leads to a port of the pod.
+/// A port on the host that is forwarded to a port of the pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortMapping {
     /// Protocol.
     #[serde(deserialize_with = "any_case")]
     pub protocol: Protocol,
-    /// Host address, `None` for all.
+    /// Host address that is forwarded; `None` for all.
     #[serde(default, rename = "hostIP", deserialize_with = "perhaps_empty")]
     pub host_ip: Option<Ipv4Addr>,
     /// Port on the host.
@@ -73,40 +73,41 @@ pub struct PortMapping {
     pub container_port: u16,
 }
 
-/// What attaching needs to know of the node; kept on disk, so that it survives an API outage and is
-/// known to `ephor cni`.
+/// Parameters of the node for attaching pods; kept on disk, so that they survive an API outage and are
+/// available to `ephor cni`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodParameters {
-    /// The node's share of the cluster's pod addresses.
+    /// The node's podCIDR, its part of the cluster's pod addresses.
     pub pod_cidr: Ipv4Net,
-    /// All pod addresses of the cluster.
+    /// Range of all pod addresses of the cluster.
     pub cluster_cidr: Ipv4Net,
     /// The node's own address in the pod network: the first of its podCIDR.
     pub gateway: Ipv4Addr,
-    /// MTU of pods.
+    /// MTU of the pods' interfaces.
     pub mtu: u32,
-    /// The overlay's device.
+    /// Name of the overlay's device.
     pub overlay_device: String,
-    /// Addresses of this host that no host port may take over: where cluster DNS answers.
+    /// Addresses of this host that host ports must not capture: those of cluster DNS.
     #[serde(default)]
     pub protected_addresses: BTreeSet<Ipv4Addr>,
-    /// TCP ports on the host's loopback that no host port may take over: the agent's way to the masters.
+    /// TCP ports on the host's loopback that host ports must not capture: the agent's
+    /// connection to the masters.
     #[serde(default)]
     pub protected_loopback_ports: BTreeSet<u16>,
 }
 
-/// The pods' side of a node's network. Cheap to share.
+/// The node's pod network: attaches and detaches pods. Cheap to share.
 #[derive(Debug)]
 pub struct PodNetwork {
     ipam: Ipam,
     file: PathBuf,
     parameters: watch::Sender<Option<Arc<PodParameters>>>,
-    // nft and the kernel serialize anyway; this keeps attach and detach of one sandbox apart.
+    // Serializes changes, so that attach and detach of one sandbox do not overlap.
     work: Mutex<()>,
 }
 
 impl PodNetwork {
-    /// Opens the state under `state_dir`; takes up the parameters of an earlier run.
+    /// Opens the state under `state_dir` and loads the parameters of an earlier run.
     pub fn open(state_dir: &Path) -> Result<Self, Error> {
         let ipam = Ipam::open(state_dir.join("addresses"))?;
         let file = state_dir.join("pod-network.json");
@@ -118,12 +119,13 @@ impl PodNetwork {
         Ok(Self { ipam, file, parameters: watch::Sender::new(known), work: Mutex::new(()) })
     }
 
-    /// The current parameters; `None` until the node has a podCIDR. For the node's Ready condition.
+    /// Returns the current parameters, `None` until the node has a podCIDR. Used for the node's Ready
+    /// condition.
     pub fn ready(&self) -> watch::Receiver<Option<Arc<PodParameters>>> {
         self.parameters.subscribe()
     }
 
-    /// Takes new parameters and writes the node-wide rules: masquerading, host ports of live pods.
+    /// Sets new parameters and writes the node-wide rules: masquerading, and the host ports of existing pods.
     pub async fn configure(&self, parameters: PodParameters) -> Result<(), Error> {
         let _work = self.work.lock().await;
         sysctl::set("net/ipv4/ip_forward", "1")?;
@@ -143,8 +145,9 @@ impl PodNetwork {
         Ok(())
     }
 
-    /// Gives the sandbox an address and connects the network namespace at `netns` as `eth0`. Attaching
-    /// again gives the same address. What was made before a failure stays reserved until `detach`.
+    /// Reserves an address for the sandbox and creates the interface `eth0` in the network
+    /// namespace at `netns`. Attaching again gives the same address. After a failure the address
+    /// stays reserved until `detach`.
     pub async fn attach(
         &self,
         sandbox: &str,
@@ -154,7 +157,7 @@ impl PodNetwork {
         self.attach_as(sandbox, netns, "eth0", ports).await.map(|address| vec![IpAddr::V4(address)])
     }
 
-    /// [`PodNetwork::attach`] with an interface name of the caller's.
+    /// Attaches like [`PodNetwork::attach`], with the given interface name.
     pub async fn attach_as(
         &self,
         sandbox: &str,
@@ -175,8 +178,8 @@ impl PodNetwork {
         Ok(address)
     }
 
-    /// Takes the sandbox off the network and frees its address; fine if it never was on it. The
-    /// namespace may be gone already.
+    /// Detaches the sandbox from the network and frees its address. Succeeds if the sandbox was never
+    /// attached or its namespace is gone.
     pub async fn detach(&self, sandbox: &str) -> Result<(), Error> {
         let _work = self.work.lock().await;
         let held: Vec<_> =
@@ -186,7 +189,7 @@ impl PodNetwork {
         Ok(())
     }
 
-    /// Detaches every sandbox that is not in `live`; returns how many there were.
+    /// Detaches every sandbox that is not in `live`; returns how many were detached.
     pub async fn collect_garbage(&self, live: &BTreeSet<String>) -> Result<usize, Error> {
         let _work = self.work.lock().await;
         let leaked: Vec<_> =
@@ -196,7 +199,7 @@ impl PodNetwork {
         Ok(leaked.len())
     }
 
-    /// The address of a sandbox, if it has one.
+    /// Returns the address of a sandbox; `None` if it has none.
     pub fn address_of(&self, sandbox: &str) -> Result<Option<Ipv4Addr>, Error> {
         Ok(self.ipam.list()?.into_iter().find(|(_, held)| held.sandbox == sandbox).map(|(ip, _)| ip))
     }
@@ -216,26 +219,26 @@ impl PodNetwork {
     }
 }
 
-/// Writes the node-wide rules of a host without pods: a master, whose own traffic into the overlay and
-/// out of it is masqueraded like that of pods.
+/// Writes the node-wide rules of a host without pods, a master: its own traffic to and from the overlay is
+/// masqueraded like that of pods.
 pub(crate) async fn configure_host(parameters: &PodParameters) -> Result<(), Error> {
     Ok(nft::apply(&rules::table(parameters, &[])).await?)
 }
 
-/// Whether an interface is the host's end of a pod's veth pair.
+/// Returns whether an interface is the host's end of a pod's veth pair.
 pub(crate) fn is_pod_interface(name: &str) -> bool {
     let rest = name.strip_prefix(VETH_PREFIX);
     rest.is_some_and(|rest| rest.len() == 8 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// CNI spells protocols in lower case, the API in upper case.
+/// Reads a protocol in lower case (CNI) or upper case (API).
 fn any_case<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Protocol, D::Error> {
     let name = String::deserialize(deserializer)?.to_ascii_uppercase();
     Protocol::parse(Some(&name))
         .ok_or_else(|| serde::de::Error::custom(format!("protocol {name} is not supported for host ports")))
 }
 
-/// Container runtimes pass an empty host address for none.
+/// Reads a host address; container runtimes write "no address" as an empty text.
 fn perhaps_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Ipv4Addr>, D::Error> {
     match Option::<String>::deserialize(deserializer)?.as_deref() {
         None | Some("") => Ok(None),

@@ -1,15 +1,15 @@
-//! nftables table `ip ephor-node`: host ports, masquerading of what leaves the pod network, and the
-//! guards around them. Pure text; `pod` applies it.
+//! nftables table `ip ephor-node`: host ports, masquerading of packets that leave the pod network, and rules
+//! that protect the node's own services. Builds scripts as text; `pod` applies them.
 
 use std::{collections::BTreeSet, fmt::Write, net::Ipv4Addr};
 
 use super::{PodParameters, PortMapping, VETH_PREFIX};
 use crate::{ipam::Reservation, nft, overlay::VTEP_RANGE};
 
-/// Name of the table.
+/// Name of the nftables table.
 pub(crate) const TABLE: &str = "ephor-node";
 
-/// The whole table, replacing an earlier one in the same transaction.
+/// Returns the script for the whole table, which replaces an earlier table in the same transaction.
 pub(super) fn table(parameters: &PodParameters, held: &[(Ipv4Addr, Reservation)]) -> String {
     let PodParameters { pod_cidr, cluster_cidr, gateway, overlay_device, .. } = parameters;
     let t = format!("ip {TABLE}");
@@ -49,7 +49,7 @@ add rule {t} postrouting ip saddr {{ {pod_cidr} }} ip daddr != {inside} ip daddr
     script
 }
 
-/// Rules that keep host ports off what the node itself serves to pods and to its agent.
+/// Returns rules that prevent host ports from capturing what the node itself serves to pods and to its agent.
 fn protected(table: &str, parameters: &PodParameters) -> String {
     let set = |items: Vec<String>| format!("{{ {} }}", items.join(", "));
     let mut rules = String::new();
@@ -65,8 +65,8 @@ fn protected(table: &str, parameters: &PodParameters) -> String {
     rules
 }
 
-/// Adds host ports of the pod at `address`. A port that another pod still has is refused: the sandbox
-/// is tried again until that pod is gone.
+/// Returns the script that adds the host ports of the pod at `address`. nftables refuses a port that another
+/// pod still has; attaching the sandbox is then retried until that pod is gone.
 pub(super) fn add_ports(address: Ipv4Addr, ports: &[PortMapping]) -> String {
     let mut script = format!("add element ip {TABLE} with-host-ports {{ {address} . {address} }}\n");
     for port in ports {
@@ -77,7 +77,7 @@ pub(super) fn add_ports(address: Ipv4Addr, ports: &[PortMapping]) -> String {
     script
 }
 
-/// Removes host ports; what is not there (the table was rebuilt, another pod has it) is left.
+/// Removes the pod's host ports; ignores entries that are missing or belong to another pod by now.
 pub(super) async fn remove_ports(address: Ipv4Addr, ports: &[PortMapping]) -> Result<(), nft::Error> {
     for port in ports {
         let (map, key) = element(port);

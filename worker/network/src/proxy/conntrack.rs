@@ -1,5 +1,5 @@
-//! Ends UDP flows that connection tracking still sends to endpoints that are gone, or past a service
-//! that got its first endpoint: nftables sees only the first packet of a flow, and a busy UDP flow never
+//! Ends UDP flows that connection tracking still sends to removed endpoints, or that it recorded before a
+//! service had its first endpoint: nftables sees only the first packet of a flow, and a busy UDP flow never
 //! ends by itself. Speaks ctnetlink (`nfnetlink_conntrack.h`) directly. Called by `writer`.
 
 use std::{
@@ -27,7 +27,7 @@ const TUPLE_REPLY: u16 = 2;
 const HEADER: usize = 16;
 const FAMILY_HEADER: usize = 4;
 
-/// Where the flows of each UDP service address, and of each UDP node port, may go.
+/// Endpoints to which the flows of each UDP service address and of each UDP node port may go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UdpRouting {
     addresses: BTreeMap<Backend, BTreeSet<Backend>>,
@@ -35,7 +35,7 @@ pub struct UdpRouting {
 }
 
 impl UdpRouting {
-    /// Of all routing, what concerns UDP.
+    /// Extracts the UDP part of all routing.
     pub fn of(routed: &[RoutedPort]) -> Self {
         let mut udp = Self::default();
         for port in routed.iter().filter(|port| port.key.protocol == Protocol::Udp) {
@@ -49,10 +49,10 @@ impl UdpRouting {
         udp
     }
 
-    /// Whether a flow to `wanted` that is answered by `answers` must end.
+    /// Returns whether a flow that was sent to `wanted` and is answered by `answers` must be ended.
     fn is_stale(&self, wanted: Backend, answers: Backend) -> bool {
         if let Some(endpoints) = self.addresses.get(&wanted) {
-            // No endpoints: the service is refused, and nothing is gained by keeping the flow either way.
+            // Without endpoints every flow is stale: the service is refused in any case.
             return !endpoints.contains(&answers);
         }
         let translated = wanted != answers;
@@ -60,8 +60,8 @@ impl UdpRouting {
     }
 }
 
-/// Deletes the stale flows; returns how many. Blocks: call it on a thread for that, in the node's
-/// network namespace.
+/// Deletes the stale flows and returns how many there were. Blocks: call it on a blocking thread, in the
+/// node's network namespace.
 pub fn end_stale_flows(routing: &UdpRouting) -> io::Result<usize> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
@@ -88,7 +88,7 @@ pub fn end_stale_flows(routing: &UdpRouting) -> io::Result<usize> {
 struct Flow {
     wanted: Backend,
     answers: Backend,
-    /// The attribute that names the flow, padded, as it came.
+    /// Attribute that identifies the flow in a delete request, as received and with its padding.
     original: Vec<u8>,
 }
 
@@ -104,7 +104,7 @@ fn message(kind: u16, flags: u16, attributes: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Reads answers up to the end of a dump or the acknowledgement.
+/// Reads answers until the end of a dump or an acknowledgement; calls `each` with the attributes of each.
 fn exchange(socket: &Socket, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     loop {
         let (datagram, _) = socket.recv_from_full()?;
@@ -132,11 +132,11 @@ fn split_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((kind, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
 }
 
-/// A netlink attribute at the front of some bytes.
+/// A netlink attribute at the start of a byte slice.
 struct Attribute<'a> {
     kind: u16,
     value: &'a [u8],
-    /// Header, value and padding.
+    /// Header, value and padding of the attribute.
     whole: &'a [u8],
     rest: &'a [u8],
 }
@@ -169,7 +169,7 @@ fn parse_flow(bytes: &[u8]) -> Option<Flow> {
     Some(Flow { wanted, answers, original: original.whole.to_vec() })
 }
 
-/// Source and destination of a UDP tuple; `None` for other protocols and IPv6.
+/// Returns source and destination of a UDP tuple; `None` for other protocols and for IPv6.
 fn parse_tuple(tuple: &[u8]) -> Option<(Backend, Backend)> {
     let (ip, protocol) = (attribute(tuple, 1)?.value, attribute(tuple, 2)?.value);
     if attribute(protocol, 1)?.value.first().copied().map(i32::from) != Some(libc::IPPROTO_UDP) {

@@ -1,34 +1,35 @@
-//! An nftables ruleset as data, and the script that leads from one to another. Pure.
+//! An nftables ruleset as data, and the script that changes one ruleset into another. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
 };
 
-/// A table's content. Names are complete nftables identifiers; rules and elements are its syntax.
+/// Content of a table. Names are complete nftables identifiers; rules and elements are in nftables syntax.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ruleset {
-    /// Table name, family `ip`.
+    /// Name of the table, of family `ip`.
     pub table: String,
-    /// Sets and maps: `set` or `map`, and the definition in braces.
+    /// Sets and maps by name: `set` or `map`, and the definition in braces.
     pub sets: BTreeMap<String, (&'static str, String)>,
-    /// Chains: the hook definition in braces (empty for a regular chain), and rules.
+    /// Chains by name: the hook definition in braces (empty for a regular chain), and the rules.
     pub chains: BTreeMap<String, (String, Vec<String>)>,
-    /// Elements by set: key, and what follows it (comment, value).
+    /// Elements by set: the key, and the text after it (comment, value).
     pub elements: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// What [`difference`] found.
+/// Scripts that [`difference`] returns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
-    /// Script to apply; empty when nothing differs.
+    /// Script to apply first; empty if nothing differs.
     pub script: String,
-    /// Script to apply afterwards: deletes what nothing refers to any more. Apart, because kernels
-    /// refuse to delete a chain in the transaction that removes the last map element leading to it.
+    /// Script to apply afterwards, which deletes chains and sets that are no longer referenced.
+    /// Separate, because kernels refuse to delete a chain in the transaction that removes the last
+    /// map element leading to it.
     pub cleanup: String,
 }
 
-/// The script that replaces whatever the table holds by `wanted`.
+/// Returns the script that replaces the table's content, whatever it is, by `wanted`.
 pub fn replacement(wanted: &Ruleset) -> String {
     let table = &wanted.table;
     let mut script = format!("add table ip {table}\ndelete table ip {table}\nadd table ip {table}\n");
@@ -37,8 +38,8 @@ pub fn replacement(wanted: &Ruleset) -> String {
     script
 }
 
-/// The scripts that lead from `present` to `wanted`. Definitions of sets and hooks never change under
-/// one name.
+/// Returns the scripts that change `present` into `wanted`. The definition of a set or hook never
+/// changes under the same name.
 pub fn difference(present: &Ruleset, wanted: &Ruleset) -> Difference {
     let mut lines = Lines { table: &wanted.table, text: String::new() };
     let mut cleanup = Lines { table: &wanted.table, text: String::new() };
@@ -66,7 +67,7 @@ pub fn difference(present: &Ruleset, wanted: &Ruleset) -> Difference {
     }
     elements(&mut lines, present, wanted);
     let gone: Vec<_> = present.chains.keys().filter(|name| !wanted.chains.contains_key(*name)).collect();
-    // Flush all first: the chains may refer to each other and to sets.
+    // The chains to be deleted are flushed first, because they may refer to each other and to sets.
     for name in &gone {
         cleanup.add(format_args!("flush chain"), name, "");
     }
@@ -97,7 +98,7 @@ fn elements(lines: &mut Lines<'_>, present: &Ruleset, wanted: &Ruleset) {
             .filter(|(key, value)| before.get(*key) != Some(value))
             .map(|(key, value)| format!("{key}{value}"))
             .collect();
-        // Many elements a command: parsing them one command each is what makes large syncs slow.
+        // Many elements per command, because parsing a command for each element makes large syncs slow.
         for chunk in gone.chunks(256) {
             lines.add(format_args!("delete element"), name, &format!("{{ {} }}", chunk.join(", ")));
         }

@@ -1,7 +1,7 @@
-//! The service proxy: `model` turns Services and EndpointSlices into routing (pure), `rules` turns
-//! routing into an nftables ruleset (pure), `diff` the difference of two rulesets into a script (pure),
-//! `writer` applies it when something changes, and `conntrack` ends UDP flows to endpoints that are
-//! gone. Started by `network.rs`.
+//! The service proxy: `model` computes routing from Services and EndpointSlices (pure), `rules` turns
+//! routing into an nftables ruleset (pure), `diff` turns the difference of two rulesets into a script
+//! (pure), `writer` applies the script after every change, and `conntrack` ends UDP flows to removed
+//! endpoints. Started by `network.rs`.
 
 mod conntrack;
 mod diff;
@@ -14,13 +14,13 @@ pub use model::{Backend, Overrides, PortKey, RoutedPort, route};
 pub use rules::{RuleParameters, TABLE, ruleset};
 pub use writer::{ProxyStats, ProxyStatsSnapshot, run};
 
-/// The service proxy could not bring the kernel up to date.
+/// Why the service proxy could not update the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// nftables.
+    /// Running `nft` failed.
     #[error(transparent)]
     Nft(#[from] crate::nft::Error),
-    /// The connection tracking table.
+    /// Reading or changing the connection tracking table failed.
     #[error("connection tracking: {0}")]
     Conntrack(#[from] std::io::Error),
 }

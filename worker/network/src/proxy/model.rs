@@ -1,5 +1,5 @@
-//! Services and EndpointSlices to routing: for each service port, where its packets may go. Pure and
-//! deterministic; the choice of endpoints is kube-proxy's (KEP-1669, KEP-2086).
+//! Computes routing from Services and EndpointSlices: for each service port, the endpoints that its packets
+//! may go to. Pure and deterministic; chooses endpoints as kube-proxy does (KEP-1669, KEP-2086).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 
 use crate::state::{Content, EndpointView, ObjectKey, Protocol, ServicePortView, ServiceView};
 
-/// Where a packet may be sent.
+/// Address and port that a packet may be sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Backend {
     /// Endpoint address.
@@ -24,7 +24,7 @@ pub struct Backend {
 pub struct PortKey {
     /// The Service.
     pub service: ObjectKey,
-    /// Port number and protocol are unique within a Service; names may change.
+    /// Port number, which with the protocol is unique within a Service (names may change).
     pub port: u16,
     /// Protocol.
     pub protocol: Protocol,
@@ -33,36 +33,37 @@ pub struct PortKey {
 /// Routing of one service port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoutedPort {
-    /// Identity.
+    /// Identity of the service port.
     pub key: PortKey,
     /// The ClusterIP.
     pub cluster_ip: Ipv4Addr,
-    /// Port on every node.
+    /// Port on every node; `None` if the service port has no node port.
     pub node_port: Option<u16>,
-    /// Further addresses, treated as traffic from outside.
+    /// External and load balancer addresses, whose packets are treated as traffic from outside.
     pub external_ips: BTreeSet<Ipv4Addr>,
-    /// Those of `external_ips` that only some sources may reach, with these sources.
+    /// Load balancer addresses among `external_ips` that only some sources may reach, and those
+    /// sources; `None` if all may.
     pub guarded: Option<(BTreeSet<Ipv4Addr>, BTreeSet<Ipv4Net>)>,
-    /// Endpoints anywhere.
+    /// Endpoints on any node.
     pub cluster: BTreeSet<Backend>,
-    /// Endpoints on this node, when a traffic policy asks for them.
+    /// Endpoints on this node; empty unless a traffic policy is `Local`.
     pub local: BTreeSet<Backend>,
-    /// Traffic from inside goes to `local` alone.
+    /// Whether traffic from inside the cluster goes to `local` only.
     pub internal_local: bool,
-    /// Traffic from outside goes to `local` alone, with its source address kept.
+    /// Whether traffic from outside goes to `local` only and keeps its source address.
     pub external_local: bool,
-    /// Seconds for which a client sticks to its endpoint.
+    /// Seconds for which a client keeps its endpoint (session affinity); `None` without affinity.
     pub affinity_seconds: Option<u32>,
-    /// Endpoints that may be reached by themselves through the service: those on this node.
+    /// Endpoints on this node or without a node name, which may connect to themselves through the service.
     pub hairpin: BTreeSet<Ipv4Addr>,
 }
 
-/// Service ports whose endpoints this node replaces by its own: `default/kubernetes`, which goes to the
-/// local balancer in front of the masters.
+/// Endpoints that replace those of a Service on this node: for `default/kubernetes` the local
+/// balancer in front of the masters.
 pub type Overrides = BTreeMap<ObjectKey, Vec<Backend>>;
 
-/// All routing of a node. `node` decides what is local; a Service on an address of `served_here` (the
-/// cluster DNS) is not routed, because this node answers there itself.
+/// Computes all routing of a node. `node` is this node's name, which decides what is local. Services with an
+/// address in `served_here` (the cluster DNS) are left out, because this node answers there itself.
 pub fn route(
     content: &Content,
     node: &str,
@@ -100,7 +101,7 @@ fn overridden(backends: &[Backend]) -> Candidates {
     backends.iter().map(|backend| (*backend, view(backend))).collect()
 }
 
-/// The endpoints of a service port over all its slices; slice ports match by name and protocol.
+/// Returns the endpoints of a service port from all its slices; slice ports match by name and protocol.
 fn endpoints(content: &Content, key: &ObjectKey, port: &ServicePortView) -> Candidates {
     let mut found = Vec::new();
     for slice in content.slices.get(key).into_iter().flat_map(|slices| slices.values()) {
@@ -156,7 +157,7 @@ fn route_port(
     }
 }
 
-/// The ready endpoints; if none is, those that still serve while they terminate.
+/// Returns the ready endpoints; if there are none, those that are terminating but still serving.
 fn usable<'a>(candidates: impl Iterator<Item = &'a (Backend, EndpointView)> + Clone) -> BTreeSet<Backend> {
     let pick = |wanted: fn(&EndpointView) -> bool| -> BTreeSet<Backend> {
         candidates.clone().filter(|(_, endpoint)| wanted(endpoint)).map(|(backend, _)| *backend).collect()

@@ -1,14 +1,14 @@
-//! Routing to an nftables ruleset. A packet is looked up once, in a verdict map of address, protocol and
-//! port, and its service's chain picks an endpoint in one rule: nothing is walked in line, however many
-//! services and endpoints there are. (Only services with session affinity have a chain an endpoint.)
+//! Turns routing into an nftables ruleset. A packet is looked up once, in a verdict map keyed by address,
+//! protocol and port; the service's chain then picks an endpoint in one rule. The cost does not grow with the
+//! number of services and endpoints. (Only services with session affinity have a chain per endpoint.)
 //!
 //! | chain | holds |
 //! | --- | --- |
-//! | `prerouting`, `output` | nat hooks: what comes in, what this host sends |
-//! | `postrouting` | nat hook: masquerades what was marked, and endpoints that reach themselves |
+//! | `prerouting`, `output` | nat hooks: incoming packets, packets sent by this host |
+//! | `postrouting` | nat hook: masquerades marked packets, and endpoints that reach themselves |
 //! | `check-forward`, `check-input`, `check-output` | filter hooks: services without endpoints, unknown ports |
-//! | `guard-prerouting`, `guard-output` | filter hooks before the nat hooks: who may reach load balancers |
-//! | `s-HASH`, `l-HASH` | picks one of all, or of this node's endpoints |
+//! | `guard-prerouting`, `guard-output` | filter hooks before the nat hooks: clients of load balancers |
+//! | `s-HASH`, `l-HASH` | picks one of all endpoints, or one of this node's endpoints |
 //! | `x-HASH` | traffic from outside: marks it for masquerading, or keeps its source |
 //! | `g-HASH` | drops what comes from outside `loadBalancerSourceRanges` |
 //! | `e-HASH-...` | one endpoint of a service with affinity, with the set `a-HASH-...` of its clients |
@@ -21,23 +21,23 @@ use sha2::{Digest, Sha256};
 use super::{Backend, PortKey, RoutedPort, Ruleset};
 use crate::overlay::VTEP_RANGE;
 
-/// Name of the table.
+/// Name of the nftables table.
 pub const TABLE: &str = "ephor-proxy";
-/// Packets with this mark are masqueraded on their way out; kube-proxy's bit.
+/// Packet mark, the same bit as kube-proxy's: packets with this mark are masqueraded when they leave.
 const MARK: &str = "0x4000";
 
-/// What the rules need to know besides routing.
+/// Parameters of the ruleset besides routing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleParameters {
-    /// Pod addresses.
+    /// Range of all pod addresses.
     pub cluster_cidr: Ipv4Net,
-    /// Service addresses.
+    /// Range of all service addresses.
     pub service_cidr: Ipv4Net,
-    /// Service addresses this node answers on itself (cluster DNS).
+    /// Service addresses that this node answers itself (cluster DNS).
     pub served_here: BTreeSet<Ipv4Addr>,
 }
 
-/// The ruleset for this routing.
+/// Builds the ruleset for this routing.
 pub fn ruleset(parameters: &RuleParameters, routed: &[RoutedPort]) -> Ruleset {
     let mut rules = base(parameters);
     for port in routed {
@@ -107,11 +107,11 @@ fn base(parameters: &RuleParameters) -> Ruleset {
     chain(
         "check-forward",
         hook("filter", "forward", -110),
-        // A packet that tracking gave up on would reach its client untranslated, and be answered with a
-        // reset that ends a healthy connection.
+        // Connection tracking has given up on an invalid packet: it would reach its client untranslated, and
+        // the client's reset would end a healthy connection.
         &["ct state invalid drop", check[0]],
     );
-    // After the nat hook of the same name: what it translated is no service's address any more.
+    // After the `output` nat hook: a translated packet no longer has a service's address as its destination.
     chain("check-output", hook("filter", "output", -90), &check);
     chain(
         "check-input",
@@ -154,7 +154,8 @@ fn service(rules: &mut Ruleset, parameters: &RuleParameters, port: &RoutedPort) 
     };
     let chain = (!inside.1.is_empty()).then_some(inside.0.as_str());
     address(port.cluster_ip, chain, unserved(port.internal_local));
-    // With a local policy and no local endpoint, clients inside the cluster still reach the service.
+    // If a local policy applies and there is no local endpoint, clients inside the
+    // cluster still reach the service.
     let chain = (!port.cluster.is_empty()).then_some(x.as_str());
     for ip in &port.external_ips {
         address(*ip, chain, unserved(port.external_local));
@@ -174,8 +175,8 @@ fn service(rules: &mut Ruleset, parameters: &RuleParameters, port: &RoutedPort) 
     }
 }
 
-/// Lets only the sources that the Service allows reach its load balancer addresses, as kube-proxy does:
-/// node ports and other external addresses are not concerned.
+/// Adds rules that let only the sources allowed by the Service reach its load balancer addresses, as
+/// kube-proxy does; node ports and other external addresses are not restricted.
 fn guard(rules: &mut Ruleset, id: &str, port: &RoutedPort) {
     let Some((addresses, ranges)) = &port.guarded else { return };
     let chain = format!("g-{id}");
@@ -208,7 +209,7 @@ fn from_outside(port: &RoutedPort, parameters: &RuleParameters, s: &str, l: &str
     lines
 }
 
-/// The chain that picks one of `backends`.
+/// Adds the chain that picks one of `backends`.
 fn pick(
     rules: &mut Ruleset,
     chain: &str,
@@ -249,8 +250,8 @@ fn sticky_name(id: &str, backend: &Backend) -> String {
     format!("{id}-{:08x}-{}", u32::from(backend.ip), backend.port)
 }
 
-/// Set and chain of one endpoint of a service with affinity. The timeout is part of the rule that
-/// renews an entry, so that it can change without losing the set.
+/// Adds set and chain for one endpoint of a service with affinity; returns the chain's name. The timeout is
+/// part of the rule that renews an entry, so that changing it does not lose the set.
 fn sticky(rules: &mut Ruleset, id: &str, protocol: &str, backend: &Backend, seconds: u32) -> String {
     let name = sticky_name(id, backend);
     let set = "{ type ipv4_addr; flags dynamic, timeout; size 65535; }";
@@ -264,11 +265,12 @@ fn sticky(rules: &mut Ruleset, id: &str, protocol: &str, backend: &Backend, seco
 }
 
 fn element(rules: &mut Ruleset, set: &str, key: String, value: String) {
-    // The first of two services that claim one address and port keeps it.
+    // If two services claim the same address and port, the first one keeps it.
     rules.elements.entry(set.into()).or_default().entry(key).or_insert(value);
 }
 
-/// Short, stable and safe as an identifier, whatever the names: nobody can make another's.
+/// Returns a short, stable identifier of a service port, made from a hash, so that no name yields
+/// another port's identifier.
 fn identity(key: &PortKey) -> String {
     let text =
         format!("{}/{}/{}/{}", key.service.namespace, key.service.name, key.protocol.as_str(), key.port);
@@ -276,7 +278,7 @@ fn identity(key: &PortKey) -> String {
     digest.iter().take(10).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// For whoever reads `nft list`; nftables takes 128 bytes.
+/// Returns a comment that names the service port in `nft list`, at most the 128 bytes that nftables takes.
 fn comment(key: &PortKey) -> String {
     let name: String = format!("{}/{}", key.service.namespace, key.service.name).chars().take(120).collect();
     format!(" comment \"{name}\"")

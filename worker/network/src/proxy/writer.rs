@@ -1,7 +1,8 @@
-//! Applies routing to the kernel whenever the cluster changes: at most once in the configured interval,
-//! so that a burst is one transaction, and at once when nothing happened lately. Keeps what it wrote
-//! last to write only what differs; anything unclear is answered by rewriting the table in one
-//! transaction. While the API is away the kernel keeps the last routing. Started by `network.rs`.
+//! Applies routing to the kernel whenever the cluster's state changes: at once if the last write is long
+//! enough ago, else once the configured interval has passed, so that a burst becomes one transaction.
+//! Remembers what it wrote last, to write only the difference; when the kernel's content is uncertain it
+//! rewrites the table in one transaction. While the API is unreachable the kernel keeps the last
+//! routing. Started by `network.rs`.
 
 use std::{
     sync::{
@@ -27,12 +28,12 @@ use crate::{
     state::{ClusterState, Concern},
 };
 
-/// How often the writer looks whether its table is still there.
+/// Interval at which the writer checks that its table still exists.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(30);
-/// First and longest pause after a refused write.
+/// First and longest pause before a refused write is retried.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// Counters of the service proxy, for metrics. All durations in microseconds.
+/// Counters of the service proxy, for metrics. All durations are in microseconds.
 #[derive(Debug, Default)]
 pub struct ProxyStats {
     syncs: AtomicU64,
@@ -44,27 +45,27 @@ pub struct ProxyStats {
     endpoints: AtomicU64,
 }
 
-/// A reading of [`ProxyStats`].
+/// Values of [`ProxyStats`] at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProxyStatsSnapshot {
-    /// Transactions applied.
+    /// Number of transactions applied.
     pub syncs: u64,
-    /// Transactions refused.
+    /// Number of transactions refused.
     pub failures: u64,
-    /// Of the applied ones, rewrites of the whole table.
+    /// Number of applied transactions that rewrote the whole table.
     pub rebuilds: u64,
-    /// Duration of the last sync, from noticing the change to the kernel having it.
+    /// Duration of the last write, from the start of the computation until the kernel has applied it.
     pub last_sync_micros: u64,
-    /// The longest such.
+    /// Duration of the longest write.
     pub longest_sync_micros: u64,
-    /// Service ports routed.
+    /// Number of service ports routed.
     pub service_ports: u64,
-    /// Their endpoints.
+    /// Number of their endpoints.
     pub endpoints: u64,
 }
 
 impl ProxyStats {
-    /// The current values.
+    /// Returns the current values.
     pub fn snapshot(&self) -> ProxyStatsSnapshot {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ProxyStatsSnapshot {
@@ -90,8 +91,8 @@ impl ProxyStats {
     }
 }
 
-/// Keeps the kernel's service routing up to date until shutdown; the routing stays in the kernel then.
-/// `overrides` are endpoints this node puts in place of a Service's own.
+/// Keeps the kernel's service routing up to date until shutdown; the routing then stays in the kernel.
+/// `overrides` are the endpoints that replace a Service's own on this node.
 pub async fn run(
     state: ClusterState,
     node: String,
@@ -114,7 +115,7 @@ struct Writer {
     node: String,
     parameters: RuleParameters,
     stats: Arc<ProxyStats>,
-    /// What the kernel holds; `None` when that is not known.
+    /// Ruleset that the kernel holds; `None` if that is not known.
     applied: Option<Ruleset>,
     udp: UdpRouting,
 }
@@ -152,7 +153,7 @@ impl Writer {
             };
             match timeout(AUDIT_INTERVAL, changed).await {
                 Ok(true) => {}
-                // The other ends are gone: the network is being taken down.
+                // The senders are gone: the network is being taken down.
                 Ok(false) => return,
                 Err(_) => self.audit().await,
             }
@@ -206,7 +207,7 @@ impl Writer {
         }
     }
 
-    /// Someone may have flushed all of nftables.
+    /// Checks that the table still exists, as another program may have flushed all of nftables.
     async fn audit(&mut self) {
         match nft::table_exists(TABLE).await {
             Ok(true) => {}

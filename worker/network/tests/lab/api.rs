@@ -1,5 +1,5 @@
-//! An API server in memory: lists and watches of Nodes, Services and EndpointSlices, enough for
-//! `kube::runtime::watcher`. Objects are put in as JSON.
+//! An in-memory API server: lists and watches Nodes, Services and EndpointSlices, as far as
+//! `kube::runtime::watcher` needs. Objects are added as JSON.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +27,7 @@ struct Store {
     down: bool,
 }
 
-/// The server.
+/// The fake API server.
 #[derive(Clone)]
 pub struct FakeApi {
     store: Arc<Mutex<Store>>,
@@ -51,7 +51,7 @@ impl FakeApi {
         kube::Client::new(service, "default")
     }
 
-    /// Ends all watches and refuses everything, or serves again.
+    /// Ends all watches and refuses all requests, or serves again.
     pub fn set_down(&self, down: bool) {
         let mut store = self.store.lock().unwrap();
         store.down = down;
@@ -89,7 +89,7 @@ impl FakeApi {
         );
     }
 
-    /// A Service of one port named `p`; `extra` is merged into its spec.
+    /// Adds a Service with one port named `p`; `extra` is merged into its spec.
     pub fn put_service(&self, name: &str, cluster_ip: &str, protocol: &str, port: u16, extra: Value) {
         let mut spec = json!({
             "clusterIP": cluster_ip,
@@ -105,7 +105,7 @@ impl FakeApi {
         self.put("services", json!({ "metadata": { "name": name, "namespace": "default" }, "spec": spec }));
     }
 
-    /// The slice of a Service: ready endpoints as address and node.
+    /// Adds the EndpointSlice of a Service; `endpoints` are ready, each with address and node.
     pub fn put_endpoints(&self, service: &str, protocol: &str, port: u16, endpoints: &[(Ipv4Addr, &str)]) {
         let endpoints: Vec<_> = endpoints
             .iter()

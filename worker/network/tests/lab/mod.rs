@@ -1,6 +1,6 @@
-//! Hosts and pods for the tests: network namespaces named `nt-...` on one machine, joined by a bridge in
-//! a namespace of its own. Each has a thread with a runtime, so that what runs there acts there.
-//! Dropping a [`Lab`] removes all of it. Needs root.
+//! Hosts and pods for the tests: network namespaces named `nt-...` on one machine, connected by a bridge in a
+//! namespace of its own. Each namespace has a thread with an async runtime, on which its code runs. Dropping
+//! a [`Lab`] removes everything. Needs root.
 
 pub mod api;
 pub mod talk;
@@ -26,7 +26,7 @@ use worker_network::{Balancer, Network, NetworkConfig, PortMapping};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// Whether the tests can run; says why not.
+/// Returns whether the tests can run; prints the reason if not.
 pub fn is_root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
@@ -35,7 +35,7 @@ pub fn is_root() -> bool {
     root
 }
 
-/// Runs a program and returns what it printed; panics if it fails.
+/// Runs a program and returns its output; panics if it fails.
 pub fn sh(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().expect(program);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -43,7 +43,7 @@ pub fn sh(program: &str, args: &[&str]) -> String {
     text
 }
 
-/// Waits until `condition` gives something; panics with `what` after ten seconds.
+/// Waits until `condition` returns a value; panics with `what` after ten seconds.
 pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
@@ -55,7 +55,7 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
     }
 }
 
-/// A network namespace and a thread in it.
+/// A network namespace and a thread that runs in it.
 pub struct Namespace {
     pub name: String,
     handle: tokio::runtime::Handle,
@@ -87,14 +87,14 @@ impl Namespace {
         format!("/run/netns/{}", self.name).into()
     }
 
-    /// Runs a future there and waits for it.
+    /// Runs a future in the namespace and waits for it.
     pub fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
         let (done, result) = mpsc::channel();
         self.handle.spawn(async move { done.send(work.await) });
         result.recv_timeout(Duration::from_secs(60)).expect("work in a namespace panicked or hangs")
     }
 
-    /// Starts a future there.
+    /// Starts a future in the namespace.
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.handle.spawn(work);
     }
@@ -118,7 +118,7 @@ impl Drop for Namespace {
     }
 }
 
-/// A host with the network under test.
+/// A host that runs the network under test.
 pub struct Host {
     pub namespace: Namespace,
     pub ip: Ipv4Addr,
@@ -133,14 +133,14 @@ impl Drop for Host {
     }
 }
 
-/// A pod: a namespace attached to a host.
+/// A pod: a network namespace attached to a host.
 pub struct Pod {
     pub namespace: Namespace,
     pub ip: Ipv4Addr,
     pub name: String,
 }
 
-/// A local network, and the cluster's state as the hosts in it see it.
+/// A local network of hosts, and the API server that they follow.
 pub struct Lab {
     lan: Namespace,
     pub api: api::FakeApi,
@@ -153,7 +153,7 @@ impl Lab {
         let lan = Namespace::new("lan");
         lan.ip(&["link", "add", "br0", "type", "bridge"]);
         lan.ip(&["link", "set", "br0", "up"]);
-        // Only this bridge's namespace: frames between hosts are not the hosts' business.
+        // Set in this bridge's namespace only: frames between hosts must bypass the hosts' nftables rules.
         lan.exec(&["sh", "-c", "echo 0 >/proc/sys/net/bridge/bridge-nf-call-iptables || true"]);
         Self {
             lan,
@@ -163,7 +163,7 @@ impl Lab {
         }
     }
 
-    /// A host without Ephor: a client outside the cluster, with no default route.
+    /// Makes a host without Ephor: a client outside the cluster, with no default route.
     pub fn outsider(&self, last: u8) -> (Namespace, Ipv4Addr) {
         let namespace = Namespace::new(&format!("h{last}"));
         let ip = Ipv4Addr::new(172, 31, 9, last);
@@ -180,7 +180,7 @@ impl Lab {
         namespace.ip(&["link", "set", "eth0", "up"]);
     }
 
-    /// The configuration of host `last`, before it starts.
+    /// Returns the configuration of host `last`; call it before the host starts.
     pub fn config(&self, last: u8) -> NetworkConfig {
         let state_dir = self.dir.path().join(format!("n{last}"));
         std::fs::create_dir_all(&state_dir).unwrap();
@@ -191,17 +191,17 @@ impl Lab {
         config
     }
 
-    /// Contents of the hosts' resolv.conf; before they start.
+    /// Sets the content of the hosts' resolv.conf; call it before the hosts start.
     pub fn resolv_conf(&self, text: &str) {
         std::fs::write(self.dir.path().join("resolv.conf"), text).unwrap();
     }
 
-    /// A worker with podCIDR 10.42.LAST.0/24; waits until pods can be attached.
+    /// Starts a worker with podCIDR 10.42.LAST.0/24; waits until pods can be attached.
     pub fn worker(&self, last: u8) -> Host {
         self.worker_with(last, |_| None)
     }
 
-    /// The same with a balancer, started in the worker's namespace.
+    /// Starts a worker with a balancer, which runs in the worker's namespace.
     pub fn worker_with(
         &self,
         last: u8,
@@ -215,7 +215,7 @@ impl Lab {
         host
     }
 
-    /// A master without pods.
+    /// Starts a master without pods.
     pub fn master(&self, last: u8) -> Host {
         let ip = Ipv4Addr::new(172, 31, 9, last);
         self.masters.send_modify(|masters| masters.push((ip, 6443).into()));
@@ -264,7 +264,7 @@ impl Host {
         self.namespace.run(async move { network.pod_network().detach(&sandbox).await }).unwrap();
     }
 
-    /// Ends the network as a process that is told to end would.
+    /// Stops the network as at a regular end of the process.
     pub fn stop(&self) {
         self.shutdown.cancel();
     }

@@ -1,5 +1,5 @@
-//! What pods and hosts of the tests say to each other: servers that answer with their own name and the
-//! address they see, and clients for them.
+//! Servers and clients for pods and hosts of the tests: a server answers with its own name and the
+//! client's address that it sees.
 
 use std::{
     io,
@@ -17,7 +17,7 @@ use super::Namespace;
 
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Name and the client's address as the server saw it.
+/// An answer: the server's name, and the client's address as the server saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heard {
     pub server: String,
@@ -34,7 +34,7 @@ fn parse(text: &str) -> io::Result<Heard> {
 }
 
 impl Namespace {
-    /// Serves TCP and UDP on `port` under this name.
+    /// Serves TCP and UDP on `port`, answering with `name`.
     pub fn serve(&self, name: &str, port: u16) {
         let (tcp, udp) = self.run(async move {
             let any = (Ipv4Addr::UNSPECIFIED, port);
@@ -44,7 +44,7 @@ impl Namespace {
         self.spawn(async move {
             while let Ok((mut stream, peer)) = tcp.accept().await {
                 let text = format!("{name_of_tcp} {}\n", peer.ip());
-                // A client that went away is none of the server's business.
+                // Fails if the client has disconnected, which does not matter to the server.
                 let _gone = stream.write_all(text.as_bytes()).await;
             }
         });
@@ -57,12 +57,12 @@ impl Namespace {
         });
     }
 
-    /// Asks over TCP.
+    /// Sends a request over TCP.
     pub fn ask(&self, ip: Ipv4Addr, port: u16) -> io::Result<Heard> {
         self.ask_from(None, ip, port)
     }
 
-    /// Asks over TCP from a source address.
+    /// Sends a request over TCP from the given source address.
     pub fn ask_from(&self, source: Option<Ipv4Addr>, ip: Ipv4Addr, port: u16) -> io::Result<Heard> {
         self.run(async move {
             let work = async {
@@ -79,7 +79,7 @@ impl Namespace {
         })
     }
 
-    /// Asks over UDP from a new port.
+    /// Sends a request over UDP from a new port.
     pub fn ask_udp(&self, ip: Ipv4Addr, port: u16) -> io::Result<Heard> {
         self.run(async move {
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
@@ -88,7 +88,7 @@ impl Namespace {
     }
 }
 
-/// One question and its answer.
+/// Sends one request over `socket` and waits for its answer.
 pub async fn udp_exchange(socket: &UdpSocket, ip: Ipv4Addr, port: u16) -> io::Result<Heard> {
     socket.send_to(b"?", (ip, port)).await?;
     let mut buffer = [0; 64];

@@ -1,10 +1,10 @@
-//! The runtime by itself, with a network of loopback only: for trying things and for this
-//! crate's tests. A worker runs the same code as part of `ephor worker`.
+//! The runtime as a program of its own, with a loopback-only network: for trying it out and for this crate's
+//! tests. A worker runs the same code as part of `ephor worker`.
 //!
-//! `ephor-runtime serve DIRECTORY CGROUP` serves CRI on `DIRECTORY/cri.sock` until it is told
-//! to end; `ephor-runtime load DIRECTORY ARCHIVE` gives a served runtime the images of an
-//! archive; `ephor-runtime reap DIRECTORY CGROUP` takes everything down; `ephor-runtime shim
-//! ...` is what the runtime starts.
+//! `ephor-runtime serve DIRECTORY CGROUP` serves CRI on `DIRECTORY/cri.sock` until a stop
+//! signal; `ephor-runtime load DIRECTORY ARCHIVE` loads the images of an archive into a running
+//! runtime; `ephor-runtime reap DIRECTORY CGROUP` removes everything; `ephor-runtime shim ...`
+//! is started by the runtime.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -88,7 +88,7 @@ async fn load(socket: PathBuf, archive: PathBuf) -> anyhow::Result<Vec<String>> 
     });
     let channel = Endpoint::from_static("http://runtime").connect_with_connector(connect).await?;
     let file = ReaderStream::with_capacity(tokio::fs::File::open(archive).await?, 1 << 20);
-    // A file that cannot be read to its end is sent cut off, which the runtime notices.
+    // On a read error the upload ends early, and the runtime rejects the truncated archive.
     let chunks = file.map_while(|chunk| chunk.ok().map(|data| LoadRequest { data: data.to_vec() }));
     Ok(ImagesClient::new(channel).load(chunks).await?.into_inner().references)
 }

@@ -1,4 +1,4 @@
-//! Capabilities: the set every runtime gives by default, and what a security context changes.
+//! Linux capabilities of a container: the default set, and the changes that a security context asks for.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use k8s_cri::v1;
 
 use super::SpecError;
 
-/// What a container may by default.
+/// Capabilities that a container has by default, as with other container runtimes.
 const DEFAULT: &[&str] = &[
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -24,7 +24,7 @@ const DEFAULT: &[&str] = &[
     "CAP_AUDIT_WRITE",
 ];
 
-/// All capabilities, by number.
+/// All capability names; the index is the kernel's number.
 const ALL: &[&str] = &[
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -69,8 +69,8 @@ const ALL: &[&str] = &[
     "CAP_CHECKPOINT_RESTORE",
 ];
 
-/// The capabilities of a container. None is given that this process lacks itself (`bound`,
-/// a bit a capability), because nothing could grant it.
+/// Returns the capabilities of a container. Leaves out those that this process lacks itself (`bound`, one bit
+/// per capability), because it cannot grant them.
 pub(super) fn of(
     context: &v1::LinuxContainerSecurityContext,
     bound: u64,
@@ -101,7 +101,7 @@ pub(super) fn of(
     Ok(set)
 }
 
-/// The capabilities that this process can give, a bit each.
+/// Returns the capabilities that this process can grant, one bit per capability.
 pub(super) fn bound() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));

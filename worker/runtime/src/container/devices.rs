@@ -1,4 +1,4 @@
-//! Devices of the host that a container gets.
+//! Host devices that a container gets.
 
 use std::fs;
 use std::io;
@@ -11,19 +11,19 @@ use serde_json::{Value, json};
 
 use super::SpecError;
 
-/// Devices for the specification, and the rules that allow their use.
+/// Devices for the specification, and the rules that allow access to them.
 #[derive(Default)]
 pub(super) struct Devices {
     pub nodes: Vec<Value>,
     pub rules: Vec<Value>,
 }
 
-/// The devices asked for; all of the host's for a privileged container.
+/// Returns the requested devices; all of the host's devices for a privileged container.
 pub(super) fn of(requested: &[v1::Device], privileged: bool) -> Result<Devices, SpecError> {
     let mut devices = Devices::default();
     if privileged {
         devices.rules.push(json!({ "allow": true, "access": "rwm" }));
-        // A device that vanishes while /dev is read is no device of the container.
+        // A device that disappears while /dev is read is left out.
         for (path, node) in host_devices(Path::new("/dev")) {
             devices.nodes.push(describe(&path, &node).0);
         }
@@ -62,7 +62,7 @@ fn host_devices(directory: &Path) -> Vec<(String, fs::Metadata)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        // Kept by the container itself, or not devices.
+        // Entries that the container has of its own, or that are not devices.
         if ["pts", "shm", "fd", "mqueue", "console", "ptmx", ".lxc", ".lxd-mounts", ".udev"]
             .iter()
             .any(|n| name == *n)

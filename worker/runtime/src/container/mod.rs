@@ -1,4 +1,4 @@
-//! What the runtime knows of a container, and the OCI specification made from it.
+//! The runtime's state of a container; the submodules make its OCI specification.
 
 mod capabilities;
 mod devices;
@@ -18,7 +18,7 @@ use crate::shim::plan::{ExitRecord, StartedRecord};
 pub(crate) use mounts::propagation;
 pub(crate) use spec::{SpecInput, build};
 
-/// Why a container cannot be made as asked.
+/// Why a container cannot be created as requested.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SpecError {
     #[error("no command specified")]
@@ -33,32 +33,32 @@ pub(crate) enum SpecError {
     Unsupported(&'static str),
 }
 
-/// A container as asked for, on disk from creation to removal.
+/// The requested configuration of a container, on disk from its creation to its removal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ContainerRecord {
     pub id: String,
     pub sandbox_id: String,
     pub config: v1::ContainerConfig,
-    /// The image's id.
+    /// Id of the image.
     pub image_id: String,
-    /// The image by digest, or its id.
+    /// The image's name by digest, or its id if it has none.
     pub image_ref: String,
-    /// Layers that the root file system stands on.
+    /// Names of the image layers that the root file system consists of.
     pub layers: Vec<String>,
-    /// Nanoseconds since 1970.
+    /// Creation time in nanoseconds since 1970.
     pub created_at: i64,
-    /// The log file; `None` if the output is not logged.
+    /// Path of the log file; `None` if the output is not logged.
     pub log_path: Option<PathBuf>,
-    /// Number of the signal that asks the process to end.
+    /// Number of the stop signal.
     pub stop_signal: i32,
-    /// The container's cgroup, relative to the root of each hierarchy.
+    /// Path of the container's cgroup, relative to the root of each hierarchy.
     pub cgroup: PathBuf,
 }
 
-/// What a container has been through: nothing yet, its start, its end.
+/// Progress of a container: created, started or ended.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Progress {
-    /// Whether the shim was asked to start the container and has not answered: it may run.
+    /// Whether a start request is unanswered, so that the container may run.
     pub unsure: bool,
     pub started: Option<StartedRecord>,
     pub exit: Option<ExitRecord>,
@@ -69,7 +69,7 @@ impl Progress {
         match (&self.started, &self.exit) {
             (_, Some(_)) => v1::ContainerState::ContainerExited,
             (Some(_), None) => v1::ContainerState::ContainerRunning,
-            // Kubernetes kills what is in this state before it starts another container in its place.
+            // The kubelet kills a container in state Unknown before it starts a replacement.
             (None, None) if self.unsure => v1::ContainerState::ContainerUnknown,
             (None, None) => v1::ContainerState::ContainerCreated,
         }
@@ -80,11 +80,11 @@ impl Progress {
     }
 }
 
-/// A container that this runtime knows, with what became of it and its locks.
+/// A container of this runtime, with its progress and its locks.
 pub(crate) struct Container {
     pub record: ContainerRecord,
     pub progress: watch::Sender<Progress>,
-    /// The resource limits as last set, at creation or by an update.
+    /// Resource limits as last set, at creation or by an update.
     pub resources: std::sync::Mutex<Option<v1::LinuxContainerResources>>,
     pub shim: ShimClient,
     /// Held while the container is started, updated or removed.
@@ -107,17 +107,17 @@ impl Container {
         &self.record.id
     }
 
-    /// Resolves once it is known whether the container was started.
+    /// Waits until it is known whether the container was started.
     pub async fn settled(&self) {
         let mut progress = self.progress.subscribe();
-        // The sender is in `self`: it cannot be gone.
+        // Waiting cannot fail, because `self` owns the sender.
         let _ = progress.wait_for(|p| !p.unsure || p.exit.is_some()).await;
     }
 
-    /// Resolves once the container has ended.
+    /// Waits until the container has ended.
     pub async fn ended(&self) {
         let mut progress = self.progress.subscribe();
-        // The sender is in `self`: it cannot be gone.
+        // Waiting cannot fail, because `self` owns the sender.
         let _ = progress.wait_for(|p| p.exit.is_some()).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Mounts of a container: those every container has, those of its pod, and its volumes.
+//! Mounts of a container: the default mounts, the pod's files, and the volumes.
 
 use std::fs;
 use std::io;
@@ -12,7 +12,7 @@ use super::SpecError;
 use crate::paths::sandbox_file;
 use crate::shim::plan::Propagation;
 
-/// What decides on the mounts besides the volumes.
+/// Settings besides the volumes that determine the mounts.
 pub(crate) struct MountContext<'a> {
     pub sandbox_state: &'a Path,
     pub privileged: bool,
@@ -20,7 +20,7 @@ pub(crate) struct MountContext<'a> {
     pub host_ipc: bool,
 }
 
-/// All mounts in the order in which they are made.
+/// Returns all mounts in the order in which they are made.
 pub(crate) fn plan(
     config: &v1::ContainerConfig,
     context: &MountContext<'_>,
@@ -44,7 +44,7 @@ pub(crate) fn plan(
     for volume in &config.mounts {
         volumes.push(volume_mount(volume)?);
     }
-    // What lies deeper is mounted later, or it would be hidden.
+    // Volumes at deeper paths are mounted later; otherwise a volume above would hide them.
     volumes.sort_by_key(|v| Path::new(v["destination"].as_str().unwrap_or("/")).components().count());
     let hides = |path: &str| volumes.iter().any(|v| v["destination"] == path);
     mounts.retain(|m| !m["destination"].as_str().is_some_and(hides));
@@ -52,7 +52,7 @@ pub(crate) fn plan(
     Ok(mounts)
 }
 
-/// The pod's own files, where no volume takes their place.
+/// Returns the mounts of the pod's own files, except where a volume takes their place.
 fn pod_mounts(config: &v1::ContainerConfig, context: &MountContext<'_>) -> Vec<Value> {
     let taken = |path: &str| config.mounts.iter().any(|m| clean(&m.container_path) == Path::new(path));
     let access = if context.readonly_rootfs { "ro" } else { "rw" };
@@ -104,7 +104,7 @@ fn volume_mount(volume: &v1::Mount) -> Result<Value, SpecError> {
     Ok(json!({ "destination": destination, "type": "bind", "source": source, "options": options }))
 }
 
-/// An absolute path without `.` and `..`.
+/// Makes a path absolute and removes `.` and `..` from it.
 fn clean(path: &str) -> PathBuf {
     let mut clean = PathBuf::from("/");
     for component in Path::new(path).components() {
@@ -119,7 +119,7 @@ fn clean(path: &str) -> PathBuf {
     clean
 }
 
-/// The widest propagation that a volume asks for.
+/// Returns the widest propagation that any volume asks for.
 pub(crate) fn propagation(mounts: &[v1::Mount]) -> Propagation {
     let each = mounts.iter().map(|m| match m.propagation() {
         MountPropagation::PropagationPrivate => Propagation::Private,

@@ -1,5 +1,5 @@
-//! Fields of a security context that protect the node: what the runtime enforces, and what it refuses with
-//! the reason, because a container that runs without the protection it asked for is worse than none.
+//! Checks the security context fields that protect the node: the runtime enforces a field or refuses the
+//! container, because running without the requested protection is worse than not running.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use k8s_cri::v1::security_profile::ProfileType;
 use super::SpecError;
 use crate::shim::plan::SeccompProfile;
 
-/// What this machine's kernel offers besides what every kernel does.
+/// Optional security modules of this machine's kernel.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Modules {
     pub app_armor: bool,
@@ -27,7 +27,8 @@ impl Modules {
     }
 }
 
-/// The container's seccomp profile: the default one unless it is privileged or asks for none.
+/// Returns the container's seccomp profile: the default one unless the container is
+/// privileged or asks for none.
 pub(crate) fn seccomp(context: &v1::LinuxContainerSecurityContext) -> Result<SeccompProfile, SpecError> {
     if context.privileged {
         return Ok(SeccompProfile::Unconfined);
@@ -41,12 +42,13 @@ pub(crate) fn seccomp(context: &v1::LinuxContainerSecurityContext) -> Result<Sec
     }
 }
 
-/// Refuses what cannot be enforced here. What a kernel without the module cannot mean is ignored, as
-/// containerd does: SELinux options without SELinux, the default AppArmor profile without AppArmor.
+/// Fails if the context asks for a protection that cannot be enforced. Ignores options that have no meaning
+/// without their kernel module, as containerd does: SELinux options without SELinux, the default AppArmor
+/// profile without AppArmor.
 pub(crate) fn check(context: &v1::LinuxContainerSecurityContext, modules: Modules) -> Result<(), SpecError> {
     check_namespaces(context.namespace_options.as_ref())?;
     if context.privileged {
-        // As in containerd, which applies no profile to a privileged container.
+        // As in containerd, a privileged container gets no AppArmor profile.
         return check_se_linux(context.selinux_options.as_ref(), modules);
     }
     match context.apparmor.as_ref().map(v1::SecurityProfile::profile_type) {
@@ -64,7 +66,7 @@ pub(crate) fn check(context: &v1::LinuxContainerSecurityContext, modules: Module
     check_se_linux(context.selinux_options.as_ref(), modules)
 }
 
-/// [`check`] for what a pod's sandbox asks for.
+/// Does the same as [`check`] for the security context of a pod's sandbox.
 pub(crate) fn check_sandbox(
     context: &v1::LinuxSandboxSecurityContext,
     modules: Modules,

@@ -1,5 +1,5 @@
-//! The OCI runtime specification of a container, made from its image, its CRI configuration
-//! and its pod. Defaults are those of stock nodes.
+//! Builds a container's OCI runtime specification from its image, its CRI configuration and its pod. The
+//! defaults are those of nodes with containerd.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,21 +16,21 @@ use crate::shim::plan::Propagation;
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What a specification is made from.
+/// Input from which a specification is built.
 pub(crate) struct SpecInput<'a> {
     pub config: &'a v1::ContainerConfig,
     pub image: &'a ImageConfig,
-    /// The pod's directory of volatile state.
+    /// The pod's directory for volatile state.
     pub sandbox_state: &'a Path,
     pub hostname: &'a str,
     pub cgroup: &'a Path,
-    /// The PID namespace to join, where it is neither new nor the host's.
+    /// PID namespace to join; `None` if the container gets a new one or uses the host's.
     pub pid_namespace: Option<PathBuf>,
-    /// Volumes that the image declares, with their host directories.
+    /// Paths that the image declares as volumes, with their host directories.
     pub image_volumes: &'a [(PathBuf, PathBuf)],
 }
 
-/// Builds the specification. User and root path are filled in by the launcher.
+/// Builds the specification, except for user and root path, which the launcher fills in.
 pub(crate) fn build(input: &SpecInput<'_>) -> Result<Value, SpecError> {
     let default = v1::LinuxContainerSecurityContext::default();
     let linux = input.config.linux.clone().unwrap_or_default();
@@ -73,13 +73,13 @@ pub(crate) fn build(input: &SpecInput<'_>) -> Result<Value, SpecError> {
     }))
 }
 
-/// The command line: the container's, completed from the image's.
+/// Returns the command line: the container's command and arguments, with the image's as defaults.
 pub(crate) fn arguments(config: &v1::ContainerConfig, image: &ImageConfig) -> Result<Vec<String>, SpecError> {
     let process = image.config.clone().unwrap_or_default();
     let mut command = config.command.clone();
     let mut rest = config.args.clone();
     if command.is_empty() {
-        // The image's arguments belong to the image's entrypoint.
+        // The image's arguments are used only with the image's entrypoint.
         if rest.is_empty() {
             rest = process.cmd.unwrap_or_default();
         }
@@ -124,7 +124,8 @@ fn process(
     Ok(process)
 }
 
-/// The environment: the image's, the pod's name, then the container's own.
+/// Returns the environment: the defaults (PATH, HOSTNAME, TERM), overridden by the image's variables, and
+/// those by the container's own.
 fn environment(input: &SpecInput<'_>, image: Vec<String>) -> Vec<String> {
     let mut all = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={}", input.hostname)];
     if input.config.tty {
@@ -169,7 +170,7 @@ fn resource_limits(resources: &v1::LinuxContainerResources, device_rules: Vec<Va
     }
     if resources.memory_limit_in_bytes > 0 {
         limits["memory"] = json!({ "limit": resources.memory_limit_in_bytes });
-        // Memory and swap together; without swap accounting there is nothing to set.
+        // The limit of memory plus swap; without swap accounting it cannot be set.
         let swap = Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists();
         if swap || resources.memory_swap_limit_in_bytes > 0 {
             let both = resources.memory_swap_limit_in_bytes.max(resources.memory_limit_in_bytes);
@@ -194,7 +195,7 @@ fn namespace_list(input: &SpecInput<'_>, options: &v1::NamespaceOption, privileg
         (Some(path), _) => list.push(json!({ "type": "pid", "path": path })),
         (None, _) => list.push(json!({ "type": "pid" })),
     }
-    // With version 1 the container's cgroups are bound one by one instead.
+    // With version 1 the container's cgroups are bind-mounted one by one instead.
     if !privileged && Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
         list.push(json!({ "type": "cgroup" }));
     }

@@ -21,18 +21,19 @@ use crate::shim::client::ShimClientError;
 use crate::shim::plan::{ExitRecord, now};
 use crate::shim::rootfs;
 
-/// How long a killed container's end may take to be reported: output is drained first.
+/// Maximum time to wait for the report of a killed container's end; the shim first drains the output.
 const KILL_WAIT: Duration = Duration::from_secs(30);
 
 impl Service {
-    /// Prepares a container: record, plan and directories. Nothing runs yet.
+    /// Prepares a container: record, plan and directories. Starts no process.
     pub(super) async fn create_container(
         &self,
         request: v1::CreateContainerRequest,
     ) -> Result<String, Status> {
         let config = request.config.ok_or_else(|| Status::invalid_argument("container config is missing"))?;
         let sandbox = self.sandbox(&request.pod_sandbox_id)?;
-        // Either before the sandbox is stopped, which then takes the container too, or refused.
+        // Under the gate a container is created either before its sandbox is stopped, which then stops the
+        // container too, or not at all.
         let _gate = sandbox.gate.lock().await;
         let pod = sandbox.record();
         if !pod.ready {
@@ -70,11 +71,11 @@ impl Service {
             config,
         };
         let container = Arc::new(Container::new(record, Progress::default(), sandbox.shim.clone()));
-        // In the table before the first file, so that the image's layers stay.
+        // Added to the table before any file is written, so that the image's layers are not collected.
         self.tables().containers.insert(id.clone(), container.clone());
         let written = match self.images.find(&image.id) {
             Some(_) => self.write_container(&sandbox, &container, &image).await,
-            // It was removed before the container held its layers.
+            // The image was removed before the container held its layers.
             None => Err(Status::not_found(format!("failed to resolve image \"{wanted}\": not found"))),
         };
         if let Err(error) = written {
@@ -120,7 +121,8 @@ impl Service {
                 state.as_str_name()
             )));
         }
-        // In a file, so that a restart of the runtime does not take it for one that was never started.
+        // Marked by a file, so that after a restart the runtime does not take the container for never
+        // started.
         let marker = self.paths.container_root(container.id()).join(container_file::STARTING);
         files::create_private(&marker).map_err(internal("failed to record the start"))?;
         match self.ask_to_start(&container).await {
@@ -136,8 +138,8 @@ impl Service {
         }
     }
 
-    /// Asks the shim to start the container, which does nothing if it runs already or has ended, and takes note
-    /// of the answer. `None` if whether it runs is not known.
+    /// Asks the shim to start the container and records the answer; the shim does nothing if the container
+    /// runs or has ended. `None` if it is unknown whether the container runs.
     async fn ask_to_start(&self, container: &Arc<Container>) -> Option<Result<(), Status>> {
         match container.shim.start(&self.paths.container_state(container.id())).await {
             Ok(started) => {
@@ -173,8 +175,8 @@ impl Service {
         }
     }
 
-    /// Goes on asking for a start whose answer was lost, because the container may run: meanwhile its state is
-    /// "unknown", so that nobody starts another one in its place.
+    /// Repeats a start request whose answer was lost, because the container may run. Until it is answered
+    /// the container's state is "unknown", so that the agent does not start a replacement.
     pub(super) fn await_start(&self, container: Arc<Container>) {
         container.progress.send_modify(|progress| progress.unsure = true);
         let service = self.clone();
@@ -192,7 +194,7 @@ impl Service {
         }));
     }
 
-    /// Asks a container to end and kills it when `grace` has passed.
+    /// Sends the container its stop signal and kills it once `grace` has passed.
     pub(super) async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), Status> {
         let Ok(container) = self.container(id) else { return Ok(()) };
         self.settled(&container).await?;
@@ -213,7 +215,7 @@ impl Service {
         self.kill_container(&container).await
     }
 
-    /// Kills a container and waits for its end. One that does not run is left alone.
+    /// Kills a container and waits for its end. Does nothing if the container does not run.
     pub(super) async fn kill_container(&self, container: &Arc<Container>) -> Result<(), Status> {
         self.settled(container).await?;
         if !container.progress.borrow().is_running() {
@@ -221,10 +223,10 @@ impl Service {
         }
         match container.shim.signal(container.id(), Signal::SIGKILL as i32, true).await {
             Ok(()) => {}
-            // It ended by itself: the shim says so, or has written it down.
+            // The container ended by itself: the shim reports its end or has written the exit record.
             Err(ShimClientError::NotRunning) => self.read_exits(&container.record.sandbox_id),
             Err(error) => {
-                // Without a shim that does it there is the cgroup.
+                // If the shim cannot kill the container, kill its cgroup directly.
                 tracing::warn!(container = container.id(), %error, "the shim does not kill the container");
                 let cgroup = self.hierarchies.cgroup(&container.record.cgroup);
                 blocking(move || cgroup.kill_all())
@@ -243,7 +245,7 @@ impl Service {
         self.ended_untold(container)
     }
 
-    /// Takes note of the end of a container whose shim does not tell of it. Fails if a process of it is left.
+    /// Records the end of a container whose shim does not report it. Fails if one of its processes is left.
     fn ended_untold(&self, container: &Arc<Container>) -> Result<(), Status> {
         self.read_exits(&container.record.sandbox_id);
         if !self.hierarchies.cgroup(&container.record.cgroup).processes().is_empty() {
@@ -265,7 +267,7 @@ impl Service {
         })
     }
 
-    /// Removes a container, killing it first if it runs. Removing what is not here succeeds.
+    /// Removes a container, killing it first if it runs. Succeeds if there is no such container.
     pub(super) async fn remove_container(&self, id: &str) -> Result<(), Status> {
         let Ok(container) = self.container(id) else { return Ok(()) };
         let _gate = container.gate.lock().await;
@@ -276,7 +278,7 @@ impl Service {
         Ok(())
     }
 
-    /// Removes a container's files and its place in the tables.
+    /// Deletes a container's files and removes it from the tables.
     pub(super) async fn forget(&self, id: &str) -> Result<(), Status> {
         let (root, bundle) = (self.paths.container_root(id), self.paths.container_state(id));
         let cgroup = self.container(id).ok().map(|c| self.hierarchies.cgroup(&c.record.cgroup));
@@ -285,7 +287,7 @@ impl Service {
             if let Some(Err(error)) = cgroup.map(|c| c.remove()) {
                 tracing::warn!(container = owned, %error, "the container's cgroup could not be removed");
             }
-            // Its shim removes this, unless it is gone.
+            // The shim removes libcontainer's state; this covers a shim that is gone.
             files::remove_tree(&state)?;
             files::remove_tree(&bundle)?;
             files::remove_tree(&root)
@@ -297,7 +299,7 @@ impl Service {
         Ok(())
     }
 
-    /// A container's state in CRI's words.
+    /// Returns a container's status as CRI defines it.
     pub(super) fn container_status(&self, container: &Container) -> v1::ContainerStatus {
         let record = &container.record;
         let progress = container.progress.borrow().clone();
@@ -358,7 +360,7 @@ impl Service {
             .collect()
     }
 
-    /// Changes the limits of a container. Zeros and empty fields leave what is.
+    /// Changes the resource limits of a container. Zeros and empty fields leave the present value.
     pub(super) async fn update_container(
         &self,
         id: &str,
@@ -388,7 +390,7 @@ impl Service {
     }
 }
 
-/// Sets in `into` what `update` sets; its zeros and empty fields leave what is.
+/// Copies the fields that `update` sets to `into`; zeros and empty fields leave the present value.
 fn merge(into: &mut v1::LinuxContainerResources, update: v1::LinuxContainerResources) {
     let number = |old: &mut i64, new: i64| {
         if new != 0 {

@@ -1,4 +1,4 @@
-//! ExecSync here; Exec, Attach and PortForward by a ticket for the streaming server.
+//! Runs ExecSync itself; issues tickets of the streaming server for Exec, Attach and PortForward.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use crate::shim::client::ShimClientError;
 use crate::shim::protocol::{Frame, read_frame};
 use crate::streaming::Ticket;
 
-/// The most output that ExecSync keeps of each stream, in bytes; the rest is dropped.
+/// Maximum number of bytes that ExecSync keeps of each output stream; it drops the rest.
 const OUTPUT_LIMIT: usize = 16 << 20;
 
 impl Service {
-    /// Runs a command to its end and returns what it wrote.
+    /// Runs a command until it ends; returns its output and exit code.
     pub(super) async fn exec_sync(
         &self,
         request: v1::ExecSyncRequest,
@@ -29,7 +29,7 @@ impl Service {
         };
         match u64::try_from(request.timeout).unwrap_or(0) {
             0 => run.await,
-            // The command is killed when its stream is dropped.
+            // On a timeout the stream is dropped, whereupon the shim kills the command.
             seconds => tokio::time::timeout(Duration::from_secs(seconds), run).await.unwrap_or_else(|_| {
                 let text = format!(
                     "failed to exec in container: timeout {seconds}s exceeded: context deadline exceeded"
@@ -39,7 +39,7 @@ impl Service {
         }
     }
 
-    /// The container, if it runs.
+    /// Returns the container; fails if it does not run.
     fn running(&self, id: &str) -> Result<std::sync::Arc<crate::container::Container>, Status> {
         let container = self.container(id)?;
         let running = container.progress.borrow().is_running();

@@ -1,4 +1,4 @@
-//! CRI's image service, and `ephor.image.v1.Images` for the `ephor image` commands.
+//! CRI's ImageService, and `ephor.image.v1.Images` for the `ephor image` commands.
 
 use std::io::Write;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Service, internal};
 use crate::image::{Credentials, Image, ImageError, Progress, Reference};
 
-/// Progress messages on their way to a client.
+/// Maximum number of progress messages queued for a client.
 const PROGRESS: usize = 64;
 
 fn status(error: ImageError) -> Status {
@@ -156,7 +156,7 @@ impl Images for Service {
                 let step =
                     wire::PullProgress { layer, done_bytes: done, total_bytes: total, id: String::new() };
                 if sender.send(Ok(step)).await.is_err() {
-                    // Nobody waits for the image any more.
+                    // The client has disconnected.
                     return pulling.abort();
                 }
             }
@@ -165,7 +165,7 @@ impl Images for Service {
                 Ok(Err(error)) => Err(status(error)),
                 Err(error) => Err(internal("pull")(error)),
             };
-            // As above.
+            // Sending fails only if the client has disconnected.
             let _ = sender.send(last).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))

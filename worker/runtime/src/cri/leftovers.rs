@@ -1,5 +1,5 @@
-//! What a pod leaves behind when its shim is gone: processes that nobody looks after, starts that nobody
-//! answered, and a network that nobody gave back.
+//! Cleans up after a pod whose shim is gone: processes without a parent, unanswered start requests, and a
+//! network that was not released.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -21,13 +21,13 @@ use crate::reap;
 use crate::sandbox::Sandbox;
 use crate::shim::plan::{ExitRecord, now};
 
-/// Between two looks for networks that nobody gave back.
+/// Pause between two checks for networks that were not released.
 const TIDY_PERIOD: Duration = Duration::from_secs(60);
 
 impl Service {
-    /// Takes note that a pod's shim is no more, because the pod was stopped, the node was started again or
-    /// something killed the shim: what ran is killed, and its network is given back, so that another sandbox
-    /// can have the pod's host ports.
+    /// Handles the end of a pod's shim, because the pod was stopped, the node was rebooted or the shim
+    /// was killed: kills the remaining processes and releases the network, so that another sandbox can
+    /// use the pod's host ports.
     pub(super) async fn shim_gone(&self, sandbox: &Arc<Sandbox>) {
         let id = sandbox.record().id;
         self.read_exits(&id);
@@ -42,18 +42,18 @@ impl Service {
         }
     }
 
-    /// Kills what is left of a pod without a shim and records the ends of its containers.
+    /// Kills the remaining processes of a pod without a shim and records the ends of its containers.
     pub(super) async fn end_leftovers(&self, sandbox: &Arc<Sandbox>) {
         let id = sandbox.record().id;
         let containers = self.containers_of(&id);
-        // A launcher outlives its shim, and would start its container after all.
+        // A launcher that outlives its shim would still start its container.
         let mut directories: Vec<PathBuf> =
             containers.iter().map(|c| self.paths.container_state(c.id())).collect();
         directories.push(self.paths.sandbox_state(&id));
         let launchers =
             blocking(move || reap::shims(|directory| directories.iter().any(|d| directory == d))).await;
         for pid in launchers.into_iter().flat_map(Result::unwrap_or_default) {
-            // One that ended meanwhile needs no killing.
+            // A process that has ended meanwhile needs no signal.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         join_all(containers.iter().map(|container| self.end_leftover(container))).await;
@@ -76,12 +76,12 @@ impl Service {
         );
     }
 
-    /// Whether a shim was asked to start the container, now or by an earlier run of this program.
+    /// Returns whether a shim was asked to start the container, now or in an earlier run of this program.
     pub(super) fn was_starting(&self, container: &Container) -> bool {
         self.paths.container_root(container.id()).join(container_file::STARTING).exists()
     }
 
-    /// Takes note of a container's end, on disk too if that can be written: the end counts in any case.
+    /// Records a container's end. Failing to write it to disk is only logged: the container counts as ended.
     pub(super) fn record_end(&self, container: &Container, exit: ExitRecord) {
         let path = self.paths.container_root(container.id()).join(container_file::EXIT);
         if let Err(error) = files::replace_json(&path, &exit) {
@@ -90,7 +90,7 @@ impl Service {
         self.ended(container, exit);
     }
 
-    /// Gives back the sandbox's address and host ports, once.
+    /// Releases the sandbox's address and host ports; does nothing if that has been done.
     pub(super) async fn release_network(&self, sandbox: &Sandbox) -> Result<(), Status> {
         let record = sandbox.record();
         if !record.attached {
@@ -106,14 +106,14 @@ impl Service {
             record.addresses.clear();
         });
         if let Err(error) = freed.await {
-            // Detaching again after a restart does no harm.
+            // If the record still says "attached" after a restart, detaching again is harmless.
             tracing::warn!(sandbox = record.id, %error, "the sandbox cannot be recorded as detached");
         }
         Ok(())
     }
 
-    /// Looks, now and then until `shutdown`, for networks that nobody gave back: of sandboxes that ended while
-    /// they could not be detached, and of sandboxes that no record tells of.
+    /// Periodically releases, until `shutdown`, networks that were left attached: those of ended sandboxes
+    /// that could not be detached, and those of sandboxes without a record.
     pub(crate) async fn tidy_networks(self, shutdown: CancellationToken) {
         loop {
             self.tidy_networks_once().await;
@@ -126,7 +126,8 @@ impl Service {
     }
 
     pub(super) async fn tidy_networks_once(&self) {
-        // Nobody attaches meanwhile: a sandbox that is not in the list would lose its address.
+        // Attaching is locked out meanwhile: a new sandbox that is not yet in the list would lose its
+        // address.
         let _nobody_attaches = self.attaching.write().await;
         let mut live = BTreeSet::new();
         for sandbox in self.sandboxes() {

@@ -1,5 +1,5 @@
-//! The CRI server's state and its operations, one file a subject. [`Service`] implements the
-//! generated traits (`runtime.rs`, `images.rs`) by calling these.
+//! The CRI server's state and its operations, one file per subject. [`Service`] implements the generated
+//! traits (`runtime.rs`, `images.rs`) by calling these operations.
 
 mod containers;
 mod exec;
@@ -29,7 +29,7 @@ use crate::paths::Paths;
 use crate::sandbox::Sandbox;
 use crate::streaming::Streams;
 
-/// The most events that a slow subscriber may lag behind before its stream ends.
+/// Maximum number of events that a slow subscriber may lag behind before its stream ends.
 const EVENTS: usize = 1024;
 
 /// The runtime's state. Cheap to clone.
@@ -45,7 +45,8 @@ pub(crate) struct Inner {
     pub network: Arc<dyn SandboxNetwork>,
     pub hierarchies: Hierarchies,
     pub streams: Arc<Streams>,
-    /// Held for reading while a sandbox is attached to the network.
+    /// Held for reading while a sandbox is attached to the network, for writing while
+    /// stale networks are released.
     attaching: tokio::sync::RwLock<()>,
     tables: Mutex<Tables>,
     events: broadcast::Sender<v1::ContainerEventResponse>,
@@ -55,7 +56,8 @@ pub(crate) struct Inner {
 struct Tables {
     sandboxes: BTreeMap<String, Arc<Sandbox>>,
     containers: BTreeMap<String, Arc<Container>>,
-    /// Names taken by pods and containers, so that a repeated request makes no second one.
+    /// Id of the pod or container that has each name, so that a repeated request does not create a second
+    /// one.
     names: BTreeMap<String, String>,
 }
 
@@ -97,7 +99,7 @@ impl Service {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The sandbox of that id, or of the one id that begins so.
+    /// Returns the sandbox with that id, or with the only id that starts with it.
     pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, Status> {
         let found = by_prefix(&self.tables().sandboxes, id);
         found.ok_or_else(|| {
@@ -105,7 +107,7 @@ impl Service {
         })
     }
 
-    /// The container of that id, or of the one id that begins so.
+    /// Returns the container with that id, or with the only id that starts with it.
     pub fn container(&self, id: &str) -> Result<Arc<Container>, Status> {
         let found = by_prefix(&self.tables().containers, id);
         found.ok_or_else(|| {
@@ -125,12 +127,12 @@ impl Service {
         self.tables().containers.values().filter(|c| c.record.sandbox_id == sandbox).cloned().collect()
     }
 
-    /// Names of the image layers that root file systems of containers use.
+    /// Returns the names of the image layers that containers' root file systems use.
     fn layers_in_use(&self) -> BTreeSet<String> {
         self.tables().containers.values().flat_map(|c| c.record.layers.iter().cloned()).collect()
     }
 
-    /// Takes a name for an id; fails if another has it.
+    /// Reserves a name for an id; fails if another id has it.
     fn reserve(&self, name: &str, id: &str) -> Result<(), Status> {
         let mut tables = self.tables();
         match tables.names.get(name) {
@@ -161,7 +163,7 @@ fn by_prefix<T: Clone>(table: &BTreeMap<String, T>, id: &str) -> Option<T> {
     if matching.next().is_some() { None } else { Some(first.1.clone()) }
 }
 
-/// A new id: 32 random bytes in hexadecimal, as everywhere in CRI.
+/// Returns a new id: 32 random bytes in hexadecimal, as is usual in CRI.
 fn new_id() -> String {
     use std::fmt::Write as _;
     let bytes: [u8; 32] = rand::random();
@@ -172,13 +174,13 @@ fn new_id() -> String {
     })
 }
 
-/// For `map_err`: an error of this machine while doing `what`.
+/// Returns a closure for `map_err` that turns an error while doing `what` into a status of code Unknown.
 fn internal<E: std::error::Error + 'static>(what: impl Into<String>) -> impl FnOnce(E) -> Status {
     let what = what.into();
     move |error| Status::unknown(format!("{what}: {}", crate::files::chain(&error)))
 }
 
-/// Runs blocking work off the async threads.
+/// Runs blocking work on a thread for such work.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
     tokio::task::spawn_blocking(work).await.map_err(internal("runtime task"))
 }

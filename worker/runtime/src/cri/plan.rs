@@ -1,4 +1,4 @@
-//! The plan that a container's launcher follows, made when the container is created.
+//! The plan that a container's launcher follows; made when the container is created.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::sandbox::Sandbox;
 use crate::shim::plan::{LaunchPlan, RootfsPlan, UserRequest};
 
 impl Service {
-    /// Everything that it takes to start the container.
+    /// Makes the plan for starting a container, with its specification and root file system.
     pub(super) fn launch_plan(
         &self,
         sandbox: &Arc<Sandbox>,
@@ -87,7 +87,8 @@ impl Service {
         })
     }
 
-    /// The PID namespace that the container joins: the pod's, or another container's.
+    /// Returns the PID namespace that the container joins, the pod's or another
+    /// container's; `None` if it joins none.
     fn pid_namespace(
         &self,
         config: &v1::ContainerConfig,
@@ -101,7 +102,7 @@ impl Service {
             NamespaceMode::Container | NamespaceMode::Node => return Ok(None),
             NamespaceMode::Pod => match files::read_json(&sandbox_state.join(sandbox_file::PID_HOLDER)) {
                 Ok(Some(pid)) => pid,
-                // The sandbox was made without a shared namespace.
+                // The pod's sandbox has no shared PID namespace.
                 Ok(None) => return Ok(None),
                 Err(error) => return Err(internal("failed to find the pod's PID namespace")(error)),
             },
@@ -118,7 +119,8 @@ impl Service {
     }
 }
 
-/// The image's STOPSIGNAL by name or number, SIGTERM where it has none that is known.
+/// Returns the number of the image's STOPSIGNAL, given by name or number; SIGTERM if it
+/// has none or an unknown one.
 pub(super) fn stop_signal(image: &Image) -> i32 {
     let text = image.config.config.as_ref().and_then(|c| c.stop_signal.clone()).unwrap_or_default();
     if let Ok(number) = text.parse::<i32>() {

@@ -1,4 +1,4 @@
-//! A start over what an earlier run left: records on disk, shims that still run.
+//! Restores the state of an earlier run: reads its records and reconnects to shims that still run.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::shim::client::ShimClient;
 use crate::shim::plan::{ExitRecord, now};
 
 impl Service {
-    /// Reads all records and finds the shims again.
+    /// Reads all records, and follows the shims that still run; cleans up after those that are gone.
     pub(crate) async fn restore(&self) -> std::io::Result<()> {
         for (id, record) in records::<SandboxRecord>(&self.paths.sandboxes_root(), sandbox_file::RECORD)? {
             let shim = ShimClient::new(self.paths.sandbox_state(&id));
@@ -69,7 +69,7 @@ impl Service {
         Ok(())
     }
 
-    /// Goes on with starts that an earlier run asked for and did not see answered.
+    /// Repeats start requests of an earlier run that were not answered.
     fn resume_starts(&self, sandbox: &str) {
         for container in self.containers_of(sandbox) {
             let created =
@@ -80,7 +80,8 @@ impl Service {
         }
     }
 
-    /// A created container whose plan is gone (the volatile directory was emptied) can never start.
+    /// Marks a created container as ended if its plan is gone (the volatile directory was
+    /// emptied): it can never be started.
     fn resettle_created(&self, sandbox: &str) {
         for container in self.containers_of(sandbox) {
             let created =
@@ -96,8 +97,8 @@ impl Service {
     }
 }
 
-/// The records in `directory/ID/FILE`. A directory without one is what an interrupted
-/// creation or removal left, and is removed.
+/// Returns the records in `directory/ID/FILE` with their ids. Removes a directory without a record, which an
+/// interrupted creation or removal left.
 fn records<T: DeserializeOwned>(directory: &Path, file: &str) -> std::io::Result<Vec<(String, T)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory)? {

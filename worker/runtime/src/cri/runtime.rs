@@ -1,4 +1,4 @@
-//! CRI's runtime service: each request handed to the operation that does it.
+//! CRI's RuntimeService: passes each request to the operation that implements it.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -217,7 +217,7 @@ impl RuntimeService for Service {
         &self,
         _: Request<v1::UpdateRuntimeConfigRequest>,
     ) -> Answer<v1::UpdateRuntimeConfigResponse> {
-        // The pod CIDR is the network's business, which hears of it from the Node object.
+        // Ignored: the pod network learns the pod CIDR from the Node object.
         Ok(Response::new(v1::UpdateRuntimeConfigResponse {}))
     }
 
@@ -256,7 +256,7 @@ impl RuntimeService for Service {
         _: Request<v1::GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
         let events = BroadcastStream::new(self.subscribe());
-        // A subscriber that lost events must list again: the stream ends.
+        // The stream ends when the subscriber lags and loses events; it must then list the containers again.
         let events = events.map(|event| event.map_err(|e| Status::data_loss(e.to_string())));
         Ok(Response::new(Box::pin(events)))
     }
@@ -284,7 +284,7 @@ impl RuntimeService for Service {
     }
 }
 
-/// Runs work that must not stop half-way when its client goes away.
+/// Runs `work` as a task of its own, so that it completes even if the client disconnects.
 async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {

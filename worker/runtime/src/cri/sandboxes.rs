@@ -18,7 +18,8 @@ use crate::shim::client::{ShimClient, ShimClientError};
 use crate::shim::plan::{PROTOCOL, ShimPlan, now};
 
 impl Service {
-    /// Makes a pod's sandbox: namespaces, files, shim, network. Nothing is left of it on an error.
+    /// Creates and starts a pod's sandbox: namespaces, files, shim, network. On an error
+    /// everything is removed again.
     pub(super) async fn run_sandbox(&self, request: v1::RunPodSandboxRequest) -> Result<String, Status> {
         let config = request.config.ok_or_else(|| Status::invalid_argument("sandbox config is missing"))?;
         let metadata = config
@@ -50,8 +51,9 @@ impl Service {
         };
         let sandbox = Arc::new(Sandbox::new(record, ShimClient::new(self.paths.sandbox_state(&id))));
         let gate = sandbox.gate.lock().await;
-        // Known from the start, so that an interrupted start is cleaned up after a restart. Who
-        // wants to stop it meanwhile waits at the gate: half a sandbox cannot be taken down.
+        // Added to the tables before it is started, so that an interrupted start is cleaned up
+        // after a restart. A stop request waits for the gate: a sandbox that is only partly
+        // made cannot be taken down.
         self.tables().sandboxes.insert(id.clone(), sandbox.clone());
         let started = self.start_sandbox(&sandbox).await;
         drop(gate);
@@ -85,10 +87,11 @@ impl Service {
             .spawn(&self.config.shim_exe, &plan)
             .await
             .map_err(internal("failed to start sandbox shim"))?;
-        // It answers once the pod's PID namespace is there, which containers look for.
+        // The shim answers only once the pod's PID namespace exists, which the containers join.
         sandbox.shim.watch().await.map_err(internal("failed to start sandbox shim"))?;
         if !record.host_network() {
-            // Written before, so that whatever becomes of this process, detach will be called.
+            // Recorded before attaching, so that the sandbox is detached even if this process dies in
+            // between.
             let _attaching = self.attaching.read().await;
             self.save(sandbox, |record| record.attached = true).await?;
             let attached =
@@ -102,7 +105,7 @@ impl Service {
         self.save(sandbox, |record| record.ready = true).await
     }
 
-    /// Changes a sandbox's record, here and on disk.
+    /// Changes a sandbox's record in memory and on disk.
     pub(super) async fn save(
         &self,
         sandbox: &Sandbox,
@@ -120,7 +123,7 @@ impl Service {
             .map_err(internal("failed to record the sandbox"))
     }
 
-    /// Where the pod's cgroup is: as asked for, below this node's own.
+    /// Returns the path of the pod's cgroup: the requested parent, below this node's own cgroup.
     fn pod_cgroup(&self, config: &v1::PodSandboxConfig, id: &str) -> PathBuf {
         let relative = |path: &Path| -> PathBuf {
             path.components().filter(|c| matches!(c, std::path::Component::Normal(_))).collect()
@@ -135,7 +138,7 @@ impl Service {
         Path::new("/").join(below)
     }
 
-    /// Ends all of the pod's processes and gives back its network. The record stays.
+    /// Ends all of the pod's processes and releases its network. Keeps the record.
     pub(super) async fn stop_sandbox(&self, id: &str) -> Result<(), Status> {
         let Ok(sandbox) = self.sandbox(id) else { return Ok(()) };
         let _gate = sandbox.gate.lock().await;
@@ -144,7 +147,7 @@ impl Service {
 
     async fn stop_locked(&self, sandbox: &Arc<Sandbox>) -> Result<(), Status> {
         let record = sandbox.record();
-        // A full disk keeps no pod from ending.
+        // Failing to write the record, for example on a full disk, must not prevent the stop.
         if let Err(error) = self.save(sandbox, |record| record.ready = false).await {
             tracing::warn!(sandbox = record.id, %error, "the sandbox cannot be recorded as not ready");
         }
@@ -176,7 +179,7 @@ impl Service {
         Ok(())
     }
 
-    /// Fails if a process of one of the pod's containers resists being killed.
+    /// Fails if any of the pod's containers still has processes, which resist being killed.
     fn still_running(&self, sandbox: &str) -> Result<(), Status> {
         for container in self.containers_of(sandbox) {
             if !self.hierarchies.cgroup(&container.record.cgroup).processes().is_empty() {
@@ -188,7 +191,7 @@ impl Service {
         Ok(())
     }
 
-    /// Removes the pod with everything that it left. Removing what is not here succeeds.
+    /// Removes the pod's sandbox with its containers, files and cgroup. Succeeds if there is no such sandbox.
     pub(super) async fn remove_sandbox(&self, id: &str) -> Result<(), Status> {
         let Ok(sandbox) = self.sandbox(id) else { return Ok(()) };
         let _gate = sandbox.gate.lock().await;
@@ -211,7 +214,7 @@ impl Service {
         .await?
         .map_err(internal("failed to remove sandbox files"))?;
         let id = sandbox.record().id;
-        // While the pod is known, so that the event says whose it is.
+        // Published while the sandbox is still in the tables, from which the event takes the pod's metadata.
         self.publish(&id, &id, v1::ContainerEventType::ContainerDeletedEvent);
         self.tables().sandboxes.remove(&id);
         self.release(&id);
@@ -268,7 +271,7 @@ fn state_of(record: &SandboxRecord) -> v1::PodSandboxState {
     }
 }
 
-/// The pod's network namespace.
+/// Returns the path of the pod's network namespace.
 pub(super) fn netns(state: &Path) -> PathBuf {
     state.join(sandbox_file::NAMESPACES).join("net")
 }
@@ -288,7 +291,7 @@ fn port_mappings(config: &v1::PodSandboxConfig) -> Vec<PortMapping> {
                 v1::Protocol::Sctp => Protocol::Sctp,
             },
             container_port: port(mapping.container_port)?,
-            // Without a host port there is nothing to map.
+            // A mapping without a host port is left out.
             host_port: port(mapping.host_port)?,
             host_ip: mapping.host_ip.parse().ok(),
         })

@@ -1,4 +1,4 @@
-//! What containers and pods use, read from their cgroups.
+//! Resource usage of containers and pods, read from their cgroups.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -109,7 +109,7 @@ impl Service {
         Ok(stats)
     }
 
-    /// Space taken by images, and by what containers wrote.
+    /// Returns the disk space taken by images, and by the containers' writable layers.
     pub(super) async fn filesystem_info(&self) -> Result<v1::ImageFsInfoResponse, Status> {
         let images = self.images.clone();
         let containers = self.paths.containers_root();
@@ -149,7 +149,7 @@ fn memory(usage: &CgroupUsage, timestamp: i64) -> v1::MemoryUsage {
     }
 }
 
-/// Bytes on disk and entries below a directory. What vanishes meanwhile does not count.
+/// Returns bytes on disk and number of entries below a directory. Files removed meanwhile do not count.
 fn disk_usage(directory: &Path) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt;
     let mut total = (0, 0);

@@ -1,4 +1,4 @@
-//! The service with shims and a network that a test plays.
+//! Tests the service with shims and a network simulated by the test.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -20,10 +20,10 @@ use crate::shim::client::ShimClient;
 use crate::shim::plan::{ResolvedUser, StartedRecord};
 use crate::shim::protocol::{Reply, Request, read_message, write_message};
 
-/// What no healthy machine takes for this.
+/// Deadline that only a hanging test exceeds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Writes down what it is asked for.
+/// A network that records its calls.
 #[derive(Default)]
 struct Recorder {
     detached: Mutex<Vec<String>>,
@@ -116,7 +116,7 @@ fn started() -> StartedRecord {
     StartedRecord { pid: 1, started_at: 2, user: ResolvedUser::default() }
 }
 
-/// After the node was started again nothing of the pod runs, and its host ports must be free for the next sandbox.
+/// After a reboot no process of the pod runs, and its host ports must be available to the next sandbox.
 #[tokio::test]
 async fn a_sandbox_without_a_shim_gives_its_network_back() {
     let World { service, network, _directory } = world().await;
@@ -159,7 +159,7 @@ fn state(service: &Service, id: &str) -> v1::ContainerState {
     service.container_status(&service.container(id).expect("it is known")).state()
 }
 
-/// The first start is answered too late, the second one at once.
+/// Answers the first start request too late, and the second one at once.
 async fn slow_shim(listener: UnixListener, mut told: tokio::sync::oneshot::Receiver<()>) {
     let mut kept = Vec::new();
     loop {
@@ -186,7 +186,7 @@ async fn a_start_that_is_not_answered_in_time_starts_no_second_container() {
 
     let error = service.start_container("c").await.expect_err("there was no answer");
     assert_eq!(error.code(), tonic::Code::DeadlineExceeded, "{error}");
-    // Neither "created", which invites a second one, nor "exited".
+    // The state must not be "created", which invites a second start, nor "exited".
     assert_eq!(state(&service, "c"), v1::ContainerState::ContainerUnknown);
     let error = service.start_container("c").await.expect_err("it may run");
     assert!(error.message().contains("CONTAINER_UNKNOWN"), "{error}");

@@ -1,4 +1,4 @@
-//! Ends of containers: heard from shims, told to the subscribers of CRI's event stream.
+//! Receives ends of containers from shims and publishes events to the subscribers of CRI's event stream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use crate::paths::container_file;
 use crate::sandbox::Sandbox;
 use crate::shim::plan::{ExitRecord, now};
 
-/// Between attempts to reach a shim that is there but does not answer.
+/// Pause between attempts to reach a shim that runs but does not answer.
 pub(super) const RETRY: Duration = Duration::from_millis(500);
 
 impl Service {
-    /// Follows a pod's shim, in a task of its own, until it is gone.
+    /// Follows a pod's shim, in a task of its own, until the shim has ended.
     pub(super) fn watch_shim(&self, sandbox: Arc<Sandbox>) {
         let service = self.clone();
         tokio::spawn(proto_env::supervise::supervise("runtime-shim-watch", move || {
@@ -30,7 +30,7 @@ impl Service {
         loop {
             match sandbox.shim.watch().await {
                 Ok(mut watch) => {
-                    // What ended before the watch began is on disk.
+                    // Ends from before the subscription are read from disk.
                     self.read_exits(&id);
                     while let Ok(ended) = watch.next().await {
                         if let Ok(container) = self.container(&ended.container) {
@@ -39,7 +39,7 @@ impl Service {
                     }
                 }
                 Err(error) if sandbox.shim.has_gone(&error) => break,
-                // Slow is not dead.
+                // A shim that is only slow is asked again.
                 Err(error) => {
                     if sandbox.record().ready {
                         tracing::warn!(sandbox = id, %error, "the pod's shim cannot be watched");
@@ -54,7 +54,7 @@ impl Service {
         self.shim_gone(&sandbox).await;
     }
 
-    /// Takes note of the ends that shims wrote down.
+    /// Records the ends that the pod's shim has written to disk.
     pub(super) fn read_exits(&self, sandbox: &str) {
         for container in self.containers_of(sandbox) {
             let path = self.paths.container_root(container.id()).join(container_file::EXIT);
@@ -68,7 +68,7 @@ impl Service {
         }
     }
 
-    /// Takes note of a container's end, once.
+    /// Records a container's end; does nothing if that has been done.
     pub(super) fn ended(&self, container: &Container, exit: ExitRecord) {
         let changed = container.progress.send_if_modified(|progress| {
             let news = progress.exit.is_none();
@@ -84,7 +84,7 @@ impl Service {
         }
     }
 
-    /// Tells the subscribers what happened to a container, or to a sandbox under its own id.
+    /// Publishes an event about a container, or about a sandbox under its own id.
     pub(super) fn publish(&self, sandbox: &str, container: &str, kind: v1::ContainerEventType) {
         if self.events.receiver_count() == 0 {
             return;
@@ -97,11 +97,11 @@ impl Service {
             pod_sandbox_status: self.sandbox_status(sandbox).ok(),
             containers_statuses: containers.iter().map(|c| self.container_status(c)).collect(),
         };
-        // The last subscriber may have left meanwhile.
+        // Sending fails only if there is no subscriber.
         let _ = self.events.send(event);
     }
 
-    /// Subscribes to what [`Service::publish`] tells.
+    /// Subscribes to the events that [`Service::publish`] publishes.
     pub(super) fn subscribe(&self) -> broadcast::Receiver<v1::ContainerEventResponse> {
         self.events.subscribe()
     }

@@ -1,4 +1,4 @@
-//! Image archives: OCI image layouts and what `docker save` writes, plain or compressed.
+//! Reads image archives: OCI image layouts and the output of `docker save`, plain or compressed.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,14 +15,14 @@ use super::unpack::plain;
 use super::{ImageError, Reference};
 use crate::config::ImageLimits;
 
-/// An image of an archive: its manifest or index, and the names it has there.
+/// An image in an archive: its manifest or index, and its names.
 pub(crate) struct Listed {
     pub target: Descriptor,
     pub names: Vec<Reference>,
 }
 
-/// Stores every blob of the archive, each under its verified digest, and returns the images
-/// that it lists. Blocks. What was stored before an error is rubbish for the collector.
+/// Stores every blob of the archive under its verified digest and returns the images that the archive lists.
+/// Blocks. Blobs stored before an error are collected later.
 pub(crate) fn ingest(
     file: File,
     blobs: &Blobs,
@@ -66,7 +66,7 @@ fn broken(error: io::Error) -> ImageError {
     }
 }
 
-/// Where the content of the archive goes.
+/// Destination and limits for the content of the archive.
 struct Store<'a> {
     blobs: &'a Blobs,
     limits: &'a ImageLimits,
@@ -74,14 +74,14 @@ struct Store<'a> {
     budget: Budget,
 }
 
-/// What was seen while reading the archive.
+/// Paths, links and documents collected while reading the archive.
 #[derive(Default)]
 struct Contents {
     index: Option<Vec<u8>>,
     manifest: Option<Vec<u8>>,
-    /// Path in the archive to digest.
+    /// Digest and size of the blob at each path in the archive.
     digests: BTreeMap<String, (String, u64)>,
-    /// Path in the archive to the path it links to.
+    /// Target path of each link in the archive.
     links: BTreeMap<String, String>,
 }
 
@@ -136,7 +136,7 @@ impl Contents {
         Ok(())
     }
 
-    /// The digest and size of the blob at a path of the archive.
+    /// Returns the digest and size of the blob at a path of the archive.
     fn find(&self, path: &str) -> Result<(String, u64), ImageError> {
         let direct = self.digests.get(path);
         let linked = || self.links.get(path).and_then(|target| self.digests.get(target));
@@ -157,8 +157,8 @@ fn document<R: Read>(entry: &mut Entry<'_, R>, limits: &ImageLimits) -> Result<V
     }
 }
 
-/// The images of `index.json`. Names are full names in annotations, as containerd, skopeo
-/// and buildkit write them; a bare tag says nothing of the repository and names nothing.
+/// Returns the images of `index.json`. Names are full names in annotations, as containerd, skopeo and
+/// buildkit write them; a bare tag is ignored, because it does not name the repository.
 fn from_layout(index: Index) -> Result<Vec<Listed>, ImageError> {
     let mut images = Vec::new();
     for target in index.manifests {
@@ -195,7 +195,8 @@ const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+j
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 
-/// The images of `manifest.json`, which has no manifests of its own: they are made here.
+/// Returns the images of docker save's `manifest.json`. It has no OCI manifests, so that they are created
+/// here.
 fn from_docker(
     images: Vec<DockerImage>,
     contents: &Contents,

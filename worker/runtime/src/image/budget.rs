@@ -1,6 +1,6 @@
-//! How much one image may take: bytes and files on disk while it is fetched and unpacked, and bytes of
-//! headers in memory while an archive is read. An image's documents say what its author likes, so that everything
-//! is counted as it is written, not as it is announced.
+//! Limits what one image may use: bytes and files on disk while it is fetched and unpacked, and bytes of
+//! headers in memory while an archive is read. Counts what is actually written, because sizes announced in an
+//! image's documents cannot be trusted.
 
 use std::cell::Cell;
 use std::io::{self, Read, Write};
@@ -10,13 +10,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::statvfs::statvfs;
 
-/// The largest part of a file system that stays free, and the most bytes that does.
+/// Space of a file system that images must leave free: its size divided by `RESERVE_PART`,
+/// but at most `RESERVE_BYTES`.
 const RESERVE_PART: u64 = 20;
 const RESERVE_BYTES: u64 = 2 << 30;
-/// Bytes of headers, extensions and padding that one entry of an archive may have.
+/// Maximum number of bytes of headers, extensions and padding of one archive entry.
 const HEADERS_BYTES: u64 = 2 << 20;
 
-/// Bytes and files that may still be written for one image.
+/// Number of bytes and files that may still be written for one image.
 #[derive(Debug)]
 pub(crate) struct Budget {
     bytes: AtomicU64,
@@ -26,7 +27,8 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// Of at most `bytes` in `entries` files, and less if the file system of `directory` has not that much room.
+    /// Makes a budget of `bytes` and `entries`; of fewer bytes if the file system of `directory`
+    /// has less space available.
     pub fn new(directory: &Path, bytes: u64, entries: u64) -> io::Result<Self> {
         let found = statvfs(directory)?;
         let size = |blocks: libc::fsblkcnt_t| blocks.saturating_mul(found.fragment_size());
@@ -47,17 +49,18 @@ impl Budget {
         })
     }
 
-    /// Counts bytes that are about to be written. Fails with `FileTooLarge` if they are too many.
+    /// Counts bytes that are about to be written. Fails with `FileTooLarge` if the
+    /// budget does not cover them.
     pub fn take(&self, count: u64) -> io::Result<()> {
         take(&self.bytes, count, || self.refusal.clone())
     }
 
-    /// Counts a file that is about to be made. Fails with `FileTooLarge` if there are too many.
+    /// Counts a file that is about to be created. Fails with `FileTooLarge` if the budget does not cover it.
     pub fn take_entry(&self) -> io::Result<()> {
         take(&self.entries, 1, || format!("the image has more than {} files", self.entries_max))
     }
 
-    /// Copies `from` to `to` within the budget; returns the bytes copied.
+    /// Copies `from` to `to` within the budget; returns the number of bytes copied.
     pub fn copy(&self, from: &mut impl Read, to: &mut impl Write) -> io::Result<u64> {
         let mut buffer = vec![0; 128 << 10];
         let mut total = 0;
@@ -80,29 +83,30 @@ fn take(from: &AtomicU64, count: u64, refusal: impl FnOnce() -> String) -> io::R
     taken.map(drop).map_err(|_| io::Error::new(io::ErrorKind::FileTooLarge, refusal()))
 }
 
-/// Lets only so many bytes of an archive pass while the `tar` crate reads headers, which it keeps in memory
-/// whole, however long they say they are.
+/// Limits the bytes of an archive that the `tar` crate may read as headers, which it keeps in memory whatever
+/// length they announce. Shared with the reader of the archive.
 #[derive(Clone, Default)]
 pub(crate) struct Gauge(Rc<Cell<Option<u64>>>);
 
 impl Gauge {
-    /// Before the next entry is read, whose content must have been read to its end before.
+    /// Starts to limit the bytes read; call it before the next entry's headers, once the
+    /// previous content was read.
     pub fn before_headers(&self) {
         self.0.set(Some(HEADERS_BYTES));
     }
 
-    /// Before content is read, which is not kept.
+    /// Stops limiting the bytes read; call it before reading an entry's content, which is not kept in memory.
     pub fn before_content(&self) {
         self.0.set(None);
     }
 
-    /// A reader of the archive that the gauge watches.
+    /// Wraps the reader of the archive so that the gauge limits it.
     pub fn watch<R: Read>(&self, inner: R) -> Gauged<R> {
         Gauged { inner, gauge: self.clone() }
     }
 }
 
-/// A reader that a [`Gauge`] watches.
+/// A reader that a [`Gauge`] limits.
 pub(crate) struct Gauged<R> {
     inner: R,
     gauge: Gauge,

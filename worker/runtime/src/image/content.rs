@@ -1,5 +1,5 @@
-//! Blobs by digest on disk (`blobs/sha256/HEX`). A blob is there only if it was hashed here
-//! and the hash was its name.
+//! Store of blobs by digest on disk (`blobs/sha256/HEX`). A blob is stored only after its computed
+//! hash has matched its name.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -12,7 +12,7 @@ use super::ImageError;
 use super::hold::{Hold, Holds};
 use super::reference::is_digest;
 
-/// The blobs of one runtime.
+/// The blob store of one runtime.
 #[derive(Clone, Debug)]
 pub(crate) struct Blobs {
     directory: PathBuf,
@@ -21,7 +21,7 @@ pub(crate) struct Blobs {
 }
 
 impl Blobs {
-    /// Opens the store below `root`, dropping what an interrupted run left half-written.
+    /// Opens the store below `root` and removes incomplete blobs of an interrupted run.
     pub fn open(root: &Path) -> io::Result<Self> {
         let blobs = Self {
             directory: root.join("blobs/sha256"),
@@ -34,17 +34,17 @@ impl Blobs {
         Ok(blobs)
     }
 
-    /// Who needs which blobs and layers at the moment.
+    /// Returns the holds on blobs and layers.
     pub fn holds(&self) -> &Holds {
         &self.holds
     }
 
-    /// The directory for temporary files that become part of the store by a rename.
+    /// Returns the directory for temporary files that are renamed into the store.
     pub fn ingest_directory(&self) -> &Path {
         &self.ingest
     }
 
-    /// The path of the blob's file, whether it exists or not. Fails if `digest` is malformed.
+    /// Returns the path of the blob's file, whether it exists or not. Fails if `digest` is malformed.
     pub fn path(&self, digest: &str) -> Result<PathBuf, ImageError> {
         if !is_digest(digest) {
             return Err(ImageError::Invalid(format!("unsupported digest \"{digest}\"")));
@@ -52,7 +52,7 @@ impl Blobs {
         Ok(self.directory.join(&digest["sha256:".len()..]))
     }
 
-    /// Whether the blob is here with that size (any size, if 0).
+    /// Returns whether a blob of that size is stored; size 0 matches any.
     pub fn has(&self, digest: &str, size: u64) -> Result<bool, ImageError> {
         match fs::metadata(self.path(digest)?) {
             Ok(metadata) => Ok(size == 0 || metadata.len() == size),
@@ -92,7 +92,7 @@ impl Blobs {
         writer.commit(hold)
     }
 
-    /// The digests of all blobs.
+    /// Returns the digests of all blobs.
     pub fn list(&self) -> io::Result<Vec<String>> {
         let mut digests = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
@@ -101,7 +101,7 @@ impl Blobs {
         Ok(digests)
     }
 
-    /// Removes a blob that nobody holds and for which `unused` says so.
+    /// Removes a blob that no work holds and for which `unused` returns true.
     pub fn remove(&self, digest: &str, unused: impl FnOnce() -> bool) -> Result<(), ImageError> {
         let path = self.path(digest)?;
         self.holds.unless_held(digest, || match unused() {
@@ -111,14 +111,14 @@ impl Blobs {
         Ok(())
     }
 
-    /// When the blob was stored, if it is here.
+    /// Returns when the blob was stored; `None` if it is not stored.
     pub fn stored_at(&self, digest: &str) -> Option<SystemTime> {
         fs::metadata(self.path(digest).ok()?).ok()?.modified().ok()
     }
 }
 
-/// A blob being written: invisible until [`BlobWriter::commit`] or
-/// [`BlobWriter::commit_as`], gone if dropped before.
+/// A blob being written: invisible until [`BlobWriter::commit`] or [`BlobWriter::commit_as`],
+/// removed if dropped before.
 pub(crate) struct BlobWriter {
     file: tempfile::NamedTempFile,
     hash: Sha256,
@@ -140,7 +140,7 @@ impl Write for BlobWriter {
 }
 
 impl BlobWriter {
-    /// Makes the blob visible under the digest of what was written, held by `hold`, and returns that.
+    /// Stores the blob under the digest of the written bytes, held by `hold`, and returns the digest.
     pub fn commit(self, hold: &Hold) -> io::Result<String> {
         let digest = hex_digest(self.hash);
         hold.add(&digest);
@@ -149,7 +149,8 @@ impl BlobWriter {
         Ok(digest)
     }
 
-    /// As [`BlobWriter::commit`], if what was written is `digest` of `size` bytes (any size, if 0).
+    /// Like [`BlobWriter::commit`], but fails unless the written bytes have `digest` and
+    /// `size` (0 matches any size).
     pub fn commit_as(self, digest: &str, size: u64, hold: &Hold) -> Result<(), ImageError> {
         if size != 0 && self.size != size {
             return Err(ImageError::SizeMismatch {
@@ -167,7 +168,7 @@ impl BlobWriter {
     }
 }
 
-/// `sha256:HEX` of a finished hash.
+/// Returns a finished hash as `sha256:HEX`.
 pub(crate) fn hex_digest(hash: Sha256) -> String {
     use std::fmt::Write as _;
     let mut text = String::from("sha256:");
@@ -178,7 +179,7 @@ pub(crate) fn hex_digest(hash: Sha256) -> String {
     text
 }
 
-/// `sha256:HEX` of `bytes`.
+/// Returns the digest of `bytes` as `sha256:HEX`.
 pub(crate) fn digest_of(bytes: &[u8]) -> String {
     let mut hash = Sha256::new();
     hash.update(bytes);

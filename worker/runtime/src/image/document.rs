@@ -1,5 +1,5 @@
-//! The JSON documents of an image (OCI image-spec 1.1, and Docker's manifests, which differ
-//! in media types alone), and their reading with bounds.
+//! The JSON documents of an image (OCI image-spec 1.1, and Docker's manifests, which differ only in media
+//! types), and their bounded parsing.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ImageError;
 
-/// Names a blob by its digest, with its size and media type.
+/// Reference to a blob: digest, size and media type.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
@@ -22,7 +22,7 @@ pub(crate) struct Descriptor {
     pub platform: Option<Platform>,
 }
 
-/// The operating system and architecture that a manifest of an index is for.
+/// Operating system and architecture that a manifest in an index is for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Platform {
     pub architecture: String,
@@ -30,13 +30,13 @@ pub(crate) struct Platform {
 }
 
 impl Platform {
-    /// Whether this machine runs programs for the platform.
+    /// Returns whether this machine runs programs for the platform.
     pub fn matches(&self) -> bool {
         self.os == "linux" && self.architecture == machine_architecture()
     }
 }
 
-/// This machine's architecture in Go's words, which image documents use.
+/// Returns this machine's architecture by Go's name, which image documents use.
 fn machine_architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -47,13 +47,13 @@ fn machine_architecture() -> &'static str {
     }
 }
 
-/// A list of manifests.
+/// List of an image's manifests, one per platform.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Index {
     pub manifests: Vec<Descriptor>,
 }
 
-/// One image: its configuration and layers.
+/// Manifest of one image: its configuration and layers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Manifest {
@@ -64,13 +64,13 @@ pub(crate) struct Manifest {
     pub layers: Vec<Descriptor>,
 }
 
-/// What a manifest's digest turned out to name.
+/// A parsed manifest or index.
 pub(crate) enum Document {
     Index(Index),
     Manifest(Manifest),
 }
 
-/// Reads a manifest or an index.
+/// Parses a manifest or an index.
 pub(crate) fn parse_document(bytes: &[u8]) -> Result<Document, ImageError> {
     let value: serde_json::Value = parse(bytes, "manifest")?;
     if value.get("manifests").is_some() {
@@ -86,7 +86,7 @@ pub(crate) fn parse_document(bytes: &[u8]) -> Result<Document, ImageError> {
     Ok(Document::Manifest(manifest))
 }
 
-/// An image's configuration, as far as a container needs it.
+/// An image's configuration, reduced to what a container needs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct ImageConfig {
     #[serde(default)]
@@ -98,7 +98,7 @@ pub(crate) struct ImageConfig {
     pub rootfs: RootFs,
 }
 
-/// The process part of an image's configuration.
+/// The process settings in an image's configuration.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Process {
@@ -118,14 +118,14 @@ pub(crate) struct Process {
     pub volumes: Option<BTreeMap<String, serde_json::Value>>,
 }
 
-/// The digests of the unpacked layers, lowest first.
+/// Digests of the uncompressed layers, lowest first.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct RootFs {
     #[serde(default)]
     pub diff_ids: Vec<String>,
 }
 
-/// Reads `bytes` as JSON; `what` names it in the error.
+/// Parses `bytes` as JSON; `what` names the document in an error.
 pub(crate) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Result<T, ImageError> {
     serde_json::from_slice(bytes).map_err(|e| ImageError::Invalid(format!("invalid {what}: {e}")))
 }

@@ -1,11 +1,11 @@
-//! What running work needs of the image store: a blob or layer that is held is not collected, so that nothing
-//! has to wait for a collection, and a collection waits for nobody.
+//! Holds on the content of the image store: a blob or layer that running work holds is not collected. So
+//! neither work nor collection has to wait for the other.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How many hold each blob (by digest) or layer (by name). Cheap to clone.
+/// Number of holds on each blob (by digest) and layer (by name). Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Holds(Arc<Mutex<BTreeMap<String, usize>>>);
 
@@ -14,12 +14,12 @@ impl Holds {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a piece of work, which holds nothing yet.
+    /// Returns a [`Hold`] for a piece of work, with no content yet.
     pub fn hold(&self) -> Hold {
         Hold { holds: self.clone(), names: Mutex::default() }
     }
 
-    /// Runs `remove`, which must be short, unless somebody holds `name`. Nobody takes hold of anything meanwhile.
+    /// Runs `remove`, which must be short, unless `name` is held. No hold can be added while it runs.
     pub fn unless_held<T>(
         &self,
         name: &str,
@@ -33,7 +33,7 @@ impl Holds {
     }
 }
 
-/// What one piece of work holds, until it is dropped.
+/// The content that one piece of work holds until this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Hold {
     holds: Holds,
@@ -41,13 +41,13 @@ pub(crate) struct Hold {
 }
 
 impl Hold {
-    /// Takes hold of a blob or layer, before looking whether it is there.
+    /// Holds a blob or layer; call it before checking whether the content is stored.
     pub fn add(&self, name: &str) {
         *self.holds.lock().entry(name.to_owned()).or_default() += 1;
         self.names.lock().unwrap_or_else(PoisonError::into_inner).push(name.to_owned());
     }
 
-    /// Lets go of everything and returns the names.
+    /// Releases everything and returns the names that were held.
     pub fn release(self) -> Vec<String> {
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         let names = std::mem::take(&mut *names);

@@ -1,7 +1,7 @@
-//! Unpacked layers, one directory each, named after their chain (OCI image-spec "ChainID").
+//! Unpacked layers: one directory for each, named after its ChainID (OCI image-spec).
 //!
-//! The names are short and mounts are made from within the directory, so that many lower
-//! directories fit into the one page that mount(2) takes options from.
+//! The names are short and mounts are made from within the directory, so that the names of many lower
+//! directories fit into the one page of options that mount(2) accepts.
 
 use std::fs;
 use std::io;
@@ -20,7 +20,7 @@ use super::unpack::{Unpacked, unpack};
 use crate::config::ImageLimits;
 use crate::files;
 
-/// Hexadecimal digits of a chain id in a directory's name: 96 bits.
+/// Number of hexadecimal digits (96 bits) of a chain id used in a directory's name.
 const NAME_LENGTH: usize = 24;
 
 #[derive(Serialize, Deserialize)]
@@ -29,7 +29,7 @@ struct Record {
     content: Unpacked,
 }
 
-/// The directory's name for a chain of layers.
+/// Returns the directory name for a layer's chain id.
 fn name_of(chain: &str) -> Result<String, ImageError> {
     let hex = Some(chain).filter(|c| is_digest(c)).and_then(|c| c.strip_prefix("sha256:"));
     let name = hex.and_then(|hex| hex.get(..NAME_LENGTH));
@@ -37,13 +37,13 @@ fn name_of(chain: &str) -> Result<String, ImageError> {
         .ok_or_else(|| ImageError::Invalid(format!("invalid diff_id \"{chain}\" in the image configuration")))
 }
 
-/// The unpacked layers of one runtime.
+/// Store of the unpacked layers of one runtime.
 #[derive(Clone, Debug)]
 pub(crate) struct Layers {
     directory: PathBuf,
 }
 
-/// One layer to be there: its blob and the digest of its plain tar.
+/// A layer to unpack: its blob and the digest of its uncompressed tar.
 pub(crate) struct LayerSource {
     pub blob: String,
     pub diff_id: String,
@@ -62,12 +62,12 @@ impl Layers {
         Ok(layers)
     }
 
-    /// The directory that the names of [`Layers::ensure`] are relative to.
+    /// Returns the directory that the names of [`Layers::ensure`] are relative to.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Unpacks what is not unpacked yet and returns the layers' names, lowest first. Blocks.
+    /// Unpacks the layers that are not unpacked yet and returns all names, lowest first. Blocks.
     pub fn ensure(
         &self,
         blobs: &Blobs,
@@ -124,24 +124,25 @@ impl Layers {
             unpack(blobs.open_blob(&source.blob)?, &target, parents, &source.diff_id, limits, budget)?;
         let record = Record { chain_id: chain.to_owned(), content };
         files::write_json(&temporary.path().join("layer.json"), &record)?;
-        // A layer is trusted after a restart because it has its name: its files must be on disk before.
+        // A layer with its final name is trusted after a restart: its files must be on disk before the
+        // rename.
         let handle = fs::File::open(&self.directory)?;
         nix::unistd::syncfs(&handle).map_err(io::Error::from)?;
         match fs::rename(temporary.path(), self.directory.join(name)) {
-            // Another pull was faster with the same layer.
+            // Another pull has unpacked the same layer first.
             Err(e) if matches!(e.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {
                 Ok(())
             }
             other => {
                 other?;
-                // The directory is no longer where its guard would remove it.
+                // After the rename the temporary directory's guard must not try to remove it.
                 let _ = temporary.keep();
                 Ok(handle.sync_all()?)
             }
         }
     }
 
-    /// Bytes and entries of all layers, as counted when they were unpacked.
+    /// Returns bytes and entries of all layers, as counted when they were unpacked.
     pub fn usage(&self) -> io::Result<Unpacked> {
         let mut total = Unpacked::default();
         for name in self.list()? {
@@ -153,7 +154,7 @@ impl Layers {
         Ok(total)
     }
 
-    /// The names of all layers.
+    /// Returns the names of all layers.
     pub fn list(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
@@ -165,8 +166,8 @@ impl Layers {
         Ok(names)
     }
 
-    /// Removes a layer that nobody holds and for which `unused` says so. It loses its name first, so that
-    /// what remains after a crash is rubbish, not half a layer.
+    /// Removes a layer that no work holds and for which `unused` returns true. Renames it to a temporary name
+    /// first, so that a crash does not leave an incomplete layer under its name.
     pub fn remove(&self, name: &str, holds: &Holds, unused: impl FnOnce() -> bool) -> io::Result<()> {
         let rubbish = self.directory.join(format!(".unpack-removed-{name}"));
         let renamed = holds.unless_held(name, || {
@@ -184,7 +185,7 @@ impl Layers {
         }
     }
 
-    /// When the layer was unpacked, if it is here.
+    /// Returns when the layer was unpacked; `None` if it is not stored.
     pub fn unpacked_at(&self, name: &str) -> Option<SystemTime> {
         fs::metadata(self.directory.join(name).join("layer.json")).ok()?.modified().ok()
     }

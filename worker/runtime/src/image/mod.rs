@@ -1,8 +1,8 @@
 //! Images: a content store by digest, a table of names, and layers unpacked for overlayfs.
 //!
-//! [`ImageStore`] is used by the CRI image service, by `ephor.image.v1.Images` and, for the
-//! lower directories of a root file system, by container creation. Nothing is stored whose
-//! digest was not computed here, and an image gets its name only once all of it is there.
+//! [`ImageStore`] is used by the CRI image service, by `ephor.image.v1.Images` and, for the lower directories
+//! of a root file system, by container creation. Content is stored only after its digest was verified, and an
+//! image gets its name only once all of its content is stored.
 
 mod archive;
 mod budget;
@@ -23,40 +23,40 @@ pub use store::{Image, ImageStore, Usage};
 /// Why an image could not be loaded, pulled or found.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// A blob's digest is not the one it was announced with.
+    /// A blob's digest differs from the announced one.
     #[error("digest mismatch: expected {expected}, content is {actual}")]
     DigestMismatch {
-        /// What a manifest, an index or a file name promised.
+        /// Digest in the manifest, the index or the file name.
         expected: String,
-        /// What was computed.
+        /// Digest of the content.
         actual: String,
     },
-    /// A blob's size is not the one it was announced with.
+    /// A blob's size differs from the announced one.
     #[error("size mismatch of {digest}: expected {expected} bytes, got {actual}")]
     SizeMismatch {
-        /// The blob.
+        /// Digest of the blob.
         digest: String,
-        /// Promised size in bytes.
+        /// Announced size in bytes.
         expected: u64,
-        /// Size found in bytes.
+        /// Actual size in bytes.
         actual: u64,
     },
-    /// The archive or a document in it cannot be an image for this machine.
+    /// The archive or a document in it is invalid, or the image is not for this machine.
     #[error("{0}")]
     Invalid(String),
-    /// A bound of the configuration was passed.
+    /// The image exceeds a limit of the configuration.
     #[error("{0}")]
     TooLarge(String),
-    /// There is no such image here.
+    /// The image is not in the store.
     #[error("image \"{0}\" not found")]
     NotFound(String),
-    /// The name is no image name.
+    /// The name is not a valid image name.
     #[error(transparent)]
     Reference(#[from] InvalidReference),
-    /// The registry refused or could not be reached.
+    /// The registry refused the request or could not be reached.
     #[error("failed to pull and unpack image \"{reference}\": {message}")]
     Pull {
-        /// The image asked for.
+        /// Name of the requested image.
         reference: String,
         /// The registry client's error with its causes.
         message: String,
@@ -64,12 +64,12 @@ pub enum ImageError {
     /// Reading or writing the image store failed.
     #[error("image store: {0}")]
     Io(std::io::Error),
-    /// A worker thread of the runtime died.
+    /// A blocking task of the runtime panicked or was cancelled.
     #[error("image task failed: {0}")]
     Task(#[from] tokio::task::JoinError),
 }
 
-/// A bound that was passed while bytes were written is the image's fault, not the disk's.
+/// Reports an exceeded limit while writing as an error of the image, not of the disk.
 impl From<std::io::Error> for ImageError {
     fn from(error: std::io::Error) -> Self {
         match error.kind() {

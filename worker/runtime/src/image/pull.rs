@@ -1,4 +1,4 @@
-//! Images from a registry (OCI distribution-spec), through `oci-client`.
+//! Pulls images from a registry (OCI distribution-spec) through `oci-client`.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -21,10 +21,10 @@ use super::{ImageError, Reference};
 use crate::config::{ImageLimits, Registries};
 use crate::files::chain;
 
-/// Layers fetched at a time.
+/// Maximum number of layers fetched at the same time.
 const PARALLEL_LAYERS: usize = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long a registry may send nothing.
+/// Maximum time that a registry may send nothing before the pull fails.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 const ACCEPTED: &[&str] = &[
@@ -34,25 +34,25 @@ const ACCEPTED: &[&str] = &[
     "application/vnd.docker.distribution.manifest.list.v2+json",
 ];
 
-/// Who asks the registry.
+/// Credentials for the registry.
 #[derive(Clone, Debug, Default)]
 pub enum Credentials {
-    /// Nobody in particular.
+    /// No credentials.
     #[default]
     Anonymous,
-    /// A user with a password.
+    /// User name and password.
     Basic {
         /// The user's name.
         username: String,
         /// The password.
         password: String,
     },
-    /// The holder of a bearer token.
+    /// A bearer token.
     Bearer(String),
 }
 
 impl Credentials {
-    /// From the parts of CRI's `AuthConfig`, of which `auth` is base64 of `user:password`.
+    /// Makes credentials from the fields of CRI's `AuthConfig`; `auth` is base64 of `user:password`.
     pub fn from_parts(username: &str, password: &str, auth: &str, token: &str) -> Self {
         if !username.is_empty() {
             return Self::Basic { username: username.into(), password: password.into() };
@@ -80,18 +80,18 @@ impl Credentials {
     }
 }
 
-/// How far a layer is.
+/// Download progress of one layer.
 #[derive(Clone, Debug)]
 pub struct Progress {
     /// The layer's digest.
     pub layer: String,
-    /// Bytes that are here.
+    /// Bytes that are stored already.
     pub done: u64,
-    /// Bytes of the whole layer.
+    /// Size of the whole layer in bytes.
     pub total: u64,
 }
 
-/// One pull: the registry's client and where the content goes.
+/// State of one pull: the registry client and the store for the content.
 pub(crate) struct Puller<'a> {
     client: Client,
     source: RegistryReference,
@@ -149,8 +149,8 @@ impl<'a> Puller<'a> {
         }
     }
 
-    /// Fetches manifest, configuration and layers. Returns the digest that the name stands
-    /// for, an index's or a manifest's, and the manifest's own.
+    /// Fetches manifest, configuration and layers. Returns the digest that the name refers to (of an index or
+    /// a manifest) and the digest of the manifest.
     pub async fn run(&self) -> Result<(String, String), ImageError> {
         let (target, document) = self.document(&self.source).await?;
         let (manifest_digest, manifest) = match document {
@@ -198,7 +198,8 @@ impl<'a> Puller<'a> {
             return Err(ImageError::TooLarge(format!("image has more than {} layers", self.limits.layers)));
         }
         self.blob(&manifest.config, self.limits.document_bytes).await?;
-        // One that fails begins no other, and lets those on their way arrive, for the next attempt.
+        // After a failed layer no further one is begun, but those in progress are
+        // finished for the next attempt.
         let failed = AtomicBool::new(false);
         let fetch = async |layer| {
             if failed.load(Ordering::Relaxed) {
@@ -222,7 +223,7 @@ impl<'a> Puller<'a> {
         if *size > limit {
             return Err(ImageError::TooLarge(format!("{digest} is larger than {limit} bytes")));
         }
-        // Before it is looked for, so that it stays.
+        // Held before looking for the blob, so that it is not collected in between.
         self.hold.add(digest);
         if self.blobs.has(digest, *size)? {
             self.report(digest, *size, *size);
@@ -251,7 +252,7 @@ impl<'a> Puller<'a> {
         tokio::task::spawn_blocking(move || writer.commit_as(&digest, size, &hold)).await?
     }
 
-    /// Progress is for eyes: what a slow reader cannot take is dropped.
+    /// Reports progress; drops the report if the reader is too slow, as it is for display only.
     fn report(&self, layer: &str, done: u64, total: u64) {
         if let Some(progress) = &self.progress {
             let _ = progress.try_send(Progress { layer: layer.to_owned(), done, total });
@@ -265,11 +266,11 @@ fn is_loopback(registry: &str) -> bool {
     host == "localhost" || address.is_ok_and(|ip| ip.is_loopback())
 }
 
-/// The registry client's TLS takes the process's crypto provider. `ephor` installs ring before anything
-/// else; a program that did not (a test, the development harness) gets it here.
+/// Installs ring as the process's TLS crypto provider if none is installed. `ephor` installs it at its start;
+/// other programs (a test, the development harness) get it here.
 fn use_ring() {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // An error means that another thread was first.
+        // An error means that another thread has installed a provider first.
         let _ = rustls::crypto::ring::default_provider().install_default();
     }
 }

@@ -1,12 +1,12 @@
-//! Image names: `nginx` is `docker.io/library/nginx:latest`, as everywhere else.
+//! Image names: the short form `nginx` means `docker.io/library/nginx:latest`.
 //!
-//! Follows the grammar of the distribution project and containerd's reading of it: a name
-//! with tag and digest is known by its digest alone.
+//! Follows the grammar of the distribution project and containerd's normalization: of a name with tag and
+//! digest only the digest is kept.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A full image name. `Display` gives the one form in which names are stored and compared.
+/// A full image name. `Display` gives the canonical form in which names are stored and compared.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Reference {
     domain: String,
@@ -20,7 +20,7 @@ enum Version {
     Digest(String),
 }
 
-/// Why a text is no image name.
+/// The text is not a valid image name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("failed to parse image reference \"{text}\": {reason}")]
 pub struct InvalidReference {
@@ -29,17 +29,17 @@ pub struct InvalidReference {
 }
 
 impl Reference {
-    /// The registry's host, with its port if it has one.
+    /// Returns the registry's host, with its port if it has one.
     pub fn domain(&self) -> &str {
         &self.domain
     }
 
-    /// The repository within the registry.
+    /// Returns the path of the repository within the registry.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// The tag; `None` for a name by digest.
+    /// Returns the tag; `None` for a name by digest.
     pub fn tag(&self) -> Option<&str> {
         match &self.version {
             Version::Tag(tag) => Some(tag),
@@ -47,7 +47,7 @@ impl Reference {
         }
     }
 
-    /// The digest; `None` for a name by tag.
+    /// Returns the digest; `None` for a name by tag.
     pub fn digest(&self) -> Option<&str> {
         match &self.version {
             Version::Tag(_) => None,
@@ -55,7 +55,7 @@ impl Reference {
         }
     }
 
-    /// Registry and repository.
+    /// Returns registry and repository, without tag and digest.
     pub fn name(&self) -> String {
         format!("{}/{}", self.domain, self.path)
     }
@@ -146,7 +146,8 @@ fn is_tag(text: &str) -> bool {
     text.len() <= 128 && text.starts_with(word) && text.chars().all(|c| word(c) || matches!(c, '.' | '-'))
 }
 
-/// Whether `text` is `sha256:` and 64 lower-case hexadecimal digits, the one algorithm known here.
+/// Returns whether `text` is a digest, `sha256:` and 64 lower-case hexadecimal digits; no
+/// other algorithm is supported.
 pub(crate) fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(|hex| {
         hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))

@@ -1,8 +1,9 @@
-//! The table of images: which name stands for which image, and what each image is made of.
+//! The image store's table: which name stands for which image, and which blobs and layers each image has.
 //!
-//! Loads and pulls hold the content that they add or need until the table names it (`hold`); a removal
-//! collects what no image, no container and no such work refers to any more. Neither waits for the other. What a
-//! failed pull has fetched stays for the next attempt, and is collected when it has lain about for an hour.
+//! Loads and pulls hold the content that they add or need until the table lists it (`hold`). A
+//! removal collects the content that no image, container or running load or pull refers to any
+//! more. Neither waits for the other. Content fetched by a failed pull stays for the next attempt,
+//! and is collected after an hour.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -26,19 +27,19 @@ use crate::config::{ImageLimits, Registries};
 use crate::files;
 
 const TABLE: &str = "images.json";
-/// How long content that no image needs stays for a pull that may be tried again.
+/// Time for which content that no image needs is kept for a repeated pull.
 const STALE: Duration = Duration::from_secs(3600);
 
-/// An image that is stored, with all its layers unpacked.
+/// A stored image with all its layers unpacked.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// `sha256:HEX` of the configuration.
+    /// Digest of the configuration, `sha256:HEX`.
     pub id: String,
     /// Full names with a tag.
     pub references: Vec<String>,
     /// Full names with a digest.
     pub digests: Vec<String>,
-    /// Bytes of its blobs.
+    /// Total size of the image's blobs in bytes.
     pub size: u64,
     pub(crate) config: ImageConfig,
     /// Names of the unpacked layers, lowest first.
@@ -46,26 +47,26 @@ pub struct Image {
 }
 
 impl Image {
-    /// What a container's status calls the image: a name by digest, or the id.
+    /// Returns the image's name in a container's status: a name by digest, or the id if there is none.
     pub(crate) fn reference(&self) -> String {
         self.digests.first().unwrap_or(&self.id).clone()
     }
 }
 
-/// Space taken by images.
+/// Disk space taken by images.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
-    /// Bytes of blobs and unpacked layers.
+    /// Bytes of all blobs and unpacked layers.
     pub bytes: u64,
-    /// Files of unpacked layers.
+    /// Number of files in the unpacked layers.
     pub inodes: u64,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Table {
-    /// Full name (by tag or digest) to image id.
+    /// Id of the image that each full name (by tag or digest) refers to.
     names: BTreeMap<String, String>,
-    /// Image id to what it is made of.
+    /// Blobs, layers and other data of each image, by image id.
     images: BTreeMap<String, Entry>,
 }
 
@@ -78,13 +79,13 @@ struct Entry {
 }
 
 impl Table {
-    /// Whether any image needs the blob or layer.
+    /// Returns whether any image needs the blob or layer.
     fn needs(&self, name: &str) -> bool {
         self.images.values().any(|e| e.blobs.contains(name) || e.layers.iter().any(|layer| layer == name))
     }
 }
 
-/// Images of one runtime. Cheap to clone.
+/// The image store of one runtime. Cheap to clone.
 #[derive(Clone)]
 pub struct ImageStore {
     inner: Arc<Inner>,
@@ -100,7 +101,7 @@ struct Inner {
 }
 
 impl ImageStore {
-    /// Opens the store below `root`, making it if it is new.
+    /// Opens the store below `root`; creates it if it does not exist.
     pub fn open(root: &Path, limits: ImageLimits, registries: Registries) -> io::Result<Self> {
         files::make_private_directory(root)?;
         let blobs = Blobs::open(root)?;
@@ -111,28 +112,28 @@ impl ImageStore {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The directory that [`Image`]'s layer names are relative to.
+    /// Returns the directory that the names in [`Image`]'s `layers` are relative to.
     pub(crate) fn layers_directory(&self) -> &Path {
         self.inner.layers.directory()
     }
 
-    /// The directory that holds everything.
+    /// Returns the root directory of the store.
     pub fn root(&self) -> &Path {
         &self.inner.root
     }
 
-    /// What an archive may take on disk on its way to [`ImageStore::load`].
+    /// Returns the budget for an archive that is written to disk before [`ImageStore::load`].
     pub(crate) fn spool_budget(&self) -> io::Result<Budget> {
         Budget::new(self.inner.blobs.ingest_directory(), self.inner.limits.archive_bytes, 1)
     }
 
-    /// A file for the bytes of an archive on their way to [`ImageStore::load`].
+    /// Creates a temporary file for an archive that is written to disk before [`ImageStore::load`].
     pub(crate) fn spool(&self) -> io::Result<tempfile::NamedTempFile> {
         tempfile::Builder::new().prefix("archive-").tempfile_in(self.inner.blobs.ingest_directory())
     }
 
-    /// Loads every image of the archive and returns their names (ids of those without one).
-    /// On an error nothing of the archive is kept.
+    /// Loads every image of the archive and returns their names (the id of an image without a name). On an
+    /// error the stored content of the archive is removed again.
     pub async fn load(&self, archive: File) -> Result<Vec<String>, ImageError> {
         let store = self.clone();
         tokio::task::spawn_blocking(move || {
@@ -164,7 +165,7 @@ impl ImageStore {
         Ok(known)
     }
 
-    /// The digest of the manifest for this machine behind a manifest's or index's digest.
+    /// Returns the digest of the manifest for this machine, given the digest of a manifest or an index.
     fn select_manifest(&self, digest: &str) -> Result<String, ImageError> {
         let bytes = self.inner.blobs.read(digest, self.inner.limits.document_bytes)?;
         match parse_document(&bytes)? {
@@ -183,7 +184,7 @@ impl ImageStore {
         }
     }
 
-    /// Checks and unpacks an image whose blobs are here. Blocks.
+    /// Checks and unpacks an image whose blobs are stored. Blocks.
     fn prepare(
         &self,
         target: &str,
@@ -241,7 +242,7 @@ impl ImageStore {
         })
     }
 
-    /// Changes the table on disk, then here.
+    /// Changes the table on disk, then in memory.
     fn change(&self, change: impl FnOnce(&mut Table)) -> Result<(), ImageError> {
         let mut table = self.inner.table.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = table.clone();
@@ -255,7 +256,7 @@ impl ImageStore {
         read(&self.inner.table.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Pulls an image, returning it when all of it is here and unpacked.
+    /// Pulls an image and returns it once all of it is stored and unpacked.
     pub async fn pull(
         &self,
         reference: &Reference,
@@ -285,12 +286,12 @@ impl ImageStore {
         Ok(id)
     }
 
-    /// All images, by id.
+    /// Returns all images, ordered by id.
     pub fn list(&self) -> Vec<Image> {
         self.table(|table| table.images.iter().map(|(id, entry)| image(table, id, entry)).collect())
     }
 
-    /// The image of that id (with or without `sha256:`) or name.
+    /// Returns the image with that id (with or without `sha256:`) or name; `None` if there is none.
     pub fn find(&self, text: &str) -> Option<Image> {
         self.table(|table| {
             let full = format!("sha256:{}", text.strip_prefix("sha256:").unwrap_or(text));
@@ -301,8 +302,9 @@ impl ImageStore {
         })
     }
 
-    /// Removes the image of that id or name with all its names, then what only it needed. `in_use` names the layers
-    /// that containers stand on; it is asked once the image has gone. Removing what is not here succeeds.
+    /// Removes the image with that id or name and all its names, then the content that only it needed.
+    /// `in_use` returns the layers that containers use; it is called after the image has left the table.
+    /// Succeeds if there is no such image.
     pub async fn remove(
         &self,
         text: &str,
@@ -325,7 +327,8 @@ impl ImageStore {
         .await?
     }
 
-    /// Removes those of the named blobs (by digest) and layers that no image needs, nobody holds and `free` allows.
+    /// Removes the named blobs (by digest) and layers that no image needs, no work holds and
+    /// `free` permits to remove.
     fn remove_unused<'a>(
         &self,
         names: impl Iterator<Item = &'a str>,
@@ -342,7 +345,7 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Blobs and layers that have lain about for longer than a pull tries again.
+    /// Returns the blobs and layers that have been stored for longer than [`STALE`].
     fn stale(&self) -> Result<Vec<String>, ImageError> {
         let Inner { blobs, layers, .. } = &*self.inner;
         let old = |at: Option<SystemTime>| at.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > STALE);
@@ -352,7 +355,7 @@ impl ImageStore {
         Ok(names)
     }
 
-    /// Space taken, from the table and the records of layers.
+    /// Returns the disk space taken, computed from the table and the layers' records.
     pub fn usage(&self) -> io::Result<Usage> {
         let layers = self.inner.layers.usage()?;
         let mut bytes = layers.bytes;

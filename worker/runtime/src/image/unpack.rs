@@ -1,9 +1,9 @@
-//! One layer's tar becomes one lower directory of overlayfs.
+//! Unpacks one layer's tar archive into one lower directory of overlayfs.
 //!
-//! Everything is written by a thread that has made the target its root directory
-//! (`chroot` with a private `fs_struct`), so that no name, link or `..` of the archive
-//! reaches outside; bytes and entries are bounded. Whiteouts (`.wh.NAME`, `.wh..wh..opq`,
-//! OCI image-spec "Layer") become a 0:0 character device and `trusted.overlay.opaque`.
+//! All files are written by a thread whose root directory is the target (`chroot` with a private
+//! `fs_struct`), so that no name, link or `..` in the archive reaches outside; bytes and entries are
+//! bounded. Whiteouts (`.wh.NAME`, `.wh..wh..opq`, OCI image-spec "Layer") become a 0:0 character device
+//! and `trusted.overlay.opaque`.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -27,12 +27,12 @@ use super::budget::{Budget, Gauge};
 use super::content::hex_digest;
 use crate::config::ImageLimits;
 
-/// The most bytes of directories' names that a layer may have.
+/// Maximum number of bytes of all directory names in a layer.
 const DIRECTORY_NAMES_BYTES: usize = 64 << 20;
 
 const OPAQUE: &str = "trusted.overlay.opaque";
 
-/// How many bytes of files and how many entries a layer held.
+/// Number of bytes in files and number of entries of an unpacked layer.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Unpacked {
     pub bytes: u64,
@@ -70,7 +70,7 @@ pub(crate) fn unpack(
     Ok(count)
 }
 
-/// A reader of the plain bytes behind a plain, gzip or zstd stream, told apart by their first bytes.
+/// Returns a reader of the uncompressed bytes; recognizes gzip, zstd or plain data by the first bytes.
 pub(crate) fn plain<R: Read + Send + 'static>(mut source: R) -> io::Result<Box<dyn Read + Send>> {
     let mut magic = [0; 4];
     let mut length = 0;
@@ -89,7 +89,7 @@ pub(crate) fn plain<R: Read + Send + 'static>(mut source: R) -> io::Result<Box<d
     })
 }
 
-/// Hashes what passes and fails once more than `left` bytes did.
+/// Hashes the bytes that it reads and fails after more than `left` bytes.
 struct HashingReader<R> {
     inner: R,
     hash: Sha256,
@@ -116,7 +116,7 @@ struct Layer {
     count: Unpacked,
 }
 
-/// Modification times of directories, set last because filling one changes it.
+/// Modification times of directories; applied last, because adding entries to a directory changes them.
 #[derive(Default)]
 struct Directories {
     times: Vec<(PathBuf, i64)>,
@@ -162,7 +162,7 @@ impl Layer {
         for (path, time) in self.directories.times.iter().rev() {
             set_time(path, *time)?;
         }
-        // The digest is of the whole tar, padding after its end included.
+        // The digest covers the whole tar, including the padding after its end.
         gauge.before_content();
         let mut reader = archive.into_inner().into_inner();
         io::copy(&mut reader, &mut io::sink())?;
@@ -228,7 +228,7 @@ impl Layer {
         }
     }
 
-    /// Brings a lower layer's file up, as overlayfs would, for a hard link that names it.
+    /// Copies a lower layer's file into this layer, as overlayfs would, for a hard link that names it.
     fn copy_from_parents(&mut self, target: &Path, path: &Path) -> io::Result<()> {
         let relative = target.strip_prefix("/").unwrap_or(target);
         for parent in &self.parents {
@@ -246,8 +246,8 @@ impl Layer {
         Err(invalid("hard link to a file that is not there"))
     }
 
-    /// Makes the directories above `path`. One that the layer does not list gets the owner
-    /// and mode it has below, because in overlayfs the topmost directory's count.
+    /// Creates the parent directories of `path`. A directory that the layer does not list gets owner and
+    /// mode from the lower layers, because overlayfs uses those of the topmost directory.
     fn make_parents(&mut self, path: &Path) -> io::Result<()> {
         let mut above: Vec<&Path> = path.ancestors().skip(1).filter(|p| *p != Path::new("/")).collect();
         above.reverse();
@@ -275,8 +275,8 @@ impl Layer {
     }
 }
 
-/// Opens a name below a lower layer, which lies outside of the new root: no link of
-/// that layer may lead anywhere from there.
+/// Opens `relative` below a lower layer, which lies outside of the new root, without following symbolic
+/// links, which could lead anywhere.
 fn open_below(parent: &File, relative: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
     let how = OpenHow::new()
         .flags(flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
@@ -288,7 +288,7 @@ fn invalid(reason: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason)
 }
 
-/// The absolute path, below the new root, of a name in the archive.
+/// Returns the absolute path, below the new root, of a name in the archive.
 fn inside(name: &[u8]) -> io::Result<PathBuf> {
     let mut path = PathBuf::from("/");
     for component in Path::new(OsStr::from_bytes(name)).components() {
@@ -311,7 +311,7 @@ fn whiteout(path: &Path, hidden: &[u8]) -> io::Result<()> {
     if hidden == b".wh..opq" {
         return xattr::set(path.parent().unwrap_or(Path::new("/")), OPAQUE, b"y");
     }
-    // Other names with the double prefix are aufs's own and mean nothing here.
+    // Other names that begin with `.wh..wh.` belong to aufs and are ignored.
     if hidden.starts_with(b".wh.") || hidden.is_empty() {
         return Ok(());
     }
@@ -328,7 +328,7 @@ fn whiteout(path: &Path, hidden: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Makes a directory; one that is there stays, anything else there is replaced.
+/// Creates a directory; keeps an existing directory and replaces any other file at `path`.
 fn make_directory(path: &Path) -> io::Result<()> {
     let hidden_below = match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => return Ok(()),
@@ -346,7 +346,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes a file or directory at `path`, if there is one.
+/// Removes the file or directory at `path`, if there is one.
 fn make_way(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(_) if path == Path::new("/") => Err(invalid("the root is a directory")),
@@ -381,14 +381,14 @@ fn metadata<R: Read>(entry: &mut Entry<'_, R>, path: &Path) -> io::Result<()> {
     let link = entry.header().entry_type() == EntryType::Symlink;
     own(path, uid, gid)?;
     if !link {
-        // After the owner, whose change clears the set-id bits.
+        // Set after the owner, because changing the owner clears the set-id bits.
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     }
     let Some(extensions) = entry.pax_extensions()? else { return Ok(()) };
     for extension in extensions {
         let extension = extension?;
         let Some(name) = extension.key_bytes().strip_prefix(b"SCHILY.xattr.") else { continue };
-        // overlayfs's own attributes in an image would change what other layers mean.
+        // overlayfs's own attributes, if taken from an image, would change the meaning of other layers.
         if name.starts_with(b"trusted.overlay.") {
             continue;
         }

@@ -1,5 +1,5 @@
-//! What the runtime knows of a pod's sandbox, and the making and unmaking of what the sandbox is: namespaces
-//! held by bind mounts, a shared memory file system and a few files.
+//! The runtime's state of a pod's sandbox, and how a sandbox is created and removed: namespaces held by bind
+//! mounts, a shared memory file system and a few files.
 
 mod namespaces;
 
@@ -16,26 +16,26 @@ use tokio::sync::Mutex;
 use crate::paths::sandbox_file;
 use crate::shim::client::ShimClient;
 
-/// A sandbox as asked for and what became of it, on disk from its making to its removal.
+/// The requested configuration and the state of a sandbox, on disk from its creation to its removal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct SandboxRecord {
     pub id: String,
     pub config: v1::PodSandboxConfig,
     pub runtime_handler: String,
-    /// Nanoseconds since 1970.
+    /// Creation time in nanoseconds since 1970.
     pub created_at: i64,
     pub ready: bool,
-    /// Whether the network was attached and not yet detached.
+    /// Whether the network is attached; set before attaching and cleared after detaching.
     pub attached: bool,
     pub addresses: Vec<String>,
-    /// The pod's cgroup, relative to the hierarchies' roots.
+    /// Path of the pod's cgroup, relative to the root of each hierarchy.
     pub cgroup: PathBuf,
-    /// Whether the cgroup was not there before and is therefore removed with the sandbox.
+    /// Whether the runtime created the cgroup and therefore removes it with the sandbox.
     pub own_cgroup: bool,
 }
 
 impl SandboxRecord {
-    /// Which namespaces the pod shares with the host.
+    /// Returns which namespaces the pod shares with the host.
     pub fn namespaces(&self) -> v1::NamespaceOption {
         let linux = self.config.linux.as_ref();
         let context = linux.and_then(|l| l.security_context.as_ref());
@@ -46,7 +46,7 @@ impl SandboxRecord {
         self.namespaces().network() == NamespaceMode::Node
     }
 
-    /// The name that processes in the pod see.
+    /// Returns the host name that processes in the pod see.
     pub fn hostname(&self) -> String {
         match self.config.hostname.is_empty() {
             false => self.config.hostname.clone(),
@@ -59,13 +59,13 @@ impl SandboxRecord {
     }
 }
 
-/// A sandbox that this runtime knows, with its shim and its locks.
+/// A sandbox of this runtime, with the client of its shim and its locks.
 pub(crate) struct Sandbox {
     pub record: std::sync::Mutex<SandboxRecord>,
     pub shim: ShimClient,
-    /// Held while the record is written to disk, so that writes keep their order.
+    /// Held while the record is written to disk, so that writes happen in order.
     pub saving: Mutex<()>,
-    /// Held while the sandbox is started, stopped or removed.
+    /// Held while the sandbox is started, stopped or removed, or gets a new container.
     pub gate: Mutex<()>,
 }
 
@@ -80,8 +80,8 @@ impl Sandbox {
     }
 }
 
-/// Makes the sandbox's namespaces, file systems and files below `state`. Blocks. What was
-/// made before an error is left to [`unmake`].
+/// Creates the sandbox's namespaces, file systems and files below `state`. Blocks. After an error call
+/// [`unmake`] to remove what was created.
 pub(crate) fn make(record: &SandboxRecord, state: &Path) -> io::Result<()> {
     crate::files::make_private_directory(state)?;
     namespaces::make(record, &state.join(sandbox_file::NAMESPACES))?;
@@ -103,7 +103,7 @@ pub(crate) fn make(record: &SandboxRecord, state: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes down what [`make`] made. Blocks. Succeeds when nothing is left to take down.
+/// Removes everything that [`make`] created. Blocks. Succeeds if nothing is left to remove.
 pub(crate) fn unmake(state: &Path) -> io::Result<()> {
     let mut mounts = vec![state.join(sandbox_file::SHM)];
     for entry in fs::read_dir(state.join(sandbox_file::NAMESPACES)).into_iter().flatten() {
@@ -115,7 +115,7 @@ pub(crate) fn unmake(state: &Path) -> io::Result<()> {
     crate::files::remove_tree(&state.join(sandbox_file::NAMESPACES))
 }
 
-/// Unmounts everything that is mounted at `path`.
+/// Unmounts all mounts at `path`, which may be stacked.
 pub(crate) fn unmount(path: &Path) -> io::Result<()> {
     loop {
         match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {

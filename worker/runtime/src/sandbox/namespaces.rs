@@ -1,5 +1,5 @@
-//! Network, IPC and UTS namespaces that live without a process: each is held by a bind
-//! mount of its file in `/proc`.
+//! Network, IPC and UTS namespaces that exist without a process: a bind mount of the namespace's file in
+//! `/proc` keeps each alive.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,12 +12,12 @@ use nix::unistd::sethostname;
 
 use super::SandboxRecord;
 
-/// What containerd 2 lets every pod do: low ports and ping without privileges.
+/// Sysctls that containerd 2 sets for every pod: low ports and ping without privileges.
 const DEFAULT_SYSCTLS: [(&str, &str); 2] =
     [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
-/// Makes the namespaces that the pod does not share with the host, sets host name and
-/// sysctls in them, and mounts them on `directory/net`, `ipc` and `uts`. Blocks.
+/// Creates the namespaces that the pod does not share with the host, sets host name and sysctls in them, and
+/// mounts them on `directory/net`, `ipc` and `uts`. Blocks.
 pub(super) fn make(record: &SandboxRecord, directory: &Path) -> io::Result<()> {
     let options = record.namespaces();
     let mut names = Vec::new();
@@ -32,7 +32,7 @@ pub(super) fn make(record: &SandboxRecord, directory: &Path) -> io::Result<()> {
     }
     crate::files::make_private_directory(directory)?;
     let (directory, record) = (directory.to_owned(), record.clone());
-    // The thread takes its namespaces with it; what is mounted stays.
+    // The namespaces are those of a separate thread; the bind mounts keep them after it ends.
     let thread = std::thread::Builder::new().name("namespaces".into()).spawn(move || {
         unshare(flags)?;
         if flags.contains(CloneFlags::CLONE_NEWUTS) {
@@ -40,7 +40,7 @@ pub(super) fn make(record: &SandboxRecord, directory: &Path) -> io::Result<()> {
         }
         if flags.contains(CloneFlags::CLONE_NEWNET) {
             for (name, value) in DEFAULT_SYSCTLS {
-                // A kernel without it has no such restriction.
+                // A kernel without this sysctl has no such restriction.
                 let _ = set_sysctl(name, value);
             }
         }
@@ -62,7 +62,7 @@ fn set_sysctl(name: &str, value: &str) -> io::Result<()> {
     if name.split(['.', '/']).any(|part| part.is_empty() || part == "..") {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("invalid sysctl \"{name}\"")));
     }
-    // With slashes, dots are part of a component's name, as in sysctl(8).
+    // If a name contains slashes, dots belong to its components, as in sysctl(8).
     let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
     fs::write(Path::new("/proc/sys").join(path), value)
         .map_err(|e| io::Error::new(e.kind(), format!("set sysctl {name}: {e}")))

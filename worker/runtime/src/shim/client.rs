@@ -1,4 +1,4 @@
-//! The runtime's side of a shim's socket.
+//! The runtime's client of a pod's shim, over the shim's unix socket.
 
 use std::fs::File;
 use std::io;
@@ -18,15 +18,15 @@ use super::protocol::{Ended, Reply, Request, read_message, write_message};
 use crate::files;
 use crate::paths::{sandbox_file, short_path};
 
-/// For requests that a healthy shim answers at once, if the machine lets it run.
+/// Deadline of requests that a healthy shim answers at once, even on a loaded machine.
 const PROMPT: Duration = Duration::from_secs(10);
-/// For starting a container on a machine under load: less than the agent waits for the runtime, which must know by
-/// then that the start is not answered.
+/// Deadline of a container's start on a loaded machine: shorter than the agent's deadline for the runtime,
+/// which must notice first that the shim does not answer.
 const START: Duration = Duration::from_secs(60);
-/// For the end of a pod: containers drain their output first.
+/// Deadline of a pod's shutdown, during which containers drain their output.
 const SHUTDOWN: Duration = Duration::from_secs(20);
 
-/// Why a shim did not do as asked.
+/// Why a request to a shim failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ShimClientError {
     #[error("container is not running")]
@@ -46,13 +46,13 @@ pub(crate) enum ShimClientError {
 }
 
 impl ShimClientError {
-    /// Whether nothing listens.
+    /// Returns whether no process listens on the socket.
     fn is_gone(&self) -> bool {
         matches!(self, Self::Unreachable(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
     }
 }
 
-/// A pod's shim, known by the pod's state directory.
+/// Client of a pod's shim, identified by the pod's state directory.
 #[derive(Clone, Debug)]
 pub(crate) struct ShimClient {
     directory: PathBuf,
@@ -63,7 +63,7 @@ impl ShimClient {
         Self { directory }
     }
 
-    /// Starts the shim; its socket listens when this returns.
+    /// Starts the shim and returns once its socket listens.
     pub async fn spawn(&self, exe: &Path, plan: &ShimPlan) -> Result<(), ShimClientError> {
         let failed = |e: io::Error| ShimClientError::Spawn(e.to_string());
         files::write_json(&self.directory.join(sandbox_file::SHIM_PLAN), plan).map_err(failed)?;
@@ -78,25 +78,25 @@ impl ShimClient {
         }
     }
 
-    /// Whether the shim's process lives, however slow it is.
+    /// Returns whether the shim's process exists, even if it is slow to answer.
     pub fn is_alive(&self) -> bool {
         daemon::process(&self.directory).is_some()
     }
 
-    /// Whether `error` means that the shim is no more; one that is only slow must be waited for.
+    /// Returns whether `error` means that the shim no longer exists, rather than that it is slow.
     pub fn has_gone(&self, error: &ShimClientError) -> bool {
         error.is_gone() && !self.is_alive()
     }
 
-    /// Kills the shim's process, for a shim that does not answer.
+    /// Kills the shim's process; used if the shim does not answer.
     pub fn kill(&self) {
         if let Some(pid) = daemon::process(&self.directory) {
-            // It may have ended meanwhile.
+            // Fails if the shim has ended meanwhile.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
 
-    /// Refuses a shim that speaks another protocol than this program.
+    /// Fails if the shim speaks a protocol version that this program does not support.
     pub fn check_protocol(&self) -> Result<(), ShimClientError> {
         let plan = files::read_json::<ShimPlan>(&self.directory.join(sandbox_file::SHIM_PLAN));
         match plan.ok().flatten().map(|plan| plan.protocol) {
@@ -113,7 +113,7 @@ impl ShimClient {
         UnixStream::connect(path).await.map_err(ShimClientError::Unreachable)
     }
 
-    /// Sends a request and returns the reply with the connection it came over.
+    /// Sends a request; returns the reply and the connection it came over.
     async fn ask(&self, request: &Request, within: Duration) -> Result<(Reply, UnixStream), ShimClientError> {
         let exchange = async {
             let mut stream = self.connect().await?;
@@ -128,7 +128,7 @@ impl ShimClient {
         }
     }
 
-    /// Starts the container whose bundle is `bundle`; one that runs already stays as it is.
+    /// Starts the container whose bundle is `bundle`; does not restart a container that runs already.
     pub async fn start(&self, bundle: &Path) -> Result<StartedRecord, ShimClientError> {
         match self.ask(&Request::Start { bundle: bundle.to_owned() }, START).await? {
             (Reply::Started(started), _) => Ok(started),
@@ -136,18 +136,18 @@ impl ShimClient {
         }
     }
 
-    /// Sends a signal to a container's first process, or to all.
+    /// Sends a signal to a container's first process, or with `all` to all of its processes.
     pub async fn signal(&self, container: &str, signal: i32, all: bool) -> Result<(), ShimClientError> {
         let request = Request::Signal { container: container.to_owned(), signal, all };
         self.ask(&request, PROMPT).await.map(drop)
     }
 
-    /// Has a container's log opened again.
+    /// Makes the shim reopen a container's log file.
     pub async fn reopen_log(&self, container: &str) -> Result<(), ShimClientError> {
         self.ask(&Request::ReopenLog { container: container.to_owned() }, PROMPT).await.map(drop)
     }
 
-    /// Runs a process; frames follow on the stream.
+    /// Runs a process in a container; returns the connection, over which frames follow.
     pub async fn exec(
         &self,
         container: &str,
@@ -160,7 +160,7 @@ impl ShimClient {
         self.ask(&request, START).await.map(|(_, stream)| stream)
     }
 
-    /// Joins a container's streams; frames follow on the stream.
+    /// Attaches to a container's streams; returns the connection, over which frames follow.
     pub async fn attach(
         &self,
         container: &str,
@@ -172,18 +172,18 @@ impl ShimClient {
         self.ask(&request, PROMPT).await.map(|(_, stream)| stream)
     }
 
-    /// Starts to listen for ends of containers.
+    /// Subscribes to the ends of containers.
     pub async fn watch(&self) -> Result<Watch, ShimClientError> {
         self.ask(&Request::Watch, PROMPT).await.map(|(_, stream)| Watch(stream))
     }
 
-    /// Kills what is left of the pod and ends the shim.
+    /// Kills the pod's remaining processes and ends the shim.
     pub async fn shutdown(&self) -> Result<(), ShimClientError> {
         self.ask(&Request::Shutdown, SHUTDOWN).await.map(drop)
     }
 }
 
-/// Ends of containers, as they happen.
+/// Subscription to the ends of containers.
 pub(crate) struct Watch(UnixStream);
 
 impl Watch {

@@ -1,4 +1,4 @@
-//! The daemon's containers: starting one, and seeing it to its end.
+//! The containers of the shim's daemon: starts them, follows them to their end and records it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,16 +23,16 @@ use crate::cgroup::{Cgroup, Hierarchies};
 use crate::files;
 use crate::paths::container_file;
 
-/// How long output may still come after a container's last process was killed.
+/// Maximum time to wait for the end of a container's output after its last process was killed.
 const DRAIN: Duration = Duration::from_secs(10);
-/// How long the kernel gets to let go of a cgroup, in steps of [`CGROUP_STEP`].
+/// Number of attempts, [`CGROUP_STEP`] apart, to remove a cgroup that the kernel still holds.
 const CGROUP_STEPS: u32 = 100;
 const CGROUP_STEP: Duration = Duration::from_millis(20);
 
-/// Between attempts to write the record of a container's end.
+/// Pause between attempts to write the record of a container's end.
 const RECORD_RETRY: Duration = Duration::from_secs(1);
 
-/// A container whose first process runs.
+/// A container whose first process is running.
 pub(crate) struct Running {
     pub plan: LaunchPlan,
     pub started: StartedRecord,
@@ -48,9 +48,9 @@ pub(crate) struct Containers {
     pub reaper: Reaper,
     hierarchies: Hierarchies,
     running: Mutex<BTreeMap<String, Arc<Running>>>,
-    /// Starts one after the other, so that a repeated request finds the container running.
+    /// Serializes starts, so that a repeated start request finds the container running.
     starts: tokio::sync::Mutex<()>,
-    /// Ends whose record could not be written yet: a full disk must not lose them.
+    /// Exit records by container that could not be written yet, for example because the disk is full.
     unrecorded: Mutex<BTreeMap<String, ExitRecord>>,
     pub ended: broadcast::Sender<Ended>,
 }
@@ -76,8 +76,8 @@ impl Containers {
         self.lock().get(container).cloned()
     }
 
-    /// Starts the container whose bundle is `bundle` and returns once its program runs. One
-    /// that runs already stays: the request was repeated by a runtime that lost the answer.
+    /// Starts the container whose bundle is `bundle` and returns once its program runs. Returns the first
+    /// start's record if the container runs already: the runtime repeats a request whose answer was lost.
     pub async fn start(self: &Arc<Self>, bundle: &Path) -> Result<StartedRecord, ShimError> {
         let plan: LaunchPlan = files::read_json(&bundle.join(container_file::PLAN))
             .map_err(ShimError::io("read the plan"))?
@@ -113,7 +113,7 @@ impl Containers {
         let started = StartedRecord { pid: launched.pid, started_at: now(), user: launched.user };
         let exit = self.reaper.wait(started.pid, mark);
         if let Err(error) = files::replace_json(&plan.records.join(container_file::STARTED), &started) {
-            // Nobody would find it again.
+            // Without a record on disk a restarted runtime would not find the container.
             self.clean_up(&plan).await;
             return Err(ShimError::io("record the start")(error));
         }
@@ -133,7 +133,7 @@ impl Containers {
         Ok(started)
     }
 
-    /// Waits for the container's first process, takes down the rest, and records the end
+    /// Waits for the container's first process, kills the container's other processes, and records the end
     /// once all output is in the log.
     async fn see_to_the_end(
         self: Arc<Self>,
@@ -162,11 +162,12 @@ impl Containers {
         self.record(&running.plan, &exit);
         self.lock().remove(&running.plan.container_id);
         running.output.end(exit_code).await;
-        // Nobody may be listening: the record is on disk.
+        // Sending fails if no runtime watches; the end is on disk in any case.
         let _ = self.ended.send(Ended { container: running.plan.container_id.clone(), exit });
     }
 
-    /// The start of a container that has ended already: a start is asked for again when its answer was lost.
+    /// Returns the start record of a container that has already ended, for a start request that is repeated
+    /// because its answer was lost; `None` if it has not ended.
     fn ended_before(&self, plan: &LaunchPlan) -> Result<Option<StartedRecord>, ShimError> {
         let ended = self.unrecorded().contains_key(&plan.container_id)
             || plan.records.join(container_file::EXIT).exists();
@@ -176,12 +177,12 @@ impl Containers {
         files::read_json(&plan.records.join(container_file::STARTED)).map_err(ShimError::io("read the start"))
     }
 
-    /// Ends that are not on disk yet, by container.
+    /// Locks the exit records that are not on disk yet, by container.
     pub fn unrecorded(&self) -> MutexGuard<'_, BTreeMap<String, ExitRecord>> {
         self.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes a container's end to disk, trying again for as long as that fails and the container is not removed.
+    /// Writes a container's exit record to disk; retries until that succeeds or the container is removed.
     fn record(self: &Arc<Self>, plan: &LaunchPlan, exit: &ExitRecord) {
         let path = plan.records.join(container_file::EXIT);
         let Err(error) = files::replace_json(&path, exit) else { return };
@@ -206,7 +207,7 @@ impl Containers {
             cgroup.kill();
             match cgroup.remove() {
                 Ok(()) => break,
-                // Killed processes leave a cgroup a moment later.
+                // The kernel releases a cgroup only a moment after its processes were killed.
                 Err(_) if step < CGROUP_STEPS => tokio::time::sleep(CGROUP_STEP).await,
                 Err(error) => say!("remove the cgroup of {}: {error}", plan.container_id),
             }
@@ -216,30 +217,29 @@ impl Containers {
         }
     }
 
-    /// Sends a signal to the container's first process, or to all of its processes.
+    /// Sends a signal to the container's first process, or with `all` to all of its processes.
     pub fn signal(&self, container: &str, number: i32, all: bool) -> Result<bool, ShimError> {
         let Some(running) = self.get(container) else { return Ok(false) };
         let signal = Signal::try_from(number).map_err(ShimError::io(format!("signal {number}")))?;
         if all {
             for pid in running.cgroup.processes() {
-                // One that ended meanwhile needs no signal.
+                // A process that has ended meanwhile needs no signal.
                 let _ = kill(Pid::from_raw(pid), signal);
             }
         }
-        // The process is a child of this one, so its id is its own until it was waited for.
+        // The process is a child of the daemon, so its id is not reused before it was waited for.
         match kill(Pid::from_raw(running.started.pid), signal) {
             Ok(()) | Err(nix::Error::ESRCH) => Ok(true),
             Err(error) => Err(ShimError::io("signal the container")(error)),
         }
     }
 
-    /// Kills every container and waits for their ends to be recorded. One that is being started
-    /// is waited for, so that its program does not outlive the daemon unseen. Nothing starts
-    /// while the returned guard is held.
+    /// Kills every container and waits until their ends are recorded. Waits for a start in progress too, so
+    /// that its program does not outlive the daemon. No container starts while the returned guard is held.
     pub async fn kill_all(&self) -> tokio::sync::MutexGuard<'_, ()> {
         let none_starts = self.starts.lock().await;
         let mut ended = self.ended.subscribe();
-        // The table is let go of before the loop, whose body takes it again.
+        // The lock on the table is released before the loop, whose body takes it again.
         let all: Vec<String> = self.lock().keys().cloned().collect();
         for container in all {
             if let Err(error) = self.signal(&container, libc::SIGKILL, true) {
@@ -269,9 +269,9 @@ pub(crate) struct Launch<'a> {
     pub verb: &'a str,
     pub directory: &'a Path,
     pub arguments: &'a [&'a Path],
-    /// Where the launcher leaves its result.
+    /// File that the launcher writes its result to.
     pub result: &'a Path,
-    /// The socket in `directory` for the process's terminal, if it gets one.
+    /// Name of the socket in `directory` that receives the process's terminal; `None` without a terminal.
     pub console: Option<&'a str>,
 }
 
@@ -282,7 +282,7 @@ pub(crate) struct Process {
 }
 
 impl Launch<'_> {
-    /// Runs the launcher to its end and returns the process that it started, with its terminal.
+    /// Runs the launcher until it ends and returns the process that it started, with its terminal.
     pub async fn run(
         &self,
         reaper: &Reaper,
@@ -302,7 +302,7 @@ impl Launch<'_> {
         command.arg0("ephor").args(["shim", self.verb]).arg(self.directory).args(self.arguments);
         command.env_clear().current_dir("/").stdin(stdin).stdout(stdout).stderr(stderr);
         let child = command.spawn().map_err(ShimError::io("start the launcher"))?;
-        // The command holds the process's ends of the pipes: their readers wait for all to be gone.
+        // Dropping the command closes its ends of the pipes: readers see the end only once all are closed.
         drop(command);
         let pid =
             i32::try_from(child.id()).map_err(|_| ShimError::Container("process id out of range".into()))?;
@@ -312,7 +312,7 @@ impl Launch<'_> {
             tokio::select! {
                 biased;
                 received = console.receive() => pty = Some(received.map_err(ShimError::io("receive the terminal"))?),
-                // It failed before there was a terminal; its result says why.
+                // The launcher failed before there was a terminal; its result says why.
                 _ = &mut exit => return Err(self.result().err().unwrap_or_else(died)),
             }
         }

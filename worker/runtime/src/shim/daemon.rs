@@ -1,4 +1,4 @@
-//! A pod's daemon: its start away from the worker, its socket, its end.
+//! A pod's shim daemon: how it is started detached from the worker, its socket, and its end.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -26,8 +26,8 @@ use super::reaper::Reaper;
 use crate::files;
 use crate::paths::{sandbox_file, short_path};
 
-/// Starts the daemon of the pod whose state is in `directory`, with its socket already
-/// listening, and returns. The daemon's parent is then the machine's init.
+/// Starts the daemon of the pod whose state is in `directory` and returns once its socket listens. The daemon
+/// is then a child of the machine's init.
 pub(crate) fn spawn(directory: &Path) -> Result<(), ShimError> {
     let handle = File::open(directory).map_err(ShimError::io("open the pod's directory"))?;
     files::remove_file(&directory.join(sandbox_file::SHIM_SOCKET))
@@ -54,25 +54,27 @@ pub(crate) fn spawn(directory: &Path) -> Result<(), ShimError> {
         .map_err(ShimError::io("record the shim's process"))
 }
 
-/// The process of the daemon whose state is in `directory`, if it lives.
+/// Returns the process id of the daemon whose state is in `directory`; `None` if it does not run.
 pub(crate) fn process(directory: &Path) -> Option<i32> {
     let text = fs::read_to_string(directory.join(sandbox_file::SHIM_PID)).ok()?;
     let (pid, started) = text.split_once(' ')?;
     let pid: u32 = pid.parse().ok()?;
     let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    // A number that was given to another process since, or a machine that was started again.
+    // Checks command line and start time, because the id may belong to another process
+    // now, also after a reboot.
     let is_daemon = command.split(|b| *b == 0).any(|word| word == directory.as_os_str().as_encoded_bytes());
     (is_daemon && start_time(pid).as_deref() == Some(started)).then(|| i32::try_from(pid).ok()).flatten()
 }
 
-/// When a process started, in the kernel's ticks: with its id, a name that is never reused.
+/// Returns the start time of a process in the kernel's clock ticks; together with the process id it is
+/// unique. `None` if there is no such process.
 pub(crate) fn start_time(pid: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the program's name in parentheses and may hold anything.
     stat.rsplit_once(") ")?.1.split(' ').nth(19).map(str::to_owned)
 }
 
-/// Runs the daemon. Its standard input is the listening socket.
+/// Runs the daemon; its standard input is the listening socket.
 pub(crate) fn run(directory: &Path) -> Result<(), ShimError> {
     setsid().map_err(ShimError::io("start a session"))?;
     set_child_subreaper(true).map_err(ShimError::io("become a subreaper"))?;
@@ -86,7 +88,7 @@ pub(crate) fn run(directory: &Path) -> Result<(), ShimError> {
     runtime.block_on(serve(directory, &plan, socket))
 }
 
-/// Standard input, duplicated, as the listener that it is.
+/// Returns a duplicate of standard input as the listening socket.
 fn listening_stdin() -> io::Result<StdListener> {
     use std::os::fd::AsFd;
     let owned = io::stdin().as_fd().try_clone_to_owned()?;
@@ -110,7 +112,7 @@ async fn serve(directory: &Path, plan: &ShimPlan, socket: StdListener) -> Result
                 if let Some(holder) = holder {
                     holder.end().await;
                 }
-                // The one who asked may be gone.
+                // The client that asked for the shutdown may have disconnected.
                 let _ = write_message(&mut client, &Reply::Ok).await;
                 return Ok(());
             }
@@ -128,7 +130,7 @@ async fn answer(containers: Arc<Containers>, mut client: UnixStream, stop: mpsc:
         Err(error) => return say!("request: {error}"),
     };
     if let Request::Shutdown = request {
-        // With the receiver gone the daemon is ending already.
+        // Sending fails only if the daemon is already ending.
         return drop(stop.send(client).await);
     }
     if let Err(error) = handle(&containers, client, request).await
@@ -172,8 +174,8 @@ async fn handle(containers: &Arc<Containers>, mut client: UnixStream, request: R
     write_message(&mut client, &reply).await
 }
 
-/// Tells of ends until the client goes away. One who is too slow is cut off and reads the
-/// records on disk when it comes back.
+/// Reports ends of containers until the client disconnects. Disconnects a client that lags too far behind; it
+/// reads the exit records on disk when it reconnects.
 async fn watch(containers: &Containers, mut client: UnixStream) -> io::Result<()> {
     let mut ended = containers.ended.subscribe();
     write_message(&mut client, &Reply::Ok).await?;
@@ -193,7 +195,7 @@ async fn watch(containers: &Containers, mut client: UnixStream) -> io::Result<()
                 Ok(event) => write_message(&mut client, &event).await?,
                 Err(RecvError::Lagged(_) | RecvError::Closed) => return Ok(()),
             },
-            // A watcher sends nothing: it reads as ready when it is gone.
+            // A watcher sends no data, so that its socket becomes readable only when it disconnects.
             _ = tokio::io::AsyncReadExt::read(&mut client, &mut byte) => return Ok(()),
         }
     }

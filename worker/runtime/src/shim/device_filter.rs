@@ -1,6 +1,6 @@
-//! Device access of a container on version 2 of cgroups, where a small eBPF program on the cgroup decides
-//! (version 1 has files for it, which `libcontainer` writes). Called by the launcher before the container's
-//! first process enters the cgroup.
+//! Restricts a container's device access on cgroup version 2, where an eBPF program attached to the cgroup
+//! decides (version 1 has control files for it, which `libcontainer` writes). Called by the launcher before
+//! the container's first process enters the cgroup.
 
 use std::fs::File;
 use std::io;
@@ -9,18 +9,18 @@ use std::path::Path;
 
 use serde_json::Value;
 
-/// One rule of the OCI runtime specification that allows something; `None` is any.
+/// An allowing device rule of the OCI runtime specification; `None` matches any value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Allowed {
-    /// `BLOCK` or `CHARACTER`.
+    /// Device type: `BLOCK` or `CHARACTER`.
     kind: Option<i32>,
     major: Option<i32>,
     minor: Option<i32>,
-    /// `MAKE`, `READ` and `WRITE`.
+    /// Allowed kinds of access: a bit set of `MAKE`, `READ` and `WRITE`.
     access: i32,
 }
 
-/// Values of the kernel's `struct bpf_cgroup_dev_ctx`.
+/// Values of the fields of the kernel's `struct bpf_cgroup_dev_ctx`.
 const BLOCK: i32 = 1;
 const CHARACTER: i32 = 2;
 const MAKE: i32 = 1;
@@ -28,7 +28,8 @@ const READ: i32 = 2;
 const WRITE: i32 = 4;
 const ALL: i32 = MAKE | READ | WRITE;
 
-/// What every container may do, as runc has it: make any node, use the devices in its own `/dev`.
+/// Returns the rules that every container gets, as in runc: make any device node, use the
+/// devices in its own `/dev`.
 fn defaults() -> Vec<Allowed> {
     let any = |kind| Allowed { kind: Some(kind), major: None, minor: None, access: MAKE };
     let device = |major, minor| Allowed { kind: Some(CHARACTER), major: Some(major), minor, access: ALL };
@@ -47,10 +48,10 @@ pub(super) fn attach(directory: &Path, rules: &Value) -> io::Result<()> {
     let mut allowed = defaults();
     for rule in rules.as_array().into_iter().flatten() {
         match (rule["allow"].as_bool().unwrap_or(false), parse(rule)) {
-            // A privileged container: nothing to enforce.
+            // A privileged container may use every device: no filter is needed.
             (true, Allowed { kind: None, major: None, minor: None, access: ALL }) => return Ok(()),
             (true, one) => allowed.push(one),
-            // Nothing is allowed that is not listed.
+            // Denying rules need no code: whatever no rule allows is denied.
             (false, _) => {}
         }
     }
@@ -86,7 +87,7 @@ mod opcode {
     pub const EXIT: u8 = 0x95;
 }
 
-/// Registers: the result, the context that the kernel hands over, and what is read from it.
+/// eBPF registers: the result, the context passed by the kernel, and the values read from it.
 const RESULT: u8 = 0;
 const CONTEXT: u8 = 1;
 const KIND: u8 = 2;
@@ -100,7 +101,7 @@ fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
     u64::from_ne_bytes([code, from << 4 | to, o0, o1, v0, v1, v2, v3])
 }
 
-/// Returns 1 if a rule allows the access, else 0.
+/// Builds the eBPF program, which returns 1 if a rule allows the access, else 0.
 fn program(allowed: &[Allowed]) -> Vec<u64> {
     let mut code = vec![
         instruction(opcode::LOAD_WORD, KIND, CONTEXT, 0, 0),
@@ -116,12 +117,12 @@ fn program(allowed: &[Allowed]) -> Vec<u64> {
             tests.extend(wanted.map(|value| (opcode::JUMP_UNLESS_EQUAL, register, value)));
         }
         if rule.access != ALL {
-            // Something is asked for that the rule does not give.
+            // The rule does not match if the access asks for a kind that the rule does not allow.
             tests.push((opcode::JUMP_IF_BITS, ACCESS, ALL & !rule.access));
         }
         let count = tests.len();
         for (done, (test, register, value)) in tests.into_iter().enumerate() {
-            // To the next rule: over the other tests and the two instructions that allow.
+            // Distance to the next rule: the remaining tests and the two instructions that allow the access.
             let over = i16::try_from(count - done + 1).unwrap_or(i16::MAX);
             code.push(instruction(test, register, 0, over, value));
         }
@@ -133,7 +134,7 @@ fn program(allowed: &[Allowed]) -> Vec<u64> {
     code
 }
 
-/// The start of the kernel's `union bpf_attr` for loading a program.
+/// The first fields of the kernel's `union bpf_attr` for loading a program.
 #[repr(C)]
 #[derive(Default)]
 struct LoadAttributes {
@@ -148,7 +149,7 @@ struct LoadAttributes {
     flags: u32,
 }
 
-/// The start of the kernel's `union bpf_attr` for attaching a program.
+/// The first fields of the kernel's `union bpf_attr` for attaching a program.
 #[repr(C)]
 #[derive(Default)]
 struct AttachAttributes {
@@ -162,7 +163,7 @@ const LOAD_COMMAND: libc::c_int = 5;
 const ATTACH_COMMAND: libc::c_int = 8;
 const PROGRAM_TYPE_CGROUP_DEVICE: u32 = 15;
 const ATTACH_CGROUP_DEVICE: u32 = 6;
-/// Programs of the cgroups above and below hold too.
+/// Attach flag: the programs of the parent and child cgroups apply as well.
 const ALLOW_MULTIPLE: u32 = 2;
 
 #[allow(unsafe_code, reason = "the attributes and what they point to live until the call returns")]
@@ -193,11 +194,11 @@ fn attach_program(cgroup: &File, program: &OwnedFd) -> io::Result<()> {
         .map_err(|e| io::Error::new(e.kind(), format!("attach the device program: {e}")))
 }
 
-/// The system call `bpf`.
+/// Makes the system call `bpf`.
 ///
 /// # Safety
 ///
-/// `attributes` must be of the command's layout, and its pointers valid during the call.
+/// `attributes` must have the layout of the command, and its pointers must be valid during the call.
 #[allow(unsafe_code, reason = "libc has no wrapper")]
 unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<i32> {
     let outcome =
@@ -220,7 +221,7 @@ mod tests {
 
     use super::*;
 
-    /// A new cgroup of version 2, wherever this machine has that mounted.
+    /// Returns a new cgroup of version 2; `None` if this machine has none mounted.
     fn cgroup() -> Option<PathBuf> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("SKIPPED: a cgroup needs root");

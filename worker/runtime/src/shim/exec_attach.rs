@@ -1,5 +1,5 @@
-//! The daemon's side of exec and attach: starts the process of an exec through its launcher (`exec_launcher`), and
-//! carries streams between a client on the daemon's socket and a process.
+//! The daemon's side of exec and attach: starts the process of an exec through its launcher
+//! (`exec_launcher`), and carries the streams of a process to and from a client on the daemon's socket.
 
 use std::io;
 use std::path::PathBuf;
@@ -21,20 +21,21 @@ use super::protocol::{Frame, Reply, read_frame, write_frame, write_message};
 use super::stdio::{Pty, Sink, Streams, forward};
 use crate::files;
 
-/// How long output is waited for after a process ended while others hold its pipes.
+/// Maximum pause in the output, after the process ended, before output that other
+/// processes hold open is given up.
 const DRAIN: Duration = Duration::from_secs(2);
-/// The most frames that wait to be sent to a client.
+/// Maximum number of frames queued for a client.
 const QUEUE: usize = 16;
 
-/// The process that a client wants to run in a container.
+/// A process that a client asks to run in a container.
 pub(crate) struct ExecRequest {
     pub arguments: Vec<String>,
     pub tty: bool,
     pub stdin: bool,
 }
 
-/// Runs a process in a container and carries its streams over `client` until it ends. It is
-/// killed when the client goes away.
+/// Runs a process in a container and carries its streams over `client` until it ends. Kills the process
+/// if the client disconnects.
 pub(crate) async fn exec(
     containers: &Containers,
     running: &Running,
@@ -53,7 +54,7 @@ pub(crate) async fn exec(
     let exit = containers.reaper.wait(pid, mark);
     tokio::pin!(exit);
     if let Err(error) = write_message(&mut client, &Reply::Ok).await {
-        // Whoever asked has gone already.
+        // The client has disconnected already.
         kill_and_wait(pid, &mut exit).await;
         return Err(error);
     }
@@ -80,13 +81,13 @@ pub(crate) async fn exec(
             }
             gone = &mut input => match gone {
                 Ok(Gone::Client) => break kill_and_wait(pid, &mut exit).await,
-                // The program closed its input; it may still write.
+                // The program closed its input, but may still write output.
                 _ => input = tokio::spawn(std::future::pending()),
             },
         }
     };
     input.abort();
-    // However slowly the client reads what there is.
+    // The timeout limits only the wait for more output, not the time the client takes to read it.
     while let Ok(Some(frame)) = tokio::time::timeout(DRAIN, queue.recv()).await {
         write_frame(&mut writer, &frame).await?;
     }
@@ -98,7 +99,7 @@ async fn kill_and_wait(
     pid: i32,
     exit: &mut (impl Future<Output = Result<i32, tokio::sync::oneshot::error::RecvError>> + Unpin),
 ) -> i32 {
-    // It may have ended by itself.
+    // Fails if the process has ended by itself.
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     exit.await.unwrap_or(255)
 }
@@ -134,13 +135,13 @@ async fn launch(
     outcome.map(|(process, pty)| (process.pid, pty))
 }
 
-/// Which side ended the input: the client went away, or the program closed it.
+/// The side that closed the input: the client disconnected, or the program closed it.
 enum Gone {
     Client,
     Program,
 }
 
-/// Carries input from a client to a process until one of them is gone.
+/// Carries input from a client to a process until the client disconnects or the program closes it.
 async fn feed(
     mut from: impl tokio::io::AsyncRead + Unpin,
     mut sink: Option<Sink>,
@@ -169,11 +170,11 @@ async fn feed(
     }
 }
 
-/// A pipe is closed; a terminal stays, and is told the end as a user would.
+/// Signals the end of input: closes a pipe; on a terminal, which stays open, types ^D as a user would.
 async fn end_of_input(sink: Option<Sink>) -> Option<Sink> {
     match sink {
         Some(mut sink @ Sink::Pty(_)) => {
-            // 4 is ^D; a program that does not take it is ended by the exec's client.
+            // 4 is ^D; if the program ignores it, it runs until the client disconnects.
             let _ = sink.write_all(&[4]).await;
             Some(sink)
         }
@@ -181,7 +182,7 @@ async fn end_of_input(sink: Option<Sink>) -> Option<Sink> {
     }
 }
 
-/// Carries a container's streams over `client` until it ends or the client goes away.
+/// Carries a container's streams over `client` until the container ends or the client disconnects.
 pub(crate) async fn attach(
     running: Arc<Running>,
     stdin: bool,

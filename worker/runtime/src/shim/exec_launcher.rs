@@ -1,4 +1,4 @@
-//! The launcher of a further process in a running container.
+//! The launcher that starts a further process (exec) in a running container.
 
 use std::path::{Path, PathBuf};
 
@@ -15,16 +15,17 @@ use super::plan::{LaunchPlan, Launched, ResolvedUser};
 use crate::files;
 use crate::paths::container_file;
 
-/// The process to start, as the daemon tells the launcher by a file.
+/// The process to start; the daemon passes this plan to the launcher in a file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ExecPlan {
-    /// The program and its arguments.
+    /// Program and arguments.
     pub arguments: Vec<String>,
-    /// The socket that the process's terminal is sent to; `None` for a process without a terminal.
+    /// Socket that receives the process's terminal; `None` for a process without a terminal.
     pub console: Option<PathBuf>,
 }
 
-/// Starts the process that the first file ([`ExecPlan`]) describes, and leaves a [`Launched`] in the second.
+/// Starts the process that the first file ([`ExecPlan`]) describes, and writes the result, a
+/// [`Launched`], to the second.
 pub(crate) fn run(bundle: &Path, arguments: &[PathBuf]) -> Result<(), ShimError> {
     let [plan, result] = arguments else {
         return Err(ShimError::Container("exec takes two files".into()));
@@ -50,18 +51,18 @@ fn exec(bundle: &Path, exec_file: &Path) -> Result<i32, ShimError> {
     let mut process = spec["process"].clone();
     process["args"] = json!(exec.arguments);
     process["terminal"] = json!(exec.console.is_some());
-    // libcontainer takes the process from a file: the plan's own, which has been read.
+    // libcontainer reads the process from a file: the plan's file is overwritten, as it has been read.
     files::write_json(exec_file, &process).map_err(ShimError::io("write the process"))?;
     let (executor, error) = ProgramExecutor::new(&plan)?;
     let pid = outcome(build(&plan, exec_file, exec.console, executor), error);
     if let Err(error) = tidy(&plan.libcontainer.join(&plan.container_id)) {
-        // The process runs all the same.
+        // Failing to tidy up is only logged, as the process runs.
         say!("tidy up the state of {}: {error}", plan.container_id);
     }
     pid
 }
 
-/// Starts the process in the container. The executor's end of the error pipe is closed here.
+/// Starts the process in the container. On return the executor's end of the error pipe is closed.
 fn build(
     plan: &LaunchPlan,
     process: &Path,

@@ -1,8 +1,9 @@
-//! The last steps of a container's process before its program, which `libcontainer` leaves to its caller:
-//! the program is looked up with runc's errors, the seccomp filter is installed, and capabilities are dropped.
+//! The last steps of a container's process before its program runs, which `libcontainer`
+//! leaves to its caller: finds the program, with the same errors as runc, installs the seccomp
+//! filter, and drops capabilities.
 //!
-//! Capabilities are kept from libcontainer, because a filter can only be installed while CAP_SYS_ADMIN is
-//! held. Errors go to the launcher by a pipe that closes when the program runs.
+//! libcontainer is not told the capabilities to drop, because the filter can only be installed while
+//! CAP_SYS_ADMIN is held. Errors go to the launcher through a pipe that closes when the program starts.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -23,7 +24,7 @@ use serde_json::Value;
 use super::plan::{LaunchPlan, SeccompProfile};
 use super::{ShimError, seccomp};
 
-/// Runs a container's program.
+/// Replaces the container's process by its program.
 #[derive(Clone)]
 pub(crate) struct ProgramExecutor {
     capabilities: Arc<Capabilities>,
@@ -31,7 +32,7 @@ pub(crate) struct ProgramExecutor {
     errors: Arc<OwnedFd>,
 }
 
-/// The capabilities of a process, by set.
+/// The process's capabilities in each capability set.
 struct Capabilities {
     bounding: CapsHashSet,
     effective: CapsHashSet,
@@ -40,12 +41,12 @@ struct Capabilities {
     ambient: CapsHashSet,
 }
 
-/// The launcher's end of the pipe for a process's last error.
+/// The launcher's end of the pipe over which the process reports why its program did not start.
 pub(crate) struct ErrorPipe(OwnedFd);
 
 impl ProgramExecutor {
-    /// Makes the executor of a process of `plan`'s container, and the pipe that its errors come by. The
-    /// capabilities are those of the plan's specification.
+    /// Makes the executor for a process of `plan`'s container, and the pipe for its errors. The capabilities
+    /// are those of the plan's specification.
     pub fn new(plan: &LaunchPlan) -> Result<(Self, ErrorPipe), ShimError> {
         let names = |set: &str| -> Vec<String> {
             let list = plan.spec["process"]["capabilities"][set].as_array();
@@ -71,7 +72,7 @@ impl ProgramExecutor {
         Ok((Self { capabilities, filter, errors: Arc::new(writer) }, ErrorPipe(reader)))
     }
 
-    /// Tells the launcher, who may be gone.
+    /// Sends an error to the launcher; does nothing if the launcher is gone.
     fn tell(&self, message: &str) {
         let _ = nix::unistd::write(self.errors.as_fd(), message.as_bytes());
     }
@@ -115,7 +116,7 @@ impl Executor for ProgramExecutor {
 }
 
 impl Capabilities {
-    /// Gives this process these capabilities and takes all others.
+    /// Sets this process's capabilities to exactly these.
     fn take(&self) -> Result<(), caps::errors::CapsError> {
         for lost in caps::read(None, CapSet::Bounding)?.difference(&self.bounding) {
             caps::drop(None, CapSet::Bounding, *lost)?;
@@ -132,10 +133,11 @@ impl Capabilities {
 }
 
 impl ErrorPipe {
-    /// What went wrong, or `None` once the program runs. All other holders of the pipe must be gone.
+    /// Returns the error, or `None` once the program runs. Blocks until all writing ends of the pipe are
+    /// closed.
     pub fn read(self) -> Option<String> {
         let mut text = Vec::new();
-        // An unreadable pipe says nothing.
+        // A read error is treated like an empty pipe.
         let _ = File::from(self.0).take(64 << 10).read_to_end(&mut text);
         (!text.is_empty()).then(|| String::from_utf8_lossy(&text).into_owned())
     }
@@ -146,7 +148,7 @@ fn search_path(spec: &Spec) -> &str {
     environment.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default()
 }
 
-/// Finds a program as runc does (Go's `exec.LookPath`), with its words when there is none.
+/// Finds a program as runc does (Go's `exec.LookPath`), with the same error messages.
 fn look_up(name: &str, search: &str) -> Result<PathBuf, String> {
     if name.contains('/') {
         let path = PathBuf::from(name);
@@ -159,19 +161,19 @@ fn look_up(name: &str, search: &str) -> Result<PathBuf, String> {
         .ok_or_else(|| format!("exec: \"{name}\": executable file not found in $PATH"))
 }
 
-/// Whether this process may execute the file at `path`, or why not.
+/// Checks that this process may execute the file at `path`; the error says why not.
 fn executable(path: &Path) -> Result<(), String> {
     let found = path.metadata().map_err(|e| format!("stat {}: {}", path.display(), description(&e)))?;
     if found.is_dir() {
         return Err("is a directory".into());
     }
-    // Root may "execute" anything that anybody may.
+    // For root the access check passes if any execute bit is set.
     let bits = found.permissions().mode() & 0o111 != 0;
     let access = nix::unistd::eaccess(path, AccessFlags::X_OK);
     if bits && access != Err(nix::Error::EACCES) { Ok(()) } else { Err("permission denied".into()) }
 }
 
-/// The kernel's error in the words of C libraries and Go, without its number.
+/// Returns the error's text as C libraries and Go give it, without the error number.
 fn description(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! The first process of a PID namespace that a pod's containers share: what stock nodes
-//! have the pause container for. It collects orphans and keeps the namespace alive.
+//! The first process of a PID namespace that a pod's containers share, like the pause container of other
+//! runtimes. It reaps orphans and keeps the namespace alive.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -16,11 +16,11 @@ use super::reaper::Reaper;
 use crate::files;
 use crate::paths::sandbox_file;
 
-/// Makes a PID namespace, starts its first process and writes that one's id down.
+/// Creates a PID namespace, starts its first process and records that process's id.
 pub(crate) fn hold(directory: &Path) -> Result<(), ShimError> {
     unshare(CloneFlags::CLONE_NEWPID).map_err(ShimError::io("make a PID namespace"))?;
     let mut command = Command::new("/proc/self/exe");
-    // The directory is for whoever looks for what a lost shim left.
+    // The directory argument lets a cleanup find the process if its shim is gone.
     command.arg0("pause").args(["shim", "init"]).arg(directory).env_clear().current_dir("/");
     let child =
         command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().map_err(ShimError::io("start pause"))?;
@@ -28,7 +28,7 @@ pub(crate) fn hold(directory: &Path) -> Result<(), ShimError> {
         .map_err(ShimError::io("record pause"))
 }
 
-/// Is the first process: waits for children until it is told to go.
+/// Runs as the first process: reaps children until SIGTERM or SIGINT.
 pub(crate) fn init() -> Result<(), ShimError> {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
@@ -49,13 +49,13 @@ pub(crate) fn init() -> Result<(), ShimError> {
     }
 }
 
-/// The daemon's handle on that process.
+/// The daemon's handle on the namespace's first process.
 pub(crate) struct Holder {
     pid: i32,
     exit: oneshot::Receiver<i32>,
 }
 
-/// Starts the holder; its namespace is there when this returns.
+/// Starts the holder; the namespace exists on return.
 pub(crate) async fn start(reaper: &Reaper, directory: &Path) -> Result<Holder, ShimError> {
     let mark = reaper.mark();
     let mut command = Command::new("/proc/self/exe");
@@ -66,7 +66,7 @@ pub(crate) async fn start(reaper: &Reaper, directory: &Path) -> Result<Holder, S
         .spawn()
         .map_err(ShimError::io("start the holder"))?;
     let launcher = i32::try_from(child.id()).unwrap_or(-1);
-    // The record says how it went.
+    // The exit code is ignored: the record tells whether the holder was started.
     let _ = reaper.wait(launcher, mark).await;
     let pid: i32 = files::read_json(&directory.join(sandbox_file::PID_HOLDER))
         .map_err(ShimError::io("read the holder's process"))?
@@ -75,9 +75,9 @@ pub(crate) async fn start(reaper: &Reaper, directory: &Path) -> Result<Holder, S
 }
 
 impl Holder {
-    /// Ends the namespace and everything in it.
+    /// Kills the first process, and with it every process in the namespace.
     pub async fn end(self) {
-        // A process that is gone already is what is wanted.
+        // Fails only if the process is gone already.
         let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
         let _ = self.exit.await;
     }

@@ -1,6 +1,6 @@
-//! The launcher of a container: a process with one thread that mounts the root file system,
-//! completes the specification and lets libcontainer make and start the container, which
-//! becomes a child of the daemon. Its own standard streams are the container's.
+//! A container's launcher: a process with a single thread that mounts the root file system, completes the
+//! specification and lets libcontainer create and start the container, which becomes a child of the daemon.
+//! The launcher's standard streams are passed on to the container.
 
 use std::fs;
 use std::io;
@@ -23,7 +23,7 @@ use crate::cgroup::{Cgroup, Hierarchies};
 use crate::files;
 use crate::paths::container_file;
 
-/// Starts the container whose bundle is `bundle` and leaves a [`Launched`] there.
+/// Starts the container whose bundle is `bundle` and writes the result, a [`Launched`], into the bundle.
 pub(crate) fn run(bundle: &Path) -> Result<(), ShimError> {
     let outcome = match launch(bundle) {
         Ok(launched) => launched,
@@ -63,7 +63,7 @@ fn launch(bundle: &Path) -> Result<Launched, ShimError> {
     Ok(Launched::Ok { pid, user })
 }
 
-/// Makes the container and starts its program. The executor's end of the error pipe is closed here.
+/// Creates the container and starts its program. On return the executor's end of the error pipe is closed.
 fn build(
     plan: &LaunchPlan,
     bundle: &Path,
@@ -87,8 +87,8 @@ fn build(
         .ok_or_else(|| LibcontainerError::Other("the container has no process".into()))
 }
 
-/// The process that a builder started, or why its program does not run: the program's own error says more
-/// than what became of it in `libcontainer`.
+/// Returns the process that a builder started, or the reason why its program does not run. Prefers the error
+/// that the executor sent over the pipe, because it says more than libcontainer's.
 pub(super) fn outcome(started: Result<i32, LibcontainerError>, error: ErrorPipe) -> Result<i32, ShimError> {
     match (error.read(), started) {
         (Some(message), _) => {
@@ -101,15 +101,15 @@ pub(super) fn outcome(started: Result<i32, LibcontainerError>, error: ErrorPipe)
     }
 }
 
-/// Makes what libcontainer wrote into its state directory this user's alone, and removes the sockets through
-/// which it has started further processes: it leaves one behind for each.
+/// Makes libcontainer's files in the state directory private to this user, and removes the socket that
+/// libcontainer leaves behind for each further process it started.
 pub(super) fn tidy(directory: &Path) -> io::Result<()> {
     fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
     let sockets = fs::read_to_string("/proc/net/unix")?;
     for entry in fs::read_dir(directory)? {
         let (path, name) = match entry {
             Ok(entry) => (entry.path(), entry.file_name().to_string_lossy().into_owned()),
-            // Another launcher was here at the same time.
+            // Another launcher has removed the file at the same time.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
@@ -125,7 +125,7 @@ pub(super) fn tidy(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Undoes what a Rust program sets for itself and its children would inherit.
+/// Resets process settings that Rust's runtime changes and that children would inherit.
 #[allow(unsafe_code, reason = "resetting SIGPIPE to its default installs no handler that could be unsound")]
 pub(crate) fn settle() -> Result<(), ShimError> {
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map_err(ShimError::io("reset SIGPIPE"))?;
@@ -133,11 +133,11 @@ pub(crate) fn settle() -> Result<(), ShimError> {
     Ok(())
 }
 
-/// A process that is not root must be able to open `/dev/stdout` again.
+/// Makes the process's user the owner of its standard streams, so that it can open `/dev/stdout` again.
 fn own_streams(user: &ResolvedUser) -> Result<(), ShimError> {
     let owner = (Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)));
     let own = |outcome: nix::Result<()>| match outcome {
-        // Not every file there can be owned: /dev/null of another namespace.
+        // Some files cannot change their owner, such as `/dev/null` of another user namespace.
         Ok(()) | Err(nix::Error::EINVAL | nix::Error::EPERM | nix::Error::EROFS) => Ok(()),
         Err(error) => Err(ShimError::io("own the standard streams")(error)),
     };
@@ -154,12 +154,12 @@ fn own_streams(user: &ResolvedUser) -> Result<(), ShimError> {
     Ok(())
 }
 
-/// The specification with what is known only now: root, user, volumes, cgroup mounts.
+/// Returns the specification completed with values known only now: root, user, volumes, cgroup mounts.
 fn complete(plan: &LaunchPlan, root: &Path, user: &ResolvedUser, cgroup: &Cgroup) -> Value {
     let mut spec = plan.spec.clone();
     spec["root"]["path"] = json!(root);
     spec["process"]["user"] = json!({ "uid": user.uid, "gid": user.gid, "additionalGids": user.groups });
-    // The executor drops them, once the seccomp filter is installed.
+    // The executor drops the capabilities, once the seccomp filter is installed.
     if let Some(process) = spec["process"].as_object_mut() {
         process.remove("capabilities");
     }
@@ -177,7 +177,8 @@ fn complete(plan: &LaunchPlan, root: &Path, user: &ResolvedUser, cgroup: &Cgroup
     spec
 }
 
-/// With version 1 a container sees its own cgroup of each controller, bound one by one.
+/// Returns the mounts of `/sys/fs/cgroup` for cgroup version 1: the container's own
+/// cgroup of each controller.
 fn cgroup_mounts(mount: &Value, cgroup: &Cgroup) -> Vec<Value> {
     let writable = mount["options"].as_array().is_some_and(|o| o.iter().any(|o| o == "rw"));
     let mut mounts = vec![json!({
@@ -193,15 +194,15 @@ fn cgroup_mounts(mount: &Value, cgroup: &Cgroup) -> Vec<Value> {
     mounts
 }
 
-/// The wanted score, or this process's own where the kernel would not allow less: lowering
-/// it needs CAP_SYS_RESOURCE (containerd's `restrict_oom_score_adj`).
+/// Returns the wanted OOM score, or this process's own if the kernel does not permit to lower it, which
+/// requires CAP_SYS_RESOURCE (containerd's `restrict_oom_score_adj`).
 fn possible_oom_score(wanted: i64) -> i64 {
     let current =
         fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0);
     if wanted >= current {
         return wanted;
     }
-    // Whether it may is found out by doing it; libcontainer sets the same value right after.
+    // Tries out whether lowering is permitted; libcontainer sets the same value right afterwards.
     match fs::write("/proc/self/oom_score_adj", wanted.to_string()) {
         Ok(()) => wanted,
         Err(_) => current,

@@ -1,5 +1,5 @@
-//! Container logs in the CRI format: `TIME stdout|stderr P|F TEXT`, a line of text a line.
-//! A line longer than 16 KiB, or one without an end, is written in partial pieces (P).
+//! Container logs in the CRI format: each line of text becomes `TIME stdout|stderr P|F TEXT`. A line longer
+//! than 16 KiB, or one without a line end, is written in partial pieces (P).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The most bytes of text in one line of the log file.
+/// Maximum number of bytes of text in one line of the log file.
 const PIECE: usize = 16 << 10;
 
 /// Standard output or standard error.
@@ -33,13 +33,13 @@ pub(crate) struct LogFile {
     open: Arc<Mutex<Open>>,
 }
 
-/// The open file and what became of the last write.
+/// The open file and the result of the last write.
 #[derive(Default)]
 struct Open {
     file: Option<File>,
-    /// Whether writing fails, which is said once.
+    /// Whether the last write failed; the error is reported only the first time.
     failing: bool,
-    /// Whether the file ends within a line, because only a part of it could be written.
+    /// Whether the file ends in the middle of a line, because only a part of the line could be written.
     torn: bool,
 }
 
@@ -50,7 +50,7 @@ impl LogFile {
         Ok(log)
     }
 
-    /// Opens the log by its path again: the way the kubelet rotates.
+    /// Opens the log by its path again, after the kubelet has rotated (renamed) it.
     pub fn reopen(&self) -> io::Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
         if let Some(directory) = path.parent() {
@@ -62,7 +62,7 @@ impl LogFile {
         Ok(())
     }
 
-    /// Appends whole lines. A full disk must not stop the container: what does not fit is lost.
+    /// Appends whole lines. Discards what cannot be written: a full disk must not stop the container.
     fn write(&self, lines: &[u8]) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let Open { file: Some(file), failing, torn } = &mut *open else { return };
@@ -77,7 +77,8 @@ impl LogFile {
     }
 }
 
-/// Writes `lines`, after the end of a line that was torn off before. `torn` says whether that happened again.
+/// Writes `lines`, after ending an earlier line that was written only in part. Sets `torn` to whether the
+/// file now ends in the middle of a line.
 fn append(file: &mut File, lines: &[u8], torn: &mut bool) -> io::Result<()> {
     if *torn {
         file.write_all(b"\n")?;
@@ -98,7 +99,7 @@ fn append(file: &mut File, lines: &[u8], torn: &mut bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Cuts one stream's output into lines and logs them.
+/// Splits one output stream into lines and logs them.
 pub(crate) struct LineWriter {
     log: LogFile,
     stream: Stream,
@@ -138,7 +139,7 @@ impl LineWriter {
         }
     }
 
-    /// Logs a last line without an end.
+    /// Logs a last line that has no line end.
     pub fn finish(&mut self) {
         if !self.pending.is_empty() && self.log.path.is_some() {
             let mut out = Vec::new();
@@ -185,7 +186,7 @@ mod tests {
         );
     }
 
-    /// In a process of its own, because its standard error is full too.
+    /// Runs in a process of its own, because that process's standard error is full too.
     #[test]
     fn a_full_disk_loses_the_log_but_not_the_container() {
         const CHILD: &str = "EPHOR_TEST_FULL_DISK";

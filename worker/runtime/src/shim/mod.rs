@@ -1,15 +1,15 @@
-//! The shim: what runs as `EXE shim VERB ...`, outside of the worker's process.
+//! The shim: processes outside of the worker's, started as `EXE shim VERB ...`.
 //!
-//! - `spawn` starts a pod's daemon away from the worker and ends: the daemon gets no parent
-//!   that could wait for it or take it along.
-//! - `daemon` is the pod's one long-lived process: parent of its containers, copier of their
-//!   output, witness of their end, answering the runtime on a unix socket.
-//! - `launch` and `exec` make one process through `libcontainer`, which forks and therefore
-//!   needs a process with a single thread, and end.
+//! - `spawn` starts a pod's daemon detached from the worker and ends, so that the daemon does not depend on
+//!   the process that started it.
+//! - `daemon` is the pod's one long-lived process: it is the parent of the pod's containers, copies their
+//!   output, records their end, and answers the runtime on a unix socket.
+//! - `launch` and `exec` start one process through `libcontainer`, which forks and therefore needs a
+//!   process with a single thread, and end.
 //! - `hold` and `init` are the first process of a PID namespace that a pod's containers share.
 
-/// Writes a line to the shim's log, or to nowhere if that cannot be written: a full disk must not end the
-/// shim, which `eprintln!` would.
+/// Writes a line to the shim's log, and ignores errors: a full disk must not end the shim, as
+/// `eprintln!` would by panicking.
 macro_rules! say {
     ($($text:tt)*) => { $crate::shim::say(format_args!($($text)*)) };
 }
@@ -36,11 +36,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Runs `shim VERB DIRECTORY [ARGUMENTS]`, given the arguments after `shim`.
+/// Runs `shim VERB DIRECTORY [ARGUMENTS]`; takes the arguments after `shim`.
 ///
-/// The caller must not have started a thread or a tokio runtime: `launch` and `exec` fork.
-/// Errors go to standard error, which the daemon's starter has pointed at a log file, and
-/// make the exit code 1.
+/// The caller must not have started a thread or a tokio runtime, because `launch` and `exec`
+/// fork. Writes errors to standard error, which the daemon's starter has redirected to a log
+/// file, and returns exit code 1.
 pub fn shim_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut arguments = arguments.into_iter();
     let verb = arguments.next().unwrap_or_default();
@@ -68,10 +68,10 @@ pub fn shim_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// For the macro of the same name.
+/// Implements the macro of the same name.
 fn say(text: std::fmt::Arguments<'_>) {
     use std::io::Write;
-    // There is no other place to say it.
+    // An error here cannot be reported anywhere else.
     let _ = writeln!(std::io::stderr(), "shim: {text}");
 }
 
@@ -87,7 +87,7 @@ pub(crate) enum ShimError {
 }
 
 impl ShimError {
-    /// For `map_err`: an I/O error, or one of the kernel's, while doing `what`.
+    /// Returns a closure for `map_err` that describes an I/O or kernel error while doing `what`.
     pub fn io<E: Into<std::io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source: source.into() }

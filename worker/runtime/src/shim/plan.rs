@@ -1,46 +1,47 @@
-//! What the runtime and the shim tell each other by files: plans before, records after.
+//! The files by which runtime and shim communicate: plans for what is to be started,
+//! records of what happened.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// The version of what runtime and shim say to each other, over the socket and by files. A shim outlives the
-/// program that started it, so a runtime speaks to shims of [`OLDEST_PROTOCOL`] and later. 0: shims from before
-/// there was a version. 1: unwritten exits are told to whoever begins to watch.
+/// Version of the protocol between runtime and shim, over the socket and by files. A shim outlives the
+/// program that started it, so that a runtime must support shims from [`OLDEST_PROTOCOL`] on. 0: shims from
+/// before the version was introduced. 1: exits that are not on disk yet are sent to each new watcher.
 pub(crate) const PROTOCOL: u32 = 1;
-/// The oldest version that this program speaks.
+/// Oldest protocol version that this program supports.
 pub(crate) const OLDEST_PROTOCOL: u32 = 0;
 
-/// Everything a pod's daemon needs to know (`shim.json`).
+/// Plan of a pod's daemon (`shim.json`).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ShimPlan {
-    /// The version of the protocol that the daemon speaks ([`PROTOCOL`] of the program that it runs).
+    /// Protocol version that the daemon speaks ([`PROTOCOL`] of the program that it runs).
     #[serde(default)]
     pub protocol: u32,
     pub sandbox_id: String,
-    /// Whether the containers share a PID namespace, which the daemon then holds.
+    /// Whether the containers share a PID namespace, which the daemon then keeps alive.
     pub shared_pid: bool,
 }
 
-/// Everything it takes to start a container (`launch.json` in its bundle).
+/// Plan for starting a container (`launch.json` in its bundle).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct LaunchPlan {
     pub container_id: String,
-    /// The bundle: this plan's own directory.
+    /// The bundle: the directory that contains this plan.
     pub bundle: PathBuf,
     /// libcontainer's state directory.
     pub libcontainer: PathBuf,
-    /// Where the records of start and exit are kept.
+    /// Directory of the start and exit records.
     pub records: PathBuf,
     pub rootfs: RootfsPlan,
-    /// The OCI runtime specification, but for the user, which is looked up in the root file system.
+    /// The OCI runtime specification without the user, who is looked up in the root file system.
     pub spec: serde_json::Value,
     pub user: UserRequest,
-    /// Which system calls the container may make.
+    /// System calls that the container may make.
     #[serde(default)]
     pub seccomp: SeccompProfile,
     pub propagation: Propagation,
-    /// The cgroup, relative to the hierarchies' roots.
+    /// Path of the cgroup, relative to the root of each hierarchy.
     pub cgroup: PathBuf,
     pub log_path: Option<PathBuf>,
     pub stdin: bool,
@@ -48,17 +49,17 @@ pub(crate) struct LaunchPlan {
     pub tty: bool,
 }
 
-/// Which system calls a container may make.
+/// Set of system calls that a container may make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum SeccompProfile {
-    /// Those of the default profile and of the container's capabilities.
+    /// The system calls of the default profile and of the container's capabilities.
     #[default]
     RuntimeDefault,
-    /// All.
+    /// All system calls.
     Unconfined,
 }
 
-/// An overlay: image layers below, one writable directory above.
+/// An overlay mount: image layers below a writable directory.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct RootfsPlan {
     pub layers_directory: PathBuf,
@@ -66,12 +67,12 @@ pub(crate) struct RootfsPlan {
     pub layers: Vec<String>,
     pub upper: PathBuf,
     pub work: PathBuf,
-    /// Paths that the image declares as volumes, with the host directories for them; a new
-    /// directory is filled from the image.
+    /// Paths that the image declares as volumes, with their host directories; a new directory is filled
+    /// with the image's content.
     pub volumes: Vec<(PathBuf, PathBuf)>,
 }
 
-/// The user and groups asked for, before names are looked up in the image.
+/// The requested user and groups, before names are looked up in the image.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct UserRequest {
     /// The image's user: `user`, `uid`, `user:group` or `uid:gid`.
@@ -80,12 +81,12 @@ pub(crate) struct UserRequest {
     pub run_as_group: Option<i64>,
     pub run_as_username: String,
     pub supplemental_groups: Vec<i64>,
-    /// Whether groups that the image's `/etc/group` gives the user are left out.
+    /// Whether the groups that the image's `/etc/group` gives the user are ignored.
     pub strict_groups: bool,
 }
 
 impl UserRequest {
-    /// Whether any part of it is a name, which only the image's files can tell the number of.
+    /// Returns whether any part of the request is a name, which has to be looked up in the image's files.
     pub fn has_name(&self) -> bool {
         let is_name = |text: &str| !text.is_empty() && text.parse::<u32>().is_err();
         match (self.run_as_user, self.run_as_username.is_empty()) {
@@ -104,8 +105,7 @@ pub(crate) struct ResolvedUser {
     pub groups: Vec<u32>,
 }
 
-/// How mounts made on the host reach the container, and the other way round: the widest
-/// propagation that any of its mounts asks for.
+/// Propagation of mounts between host and container: the widest that any of the container's mounts asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Propagation {
     #[default]
@@ -114,35 +114,35 @@ pub(crate) enum Propagation {
     Bidirectional,
 }
 
-/// How a launcher's work ended, for the daemon (`launched.json`, or the file that `exec` is given).
+/// Result of a launcher for the daemon (`launched.json`, or the file that is passed to `exec`).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Launched {
     Ok { pid: i32, user: ResolvedUser },
     Err(String),
 }
 
-/// Written once a container runs (`started.json`).
+/// Record of a container's start, written once it runs (`started.json`).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct StartedRecord {
     pub pid: i32,
-    /// Nanoseconds since 1970.
+    /// Start time in nanoseconds since 1970.
     pub started_at: i64,
     pub user: ResolvedUser,
 }
 
-/// Written once a container has ended and its output is in the log (`exit.json`).
+/// Record of a container's end, written once its output is in the log (`exit.json`).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ExitRecord {
-    /// As a shell gives it: 128 and the signal for a killed process.
+    /// Exit code as in a shell: 128 plus the signal number for a killed process.
     pub exit_code: i32,
-    /// Nanoseconds since 1970.
+    /// End time in nanoseconds since 1970.
     pub finished_at: i64,
-    /// CamelCase reason, such as OOMKilled.
+    /// Reason in CamelCase, such as OOMKilled.
     pub reason: String,
     pub message: String,
 }
 
-/// Nanoseconds since 1970.
+/// Returns the current time in nanoseconds since 1970.
 pub(crate) fn now() -> i64 {
     i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
 }

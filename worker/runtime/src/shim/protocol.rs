@@ -1,6 +1,6 @@
-//! What goes over a shim's socket: one request a connection, one reply, and after some
-//! requests a stream of frames. Messages are JSON behind a length of four bytes (little
-//! endian); frames are a kind, a length and bytes.
+//! The protocol of a shim's socket: one request per connection, one reply, and after some requests a
+//! stream of frames. Messages are JSON after a length of four bytes (little endian); frames consist of a
+//! kind, a length and bytes.
 
 use std::io;
 
@@ -8,25 +8,25 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// The longest message or frame either side accepts, in bytes.
+/// Maximum length of a message or frame that either side accepts, in bytes.
 const LIMIT: usize = 1 << 20;
 
-/// What the runtime asks a shim for.
+/// Requests of the runtime to a shim.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// Start the container whose bundle is the directory.
+    /// Starts the container whose bundle is the directory.
     Start { bundle: std::path::PathBuf },
-    /// Send a signal to a container's first process, or to all in its cgroup.
+    /// Sends a signal to a container's first process, or with `all` to all processes in its cgroup.
     Signal { container: String, signal: i32, all: bool },
-    /// Run a process in a container. Frames follow a good reply.
+    /// Runs a process in a container. Frames follow the reply `Ok`.
     Exec { container: String, arguments: Vec<String>, tty: bool, stdin: bool },
-    /// Join a container's input and output. Frames follow a good reply.
+    /// Attaches to a container's input and output. Frames follow the reply `Ok`.
     Attach { container: String, stdin: bool, stdout: bool, stderr: bool },
-    /// Open the log again by its path, after it was moved away.
+    /// Reopens the log by its path, after it was renamed.
     ReopenLog { container: String },
-    /// Be told of each container that ends; `Ended` messages follow a good reply.
+    /// Subscribes to the ends of containers; `Ended` messages follow the reply `Ok`.
     Watch,
-    /// Kill what is left and go.
+    /// Kills the remaining processes and ends the shim.
     Shutdown,
 }
 
@@ -36,7 +36,7 @@ pub(crate) enum Reply {
     Ok,
     Started(super::plan::StartedRecord),
     Error(String),
-    /// The container does not run (any more).
+    /// The container does not run, or no longer.
     NotRunning,
 }
 
@@ -47,17 +47,17 @@ pub(crate) struct Ended {
     pub exit: super::plan::ExitRecord,
 }
 
-/// One message of an exec or attach session, either way.
+/// A message of an exec or attach session, in either direction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Frame {
     Stdin(Vec<u8>),
     Stdout(Vec<u8>),
     Stderr(Vec<u8>),
-    /// The process ended with that code; the last frame.
+    /// The process ended with this exit code; the last frame of a session.
     Exit(i32),
-    /// The terminal has that many columns and rows now.
+    /// The terminal now has this many columns and rows.
     Resize(u16, u16),
-    /// No more input.
+    /// The client's input has ended.
     StdinEnd,
 }
 
@@ -100,7 +100,7 @@ pub(crate) async fn write_frame(to: &mut (impl AsyncWrite + Unpin), frame: &Fram
     to.flush().await
 }
 
-/// The next frame; `None` where the stream ends between two frames.
+/// Reads the next frame; `None` if the stream ends after a complete frame.
 pub(crate) async fn read_frame(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Frame>> {
     let kind = match from.read_u8().await {
         Ok(kind) => kind,

@@ -1,5 +1,5 @@
-//! Collects every child of the daemon: launchers, containers, and processes that lost their
-//! own parent, which come here because the daemon is a subreaper.
+//! Waits for every child of the daemon: launchers, containers, and orphaned processes, which become children
+//! of the daemon because it is a subreaper.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-/// The most exit statuses that are kept until somebody asks for them.
+/// Maximum number of exit statuses kept until they are asked for.
 const UNCLAIMED: usize = 1024;
 
 /// Collects the exit statuses of the daemon's children. Cheap to clone.
@@ -45,19 +45,19 @@ impl Reaper {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A point in time: [`Reaper::wait`] with it ignores what ended before.
+    /// Returns a mark of the present moment: [`Reaper::wait`] ignores processes that ended before its mark.
     pub fn mark(&self) -> u64 {
         self.lock().collected
     }
 
-    /// Resolves to the exit code of a child that was started after `mark`.
+    /// Returns a receiver of the exit code of a child that was started after `mark`.
     pub fn wait(&self, pid: i32, mark: u64) -> oneshot::Receiver<i32> {
         let (sender, receiver) = oneshot::channel();
         let mut inner = self.lock();
         match inner.unclaimed.iter().position(|(at, of, _)| *of == pid && *at >= mark) {
             Some(found) => {
                 if let Some((_, _, code)) = inner.unclaimed.remove(found) {
-                    // The receiver is in this function's hands: it is there.
+                    // Sending cannot fail, because this function still owns the receiver.
                     let _ = sender.send(code);
                 }
             }
@@ -80,7 +80,7 @@ impl Reaper {
             let at = inner.collected;
             inner.collected += 1;
             match inner.waiting.remove(&pid) {
-                // Who no longer waits does not mind.
+                // Sending fails if the receiver was dropped, which does no harm.
                 Some(sender) => drop(sender.send(code)),
                 None => {
                     inner.unclaimed.push_back((at, pid, code));

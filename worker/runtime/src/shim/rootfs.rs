@@ -1,5 +1,5 @@
-//! A container's root file system: the overlay, mounted where only the container will see
-//! it, and what is done in it before the container is.
+//! A container's root file system: mounts the overlay in a private mount namespace and prepares its content
+//! before the container is created.
 
 use std::fs;
 use std::io;
@@ -15,14 +15,14 @@ use super::plan::{LaunchPlan, Propagation, ResolvedUser, RootfsPlan};
 use super::user::Accounts;
 use crate::paths::container_file;
 
-/// Gives this process a mount namespace of its own, in which `plan`'s overlay is mounted on
-/// the bundle's `rootfs`, and returns that path. The mount lives as long as processes do.
+/// Moves this process into a mount namespace of its own, mounts `plan`'s overlay on the bundle's `rootfs`
+/// there, and returns that path. The mount exists as long as a process is in the namespace.
 pub(crate) fn mount_overlay(plan: &LaunchPlan) -> Result<PathBuf, ShimError> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(ShimError::io("make a mount namespace"))?;
     let flags = match plan.propagation {
         Propagation::Private => Some(MsFlags::MS_PRIVATE),
         Propagation::HostToContainer => Some(MsFlags::MS_SLAVE),
-        // The container's mounts stay in the host's peer groups.
+        // Mounts made in the container propagate to the host, so that they stay in the host's peer groups.
         Propagation::Bidirectional => None,
     };
     if let Some(flags) = flags {
@@ -34,7 +34,7 @@ pub(crate) fn mount_overlay(plan: &LaunchPlan) -> Result<PathBuf, ShimError> {
     fs::create_dir_all(&target).map_err(ShimError::io("make the root's mount point"))?;
     let options =
         overlay_options(&plan.rootfs, &plan.bundle).map_err(ShimError::io("prepare the overlay"))?;
-    // Lower directories are named relative to theirs, so that many fit into one page of options.
+    // Lower directories are relative to the layers' directory, so that many fit into one page of options.
     std::env::set_current_dir(&plan.rootfs.layers_directory).map_err(ShimError::io("enter the layers"))?;
     mount(Some("overlay"), &target, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()))
         .map_err(ShimError::io("mount the overlay"))?;
@@ -42,8 +42,8 @@ pub(crate) fn mount_overlay(plan: &LaunchPlan) -> Result<PathBuf, ShimError> {
     Ok(target)
 }
 
-/// Looks the process's user up in the image, before there is a container: a name that the image does not know
-/// is an error of its creation. Blocks; what is mounted goes with the thread that sees it.
+/// Checks, before the container is created, that the image knows the names of its user and groups. Blocks;
+/// the mounts disappear with the thread in whose mount namespace they are.
 pub(crate) fn check_user(plan: &LaunchPlan) -> Result<(), ShimError> {
     if !plan.user.has_name() {
         return Ok(());
@@ -77,7 +77,7 @@ pub(crate) fn check_user(plan: &LaunchPlan) -> Result<(), ShimError> {
     thread.join().map_err(|_| ShimError::Container("looking the user up failed".into()))?
 }
 
-/// The layers for mount options, the topmost first, relative to their directory.
+/// Returns the layers for mount options, topmost first, relative to the layers' directory.
 fn lower_directories(plan: &RootfsPlan) -> String {
     let topmost_first = plan.layers.iter().rev().map(|name| format!("{name}/fs"));
     topmost_first.collect::<Vec<_>>().join(":")
@@ -86,7 +86,7 @@ fn lower_directories(plan: &RootfsPlan) -> String {
 fn overlay_options(plan: &RootfsPlan, bundle: &Path) -> io::Result<String> {
     let lower = match plan.layers.is_empty() {
         true => {
-            // An image from scratch has nothing below.
+            // An image without layers gets an empty lower directory.
             let empty = bundle.join("empty");
             fs::create_dir_all(&empty)?;
             escaped(&empty)
@@ -99,13 +99,13 @@ fn overlay_options(plan: &RootfsPlan, bundle: &Path) -> io::Result<String> {
     Ok(format!("lowerdir={lower},upperdir={},workdir={}", escaped(&plan.upper), escaped(&plan.work)))
 }
 
-/// Separators within a path, for mount options.
+/// Escapes the separators of mount options in a path.
 fn escaped(path: &Path) -> String {
     path.to_string_lossy().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:")
 }
 
-/// What is done within the root file system, by a thread that has it as its root directory,
-/// so that no link of the image leads out.
+/// Prepares the root file system and looks up the process's user. Runs on a thread that has `rootfs` as its
+/// root directory, so that no link of the image leads outside.
 pub(crate) fn prepare(plan: &LaunchPlan, rootfs: &Path) -> Result<ResolvedUser, ShimError> {
     let volumes: Vec<(PathBuf, fs::File)> = plan
         .rootfs
@@ -137,7 +137,7 @@ pub(crate) fn prepare(plan: &LaunchPlan, rootfs: &Path) -> Result<ResolvedUser, 
     thread.join().map_err(|_| ShimError::Container("preparing the root file system failed".into()))?
 }
 
-/// Copies what the image has at a volume's path into the volume's empty directory.
+/// Copies the image's content at a volume's path into the volume's empty host directory.
 fn fill(inside: &Path, host: &fs::File) -> io::Result<()> {
     let Ok(found) = fs::metadata(inside) else { return Ok(()) };
     if !found.is_dir() {
@@ -146,7 +146,7 @@ fn fill(inside: &Path, host: &fs::File) -> io::Result<()> {
     let sources = list(inside)?;
     fchown(host, Some(Uid::from_raw(found.uid())), Some(Gid::from_raw(found.gid())))?;
     host.set_permissions(found.permissions())?;
-    // The volume lies outside of this root: it is reached as the current directory.
+    // The volume lies outside of the thread's root directory and is reached as its current directory.
     fchdir(host)?;
     for (path, metadata) in sources {
         let target = path.strip_prefix(inside).unwrap_or(&path).to_owned();

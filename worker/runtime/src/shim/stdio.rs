@@ -1,5 +1,5 @@
-//! The daemon's ends of a process's input and output: pipes, or one pseudo-terminal, and
-//! the copying of output to the log and to whoever is attached.
+//! The daemon's ends of a process's standard streams, pipes or one pseudo-terminal, and the copying of output
+//! to the log and to attached clients.
 
 use std::fs::File;
 use std::io;
@@ -23,10 +23,10 @@ use super::log::{LineWriter, Stream};
 use super::protocol::Frame;
 use crate::paths::short_path;
 
-/// How long an attached reader may hold up a container's output before it is let go.
+/// Maximum time that an attached client may block a container's output before the client is dropped.
 const READER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The file in a bundle through which a launcher hands over the terminal.
+/// Name of the socket in a bundle over which a launcher passes the terminal.
 pub(crate) const CONSOLE: &str = "console.sock";
 
 /// The master side of a pseudo-terminal.
@@ -46,7 +46,7 @@ impl Pty {
     async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.0.async_io(Interest::READABLE, |fd| Ok(nix::unistd::read(fd, buffer)?)).await;
         match read {
-            // The kernel's way of saying that nobody holds the other side any more.
+            // Linux reports EIO once no process has the terminal's other side open.
             Err(e) if e.raw_os_error() == Some(libc::EIO) => Ok(0),
             other => other,
         }
@@ -60,7 +60,7 @@ impl Pty {
         Ok(())
     }
 
-    /// Tells the terminal, and with it the program, its size in characters.
+    /// Sets the terminal's size in characters, which signals the change to the program.
     #[allow(
         unsafe_code,
         reason = "TIOCSWINSZ has no safe wrapper; the pointer is to a live winsize, the fd is owned"
@@ -72,7 +72,7 @@ impl Pty {
     }
 }
 
-/// The daemon's reading end of a process's output.
+/// The daemon's reading end of a process's output stream.
 pub(crate) enum Source {
     Pipe(pipe::Receiver),
     Pty(Arc<Pty>),
@@ -102,19 +102,19 @@ impl Sink {
     }
 }
 
-/// Both ends of the standard streams of a process that is about to be started.
+/// Both ends of the standard streams of a process that has yet to be started.
 pub(crate) struct Streams {
-    /// The ends that the process gets: input, output, error.
+    /// The process's ends: input, output, error.
     pub child: [Stdio; 3],
-    /// The daemon's end of the input; `None` if the process reads from `/dev/null`, or has a terminal and no
-    /// [`Console`] has received it yet. Likewise the two below.
+    /// The daemon's end of the input; `None` if the process reads from `/dev/null`, or has a terminal that no
+    /// [`Console`] has received yet. `None` means the same for the two ends below.
     pub stdin: Option<Sink>,
     pub stdout: Option<Source>,
     pub stderr: Option<Source>,
 }
 
 impl Streams {
-    /// Pipes; without `stdin` the process reads from `/dev/null`.
+    /// Makes pipes; without `stdin` the process reads from `/dev/null`.
     pub fn pipes(stdin: bool) -> io::Result<Self> {
         let (our_out, out) = pipe2(OFlag::O_CLOEXEC)?;
         let (our_err, err) = pipe2(OFlag::O_CLOEXEC)?;
@@ -133,26 +133,26 @@ impl Streams {
         })
     }
 
-    /// No pipes, for a process that gets a terminal.
+    /// Makes no pipes, for a process that gets a terminal.
     pub fn terminal() -> Self {
         Self { child: [Stdio::null(), Stdio::null(), Stdio::null()], stdin: None, stdout: None, stderr: None }
     }
 
-    /// Takes the terminal that the process got.
+    /// Uses the process's terminal as input and output.
     pub fn take_terminal(&mut self, pty: &Arc<Pty>) {
         self.stdin = Some(Sink::Pty(pty.clone()));
         self.stdout = Some(Source::Pty(pty.clone()));
     }
 }
 
-/// Receives the terminal that libcontainer makes within a container.
+/// Socket that receives the terminal which libcontainer makes within a container.
 pub(crate) struct Console {
     listener: UnixListener,
     path: std::path::PathBuf,
 }
 
 impl Console {
-    /// Listens on `name` in `directory`.
+    /// Listens on the socket `name` in `directory`.
     pub fn listen(directory: &Path, name: &str) -> io::Result<Self> {
         let path = directory.join(name);
         crate::files::remove_file(&path)?;
@@ -174,7 +174,7 @@ impl Console {
 
 impl Drop for Console {
     fn drop(&mut self) {
-        // What stays behind goes with the bundle.
+        // A socket file that stays behind is removed together with the bundle.
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -203,7 +203,7 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Adds a reader. It gets what comes from now on, and the end.
+    /// Adds a client, which receives the output from now on and the exit code.
     pub fn attach(&self, reader: mpsc::Sender<Frame>) {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
     }
@@ -218,14 +218,14 @@ impl Output {
         }
     }
 
-    /// Sends the exit code and lets every reader go.
+    /// Sends the exit code to all attached clients and detaches them.
     pub async fn end(&self, code: i32) {
         self.send(Frame::Exit(code)).await;
         self.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
-/// Copies one stream to the log and to readers until its end.
+/// Copies one output stream to the log and to attached clients until its end.
 pub(crate) async fn copy(mut source: Source, mut log: LineWriter, stream: Stream, output: Arc<Output>) {
     let mut buffer = vec![0; 32 << 10];
     loop {
@@ -244,7 +244,7 @@ pub(crate) async fn copy(mut source: Source, mut log: LineWriter, stream: Stream
     log.finish();
 }
 
-/// Copies one stream into a channel until its end, or until nobody reads the channel.
+/// Copies one output stream into a channel until its end, or until the channel's receiver is gone.
 pub(crate) async fn forward(mut source: Source, stream: Stream, to: mpsc::Sender<Frame>) {
     let mut buffer = vec![0; 32 << 10];
     while let Ok(count @ 1..) = source.read(&mut buffer).await {

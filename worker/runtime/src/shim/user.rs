@@ -1,5 +1,5 @@
-//! Who a container's process is: names looked up in the image's `/etc/passwd` and
-//! `/etc/group`, with containerd's rules.
+//! The user and groups of a container's process: looks names up in the image's `/etc/passwd` and
+//! `/etc/group`, by containerd's rules.
 
 use std::fs;
 use std::io;
@@ -22,10 +22,10 @@ struct Group {
     members: Vec<String>,
 }
 
-/// The most bytes of either file.
+/// Maximum size of either file in bytes.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// What the image's `/etc/passwd` and `/etc/group` say.
+/// Content of the image's `/etc/passwd` and `/etc/group`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Accounts {
     users: Vec<Account>,
@@ -33,9 +33,10 @@ pub(crate) struct Accounts {
 }
 
 impl Accounts {
-    /// Reads them below the current root directory; files that are not there hold nothing.
+    /// Reads both files below the current root directory; a missing file counts as empty.
     pub fn read() -> io::Result<Self> {
-        // The image decides what lies there: a pipe would block for ever, a device never end.
+        // Reads regular files only: the image may have a pipe there, which blocks, or a device that never
+        // ends.
         let text = |path: &str| match fs::metadata(path) {
             Ok(found) if !found.is_file() || found.len() > FILE_BYTES_MAX => {
                 let message = format!("{path} of the image is not a small regular file");
@@ -87,7 +88,7 @@ impl Accounts {
         text.parse().map_err(|_| format!("unable to find group {text}: no matching entries in group file"))
     }
 
-    /// Looks the request up. Fails with a message for the container's status.
+    /// Looks up the requested user and groups. Fails with a message for the container's status.
     pub fn resolve(&self, request: &UserRequest) -> Result<ResolvedUser, String> {
         let number = |n: i64, what: &str| u32::try_from(n).map_err(|_| format!("invalid {what} {n}"));
         let (mut account, group) = if let Some(uid) = request.run_as_user {

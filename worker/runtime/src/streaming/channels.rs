@@ -1,5 +1,5 @@
-//! `v4.channel.k8s.io` and `v5.channel.k8s.io`: the first byte of each WebSocket message says
-//! which stream the rest belongs to (client-go's `remotecommand`).
+//! The WebSocket subprotocols `v4.channel.k8s.io` and `v5.channel.k8s.io`: the first byte of each message is
+//! the number of the stream that the rest belongs to (client-go's `remotecommand`).
 
 use std::io;
 use std::time::Duration;
@@ -24,15 +24,15 @@ const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 const ERROR: u8 = 3;
 const RESIZE: u8 = 4;
-/// Version 5 only: its payload is the channel that the client closes.
+/// Channel whose message names the channel that the client closes; version 5 only.
 const CLOSE: u8 = 255;
 
-/// The most bytes of standard input in one frame to the shim.
+/// Maximum number of bytes of standard input in one frame to the shim.
 const PIECE: usize = 256 << 10;
 
-/// The close frame of a session that ended as it should.
+/// Close frame of a session that ended normally.
 const NORMAL: CloseFrame = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") };
-/// How long a client may take to answer a close.
+/// Maximum time to wait for the client's answer to a close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The WebSocket subprotocol of the session.
@@ -64,7 +64,7 @@ struct Size {
     height: u16,
 }
 
-/// Carries an exec or attach over the socket until either side ends it.
+/// Carries an exec or attach session over the socket until either side ends it.
 pub(super) async fn run<S>(mut socket: WebSocketStream<S>, ticket: Ticket, version: Version)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -89,8 +89,8 @@ where
     finish(socket).await;
 }
 
-/// Closes with "normal closure", which client-go takes for the end of the streams (an empty close
-/// frame is an error to it), and lets the client answer, so that nothing is lost in a reset.
+/// Closes with "normal closure", which client-go takes as the end of the streams (an empty close frame is an
+/// error to it), and waits for the client's answer, so that a reset does not discard output.
 async fn finish<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketStream<S>) {
     let end = async {
         if socket.close(Some(NORMAL)).await.is_ok() {
@@ -113,8 +113,8 @@ async fn send(
     to.send(Message::Binary(Bytes::from(message))).await.map_err(io::Error::other)
 }
 
-/// Carries both directions side by side: a program that waits until its output is read takes no input,
-/// and neither direction may wait for the other.
+/// Carries both directions concurrently: a program that blocks on its output reads no input, so neither
+/// direction may wait for the other.
 async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
     socket: &mut WebSocketStream<S>,
     stream: UnixStream,
@@ -122,7 +122,7 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
     command: Option<&[String]>,
     version: Version,
 ) -> io::Result<()> {
-    // An empty message on the lowest channel tells the client that the streams are there.
+    // An empty message on the lowest channel tells the client that the streams are open.
     let lowest = match (stdout, stderr) {
         (true, _) => STDOUT,
         (false, true) => STDERR,
@@ -135,7 +135,7 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
         loop {
             match from_client.next().await {
                 Some(Ok(Message::Binary(bytes))) => input(&mut writer, &bytes, stdin, version).await?,
-                // Old clients send text; its bytes mean the same.
+                // Older clients send text messages, whose bytes are treated like those of binary messages.
                 Some(Ok(Message::Text(text))) => input(&mut writer, text.as_bytes(), stdin, version).await?,
                 Some(Ok(Message::Close(_))) | None => return Ok(()),
                 Some(Ok(_)) => {}
@@ -159,12 +159,12 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
     tokio::select! {
         biased;
         ended = outgoing => ended,
-        // The client has gone.
+        // The client has disconnected.
         ended = incoming => ended,
     }
 }
 
-/// Passes one message of the client on to the shim.
+/// Forwards one message of the client to the shim.
 async fn input(
     to: &mut tokio::net::unix::OwnedWriteHalf,
     message: &[u8],
@@ -191,7 +191,7 @@ async fn input(
         _ => Ok(()),
     };
     match outcome {
-        // The process ended while the client was still sending: its exit is on the way.
+        // The process ended while the client was still sending: its exit code follows.
         Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
         other => other,
     }
@@ -201,9 +201,9 @@ fn success() -> Vec<u8> {
     json!({ "metadata": {}, "status": "Success" }).to_string().into_bytes()
 }
 
-/// The status that tells the client how the process ended.
+/// Returns the JSON status that tells the client how the process ended.
 fn exit_status(code: i32, command: Option<&[String]>) -> Vec<u8> {
-    // How an attached container ended is not the client's error.
+    // For an attach, the container's exit code is not reported as the client's error.
     let Some(command) = command.filter(|_| code != 0) else { return success() };
     let status: Value = json!({
         "metadata": {},

@@ -1,4 +1,4 @@
-//! The HTTP face of the streaming server: one upgrade a connection.
+//! HTTP side of the streaming server: each connection is upgraded to one session.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,9 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Streams, Ticket, channels, portforward};
 
-/// How long a client may take to send its request.
+/// Maximum time for a client to send its request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// The largest WebSocket message, in bytes.
+/// Maximum size of a WebSocket message, in bytes.
 const MESSAGE_LIMIT: usize = 4 << 20;
 
 const PORT_FORWARD_PROTOCOL: &str = "portforward.k8s.io";
@@ -32,7 +32,7 @@ static STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-
 
 type Body = Full<Bytes>;
 
-/// Serves one connection until it, or the session that it became, ends.
+/// Serves one connection until it ends, or the session that it was upgraded to.
 pub(super) async fn serve(streams: Arc<Streams>, stream: TcpStream, shutdown: CancellationToken) {
     let service = service_fn(|request| {
         let (streams, shutdown) = (streams.clone(), shutdown.clone());
@@ -90,7 +90,7 @@ fn answer(streams: &Streams, request: Request<Incoming>, shutdown: CancellationT
     }
 }
 
-/// Whether a comma-separated header has a token, whatever its case.
+/// Returns whether a comma-separated header contains a token, ignoring case.
 fn has(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     let values = headers.get_all(name).into_iter().filter_map(|v| v.to_str().ok());
     values.flat_map(|v| v.split(',')).any(|part| part.trim().eq_ignore_ascii_case(token))
@@ -101,7 +101,7 @@ fn protocols(headers: &HeaderMap) -> Vec<String> {
     values.flat_map(|v| v.split(',')).map(|p| p.trim().to_owned()).filter(|p| !p.is_empty()).collect()
 }
 
-/// A session over an upgraded connection, ended with the runtime.
+/// Runs a session over an upgraded connection; the runtime's shutdown ends it.
 fn session<F>(
     request: Request<Incoming>,
     shutdown: CancellationToken,

@@ -1,10 +1,9 @@
-//! The streaming server: where exec, attach and port-forward go after CRI has answered with
-//! an address. The agent's HTTPS server passes the client's upgraded connection through.
+//! The streaming server: CRI answers exec, attach and port-forward with a URL, which this server serves. The
+//! agent's HTTPS server passes the client's upgraded connection through to it.
 //!
-//! An address holds a ticket of 32 random bytes that is good once and for a minute, and the
-//! server listens on a local address only. Exec and attach speak WebSocket with
-//! `v5.channel.k8s.io` or `v4.channel.k8s.io`; port-forward speaks SPDY/3.1, plain or
-//! within a WebSocket (`SPDY/3.1+portforward.k8s.io`).
+//! A URL contains a ticket of 32 random bytes that can be used once and within a minute; the server listens
+//! on a local address only. Exec and attach speak WebSocket with `v5.channel.k8s.io` or `v4.channel.k8s.io`;
+//! port-forward speaks SPDY/3.1, directly or within a WebSocket (`SPDY/3.1+portforward.k8s.io`).
 
 mod channels;
 mod http;
@@ -24,12 +23,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::shim::client::ShimClient;
 
-/// How long after its issue a ticket can be used.
+/// Time after its issue during which a ticket can be used.
 const LIFETIME: Duration = Duration::from_secs(60);
-/// The most tickets that are issued and not used; the oldest makes way for a new one.
+/// Maximum number of unused tickets; at the limit a new ticket replaces the oldest one.
 const TICKETS: usize = 4096;
 
-/// The session that whoever knows an address may open, once.
+/// The session that a URL's holder may open once.
 pub(crate) enum Ticket {
     Exec {
         shim: ShimClient,
@@ -48,19 +47,19 @@ pub(crate) enum Ticket {
         stderr: bool,
     },
     PortForward {
-        /// The pod's network namespace; `None` for the host's.
+        /// Path of the pod's network namespace; `None` for the host's.
         namespace: Option<PathBuf>,
     },
 }
 
-/// Tickets that are out, and where the server listens.
+/// The unused tickets, and the server's address.
 pub(crate) struct Streams {
     address: SocketAddr,
     tickets: Mutex<BTreeMap<String, (Instant, Ticket)>>,
 }
 
 impl Streams {
-    /// Returns the URL at which `ticket` can be used.
+    /// Issues a ticket; returns the URL at which it can be used.
     pub fn issue(&self, ticket: Ticket) -> String {
         let kind = match &ticket {
             Ticket::Exec { .. } => "exec",
@@ -82,14 +81,14 @@ impl Streams {
         url
     }
 
-    /// Returns the ticket of that token and forgets it; `None` if it was used, or is too old.
+    /// Returns the ticket of a token and removes it; `None` if it was used, has expired or never existed.
     fn redeem(&self, token: &str) -> Option<Ticket> {
         let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
         tickets.remove(token).filter(|(issued, _)| issued.elapsed() < LIFETIME).map(|(_, ticket)| ticket)
     }
 }
 
-/// Starts the server in the background. It ends with `shutdown`.
+/// Starts the server in the background; it ends with `shutdown`.
 pub(crate) async fn start(address: SocketAddr, shutdown: CancellationToken) -> io::Result<Arc<Streams>> {
     let listener = Arc::new(TcpListener::bind(address).await?);
     let streams = Arc::new(Streams { address: listener.local_addr()?, tickets: Mutex::default() });
@@ -108,7 +107,7 @@ async fn accept(listener: Arc<TcpListener>, streams: Arc<Streams>, shutdown: Can
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => drop(tokio::spawn(http::serve(streams.clone(), stream, shutdown.clone()))),
                 Err(error) => {
-                    // Out of descriptors: wait for some to come back.
+                    // The usual cause is a lack of file descriptors: wait until some are closed.
                     tracing::warn!(%error, "streaming server");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }

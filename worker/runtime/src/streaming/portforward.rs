@@ -1,5 +1,5 @@
-//! Port-forward: pairs of SPDY streams, one for data and one for the error text, each pair
-//! a TCP connection to the pod's loopback.
+//! Port-forward: each pair of SPDY streams, one for data and one for the error text, is one TCP connection to
+//! the pod's loopback address.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,9 +22,9 @@ use tokio_tungstenite::tungstenite::Message;
 use super::spdy::{CANCEL, Event, Reader, Writer};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pieces of data on their way to one connection, and frames on their way to the client.
+/// Maximum number of queued data pieces for one connection, and of queued frames for the client.
 const QUEUE: usize = 64;
-/// The most connections of one client at a time.
+/// Maximum number of connections of one client at a time.
 const CONNECTIONS: usize = 1024;
 
 /// A frame from one of the pod's connections, to be written to the client.
@@ -33,7 +33,7 @@ enum Outgoing {
     Reset { stream: u32 },
 }
 
-/// SPDY within the binary messages of a WebSocket.
+/// Serves SPDY carried in the binary messages of a WebSocket.
 pub(super) async fn tunnelled(socket: WebSocketStream<TokioIo<Upgraded>>, namespace: Option<PathBuf>) {
     let (outer, inner) = tokio::io::duplex(256 << 10);
     let (mut from_client, mut to_client) = (StreamSplit::new(socket), tokio::io::split(outer));
@@ -45,7 +45,7 @@ pub(super) async fn tunnelled(socket: WebSocketStream<TokioIo<Upgraded>>, namesp
     session.abort();
 }
 
-/// Both directions of a WebSocket.
+/// Sending and receiving half of a WebSocket.
 struct StreamSplit {
     sink: futures::stream::SplitSink<WebSocketStream<TokioIo<Upgraded>>, Message>,
     stream: futures::stream::SplitStream<WebSocketStream<TokioIo<Upgraded>>>,
@@ -57,7 +57,7 @@ impl StreamSplit {
         Self { sink, stream }
     }
 
-    /// Copies messages to `writer` and what `reader` gives to messages, until either ends.
+    /// Copies received messages to `writer` and the bytes of `reader` into messages, until either side ends.
     async fn pump(
         &mut self,
         reader: &mut (impl AsyncRead + Unpin),
@@ -93,14 +93,14 @@ impl StreamSplit {
     }
 }
 
-/// Serves port-forward streams over `stream` until the client goes away.
+/// Serves port-forward streams over `stream` until the client disconnects.
 pub(super) async fn run(stream: impl AsyncRead + AsyncWrite + Send + 'static, namespace: Option<PathBuf>) {
     if let Err(error) = serve(stream, namespace).await {
         tracing::debug!(%error, "port-forward");
     }
 }
 
-/// A pair of streams that is not complete yet.
+/// The data and error stream of one connection, as far as the client has opened them.
 #[derive(Default)]
 struct Pair {
     data: Option<u32>,
@@ -159,8 +159,8 @@ async fn serve(
     }
 }
 
-/// Hands data to a connection; while that is busy, what comes back is written, or both
-/// sides would wait for each other. False if the connection is gone.
+/// Sends data to a connection. While the connection is busy, writes queued frames to the client, to avoid a
+/// deadlock of both sides. Returns false if the connection has ended.
 async fn forward<W: AsyncWrite + Unpin>(
     to: &mpsc::Sender<Vec<u8>>,
     bytes: Vec<u8>,
@@ -209,7 +209,7 @@ fn events(reader: impl AsyncRead + Unpin + Send + 'static) -> mpsc::Receiver<Eve
     receiver
 }
 
-/// Notes a stream, and returns data stream, error stream and port once both of a pair are there.
+/// Registers a stream; returns data stream, error stream and port once both streams of its pair are open.
 fn complete(
     pairs: &mut BTreeMap<String, Pair>,
     stream: u32,
@@ -217,7 +217,8 @@ fn complete(
 ) -> Option<(u32, u32, u16)> {
     let get =
         |name: &str| headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str());
-    // Without a request id, the error stream comes right before its data stream.
+    // Without a request id, the error stream is the client's stream right before its
+    // data stream (number less 2).
     let error = get("streamtype") == Some("error");
     let fallback = if error { stream } else { stream.saturating_sub(2) };
     let id = get("requestid").map_or_else(|| fallback.to_string(), str::to_owned);
@@ -256,7 +257,7 @@ async fn connection(
         .err()
         .map(|e| format!("error forwarding port {port} to pod: {e}").into_bytes())
         .unwrap_or_default();
-    // If nobody takes these, the client is gone.
+    // Sending fails only if the client has disconnected.
     let _ = outgoing.send(Outgoing::Data { stream: error, bytes: text, ended: true }).await;
     if failed {
         let _ = outgoing.send(Outgoing::Reset { stream: data }).await;
@@ -288,7 +289,7 @@ async fn copy(
             }
         }
     };
-    // The pod's side decides: once it is done there is nothing left to send to.
+    // The connection ends with the pod's output: after that the pod's side needs no more input.
     tokio::pin!(to_pod, from_pod);
     tokio::select! {
         biased;
@@ -300,8 +301,8 @@ async fn copy(
     }
 }
 
-/// Connects to the port on the pod's loopback: a socket belongs to the namespace that it
-/// was made in, so a thread that lives in the pod's for a moment makes it. Blocks.
+/// Connects to the port on the pod's loopback address. The socket is made by a thread that has entered the
+/// pod's network namespace, because a socket belongs to the namespace it was made in. Blocks.
 fn connect(port: u16, namespace: Option<&Path>) -> io::Result<StdTcpStream> {
     let namespace = namespace.map(File::open).transpose()?;
     let thread = std::thread::Builder::new().name("port-forward".into()).spawn(move || {
@@ -327,10 +328,10 @@ mod tests {
 
     const PIECE: usize = 32 << 10;
     const PIECES: usize = 512;
-    /// What no healthy machine takes for this.
+    /// Deadline that only a hanging test exceeds.
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// The frames that open the pair of streams to `port`: errors on 1, data on 3.
+    /// Returns the frames that open the pair of streams to `port`: errors on stream 1, data on stream 3.
     fn opening(port: u16) -> Vec<u8> {
         let mut compress = Compress::new(Compression::default(), true);
         compress.set_dictionary(&dictionary()).expect("dictionary");
@@ -354,7 +355,7 @@ mod tests {
         wire
     }
 
-    /// The bytes of stream 3 that come back, until it ends.
+    /// Returns the number of bytes received on stream 3 until it ends.
     async fn received(mut from: impl AsyncRead + Unpin) -> io::Result<usize> {
         let mut total = 0;
         loop {
@@ -371,7 +372,7 @@ mod tests {
         }
     }
 
-    /// The pod's program takes no more input while its output is not read.
+    /// The pod's program stops reading its input while its output is not read.
     #[tokio::test]
     async fn more_than_all_buffers_hold_passes_both_ways() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");

@@ -1,6 +1,6 @@
-//! As much of SPDY/3.1 as port-forwarding needs: streams opened by the client, headers
-//! compressed with the protocol's dictionary, data both ways, pings. There is no flow
-//! control, because the clients (moby/spdystream) have none.
+//! The parts of SPDY/3.1 that port-forward needs: streams opened by the client, headers compressed with the
+//! protocol's dictionary, data in both directions, pings. There is no flow control, because the clients
+//! (moby/spdystream) have none.
 
 use std::io;
 
@@ -14,17 +14,17 @@ const RST_STREAM: u16 = 3;
 const PING: u16 = 6;
 const GOAWAY: u16 = 7;
 const FLAG_FIN: u8 = 1;
-/// The longest frame and the longest header block accepted, in bytes.
+/// Maximum length of a frame, and of a decompressed header block, in bytes.
 const FRAME_LIMIT: usize = 16 << 20;
 const HEADER_LIMIT: usize = 64 << 10;
 
-/// Status codes of RST_STREAM.
+/// RST_STREAM status code: the sender cancels the stream.
 pub(super) const CANCEL: u32 = 5;
 
-/// One frame of the client, decoded.
+/// A decoded frame from the client.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// A stream with its headers.
+    /// The client opened a stream with these headers.
     Open {
         stream: u32,
         headers: Vec<(String, String)>,
@@ -41,7 +41,7 @@ pub(super) enum Event {
     GoAway,
 }
 
-/// Reads the client's frames.
+/// Reads and decodes the client's frames.
 pub(super) struct Reader<R> {
     inner: R,
     headers: Decompress,
@@ -52,7 +52,8 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         Self { inner, headers: Decompress::new(true) }
     }
 
-    /// The next event; `None` at the end of the connection. Not to be cut off half-way.
+    /// Reads the next event; `None` at the end of the connection. Not cancel-safe: a dropped
+    /// call loses part of a frame.
     pub async fn next(&mut self) -> io::Result<Option<Event>> {
         loop {
             let mut head = [0; 8];
@@ -95,8 +96,8 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             RST_STREAM => Some(Event::Reset { stream: u32::from_be_bytes(word(0)?) & 0x7fff_ffff }),
             PING => Some(Event::Ping(word(0)?)),
             GOAWAY => Some(Event::GoAway),
-            // Settings and windows do not matter here. Headers must be read all the same,
-            // because every block depends on those before it.
+            // Settings and window updates are ignored. Every header block must be decompressed all the same,
+            // because each depends on those before it.
             8 => {
                 self.inflate(body.get(4..).unwrap_or_default())?;
                 None
@@ -145,10 +146,10 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
         Ok(Self { inner, headers })
     }
 
-    /// Accepts a stream.
+    /// Accepts a stream that the client opened (SYN_REPLY).
     pub async fn reply(&mut self, stream: u32) -> io::Result<()> {
         let mut block = Vec::with_capacity(256);
-        // A count of zero headers.
+        // The header block contains a count of zero headers.
         self.headers
             .compress_vec(&0u32.to_be_bytes(), &mut block, FlushCompress::Sync)
             .map_err(io::Error::other)?;
@@ -157,7 +158,7 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
         self.control(SYN_REPLY, &body).await
     }
 
-    /// Sends data, `ended` if no more comes.
+    /// Sends data on a stream; `ended` marks the last data.
     pub async fn data(&mut self, stream: u32, bytes: &[u8], ended: bool) -> io::Result<()> {
         let mut frame = stream.to_be_bytes().to_vec();
         frame.extend_from_slice(&length(bytes.len(), if ended { FLAG_FIN } else { 0 })?);
@@ -166,7 +167,7 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
         self.inner.flush().await
     }
 
-    /// Ends a stream with an error.
+    /// Aborts a stream with a status code (RST_STREAM).
     pub async fn reset(&mut self, stream: u32, status: u32) -> io::Result<()> {
         let mut body = stream.to_be_bytes().to_vec();
         body.extend_from_slice(&status.to_be_bytes());
@@ -223,8 +224,8 @@ fn parse_headers(block: &[u8]) -> io::Result<Vec<(String, String)>> {
     Ok(headers)
 }
 
-/// The protocol's dictionary (SPDY draft 3, section 2.6.10.1): words behind their length,
-/// then text of common headers.
+/// Builds the compression dictionary of the protocol (SPDY draft 3, section 2.6.10.1): words, each after its
+/// length, then text of common headers.
 pub(super) fn dictionary() -> Vec<u8> {
     const WORDS: &str = "options head post put delete trace accept accept-charset accept-encoding accept-language \
         accept-ranges age allow authorization cache-control connection content-base content-encoding \
@@ -257,7 +258,7 @@ mod tests {
 
     #[test]
     fn the_dictionary_is_the_protocols() {
-        // Length and Adler-32, which every compressed stream names in its first bytes.
+        // Compares length and Adler-32 checksum, which every compressed stream has in its first bytes.
         let dictionary = dictionary();
         let (mut a, mut b) = (1u32, 0u32);
         for byte in &dictionary {

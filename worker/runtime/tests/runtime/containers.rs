@@ -1,4 +1,4 @@
-//! The runtime from outside: real images, containers and shims over CRI. Needs root.
+//! Tests the runtime as a program, with real images, containers and shims, over CRI. Needs root.
 
 use std::time::{Duration, Instant};
 
@@ -189,7 +189,7 @@ async fn stop_gives_the_grace_period_and_then_kills() -> Result<()> {
     node.finish(&[&pod]).await
 }
 
-/// A pod may be deleted at any moment of its start.
+/// A pod may be deleted at any moment while it starts.
 #[tokio::test]
 async fn a_pod_that_is_stopped_while_a_container_starts_leaves_nothing() -> Result<()> {
     if !is_root() {
@@ -204,11 +204,11 @@ async fn a_pod_that_is_stopped_while_a_container_starts_leaves_nothing() -> Resu
         let (mut starter, mut stopper) = (node.runtime().await?, node.runtime().await?);
         let start = starter.start_container(v1::StartContainerRequest { container_id: id });
         let stop = async {
-            // Into all parts of a start, which takes some 50 ms.
+            // The pauses cover all phases of a start, which takes some 50 ms.
             tokio::time::sleep(Duration::from_millis(5 * step)).await;
             stopper.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() }).await
         };
-        // The start may have been in time or not.
+        // The start may succeed or fail, depending on whether it was first.
         let (_, stopped) = tokio::join!(start, stop);
         stopped.with_context(|| format!("stopped {} ms into the start", 5 * step))?;
         pods.push(pod);

@@ -1,5 +1,5 @@
-//! The runtime from outside, as a worker's agent sees it: a program, a socket, real
-//! containers. Needs root and says so where it is missing.
+//! Tests the runtime as a worker's agent sees it: a program, a socket, real containers. Needs root; without
+//! it the tests print a note and pass.
 
 mod containers;
 mod security;

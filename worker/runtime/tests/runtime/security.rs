@@ -1,4 +1,4 @@
-//! What a container must not be able to do to its node. Needs root.
+//! Tests that a container cannot attack its node. Needs root.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -10,13 +10,13 @@ use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 
 use crate::support::{Node, ended, exec, is_root};
 
-/// Devices that this machine's root can open, and no container may: arguments of mknod. The disk with the host's
-/// files first, if the machine lets even root open it.
+/// Returns devices that the host's root can open and no container may, as arguments of mknod. The disk with
+/// the host's files comes first, if even root can open it on this machine.
 fn devices(directory: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let disk = std::fs::metadata("/")?.dev();
     let disk = (SFlag::S_IFBLK, major(disk), minor(disk));
-    // The disk, then a loop device, FUSE and the kernel's log.
+    // The disk, a loop device, FUSE and the kernel's log.
     for (kind, major, minor) in
         [disk, (SFlag::S_IFBLK, 7, 0), (SFlag::S_IFCHR, 10, 229), (SFlag::S_IFCHR, 1, 11)]
     {
@@ -72,7 +72,7 @@ async fn a_container_makes_nodes_of_the_hosts_devices_and_cannot_open_them() -> 
         let out = lines(pod.log(name));
         let mut expected: Vec<String> = match privileged {
             false => Vec::new(),
-            // Its device rules allow everything; its root file system is for files all the same.
+            // Its device rules allow everything, but its root file system is mounted without devices.
             true => devices
                 .iter()
                 .flat_map(|device| ["/dev", "/data"].map(|d| format!("opened {device} in {d}")))
@@ -129,7 +129,7 @@ async fn a_container_runs_under_the_default_filter_unless_it_asks_for_none() -> 
         let mut config = pod.script(name, &format!("{look}; exec /bin/sleeper"));
         change(context(&mut config)?);
         let id = pod.run(&node, config).await?;
-        // Also in what is run in it later.
+        // Processes started in the container later have the same filter and capabilities.
         let answer = exec(&node, &id, look, 30).await?;
         let text = String::from_utf8_lossy(&answer.stdout).into_owned();
         ensure!(text.contains(if filtered { "Seccomp:\t2" } else { "Seccomp:\t0" }), "{name}: {text}");
@@ -151,8 +151,8 @@ async fn a_container_runs_under_the_default_filter_unless_it_asks_for_none() -> 
     node.finish(&[&pod]).await
 }
 
-/// Fails for each file below `directory` that others than root may read. What images and pods have inside of
-/// theirs is as they have it.
+/// Adds to `wrong` each file below `directory` that other users than root may read. Skips the content of
+/// images and pods, whose modes are their own.
 fn check_modes(directory: &Path, wrong: &mut Vec<String>) -> Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
@@ -181,7 +181,7 @@ async fn nobody_but_root_reads_what_the_runtime_keeps() -> Result<()> {
     let pod = node.run_pod("secret").await?;
     let mut config = pod.script("main", "exec /bin/sleeper");
     config.envs = vec![v1::KeyValue { key: "PASSWORD".into(), value: "hunter2".into() }];
-    // As nobody in particular: its root file system must be usable all the same.
+    // An unprivileged user must be able to use the root file system.
     context(&mut config)?.run_as_user = Some(v1::Int64Value { value: 1000 });
     let id = pod.run(&node, config).await?;
     let answer = exec(&node, &id, "echo $PASSWORD; cat /etc/hosts >/dev/null && echo hosts", 30).await?;
@@ -192,7 +192,7 @@ async fn nobody_but_root_reads_what_the_runtime_keeps() -> Result<()> {
         ensure!(directory.metadata()?.permissions().mode() & 0o777 == 0o700, "{part}");
         check_modes(&directory, &mut wrong)?;
     }
-    // Namespaces held by bind mounts have the kernel's modes.
+    // Namespaces held by bind mounts have modes set by the kernel.
     wrong.retain(|w| !w.contains("/ns/"));
     ensure!(wrong.is_empty(), "others may read: {wrong:#?}");
     node.finish(&[&pod]).await

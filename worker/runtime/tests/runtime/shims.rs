@@ -1,4 +1,4 @@
-//! Shims that are slow, stuck or gone. Needs root.
+//! Tests shims that are slow, hanging or gone. Needs root.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ fn signal(node: &Node, pod: &Pod, signal: Signal) -> Result<()> {
     Ok(kill(Pid::from_raw(pid), signal)?)
 }
 
-/// Processes in a container's cgroup.
+/// Returns the number of processes in a container's cgroup.
 fn processes(node: &Node, pod: &str, container: &str) -> usize {
     let relative = Path::new(node.cgroup.trim_start_matches('/')).join("kubepods").join(pod).join(container);
     let hierarchies = ["memory", "", "unified"].map(|h| Path::new("/sys/fs/cgroup").join(h));
@@ -75,7 +75,8 @@ async fn nothing_of_a_pod_outlives_its_shim() -> Result<()> {
     for (name, mode) in [("host", v1::NamespaceMode::Node), ("shared", v1::NamespaceMode::Pod)] {
         let pod =
             node.run_pod_with(name, v1::NamespaceOption { pid: mode.into(), ..Default::default() }).await?;
-        // Each process leaves a child behind and ends: who lists them and then kills them comes too late.
+        // Each process forks a child and ends, so that killing the processes of an
+        // earlier list is always too late.
         let script = "hop() { hop & exit; }; hop & echo up; exec /bin/sleeper";
         let id = pod.run(&node, pod.script(name, script)).await?;
         until("it hops", || pod.log(name) == ["stdout F up"]).await?;

@@ -1,4 +1,4 @@
-//! The streaming server as client-go speaks to it: exec and attach over WebSocket channels,
+//! Tests the streaming server with a client like client-go's: exec and attach over WebSocket channels,
 //! port-forward, and a pull from a registry. Needs root.
 
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ async fn send(socket: &mut Socket, channel: u8, bytes: &[u8]) -> Result<()> {
     Ok(socket.send(Message::Binary(Bytes::from(message))).await?)
 }
 
-/// Everything that comes until the server closes, by channel.
+/// Returns everything received until the server closes, by channel.
 async fn receive(socket: &mut Socket) -> Result<BTreeMap<u8, Vec<u8>>> {
     let mut channels: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
     loop {
@@ -151,7 +151,7 @@ async fn an_image_is_pulled_from_a_registry() -> Result<()> {
         Ok(()) => pull(&node, std::fs::read_to_string(&name)?.trim()).await,
         Err(error) => Err(error),
     };
-    // The script ends its registry when it is asked to end.
+    // The script ends its registry on a stop signal.
     nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(i32::try_from(registry.id())?),
         nix::sys::signal::Signal::SIGTERM,
@@ -176,7 +176,8 @@ async fn pull(node: &Node, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// `head -c 24M /dev/zero | kubectl exec -i POD -- cat`: the client writes as fast as it can and reads slower.
+/// Corresponds to `head -c 24M /dev/zero | kubectl exec -i POD -- cat`: the client
+/// writes faster than it reads.
 #[tokio::test]
 async fn an_exec_carries_more_than_all_buffers_hold_both_ways() -> Result<()> {
     if !is_root() {

@@ -1,5 +1,5 @@
-//! A runtime of its own for each test: the `ephor-runtime` program in a temporary directory
-//! and cgroup, spoken to over CRI, and checked to have left nothing behind.
+//! A separate runtime for each test: the `ephor-runtime` program in a temporary directory and cgroup, used
+//! over CRI, and checked to leave nothing behind.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -18,10 +18,10 @@ use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-/// How long anything may take on a machine that is busy with other things.
+/// Deadline for any single step, long enough for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whether this process may make namespaces and mounts; says so if not.
+/// Returns whether this process may make namespaces and mounts; prints a note if not.
 pub fn is_root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
@@ -30,7 +30,7 @@ pub fn is_root() -> bool {
     root
 }
 
-/// The images of `tests/images/build`, built once.
+/// Returns the directory of images made by `tests/images/build`, which runs once.
 pub fn images() -> Result<&'static Path> {
     static IMAGES: std::sync::OnceLock<Result<TempDir, String>> = std::sync::OnceLock::new();
     let built = IMAGES.get_or_init(|| {
@@ -92,7 +92,7 @@ impl Node {
         std::fs::read_to_string(self.directory.path().join("runtime.log")).unwrap_or_default()
     }
 
-    /// `kill -9`, and a start over.
+    /// Kills the runtime with SIGKILL and starts it again.
     pub async fn restart(&mut self) -> Result<()> {
         self.process.kill()?;
         self.process.wait()?;
@@ -117,7 +117,7 @@ impl Node {
         Ok(ImageServiceClient::new(self.channel().await?))
     }
 
-    /// Loads an archive as `ephor image load` does.
+    /// Loads an archive like `ephor image load`.
     pub async fn load(&self, archive: Vec<u8>) -> Result<Vec<String>> {
         let chunks: Vec<LoadRequest> =
             archive.chunks(1 << 20).map(|c| LoadRequest { data: c.to_vec() }).collect();
@@ -125,13 +125,13 @@ impl Node {
         Ok(images.load(tokio_stream::iter(chunks)).await?.into_inner().references)
     }
 
-    /// Loads the image that sleeps, and returns its name.
+    /// Loads the image whose program sleeps, and returns its name.
     pub async fn load_sleeper(&self) -> Result<String> {
         let names = self.load(std::fs::read(images()?.join("sleeper-1.tar"))?).await?;
         names.into_iter().next().context("no name")
     }
 
-    /// Runs an empty pod.
+    /// Runs a pod without containers.
     pub async fn run_pod(&self, name: &str) -> Result<Pod> {
         let own_pids = v1::NamespaceOption { pid: v1::NamespaceMode::Container.into(), ..Default::default() };
         self.run_pod_with(name, own_pids).await
@@ -165,7 +165,7 @@ impl Node {
         Ok(Pod { id, config, namespaces })
     }
 
-    /// Ends everything and checks that nothing is left: for the end of every test.
+    /// Stops everything and checks that nothing is left; called at the end of every test.
     pub async fn finish(mut self, pods: &[&Pod]) -> Result<()> {
         let mut runtime = self.runtime().await?;
         for pod in pods {
@@ -194,9 +194,9 @@ impl Node {
         self.reap()
     }
 
-    /// What `ephor reset` does, checked to leave nothing.
+    /// Removes everything like `ephor reset`, and checks that nothing is left.
     pub fn reap(&mut self) -> Result<()> {
-        // It may have been ended before.
+        // The runtime may have been killed before.
         let _ = self.process.kill();
         self.process.wait()?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_ephor-runtime"));
@@ -253,7 +253,7 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// A container that runs `script` in a shell.
+    /// Returns the configuration of a container that runs `script` in a shell.
     pub fn script(&self, name: &str, script: &str) -> v1::ContainerConfig {
         let context = v1::LinuxContainerSecurityContext {
             namespace_options: Some(self.namespaces.clone()),
@@ -286,7 +286,7 @@ impl Pod {
         Ok(id)
     }
 
-    /// The text of a container's log, without times.
+    /// Returns the lines of a container's log, without times.
     pub fn log(&self, name: &str) -> Vec<String> {
         let path = Path::new(&self.config.log_directory).join(format!("{name}.log"));
         let text = std::fs::read_to_string(path).unwrap_or_default();
@@ -299,7 +299,7 @@ pub async fn status(node: &Node, container: &str) -> Result<v1::ContainerStatus>
     node.runtime().await?.container_status(request).await?.into_inner().status.context("no status")
 }
 
-/// The container's status once it has ended.
+/// Waits until the container has ended; returns its status.
 pub async fn ended(node: &Node, container: &str) -> Result<v1::ContainerStatus> {
     let start = Instant::now();
     loop {
@@ -312,7 +312,7 @@ pub async fn ended(node: &Node, container: &str) -> Result<v1::ContainerStatus> 
     }
 }
 
-/// Waits until `condition` holds.
+/// Waits until `condition` is true.
 pub async fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
     let start = Instant::now();
     while !condition() {

@@ -1,4 +1,4 @@
-//! Whole pods' volumes against objects held in memory.
+//! Tests of the volumes of whole pods, with objects held in memory.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::sync::Mutex;
@@ -14,7 +14,7 @@ use crate::source::TokenRequest;
 #[derive(Default)]
 struct Objects {
     config_map: Mutex<Option<Arc<ConfigMap>>>,
-    /// Nothing can be asked.
+    /// Whether the API server is unreachable.
     away: AtomicBool,
 }
 
@@ -71,7 +71,7 @@ fn pod() -> Pod {
     .unwrap()
 }
 
-/// A pod's directory, unmounted in the end.
+/// A root directory for pods, whose mounts are removed when this value is dropped.
 struct Root(tempfile::TempDir);
 
 impl Root {
@@ -151,7 +151,7 @@ async fn what_containers_do_to_an_empty_dir_stays_and_never_reaches_the_host() {
         security.fs_group_change_policy = Some(policy.to_owned());
         for name in ["disk", "memory"] {
             let path = mount(&root, &pod, &objects).await.mounted[name].path.clone();
-            // A database makes its directory private; an attacker plants a link.
+            // A database makes its directory private, and an attacker creates a symlink.
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
             let _ = std::os::unix::fs::symlink(&secret, path.join("link"));
             mount(&root, &pod, &objects).await;
@@ -201,7 +201,7 @@ async fn work_that_hangs_holds_one_thread_and_those_who_wait_are_told() {
         async move { lock.run(move || Ok(hung.recv().is_ok())).await }
     });
     tokio::task::yield_now().await;
-    // Time stands still while a blocking thread works: this one is not begun.
+    // The clock stands still while a blocking thread works: this work has not begun.
     let waiting = lock.run(|| Ok(true));
     tokio::pin!(waiting);
     let not_begun = futures_poll_once(waiting.as_mut()).await;
@@ -211,7 +211,7 @@ async fn work_that_hangs_holds_one_thread_and_those_who_wait_are_told() {
     assert!(waiting.await.unwrap());
 }
 
-/// Polls once; `None` while it is not ready.
+/// Polls a future once; `None` if it is not ready.
 async fn futures_poll_once<F: Future + Unpin>(mut future: F) -> Option<F::Output> {
     std::future::poll_fn(|context| {
         std::task::Poll::Ready(match std::pin::Pin::new(&mut future).poll(context) {

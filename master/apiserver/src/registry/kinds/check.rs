@@ -1,4 +1,4 @@
-//! Checks that many kinds share, each pushing field errors with the texts of stock Kubernetes. Strategies call
+//! Checks that many kinds share; each adds field errors with the texts of stock Kubernetes. Strategies call
 //! them; the string rules themselves are in `text.rs` and `proto_api::names`.
 
 use std::net::IpAddr;
@@ -10,18 +10,18 @@ use serde_json::{Value, json};
 use super::ip;
 use super::read::{Entries, Read};
 
-/// Detail of a number that must not be negative.
+/// Error text for a number that must not be negative.
 pub const NEGATIVE: &str = "must be greater than or equal to 0";
-/// Detail of a number that must be above zero.
+/// Error text for a number that must be above zero.
 pub const NOT_POSITIVE: &str = "must be greater than zero";
-/// Detail of a field that may not change.
+/// Error text for a field that may not change.
 pub const IMMUTABLE: &str = "field is immutable";
-/// Detail of a file mode out of range.
+/// Error text for a file mode out of range.
 pub const FILE_MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
-/// Protocols of ports.
+/// Protocols that a port may have.
 pub const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
 
-/// A value as messages show it: without members that are empty, as Kubernetes' types leave them out.
+/// Returns a value as error messages print it: without empty members, as Kubernetes' types leave them out.
 fn shown(value: Value) -> Value {
     match value {
         Value::Object(map) => {
@@ -37,25 +37,25 @@ fn shown(value: Value) -> Value {
     }
 }
 
-/// Short forms for pushing field errors.
+/// Short forms for adding field errors.
 pub trait Report {
-    /// A required field is missing.
+    /// Reports a required field that is missing.
     fn required(&mut self, path: &Path, detail: &str);
-    /// A value breaks a rule.
+    /// Reports a value that breaks a rule.
     fn invalid(&mut self, path: &Path, value: impl Into<Value>, detail: &str);
-    /// A field may not be set.
+    /// Reports a field that may not be set.
     fn forbidden(&mut self, path: &Path, detail: &str);
-    /// A value is not one of a list.
+    /// Reports a value that is not one of those supported.
     fn unsupported(&mut self, path: &Path, value: impl Into<Value>, supported: &[&str]);
-    /// A value occurs twice.
+    /// Reports a value that occurs twice.
     fn duplicate(&mut self, path: &Path, value: impl Into<Value>);
-    /// A reference names nothing.
+    /// Reports a reference to an object that does not exist.
     fn not_found(&mut self, path: &Path, value: impl Into<Value>);
-    /// A value has more than `max` bytes.
+    /// Reports a value with more than `max` bytes.
     fn too_long(&mut self, path: &Path, max: usize);
-    /// A list has more than `max` items.
+    /// Reports a list with more than `max` items.
     fn too_many(&mut self, path: &Path, actual: usize, max: usize);
-    /// `invalid` once for each detail.
+    /// Reports an `invalid` error for each of `details`.
     fn each(&mut self, path: &Path, value: &str, details: Vec<String>);
 }
 
@@ -99,22 +99,22 @@ impl Report for ErrorList {
     }
 }
 
-/// RFC 1123 label.
+/// Checks that a value is an RFC 1123 label.
 pub fn dns_label(value: &str, path: &Path, errs: &mut ErrorList) {
     errs.each(path, value, names::dns1123_label(value));
 }
 
-/// RFC 1123 subdomain.
+/// Checks that a value is an RFC 1123 subdomain.
 pub fn dns_subdomain(value: &str, path: &Path, errs: &mut ErrorList) {
     errs.each(path, value, names::dns1123_subdomain(value));
 }
 
-/// A key with optional DNS prefix, as label keys are.
+/// Checks that a value is a name with an optional DNS prefix, as label keys are.
 pub fn qualified_name(value: &str, path: &Path, errs: &mut ErrorList) {
     errs.each(path, value, names::qualified_name(value));
 }
 
-/// A map of labels; errors name the map, as upstream does.
+/// Validates a map of labels; errors are reported for the whole map, as in upstream.
 pub fn label_map(labels: Entries<'_>, path: &Path, errs: &mut ErrorList) {
     for (key, value) in labels.texts() {
         qualified_name(key, path, errs);
@@ -122,7 +122,7 @@ pub fn label_map(labels: Entries<'_>, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// Annotations: qualified keys (case-insensitive) and at most 256 KiB in all.
+/// Validates annotations: qualified keys (case-insensitive) and at most 256 KiB in all.
 pub fn annotation_map(annotations: Entries<'_>, path: &Path, errs: &mut ErrorList) {
     const LIMIT: usize = 256 * 1024;
     let mut size = 0;
@@ -135,40 +135,40 @@ pub fn annotation_map(annotations: Entries<'_>, path: &Path, errs: &mut ErrorLis
     }
 }
 
-/// A number that is at least 0.
+/// Checks that a number is at least 0.
 pub fn non_negative(value: i64, path: &Path, errs: &mut ErrorList) {
     if value < 0 {
         errs.invalid(path, value, NEGATIVE);
     }
 }
 
-/// A number field of `obj` that is at least 0.
+/// Checks that a number field of `obj` is at least 0.
 pub fn non_negative_field(obj: &Value, key: &str, path: &Path, errs: &mut ErrorList) {
     if obj.int(key) < 0 {
         errs.invalid(&path.child(key), obj.int(key), NEGATIVE);
     }
 }
 
-/// A number above 0.
+/// Checks that a number is above 0.
 pub fn positive(value: i64, path: &Path, errs: &mut ErrorList) {
     if value <= 0 {
         errs.invalid(path, value, NOT_POSITIVE);
     }
 }
 
-/// A number within bounds, both inclusive.
+/// Checks that a number is within the bounds, both inclusive.
 pub fn in_range(value: i64, low: i64, high: i64, path: &Path, errs: &mut ErrorList) {
     if !(low..=high).contains(&value) {
         errs.invalid(path, value, &names::inclusive_range_message(low, high));
     }
 }
 
-/// A port number, 1 to 65535.
+/// Checks that a number is a port, 1 to 65535.
 pub fn port_number(value: i64, path: &Path, errs: &mut ErrorList) {
     in_range(value, 1, 65535, path, errs);
 }
 
-/// A port number or an IANA service name; an absent value is port 0.
+/// Checks that a value is a port number or an IANA service name; an absent value counts as port 0.
 pub fn port_or_name(value: &Value, path: &Path, errs: &mut ErrorList) {
     match value.as_str() {
         Some(name) => errs.each(path, name, names::port_name(name)),
@@ -176,12 +176,12 @@ pub fn port_or_name(value: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// A user or group id.
+/// Checks that a number is a valid user or group id.
 pub fn id_number(value: i64, path: &Path, errs: &mut ErrorList) {
     in_range(value, 0, i64::from(i32::MAX), path, errs);
 }
 
-/// A value that must be set and one of a list.
+/// Checks that a value is set and one of those supported.
 pub fn one_of(value: &str, supported: &[&str], path: &Path, errs: &mut ErrorList) {
     if value.is_empty() {
         errs.required(path, "");
@@ -190,42 +190,44 @@ pub fn one_of(value: &str, supported: &[&str], path: &Path, errs: &mut ErrorList
     }
 }
 
-/// An optional value that must be one of a list when set, also when it is empty.
+/// Checks that an optional value is one of those supported where it is set, even to an empty string.
 pub fn opt_one_of(obj: &Value, key: &str, supported: &[&str], path: &Path, errs: &mut ErrorList) {
     if let Some(value) = obj.opt_text(key).filter(|v| !supported.contains(v)) {
         errs.unsupported(&path.child(key), value, supported);
     }
 }
 
-/// A string that must not be empty.
+/// Checks that a string field is not empty.
 pub fn required_text(obj: &Value, key: &str, path: &Path, errs: &mut ErrorList) {
     if obj.text(key).is_empty() {
         errs.required(&path.child(key), "");
     }
 }
 
-/// A field that may not change.
+/// Checks that a field did not change.
 pub fn immutable(new: &Value, old: &Value, path: &Path, errs: &mut ErrorList) {
     if !super::read::same(new, old) {
         errs.invalid(path, new.clone(), IMMUTABLE);
     }
 }
 
-/// An address of a field that accepts leading zeros; values that were stored already pass.
+/// Validates an address in a field that accepts leading zeros; values in `known`, stored before, are accepted
+/// as they are.
 pub fn legacy_ip(value: &str, path: &Path, known: &[&str], errs: &mut ErrorList) {
     if !known.contains(&value) && ip::parse(value).is_none() {
         errs.invalid(path, value, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
     }
 }
 
-/// A network of a field that accepts leading zeros and host bits; values that were stored already pass.
+/// Validates a network in a field that accepts leading zeros and host bits; values in `known`, stored before,
+/// are accepted as they are.
 pub fn legacy_cidr(value: &str, path: &Path, known: &[&str], errs: &mut ErrorList) {
     if !known.contains(&value) && ip::parse_cidr(value).is_none() {
         errs.invalid(path, value, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
     }
 }
 
-/// An address that may stand behind a Service: not unspecified, loopback or link-local.
+/// Checks that an address may be an endpoint of a Service: not unspecified, loopback or link-local.
 pub fn endpoint_ip(value: &str, path: &Path, errs: &mut ErrorList) {
     let Some(addr) = ip::parse(value) else {
         errs.invalid(path, value, "must be a valid IP address");
@@ -249,7 +251,7 @@ pub fn endpoint_ip(value: &str, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// A LabelSelector's syntax; an absent one is fine.
+/// Validates the syntax of a LabelSelector; an absent one is accepted.
 pub fn label_selector(selector: &Value, path: &Path, errs: &mut ErrorList) {
     label_map(selector.entries("matchLabels"), &path.child("matchLabels"), errs);
     let list = path.child("matchExpressions");
@@ -274,7 +276,7 @@ pub fn label_selector(selector: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// `conditions` and the like: a list of texts that is reported as one value.
+/// Returns a list of texts as one value, for errors that quote the whole list.
 pub fn text_list(values: &[&str]) -> Value {
     json!(values)
 }

@@ -1,4 +1,4 @@
-//! The strategy of ConfigMaps, and the immutability that Secrets share (KEP-1412).
+//! The strategy of ConfigMaps, and the rule of immutable objects that Secrets share (KEP-1412).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -10,19 +10,19 @@ use super::super::strategy::Strategy;
 use super::check::Report;
 use super::read::{Read, same};
 
-/// The most bytes all values of a ConfigMap or a Secret may have together.
+/// Maximum number of bytes of all values of a ConfigMap or a Secret together.
 pub const MAX_BYTES: usize = 1024 * 1024;
 
 /// The strategy of ConfigMaps.
 #[derive(Debug)]
 pub struct ConfigMapStrategy;
 
-/// The bytes of a base64 value; the schema check has refused what does not decode.
+/// Decodes a base64 value; the schema check has already refused values that do not decode.
 pub fn bytes(value: &Value) -> Vec<u8> {
     value.as_str().and_then(|text| STANDARD.decode(text).ok()).unwrap_or_default()
 }
 
-/// An object with `immutable: true` keeps the flag and the named maps.
+/// Checks that an object stored with `immutable: true` keeps that flag and the named maps.
 pub fn frozen(new: &Value, old: &Value, maps: &[&str], errs: &mut ErrorList) {
     const DETAIL: &str = "field is immutable when `immutable` is set";
     if !old.flag("immutable") {

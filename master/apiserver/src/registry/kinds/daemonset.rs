@@ -113,5 +113,5 @@ impl Strategy for DaemonSetStrategy {
     }
 }
 
-/// The template's generation, which apps/v1 keeps in an annotation.
+/// Annotation in which apps/v1 keeps the template's generation.
 const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";

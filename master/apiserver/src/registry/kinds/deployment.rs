@@ -62,7 +62,7 @@ impl Strategy for DeploymentStrategy {
 
     fn prepare_for_update(&self, new: &mut Value, old: &Value) {
         workload::drop_disabled(new);
-        // Annotations count as a change too: the controller copies them to ReplicaSets.
+        // Changed annotations bump the generation too: the controller copies them to ReplicaSets.
         let (meta, before) = (new.sub("metadata"), old.sub("metadata"));
         if !same(meta.sub("annotations"), before.sub("annotations")) {
             let next = before.int("generation") + 1;

@@ -1,10 +1,11 @@
-//! A unified diff of two objects, for messages that say what changed where nothing may.
+//! A unified diff of two objects, for error messages about fields that may not change.
 
 use serde_json::Value;
 
-/// Lines of context around a change.
+/// Number of unchanged lines shown around a change.
 const CONTEXT: usize = 3;
-/// More lines than this on either side are not compared line by line.
+/// Maximum number of lines compared; where either side has more, all old lines are shown as removed and all
+/// new ones as added.
 const LIMIT: usize = 2000;
 
 /// One line of the edit script.
@@ -15,7 +16,7 @@ enum Edit {
     Add,
 }
 
-/// The unified diff of the pretty-printed values, empty when they are equal.
+/// Returns the unified diff of the pretty-printed values; empty when they are equal.
 pub fn unified(old: &Value, new: &Value) -> String {
     let (old, new) = (pretty(old), pretty(new));
     let (old, new): (Vec<&str>, Vec<&str>) = (old.lines().collect(), new.lines().collect());
@@ -31,7 +32,7 @@ fn pretty(value: &Value) -> String {
     serde_json::to_string_pretty(value).unwrap_or_default()
 }
 
-/// The shortest edit script by longest common subsequence.
+/// Returns the shortest edit script, found by longest common subsequence.
 fn edits(old: &[&str], new: &[&str]) -> Vec<Edit> {
     if old.len() > LIMIT || new.len() > LIMIT {
         return [vec![Edit::Remove; old.len()], vec![Edit::Add; new.len()]].concat();
@@ -65,7 +66,7 @@ fn edits(old: &[&str], new: &[&str]) -> Vec<Edit> {
     out
 }
 
-/// Ranges of the script that are shown: changes with their context, joined where they touch.
+/// Returns the ranges of the script to show: changes with their context, merged where they touch.
 fn hunks(script: &[Edit]) -> Vec<(usize, usize)> {
     let mut out: Vec<(usize, usize)> = Vec::new();
     for (at, _) in script.iter().enumerate().filter(|(_, e)| **e != Edit::Keep) {

@@ -64,7 +64,7 @@ impl Strategy for EndpointsStrategy {
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errs: &mut ErrorList) {
-        // What was stored under older rules may stay as long as it does not change.
+        // Values that were stored under older rules are accepted as long as they do not change.
         if !same(new.sub("subsets"), old.sub("subsets")) {
             subsets(new, errs);
         }

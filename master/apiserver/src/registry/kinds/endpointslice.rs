@@ -101,7 +101,7 @@ fn addresses(endpoint: &Value, family: &str, path: &Path, errs: &mut ErrorList) 
     }
 }
 
-/// An address in canonical form.
+/// Checks that an address is in canonical form.
 fn strict_ip(value: &str, path: &Path, errs: &mut ErrorList) {
     let Some(parsed) = ip::parse(value) else {
         legacy_ip(value, path, &[], errs);
@@ -169,7 +169,7 @@ fn whole(obj: &Value, old: Option<&Value>, errs: &mut ErrorList) {
     let families = &["FQDN", "IPv4", "IPv6"];
     check::one_of(obj.text("addressType"), families, &Path::new("addressType"), errs);
     ports(obj, errs);
-    // What was stored under older rules may stay as long as it does not change.
+    // Values that were stored under older rules are accepted as long as they do not change.
     if !old.is_some_and(|o| same(o.sub("endpoints"), obj.sub("endpoints"))) {
         endpoints(obj, errs);
     }

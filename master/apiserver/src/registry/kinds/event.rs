@@ -1,5 +1,5 @@
-//! The strategies of Events in both groups. Objects come here in their stored form, which is core/v1; what the
-//! groups differ in is which rules hold and how fields are called in selectors.
+//! The strategies of Events in both API groups. Events arrive here in their stored form, core/v1; the groups
+//! differ in their validation rules and in the names of fields in selectors.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ pub struct EventStrategy {
 const TEXT_MAX: usize = 128;
 const NOTE_MAX: usize = 1024;
 
-/// What never changes in the newer group, with the name that errors call it by; in the order of checking.
+/// Fields that never change in the newer group, with their names in errors; in the order of checking.
 const FIXED: [(&str, &str); 14] = [
     ("involvedObject", "involvedObject"),
     ("reason", "reason"),
@@ -40,7 +40,7 @@ const FIXED: [(&str, &str); 14] = [
 ];
 
 impl EventStrategy {
-    /// The rules that hold in both groups.
+    /// Validates the rules that both groups share.
     fn common(&self, event: &Value, errs: &mut ErrorList) {
         let namespace = read::namespace(event);
         let about = event.sub("involvedObject").text("namespace");
@@ -85,8 +85,8 @@ fn longest(value: &str, key: &str, max: usize, errs: &mut ErrorList) {
     }
 }
 
-/// The error for a fixed field that changed. Structs are shown as upstream's internal types print: all their
-/// fields, by their names in Go, in the order of declaration.
+/// Returns the error for an immutable field that changed. Structs are printed as upstream prints its internal
+/// types: all fields, by their Go names, in the order of declaration.
 fn changed(key: &str, value: &Value, path: &Path) -> Error {
     let fields: &[(&str, &str)] = match key {
         "involvedObject" | "related" if !value.is_null() => &[
@@ -121,7 +121,7 @@ fn series(event: &Value, errs: &mut ErrorList) {
     }
 }
 
-/// What the newer group asks of a new Event.
+/// Validates the rules that only the newer group has for a new Event.
 fn modern(event: &Value, errs: &mut ErrorList) {
     series(event, errs);
     if !event.has("eventTime") {
@@ -169,7 +169,7 @@ impl Strategy for EventStrategy {
     }
 
     fn name_rule(&self) -> NameRule {
-        // core/v1 never looked at the names of its Events.
+        // core/v1 accepts any path segment as the name of an Event.
         if self.new_group { NameRule::Dns1123Subdomain } else { NameRule::PathSegment }
     }
 

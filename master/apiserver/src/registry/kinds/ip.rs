@@ -1,11 +1,12 @@
-//! Addresses and networks as stock Kubernetes reads them in older fields (leading zeros are decimal), and the
-//! warnings it gives for unusual spellings. Service, Pod, Node and endpoint strategies call it.
+//! Parses addresses and networks as stock Kubernetes does in older fields (leading zeros are decimal), and
+//! returns its warnings about unusual spellings. Service, Pod, Node and endpoint strategies call it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use proto_api::field::Path;
 
-/// Parses an address; leading zeros in IPv4 parts are dropped, IPv4-mapped IPv6 becomes IPv4.
+/// Parses an address; drops leading zeros in IPv4 parts and converts IPv4-mapped IPv6 to IPv4. `None` for any
+/// other text.
 pub fn parse(value: &str) -> Option<IpAddr> {
     if value.contains(':') {
         let v6: Ipv6Addr = value.parse().ok()?;
@@ -27,12 +28,12 @@ fn octet(part: &str) -> Option<u8> {
     }
 }
 
-/// Whether the text is an IPv6 address.
+/// Returns whether the text is an IPv6 address.
 pub fn is_v6(value: &str) -> bool {
     parse(value).is_some_and(|ip| ip.is_ipv6())
 }
 
-/// Whether the text is an IPv4 address.
+/// Returns whether the text is an IPv4 address.
 pub fn is_v4(value: &str) -> bool {
     parse(value).is_some_and(|ip| ip.is_ipv4())
 }
@@ -48,7 +49,7 @@ pub fn parse_cidr(value: &str) -> Option<(IpAddr, u8)> {
     (bits <= if addr.is_ipv4() { 32 } else { 128 }).then_some((addr, bits))
 }
 
-/// The network an address is in.
+/// Returns the network address of an address: all but the first `bits` bits are zero.
 fn masked(addr: IpAddr, bits: u8) -> IpAddr {
     match addr {
         IpAddr::V4(v4) => {
@@ -62,12 +63,12 @@ fn masked(addr: IpAddr, bits: u8) -> IpAddr {
     }
 }
 
-/// Whether the addresses are of both families.
+/// Returns whether the addresses include both families.
 pub fn dual_stack(values: &[&str]) -> bool {
     values.iter().any(|v| is_v4(v)) && values.iter().any(|v| is_v6(v))
 }
 
-/// Warnings about an address in an unusual spelling.
+/// Returns the warnings about an address in an unusual spelling.
 pub fn warnings(path: &Path, value: &str) -> Vec<String> {
     let Some(ip) = parse(value) else { return Vec::new() };
     let strict = value.parse::<IpAddr>().ok();
@@ -88,7 +89,7 @@ pub fn warnings(path: &Path, value: &str) -> Vec<String> {
     Vec::new()
 }
 
-/// Warnings about a network in an unusual spelling.
+/// Returns the warnings about a network in an unusual spelling.
 pub fn cidr_warnings(path: &Path, value: &str) -> Vec<String> {
     let Some((addr, bits)) = parse_cidr(value) else { return Vec::new() };
     let mut out = Vec::new();

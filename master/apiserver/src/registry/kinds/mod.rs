@@ -1,5 +1,5 @@
-//! The list of kinds with rules of their own. `registry/store.rs` asks here for the strategy of a resource;
-//! `check.rs`, `text.rs`, `ip.rs` and the crate's `read.rs` are what the strategies share.
+//! The list of kinds with rules of their own. `registry/store.rs` gets a resource's strategy here; strategies
+//! share `check.rs`, `text.rs`, `ip.rs` and the crate's `read.rs`.
 
 pub mod check;
 pub mod configmap;
@@ -33,7 +33,7 @@ use super::strategy::{Generic, Strategy};
 pub use crate::read;
 use review::AccessReview;
 
-/// The strategy of a resource; the generic one where the kind has no rules of its own.
+/// Returns the strategy of a resource; the generic one where the kind has no rules of its own.
 pub fn strategy_for(group: &str, resource: &str) -> &'static dyn Strategy {
     match (group, resource) {
         ("", "configmaps") => &configmap::ConfigMapStrategy,

@@ -14,9 +14,9 @@ use super::read::{self, Read, ensure, keep, set};
 #[derive(Debug)]
 pub struct NamespaceStrategy;
 
-/// The finalizer that the namespace controller removes when nothing is left in the namespace.
+/// Finalizer that the namespace controller removes once the namespace is empty.
 const FINALIZER: &str = "kubernetes";
-/// The label that carries the name, for namespace selectors.
+/// Label that holds the namespace's name, for namespace selectors.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 fn set_name_label(obj: &mut Value) {

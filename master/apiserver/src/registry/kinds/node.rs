@@ -20,7 +20,7 @@ pub struct NodeStrategy;
 const TAINTS_ANNOTATION: &str = "scheduler.alpha.kubernetes.io/taints";
 const CIDR_FIXED: &str = "node updates may not change podCIDR except from \"\" to valid";
 
-/// `spec.taints`; upstream reports them under `metadata`.
+/// Validates `spec.taints`; upstream reports its errors under `metadata`.
 fn taints(taints: &[Value], path: &Path, errs: &mut ErrorList) {
     let mut seen = BTreeSet::new();
     for (i, taint) in taints.iter().enumerate() {

@@ -7,7 +7,7 @@ use super::super::strategy::Strategy;
 use super::check::{Report, qualified_name};
 use super::read::{Read, is_zero};
 
-/// Which access review.
+/// Kind of an access review.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum AccessReview {
     /// SelfSubjectAccessReview.

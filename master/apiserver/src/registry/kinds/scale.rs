@@ -1,4 +1,4 @@
-//! Validation of the `scale` subresource, whatever kind it belongs to.
+//! Validation of the `scale` subresource of all kinds.
 
 use proto_api::field::{ErrorList, Path};
 use serde_json::Value;

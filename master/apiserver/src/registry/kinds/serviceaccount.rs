@@ -11,7 +11,7 @@ pub struct ServiceAccountStrategy;
 
 const ENFORCE: &str = "kubernetes.io/enforce-mountable-secrets";
 
-/// References to Secrets hold their name alone.
+/// Removes everything but the name from the references in `secrets`.
 fn clean_references(obj: &mut Value) {
     for secret in items_mut(obj, "secrets") {
         let name = secret.text("name").to_owned();

@@ -8,7 +8,7 @@ use super::check::{self, Report};
 use super::pod::{Options, annotations, spec, warnings};
 use super::read::{self, Read};
 
-/// Validates a template.
+/// Validates a pod template.
 pub fn validate(template: &Value, path: &Path, errs: &mut ErrorList) {
     let meta = template.sub("metadata");
     let notes = meta.entries("annotations");
@@ -24,7 +24,8 @@ pub fn validate(template: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// What a controller that keeps pods running asks of its template, after `validate`. `kind` is in one message.
+/// Validates the rules of a controller that keeps pods running (restart always, no deadline). `kind` is named
+/// in one error.
 pub fn keeps_running(template: &Value, kind: &str, path: &Path, errs: &mut ErrorList) {
     let at = path.child("spec");
     let pod = template.sub("spec");
@@ -37,7 +38,7 @@ pub fn keeps_running(template: &Value, kind: &str, path: &Path, errs: &mut Error
     }
 }
 
-/// Warnings of a workload on create, or on an update that changed the template.
+/// Returns the warnings about a workload on create, or on an update that changed its spec.
 pub fn warnings(obj: &Value, old: Option<&Value>, path: &Path, pods_named_after_it: bool) -> Vec<String> {
     let template = obj.sub("spec").sub("template");
     let mut out = Vec::new();

@@ -1,5 +1,5 @@
-//! What the tests of strategies share: objects decoded and prepared as the API server does it, and the errors
-//! that validation finds, as text.
+//! Helpers for the tests of strategies: objects decoded and prepared as the API server does it, and the
+//! errors of validation as text.
 
 use proto_api::field::ErrorList;
 use proto_api::kinds;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::strategy_for;
 use crate::decode::{FieldValidation, decode_object};
 
-/// An object as validation sees it on create. The kind's version is `v1`.
+/// Returns an object as validation sees it on create. The kind's version is `v1`.
 pub fn made(group: &str, resource: &str, sent: &Value) -> Value {
     let kind = kinds::by_resource(group, "v1", resource).expect("a served kind");
     let gvk = (group, "v1", kind.gvk.kind);
@@ -28,14 +28,14 @@ fn texts(errs: &ErrorList) -> Vec<String> {
     errs.iter().map(ToString::to_string).collect()
 }
 
-/// The errors of a create.
+/// Returns the errors of a create.
 pub fn created(group: &str, resource: &str, sent: &Value) -> Vec<String> {
     let mut errs = ErrorList::default();
     strategy_for(group, resource).validate(&made(group, resource, sent), &mut errs);
     texts(&errs)
 }
 
-/// The object that an update would write, and its errors.
+/// Returns the object that an update would write, and its errors.
 pub fn updated(group: &str, resource: &str, old: &Value, sent: &Value) -> (Value, Vec<String>) {
     let strategy = strategy_for(group, resource);
     let mut new = made(group, resource, sent);
@@ -47,7 +47,7 @@ pub fn updated(group: &str, resource: &str, old: &Value, sent: &Value) -> (Value
     (new, texts(&errs))
 }
 
-/// The errors of a status update.
+/// Returns the errors of a status update.
 pub fn reported(group: &str, resource: &str, old: &Value, status: Value) -> Vec<String> {
     let strategy = strategy_for(group, resource);
     let mut new = old.clone();
@@ -58,7 +58,7 @@ pub fn reported(group: &str, resource: &str, old: &Value, status: Value) -> Vec<
     texts(&errs)
 }
 
-/// A copy of `obj` with the value at a JSON pointer replaced, or removed for null.
+/// Returns a copy of `obj` with the value at a JSON pointer replaced, or removed where `value` is null.
 pub fn with(obj: &Value, pointer: &str, value: Value) -> Value {
     let mut out = obj.clone();
     let (parent, key) = pointer.rsplit_once('/').expect("a pointer");

@@ -1,9 +1,9 @@
-//! String rules that `proto_api::names` does not have, with stock Kubernetes' messages. An empty list means
-//! that the value is good.
+//! String rules that `proto_api::names` does not have, with stock Kubernetes' messages. Rules return error
+//! messages; an empty list means that the value is valid.
 
 use proto_api::names;
 
-/// The number before the `%` of a percentage.
+/// Returns the number before the `%` of a percentage; `None` where the text is none.
 pub fn percent_value(value: &str) -> Option<i64> {
     value.strip_suffix('%').filter(|n| digits(n)).and_then(|n| n.parse().ok())
 }
@@ -12,7 +12,7 @@ fn digits(value: &str) -> bool {
     !value.is_empty() && value.bytes().all(|c| c.is_ascii_digit())
 }
 
-/// Name of an environment variable: printable ASCII without `=`.
+/// Checks the name of an environment variable: printable ASCII without `=`.
 pub fn env_name(value: &str) -> Vec<String> {
     let mut out = Vec::new();
     if value.is_empty() {
@@ -29,7 +29,7 @@ pub fn env_name(value: &str) -> Vec<String> {
 
 const UNDERSCORE_LABEL: &str = "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
 
-/// Subdomain whose labels may hold underscores, as DNS search paths do.
+/// Checks a DNS subdomain whose labels may contain underscores, as DNS search paths do.
 pub fn dns_subdomain_underscore(value: &str) -> Vec<String> {
     let mut out = Vec::new();
     if value.len() > 253 {
@@ -50,12 +50,12 @@ pub fn dns_subdomain_underscore(value: &str) -> Vec<String> {
     out
 }
 
-/// Name of a Node, Pod, Secret and most other kinds when another object refers to it.
+/// Checks the name of a Node, Pod, Secret or most other kinds, as other objects refer to it.
 pub fn object_name(value: &str) -> Vec<String> {
     names::dns1123_subdomain(value)
 }
 
-/// Whether a name is a sysctl's, with dots or slashes between its segments.
+/// Returns whether a name is valid for a sysctl, with dots or slashes between its segments.
 pub fn is_sysctl_name(value: &str) -> bool {
     let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_digit() || c.is_ascii_lowercase());
     let inner = |c: char| matches!(c, '-' | '_') || c.is_ascii_digit() || c.is_ascii_lowercase();

@@ -1,5 +1,5 @@
-//! Rules that Deployment, ReplicaSet and DaemonSet share: selectors that match their template, numbers that are
-//! counts or percentages, and status counters.
+//! Rules that Deployment, ReplicaSet and DaemonSet share: selectors that must match their template, fields
+//! that hold a count or a percentage, and status counters.
 
 use proto_api::field::{ErrorList, Path};
 use proto_api::names;
@@ -12,21 +12,21 @@ use super::read::Read;
 use super::template;
 use super::text;
 
-/// The selector of a spec: absent matches nothing, empty matches everything.
+/// Returns the selector of a spec; an absent one matches nothing, an empty one everything.
 ///
 /// # Errors
 ///
-/// When an operator, key or value of it is bad.
+/// When an operator, key or value of the selector is invalid.
 pub fn selector(spec: &Value) -> Result<Selector, String> {
     Selector::from_label_selector(spec.at("selector"))
 }
 
-/// Whether a selector has no condition at all.
+/// Returns whether a selector has no conditions.
 pub fn is_empty(selector: &Value) -> bool {
     LabelSelector::from_value(selector).map_or(true, |s| s.is_empty())
 }
 
-/// `selector` and `template` of a Deployment or a ReplicaSet.
+/// Validates `selector` and `template` of a Deployment or a ReplicaSet.
 pub fn selector_and_template(spec: &Value, path: &Path, errs: &mut ErrorList) {
     let at = path.child("selector");
     match spec.at("selector") {
@@ -43,7 +43,8 @@ pub fn selector_and_template(spec: &Value, path: &Path, errs: &mut ErrorList) {
     match selector(spec) {
         Err(_) => errs.invalid(&at, spec.sub("selector").clone(), "invalid label selector"),
         Ok(selector) => {
-            // A nil selector matches nothing and is not empty, as upstream's `labels.Nothing`.
+            // As in upstream (`labels.Nothing`), an absent selector matches nothing and does not count as
+            // empty.
             if !selector.is_empty() || !spec.has("selector") {
                 matches_template(&selector, template, &template_path, errs);
             }
@@ -53,7 +54,7 @@ pub fn selector_and_template(spec: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// The selector must match the labels of the template.
+/// Checks that the selector matches the labels of the template.
 pub fn matches_template(selector: &Selector, template: &Value, path: &Path, errs: &mut ErrorList) {
     let labels = template.sub("metadata").sub("labels");
     if !selector.matches(labels) {
@@ -62,13 +63,13 @@ pub fn matches_template(selector: &Selector, template: &Value, path: &Path, errs
     }
 }
 
-/// A selector never changes.
+/// Checks that the selector did not change.
 pub fn selector_immutable(new: &Value, old: &Value, errs: &mut ErrorList) {
     let at = Path::new("spec").child("selector");
     check::immutable(new.sub("spec").sub("selector"), old.sub("spec").sub("selector"), &at, errs);
 }
 
-/// A count that is at least 0, or a percentage.
+/// Checks that the value is a count of at least 0 or a percentage.
 pub fn count_or_percent(value: &Value, path: &Path, errs: &mut ErrorList) {
     match value.as_str() {
         Some(percent) => {
@@ -80,14 +81,14 @@ pub fn count_or_percent(value: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// A percentage must not be above 100.
+/// Checks that a percentage is not above 100; accepts any count.
 pub fn at_most_all(value: &Value, path: &Path, errs: &mut ErrorList) {
     if let Some(percent) = value.as_str().filter(|p| text::percent_value(p).is_some_and(|n| n > 100)) {
         errs.invalid(path, percent, "must not be greater than 100%");
     }
 }
 
-/// Whether a count or percentage is 0; text that is neither counts as 0.
+/// Returns whether a count or percentage is 0; text that is neither counts as 0.
 pub fn is_none(value: &Value) -> bool {
     match value.as_str() {
         Some(text) => text::percent_value(text).or_else(|| text.parse().ok()).unwrap_or_default() == 0,
@@ -95,14 +96,14 @@ pub fn is_none(value: &Value) -> bool {
     }
 }
 
-/// Counters of a status that are at least 0.
+/// Checks that the named counters of a status are at least 0.
 pub fn counters(status: &Value, keys: &[&str], errs: &mut ErrorList) {
     for key in keys {
         non_negative_field(status, key, &Path::new("status"), errs);
     }
 }
 
-/// `low` must not be above `high`.
+/// Checks that the counter `low` is not above the counter `high`.
 pub fn bounded(status: &Value, low: &str, high: &str, errs: &mut ErrorList) {
     if status.int(low) > status.int(high) {
         let shown = if high == "replicas" { "status.replicas" } else { high };
@@ -111,7 +112,7 @@ pub fn bounded(status: &Value, low: &str, high: &str, errs: &mut ErrorList) {
     }
 }
 
-/// The collision count only grows.
+/// Checks that the collision count does not decrease.
 pub fn collisions(new: &Value, old: &Value, errs: &mut ErrorList) {
     let key = "collisionCount";
     let (now, before) = (new.sub("status").opt_int(key), old.sub("status").opt_int(key));
@@ -121,7 +122,7 @@ pub fn collisions(new: &Value, old: &Value, errs: &mut ErrorList) {
     }
 }
 
-/// Removes what belongs to features that are off from `spec.template`.
+/// Removes the fields of features that are off from `spec.template`.
 pub fn drop_disabled(obj: &mut Value) {
     let template = obj.get_mut("spec").and_then(|s| s.get_mut("template"));
     if let Some(spec) = template.and_then(|t| t.get_mut("spec")) {

@@ -1,5 +1,5 @@
-//! InterPodAffinity: required affinity and anti-affinity to other pods, both ways: a pod that is there may keep the
-//! new one away too.
+//! Enforces InterPodAffinity: required affinity and anti-affinity to other pods, in both directions: an
+//! existing pod's anti-affinity may keep the new pod away too.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ impl Filter for InterPodAffinity {
         }
         let near = domains_with_all(&wanted, cycle);
         let far = domains_with_any(&unwanted, cycle);
-        // The first pod of a group that wants to be together may go anywhere.
+        // The first pod of a group with affinity to itself may be placed anywhere.
         let first = near.is_empty() && wanted.iter().all(|term| term.means(cycle.pod, cycle.snapshot));
         Some(Box::new(move |info| {
             let labelled = wanted.iter().all(|term| info.labels.contains_key(&term.topology_key));
@@ -42,12 +42,12 @@ fn in_domain(info: &NodeInfo, key: &str, domains: &BTreeSet<Domain>) -> bool {
     info.labels.get(key).is_some_and(|value| domains.contains(&(key.to_owned(), value.clone())))
 }
 
-/// Domains that hold a pod which every term means.
+/// Returns the domains with a pod that every term selects.
 fn domains_with_all(terms: &[Term], cycle: &Cycle<'_>) -> BTreeSet<Domain> {
     collect(terms, cycle, |pod, _| terms.iter().all(|term| term.means(pod, cycle.snapshot)))
 }
 
-/// Domains that hold a pod which the term of that domain means.
+/// Returns the domains with a pod that the domain's own term selects.
 fn domains_with_any(terms: &[Term], cycle: &Cycle<'_>) -> BTreeSet<Domain> {
     collect(terms, cycle, |pod, term| term.means(pod, cycle.snapshot))
 }
@@ -69,7 +69,7 @@ fn collect(terms: &[Term], cycle: &Cycle<'_>, counts: impl Fn(&PodInfo, &Term) -
     domains
 }
 
-/// Domains that pods with anti-affinity keep the new pod away from.
+/// Returns the domains from which existing pods' anti-affinity keeps the new pod away.
 fn closed_domains(cycle: &Cycle<'_>) -> BTreeSet<Domain> {
     let mut domains = BTreeSet::new();
     for info in cycle.snapshot.nodes() {

@@ -1,4 +1,4 @@
-//! NodeAffinity: `nodeSelector` and the required node affinity.
+//! Enforces NodeAffinity: `nodeSelector` and the required node affinity.
 
 use crate::plugins::node_selector::accepts;
 use crate::plugins::{Cycle, Filter, NodeFilter, Rejection};

@@ -1,4 +1,4 @@
-//! NodeName: a pod that names its node fits no other.
+//! Enforces NodeName: a pod that names its node fits no other.
 
 use crate::plugins::{Cycle, Filter, NodeFilter, Rejection};
 

@@ -1,4 +1,4 @@
-//! NodePorts: two pods of a node cannot have the same host port.
+//! Enforces NodePorts: two pods on a node cannot use the same host port.
 
 use crate::plugins::{Cycle, Filter, NodeFilter, Rejection};
 use crate::snapshot::HostPort;
@@ -21,7 +21,7 @@ impl Filter for NodePorts {
     }
 }
 
-/// The same port on the same address, or on all addresses.
+/// Whether two host ports conflict: same protocol and port, on the same address or one on all addresses.
 fn collide(left: &HostPort, right: &HostPort) -> bool {
     left.1 == right.1 && left.2 == right.2 && (left.0 == right.0 || left.0 == ANY || right.0 == ANY)
 }

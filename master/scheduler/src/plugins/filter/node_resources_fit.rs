@@ -1,4 +1,4 @@
-//! NodeResourcesFit: what the pod asks for must be left over on the node.
+//! Enforces NodeResourcesFit: the node must have the resources left that the pod requests.
 
 use crate::plugins::{Cycle, Filter, NodeFilter, Rejection};
 use crate::resources::Resources;

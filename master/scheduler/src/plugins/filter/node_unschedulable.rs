@@ -1,4 +1,4 @@
-//! NodeUnschedulable: cordoned nodes take only pods that tolerate it.
+//! Enforces NodeUnschedulable: a cordoned node takes only pods that tolerate its taint.
 
 use k8s_openapi::api::core::v1::Taint;
 

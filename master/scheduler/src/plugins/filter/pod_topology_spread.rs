@@ -1,5 +1,5 @@
-//! PodTopologySpread, the constraints that must hold: no domain may have more than `maxSkew` matching pods more
-//! than the emptiest one.
+//! Enforces PodTopologySpread's hard constraints: no domain may have more than `maxSkew` matching pods more
+//! than the domain with the fewest.
 
 use std::collections::BTreeMap;
 
@@ -19,9 +19,9 @@ pub(crate) struct PodTopologySpread;
 struct Counted {
     key: String,
     max_skew: i64,
-    /// Whether the pod itself adds to the count of its domain.
+    /// 1 when the pod itself matches and adds to the count of its domain, else 0.
     counts_itself: i64,
-    /// Matching pods by domain.
+    /// Number of matching pods by domain.
     domains: BTreeMap<String, i64>,
     minimum: i64,
 }
@@ -77,7 +77,7 @@ fn count(
     }
 }
 
-/// The constraint's selector, narrowed to the pod's own values of `matchLabelKeys`.
+/// Returns the constraint's selector, narrowed to the pod's own values of `matchLabelKeys`.
 pub(crate) fn constraint_selector(constraint: &TopologySpreadConstraint, pod: &PodInfo) -> Option<Selector> {
     let mut labels = constraint.label_selector.clone()?;
     let own = pod.labels();
@@ -89,7 +89,7 @@ pub(crate) fn constraint_selector(constraint: &TopologySpreadConstraint, pod: &P
     selector(Some(&labels))
 }
 
-/// Whether a node's pods count, by the constraint's node inclusion policies.
+/// Whether the node's pods count, according to the constraint's node inclusion policies.
 pub(crate) fn counts(constraint: &TopologySpreadConstraint, pod: &PodInfo, info: &NodeInfo) -> bool {
     let affinity = constraint.node_affinity_policy.as_deref().unwrap_or("Honor") != "Honor";
     let tainted = constraint.node_taints_policy.as_deref() == Some("Honor")
@@ -100,7 +100,7 @@ pub(crate) fn counts(constraint: &TopologySpreadConstraint, pod: &PodInfo, info:
     (affinity || accepts(pod, info)) && !tainted
 }
 
-/// Pods of the namespace on the node that the selector accepts and that stay.
+/// Counts the node's pods in the namespace that the selector accepts and that are not terminating.
 pub(crate) fn matching(selector: Option<&Selector>, namespace: &str, info: &NodeInfo) -> i64 {
     let Some(selector) = selector else { return 0 };
     let counted = info.pods.values().filter(|pod| {

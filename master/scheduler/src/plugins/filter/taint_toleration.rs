@@ -1,4 +1,4 @@
-//! TaintToleration: taints that forbid scheduling must be tolerated.
+//! Enforces TaintToleration: the pod must tolerate all NoSchedule and NoExecute taints of the node.
 
 use crate::plugins::taints::{taints, tolerates, tolerations};
 use crate::plugins::{Cycle, Filter, NodeFilter, Rejection};

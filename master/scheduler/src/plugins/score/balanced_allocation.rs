@@ -1,4 +1,5 @@
-//! NodeResourcesBalancedAllocation: nodes whose CPU and memory would be used alike are better.
+//! Scores NodeResourcesBalancedAllocation: nodes where CPU and memory would be used to similar shares are
+//! better.
 
 use crate::plugins::{Cycle, MAX_SCORE, NodeScore, Score};
 use crate::snapshot::NodeInfo;
@@ -12,7 +13,7 @@ impl Score for BalancedAllocation {
 
     fn prepare<'a>(&self, cycle: &'a Cycle<'_>, _nodes: &[&NodeInfo]) -> Option<NodeScore<'a>> {
         let own = &cycle.pod.request;
-        // A pod that asks for nothing changes no balance.
+        // A pod without requests changes no balance.
         if own.cpu_milli == 0 && own.memory_bytes == 0 {
             return None;
         }
@@ -29,7 +30,7 @@ impl Score for BalancedAllocation {
     }
 }
 
-/// Shares are counted in millionths: integers, so that every machine decides alike.
+/// Denominator of shares: integers instead of fractions, so that every machine decides alike.
 const SCALE: i64 = 1_000_000;
 
 fn share(used: i64, has: i64) -> Option<i64> {

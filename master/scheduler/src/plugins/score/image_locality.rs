@@ -1,13 +1,14 @@
-//! ImageLocality: nodes that have the pod's images already are better, the more so the larger those are.
+//! Scores ImageLocality: nodes that already have the pod's images are better, the more so the larger the
+//! images.
 
 use std::collections::BTreeMap;
 
 use crate::plugins::{Cycle, MAX_SCORE, NodeScore, Score};
 use crate::snapshot::NodeInfo;
 
-/// Images below this size make no difference.
+/// Total image size below which the score is lowest.
 const MIN_BYTES: i64 = 23 * 1024 * 1024;
-/// An image of this size a container makes all the difference.
+/// Image size per container from which on the score is highest.
 const MAX_BYTES: i64 = 1000 * 1024 * 1024;
 
 pub(crate) struct ImageLocality;
@@ -22,7 +23,7 @@ impl Score for ImageLocality {
         let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
         let wanted: Vec<String> =
             containers.filter_map(|container| container.image.as_deref()).map(normalized).collect();
-        // An image on few of many nodes counts less, or its node would draw every pod of it.
+        // An image on few of many nodes counts less, or all pods with it would be drawn to those nodes.
         let mut spread: BTreeMap<&String, i64> = BTreeMap::new();
         for image in &wanted {
             let having = nodes.iter().filter(|info| size_on(info, image).is_some()).count();

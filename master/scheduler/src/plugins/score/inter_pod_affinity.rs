@@ -1,4 +1,5 @@
-//! InterPodAffinity: the weights of the pod's preferred terms for each pod they mean in a node's domains.
+//! Scores InterPodAffinity: sums the weights of the pod's preferred terms for each matching pod in a node's
+//! domains.
 
 use crate::plugins::terms::{Domains, preferred};
 use crate::plugins::{Cycle, MAX_SCORE, NodeScore, Score};

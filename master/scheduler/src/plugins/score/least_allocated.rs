@@ -1,4 +1,4 @@
-//! NodeResourcesFit, strategy LeastAllocated: nodes with more CPU and memory left over are better.
+//! Scores NodeResourcesFit with strategy LeastAllocated: nodes with more CPU and memory left are better.
 
 use crate::plugins::{Cycle, MAX_SCORE, NodeScore, Score};
 use crate::snapshot::NodeInfo;
@@ -23,7 +23,8 @@ impl Score for LeastAllocated {
     }
 }
 
-/// Share that is left, out of [`MAX_SCORE`]; none of a resource the node does not have.
+/// Returns the free share of a resource, out of [`MAX_SCORE`]; `None` when the node does not have the
+/// resource.
 fn left(used: i64, has: i64) -> Option<i64> {
     if has <= 0 {
         return None;

@@ -1,4 +1,4 @@
-//! NodeAffinity: the weights of the preferred terms a node fulfils.
+//! Scores NodeAffinity: sums the weights of the preferred terms that a node satisfies.
 
 use crate::plugins::node_selector::matches;
 use crate::plugins::{Cycle, NodeScore, Score, scale};

@@ -1,4 +1,4 @@
-//! PodTopologySpread, the constraints that are wishes: nodes in domains with fewer matching pods are better. A pod
+//! Scores PodTopologySpread's soft constraints: nodes in domains with fewer matching pods are better. A pod
 //! without constraints of its own that belongs to a Service or a ReplicaSet is spread over hosts and zones.
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use crate::snapshot::NodeInfo;
 
 const HOSTNAME: &str = "kubernetes.io/hostname";
 const ZONE: &str = "topology.kubernetes.io/zone";
-/// Counts are weighed with fractions of this.
+/// Factor by which counts are scaled, so that fractions are kept.
 const UNIT: f64 = 1000.0;
 
 pub(crate) struct PodTopologySpread;
@@ -23,9 +23,9 @@ struct Weighed {
     max_skew: i64,
     selector: Selector,
     namespace: String,
-    /// Matching pods by domain; not kept for hosts, which are counted as they are rated.
+    /// Number of matching pods by domain; not filled for hosts, whose pods are counted when they are scored.
     domains: BTreeMap<String, i64>,
-    /// The more domains, the less one pod more matters in each.
+    /// Weight of the constraint's counts; grows with the number of domains.
     weight: f64,
 }
 
@@ -46,7 +46,7 @@ impl Score for PodTopologySpread {
         Some(Box::new(move |info| weighed.iter().map(|constraint| rate(constraint, info)).sum()))
     }
 
-    /// The fewest pods become the highest score.
+    /// Turns counts into scores: the fewest pods give the highest score.
     fn normalize(&self, scores: &mut [i64]) {
         let max = scores.iter().copied().max().unwrap_or(0);
         let min = scores.iter().copied().min().unwrap_or(0);
@@ -107,7 +107,7 @@ fn weigh(
     }
 }
 
-/// The pod's own soft constraints or, when it has none of any kind, the default ones.
+/// Returns the pod's own soft constraints or, when it has no constraints at all, the default ones.
 fn constraints(cycle: &Cycle<'_>) -> Vec<(TopologySpreadConstraint, Selector)> {
     let own = cycle.pod.pod.spec.as_ref().and_then(|spec| spec.topology_spread_constraints.as_ref());
     if let Some(own) = own.filter(|own| !own.is_empty()) {
@@ -126,7 +126,7 @@ fn constraints(cycle: &Cycle<'_>) -> Vec<(TopologySpreadConstraint, Selector)> {
     vec![(default(HOSTNAME, 3), selector.clone()), (default(ZONE, 5), selector)]
 }
 
-/// What the Services and the ReplicaSet that select the pod have in common.
+/// Combines the selectors of the Services and the ReplicaSet that select the pod; `None` when none does.
 fn group_selector(cycle: &Cycle<'_>) -> Option<Selector> {
     let pod: &Pod = &cycle.pod.pod;
     let labels = cycle.pod.labels();

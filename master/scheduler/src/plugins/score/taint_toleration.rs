@@ -1,4 +1,5 @@
-//! TaintToleration: nodes with fewer taints that only discourage are better.
+//! Scores TaintToleration: nodes with fewer PreferNoSchedule taints that the pod does not tolerate are
+//! better.
 
 use crate::plugins::taints::{taints, tolerates, tolerations};
 use crate::plugins::{Cycle, NodeScore, Score, scale};

@@ -1,6 +1,6 @@
-//! `ephor backup`: takes the state and keys of a cluster into one encrypted
-//! file, checks it, makes a new cluster of it, and has the leader do the first
-//! at intervals. `master_node::backup` says what is in the file.
+//! `ephor backup`: saves the state and keys of a cluster to one encrypted file,
+//! verifies it, restores a new cluster from it, and schedules backups by the
+//! leader. `master_node::backup` describes the file.
 
 mod passphrase;
 mod save;
@@ -35,8 +35,7 @@ enum BackupCommand {
     Schedule(schedule::ScheduleArgs),
 }
 
-/// How a bucket is reached; credentials and region come from the usual AWS_...
-/// variables.
+/// How a bucket is reached; credentials and region come from the usual AWS_... variables.
 #[derive(Debug, Args)]
 pub struct BucketArgs {
     /// The URL of an S3-compatible store [default: AWS]
@@ -121,7 +120,7 @@ async fn restore(arguments: RestoreArgs) -> Result<()> {
         ..RestoreOptions::default()
     };
     let name = options.name.clone();
-    // Nothing of it connects anywhere.
+    // The restore opens no connections, so the network needs no certificates.
     let env = Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new());
     let restored =
         tokio::task::spawn_blocking(move || backup::restore(source, &passphrase, &options, &env)).await?;

@@ -1,5 +1,5 @@
-//! Where passphrases come from: a file, the environment, or whoever sits at the
-//! terminal; never the command line, which everybody on the machine can read.
+//! Reads passphrases from a file, the environment or the terminal; never from the
+//! command line, which every user of the machine can read.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,10 +11,10 @@ use master_node::backup::Passphrase;
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 
 const VARIABLE: &str = "EPHOR_BACKUP_PASSPHRASE";
-/// The most bytes of a file with a passphrase.
+/// Maximum size in bytes of a passphrase file.
 const FILE_MAX: u64 = 4096;
 
-/// What a bundle is locked with.
+/// Source of the passphrase that a bundle is encrypted with.
 #[derive(Debug, Args)]
 pub struct PassphraseArgs {
     /// A file whose first line is the passphrase [default: $EPHOR_BACKUP_PASSPHRASE, or it is asked for]
@@ -23,12 +23,12 @@ pub struct PassphraseArgs {
 }
 
 impl PassphraseArgs {
-    /// For a bundle that exists.
+    /// Gets the passphrase for opening an existing bundle.
     pub fn for_bundle(&self) -> Result<Passphrase> {
         Ok(Passphrase::new(self.given()?.map_or_else(|| ask("passphrase: "), Ok)?))
     }
 
-    /// For new bundles: asked for twice.
+    /// Gets the passphrase for a new bundle; at the terminal it is asked for twice.
     pub fn for_new(&self) -> Result<Passphrase> {
         let text = match self.given()? {
             Some(text) => text,
@@ -64,7 +64,7 @@ fn first_line(source: impl Read) -> Result<String> {
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-/// Asks at the terminal, which does not show what is typed.
+/// Asks at the terminal, without echo.
 fn ask(question: &str) -> Result<String> {
     let mut terminal = File::options().read(true).write(true).open("/dev/tty").with_context(|| {
         format!("no terminal to ask for the passphrase: give --passphrase-file, or set ${VARIABLE}")

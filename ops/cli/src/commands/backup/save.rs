@@ -1,5 +1,5 @@
-//! `ephor backup save`: takes the entries from a master as fast as they can be
-//! written, encrypts them here, and gives the bundle its name when it is whole.
+//! `ephor backup save`: receives the entries from a master as fast as they can be
+//! written, encrypts them locally, and gives the bundle its name when it is complete.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -16,12 +16,11 @@ use super::passphrase::PassphraseArgs;
 use super::{BucketArgs, print_manifest};
 use crate::admin;
 
-/// Entries on their way.
+/// Maximum number of entries queued between receiver and writer.
 const ENTRIES_AHEAD: usize = 4;
-/// How long the master may take to say of which state the backup is; it may be
-/// waiting for a quorum.
+/// Deadline for the master to describe the backed-up state; it may be waiting for a quorum.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(20);
-/// Bound on the pause between two entries.
+/// Longest pause between two entries.
 const ENTRY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Take a backup of the whole cluster from any master, also without a quorum
@@ -71,7 +70,7 @@ pub async fn run(arguments: SaveArgs) -> Result<()> {
     let mut entry = Ok(Some(first));
     while let Some(more) = entry.transpose() {
         let failed = more.is_err();
-        // When it is not taken, the writer says why.
+        // When the writer no longer receives, it has failed and returns the reason itself.
         if sender.send(more).await.is_err() || failed {
             break;
         }

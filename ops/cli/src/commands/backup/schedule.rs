@@ -1,5 +1,5 @@
-//! `ephor backup schedule`: writes down what the leader is to do, waits for the
-//! first backup, shows what was done, or ends it.
+//! `ephor backup schedule`: stores a schedule for the leader and waits for the
+//! first backup, shows the schedule and its status, or removes the schedule.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,10 +16,10 @@ use proto_env::{Random, SystemRandom};
 use super::BucketArgs;
 use super::passphrase::PassphraseArgs;
 
-/// What is handed on to the masters when it is set here.
+/// Environment variables that are passed on to the masters when they are set.
 const VARIABLES: [&str; 5] =
     ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"];
-/// How long the first backup is waited for.
+/// How long to wait for the first backup.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 

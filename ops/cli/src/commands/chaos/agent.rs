@@ -1,5 +1,5 @@
-//! `ephor chaos agent`: the agent of this node. It runs only where somebody starts
-//! it: an operator's unit, or `ephor dev up --chaos`.
+//! `ephor chaos agent`: runs the chaos agent of this node. It runs only where it is
+//! started on purpose: by an operator's unit, or by `ephor dev up --chaos`.
 
 use std::path::PathBuf;
 

@@ -1,5 +1,5 @@
-//! `ephor chaos certificate`: what an agent proves itself with, made from the keys
-//! of a master, for nodes that have none of their own. `ephor dev` uses it too.
+//! `ephor chaos certificate`: issues an agent's certificate from the keys of a master,
+//! for nodes that have no keys of their own. `ephor dev` uses it too.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub fn run(arguments: &CertificateArgs) -> Result<()> {
     write(&arguments.data_dir, &arguments.name, &arguments.output)
 }
 
-/// CA, certificate and key of the agent of `name`, PEM.
+/// Issues CA certificate, certificate and key for the agent of node `name`, PEM.
 pub fn issue(data_dir: &Path, name: &str) -> Result<(String, String, String)> {
     let files = KeyFiles::new(data_dir, Arc::new(SystemDisk));
     let keys = files.load()?.with_context(|| {
@@ -45,7 +45,7 @@ pub fn issue(data_dir: &Path, name: &str) -> Result<(String, String, String)> {
     Ok((keys.authority.certificate_pem().to_owned(), issued.chain_pem, issued.key_pem))
 }
 
-/// Writes them to `directory`, readable for its owner alone.
+/// Writes the agent's CA certificate, certificate and key to `directory`, readable for its owner alone.
 pub fn write(data_dir: &Path, name: &str, directory: &Path) -> Result<()> {
     let (ca, certificate, key) = issue(data_dir, name)?;
     std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
@@ -56,7 +56,7 @@ pub fn write(data_dir: &Path, name: &str, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Reads what [`write`] wrote.
+/// Reads the files that [`write`] wrote.
 pub fn read(directory: &Path) -> Result<TlsMaterial> {
     let text = |file: &str| {
         let path = directory.join(file);

@@ -1,4 +1,4 @@
-//! `ephor chaos disk`: the disk below a master's data, which fails on demand.
+//! `ephor chaos disk`: mounts the disk below a master's data, which fails on demand.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! `ephor chaos recover`: asks every agent to undo everything. Works without any
-//! master where the agents are known: named, or listed beside the kubeconfig.
+//! `ephor chaos recover`: asks every agent to undo all faults. Needs no running
+//! master when the agents are known: named, or listed beside the kubeconfig.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! `ephor chaos run`: one experiment file, in the simulation or on a live cluster.
-//! The simulation is a program of its own, so that this one links nothing of it.
+//! `ephor chaos run`: runs one experiment file, in the simulation or on a live cluster.
+//! The simulation is a separate program, so that this one does not link it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::AgentPlaces;
 
-/// Nothing is known of the cluster: it could not be tested.
+/// Exit code when the experiment could not judge the cluster.
 const UNKNOWN: u8 = 2;
 
 /// Run an experiment: ends with 0 where it passed, with 1 where something that must hold did not, with 2 where nobody knows

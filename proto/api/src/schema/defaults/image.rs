@@ -1,11 +1,11 @@
-//! The tag of an image reference, which decides the default pull policy.
+//! Detects the tag `latest` of an image reference, which decides the default pull policy.
 
 use std::sync::LazyLock;
 
 use regex::Regex;
 
-/// Whether a reference names the tag `latest`, explicitly or by naming neither tag nor digest. References that do
-/// not parse have no tag.
+/// Returns whether a reference has the tag `latest`, explicitly or because it has neither tag nor digest. A
+/// reference that does not parse has no tag.
 pub(super) fn is_latest(reference: &str) -> bool {
     static REFERENCE: LazyLock<Option<Regex>> = LazyLock::new(|| {
         let label = "(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])";

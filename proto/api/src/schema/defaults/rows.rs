@@ -1,7 +1,8 @@
-//! Plain defaults: type, field, JSON. The type is that of Go (table name), so a row holds wherever the type
-//! occurs. Kubernetes has these in code (`SetDefaults_*`); the markers it has are in the table already.
+//! Constant defaults: type, field and JSON value. The type is a Go type by its table name, so a row applies
+//! wherever the type occurs. Kubernetes has these defaults in code (`SetDefaults_*`); those in its markers
+//! are in the schema table already.
 
-/// The rows of a type.
+/// Returns the rows of a type; empty if there are none.
 pub(super) fn of(name: &str) -> &'static [(&'static str, &'static str)] {
     ROWS.iter().find(|(of, _)| *of == name).map(|(_, rows)| *rows).unwrap_or_default()
 }

@@ -1,4 +1,5 @@
-//! Defaults that need code, and what conversion to the internal version and back leaves visible.
+//! Defaults that need code, and the visible effects of converting an object to the internal version and
+//! back.
 
 use base64::Engine;
 use serde_json::{Map, Value, json};
@@ -7,7 +8,7 @@ use super::image;
 
 type Object = Map<String, Value>;
 
-/// Applies the rule of a type, before its rows and its fields.
+/// Applies the rule of a type, before its default rows and its fields' defaults.
 pub(super) fn apply(name: &str, object: &mut Object) {
     match name {
         "core/v1.Pod" => pod(object),
@@ -46,7 +47,8 @@ fn items<'a>(object: &'a mut Object, field: &str) -> impl Iterator<Item = &'a mu
     object.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut)
 }
 
-/// Pods themselves, not templates: requests follow limits, service links are on, host ports are the same.
+/// Sets defaults of pods (not of pod templates): requests from limits, service links on, and host ports
+/// equal to container ports on the host network.
 fn pod(object: &mut Object) {
     let Some(spec) = child(object, "spec") else { return };
     let host_network = spec.get("hostNetwork") == Some(&Value::Bool(true));
@@ -75,7 +77,7 @@ fn requests_from_limits(container: &mut Object) {
     }
 }
 
-/// Both names of the service account are kept the same.
+/// Gives both fields of the service account's name the same value.
 fn pod_spec(object: &mut Object) {
     let name = match text(object, "serviceAccountName") {
         "" => text(object, "serviceAccount").to_owned(),
@@ -92,7 +94,7 @@ fn pull_policy(object: &mut Object, policy: &str, reference: &str) {
     set(object, policy, || json!(if latest { "Always" } else { "IfNotPresent" }));
 }
 
-/// A volume without a source is an emptyDir.
+/// Makes a volume without a source an emptyDir.
 fn volume(object: &mut Object) {
     if object.keys().all(|k| k == "name") {
         object.insert("emptyDir".into(), json!({}));
@@ -159,7 +161,7 @@ fn namespace(object: &mut Object) {
     }
 }
 
-/// `stringData` is written into `data` and never kept.
+/// Moves `stringData` into `data`.
 fn secret(object: &mut Object) {
     let Some(Value::Object(strings)) = object.remove("stringData") else { return };
     if strings.is_empty() {
@@ -173,7 +175,8 @@ fn secret(object: &mut Object) {
     }
 }
 
-/// A single value and the first of its plural are kept the same; `wrap` and `pick` make one of the other.
+/// Makes a single field and the first item of its plural field equal; `key` is the item's member with the
+/// value, if any.
 fn plural(object: &mut Object, one: &str, many: &str, key: Option<&str>) {
     let single = text(object, one).to_owned();
     let first = object.get(many).and_then(|l| l.get(0)).cloned();

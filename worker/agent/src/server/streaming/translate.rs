@@ -1,5 +1,6 @@
-//! v5.channel.k8s.io towards the client, v4 towards the runtime. v5 adds one message, "this stream is closed" (255, stream): v4 cannot
-//! say it, so closing stdin closes nothing there until the connection ends.
+//! Translates between v5.channel.k8s.io at the client and v4 at the runtime. v5 adds one message, "this
+//! stream is closed" (255, stream). v4 has no such message, so a closed stdin stays open at the runtime until
+//! the connection ends.
 
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
@@ -19,7 +20,7 @@ const V5: &str = "v5.channel.k8s.io";
 const V4: &str = "v4.channel.k8s.io";
 const CLOSE_SIGNAL: u8 = 255;
 
-/// Whether the client offers v5 over WebSocket.
+/// Returns whether the client offers v5 over WebSocket.
 pub fn is_possible(headers: &HeaderMap) -> bool {
     let websocket =
         headers.get(header::UPGRADE).is_some_and(|u| u.as_bytes().eq_ignore_ascii_case(b"websocket"));
@@ -27,7 +28,7 @@ pub fn is_possible(headers: &HeaderMap) -> bool {
     websocket && offers.flat_map(|list| list.split(',')).any(|offer| offer.trim() == V5)
 }
 
-/// Accepts the client as v5 and opens the runtime as v4.
+/// Accepts the client's upgrade as v5 and opens a v4 connection to the runtime.
 pub async fn forward(mut request: Request<Incoming>, url: &str) -> Response<Body> {
     let mut headers = forwarded(request.headers());
     headers.insert(PROTOCOL, HeaderValue::from_static(V4));
@@ -67,7 +68,7 @@ pub async fn forward(mut request: Request<Incoming>, url: &str) -> Response<Body
 
 type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
 
-/// Passes messages both ways until the runtime closes, or the client is gone.
+/// Passes messages both ways until the runtime closes or the client is gone.
 async fn pump(client: Socket, upstream: Socket) {
     let (mut to_client, mut from_client) = client.split();
     let (mut to_runtime, mut from_runtime) = upstream.split();
@@ -92,7 +93,7 @@ async fn pump(client: Socket, upstream: Socket) {
                 break;
             }
         }
-        // An error here means that the client has closed already.
+        // An error means that the client has already closed.
         let _ = to_client.close().await;
     };
     tokio::select! {

@@ -1,4 +1,4 @@
-//! Questions to the zone and what it must answer.
+//! Tests the zone's answers to questions.
 
 use super::*;
 use crate::state::{ServicePortView, SliceView};

@@ -1,4 +1,4 @@
-//! Pulls beside each other, from a registry of a few lines.
+//! Tests concurrent pulls, from a minimal registry.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::image::content::digest_of;
 
-/// What no healthy machine takes for this.
+/// Deadline that only a hanging test exceeds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the registry has, by path below `/v2/`. It never answers a request for what is empty.
+/// The registry's content, by path below `/v2/`. Requests for empty content are never answered.
 type Content = Arc<BTreeMap<String, Vec<u8>>>;
 
 async fn answer(mut client: TcpStream, content: Content) -> io::Result<()> {
@@ -49,7 +49,7 @@ async fn registry(content: BTreeMap<String, Vec<u8>>) -> u16 {
     port
 }
 
-/// Adds an image of these layers; one without content is not in the registry.
+/// Adds an image of these layers to the registry; a layer without content is not stored there.
 fn add_image(
     content: &mut BTreeMap<String, Vec<u8>>,
     name: &str,

@@ -1,4 +1,4 @@
-//! Layers that real images have, and layers that were made to do harm. Needs root.
+//! Unpacks layers as real images have them, and malicious layers. Needs root.
 
 use std::io::Write;
 
@@ -30,7 +30,7 @@ impl Tar {
         header.set_uid(7);
         header.set_gid(8);
         header.set_mtime(1_000_000);
-        // The builder refuses names that lead out; an attacker writes them by hand.
+        // Written directly, because the builder refuses names that lead outside.
         let name = &mut header.as_old_mut().name;
         name[..path.len()].copy_from_slice(path.as_bytes());
         header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
@@ -121,8 +121,8 @@ fn a_hard_link_may_name_a_file_of_a_lower_layer() {
     assert_eq!(mode & 0o7777, 0o700, "a directory that is not listed keeps its lower mode");
 }
 
-/// Lower layers lie outside of the thread's root directory: `..` in one of their
-/// links does not end there.
+/// Lower layers lie outside of the thread's root directory, which therefore does not
+/// stop `..` in their links.
 #[test]
 fn nothing_is_read_outside() {
     if !is_root() {
@@ -200,7 +200,7 @@ fn refusal(unpacking: &Unpacking) -> String {
     }
 }
 
-/// A few hundred bytes that say that they are a file of gigabytes.
+/// An archive of a few hundred bytes that announces a sparse file of gigabytes.
 #[test]
 fn a_sparse_file_counts_with_its_whole_size() {
     if !is_root() {
@@ -244,7 +244,7 @@ fn copies_of_a_lower_layers_file_count() {
     assert!(text.contains("copy-3"), "{text}");
 }
 
-/// The `tar` crate keeps extensions in memory whole, for any kind of entry that has them.
+/// The `tar` crate keeps whole extension headers in memory, for any kind of entry.
 #[test]
 fn headers_that_fill_the_memory_are_refused() {
     if !is_root() {

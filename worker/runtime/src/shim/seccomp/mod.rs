@@ -1,8 +1,8 @@
-//! The seccomp filter of a container: the default profile (`profile`) compiled to the kernel's classic
-//! BPF for the machine's architecture and its 32-bit sibling.
+//! A container's seccomp filter: compiles the default profile (`profile`) to the kernel's classic BPF, for
+//! the machine's architecture and its 32-bit sibling.
 //!
-//! The launcher compiles the filter; the container's first process, and each further one, installs it
-//! right before its capabilities are dropped (`executor`), as runc does.
+//! The launcher compiles the filter. The container's first process, and each process of an exec, installs it
+//! right before its capabilities are dropped (`executor`), as in runc.
 
 mod profile;
 
@@ -11,10 +11,10 @@ use std::str::FromStr;
 
 use libc::sock_filter;
 
-/// Offsets into the kernel's `struct seccomp_data`.
+/// Offsets of fields in the kernel's `struct seccomp_data`.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
-/// The lower half of the first argument, on a little-endian machine.
+/// Offset of the lower half of the first argument, on a little-endian machine.
 const ARGUMENT_0: u32 = 16;
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
@@ -26,18 +26,18 @@ const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
-/// For calls that the profile does not know, so that a C library falls back to an older call.
+/// Result for calls that the profile does not know (ENOSYS), so that a C library falls back to an older call.
 const UNKNOWN: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
 
-/// Looks a system call's number up by its name.
+/// Function that returns a system call's number by its name; `None` if the architecture lacks the call.
 type Numbers = fn(&str) -> Option<u32>;
 
 fn number<T: FromStr>(name: &str, id: fn(T) -> i32) -> Option<u32> {
     u32::try_from(id(name.parse().ok()?)).ok()
 }
 
-/// The architectures whose programs run here, by the kernel's `AUDIT_ARCH` value.
+/// Architectures whose programs this machine runs, by the kernel's `AUDIT_ARCH` value.
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURES: [(u32, Numbers); 2] = [
     (0xc000_003e, |name| number(name, |s: syscalls::x86_64::Sysno| s.id())),
@@ -54,7 +54,7 @@ pub(crate) fn default_filter(capabilities: &[String]) -> Vec<sock_filter> {
     let mut filter = vec![statement(LOAD, ARCHITECTURE)];
     for (architecture, numbers) in ARCHITECTURES {
         let rules = rules(numbers, capabilities);
-        // A conditional jump reaches 255 instructions only, so that the long way is an unconditional one.
+        // A conditional jump reaches at most 255 instructions, so that an unconditional one skips the rules.
         filter.push(jump(JUMP_EQUAL, architecture, 1, 0));
         filter.push(statement(JUMP, u32::try_from(rules.len()).unwrap_or(u32::MAX)));
         filter.extend(rules);
@@ -63,7 +63,7 @@ pub(crate) fn default_filter(capabilities: &[String]) -> Vec<sock_filter> {
     filter
 }
 
-/// The part of the filter for one architecture; it ends with a return.
+/// Compiles the part of the filter for one architecture; it ends with a return instruction.
 fn rules(numbers: Numbers, capabilities: &[String]) -> Vec<sock_filter> {
     let held = |name: &str| capabilities.iter().any(|c| c == name);
     let mut allowed: Vec<u32> = profile::ALLOWED.split_whitespace().filter_map(numbers).collect();
@@ -97,7 +97,8 @@ fn rules(numbers: Numbers, capabilities: &[String]) -> Vec<sock_filter> {
     conditional("socket", unless(jump(JUMP_EQUAL, profile::AF_VSOCK, 0, 1)));
     if !held("CAP_SYS_ADMIN") {
         conditional("clone", unless(jump(JUMP_BITS, profile::CLONE_NAMESPACES, 0, 1)));
-        // Its flags lie in memory that a filter cannot read: C libraries fall back to clone.
+        // A filter cannot read the flags of clone3, which are in memory: with ENOSYS C
+        // libraries fall back to clone.
         conditional("clone3", vec![statement(RETURN, UNKNOWN)]);
     }
     rules.extend([jump(JUMP_GREATER, newest, 0, 1), statement(RETURN, UNKNOWN), statement(RETURN, REFUSE)]);
@@ -112,8 +113,8 @@ fn jump(code: u16, value: u32, matching: u8, other: u8) -> sock_filter {
     sock_filter { code, jt: matching, jf: other, k: value }
 }
 
-/// Installs the filter for this process and all that it starts, for ever. Needs CAP_SYS_ADMIN, or
-/// `no_new_privs`.
+/// Installs the filter irrevocably for this process and its descendants. Needs
+/// CAP_SYS_ADMIN, or `no_new_privs`.
 #[allow(unsafe_code, reason = "the kernel copies the filter, which lives until the call returns")]
 pub(crate) fn install(filter: &mut [sock_filter]) -> io::Result<()> {
     let length =

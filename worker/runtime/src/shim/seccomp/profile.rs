@@ -1,9 +1,9 @@
-//! The default seccomp profile as a table: which system calls a container may make, and what
-//! some capabilities add. The sets are those of the default profile that containerd and Docker share
-//! (`RuntimeDefault` of the Kubernetes API).
+//! The default seccomp profile as a table: the system calls that a container may make, and those
+//! that some capabilities add. Equals the default profile of containerd and Docker
+//! (`RuntimeDefault` in the Kubernetes API).
 
-/// System calls that every container may make, whatever their arguments, one name after the other.
-/// Names that an architecture does not have mean nothing there.
+/// System calls that every container may make, with any arguments, as a list of names. Names that an
+/// architecture lacks are ignored there.
 pub(super) const ALLOWED: &str = "
     accept accept4 access adjtimex alarm arch_prctl arm_fadvise64_64 arm_sync_file_range bind breakpoint brk
     cacheflush cachestat capget capset chdir chmod chown chown32 clock_adjtime clock_adjtime64 clock_getres
@@ -44,7 +44,7 @@ pub(super) const ALLOWED: &str = "
     truncate64 ugetrlimit umask uname unlink unlinkat uretprobe utime utimensat utimensat_time64 utimes vfork
     vmsplice wait4 waitid waitpid write writev";
 
-/// What a capability adds: its name and the system calls.
+/// System calls that a capability adds: its name and the calls.
 pub(super) const BY_CAPABILITY: &[(&str, &str)] = &[
     ("CAP_DAC_READ_SEARCH", "open_by_handle_at"),
     (
@@ -67,12 +67,12 @@ pub(super) const BY_CAPABILITY: &[(&str, &str)] = &[
     ("CAP_PERFMON", "perf_event_open"),
 ];
 
-/// Values of `personality` that change nothing dangerous: Linux, the 32-bit `uname`, both with
-/// 3 GiB of addresses, and the question for the present value.
+/// Harmless arguments of `personality`: Linux, the 32-bit `uname`, both with 3 GiB of address space, and the
+/// query for the current value.
 pub(super) const PERSONALITIES: &[u32] = &[0x0, 0x0008, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
-/// Flags of `clone` that make namespaces, which needs CAP_SYS_ADMIN.
+/// Flags of `clone` that create namespaces, which needs CAP_SYS_ADMIN.
 pub(super) const CLONE_NAMESPACES: u32 = 0x7e02_0000;
 
-/// The address family of sockets to the hypervisor, which no container may make.
+/// Address family of sockets to the hypervisor, which no container may create.
 pub(super) const AF_VSOCK: u32 = 40;

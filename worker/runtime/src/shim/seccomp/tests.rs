@@ -1,8 +1,8 @@
-//! The filter as the kernel would run it, by an interpreter of the few instructions it uses.
+//! Tests the filter with an interpreter of the few BPF instructions that it uses.
 
 use super::*;
 
-/// What the filter answers to a call with that first argument on one of [`ARCHITECTURES`].
+/// Returns the filter's result for a call with this first argument on one of [`ARCHITECTURES`].
 fn answer(filter: &[sock_filter], architecture: u32, call: u32, argument: u32) -> u32 {
     let (mut at, mut accumulator) = (0, 0);
     loop {

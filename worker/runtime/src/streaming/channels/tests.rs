@@ -1,4 +1,4 @@
-//! Both ends of an exec and an attach in one process: a client over WebSocket, and a shim that echoes.
+//! Tests exec and attach within one process: a WebSocket client, and a shim that echoes its input.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use crate::paths::sandbox_file;
 use crate::shim::client::ShimClient;
 use crate::shim::protocol::{Reply, Request, read_message, write_message};
 
-/// What no healthy machine takes for this.
+/// Deadline that only a hanging test exceeds.
 const PATIENCE: Duration = Duration::from_secs(60);
 const TOTAL: usize = 24 << 20;
 
-/// A shim whose program is `cat`: it takes no more input while its output is not read.
+/// Plays a shim whose program is `cat`: it stops reading input while its output is not read.
 async fn echo(listener: UnixListener) -> io::Result<()> {
     let (mut client, _) = listener.accept().await?;
     let _: Request = read_message(&mut client).await?;

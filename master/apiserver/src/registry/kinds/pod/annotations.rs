@@ -1,5 +1,5 @@
-//! Annotations that mean something on pods: mirror pods, deletion cost, and the older forms of seccomp and
-//! AppArmor profiles. Called by `mod.rs`, `update.rs` and `template.rs`.
+//! Validation of the pod annotations that Kubernetes interprets: mirror pods, deletion cost, and the older
+//! forms of seccomp and AppArmor profiles. Called by `mod.rs`, `update.rs` and `template.rs`.
 
 use proto_api::field::{ErrorList, Path};
 use proto_api::go;
@@ -10,7 +10,7 @@ use super::super::read::{Entries, Read};
 use super::scheduling;
 use super::volumes::descending_path;
 
-/// Marks a static pod's mirror.
+/// Annotation that marks the mirror pod of a static pod.
 pub const MIRROR: &str = "kubernetes.io/config.mirror";
 const TOLERATIONS: &str = "scheduler.alpha.kubernetes.io/tolerations";
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
@@ -52,7 +52,7 @@ pub fn validate(annotations: Entries<'_>, spec: &Value, path: &Path, errs: &mut 
     }
 }
 
-/// A 32 bit integer without a plus sign or leading zeros.
+/// Returns whether the text is a 32-bit integer without a plus sign or leading zeros.
 fn is_plain_i32(text: &str) -> bool {
     let first = text.bytes().next();
     let plain = text == "0" || matches!(first, Some(b'-' | b'1'..=b'9'));
@@ -69,7 +69,7 @@ fn seccomp(profile: &str, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// Profiles given both by annotation and by field must be the same.
+/// Checks that profiles given both by annotation and by field are the same.
 pub fn agree_with_fields(annotations: Entries<'_>, spec: &Value, path: &Path, errs: &mut ErrorList) {
     let pod = spec.sub("securityContext");
     let at = path.child("securityContext").child("seccompProfile");
@@ -138,7 +138,7 @@ fn app_armor_agrees(text: &str, profile: &Value, path: &Path, errs: &mut ErrorLi
     }
 }
 
-/// Annotations of a pod that may not change after it was made.
+/// Checks that the annotations of a pod that may not change after creation did not change.
 pub fn validate_update(new: Entries<'_>, old: Entries<'_>, spec: &Value, path: &Path, errs: &mut ErrorList) {
     for (key, _) in old.iter().filter(|(k, v)| new.get(k) != Some(v)) {
         if key.starts_with(APP_ARMOR) {

@@ -1,4 +1,5 @@
-//! The volume claim template of a generic ephemeral volume: metadata allow-list and the claim's spec.
+//! Validation of the claim template in a generic ephemeral volume: the metadata fields allowed, and the
+//! claim's spec.
 
 use proto_api::field::{ErrorList, Path};
 use serde_json::Value;

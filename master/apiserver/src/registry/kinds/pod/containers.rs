@@ -1,4 +1,5 @@
-//! Containers, init containers (with sidecars, KEP-753) and ephemeral containers. Called by `spec.rs`.
+//! Validation of containers, init containers (with sidecars, KEP-753) and ephemeral containers. Called by
+//! `spec.rs`.
 
 use std::collections::BTreeSet;
 
@@ -11,11 +12,11 @@ use super::super::read::{Read, is_zero};
 use super::volumes::Volumes;
 use super::{env, mounts, probes, resources, security};
 
-/// What the containers of one pod are checked against.
+/// Parts of the pod that its containers are checked against.
 pub struct Context<'a> {
     /// The pod's spec.
     pub spec: &'a Value,
-    /// Its good volumes.
+    /// The pod's volumes that have no errors.
     pub volumes: &'a Volumes<'a>,
     /// Names in `spec.resourceClaims`.
     pub claims: BTreeSet<&'a str>,
@@ -23,7 +24,7 @@ pub struct Context<'a> {
 
 const SIDECAR_ONLY: &str = "may not be set for init containers without restartPolicy=Always";
 
-/// `spec.containers`.
+/// Validates `spec.containers`.
 pub fn regular(context: &Context<'_>, path: &Path, errs: &mut ErrorList) {
     let containers = context.spec.items("containers");
     if containers.is_empty() {
@@ -46,7 +47,7 @@ pub fn regular(context: &Context<'_>, path: &Path, errs: &mut ErrorList) {
     host_ports(containers, path, errs);
 }
 
-/// `spec.initContainers`.
+/// Validates `spec.initContainers`.
 pub fn init(context: &Context<'_>, path: &Path, errs: &mut ErrorList) {
     let mut names: BTreeSet<&str> = context.spec.items("containers").iter().map(|c| c.text("name")).collect();
     for (i, container) in context.spec.items("initContainers").iter().enumerate() {
@@ -90,7 +91,7 @@ fn init_restart_policy(container: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// Restart policy and rules of one container (KEP-5307).
+/// Validates the restart policy and rules of one container (KEP-5307).
 fn restart_rules(container: &Value, path: &Path, errs: &mut ErrorList) {
     const POLICIES: &[&str] = &["Always", "Never", "OnFailure"];
     let rules = container.items("restartPolicyRules");
@@ -124,7 +125,7 @@ fn restart_rules(container: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// `spec.ephemeralContainers`.
+/// Validates `spec.ephemeralContainers`.
 pub fn ephemeral(context: &Context<'_>, path: &Path, errs: &mut ErrorList) {
     const ALLOWED: &[&str] = &[
         "name",
@@ -203,7 +204,7 @@ fn common(container: &Value, context: &Context<'_>, path: &Path, errs: &mut Erro
     }
 }
 
-/// An image pull policy, which must be set.
+/// Checks that an image pull policy is set and known.
 pub fn pull_policy(policy: &str, path: &Path, errs: &mut ErrorList) {
     check::one_of(policy, &["Always", "IfNotPresent", "Never"], path, errs);
 }
@@ -231,7 +232,7 @@ fn ports(container: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// No two containers may take the same host port.
+/// Checks that no two containers use the same host port.
 fn host_ports(containers: &[Value], path: &Path, errs: &mut ErrorList) {
     let mut seen = BTreeSet::new();
     for (i, container) in containers.iter().enumerate() {
@@ -263,7 +264,7 @@ fn resize_policy(container: &Value, pod_policy: &str, path: &Path, errs: &mut Er
     }
 }
 
-/// Images of a Pod have no white space around them.
+/// Checks that the images of a Pod have no white space around them.
 pub fn trimmed_images(spec: &Value, key: &str, path: &Path, errs: &mut ErrorList) {
     for (i, container) in spec.items(key).iter().enumerate() {
         trimmed_image(container, &path.child(key).index(i), errs);

@@ -1,11 +1,11 @@
-//! The one default of Pods that the schema table does not have: requests of a whole pod (KEP-2837).
+//! The one default of Pods that the schema table cannot express: requests of a whole pod (KEP-2837).
 
 use serde_json::{Value, json};
 
 use super::super::read::{Read, ensure, is_zero, set};
 use super::resources;
 
-/// Requests of the whole pod, from what its containers ask for and from its own limits.
+/// Sets the requests of a pod that has limits of its own, from its containers' requests and these limits.
 pub fn pod_level_requests(spec: &mut Value) {
     let whole = spec.sub("resources");
     if whole.entries("limits").is_empty() {

@@ -1,4 +1,5 @@
-//! Environment variables of containers: names, values, and where values come from. Called by `containers.rs`.
+//! Validation of containers' environment variables: names, values, and sources of values. Called by
+//! `containers.rs`.
 
 use proto_api::field::{ErrorList, Path};
 use proto_api::names;
@@ -22,7 +23,7 @@ const FIELDS: &[&str] = &[
     "status.podIPs",
 ];
 
-/// `env`.
+/// Validates the `env` of a container.
 pub fn variables(container: &Value, path: &Path, errs: &mut ErrorList) {
     for (i, variable) in container.items("env").iter().enumerate() {
         let at = path.index(i);
@@ -93,7 +94,7 @@ fn file_selector(selector: &Value, path: &Path, errs: &mut ErrorList) {
     no_backsteps(selector.text("path"), &path.child("path"), errs);
 }
 
-/// `envFrom`.
+/// Validates the `envFrom` of a container.
 pub fn sources(container: &Value, path: &Path, errs: &mut ErrorList) {
     for (i, source) in container.items("envFrom").iter().enumerate() {
         let at = path.index(i);
@@ -120,7 +121,7 @@ pub fn sources(container: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// `fileKeyRef`s name emptyDir volumes of the pod.
+/// Checks that every `fileKeyRef` names an emptyDir volume of the pod.
 pub fn file_volumes(spec: &Value, path: &Path, errs: &mut ErrorList) {
     for (container, at) in super::visit(spec, path) {
         for (i, variable) in container.items("env").iter().enumerate() {

@@ -1,5 +1,5 @@
-//! The strategy of Pods: what a client may set, validation, status, deletion with grace. The rules of a
-//! PodSpec are in one file a topic; workload kinds use them through `../template.rs`.
+//! The strategy of Pods: fields a client may set, validation, status, graceful deletion. The rules of a
+//! PodSpec are in one file per topic; workload kinds use them through `../template.rs`.
 
 pub mod annotations;
 mod claim;
@@ -42,10 +42,10 @@ pub use subresources::{
     validate_ephemeral_containers, validate_resize,
 };
 
-/// What a spec is validated as.
+/// Whether a spec is validated as that of a Pod or of a template.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Options {
-    /// A Pod, not a template.
+    /// True for a Pod, false for a template.
     pub is_pod: bool,
 }
 
@@ -53,7 +53,7 @@ pub struct Options {
 #[derive(Debug)]
 pub struct PodStrategy;
 
-/// Init, regular and ephemeral containers of a spec with their paths, in upstream's order.
+/// Returns the init, regular and ephemeral containers of a spec with their paths, in upstream's order.
 pub fn visit<'a>(spec: &'a Value, path: &Path) -> Vec<(&'a Value, Path)> {
     let mut out = Vec::new();
     for key in ["initContainers", "containers", "ephemeralContainers"] {
@@ -63,7 +63,7 @@ pub fn visit<'a>(spec: &'a Value, path: &Path) -> Vec<(&'a Value, Path)> {
     out
 }
 
-/// Annotations, spec and the rules of Pods that templates do not have.
+/// Validates annotations, spec and the rules that only Pods have, not templates.
 fn validate_whole(pod: &Value, errs: &mut ErrorList) {
     let options = Options { is_pod: true };
     let (meta, path) = (Path::new("metadata"), Path::new("spec"));
@@ -85,7 +85,7 @@ fn validate_whole(pod: &Value, errs: &mut ErrorList) {
     containers::trimmed_images(spec, "initContainers", &path, errs);
 }
 
-/// Annotations that may not change on an update.
+/// Checks the annotations that may not change on an update.
 fn update_annotations(new: &Value, old: &Value, errs: &mut ErrorList) {
     let at = Path::new("metadata").child("annotations");
     let (new_map, old_map) = (read::annotations(new), read::annotations(old));

@@ -1,4 +1,4 @@
-//! Volume mounts and block devices of containers. Called by `containers.rs` with the pod's good volumes.
+//! Validation of volume mounts and block devices. Called by `containers.rs` with the pod's valid volumes.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use super::super::check::Report;
 use super::super::read::Read;
 use super::volumes::{Volumes, descending_path, has_backsteps};
 
-/// `volumeMounts`.
+/// Validates the `volumeMounts` of a container.
 pub fn mounts(container: &Value, volumes: &Volumes<'_>, path: &Path, errs: &mut ErrorList) {
     let devices = container.items("volumeDevices");
     let mut points = BTreeSet::new();
@@ -82,7 +82,7 @@ fn recursive_read_only(mount: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// `volumeDevices`.
+/// Validates the `volumeDevices` of a container.
 pub fn devices(container: &Value, volumes: &Volumes<'_>, path: &Path, errs: &mut ErrorList) {
     let mounts = container.items("volumeMounts");
     let (mut paths, mut names) = (BTreeSet::new(), BTreeSet::new());

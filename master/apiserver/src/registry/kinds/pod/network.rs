@@ -1,4 +1,5 @@
-//! Host name, DNS and host aliases of a pod, and what the host's network asks of its ports. Called by `spec.rs`.
+//! Validation of a pod's host name, DNS settings and host aliases, and of its ports on the host network.
+//! Called by `spec.rs`.
 
 use proto_api::field::{ErrorList, Path};
 use proto_api::names;
@@ -8,13 +9,13 @@ use super::super::check::{self, Report, dns_label, dns_subdomain, legacy_ip};
 use super::super::read::Read;
 use super::super::text;
 
-/// `spec.dnsPolicy`.
+/// Validates `spec.dnsPolicy`.
 pub fn dns_policy(spec: &Value, path: &Path, errs: &mut ErrorList) {
     const POLICIES: &[&str] = &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
     check::one_of(spec.text("dnsPolicy"), POLICIES, path, errs);
 }
 
-/// `spec.dnsConfig`.
+/// Validates `spec.dnsConfig`.
 pub fn dns_config(spec: &Value, path: &Path, errs: &mut ErrorList) {
     const MAX_SERVERS: usize = 3;
     const MAX_SEARCHES: usize = 32;
@@ -63,8 +64,8 @@ pub fn dns_config(spec: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// With the host's network a container port is a host port. A template may leave the host port out, since
-/// defaults fill it in on pods only.
+/// Checks that on the host network each container port is also the host port. A template may leave the host
+/// port out, since defaults set it only on pods.
 pub fn host_network_ports(spec: &Value, is_pod: bool, path: &Path, errs: &mut ErrorList) {
     if !spec.flag("hostNetwork") {
         return;
@@ -80,7 +81,7 @@ pub fn host_network_ports(spec: &Value, is_pod: bool, path: &Path, errs: &mut Er
     }
 }
 
-/// `spec.hostnameOverride` (KEP-4762).
+/// Validates `spec.hostnameOverride` (KEP-4762).
 pub fn hostname_override(spec: &Value, path: &Path, errs: &mut ErrorList) {
     let Some(name) = spec.opt_text("hostnameOverride") else { return };
     let at = path.child("hostnameOverride");
@@ -96,7 +97,7 @@ pub fn hostname_override(spec: &Value, path: &Path, errs: &mut ErrorList) {
     dns_subdomain(name, &at, errs);
 }
 
-/// `spec.hostname` and `spec.subdomain`.
+/// Validates `spec.hostname` and `spec.subdomain`.
 pub fn host_names(spec: &Value, path: &Path, errs: &mut ErrorList) {
     for key in ["hostname", "subdomain"] {
         if !spec.text(key).is_empty() {
@@ -105,7 +106,7 @@ pub fn host_names(spec: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// `spec.hostAliases`.
+/// Validates `spec.hostAliases`.
 pub fn host_aliases(spec: &Value, path: &Path, errs: &mut ErrorList) {
     for (i, alias) in spec.items("hostAliases").iter().enumerate() {
         let at = path.index(i);

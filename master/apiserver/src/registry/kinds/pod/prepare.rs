@@ -1,12 +1,14 @@
-//! What the server makes of a Pod before validation: first status, fields of features that are off, label keys
-//! merged into selectors. Called by `mod.rs`; `drop_disabled_spec` by the workload kinds too.
+//! Changes that the server makes to a Pod before validation: sets the first status, removes fields of
+//! features that are off, merges label keys into selectors. Called by `mod.rs`; `drop_disabled_spec` also by
+//! the workload kinds.
 
 use serde_json::{Value, json};
 
 use super::super::read::{self, Read, ensure, items_mut, keep, set, unset};
 use super::{annotations, qos};
 
-/// A new Pod: pending, with its QoS class.
+/// Prepares a new Pod: sets its status to pending with its QoS class, and removes fields of features that are
+/// off.
 pub fn create(pod: &mut Value) {
     drop_disabled(pod);
     let mut status = json!({"phase": "Pending", "qosClass": qos::class(pod.sub("spec"))});
@@ -29,15 +31,15 @@ fn gated_condition(pod: &Value) -> Value {
     })
 }
 
-/// Removes what belongs to features that are off in 1.35.
+/// Removes the fields of features that are off in 1.35.
 pub fn drop_disabled(pod: &mut Value) {
     if let Some(spec) = pod.get_mut("spec") {
         drop_disabled_spec(spec);
     }
 }
 
-/// The same for a spec in a Pod or a template: Workload references, cluster trust bundles and pod certificates
-/// in projected volumes, stop signals.
+/// Removes these fields from the spec of a Pod or a template: Workload references, cluster trust bundles and
+/// pod certificates in projected volumes, stop signals.
 pub fn drop_disabled_spec(spec: &mut Value) {
     unset(spec, "workloadRef");
     for volume in items_mut(spec, "volumes") {
@@ -61,7 +63,8 @@ pub fn drop_disabled_spec(spec: &mut Value) {
     }
 }
 
-/// Label keys of affinity terms and spread constraints become selector expressions with the pod's own values.
+/// Converts label keys of affinity terms and spread constraints to selector expressions with the pod's own
+/// values.
 fn merge_label_keys(pod: &mut Value) {
     let labels = pod.sub("metadata").sub("labels").clone();
     let Some(spec) = pod.get_mut("spec") else { return };
@@ -100,7 +103,7 @@ fn merge_keys(term: &mut Value, labels: &Value) {
     set(selector, "matchExpressions", all);
 }
 
-/// The field form of an AppArmor annotation.
+/// Converts an AppArmor annotation to the form of the field; `None` for an unknown profile.
 fn app_armor_field(annotation: &str) -> Option<Value> {
     match annotation {
         "unconfined" => Some(json!({"type": "Unconfined"})),
@@ -112,7 +115,7 @@ fn app_armor_field(annotation: &str) -> Option<Value> {
     }
 }
 
-/// Containers with an AppArmor annotation and no field get the field.
+/// Sets the AppArmor field of containers that have only the annotation.
 fn app_armor_fields(pod: &mut Value) {
     let spec = pod.sub("spec");
     if spec.sub("os").text("name") == "windows" || read::annotations(pod).is_empty() {
@@ -136,7 +139,7 @@ fn app_armor_fields(pod: &mut Value) {
     }
 }
 
-/// A status update keeps the owners, the QoS class and generations that the writer left out.
+/// Keeps the old owners in a status update, and the QoS class and observed generations that it leaves out.
 pub fn status_update(new: &mut Value, old: &Value) {
     if let Some(meta) = new.get_mut("metadata") {
         keep(meta, old.sub("metadata"), "ownerReferences");

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::super::check::{self, Report, non_negative_field, port_or_name};
 use super::super::read::Read;
 
-/// Liveness, readiness and startup probe of a container, in this order.
+/// Validates the liveness, readiness and startup probe of a container, in this order.
 pub fn probes(container: &Value, path: &Path, errs: &mut ErrorList) {
     for key in ["livenessProbe", "readinessProbe", "startupProbe"] {
         let Some(probe) = container.at(key) else { continue };
@@ -37,7 +37,7 @@ fn validate(probe: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// Exactly one of the handlers that the place knows.
+/// Checks that an action has exactly one handler, and one of those in `known`.
 fn handler(action: &Value, known: &[&str], grace: Option<i64>, path: &Path, errs: &mut ErrorList) {
     let mut count = 0;
     for kind in known {
@@ -82,7 +82,7 @@ fn sleep(seconds: i64, grace: Option<i64>, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// `lifecycle` of a container.
+/// Validates the `lifecycle` of a container.
 pub fn lifecycle(lifecycle: &Value, spec: &Value, path: &Path, errs: &mut ErrorList) {
     let grace = spec.opt_int("terminationGracePeriodSeconds");
     for hook in ["postStart", "preStop"] {

@@ -15,7 +15,7 @@ use super::{Options, resources};
 const VOLUME_FIELDS: &[&str] =
     &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 
-/// Field paths that can be named at all; which of them a place accepts is up to the place.
+/// Field paths that exist; each place that refers to fields accepts only some of them.
 const KNOWN_FIELDS: &[&str] = &[
     "metadata.annotations",
     "metadata.labels",
@@ -44,7 +44,7 @@ const RESOURCES: &[&str] = &[
 
 const BYTES: &[&str] = &["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
 
-/// `downwardAPI` volume.
+/// Validates a `downwardAPI` volume source.
 pub fn downward_api(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     file_mode(source, "defaultMode", path, errs);
     for file in source.items("items") {
@@ -69,7 +69,7 @@ fn downward_file(file: &Value, path: &Path, errs: &mut ErrorList) {
     file_mode(file, "mode", path, errs);
 }
 
-/// A `fieldRef`; `allowed` are the paths that this place accepts, sorted.
+/// Validates a `fieldRef`; `allowed` are the field paths that are accepted, sorted.
 pub fn field_selector(selector: &Value, allowed: &[&str], path: &Path, errs: &mut ErrorList) {
     let version = selector.text("apiVersion");
     let field = selector.text("fieldPath");
@@ -108,12 +108,12 @@ pub fn field_selector(selector: &Value, allowed: &[&str], path: &Path, errs: &mu
     }
 }
 
-/// Splits `metadata.labels['key']`.
+/// Splits `metadata.labels['key']` into the path and the key; `None` where there is no subscript.
 fn subscript(field: &str) -> Option<(&str, &str)> {
     field.strip_suffix("']")?.split_once("['")
 }
 
-/// A `resourceFieldRef`; in a volume the container must be named.
+/// Validates a `resourceFieldRef`; in a volume (`volume` is true) it must name the container.
 pub fn resource_selector(selector: &Value, volume: bool, path: &Path, errs: &mut ErrorList) {
     let resource = selector.text("resource");
     let huge = ["requests.hugepages-", "limits.hugepages-"].iter().any(|p| resource.starts_with(p));
@@ -147,7 +147,7 @@ fn divisor(resource: &str, value: &Value, path: &Path, errs: &mut ErrorList) {
     errs.invalid(&path.child("divisor"), resource, &detail);
 }
 
-/// File paths of a projected volume, which must differ.
+/// File paths seen so far in a projected volume; they must differ.
 struct Files<'a> {
     seen: BTreeSet<&'a str>,
 }
@@ -160,7 +160,7 @@ impl<'a> Files<'a> {
     }
 }
 
-/// `projected` volume.
+/// Validates a `projected` volume source.
 pub fn projected(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     file_mode(source, "defaultMode", path, errs);
     let mut files = Files { seen: BTreeSet::new() };

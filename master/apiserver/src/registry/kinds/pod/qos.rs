@@ -1,11 +1,12 @@
-//! The quality of service class of a pod, which its status carries from creation on.
+//! The quality of service (QoS) class of a pod, which is set in its status at creation.
 
 use serde_json::Value;
 
 use super::super::read::Read;
 use super::resources::{Amounts, amounts};
 
-/// `Guaranteed`, `Burstable` or `BestEffort`, from CPU and memory of the pod or of all its containers.
+/// Returns `Guaranteed`, `Burstable` or `BestEffort`, from CPU and memory of the pod or of all its
+/// containers.
 pub fn class(spec: &Value) -> &'static str {
     let (mut requests, mut limits) = (Amounts::new(), Amounts::new());
     let mut all_limited = true;
@@ -24,7 +25,7 @@ pub fn class(spec: &Value) -> &'static str {
     if all_limited && equal { "Guaranteed" } else { "Burstable" }
 }
 
-/// Adds what `resources` lists; true when both CPU and memory are limited.
+/// Adds the CPU and memory of `resources` to the sums; returns whether it limits both.
 fn collect<'a>(resources: &'a Value, requests: &mut Amounts<'a>, limits: &mut Amounts<'a>) -> bool {
     let mut limited = 0;
     for (key, total) in [("requests", requests), ("limits", limits)] {

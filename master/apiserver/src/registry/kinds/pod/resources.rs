@@ -12,32 +12,32 @@ use serde_json::Value;
 use super::super::check::{NEGATIVE, Report, dns_label};
 use super::super::read::{Entries, Read};
 
-/// A quantity as it stands in an object: text, number, or absent for zero.
+/// A parsed quantity; an absent one is zero.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Amount(Quantity);
 
 impl Amount {
-    /// Zero.
+    /// Returns zero.
     pub fn zero() -> Self {
         Self(Quantity::zero())
     }
 
-    /// Whether it is below zero.
+    /// Returns whether the amount is below zero.
     pub fn is_negative(&self) -> bool {
         self.0.sign() < 0
     }
 
-    /// Whether it is above zero.
+    /// Returns whether the amount is above zero.
     pub fn is_positive(&self) -> bool {
         self.0.sign() > 0
     }
 
-    /// Whether it is zero.
+    /// Returns whether the amount is zero.
     pub fn is_zero(&self) -> bool {
         self.0.is_zero()
     }
 
-    /// Whether it is a whole number.
+    /// Returns whether the amount is a whole number.
     pub fn is_whole(&self) -> bool {
         self.0.is_whole()
     }
@@ -47,7 +47,7 @@ impl Amount {
         self.0 += &other.0;
     }
 
-    /// Rounded up to whole units.
+    /// Returns the amount rounded up to whole units.
     pub fn units(&self) -> i64 {
         self.0.value()
     }
@@ -59,7 +59,8 @@ impl fmt::Display for Amount {
     }
 }
 
-/// Reads a quantity; what does not parse is zero, since the schema check ran before.
+/// Parses a quantity (text, number, or absent); one that does not parse is zero, since the schema check ran
+/// before.
 pub fn quantity_of(value: &Value) -> Amount {
     let parsed = match value {
         Value::String(text) => Quantity::parse(text).ok(),
@@ -72,7 +73,7 @@ pub fn quantity_of(value: &Value) -> Amount {
 /// Amounts by resource name.
 pub type Amounts<'a> = BTreeMap<&'a str, Amount>;
 
-/// `requests` or `limits` of a container or a pod.
+/// Returns the amounts in `requests` or `limits` of a container or a pod.
 pub fn amounts(list: Entries<'_>) -> Amounts<'_> {
     list.iter().map(|(name, value)| (name, quantity_of(value))).collect()
 }
@@ -120,7 +121,7 @@ fn is_native(name: &str) -> bool {
     !name.contains('/') || name.contains("kubernetes.io/")
 }
 
-/// A resource outside Kubernetes' own, such as `example.com/gpu`.
+/// Returns whether a resource is an extended one, outside Kubernetes' own domain, such as `example.com/gpu`.
 pub fn is_extended(name: &str) -> bool {
     !is_native(name)
         && !name.starts_with("requests.")
@@ -131,7 +132,7 @@ fn may_overcommit(name: &str) -> bool {
     is_native(name) && !is_huge_page(name)
 }
 
-/// Which resource names a place accepts.
+/// Where resources are listed, which decides the resource names that are accepted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Place {
     Container,
@@ -165,7 +166,7 @@ fn resource_name(name: &str, place: Place, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// A quantity of a resource: not negative, and whole where the resource counts things.
+/// Checks that an amount is not negative, and that it is whole where the resource is a countable one.
 pub fn resource_value(name: &str, value: &Amount, path: &Path, errs: &mut ErrorList) {
     if value.is_negative() {
         errs.invalid(path, value.to_string(), NEGATIVE);
@@ -175,12 +176,12 @@ pub fn resource_value(name: &str, value: &Amount, path: &Path, errs: &mut ErrorL
     }
 }
 
-/// `resources` of a container; `claims` are the names in `spec.resourceClaims`.
+/// Validates the `resources` of a container; `claims` are the names in `spec.resourceClaims`.
 pub fn container(resources: &Value, claims: &BTreeSet<&str>, path: &Path, errs: &mut ErrorList) {
     requirements(resources, Place::Container, claims, path, errs);
 }
 
-/// `spec.overhead`.
+/// Validates `spec.overhead`.
 pub fn overhead(list: Entries<'_>, path: &Path, errs: &mut ErrorList) {
     let limits = amounts(list);
     let mut seen = Seen::default();
@@ -190,7 +191,7 @@ pub fn overhead(list: Entries<'_>, path: &Path, errs: &mut ErrorList) {
     seen.finish(path, errs);
 }
 
-/// Which of the resources that huge pages depend on were listed.
+/// Whether huge pages were listed, and whether CPU or memory was, which huge pages require.
 #[derive(Default)]
 struct Seen {
     compute: bool,
@@ -300,8 +301,8 @@ fn unknown_claim(name: &str, known: &BTreeSet<&str>, path: &Path, errs: &mut Err
     errs.push(error);
 }
 
-/// What the containers of a pod need together: the sum of containers and sidecars, or what an init container
-/// needs beside the sidecars started before it, whichever is more. `key` is `requests` or `limits`.
+/// Returns what the containers of a pod need together: the sum of containers and sidecars, or the need of an
+/// init container and the sidecars started before it, whichever is more. `key` is `requests` or `limits`.
 pub fn aggregate<'a>(spec: &'a Value, key: &str) -> Amounts<'a> {
     let mut total = Amounts::new();
     for container in spec.items("containers") {
@@ -339,7 +340,7 @@ fn maximum<'a>(total: &mut Amounts<'a>, other: Amounts<'a>) {
     }
 }
 
-/// `spec.resources`, the resources of the whole pod.
+/// Validates `spec.resources`, the resources of the whole pod.
 pub fn pod_level(spec: &Value, claims: &BTreeSet<&str>, path: &Path, errs: &mut ErrorList) {
     let Some(resources) = spec.at("resources") else { return };
     let at = path.child("resources");

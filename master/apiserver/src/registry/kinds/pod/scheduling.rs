@@ -1,5 +1,6 @@
-//! Where a pod may run: node and pod affinity, tolerations, topology spread, scheduling gates. Called by
-//! `spec.rs`; `update.rs` uses the rules of gated pods, `node.rs` those of taints.
+//! Validation of the fields that decide where a pod may run: node and pod affinity, tolerations, topology
+//! spread, scheduling gates. Called by `spec.rs`; `update.rs` uses the rules of gated pods, `node.rs` those
+//! of taints.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +15,7 @@ use super::super::text;
 /// Effects of taints, in the order upstream lists them.
 pub const TAINT_EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
-/// `spec.affinity`.
+/// Validates `spec.affinity`.
 pub fn affinity(spec: &Value, path: &Path, errs: &mut ErrorList) {
     let affinity = spec.sub("affinity");
     if let Some(node) = affinity.at("nodeAffinity") {
@@ -133,7 +134,7 @@ fn pod_term(term: &Value, path: &Path, errs: &mut ErrorList) {
     qualified_name(key, &path.child("topologyKey"), errs);
 }
 
-/// `matchLabelKeys` and `mismatchLabelKeys` (KEP-3633).
+/// Validates `matchLabelKeys` and `mismatchLabelKeys` of an affinity term (KEP-3633).
 fn label_keys(term: &Value, path: &Path, errs: &mut ErrorList) {
     let selector = term.at("labelSelector");
     for list in ["matchLabelKeys", "mismatchLabelKeys"] {
@@ -165,7 +166,7 @@ fn label_keys(term: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// `spec.tolerations`.
+/// Validates `spec.tolerations`.
 pub fn tolerations(list: &[Value], path: &Path, errs: &mut ErrorList) {
     for (i, toleration) in list.iter().enumerate() {
         let at = path.index(i);
@@ -204,7 +205,7 @@ pub fn tolerations(list: &[Value], path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// `spec.topologySpreadConstraints`.
+/// Validates `spec.topologySpreadConstraints`.
 pub fn topology_spread(spec: &Value, path: &Path, errs: &mut ErrorList) {
     let constraints = spec.items("topologySpreadConstraints");
     for (i, constraint) in constraints.iter().enumerate() {
@@ -239,7 +240,7 @@ pub fn topology_spread(spec: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// `spec.schedulingGates`.
+/// Validates `spec.schedulingGates`.
 pub fn gates(spec: &Value, path: &Path, errs: &mut ErrorList) {
     let mut seen = BTreeSet::new();
     for (i, gate) in spec.items("schedulingGates").iter().enumerate() {

@@ -14,7 +14,7 @@ use super::windows;
 
 const PROFILES: &[&str] = &["Localhost", "RuntimeDefault", "Unconfined"];
 
-/// `securityContext` of a container. `host_users` is false in a pod with a user namespace.
+/// Validates the `securityContext` of a container. `host_users` is false in a pod with a user namespace.
 pub fn container(context: &Value, host_users: bool, path: &Path, errs: &mut ErrorList) {
     for key in ["runAsUser", "runAsGroup"] {
         if let Some(id) = context.opt_int(key) {
@@ -46,7 +46,7 @@ pub fn container(context: &Value, host_users: bool, path: &Path, errs: &mut Erro
     app_armor(context, &path.child("appArmorProfile"), errs);
 }
 
-/// `securityContext` of a pod.
+/// Validates the `securityContext` of a pod.
 pub fn pod(spec: &Value, path: &Path, errs: &mut ErrorList) {
     let Some(context) = spec.at("securityContext") else { return };
     for key in ["fsGroup", "runAsUser", "runAsGroup"] {
@@ -144,7 +144,7 @@ fn app_armor(context: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// What a pod in a user namespace may not have beside it.
+/// Checks that a pod with a user namespace (`hostUsers: false`) uses no host namespaces and no block devices.
 pub fn host_users(spec: &Value, path: &Path, errs: &mut ErrorList) {
     const DETAIL: &str = "when `hostUsers` is false";
     if !spec.has("securityContext") || spec.opt_flag("hostUsers") != Some(false) {

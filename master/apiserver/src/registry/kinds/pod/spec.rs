@@ -51,7 +51,7 @@ pub fn validate(spec: &Value, pod: Option<&Value>, path: &Path, options: Options
     env::file_volumes(spec, path, errs);
 }
 
-/// The plain fields that name other things or hold one number.
+/// Validates the plain fields that name other objects or hold one number.
 fn references(spec: &Value, path: &Path, errs: &mut ErrorList) {
     for key in ["serviceAccountName", "nodeName"] {
         let name = spec.text(key);
@@ -69,7 +69,7 @@ fn references(spec: &Value, path: &Path, errs: &mut ErrorList) {
     let class = spec.text("priorityClassName");
     if !class.is_empty() {
         for message in text::object_name(class) {
-            // Upstream reports a bad class name twice.
+            // As in upstream, an invalid class name is reported twice.
             errs.invalid(&path.child("priorityClassName"), class, &message);
             errs.invalid(&path.child("priorityClassName"), class, &message);
         }

@@ -71,7 +71,7 @@ fn nominated_node(status: &Value, old: &Value, path: &Path, errs: &mut ErrorList
     }
 }
 
-/// A terminated container runs again only if its restart policy says so.
+/// Checks that a terminated container runs again only where its restart policy allows that.
 fn transitions(
     status: &Value,
     old: &Value,

@@ -25,7 +25,7 @@ pub fn validate_binding(binding: &Value, errs: &mut ErrorList) {
 ///
 /// # Errors
 ///
-/// Why the pod cannot be assigned; the answer is 409 with this text.
+/// The reason why the pod cannot be assigned; the answer is 409 with this text.
 pub fn prepare_binding(pod: &mut Value, binding: &Value, now: &str) -> Result<(), String> {
     let name = read::name(pod).to_owned();
     let spec = pod.sub("spec");
@@ -73,7 +73,7 @@ fn set_scheduled(status: &mut Value, now: &str) {
     set(status, "conditions", list);
 }
 
-/// What both subresources keep: all of the old object but the part that they are about.
+/// Restores the status and metadata of the old object, which neither subresource may change.
 fn restore(new: &mut Value, old: &Value) {
     keep(new, old, "status");
     if let Some(meta) = new.get_mut("metadata") {
@@ -86,7 +86,7 @@ fn restore(new: &mut Value, old: &Value) {
     }
 }
 
-/// Keeps everything but `spec.ephemeralContainers`.
+/// Restores everything but `spec.ephemeralContainers` from the old object.
 pub fn prepare_ephemeral_containers(new: &mut Value, old: &Value) {
     let list = new.sub("spec").sub("ephemeralContainers").clone();
     keep(new, old, "spec");
@@ -101,7 +101,7 @@ pub fn prepare_ephemeral_containers(new: &mut Value, old: &Value) {
     }
 }
 
-/// Ephemeral containers may only be added.
+/// Checks that ephemeral containers were only added, and none changed or removed.
 pub fn validate_ephemeral_containers(new: &Value, old: &Value, errs: &mut ErrorList) {
     validate_whole(new, errs);
     update_annotations(new, old, errs);
@@ -130,7 +130,8 @@ pub fn validate_ephemeral_containers(new: &Value, old: &Value, errs: &mut ErrorL
     }
 }
 
-/// Keeps everything but resources and resize policies of containers, where the containers are the same.
+/// Restores everything but the containers' resources and resize policies; leaves a changed set of containers
+/// for validation to report.
 pub fn prepare_resize(new: &mut Value, old: &Value) {
     let lists = ["containers", "initContainers"];
     let spec = new.sub("spec");
@@ -156,7 +157,7 @@ pub fn prepare_resize(new: &mut Value, old: &Value) {
     restore(new, old);
 }
 
-/// CPU and memory of containers and sidecars may change while the QoS class stays.
+/// Checks that only CPU and memory of containers and sidecars changed, and that the QoS class stays the same.
 pub fn validate_resize(new: &Value, old: &Value, errs: &mut ErrorList) {
     validate_whole(new, errs);
     let only = |errs: &mut ErrorList, detail: &str| {
@@ -241,7 +242,7 @@ fn resized(new: &Value, old: &Value, key: &str, path: &Path, errs: &mut ErrorLis
     }
 }
 
-/// Reports everything that differs beside CPU and memory.
+/// Reports every difference other than CPU and memory.
 fn only_resources(new: &Value, old: &Value, path: &Path, errs: &mut ErrorList) {
     let mut munged = new.clone();
     for key in ["containers", "initContainers"] {

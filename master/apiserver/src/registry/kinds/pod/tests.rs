@@ -17,7 +17,7 @@ fn pod() -> Value {
         "volumes": [{"name": "v", "configMap": {"name": "x"}}]}})
 }
 
-/// The errors of the pod with the value at `pointer` under the spec replaced.
+/// Returns the errors of the pod with the value at `pointer` in its spec replaced.
 fn bad(pointer: &str, value: Value) -> Vec<String> {
     created("", "pods", &with(&pod(), &format!("/spec{pointer}"), value))
 }

@@ -1,5 +1,5 @@
-//! What may change in a Pod after it was made: images, a shorter deadline, added tolerations, removed scheduling
-//! gates, and for a gated pod a narrower choice of nodes (KEP-3838). Called by `mod.rs`.
+//! Changes that are allowed in a Pod after its creation: images, a shorter deadline, added tolerations,
+//! removed scheduling gates, and for a gated pod a narrower choice of nodes (KEP-3838). Called by `mod.rs`.
 
 use proto_api::field::{ErrorList, Path};
 use serde_json::Value;
@@ -14,7 +14,7 @@ const UPDATABLE: &str = "`spec.containers[*].image`,`spec.initContainers[*].imag
                          `spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously \
                          negative)";
 
-/// Validates the change; the new object as such is validated before.
+/// Checks that an update makes only allowed changes; the new object itself was validated before.
 pub fn validate(new: &Value, old: &Value, errs: &mut ErrorList) {
     let (spec, before) = (new.sub("spec"), old.sub("spec"));
     super::update_annotations(new, old, errs);
@@ -109,7 +109,8 @@ fn deleted_gates(new: &Value, old: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// The new spec with everything that may change taken from the old one.
+/// Returns the new spec with every field that may change reset to its old value; other differences are
+/// errors.
 fn munge(new: &Value, old: &Value) -> Value {
     let mut munged = new.clone();
     for key in ["containers", "initContainers"] {
@@ -128,7 +129,8 @@ fn munge(new: &Value, old: &Value) -> Value {
     munged
 }
 
-/// A pod that waits for its gates may get more node selectors and node affinity expressions.
+/// Checks that a gated pod only gained node selectors and node affinity expressions, and resets those in
+/// `munged`.
 fn gated(munged: &mut Value, old: &Value, path: &Path, errs: &mut ErrorList) {
     if !same(munged.sub("nodeSelector"), old.sub("nodeSelector")) {
         let new = munged.entries("nodeSelector");

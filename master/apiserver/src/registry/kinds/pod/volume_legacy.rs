@@ -1,5 +1,5 @@
-//! Rules of volume sources that need a cloud, a storage system or a removed plugin. The API still takes most
-//! of them, so that manifests written for stock Kubernetes get the answers they get there.
+//! Rules of volume sources that need a cloud, a storage system or a removed plugin. As in stock Kubernetes,
+//! the API still accepts most of them, so that manifests get the same answers.
 
 use proto_api::field::{ErrorList, Path};
 use serde_json::Value;
@@ -9,7 +9,7 @@ use super::super::read::Read;
 use super::Options;
 use super::volumes::descending_path;
 
-/// `gitRepo`.
+/// Validates a `gitRepo` volume source.
 pub fn git_repo(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     required_text(source, "repository", path, errs);
     descending_path(source.text("directory"), &path.child("directory"), errs);
@@ -23,17 +23,17 @@ fn disk(source: &Value, id: &str, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// `gcePersistentDisk`.
+/// Validates a `gcePersistentDisk` volume source.
 pub fn gce_disk(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     disk(source, "pdName", path, errs);
 }
 
-/// `awsElasticBlockStore`.
+/// Validates an `awsElasticBlockStore` volume source.
 pub fn aws_disk(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     disk(source, "volumeID", path, errs);
 }
 
-/// `nfs`.
+/// Validates an `nfs` volume source.
 pub fn nfs(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     required_text(source, "server", path, errs);
     required_text(source, "path", path, errs);
@@ -42,7 +42,7 @@ pub fn nfs(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     }
 }
 
-/// `iscsi`.
+/// Validates an `iscsi` volume source.
 pub fn iscsi(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     required_text(source, "targetPortal", path, errs);
     let name = source.text("iqn");
@@ -60,7 +60,8 @@ pub fn iscsi(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     }
 }
 
-/// An iSCSI qualified name: `iqn.YYYY-MM.domain[:anything]`, `eui.` and 16 or `naa.` and 16 or 32 hex digits.
+/// Validates an iSCSI initiator name: `iqn.YYYY-MM.domain[:anything]`, or `eui.` and 16 or `naa.` and 16 or
+/// 32 hex digits.
 fn initiator(name: &str, path: &Path, errs: &mut ErrorList) {
     let hex = |rest: &str, lengths: &[usize]| {
         lengths.contains(&rest.len()) && rest.bytes().all(|c| c.is_ascii_hexdigit())
@@ -90,7 +91,7 @@ fn is_iqn(rest: &str) -> bool {
         })
 }
 
-/// Volume name and portal share 64 characters when an initiator name is given.
+/// Checks that volume name and portal together have at most 64 characters when an initiator name is given.
 pub fn iscsi_name_length(source: &Value, volume: &str, path: &Path, errs: &mut ErrorList) {
     if volume.len() + 1 + source.text("targetPortal").len() > 64 {
         errs.invalid(
@@ -102,13 +103,13 @@ pub fn iscsi_name_length(source: &Value, volume: &str, path: &Path, errs: &mut E
     }
 }
 
-/// `glusterfs`.
+/// Validates a `glusterfs` volume source.
 pub fn glusterfs(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     required_text(source, "endpoints", path, errs);
     required_text(source, "path", path, errs);
 }
 
-/// `flocker`.
+/// Validates a `flocker` volume source.
 pub fn flocker(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     let (name, uuid) = (source.text("datasetName"), source.text("datasetUUID"));
     match (name.is_empty(), uuid.is_empty()) {
@@ -123,7 +124,7 @@ pub fn flocker(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     }
 }
 
-/// `rbd`.
+/// Validates an `rbd` volume source.
 pub fn rbd(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     if source.items("monitors").is_empty() {
         errs.required(&path.child("monitors"), "");
@@ -137,20 +138,20 @@ fn secret_name(source: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// `cinder`.
+/// Validates a `cinder` volume source.
 pub fn cinder(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     required_text(source, "volumeID", path, errs);
     secret_name(source, path, errs);
 }
 
-/// `cephfs`.
+/// Validates a `cephfs` volume source.
 pub fn cephfs(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     if source.items("monitors").is_empty() {
         errs.required(&path.child("monitors"), "");
     }
 }
 
-/// `quobyte`.
+/// Validates a `quobyte` volume source.
 pub fn quobyte(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     const PAIRS: &str = "must be a host:port pair or multiple pairs separated by commas";
     let registry = source.text("registry");
@@ -167,7 +168,7 @@ pub fn quobyte(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     required_text(source, "volume", path, errs);
 }
 
-/// `fc`.
+/// Validates an `fc` (Fibre Channel) volume source.
 pub fn fibre_channel(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     let (targets, ids) = (source.texts("targetWWNs"), source.texts("wwids"));
     let at = path.child("targetWWNs");
@@ -190,7 +191,7 @@ pub fn fibre_channel(source: &Value, path: &Path, _: Options, errs: &mut ErrorLi
     }
 }
 
-/// `flexVolume`.
+/// Validates a `flexVolume` volume source.
 pub fn flex(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     required_text(source, "driver", path, errs);
     for (key, _) in source.entries("options").iter() {
@@ -203,13 +204,13 @@ pub fn flex(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     }
 }
 
-/// `azureFile`.
+/// Validates an `azureFile` volume source.
 pub fn azure_file(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     required_text(source, "secretName", path, errs);
     required_text(source, "shareName", path, errs);
 }
 
-/// `azureDisk`.
+/// Validates an `azureDisk` volume source.
 pub fn azure_disk(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     const MANAGED: &str =
         "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}";
@@ -230,22 +231,22 @@ pub fn azure_disk(source: &Value, path: &Path, _: Options, errs: &mut ErrorList)
     }
 }
 
-/// `vsphereVolume`.
+/// Validates a `vsphereVolume` volume source.
 pub fn vsphere(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     required_text(source, "volumePath", path, errs);
 }
 
-/// `photonPersistentDisk`.
+/// Validates a `photonPersistentDisk` volume source.
 pub fn photon(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     required_text(source, "pdID", path, errs);
 }
 
-/// `portworxVolume`.
+/// Validates a `portworxVolume` volume source.
 pub fn portworx(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     required_text(source, "volumeID", path, errs);
 }
 
-/// `storageos`.
+/// Validates a `storageos` volume source.
 pub fn storageos(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     let (name, namespace) = (source.text("volumeName"), source.text("volumeNamespace"));
     if name.is_empty() {
@@ -259,7 +260,7 @@ pub fn storageos(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) 
     secret_name(source, path, errs);
 }
 
-/// `scaleIO`.
+/// Validates a `scaleIO` volume source.
 pub fn scale_io(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     for key in ["gateway", "system", "volumeName"] {
         required_text(source, key, path, errs);

@@ -12,16 +12,16 @@ use super::super::read::{Read, name as object_name};
 use super::super::text;
 use super::{Options, projected, resources, volume_legacy as legacy};
 
-/// Volume sources by volume name, for the mounts that refer to them. Only volumes without errors are in it.
+/// Volume sources by volume name, for the mounts that refer to them. It holds only volumes without errors.
 pub type Volumes<'a> = BTreeMap<&'a str, &'a Value>;
 
 type Check = fn(&Value, &Path, Options, &mut ErrorList);
 
-/// One kind of volume source.
+/// A kind of volume source and its rules.
 struct Source {
-    /// Name of the field.
+    /// Name of the source's field in a volume.
     field: &'static str,
-    /// Name in the error about a second source; upstream spells two of them differently.
+    /// Name in the error about a second source in a volume; upstream spells two of them differently.
     second: &'static str,
     /// Name in the errors of the source's own fields.
     path: &'static str,
@@ -32,7 +32,7 @@ const fn source(field: &'static str, check: Check) -> Source {
     Source { field, second: field, path: field, check }
 }
 
-/// All sources in upstream's order, which is the order of the errors.
+/// All kinds of volume sources in upstream's order, which is the order of the errors.
 const SOURCES: &[Source] = &[
     source("emptyDir", empty_dir),
     source("hostPath", host_path),
@@ -76,7 +76,7 @@ const SOURCES: &[Source] = &[
     source("image", image),
 ];
 
-/// Whether a volume has any source.
+/// Returns whether a volume has any source.
 pub fn has_source(volume: &Value) -> bool {
     SOURCES.iter().any(|s| volume.has(s.field))
 }
@@ -203,7 +203,7 @@ fn keyed_files(source: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// One `items` entry of a ConfigMap or Secret source.
+/// Validates an entry of `items` in a ConfigMap or Secret source.
 pub fn key_to_path(item: &Value, path: &Path, errs: &mut ErrorList) {
     check::required_text(item, "key", path, errs);
     check::required_text(item, "path", path, errs);
@@ -211,7 +211,7 @@ pub fn key_to_path(item: &Value, path: &Path, errs: &mut ErrorList) {
     file_mode(item, "mode", path, errs);
 }
 
-/// A file mode between 0 and 0777.
+/// Checks that the field `key` is a file mode between 0 and 0777.
 pub fn file_mode(obj: &Value, key: &str, path: &Path, errs: &mut ErrorList) {
     if let Some(mode) = obj.opt_int(key).filter(|m| !(0..=0o777).contains(m)) {
         errs.invalid(&path.child(key), mode, FILE_MODE);
@@ -258,7 +258,7 @@ fn image(source: &Value, path: &Path, options: Options, errs: &mut ErrorList) {
     super::containers::pull_policy(source.text("pullPolicy"), &path.child("pullPolicy"), errs);
 }
 
-/// A relative path without `..`, and not beginning with two dots.
+/// Checks that a path is relative, contains no `..` and does not begin with two dots.
 pub fn local_path(value: &str, path: &Path, errs: &mut ErrorList) {
     descending_path(value, path, errs);
     if value.starts_with("..") && !value.starts_with("../") {
@@ -266,7 +266,7 @@ pub fn local_path(value: &str, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// A relative path without `..`.
+/// Checks that a path is relative and contains no `..`.
 pub fn descending_path(value: &str, path: &Path, errs: &mut ErrorList) {
     if value.starts_with('/') {
         errs.invalid(path, value, "must be a relative path");
@@ -274,14 +274,14 @@ pub fn descending_path(value: &str, path: &Path, errs: &mut ErrorList) {
     no_backsteps(value, path, errs);
 }
 
-/// A path without `..`.
+/// Checks that a path contains no `..`.
 pub fn no_backsteps(value: &str, path: &Path, errs: &mut ErrorList) {
     if has_backsteps(value) {
         errs.invalid(path, value, "must not contain '..'");
     }
 }
 
-/// Whether a path has a `..` part.
+/// Returns whether a path has a `..` part.
 pub fn has_backsteps(value: &str) -> bool {
     value.split('/').any(|part| part == "..")
 }

@@ -13,7 +13,8 @@ use super::resources::quantity_of;
 
 const NULL_SELECTOR: &str = "a null labelSelector results in matching no pod";
 
-/// Warnings of a spec with its metadata; `path` is the root of a Pod or the path of a template.
+/// Returns the warnings about a pod spec and its metadata; `path` is the root of a Pod or the path of a
+/// template.
 pub fn spec(spec: &Value, meta: &Value, path: &Path, template: bool) -> Vec<String> {
     let mut out = Vec::new();
     let at = path.child("spec");
@@ -49,7 +50,7 @@ pub fn spec(spec: &Value, meta: &Value, path: &Path, template: bool) -> Vec<Stri
     out
 }
 
-/// What is wrong with an older node label.
+/// Returns the warning about a deprecated node label; `None` for any other label.
 fn deprecated_label(key: &str) -> Option<&'static str> {
     Some(match key {
         "beta.kubernetes.io/arch" => "deprecated since v1.14; use \"kubernetes.io/arch\" instead",
@@ -157,7 +158,7 @@ fn volumes(spec: &Value, path: &Path, out: &mut Vec<String>) {
     }
 }
 
-/// A file of a volume and what it comes from.
+/// A file in a volume and the source that provides it.
 #[derive(Clone)]
 struct File {
     path: String,

@@ -1,5 +1,5 @@
-//! What `spec.os` allows, and the Windows options of security contexts. Ephor runs no Windows nodes, but
-//! manifests that name one get stock Kubernetes' answers.
+//! Validation of `spec.os` and of the Windows options in security contexts. Ephor runs no Windows nodes, but
+//! manifests for Windows get stock Kubernetes' answers.
 
 use proto_api::field::{ErrorList, Path};
 use proto_api::names;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::super::check::Report;
 use super::super::read::Read;
 
-/// `spec.os` and what must not be set for that system.
+/// Validates `spec.os`, and that no fields are set which that system does not support.
 pub fn os(spec: &Value, path: &Path, errs: &mut ErrorList) {
     let Some(os) = spec.at("os") else { return };
     match os.text("name") {
@@ -77,7 +77,7 @@ fn windows(spec: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// `windowsOptions` of a security context.
+/// Validates the `windowsOptions` of a security context.
 pub fn options(options: &Value, path: &Path, errs: &mut ErrorList) {
     if let Some(name) = options.opt_text("gmsaCredentialSpecName") {
         errs.each(&path.child("gmsaCredentialSpecName"), name, names::dns1123_subdomain(name));
@@ -140,7 +140,8 @@ fn is_dns_domain(domain: &str) -> bool {
     domain.split('.').all(|label| names::dns1123_label(&label.to_lowercase()).is_empty())
 }
 
-/// HostProcess containers come all or none, with the host's network.
+/// Checks that either all containers are HostProcess containers or none, and that such a pod uses the host
+/// network.
 pub fn host_process(spec: &Value, path: &Path, errs: &mut ErrorList) {
     let option = |context: &Value| context.sub("windowsOptions").opt_flag("hostProcess");
     let whole = option(spec.sub("securityContext"));

@@ -1,4 +1,4 @@
-//! Validation of the addresses of a Service: cluster IPs, their families, and how both may change.
+//! Validation of the addresses of a Service: cluster IPs, their families, and changes of both.
 
 use proto_api::field::{ErrorList, Path};
 use serde_json::Value;
@@ -16,7 +16,7 @@ fn at(key: &str) -> Path {
     Path::new("spec").child(key)
 }
 
-/// Cluster IPs and families in themselves.
+/// Validates cluster IPs and families by themselves, without comparing them with the old object.
 pub fn validate(service: &Value, old: Option<&Value>, errs: &mut ErrorList) {
     if type_of(service) == "ExternalName" {
         return;
@@ -72,7 +72,7 @@ fn families(spec: &Value, errs: &mut ErrorList) {
     check::opt_one_of(spec, "ipFamilyPolicy", POLICIES, &Path::new("spec"), errs);
 }
 
-/// The list of addresses; false when one of them is none.
+/// Validates the list of cluster IPs; returns false when one of them is not an address.
 fn addresses(list: &[&str], old: Option<&Value>, errs: &mut ErrorList) -> bool {
     let path = at("clusterIPs");
     let known = old.map(|o| o.sub("spec").texts("clusterIPs")).unwrap_or_default();
@@ -95,7 +95,7 @@ fn addresses(list: &[&str], old: Option<&Value>, errs: &mut ErrorList) -> bool {
     good
 }
 
-/// What upstream finds while it fills in families, before it validates anything else.
+/// Reports the errors that upstream finds while it sets families, before it validates anything else.
 pub fn family_setup(service: &Value, old: Option<&Value>, errs: &mut ErrorList) {
     if type_of(service) == "ExternalName" {
         return;
@@ -137,7 +137,7 @@ pub fn family_setup(service: &Value, old: Option<&Value>, errs: &mut ErrorList) 
     }
 }
 
-/// How addresses and families may change.
+/// Checks that addresses and families change only in the ways that are allowed.
 pub fn validate_change(new: &Value, old: &Value, errs: &mut ErrorList) {
     if type_of(new) == "ExternalName" || type_of(old) == "ExternalName" {
         return;
@@ -151,7 +151,8 @@ pub fn validate_change(new: &Value, old: &Value, errs: &mut ErrorList) {
     }
 }
 
-/// The first value stays, the second may come, and go when the policy becomes single-stack.
+/// Checks that the first value of a list stays; a second may be added, and removed when the policy becomes
+/// single-stack.
 fn change(new: &Value, old: &Value, key: &str, errs: &mut ErrorList) {
     let (spec, before) = (new.sub("spec"), old.sub("spec"));
     let (now, then) = (spec.texts(key), before.texts(key));
@@ -159,7 +160,7 @@ fn change(new: &Value, old: &Value, key: &str, errs: &mut ErrorList) {
     let path = at(key);
     if now.len() == then.len() {
         for (i, _) in now.iter().zip(&then).enumerate().filter(|(_, (a, b))| a != b) {
-            // Upstream reports a changed family at index 0 whichever it is.
+            // Upstream reports every changed family at index 0.
             errs.invalid(&path.index(if families { 0 } else { i }), text_list(&now), CHANGED);
         }
         return;

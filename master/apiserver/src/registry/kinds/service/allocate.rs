@@ -1,5 +1,6 @@
-//! Cluster IPs and node ports of Services. Each one that is taken is a key of its own in the store, put and
-//! deleted in the transaction that writes the Service, so that no two Services can hold one.
+//! Allocation of cluster IPs and node ports of Services. Each taken address or port is a key of its own in
+//! the store, put and deleted in the transaction that writes the Service, so that no two Services can hold
+//! the same one.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -15,12 +16,13 @@ use super::super::read::{self, Read, items_mut, set};
 use super::{NONE, needs_health_port, type_of};
 use crate::registry::strategy::{AllocationContext, Allocations, ObjectChange};
 
-/// Keys of taken addresses; outside `/registry/`, so that no list or watch of a kind sees them.
+/// Prefix of the keys of taken addresses; outside `/registry/`, so that no list or watch of a kind includes
+/// them.
 const ADDRESSES: &str = "/allocations/clusterips/";
-/// Keys of taken node ports.
+/// Prefix of the keys of taken node ports.
 const PORTS: &str = "/allocations/nodeports/";
 
-/// One change's view of what is taken: the store, and what the change has taken itself.
+/// What is taken from the view of one change: keys in the store, and keys the change itself has taken.
 struct Allocator<'a, 'b> {
     ctx: &'a AllocationContext<'b>,
     owner: String,
@@ -29,7 +31,7 @@ struct Allocator<'a, 'b> {
     out: Allocations,
 }
 
-/// Allocates and releases for one change; writes what it chose into the new object.
+/// Allocates and releases addresses and ports for one change; writes those it chose into the new object.
 pub fn allocate(ctx: &AllocationContext<'_>, change: ObjectChange<'_>) -> Result<Allocations, Status> {
     let mut allocator = Allocator {
         ctx,
@@ -58,7 +60,7 @@ pub fn allocate(ctx: &AllocationContext<'_>, change: ObjectChange<'_>) -> Result
     Ok(allocator.out)
 }
 
-/// The keys a Service holds.
+/// Returns the keys of the addresses and ports a Service holds.
 fn held(service: &Value) -> BTreeSet<String> {
     let spec = service.sub("spec");
     let mut out: BTreeSet<String> = ports_of(spec).into_iter().map(port_key).collect();
@@ -106,7 +108,8 @@ impl Allocator<'_, '_> {
     }
 
     fn release(&mut self, key: String) {
-        // What is gone already, as after a restore from an older backup, is no reason to fail.
+        // A key that is missing already, for example after a restore from an older backup, must not make the
+        // release fail.
         if is_stored(self.ctx.store, &key) {
             self.out.mutations.push(Mutation::Delete { key });
         }
@@ -134,7 +137,7 @@ impl Allocator<'_, '_> {
         Ok(())
     }
 
-    /// Cluster IPs that were asked for, or a free one for each family.
+    /// Takes the cluster IPs the Service asks for, or a free one for each family.
     fn addresses(&mut self, service: &mut Value) -> Result<(), Status> {
         let path = Path::new("spec").child("clusterIPs");
         if type_of(service) == "ExternalName" {
@@ -185,12 +188,12 @@ impl Allocator<'_, '_> {
         Ok(())
     }
 
-    /// A free address: drawn from the upper part of the range, and from the lower part, which is left for
-    /// addresses that people choose, only when the upper one is full (KEP-3070).
+    /// Returns a free address, drawn from the upper part of the range; the lower part, which is reserved for
+    /// addresses that people choose, is used only when the upper one is full (KEP-3070).
     fn free_address(&self) -> Option<IpAddr> {
         let range = self.ctx.settings.service_cidr;
         let bits = u32::from(range.max_prefix_len() - range.prefix_len()).min(32);
-        // Without the network's own address and, for IPv4, the broadcast address.
+        // The network's own address and, for IPv4, the broadcast address are left out.
         let usable = (1_u64 << bits).saturating_sub(if range.network().is_ipv4() { 2 } else { 1 });
         let reserved = (usable / 16).clamp(16.min(usable), 256);
         let at = |offset: u64| nth(range.network(), offset + 1);
@@ -203,7 +206,7 @@ impl Allocator<'_, '_> {
         probe(reserved, usable).or_else(|| probe(0, reserved))
     }
 
-    /// Node ports of the types that have them; `kept` were the Service's own before.
+    /// Takes node ports for Service types that have them; `kept` are the ports the Service held before.
     fn node_ports(&mut self, service: &mut Value, kept: &BTreeSet<i64>) -> Result<(), Status> {
         let automatic = match type_of(service) {
             "NodePort" => true,
@@ -211,7 +214,7 @@ impl Allocator<'_, '_> {
             _ => return Ok(()),
         };
         let Some(spec) = spec_mut(service) else { return Ok(()) };
-        // Ports with one number and two protocols share a node port.
+        // Ports with the same number and different protocols share a node port.
         let mut shared: Vec<(i64, i64)> = spec
             .items("ports")
             .iter()
@@ -297,7 +300,7 @@ fn is_stored(store: &Store, key: &str) -> bool {
     store.get(key).is_some()
 }
 
-/// The address `offset` above another.
+/// Returns the address `offset` above `base`.
 fn nth(base: IpAddr, offset: u64) -> IpAddr {
     match base {
         IpAddr::V4(v4) => {

@@ -1,5 +1,5 @@
-//! Fields of a Service that follow from others: defaults, address lists, IP families, values that were chosen
-//! before and stay, and values that a change of type takes away.
+//! Fields of a Service that depend on other fields: defaults, address lists, IP families, allocated values
+//! that an update keeps, and values that a change of type removes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,8 +18,8 @@ fn needs_node_ports(service: &Value) -> bool {
     }
 }
 
-/// Addresses and ports of the old object stay where the new one leaves them out, so that clients may update
-/// with what they once created.
+/// Keeps the old object's addresses and ports where the new one leaves them out, so that clients may update
+/// with the manifest they created the Service from.
 pub fn keep_allocated(new: &mut Value, old: &Value) {
     let before = old.sub("spec");
     let (addresses, ports) = (
@@ -61,7 +61,7 @@ fn keep_node_ports(spec: &mut Value, before: &Value) {
     }
 }
 
-/// `clusterIP` and `clusterIPs` say the same, whichever of them a client sent.
+/// Makes `clusterIP` and `clusterIPs` agree, whichever of them the client set.
 pub fn normalize(new: &mut Value, old: Option<&Value>) {
     let Some(spec) = ensure(new, "spec") else { return };
     let one = spec.text("clusterIP").to_owned();
@@ -85,8 +85,8 @@ pub fn normalize(new: &mut Value, old: Option<&Value>) {
     }
 }
 
-/// `ipFamilyPolicy` and `ipFamilies` of a cluster whose Services are IPv4 alone. Mistakes are left for
-/// validation to report.
+/// Sets `ipFamilyPolicy` and `ipFamilies` for a cluster whose Services are IPv4 only. Invalid values are left
+/// for validation to report.
 pub fn init_families(new: &mut Value, old: Option<&Value>) {
     if type_of(new) == "ExternalName" {
         return;
@@ -125,7 +125,7 @@ pub fn init_families(new: &mut Value, old: Option<&Value>) {
     set(spec, "ipFamilies", families);
 }
 
-/// A change of type takes away what only the old type had, unless the client gave it another value.
+/// Removes fields that only the old type had, unless the client gave them another value.
 pub fn drop_type_dependent(new: &mut Value, old: &Value) {
     let before = old.sub("spec");
     let (was, is) = (type_of(old).to_owned(), type_of(new).to_owned());
@@ -167,7 +167,7 @@ pub fn drop_type_dependent(new: &mut Value, old: &Value) {
     }
 }
 
-/// What is wrong with the families, which upstream reports before everything else.
+/// Returns whether an update shortens the list `key` without emptying it; false for a headless Service.
 pub fn is_reduced(new: &Value, old: &Value, key: &str) -> bool {
     let (now, before) = (new.sub("spec").items(key).len(), old.sub("spec").items(key).len());
     now != 0 && now < before && !is_headless(new)

@@ -1,5 +1,5 @@
-//! The strategy of Services: defaults, what follows from the type, validation, and the addresses and ports
-//! that are taken in the transaction that writes the object.
+//! The strategy of Services: defaults, fields that depend on the type, validation, and the addresses and
+//! ports that are allocated in the transaction that writes the object.
 
 mod addresses;
 mod allocate;
@@ -25,10 +25,10 @@ use super::read::{self, Read, ensure, set};
 #[derive(Debug)]
 pub struct ServiceStrategy;
 
-/// The value of `clusterIP` that makes a Service headless.
+/// Value of `clusterIP` that makes a Service headless.
 const NONE: &str = "None";
 
-/// Whether a Service has no address of its own.
+/// Returns whether a Service is headless: it has no address of its own.
 fn is_headless(service: &Value) -> bool {
     service.sub("spec").texts("clusterIPs") == [NONE]
 }
@@ -37,7 +37,7 @@ fn type_of(service: &Value) -> &str {
     service.sub("spec").text("type")
 }
 
-/// Whether anything outside the cluster reaches the Service.
+/// Returns whether a Service can be reached from outside the cluster.
 fn is_external(service: &Value) -> bool {
     match type_of(service) {
         "LoadBalancer" | "NodePort" => true,
@@ -46,7 +46,7 @@ fn is_external(service: &Value) -> bool {
     }
 }
 
-/// Whether the Service has a port that tells load balancers about its local endpoints.
+/// Returns whether a Service needs a health check port, where load balancers ask for its local endpoints.
 fn needs_health_port(service: &Value) -> bool {
     type_of(service) == "LoadBalancer" && service.sub("spec").text("externalTrafficPolicy") == "Local"
 }

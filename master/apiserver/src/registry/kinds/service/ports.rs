@@ -9,7 +9,7 @@ use super::super::check::{self, PROTOCOLS, Report, dns_label, port_or_name, qual
 use super::super::read::Read;
 use super::type_of;
 
-/// Each port in itself, and names that must differ.
+/// Validates each port of a Service by itself, and checks that port names differ.
 pub fn validate(service: &Value, path: &Path, errs: &mut ErrorList) {
     let ports = service.sub("spec").items("ports");
     let mut names = BTreeSet::new();
@@ -33,7 +33,7 @@ pub fn validate(service: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-/// Node ports where the type has them, and numbers that must differ within a protocol.
+/// Checks that node ports are set only for types that have them, and that numbers differ within a protocol.
 pub fn validate_node_ports(service: &Value, path: &Path, errs: &mut ErrorList) {
     let ports = service.sub("spec").items("ports");
     if type_of(service) == "ClusterIP" {
@@ -53,7 +53,7 @@ pub fn validate_node_ports(service: &Value, path: &Path, errs: &mut ErrorList) {
     for (i, port) in ports.iter().enumerate() {
         let (protocol, number) = (port.text("protocol"), port.int("port"));
         if !seen.insert((protocol, number)) {
-            // The fields of upstream's internal type, which has no JSON names.
+            // Error messages print the fields of upstream's internal type, which has no JSON names.
             let shown = json!({
                 "Name": "", "Protocol": protocol, "AppProtocol": null, "Port": number,
                 "TargetPort": 0, "NodePort": 0,

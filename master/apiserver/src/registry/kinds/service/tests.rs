@@ -121,7 +121,7 @@ fn a_balancer_status_has_modes() {
     );
 }
 
-/// A store and the settings beside it.
+/// A store and cluster settings.
 struct World {
     store: Arc<Store>,
     settings: ClusterSettings,

@@ -17,14 +17,14 @@ const HINTS: &str = "service.kubernetes.io/topology-aware-hints";
 const MODE: &str = "service.kubernetes.io/topology-mode";
 const BALANCER_ONLY: &str = "may only be used when `type` is 'LoadBalancer'";
 
-/// A new Service.
+/// Validates a new Service.
 pub fn create(service: &Value, errs: &mut ErrorList) {
     if setup(service, None, errs) {
         whole(service, None, errs);
     }
 }
 
-/// A changed Service.
+/// Validates an updated Service.
 pub fn update(new: &Value, old: &Value, errs: &mut ErrorList) {
     if !setup(new, Some(old), errs) {
         return;
@@ -40,7 +40,8 @@ pub fn update(new: &Value, old: &Value, errs: &mut ErrorList) {
     whole(new, Some(old), errs);
 }
 
-/// The checks that upstream makes while it allocates: when one fails nothing else is reported.
+/// Runs the checks that upstream makes during allocation; returns false when one fails, and no further errors
+/// are reported then.
 fn setup(service: &Value, old: Option<&Value>, errs: &mut ErrorList) -> bool {
     let mut found = ErrorList::default();
     addresses::validate(service, old, &mut found);
@@ -214,7 +215,7 @@ fn traffic(service: &Value, path: &Path, errs: &mut ErrorList) {
     let port = spec.int("healthCheckNodePort");
     let at = path.child("healthCheckNodePort");
     if needs_health_port(service) {
-        // 0 is filled in when the transaction is made, after validation.
+        // A port of 0 is assigned later, during allocation, and not checked here.
         if port != 0 {
             check::port_number(port, &at, errs);
         }
@@ -234,7 +235,7 @@ fn traffic(service: &Value, path: &Path, errs: &mut ErrorList) {
     check::opt_one_of(spec, "trafficDistribution", distributions, path, errs);
 }
 
-/// `status.loadBalancer`.
+/// Validates `status.loadBalancer`.
 pub fn status(new: &Value, old: &Value, errs: &mut ErrorList) {
     let list = |service: &Value| service.sub("status").sub("loadBalancer").items("ingress").to_vec();
     let (now, before) = (list(new), list(old));
