@@ -300,8 +300,8 @@ async fn follow_leadership(
     }
 }
 
-/// Records journal entries as a replica applies them; those it applies late, other replicas have shown
-/// before.
+/// Records the journal entries that a replica applies. An entry that this replica applies late has already
+/// been recorded from another replica.
 async fn follow_journal(observer: Observer, mut watch: storage::Watch) {
     while let Ok(item) = watch.next().await {
         if let WatchItem::Event(WatchEvent { revision, object: Some(object), .. }) = item

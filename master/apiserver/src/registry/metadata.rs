@@ -61,7 +61,7 @@ pub fn generated_name(base: &str, random: &dyn proto_env::Random) -> String {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum UpdatePasses {
     None,
-    /// `ValidateObjectMetaUpdate`; with `true` also the finalizer names of core validation.
+    /// Kubernetes' `ValidateObjectMetaUpdate`; if true, the finalizer names are checked as core validation does.
     Update(bool),
     /// `ValidateObjectMetaUpdate`, finalizer names and `ValidateObjectMeta`.
     UpdateAndCreate,
