@@ -16,7 +16,7 @@ use crate::registry::Registry;
 use crate::table::Rows;
 
 /// Maximum size of a request body in bytes, as in stock.
-pub const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
+pub const MAX_BODY_BYTES: usize = crate::decode::MAX_BODY;
 /// Maximum duration of a request that is not a watch or a stream.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
