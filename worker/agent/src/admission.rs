@@ -19,6 +19,10 @@ pub struct Rejection {
 }
 
 /// Checks `pod` against the node and the pods in `active`, which already hold resources.
+///
+/// `allocatable` is what this agent measured. The Node may have more in its status: extended resources that
+/// somebody else announced there. One that the pod asks for and the Node does not have is ignored, as
+/// kubelet does (`removeMissingExtendedResources`): the scheduler has seen to it.
 pub fn admit(
     pod: &Pod,
     node: Option<&Node>,
@@ -32,9 +36,11 @@ pub fn admit(
     }
     let mut requested = pod_requests(pod::spec(pod));
     requested.insert("pods".to_owned(), 1);
+    let announced = node.and_then(|node| node.status.as_ref()?.allocatable.as_ref());
     for (name, wanted) in &requested {
-        let Some(capacity) = allocatable.get(name).map(|q| amount(name, q)) else {
-            if *wanted == 0 || name == "ephemeral-storage" {
+        let capacity = allocatable.get(name).or_else(|| announced?.get(name).filter(|_| is_extended(name)));
+        let Some(capacity) = capacity.map(|q| amount(name, q)) else {
+            if *wanted == 0 || name == "ephemeral-storage" || is_extended(name) {
                 continue;
             }
             return Err(out_of(name, *wanted, 0, 0));
@@ -52,6 +58,13 @@ pub fn admit(
         });
     }
     Ok(())
+}
+
+/// Returns whether `resource` is an extended one: of a domain that is not Kubernetes' own.
+fn is_extended(resource: &str) -> bool {
+    resource.split_once('/').is_some_and(|(domain, _)| {
+        domain != "kubernetes.io" && !domain.ends_with(".kubernetes.io") && !domain.starts_with("requests.")
+    })
 }
 
 fn out_of(resource: &str, requested: i64, used: i64, capacity: i64) -> Rejection {
@@ -136,6 +149,27 @@ mod tests {
         assert!(admit(&cpu("1e99"), None, &allocatable, &[&one]).is_err());
         let rejection = admit(&rest, None, &allocatable, &[&one, &rest]).unwrap_err();
         assert_eq!(rejection.reason, "OutOfpods");
+    }
+
+    #[test]
+    fn extended_resources_are_those_of_the_node_object() {
+        let node: Node = serde_json::from_value(json!({"metadata": {"name": "n"},
+            "status": {"allocatable": {"example.com/widget": "10", "hugepages-2Mi": "4Mi"}}}))
+        .unwrap();
+        let allocatable = BTreeMap::from([("pods".to_owned(), Quantity("10".to_owned()))]);
+        let asks = |resource: &str, amount: &str| {
+            pod(json!({"containers": [{"name": "c", "resources": {"requests": {resource: amount}}}]}))
+        };
+        let eight = asks("example.com/widget", "8");
+        assert_eq!(admit(&eight, Some(&node), &allocatable, &[]), Ok(()));
+        let rejection = admit(&eight, Some(&node), &allocatable, &[&eight]).unwrap_err();
+        assert_eq!(rejection.reason, "OutOfexample.com/widget");
+        assert_eq!(
+            rejection.message,
+            "Node didn't have enough resource: example.com/widget, requested: 8, used: 8, capacity: 10"
+        );
+        assert_eq!(admit(&asks("example.com/unknown", "1"), Some(&node), &allocatable, &[]), Ok(()));
+        assert!(admit(&asks("hugepages-2Mi", "2Mi"), Some(&node), &allocatable, &[]).is_err());
     }
 
     #[test]

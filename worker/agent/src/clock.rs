@@ -22,6 +22,11 @@ pub fn from_nanos(nanos: i64) -> Option<Time> {
     Timestamp::from_nanosecond(i128::from(nanos)).ok().map(|t| Time(truncate(t)))
 }
 
+/// Converts seconds since the start of Unix time to a metav1.Time.
+pub fn from_seconds(seconds: i64) -> Time {
+    Time(Timestamp::from_second(seconds).unwrap_or_default())
+}
+
 fn truncate(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).unwrap_or(at)
 }

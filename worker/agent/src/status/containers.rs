@@ -139,7 +139,12 @@ fn state_of(inputs: &Inputs<'_>, current: &CriStatus) -> ContainerState {
         return ContainerState { running: Some(ContainerStateRunning { started_at }), ..Default::default() };
     }
     if is_exited(current) {
-        let message = inputs.messages.get(&current.id).unwrap_or(&current.message);
+        // What the runtime says comes before what the container wrote, as in kubelet.
+        let written = inputs.messages.get(&current.id).map_or("", String::as_str);
+        let messages: Vec<&str> =
+            [current.message.as_str(), written].into_iter().filter(|m| !m.is_empty()).collect();
+        // Kubelet shows the start of Unix time where the runtime gives no time.
+        let time = |nanos| clock::from_nanos(nanos).or(Some(clock::from_seconds(0)));
         let reason = if current.reason.is_empty() {
             if current.exit_code == 0 { "Completed" } else { "Error" }
         } else {
@@ -149,9 +154,9 @@ fn state_of(inputs: &Inputs<'_>, current: &CriStatus) -> ContainerState {
             container_id: Some(container_id(inputs, current)),
             exit_code: current.exit_code,
             reason: Some(reason.to_owned()),
-            message: Some(message.clone()).filter(|m| !m.is_empty()),
-            started_at: clock::from_nanos(current.started_at),
-            finished_at: clock::from_nanos(current.finished_at),
+            message: Some(messages.join(": ")).filter(|m| !m.is_empty()),
+            started_at: time(current.started_at),
+            finished_at: time(current.finished_at),
             ..Default::default()
         };
         return ContainerState { terminated: Some(terminated), ..Default::default() };

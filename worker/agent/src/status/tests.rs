@@ -44,6 +44,7 @@ struct World {
     waiting: BTreeMap<String, Waiting>,
     health: BTreeMap<String, ContainerHealth>,
     terminal: bool,
+    messages: BTreeMap<String, String>,
 }
 
 impl World {
@@ -54,6 +55,7 @@ impl World {
             waiting: BTreeMap::new(),
             health: BTreeMap::new(),
             terminal: false,
+            messages: BTreeMap::new(),
         }
     }
 
@@ -64,7 +66,7 @@ impl World {
             runtime,
             waiting: &self.waiting,
             health: &self.health,
-            messages: &BTreeMap::new(),
+            messages: &self.messages,
             node_ips: &["192.0.2.1".to_owned()],
             runtime_name: "ephor",
             terminal: self.terminal,
@@ -161,4 +163,25 @@ fn a_terminal_phase_is_never_left() {
         (status.phase.as_deref(), status.reason.as_deref()),
         (Some("Failed"), Some("DeadlineExceeded"))
     );
+}
+
+#[test]
+fn the_runtimes_reason_for_an_end_comes_before_what_the_container_wrote() {
+    let mut world = World::new(json!({"containers": [{"name": "c"}], "restartPolicy": "Never"}));
+    let failed = Cri {
+        reason: "StartError".to_owned(),
+        message: "exec: \"/no\": no such file".to_owned(),
+        started_at: 0,
+        ..container("c", Exited, 128, 0)
+    };
+    let runtime = runtime(vec![failed]);
+    for (written, expected) in
+        [("", "exec: \"/no\": no such file"), ("goodbye", "exec: \"/no\": no such file: goodbye")]
+    {
+        world.messages = BTreeMap::from([("c0".to_owned(), written.to_owned())]);
+        let status = world.status(&runtime);
+        let state = status.container_statuses.unwrap().remove(0).state.unwrap().terminated.unwrap();
+        assert_eq!(state.message.as_deref(), Some(expected));
+        assert_eq!(serde_json::to_value(&state.started_at).unwrap(), json!("1970-01-01T00:00:00Z"));
+    }
 }
