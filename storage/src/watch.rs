@@ -219,6 +219,20 @@ impl History {
         self.buckets.values_mut().chain([&mut self.all]).for_each(Bucket::give_back);
     }
 
+    /// Drops events up to `revision`, the oldest first, until at most `bytes` are kept, and gives their memory
+    /// back.
+    pub(crate) fn trim(&mut self, revision: Revision, bytes: usize) {
+        let mut dropped = false;
+        while self.size_bytes > bytes
+            && self.all.events.front().is_some_and(|event| event.revision <= revision)
+        {
+            dropped = self.drop_oldest();
+        }
+        if dropped {
+            self.buckets.values_mut().chain([&mut self.all]).for_each(Bucket::give_back);
+        }
+    }
+
     fn drop_oldest(&mut self) -> bool {
         let Some(event) = self.all.events.pop_front() else { return false };
         self.size_bytes -= event.size_bytes();

@@ -66,6 +66,33 @@ fn what_history_took_is_given_back() {
     assert_eq!(read(&applier.store.history).size(), (0, 0));
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_load_leaves_in_history_goes_within_a_minute() {
+    let mut applier = Applier::memory();
+    let compacting = tokio::spawn(applier.store.clone().compact_periodically());
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    let value = "v".repeat(4000);
+    let first = applier.store.revision();
+    for number in 0..10_000 {
+        applier.put(&pod(number % 10), &value);
+    }
+    let last = applier.store.revision();
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    // A watch that was away for some seconds goes on.
+    assert!(applier.store.watch("/registry/core/pods/", first).is_ok());
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let (events, bytes) = read(&applier.store.history).size();
+    assert!(bytes <= 16 << 20 && events > 2000, "{events} events of {bytes} bytes");
+    assert!(applier.store.watch("/registry/core/pods/", first).is_err());
+    assert!(applier.store.watch("/registry/core/pods/", last - 2000).is_ok());
+    // What is little stays for the whole time.
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert!(applier.store.watch("/registry/core/pods/", last - 2000).is_ok());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(read(&applier.store.history).size(), (0, 0));
+    compacting.abort();
+}
+
 #[test]
 fn pages_of_the_present_and_of_the_past_say_what_remains() {
     let mut applier = Applier::memory();

@@ -43,6 +43,11 @@ use crate::{Checkpoint, Error, Fingerprint, Object, Result, Revision};
 /// can still be compared once it has caught up.
 const CHECKPOINTS: usize = 8_192;
 
+/// Number of periods into which the age of history is divided.
+const PERIODS: u32 = 30;
+/// Number of periods for which history counts as recent.
+const RECENT_PERIODS: usize = 4;
+
 /// How much history is kept for watches and continued lists.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -53,6 +58,9 @@ pub struct Limits {
     /// Maximum bytes of events and of replaced and deleted objects, counted approximately. Only applied
     /// entries are counted, so that every replica forgets the same history.
     pub history_bytes: usize,
+    /// The same for history that is older than a few periods of [`Store::compact_periodically`] (40 s by
+    /// default): what a load leaves behind goes soon after its end.
+    pub old_history_bytes: usize,
 }
 
 impl Default for Limits {
@@ -61,6 +69,7 @@ impl Default for Limits {
             history: Duration::from_secs(5 * 60),
             history_events: 200_000,
             history_bytes: 64 * 1024 * 1024,
+            old_history_bytes: 16 * 1024 * 1024,
         }
     }
 }
@@ -204,17 +213,23 @@ impl Store {
         self.history.write().unwrap_or_else(PoisonError::into_inner).compact(revision);
     }
 
-    /// Forgets history older than the limit, for as long as the future is polled.
+    /// Forgets history older than the limit, and old history beyond its bytes, for as long as the future is
+    /// polled.
     pub async fn compact_periodically(self: Arc<Self>) {
-        let step = self.limits.history / 10;
+        let period = self.limits.history / PERIODS;
         let mut marks = std::collections::VecDeque::from([self.revision()]);
         loop {
-            tokio::time::sleep(step).await;
+            tokio::time::sleep(period).await;
             marks.push_back(self.revision());
-            if marks.len() > 10
+            let mut history = self.history.write().unwrap_or_else(PoisonError::into_inner);
+            if marks.len() > PERIODS as usize
                 && let Some(old) = marks.pop_front()
             {
-                self.compact(old);
+                history.compact(old);
+            }
+            let aged = marks.len().checked_sub(1 + RECENT_PERIODS).and_then(|at| marks.get(at));
+            if let Some(aged) = aged {
+                history.trim(*aged, self.limits.old_history_bytes);
             }
         }
     }
