@@ -113,13 +113,21 @@ pub async fn build(config: MasterConfig, env: Env, objects: Objects) -> Result<M
             settings: api_settings(&identity.settings),
             serving: issued.serving,
             node_client: issued.node_client,
-            service_account_key_pem: keys.service_account_key_pem.clone(),
+            service_account_keys: keys
+                .service_account_keys(config.certificate_lifetime())
+                .map_err(certificates::Error::from)?,
             token_authenticators: Vec::new(),
             advertise_address: config.api_address().to_string(),
             limits: master_apiserver::Limits::default(),
         },
         &env,
     )?;
+    if identity.founding {
+        api.begin_service_account_keys().await?;
+    }
+    if !identity.started_before {
+        identity.started(&config.data_dir, env.disk.as_ref())?;
+    }
     Ok(Master { settings: identity.settings, config, consensus, api, keys, certificates, env })
 }
 
@@ -144,7 +152,6 @@ async fn start_consensus(
     env: Env,
     objects: Objects,
 ) -> Result<Arc<Consensus>, Error> {
-    let disk = env.disk.clone();
     let consensus = Consensus::start(
         ConsensusConfig {
             node_id: identity.node_id,
@@ -174,9 +181,6 @@ async fn start_consensus(
     if identity.founding {
         consensus.initialize().await?;
         tracing::info!(cluster = identity.cluster_id, "a new cluster was created");
-    }
-    if !identity.started_before {
-        identity.started(&config.data_dir, disk.as_ref())?;
     }
     Ok(consensus)
 }
@@ -339,7 +343,7 @@ impl Master {
         let nodes = LivenessService { consensus: self.consensus.clone(), liveness, env: self.env.clone() };
         let (consensus, network) = (self.consensus.clone(), self.env.network.clone());
         let certificates = self.certificates.clone();
-        let admin = AdminService { consensus, network, backups, certificates };
+        let admin = AdminService { consensus, network, backups, certificates, api: self.api.clone() };
         let runtime = self.consensus.runtime();
         let join = JoinServer::new(join).max_decoding_message_size(JOIN_LIMIT_BYTES);
         let admin = AdminServer::new(admin).max_encoding_message_size(proto_wire::MESSAGE_LIMIT_BYTES);

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use proto_env::Disk;
+use master_apiserver::ServiceAccountKeys;
+use proto_env::{CertificateInfo, Disk, TlsError};
 use rcgen::KeyPair;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -13,6 +15,7 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+use super::authority::CA_BACKDATE;
 use super::{Authority, Error, Issued};
 
 const CA_CERTIFICATE: &str = "ca.crt";
@@ -26,13 +29,31 @@ const SUMS: &str = "SHA256SUMS";
 pub struct ClusterKeys {
     /// The cluster CA.
     pub authority: Authority,
-    /// Signs ServiceAccount tokens: ECDSA P-256, PKCS#8 PEM.
+    /// The first key that signs ServiceAccount tokens, ECDSA P-256, PKCS#8 PEM; later ones are derived from the CA's
+    /// key and the replicated record of keys.
     pub service_account_key_pem: String,
     /// Encrypts the files on the masters' disks.
     pub data_key: Zeroizing<[u8; 32]>,
 }
 
 impl ClusterKeys {
+    /// Returns what the API server needs for the keys of ServiceAccount tokens, each of which lives for `lifetime`.
+    ///
+    /// # Errors
+    /// Where the CA certificate cannot be read.
+    pub fn service_account_keys(&self, lifetime: Duration) -> Result<ServiceAccountKeys, TlsError> {
+        let ca = CertificateInfo::from_pem(self.authority.certificate_pem())?;
+        Ok(ServiceAccountKeys {
+            first_key_pem: self.service_account_key_pem.clone(),
+            // The first key was made together with the CA.
+            first_key_since: ca.not_before + CA_BACKDATE,
+            // Before there was a record, nobody noted the lifetimes of tokens.
+            first_key_tokens_until: ca.not_after,
+            secret: self.authority.service_account_secret(),
+            lifetime,
+        })
+    }
+
     /// Creates the keys of a new cluster. `random` fills the data key.
     pub fn create(
         cluster_id: &str,
