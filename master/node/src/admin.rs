@@ -24,6 +24,7 @@ use tonic::{Request, Response, Status};
 
 use crate::backup::Source;
 use crate::certificates::{Certificates, Expiration};
+use crate::liveness::Liveness;
 use crate::members::{members_with_health, wire_members};
 use crate::peer::require_operator;
 
@@ -44,6 +45,8 @@ pub struct AdminService {
     pub certificates: Arc<Certificates>,
     /// The API server of this master, for the end of the ServiceAccount key.
     pub api: ApiServer,
+    /// The beats of nodes, which say when their certificates expire.
+    pub liveness: Arc<Liveness>,
 }
 
 #[tonic::async_trait]
@@ -233,6 +236,7 @@ impl AdminService {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             autopilot: self.consensus.autopilot_actions().borrow().text.clone(),
             certificates: ends.map(wire_certificate).collect(),
+            nodes: self.liveness.known_certificates(),
             ..MasterStatus::default()
         };
         if request.digest {

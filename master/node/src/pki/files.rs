@@ -234,6 +234,22 @@ mod tests {
     }
 
     #[test]
+    fn the_first_service_account_key_is_as_old_as_the_ca_and_the_secret_of_the_others_comes_with_it() {
+        let now = OffsetDateTime::now_utc().replace_nanosecond(0).unwrap();
+        let keys = ClusterKeys::create("c", now, |bytes| bytes.fill(7)).unwrap();
+        let year = Duration::from_secs(365 * 86_400);
+        let found = keys.service_account_keys(year).unwrap();
+        assert_eq!(OffsetDateTime::from(found.first_key_since), now);
+        assert_eq!(OffsetDateTime::from(found.first_key_tokens_until), now + time::Duration::days(3650));
+        // A master that joins gets the CA's key and the first key, and so has all of them.
+        let (certificate, key) = (keys.authority.certificate_pem(), keys.authority.key_pem());
+        let joined = Authority::load(certificate.into(), key.into()).unwrap();
+        assert_eq!(joined.service_account_secret(), found.secret);
+        let other = ClusterKeys::create("c", now, |bytes| bytes.fill(7)).unwrap();
+        assert_ne!(other.authority.service_account_secret(), found.secret);
+    }
+
+    #[test]
     fn a_flipped_byte_in_any_file_is_noticed() {
         let directory = tempfile::tempdir().unwrap();
         let files = KeyFiles::new(directory.path(), Arc::new(SystemDisk));

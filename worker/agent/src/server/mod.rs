@@ -4,6 +4,7 @@
 mod auth;
 mod connection;
 mod logs;
+mod metrics;
 mod pods;
 mod stats;
 mod streaming;
@@ -76,7 +77,7 @@ async fn route(context: Arc<Context>, request: Request<Incoming>) -> Response<Bo
         ["pods"] if get => pods::all(&context),
         ["runningpods"] if get => pods::running(&context).await,
         ["stats", "summary"] if get => stats::summary(&context).await,
-        ["metrics"] if get => stats::metrics(&context).await,
+        ["metrics"] if get => metrics::serve(&context).await,
         ["metrics", "resource"] if get => stats::metrics(&context).await,
         ["containerLogs", namespace, pod, container] if get => {
             logs::serve(context.clone(), namespace, pod, container, &query).await
