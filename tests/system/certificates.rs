@@ -44,6 +44,9 @@ async fn certificates_are_renewed_under_load_and_after_a_year_off() -> Result<()
     let cluster = Cluster::up_with(3, 1, &["--certificate-lifetime", &flag]).await?;
     let began = Instant::now();
     let first = expirations(&cluster).await?;
+    let token = cluster.kubectl(&["create", "token", "default", "--duration", "1h"])?;
+    let token = token.trim();
+    let first_keys = published_keys(&cluster).await?;
     let writer = Writer::start(cluster.client(), WRITE_INTERVAL);
     let mut round = 0;
     while began.elapsed() < time {
@@ -62,6 +65,21 @@ async fn certificates_are_renewed_under_load_and_after_a_year_off() -> Result<()
     }
     runs_a_pod(&cluster, "late").await?;
     let last = expirations(&cluster).await?;
+    // At least one rotation is behind it; a token of the first key is good at every master still.
+    let keys = published_keys(&cluster).await?;
+    ensure!(
+        keys.len() > first_keys.len() && keys.starts_with(&first_keys[..1]),
+        "{first_keys:?}, then {keys:?}"
+    );
+    for master in MASTERS {
+        let server = format!("https://{}:6443", cluster.address(master)?);
+        let mut kubectl = cluster.kubectl_command()?;
+        // Beside the kubeconfig's certificate a token would count for nothing.
+        kubectl.env("KUBECONFIG", "/dev/null").args(["--server", &server, "--token", token]);
+        kubectl.arg("--certificate-authority").arg(cluster.data_dir("w1").join("pki/ca.crt"));
+        let who = run(kubectl.args(["auth", "whoami"]))?;
+        says(&who, &["system:serviceaccount:default:default"])?;
+    }
     for (certificate, end) in &first {
         let renewed = last[certificate] > *end;
         ensure!(renewed != certificate.ends_with(" ca"), "{certificate} ends at {end}, then at {last:?}");
@@ -93,9 +111,33 @@ async fn expirations(cluster: &Cluster) -> Result<BTreeMap<String, f64>> {
             found.insert(format!("{master} {name}"), value.parse()?);
         }
     }
-    ensure!(found.len() == 4 * MASTERS.len(), "{found:?}");
-    says(&cluster.ephor(&["status"])?, &["certificates (m1) end: ca ", "apiserver "])?;
+    let metrics = cluster.kubectl(&["get", "--raw", "/api/v1/nodes/w1/proxy/metrics"])?;
+    for line in metrics.lines().filter(|line| line.starts_with(METRIC)) {
+        let (labels, value) = line.rsplit_once(' ').context("a metric without a value")?;
+        let name = labels.split('"').nth(1).context("a metric without its label")?;
+        found.insert(format!("w1 {name}"), value.parse()?);
+    }
+    says(
+        &metrics,
+        &["# TYPE ephor_task_panics_total counter", "# TYPE ephor_undecodable_objects_total counter"],
+    )?;
+    ensure!(found.len() == 5 * MASTERS.len() + 2, "{found:?}");
+    let masters = ["certificates (m1) end: ca ", "apiserver ", "service-account-key "];
+    eventually("the end of all certificates in the status", async || {
+        let status = cluster.ephor(&["status"])?;
+        let nodes = ["certificates (node w1) end: client "];
+        Ok(says(&status, &masters).and_then(|()| says(&status, &nodes)).is_ok().then_some(()))
+    })
+    .await?;
     Ok(found)
+}
+
+/// Returns the ids of the keys that verify ServiceAccount tokens, oldest first.
+async fn published_keys(cluster: &Cluster) -> Result<Vec<String>> {
+    let text = cluster.kubectl(&["get", "--raw", "/openid/v1/jwks"])?;
+    let jwks: serde_json::Value = serde_json::from_str(&text)?;
+    let keys = jwks["keys"].as_array().context("no keys")?.iter();
+    keys.map(|key| Ok(key["kid"].as_str().context("a key without an id")?.to_owned())).collect()
 }
 
 /// Checks that a new pod runs and its log can be read through the API, which needs three certificates: the

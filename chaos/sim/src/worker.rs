@@ -130,7 +130,7 @@ impl Worker {
 
     fn next(&self, sequence: &mut u64) -> NodeBeat {
         *sequence += 1;
-        NodeBeat { node: self.name.clone(), sequence: *sequence, ready: true, reason: String::new() }
+        NodeBeat { node: self.name.clone(), sequence: *sequence, ready: true, ..NodeBeat::default() }
     }
 
     /// Registers the node and reports its pods as running; `None` if a request failed.

@@ -40,6 +40,7 @@ mod tls;
 mod watch;
 
 pub use authn::TokenAuthenticator;
+pub use authn::signing_keys::ServiceAccountKeys;
 pub use context::UserInfo;
 pub use server::{ApiServer, Config, Error, Limits};
 pub use settings::ClusterSettings;

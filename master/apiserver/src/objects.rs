@@ -1,9 +1,13 @@
 //! What admission and authentication look up about the cluster's other objects. The registry implements this
 //! trait; it keeps both modules independent of the registry, and lets tests act as a replica that lags.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use async_trait::async_trait;
 use proto_api::status::Status;
 use serde_json::Value;
+use storage::Object;
 
 use crate::settings::ClusterSettings;
 
@@ -19,6 +23,12 @@ pub trait Objects: Send + Sync {
     ///
     /// 503 without a quorum.
     async fn catch_up(&self) -> Result<(), Status>;
+
+    /// Returns whether a read barrier was passed that began at most this long ago.
+    fn caught_up_within(&self, age: Duration) -> bool;
+
+    /// Returns the local replica's record of the keys of ServiceAccount tokens; `None` where it has none.
+    fn signing_keys(&self) -> Option<Arc<Object>>;
 
     /// Returns the settings that all masters share.
     fn settings(&self) -> &ClusterSettings;

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use consensus::Consensus;
 use http::Request;
@@ -22,7 +22,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::Api;
 use crate::authn::service_account::TokenIssuer;
-use crate::authn::{Authenticator, PeerUser, RefusedCertificate, TokenAuthenticator, x509};
+use crate::authn::signing_keys::{ServiceAccountKeys, SigningKeys};
+use crate::authn::{Authenticator, PeerUser, RefusedCertificate, TokenAuthenticator, key_rotation, x509};
 use crate::authz::Authorizer;
 use crate::body;
 use crate::chain;
@@ -37,6 +38,8 @@ use crate::settings::ClusterSettings;
 use crate::table::Rows;
 use crate::tls::{self, NodeClient, Serving, TlsIdentity};
 
+/// Name of the key of ServiceAccount tokens among the certificates in metrics and `ephor status`.
+pub const SERVICE_ACCOUNT_KEY: &str = "service-account-key";
 /// Longest TLS handshake; the connection is closed after it.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for the headers of an HTTP/1.1 request, idle time between requests included.
@@ -78,8 +81,8 @@ pub struct Config {
     pub serving: TlsIdentity,
     /// Client certificate shown to nodes' HTTPS servers on 10250.
     pub node_client: TlsIdentity,
-    /// Private key that signs ServiceAccount tokens: RSA or P-256, PKCS#8 PEM.
-    pub service_account_key_pem: String,
+    /// Where the keys of ServiceAccount tokens come from.
+    pub service_account_keys: ServiceAccountKeys,
     /// Lookups of bearer tokens other than ServiceAccount tokens.
     pub token_authenticators: Vec<Arc<dyn TokenAuthenticator>>,
     /// `HOST:PORT` at which clients reach this API server.
@@ -96,7 +99,10 @@ pub enum Error {
     Tls(#[from] tls::Error),
     /// The ServiceAccount key cannot be used.
     #[error(transparent)]
-    ServiceAccountKey(#[from] crate::authn::service_account::Error),
+    ServiceAccountKey(#[from] crate::authn::signing_keys::Error),
+    /// The record of the ServiceAccount keys of a new cluster cannot be written.
+    #[error("the ServiceAccount keys: {0}")]
+    KeyRecord(#[from] proto_api::status::Status),
     /// The metrics cannot be registered.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -121,10 +127,8 @@ impl ApiServer {
     /// Where certificates or keys cannot be used.
     pub fn new(config: Config, env: &Env) -> Result<Self, Error> {
         let serving = Serving::new(&config.serving)?;
-        let tokens = Arc::new(TokenIssuer::new(
-            config.settings.service_account_issuer.clone(),
-            &config.service_account_key_pem,
-        )?);
+        let issuer = config.settings.service_account_issuer.clone();
+        let tokens = Arc::new(TokenIssuer::new(issuer, SigningKeys::new(config.service_account_keys)?));
         let registry =
             Registry::new(config.consensus, Arc::clone(&env.clock), Arc::clone(&env.random), config.settings);
         let api = Api {
@@ -150,6 +154,25 @@ impl ApiServer {
     /// Deletes events that were not written for `ttl`, as the leader of `term`, until the future is dropped.
     pub async fn expire_events(&self, term: u64, ttl: Duration) {
         self.api.registry.expire_events(term, ttl).await;
+    }
+
+    /// Records the key that signs ServiceAccount tokens in a new cluster; to be called before it serves.
+    ///
+    /// # Errors
+    ///
+    /// Where the record cannot be written.
+    pub async fn begin_service_account_keys(&self) -> Result<(), Error> {
+        Ok(key_rotation::begin(&self.api.registry, self.api.tokens.keys()).await?)
+    }
+
+    /// Rotates the keys that sign ServiceAccount tokens, as the leader of `term`, until the future is dropped.
+    pub async fn rotate_service_account_keys(&self, term: u64) {
+        key_rotation::rotate(&self.api.registry, self.api.tokens.keys(), term).await;
+    }
+
+    /// Returns when the lifetime of the key ends that signs ServiceAccount tokens, with its name in metrics.
+    pub fn service_account_key_end(&self) -> (&'static str, SystemTime) {
+        (SERVICE_ACCOUNT_KEY, self.api.tokens.key_end(&self.api.registry))
     }
 
     /// Returns an in-process client that acts as `user`; its writes are refused once the term `fence` has
@@ -180,7 +203,7 @@ impl ApiServer {
     }
 
     /// Reports in `/metrics` when each named certificate expires.
-    pub fn report_certificates(&self, expirations: &[(&str, std::time::SystemTime)]) {
+    pub fn report_certificates(&self, expirations: &[(&str, SystemTime)]) {
         self.api.metrics.certificates_expire(expirations);
     }
 

@@ -7,6 +7,7 @@ use consensus::{Alarm, Consensus};
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::BoxStream;
+use master_apiserver::ApiServer;
 use proto_env::grpc::{ChannelOptions, channel};
 use proto_env::{MASTERS_ORGANIZATION, Network, Purpose};
 use proto_wire::cluster::admin_client::AdminClient;
@@ -23,6 +24,7 @@ use tonic::{Request, Response, Status};
 
 use crate::backup::Source;
 use crate::certificates::{Certificates, Expiration};
+use crate::liveness::Liveness;
 use crate::members::{members_with_health, wire_members};
 use crate::peer::require_operator;
 
@@ -41,6 +43,10 @@ pub struct AdminService {
     pub backups: Arc<Source>,
     /// The certificates of this master, for their expiry.
     pub certificates: Arc<Certificates>,
+    /// The API server of this master, for the end of the ServiceAccount key.
+    pub api: ApiServer,
+    /// The beats of nodes, which say when their certificates expire.
+    pub liveness: Arc<Liveness>,
 }
 
 #[tonic::async_trait]
@@ -213,6 +219,7 @@ impl AdminService {
     }
 
     async fn local(&self, request: &StatusRequest) -> Result<MasterStatus, String> {
+        let ends = self.certificates.expirations().into_iter().chain([self.api.service_account_key_end()]);
         let sizes = self.consensus.sizes().await.map_err(|error| error.to_string())?;
         let mut status = MasterStatus {
             alarms: wire_alarms(self.consensus.alarms()),
@@ -228,7 +235,8 @@ impl AdminService {
             resident_bytes: resident_bytes(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             autopilot: self.consensus.autopilot_actions().borrow().text.clone(),
-            certificates: self.certificates.expirations().into_iter().map(wire_certificate).collect(),
+            certificates: ends.map(wire_certificate).collect(),
+            nodes: self.liveness.known_certificates(),
             ..MasterStatus::default()
         };
         if request.digest {

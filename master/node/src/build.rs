@@ -113,13 +113,21 @@ pub async fn build(config: MasterConfig, env: Env, objects: Objects) -> Result<M
             settings: api_settings(&identity.settings),
             serving: issued.serving,
             node_client: issued.node_client,
-            service_account_key_pem: keys.service_account_key_pem.clone(),
+            service_account_keys: keys
+                .service_account_keys(config.certificate_lifetime())
+                .map_err(certificates::Error::from)?,
             token_authenticators: Vec::new(),
             advertise_address: config.api_address().to_string(),
             limits: master_apiserver::Limits::default(),
         },
         &env,
     )?;
+    if identity.founding {
+        api.begin_service_account_keys().await?;
+    }
+    if !identity.started_before {
+        identity.started(&config.data_dir, env.disk.as_ref())?;
+    }
     Ok(Master { settings: identity.settings, config, consensus, api, keys, certificates, env })
 }
 
@@ -144,7 +152,6 @@ async fn start_consensus(
     env: Env,
     objects: Objects,
 ) -> Result<Arc<Consensus>, Error> {
-    let disk = env.disk.clone();
     let consensus = Consensus::start(
         ConsensusConfig {
             node_id: identity.node_id,
@@ -174,9 +181,6 @@ async fn start_consensus(
     if identity.founding {
         consensus.initialize().await?;
         tracing::info!(cluster = identity.cluster_id, "a new cluster was created");
-    }
-    if !identity.started_before {
-        identity.started(&config.data_dir, disk.as_ref())?;
     }
     Ok(consensus)
 }
@@ -336,10 +340,18 @@ impl Master {
             certificate_lifetime: self.config.certificate_lifetime(),
             env: self.env.clone(),
         };
+        let heard = liveness.clone();
         let nodes = LivenessService { consensus: self.consensus.clone(), liveness, env: self.env.clone() };
         let (consensus, network) = (self.consensus.clone(), self.env.network.clone());
         let certificates = self.certificates.clone();
-        let admin = AdminService { consensus, network, backups, certificates };
+        let admin = AdminService {
+            consensus,
+            network,
+            backups,
+            certificates,
+            api: self.api.clone(),
+            liveness: heard,
+        };
         let runtime = self.consensus.runtime();
         let join = JoinServer::new(join).max_decoding_message_size(JOIN_LIMIT_BYTES);
         let admin = AdminServer::new(admin).max_encoding_message_size(proto_wire::MESSAGE_LIMIT_BYTES);
@@ -363,5 +375,36 @@ impl Master {
         };
         tokio::try_join!(masters, async { others.await.map_err(Error::from) })?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto_env::{CancellationToken, TlsNetwork};
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_new_cluster_has_recorded_its_service_account_key_before_it_serves() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = MasterConfig {
+            name: "m1".to_owned(),
+            data_dir: directory.path().to_owned(),
+            advertise_address: std::net::Ipv4Addr::LOCALHOST.into(),
+            ..MasterConfig::default()
+        };
+        let env = || Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new());
+        identity::create(&config, &env()).unwrap();
+        let mut revisions = Vec::new();
+        for _start in ["first", "second"] {
+            let master = build(config.clone(), env(), Objects::Sled).await.unwrap();
+            let record = master.consensus().store().get("/ephor/service-account-keys").unwrap();
+            let text: serde_json::Value = serde_json::from_slice(&record.value).unwrap();
+            // Its tokens are counted from the beginning, unlike those of a cluster that is older than the record.
+            assert_eq!(text["keys"][0]["tokensUntil"], 0, "{text}");
+            revisions.push(record.mod_revision);
+            master.consensus().shutdown().await;
+        }
+        assert_eq!(revisions[0], revisions[1], "once in a cluster's life");
     }
 }

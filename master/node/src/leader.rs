@@ -126,6 +126,11 @@ impl Leader {
                 async move { api.expire_events(number, ttl).await }
             }));
         }
+        let api = self.api.clone();
+        tasks.spawn(during(&cancel, "service-account-keys", move |_| {
+            let api = api.clone();
+            async move { api.rotate_service_account_keys(number).await }
+        }));
         Term { number, cancel, tasks }
     }
 }

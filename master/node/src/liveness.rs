@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use master_client::Informers;
 use proto_env::Clock;
+use proto_wire::cluster::{Certificate, NodeCertificates};
 use tokio_util::sync::CancellationToken;
 
 use crate::witnesses::{HeardNode, Witnesses};
@@ -43,6 +44,9 @@ const NODES_MAX: usize = 16_384;
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 /// Maximum length in bytes of the reason a node gives for not being ready; longer ones are cut off.
 const REASON_BYTES: usize = 1024;
+/// Maximum number of certificates that a node may name, and maximum length in bytes of their names.
+const CERTIFICATES_MAX: usize = 8;
+const CERTIFICATE_NAME_BYTES: usize = 64;
 
 /// The last beat of a node's agent: what it said, and when a master heard it.
 #[derive(Debug, Clone)]
@@ -59,6 +63,8 @@ struct KnownNode {
     beat: Option<Beat>,
     /// Since when this leader has known the node, on the monotonic clock: its silence counts from then at the earliest.
     known_since: Option<Duration>,
+    /// The node's certificates, as its last beat to this master named them.
+    certificates: Vec<Certificate>,
     /// Number of the last scan that saw the Node object.
     scan: u64,
 }
@@ -138,6 +144,32 @@ impl Liveness {
     pub fn beat(&self, node: &str, ready: bool, reason: &str) {
         let now = self.clock.monotonic();
         self.lock().enter(node, now, ready, reason, now);
+    }
+
+    /// Records the certificates that a beat of `node` named.
+    pub fn certificates(&self, node: &str, mut certificates: Vec<Certificate>) {
+        certificates.retain(|certificate| certificate.name.len() <= CERTIFICATE_NAME_BYTES);
+        certificates.truncate(CERTIFICATES_MAX);
+        if let Some(known) = self.lock().nodes.get_mut(node)
+            && known.certificates != certificates
+        {
+            known.certificates = certificates;
+        }
+    }
+
+    /// Returns the certificates of the nodes that have beaten at this master lately.
+    pub fn known_certificates(&self) -> Vec<NodeCertificates> {
+        let now = self.clock.monotonic();
+        let records = self.lock();
+        let recent = |beat: &Beat| now.saturating_sub(beat.heard) < FORGET_AFTER;
+        let known = records.nodes.iter().filter(|(_, known)| known.beat.as_ref().is_some_and(recent));
+        let known = known.filter(|(_, known)| !known.certificates.is_empty());
+        known
+            .map(|(node, known)| NodeCertificates {
+                node: node.clone(),
+                certificates: known.certificates.clone(),
+            })
+            .collect()
     }
 
     /// Returns the nodes that have beaten at this master within `within`: the answer to the leader's
@@ -368,6 +400,28 @@ mod tests {
     }
 
     const GRACE: Duration = Duration::from_secs(4);
+
+    #[test]
+    fn certificates_are_those_of_the_last_beat_and_of_nodes_heard_lately() {
+        let (clock, liveness) = at(0);
+        let certificates = |not_after| vec![Certificate { name: "client".to_owned(), not_after }];
+        liveness.certificates("w1", certificates(1));
+        assert_eq!(liveness.known_certificates(), [], "a node that never beat");
+        for not_after in [10, 20] {
+            liveness.beat("w1", true, "");
+            liveness.certificates("w1", certificates(not_after));
+            let known = NodeCertificates { node: "w1".to_owned(), certificates: certificates(not_after) };
+            assert_eq!(liveness.known_certificates(), [known]);
+        }
+        // What a node may make a master remember is bounded.
+        let long = Certificate { name: "x".repeat(1000), not_after: 1 };
+        liveness.certificates("w1", vec![long; 1000]);
+        assert_eq!(liveness.known_certificates(), []);
+        liveness.certificates("w1", vec![certificates(1).remove(0); 1000]);
+        assert_eq!(liveness.known_certificates()[0].certificates.len(), CERTIFICATES_MAX);
+        clock.set(60);
+        assert_eq!(liveness.known_certificates(), []);
+    }
 
     fn node(name: &str, ready: &str) -> Node {
         let node = json!({"metadata": {"name": name},

@@ -100,6 +100,7 @@ impl LivenessApi for LivenessService {
                 let ack = Self::ack(&consensus, beat.sequence);
                 // A follower records beats too, for a leader that cannot hear the node.
                 liveness.beat(&name, beat.ready, &beat.reason);
+                liveness.certificates(&name, beat.certificates);
                 if sender.send(Ok(ack)).await.is_err() {
                     return;
                 }

@@ -25,6 +25,7 @@ pub use blocking::Blocking;
 pub use certificate::CertificateInfo;
 pub use clock::{Clock, SystemClock};
 pub use disk::{AppendFile, Disk, Space, SystemDisk};
+pub use expiring::ExpiringStream;
 pub use network::{ApiListener, BoxedStream, Connection, Listener, Network, PeerIdentity, Purpose, Stream};
 pub use random::{Random, SystemRandom};
 pub use runtime::{PriorityRuntime, ThreadPriority, raise_thread_priority};

@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::Taint;
 use tokio::sync::watch;
 
 use crate::node::health::NodeHealth;
+
+/// Names of the node's certificates with the end of their validity.
+pub type CertificateEnds = Vec<(&'static str, SystemTime)>;
 
 /// The agent's configuration. Durations and counts default to kubelet's values.
 #[derive(Clone, Debug)]
@@ -37,6 +40,8 @@ pub struct AgentConfig {
     /// TLS configuration of the HTTPS server, see [`crate::serving_config`]; a new value applies to new
     /// connections.
     pub serving_tls: watch::Receiver<Arc<rustls::ServerConfig>>,
+    /// The node's certificates, for `/metrics`.
+    pub certificates: watch::Receiver<CertificateEnds>,
     /// Parent of the `kubepods` cgroup; empty for the root of the hierarchy. Nodes that share a host need one
     /// each.
     pub cgroup_root: String,
@@ -86,6 +91,7 @@ impl AgentConfig {
             max_pods: 110,
             listen: SocketAddr::from(([0, 0, 0, 0], 10250)),
             serving_tls,
+            certificates: watch::channel(Vec::new()).1,
             cgroup_root: String::new(),
             labels: BTreeMap::new(),
             taints: Vec::new(),

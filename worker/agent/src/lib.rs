@@ -46,7 +46,7 @@ mod startup;
 mod status;
 mod sync;
 
-pub use config::AgentConfig;
+pub use config::{AgentConfig, CertificateEnds};
 pub use error::Error;
 pub use node::health::NodeHealth;
 pub use server::tls::serving_config;

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use worker_agent::{AgentConfig, NodeHealth};
+use worker_agent::{AgentConfig, CertificateEnds, NodeHealth};
 use worker_network::{
     Balancer, BalancerConfig, DnsConfig, ListenerLimits, Network, NetworkConfig, ReadyzProbe,
 };
@@ -88,6 +88,7 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
     let peer = Arc::new(TlsNetwork::new(&credentials.client)?);
     let serving = watch::Sender::new(tls::serving(&credentials.serving)?);
     let settings = credentials.settings.clone();
+    let ends = watch::Sender::new(credentials.ends());
     let health = watch::Sender::new(NodeHealth::default());
     let beaten = health.subscribe();
     let parts = Parts {
@@ -97,7 +98,9 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
         peer: peer.clone(),
         serving: serving.subscribe(),
         health,
+        certificates: ends.subscribe(),
     };
+    let certificates = ends.subscribe();
     // Renewal starts before the other parts: until it has run, their certificates may be expired.
     let renewal = Arc::new(Renewal {
         node: config.name.clone(),
@@ -107,6 +110,7 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
         network: peer.clone(),
         serving,
         api,
+        ends,
     });
     let until = shutdown.clone();
     tokio::spawn(supervise("certificate-renewal", move || renewal.clone().run(until.clone())));
@@ -118,7 +122,8 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
         shutdown.clone(),
     )
     .await?;
-    let heartbeat = Heartbeat { node: config.name.clone(), network: peer, health: beaten, masters };
+    let node = config.name.clone();
+    let heartbeat = Heartbeat { node, network: peer, health: beaten, certificates, masters };
     vital.spawn(catch("heartbeat", heartbeat.run(shutdown.clone())));
 
     let result = tokio::select! {
@@ -150,6 +155,7 @@ struct Parts<'a> {
     peer: Arc<TlsNetwork>,
     serving: watch::Receiver<Arc<rustls::ServerConfig>>,
     health: watch::Sender<NodeHealth>,
+    certificates: watch::Receiver<CertificateEnds>,
 }
 
 impl Parts<'_> {
@@ -170,6 +176,7 @@ impl Parts<'_> {
         };
         let mut agent = agent_config(config, self.settings, self.serving);
         agent.health = self.health;
+        agent.certificates = self.certificates;
         let agent =
             async { worker_agent::run(agent, self.client, shutdown.clone()).await.map_err(Error::from) };
         tokio::try_join!(runtime, operators, agent).map(drop)

@@ -17,6 +17,7 @@ use proto_wire::token::{self, JoinToken};
 use rcgen::{CertificateParams, KeyPair};
 use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
+use worker_agent::CertificateEnds;
 
 use crate::config::WorkerConfig;
 
@@ -196,6 +197,16 @@ impl NodeCredentials {
     /// If the certificate does not parse.
     pub fn certificate(&self) -> Result<CertificateInfo, Error> {
         Ok(CertificateInfo::from_pem(&self.client.certificate_pem)?)
+    }
+
+    /// Returns when the certificates of this node end.
+    pub fn ends(&self) -> CertificateEnds {
+        let pems = [("client", &self.client.certificate_pem), ("serving", &self.serving.certificate_pem)];
+        let read = pems.into_iter().filter_map(|(name, pem)| {
+            // `load` and `renew` have read them before.
+            CertificateInfo::from_pem(pem).ok().map(|info| (name, info.not_after))
+        });
+        read.collect()
     }
 
     /// Requests new certificates for new keys from a master.

@@ -3,17 +3,17 @@
 //! other masters are tried at once; a master that does not lead names the leader.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use proto_env::grpc::{ChannelOptions, channel};
 use proto_env::{MASTERS_ORGANIZATION, Network, Purpose};
 use proto_wire::cluster::liveness_client::LivenessClient;
-use proto_wire::cluster::{BeatAck, NodeBeat};
+use proto_wire::cluster::{BeatAck, Certificate, NodeBeat};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
-use worker_agent::NodeHealth;
+use worker_agent::{CertificateEnds, NodeHealth};
 
 use crate::credentials::Master;
 
@@ -33,6 +33,8 @@ pub struct Heartbeat {
     pub network: Arc<dyn Network>,
     /// The agent's health report on this node, sent with every beat.
     pub health: watch::Receiver<NodeHealth>,
+    /// When the node's certificates end, sent with every beat.
+    pub certificates: watch::Receiver<CertificateEnds>,
     /// Channel on which the masters are published.
     pub masters: watch::Sender<Vec<Master>>,
 }
@@ -128,7 +130,18 @@ impl Heartbeat {
 
     fn next(&self, sequence: u64) -> NodeBeat {
         let health = self.health.borrow().clone();
-        NodeBeat { node: self.node.clone(), sequence, ready: health.ready, reason: health.reason }
+        let ends = self.certificates.borrow().clone();
+        let certificates = ends.into_iter().map(|(name, end)| {
+            let not_after = end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+            Certificate { name: name.to_owned(), not_after }
+        });
+        NodeBeat {
+            node: self.node.clone(),
+            sequence,
+            ready: health.ready,
+            reason: health.reason,
+            certificates: certificates.collect(),
+        }
     }
 
     fn publish(&self, ack: &BeatAck) {

@@ -11,6 +11,7 @@ use proto_env::{Network, TlsNetwork};
 use rustls::ServerConfig;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use worker_agent::CertificateEnds;
 
 use crate::api_client::ApiCredentials;
 use crate::credentials::{Error, Master, NodeCredentials};
@@ -41,6 +42,8 @@ pub struct Renewal {
     pub serving: watch::Sender<Arc<ServerConfig>>,
     /// Certificate of the API client.
     pub api: ApiCredentials,
+    /// When the certificates end, for `/metrics` and for the masters.
+    pub ends: watch::Sender<CertificateEnds>,
 }
 
 impl Renewal {
@@ -123,6 +126,7 @@ impl Renewal {
             Ok(config) => drop(self.serving.send_replace(config)),
             Err(error) => tracing::error!(%error, "the new serving certificate is not usable"),
         }
+        self.ends.send_replace(renewed.ends());
         *self.credentials.lock().unwrap_or_else(PoisonError::into_inner) = renewed;
         tracing::info!(node = self.node, "the certificates of this node were renewed");
     }

@@ -1,7 +1,9 @@
 //! Authentication: the user of a request, from an in-process identity, a client certificate, or a bearer
 //! token. `chain.rs` authenticates each request once.
 
+pub mod key_rotation;
 pub mod service_account;
+pub mod signing_keys;
 pub mod x509;
 
 use std::sync::Arc;

@@ -1,38 +1,40 @@
-//! ServiceAccount tokens: JWTs signed with the cluster's key, issued by the TokenRequest subresource and
+//! ServiceAccount tokens: JWTs signed with a key of the masters (`signing_keys.rs`), issued by the TokenRequest subresource and
 //! verified against the account, and the pod, that they are bound to (KEP-1205).
 
-use jsonwebtoken::jwk::{Jwk, ThumbprintHash};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use jsonwebtoken::{Header, Validation};
 use proto_api::status::Status;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::key_rotation;
+use super::signing_keys::{RECENT, SigningKey, SigningKeys};
 use crate::context::UserInfo;
 use crate::objects::Objects;
 use crate::registry::{Registry, metadata};
 
 /// Tolerated difference between the clocks of masters, in seconds.
 const LEEWAY_SECONDS: i64 = 10;
-
-/// Why a signing key is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The text is neither an RSA nor an ECDSA P-256 key in PEM.
-    #[error("the ServiceAccount key is neither an RSA nor a P-256 private key in PKCS#8 PEM")]
-    Key,
-    /// The public half cannot be derived.
-    #[error("the public half of the ServiceAccount key: {0}")]
-    PublicKey(#[from] jsonwebtoken::errors::Error),
-}
+/// Longest time for which clients may keep the public keys, as in stock.
+const MAX_AGE: Duration = Duration::from_secs(3600);
 
 /// Signs and verifies tokens.
 pub struct TokenIssuer {
     issuer: String,
-    algorithm: Algorithm,
-    encoding: EncodingKey,
-    decoding: DecodingKey,
-    key_id: String,
-    jwk: Jwk,
+    keys: SigningKeys,
+}
+
+/// Result of checking a token's signature and times.
+enum Verdict {
+    /// This cluster signed the token for its API server, and it is current.
+    Genuine(Claims),
+    /// The token names a key that this replica does not have.
+    UnknownKey,
+    /// The token is worthless.
+    Refused,
 }
 
 /// Reference to an object whose deletion invalidates the token.
@@ -83,25 +85,9 @@ struct Private {
 }
 
 impl TokenIssuer {
-    /// Creates an issuer from a private key in PKCS#8 PEM: RSA (RS256) or ECDSA P-256 (ES256).
-    ///
-    /// # Errors
-    ///
-    /// [`Error`] for any other key.
-    pub fn new(issuer: String, key_pem: &str) -> Result<Self, Error> {
-        let candidates = [
-            (Algorithm::ES256, EncodingKey::from_ec_pem(key_pem.as_bytes())),
-            (Algorithm::RS256, EncodingKey::from_rsa_pem(key_pem.as_bytes())),
-        ];
-        for (algorithm, key) in candidates {
-            let Ok(encoding) = key else { continue };
-            let mut jwk = Jwk::from_encoding_key(&encoding, algorithm)?;
-            let key_id = jwk.thumbprint(ThumbprintHash::SHA256);
-            jwk.common.key_id = Some(key_id.clone());
-            let decoding = DecodingKey::from_jwk(&jwk)?;
-            return Ok(Self { issuer, algorithm, encoding, decoding, key_id, jwk });
-        }
-        Err(Error::Key)
+    /// Creates an issuer that signs with `keys`.
+    pub fn new(issuer: String, keys: SigningKeys) -> Self {
+        Self { issuer, keys }
     }
 
     /// Returns the `iss` of tokens, which is also their default audience.
@@ -109,22 +95,40 @@ impl TokenIssuer {
         &self.issuer
     }
 
-    /// Returns the signing algorithm: `ES256` or `RS256`.
-    pub fn algorithm_name(&self) -> String {
-        format!("{:?}", self.algorithm)
+    /// Returns the keys.
+    pub fn keys(&self) -> &SigningKeys {
+        &self.keys
+    }
+
+    /// Returns the algorithms of all keys: `ES256`, `RS256` or both.
+    pub fn algorithms(&self, objects: &dyn Objects) -> Vec<String> {
+        let set = self.keys.of(objects.signing_keys().as_deref());
+        let names: BTreeSet<String> = set.keys.iter().map(|key| format!("{:?}", key.algorithm)).collect();
+        names.into_iter().collect()
     }
 
     /// Returns the public keys as a JWK set.
-    pub fn jwks(&self) -> Value {
-        json!({"keys": [self.jwk]})
+    pub fn jwks(&self, objects: &dyn Objects) -> Value {
+        self.keys.of(objects.signing_keys().as_deref()).jwks()
+    }
+
+    /// Returns for how long clients may keep the public keys: less than the time for which a key is published before
+    /// it signs, and an hour at most, as in stock.
+    pub fn max_age(&self) -> Duration {
+        (self.keys.lead() / 2).min(MAX_AGE)
+    }
+
+    /// Returns when the lifetime of the key ends that signs.
+    pub fn key_end(&self, objects: &dyn Objects) -> SystemTime {
+        self.keys.end(&self.keys.of(objects.signing_keys().as_deref()))
     }
 
     /// Signs a token.
     ///
     /// # Errors
     ///
-    /// 500 where signing fails.
-    pub fn issue(
+    /// 500 where signing fails, 503 or 504 where the end of a long token cannot be noted.
+    pub async fn issue(
         &self,
         subject: &Subject,
         audiences: &[String],
@@ -132,6 +136,8 @@ impl TokenIssuer {
         registry: &Registry,
     ) -> Result<String, Status> {
         let now = registry.unix_now();
+        let end = now.saturating_add(seconds);
+        let key = key_rotation::key_for(registry, &self.keys, end).await?;
         let mut private = json!({
             "namespace": subject.namespace,
             "serviceaccount": {"name": subject.name, "uid": subject.uid},
@@ -142,44 +148,66 @@ impl TokenIssuer {
             }
         }
         let claims = json!({
-            "iss": self.issuer, "aud": audiences, "iat": now, "nbf": now, "exp": now.saturating_add(seconds),
+            "iss": self.issuer, "aud": audiences, "iat": now, "nbf": now, "exp": end,
             "jti": registry.random.uuid(), "kubernetes.io": private,
             "sub": format!("system:serviceaccount:{}:{}", subject.namespace, subject.name),
         });
-        let header = Header { kid: Some(self.key_id.clone()), ..Header::new(self.algorithm) };
-        jsonwebtoken::encode(&header, &claims, &self.encoding).map_err(Status::internal)
+        let header = Header { kid: Some(key.id.clone()), ..Header::new(key.algorithm) };
+        jsonwebtoken::encode(&header, &claims, &key.encoding).map_err(Status::internal)
     }
 
     /// Returns the user of a token that is genuine, current and meant for the API server, and whose account
-    /// and bound objects still exist; `None` otherwise. An object missing from the local replica is looked up
+    /// and bound objects still exist; `None` otherwise. A key or an object missing from the local replica is looked up
     /// again after a read barrier: a master that has just joined knows no account yet.
     ///
     /// # Errors
     ///
     /// 503 where that barrier is needed and there is no quorum.
     pub async fn authenticate(&self, token: &str, objects: &dyn Objects) -> Result<Option<UserInfo>, Status> {
-        let Some(claims) = self.verify(token, objects.unix_now()) else { return Ok(None) };
-        let private = &claims.kubernetes;
-        if !exist(private, objects) {
-            objects.catch_up().await?;
-            if !exist(private, objects) {
-                return Ok(None);
+        for caught_up in [false, true] {
+            match self.verify(token, objects) {
+                Verdict::Genuine(claims) if exist(&claims.kubernetes, objects) => {
+                    return Ok(Some(user_of(&claims.kubernetes, &claims.jti)));
+                }
+                Verdict::Genuine(_) => {}
+                // Tokens with made-up keys cost at most one barrier in this time.
+                Verdict::UnknownKey if !objects.caught_up_within(RECENT) => {}
+                Verdict::UnknownKey | Verdict::Refused => return Ok(None),
+            }
+            if !caught_up {
+                objects.catch_up().await?;
             }
         }
-        Ok(Some(user_of(private, &claims.jti)))
+        Ok(None)
     }
 
-    /// Returns the claims of a current token that this cluster signed for its API server.
-    fn verify(&self, token: &str, now: i64) -> Option<Claims> {
-        let mut validation = Validation::new(self.algorithm);
-        validation.set_issuer(&[&self.issuer]);
-        validation.set_audience(&[&self.issuer]);
-        // The expiry is checked below against the clock of `env`, not by the library.
-        validation.validate_exp = false;
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation).ok()?.claims;
+    /// Checks that this cluster signed a token for its API server and that the token is current.
+    fn verify(&self, token: &str, objects: &dyn Objects) -> Verdict {
+        let Ok(header) = jsonwebtoken::decode_header(token) else { return Verdict::Refused };
+        let set = self.keys.of(objects.signing_keys().as_deref());
+        // A token that names no key may be of any, as in stock.
+        let named = |key: &&Arc<SigningKey>| header.kid.as_ref().is_none_or(|id| *id == key.id);
+        let keys: Vec<&Arc<SigningKey>> = set.keys.iter().filter(named).collect();
+        if keys.is_empty() {
+            return Verdict::UnknownKey;
+        }
+        let Some(claims) = keys.into_iter().find_map(|key| self.claims(token, key)) else {
+            return Verdict::Refused;
+        };
+        let now = objects.unix_now();
         let expired = claims.exp.saturating_add(LEEWAY_SECONDS) < now;
         let early = claims.nbf > now.saturating_add(LEEWAY_SECONDS);
-        (!expired && !early).then_some(claims)
+        if expired || early { Verdict::Refused } else { Verdict::Genuine(claims) }
+    }
+
+    /// Returns the claims of a token that this key signed for the API server.
+    fn claims(&self, token: &str, key: &SigningKey) -> Option<Claims> {
+        let mut validation = Validation::new(key.algorithm);
+        validation.set_issuer(&[&self.issuer]);
+        validation.set_audience(&[&self.issuer]);
+        // The caller checks the expiry against the clock of `env`.
+        validation.validate_exp = false;
+        jsonwebtoken::decode::<Claims>(token, &key.decoding, &validation).ok().map(|token| token.claims)
     }
 }
 
@@ -222,8 +250,10 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use async_trait::async_trait;
+    use storage::Object;
 
     use super::*;
+    use crate::authn::signing_keys::{STORE_KEY, ServiceAccountKeys};
     use crate::settings::ClusterSettings;
 
     const NOW: i64 = 1_800_000_000;
@@ -233,6 +263,8 @@ mod tests {
         settings: ClusterSettings,
         caught_up: AtomicBool,
         reachable: bool,
+        /// The record of keys, which the replica has only after it has caught up.
+        record: Option<Arc<Object>>,
     }
 
     #[async_trait]
@@ -241,6 +273,14 @@ mod tests {
             // Before catching up, the replica holds an older object of the same name.
             let uid = if self.caught_up.load(Ordering::Relaxed) { "new" } else { "old" };
             (name != "gone").then(|| json!({"metadata": {"uid": uid}}))
+        }
+
+        fn caught_up_within(&self, _age: Duration) -> bool {
+            self.caught_up.load(Ordering::Relaxed)
+        }
+
+        fn signing_keys(&self) -> Option<Arc<Object>> {
+            self.caught_up.load(Ordering::Relaxed).then(|| self.record.clone()).flatten()
         }
 
         async fn catch_up(&self) -> Result<(), Status> {
@@ -265,15 +305,27 @@ mod tests {
     }
 
     fn lagging(reachable: bool) -> Lagging {
-        Lagging { settings: ClusterSettings::default(), caught_up: AtomicBool::new(false), reachable }
+        let (settings, caught_up) = (ClusterSettings::default(), AtomicBool::new(false));
+        Lagging { settings, caught_up, reachable, record: None }
     }
 
     fn issuer() -> TokenIssuer {
-        let key = rcgen::KeyPair::generate().expect("a key").serialize_pem();
-        TokenIssuer::new("https://issuer".to_owned(), &key).expect("an issuer")
+        let keys = ServiceAccountKeys {
+            first_key_pem: rcgen::KeyPair::generate().expect("a key").serialize_pem(),
+            first_key_since: SystemTime::UNIX_EPOCH,
+            first_key_tokens_until: SystemTime::UNIX_EPOCH,
+            secret: [7; 32].into(),
+            lifetime: Duration::from_secs(3600),
+        };
+        TokenIssuer::new("https://issuer".to_owned(), SigningKeys::new(keys).expect("keys"))
     }
 
     fn token(issuer: &TokenIssuer, pod: &str, exp: i64) -> String {
+        signed(issuer, None, false, pod, exp)
+    }
+
+    /// Signs a token with the key that signs under a record, naming the key or not.
+    fn signed(issuer: &TokenIssuer, record: Option<&Object>, named: bool, pod: &str, exp: i64) -> String {
         let claims = json!({
             "iss": "https://issuer", "aud": ["https://issuer"], "iat": NOW, "nbf": NOW, "exp": exp, "jti": "j",
             "kubernetes.io": {
@@ -281,7 +333,45 @@ mod tests {
                 "pod": {"name": pod, "uid": "new"},
             },
         });
-        jsonwebtoken::encode(&Header::new(issuer.algorithm), &claims, &issuer.encoding).expect("a token")
+        let set = issuer.keys.of(record);
+        let key = set.signing().expect("a key that signs").0;
+        let header = Header { kid: named.then(|| key.id.clone()), ..Header::new(key.algorithm) };
+        jsonwebtoken::encode(&header, &claims, &key.encoding).expect("a token")
+    }
+
+    /// The record after the first rotation: the second key signs.
+    fn rotated() -> Arc<Object> {
+        let record = json!({"keys": [
+            {"seed": "", "signsFrom": NOW - 100, "signsUntil": NOW - 50, "tokensUntil": 0},
+            {"seed": "c2VlZA==", "signsFrom": NOW - 50, "tokensUntil": 0},
+        ]});
+        Arc::new(Object::new(STORE_KEY.into(), record.to_string().into_bytes().into(), 1, 2))
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_lacks_a_key_catches_up_before_it_refuses_its_token() {
+        let (issuer, record) = (issuer(), rotated());
+        let late = |reachable| Lagging { record: Some(Arc::clone(&record)), ..lagging(reachable) };
+        let new = signed(&issuer, Some(&record), true, "p", NOW + 600);
+        let user = issuer.authenticate(&new, &late(true)).await.expect("a quorum").expect("a user");
+        assert_eq!(user.name, "system:serviceaccount:default:a");
+        assert_eq!(issuer.authenticate(&new, &late(false)).await.expect_err("503").code, 503);
+        let old = signed(&issuer, None, true, "p", NOW + 600);
+        assert!(
+            issuer.authenticate(&old, &late(true)).await.expect("a quorum").is_some(),
+            "of the key before"
+        );
+    }
+
+    #[tokio::test]
+    async fn made_up_keys_cost_no_barrier_while_the_replica_is_current() {
+        let stranger = self::issuer();
+        let unknown = signed(&stranger, None, true, "p", NOW + 600);
+        let mut current = lagging(false);
+        current.caught_up = AtomicBool::new(true);
+        // A barrier would fail here.
+        assert_eq!(issuer().authenticate(&unknown, &current).await.expect("no barrier"), None);
+        assert_eq!(issuer().authenticate(&unknown, &lagging(true)).await.expect("a quorum"), None);
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use http::header::{ACCEPT, HeaderValue, IF_NONE_MATCH};
+use http::header::{ACCEPT, CACHE_CONTROL, HeaderValue, IF_NONE_MATCH};
 use http::{HeaderMap, Response, StatusCode};
 use proto_api::kinds;
 use proto_api::status::Status;
@@ -13,6 +13,7 @@ use crate::api::Api;
 use crate::body::{self, Body};
 use crate::context::Context;
 use crate::request_info::RequestInfo;
+use crate::server::SERVICE_ACCOUNT_KEY;
 use crate::{discovery, health, openapi};
 
 /// Returns whether a path reports this master's state (health, metrics, version) and is served in any state.
@@ -35,7 +36,11 @@ pub async fn handle(api: &Arc<Api>, ctx: &Context, headers: &HeaderMap) -> Respo
     let known = match path {
         "/" => Some(body::json_response(StatusCode::OK, &json!({"paths": index()}))),
         "/version" | "/version/" => Some(body::json_response(StatusCode::OK, &version())),
-        "/metrics" => Some(api.metrics.render(&api.registry)),
+        "/metrics" => {
+            let end = api.tokens.key_end(&api.registry);
+            api.metrics.certificates_expire(&[(SERVICE_ACCOUNT_KEY, end)]);
+            Some(api.metrics.render(&api.registry))
+        }
         "/.well-known/openid-configuration" => Some(openid(api)),
         "/openid/v1/jwks" => Some(jwks(api, accept)),
         _ => None,
@@ -121,9 +126,18 @@ fn openid(api: &Api) -> Response<Body> {
         "issuer": api.tokens.issuer(),
         "jwks_uri": format!("https://{}/openid/v1/jwks", api.advertise_address),
         "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
-        "id_token_signing_alg_values_supported": [api.tokens.algorithm_name()],
+        "id_token_signing_alg_values_supported": api.tokens.algorithms(&api.registry),
     });
-    body::json_response(StatusCode::OK, &document)
+    cached(api, body::json_response(StatusCode::OK, &document))
+}
+
+/// Says for how long clients may keep what they were told about the keys of tokens.
+fn cached(api: &Api, mut response: Response<Body>) -> Response<Body> {
+    let value = format!("public, max-age={}", api.tokens.max_age().as_secs());
+    if let Ok(value) = HeaderValue::from_str(&value) {
+        response.headers_mut().insert(CACHE_CONTROL, value);
+    }
+    response
 }
 
 fn jwks(api: &Api, accept: Option<&str>) -> Response<Body> {
@@ -132,5 +146,6 @@ fn jwks(api: &Api, accept: Option<&str>) -> Response<Body> {
     if !accepted {
         return body::status_response(&Status::not_acceptable(&[TYPE]));
     }
-    body::bytes_response(StatusCode::OK, HeaderValue::from_static(TYPE), api.tokens.jwks().to_string())
+    let keys = api.tokens.jwks(&api.registry).to_string();
+    cached(api, body::bytes_response(StatusCode::OK, HeaderValue::from_static(TYPE), keys))
 }

@@ -49,7 +49,7 @@ pub async fn create(call: &Call<'_>, body: Body) -> Result<Response<Body>, Statu
         .unwrap_or_default();
     let issuer = &call.api.tokens;
     let audiences = if audiences.is_empty() { vec![issuer.issuer().to_owned()] } else { audiences };
-    let token = issuer.issue(&subject, &audiences, seconds, &call.api.registry)?;
+    let token = issuer.issue(&subject, &audiences, seconds, &call.api.registry).await?;
     request["spec"]["audiences"] = Value::from(audiences);
     request["spec"]["expirationSeconds"] = Value::from(seconds);
     request["status"]["token"] = Value::from(token);

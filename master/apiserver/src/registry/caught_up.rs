@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// Age up to which a catch-up counts as recent, and the replica as ready. A balancer resets every connection
 /// of a master that is not ready, so a replica that is only late under load must stay ready.
-const RECENT: Duration = Duration::from_secs(5);
+pub const RECENT: Duration = Duration::from_secs(5);
 
 /// Time of the last catch-up in milliseconds of the monotonic clock, plus one; 0 for never.
 #[derive(Debug, Default)]
@@ -19,11 +19,11 @@ impl CaughtUp {
         self.0.fetch_max(millis(began) + 1, Ordering::Relaxed);
     }
 
-    /// Returns whether a read barrier was passed that began at most `RECENT` before `now`.
-    pub fn within(&self, now: Duration) -> bool {
+    /// Returns whether a read barrier was passed that began at most `age` before `now`.
+    pub fn within(&self, now: Duration, age: Duration) -> bool {
         match self.0.load(Ordering::Relaxed) {
             0 => false,
-            last => millis(now).saturating_sub(last - 1) <= millis(RECENT),
+            last => millis(now).saturating_sub(last - 1) <= millis(age),
         }
     }
 }
@@ -39,12 +39,15 @@ mod tests {
     #[test]
     fn a_replica_is_current_from_its_first_barrier_until_the_last_one_is_old() {
         let caught_up = CaughtUp::default();
-        assert!(!caught_up.within(Duration::ZERO), "a replica that never caught up");
+        assert!(!caught_up.within(Duration::ZERO, RECENT), "a replica that never caught up");
         caught_up.note(Duration::ZERO);
-        assert!(caught_up.within(RECENT));
-        assert!(!caught_up.within(RECENT + Duration::from_millis(1)));
+        assert!(caught_up.within(RECENT, RECENT));
+        assert!(!caught_up.within(RECENT + Duration::from_millis(1), RECENT));
         caught_up.note(Duration::from_secs(60));
         caught_up.note(Duration::from_secs(59));
-        assert!(caught_up.within(Duration::from_secs(60) + RECENT), "an older barrier that ended later");
+        assert!(
+            caught_up.within(Duration::from_secs(60) + RECENT, RECENT),
+            "an older barrier that ended later"
+        );
     }
 }

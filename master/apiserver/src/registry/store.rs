@@ -13,9 +13,10 @@ use proto_env::{Clock, Random};
 use serde_json::Value;
 use storage::{Object, Precondition, Revision, Store, Txn, TxnOutcome};
 
-use super::caught_up::CaughtUp;
+use super::caught_up::{CaughtUp, RECENT};
 use super::strategy::{AllocationContext, Strategy};
 use super::{key, object};
+use crate::authn::signing_keys::STORE_KEY;
 use crate::context::Context;
 use crate::errors;
 use crate::objects::Objects;
@@ -110,7 +111,8 @@ impl Registry {
     /// Returns whether the local replica has caught up recently. Uses the last read barrier where it is
     /// recent, and otherwise passes a new one, which asks the leader; see [`CaughtUp`].
     pub async fn has_caught_up(&self) -> bool {
-        self.caught_up.within(self.clock.monotonic()) || self.barrier_within(READY_DEADLINE).await.is_ok()
+        self.caught_up.within(self.clock.monotonic(), RECENT)
+            || self.barrier_within(READY_DEADLINE).await.is_ok()
     }
 
     /// Returns whether this master currently knows a leader with a quorum.
@@ -245,6 +247,14 @@ impl Objects for Registry {
 
     async fn catch_up(&self) -> Result<(), Status> {
         self.barrier().await
+    }
+
+    fn caught_up_within(&self, age: Duration) -> bool {
+        self.caught_up.within(self.clock.monotonic(), age)
+    }
+
+    fn signing_keys(&self) -> Option<Arc<Object>> {
+        self.store().get(STORE_KEY)
     }
 
     fn settings(&self) -> &ClusterSettings {

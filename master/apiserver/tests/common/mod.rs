@@ -10,7 +10,9 @@ use consensus::Consensus;
 use http::{Method, Request};
 use http_body_util::BodyExt;
 use kube::client::Body;
-use master_apiserver::{ApiServer, ClusterSettings, Config, Limits, TlsIdentity, UserInfo};
+use master_apiserver::{
+    ApiServer, ClusterSettings, Config, Limits, ServiceAccountKeys, TlsIdentity, UserInfo,
+};
 use proto_env::{CancellationToken, Env, TlsNetwork};
 use serde_json::{Value, json};
 
@@ -84,12 +86,62 @@ pub async fn tls(
     tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("a handshake")
 }
 
+/// Keys of ServiceAccount tokens in a cluster that has existed for a minute; they live for a year.
+pub fn service_account_keys(env: &Env) -> ServiceAccountKeys {
+    let now = env.clock.now();
+    ServiceAccountKeys {
+        first_key_pem: rcgen::KeyPair::generate().expect("a key").serialize_pem(),
+        first_key_since: now - Duration::from_secs(60),
+        first_key_tokens_until: now,
+        secret: [7; 32].into(),
+        lifetime: Duration::from_secs(365 * 24 * 3600),
+    }
+}
+
+fn build(
+    consensus: &Arc<Consensus>,
+    authority: &Authority,
+    limits: Limits,
+    service_account_keys: ServiceAccountKeys,
+    env: &Env,
+) -> ApiServer {
+    let config = Config {
+        consensus: Arc::clone(consensus),
+        settings: ClusterSettings::default(),
+        serving: authority.issue("kube-apiserver", "masters"),
+        node_client: authority
+            .issue("kube-apiserver-kubelet-client", proto_env::KUBELET_CLIENTS_ORGANIZATION),
+        service_account_keys,
+        token_authenticators: Vec::new(),
+        advertise_address: "127.0.0.1:6443".to_owned(),
+        limits,
+    };
+    ApiServer::new(config, env).expect("an API server")
+}
+
+/// Returns the code that a server answers a GET with a token with, over TLS.
+pub async fn code_with_token(server: &ApiServer, world: &World, token: &str, path: &str) -> u16 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let address = listener.local_addr().expect("an address");
+    let server = server.clone();
+    let serving = tokio::spawn(async move { server.serve(proto_env::ApiListener::Tcp(listener)).await });
+    let mut stream = tls(address, &world.authority.pem, None).await;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await.expect("an answer");
+    serving.abort();
+    String::from_utf8_lossy(&head[9..]).parse().expect("a code")
+}
+
 /// A running server and its parts.
 pub struct World {
     pub server: ApiServer,
     pub consensus: Arc<Consensus>,
     pub authority: Authority,
     pub env: Env,
+    keys: ServiceAccountKeys,
     _data: tempfile::TempDir,
 }
 
@@ -115,28 +167,34 @@ impl World {
 
     /// Starts a server as `start_with` does, with the test's own clock or randomness.
     pub async fn start_in(env: Env, limits: Limits) -> Self {
+        let keys = service_account_keys(&env);
+        Self::start_with_keys(env, limits, keys).await
+    }
+
+    /// Starts a server as `start_in` does, with the test's own keys of ServiceAccount tokens.
+    pub async fn start_with_keys(env: Env, limits: Limits, keys: ServiceAccountKeys) -> Self {
         let data = tempfile::tempdir().expect("a directory");
         let consensus = consensus::testing::lone_master(data.path(), &env).await.expect("a lone master");
         let authority = Authority::new();
-        let config = Config {
-            consensus: Arc::clone(&consensus),
-            settings: ClusterSettings::default(),
-            serving: authority.issue("kube-apiserver", "masters"),
-            node_client: authority
-                .issue("kube-apiserver-kubelet-client", proto_env::KUBELET_CLIENTS_ORGANIZATION),
-            service_account_key_pem: rcgen::KeyPair::generate().expect("a key").serialize_pem(),
-            token_authenticators: Vec::new(),
-            advertise_address: "127.0.0.1:6443".to_owned(),
-            limits,
-        };
-        let server = ApiServer::new(config, &env).expect("an API server");
-        let world = Self { server, consensus, authority, env, _data: data };
+        let server = build(&consensus, &authority, limits, keys.clone(), &env);
+        let world = Self { server, consensus, authority, env, keys, _data: data };
         for namespace in ["default", "kube-system"] {
             world.post("/api/v1/namespaces", json!({"metadata": {"name": namespace}})).await.expect(201);
             let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
             world.post(&path, json!({"metadata": {"name": "default"}})).await.expect(201);
         }
         world
+    }
+
+    /// Builds a second server over the same store, as that of a master whose replica is equal.
+    pub fn another_server(&self) -> ApiServer {
+        self.another_server_with(self.keys.lifetime)
+    }
+
+    /// Builds a second server whose keys of ServiceAccount tokens live for `lifetime`.
+    pub fn another_server_with(&self, lifetime: Duration) -> ApiServer {
+        let keys = ServiceAccountKeys { lifetime, ..self.keys.clone() };
+        build(&self.consensus, &self.authority, Limits::default(), keys, &self.env)
     }
 
     /// Serves clients on a port of its own until the end of the test.

@@ -21,6 +21,8 @@ use super::Error;
 /// How long before now a certificate's validity begins, because clocks differ: this long, or a
 /// tenth of its lifetime if that is shorter.
 const BACKDATE: Duration = Duration::hours(1);
+/// How long before it was made the CA's validity begins.
+pub const CA_BACKDATE: std::time::Duration = std::time::Duration::from_secs(3600);
 /// Lifetime of the CA in days, longer than that of most machines.
 const CA_DAYS: i64 = 3650;
 /// Default lifetime of all other certificates: a year, as in Kubernetes.
@@ -98,7 +100,7 @@ impl Authority {
     pub fn create(cluster_id: &str, now: OffsetDateTime) -> Result<Self, Error> {
         let key = KeyPair::generate()?;
         let mut params = ca_params(&format!("ephor-ca-{cluster_id}"));
-        params.not_before = now - BACKDATE;
+        params.not_before = now - CA_BACKDATE;
         params.not_after = now + Duration::days(CA_DAYS);
         let certificate_pem = params.self_signed(&key)?.pem();
         Self::load(certificate_pem, key.serialize_pem())
@@ -127,15 +129,25 @@ impl Authority {
     /// # Errors
     /// Where the derived key is rejected, which does not happen.
     pub fn node_serving(&self) -> Result<Self, Error> {
-        let mut hash = Sha256::new_with_prefix(b"ephor node serving CA\0");
-        hash.update(&Zeroizing::new(self.issuer.key().serialize_der())[..]);
         let mut pkcs8 = Zeroizing::new(ED25519_PKCS8.to_vec());
-        pkcs8.extend_from_slice(&Zeroizing::new(<[u8; 32]>::from(hash.finalize()))[..]);
+        pkcs8.extend_from_slice(&self.secret(b"ephor node serving CA\0")[..]);
         let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(&pkcs8[..]))?;
         let mut params = ca_params("ephor-node-serving-ca");
         params.not_before = OffsetDateTime::UNIX_EPOCH;
         params.not_after = OffsetDateTime::UNIX_EPOCH + Duration::days(200 * 365);
         Self::load(params.self_signed(&key)?.pem(), key.serialize_pem())
+    }
+
+    /// Derives the secret that the keys of ServiceAccount tokens come from: every master has it.
+    pub fn service_account_secret(&self) -> Zeroizing<[u8; 32]> {
+        self.secret(b"ephor service account keys\0")
+    }
+
+    /// Derives a secret for one purpose from the CA's key.
+    fn secret(&self, purpose: &[u8]) -> Zeroizing<[u8; 32]> {
+        let mut hash = Sha256::new_with_prefix(purpose);
+        hash.update(&Zeroizing::new(self.issuer.key().serialize_der())[..]);
+        Zeroizing::new(hash.finalize().into())
     }
 
     /// Creates a key and a certificate for it. `names` are DNS names or addresses.

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use proto_env::Disk;
+use master_apiserver::ServiceAccountKeys;
+use proto_env::{CertificateInfo, Disk, TlsError};
 use rcgen::KeyPair;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -13,6 +15,7 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+use super::authority::CA_BACKDATE;
 use super::{Authority, Error, Issued};
 
 const CA_CERTIFICATE: &str = "ca.crt";
@@ -26,13 +29,31 @@ const SUMS: &str = "SHA256SUMS";
 pub struct ClusterKeys {
     /// The cluster CA.
     pub authority: Authority,
-    /// Signs ServiceAccount tokens: ECDSA P-256, PKCS#8 PEM.
+    /// The first key that signs ServiceAccount tokens, ECDSA P-256, PKCS#8 PEM; later ones are derived from the CA's
+    /// key and the replicated record of keys.
     pub service_account_key_pem: String,
     /// Encrypts the files on the masters' disks.
     pub data_key: Zeroizing<[u8; 32]>,
 }
 
 impl ClusterKeys {
+    /// Returns what the API server needs for the keys of ServiceAccount tokens, each of which lives for `lifetime`.
+    ///
+    /// # Errors
+    /// Where the CA certificate cannot be read.
+    pub fn service_account_keys(&self, lifetime: Duration) -> Result<ServiceAccountKeys, TlsError> {
+        let ca = CertificateInfo::from_pem(self.authority.certificate_pem())?;
+        Ok(ServiceAccountKeys {
+            first_key_pem: self.service_account_key_pem.clone(),
+            // The first key was made together with the CA.
+            first_key_since: ca.not_before + CA_BACKDATE,
+            // Before there was a record, nobody noted the lifetimes of tokens.
+            first_key_tokens_until: ca.not_after,
+            secret: self.authority.service_account_secret(),
+            lifetime,
+        })
+    }
+
     /// Creates the keys of a new cluster. `random` fills the data key.
     pub fn create(
         cluster_id: &str,
@@ -210,6 +231,22 @@ mod tests {
         assert_eq!(read.authority.certificate_pem(), keys.authority.certificate_pem());
         let mode = fs::metadata(directory.path().join("pki/ca.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn the_first_service_account_key_is_as_old_as_the_ca_and_the_secret_of_the_others_comes_with_it() {
+        let now = OffsetDateTime::now_utc().replace_nanosecond(0).unwrap();
+        let keys = ClusterKeys::create("c", now, |bytes| bytes.fill(7)).unwrap();
+        let year = Duration::from_secs(365 * 86_400);
+        let found = keys.service_account_keys(year).unwrap();
+        assert_eq!(OffsetDateTime::from(found.first_key_since), now);
+        assert_eq!(OffsetDateTime::from(found.first_key_tokens_until), now + time::Duration::days(3650));
+        // A master that joins gets the CA's key and the first key, and so has all of them.
+        let (certificate, key) = (keys.authority.certificate_pem(), keys.authority.key_pem());
+        let joined = Authority::load(certificate.into(), key.into()).unwrap();
+        assert_eq!(joined.service_account_secret(), found.secret);
+        let other = ClusterKeys::create("c", now, |bytes| bytes.fill(7)).unwrap();
+        assert_ne!(other.authority.service_account_secret(), found.secret);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `ephor status`: shows the state of every master and its alarms, and fails when there are
 //! alarms; `--digest` compares the masters' states at one revision and fails when they differ.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -12,6 +13,9 @@ use proto_wire::cluster::{MasterStatus, StatusRequest};
 
 use super::members::role_of;
 use crate::admin;
+
+/// Maximum number of nodes whose certificates are shown.
+const NODES_SHOWN: usize = 20;
 
 /// Show the state of every master
 #[derive(Debug, Args)]
@@ -62,6 +66,9 @@ fn certificates(masters: &[MasterStatus], kubeconfig: &std::path::Path) -> Resul
         let ends = status.certificates.iter().map(|it| format!("{} {}", it.name, date(it.not_after)));
         println!("certificates ({name}) end: {}", ends.collect::<Vec<_>>().join(", "));
     }
+    for line in node_certificates(masters, &date) {
+        println!("{line}");
+    }
     let own = CertificateInfo::from_pem(&crate::kubeconfig::material(kubeconfig)?.certificate_pem)?;
     let end = own.not_after.duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
     println!("certificate of {} ends: {}", kubeconfig.display(), date(end));
@@ -69,6 +76,28 @@ fn certificates(masters: &[MasterStatus], kubeconfig: &std::path::Path) -> Resul
         println!("  make the next one on a master: ephor kubeconfig --output FILE");
     }
     Ok(())
+}
+
+/// Returns a line for each of the nodes whose certificates end first, and one that counts the others.
+fn node_certificates(masters: &[MasterStatus], date: &impl Fn(u64) -> String) -> Vec<String> {
+    // More than one master may have heard a node: the latest certificates are those that it has.
+    let mut latest: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
+    for node in masters.iter().flat_map(|status| &status.nodes) {
+        let known = latest.entry(&node.node).or_default();
+        for certificate in &node.certificates {
+            let end = known.entry(&certificate.name).or_default();
+            *end = certificate.not_after.max(*end);
+        }
+    }
+    let mut nodes: Vec<_> = latest.into_iter().collect();
+    nodes.sort_by_key(|(_, certificates)| certificates.values().min().copied());
+    let others = nodes.split_off(nodes.len().min(NODES_SHOWN));
+    let lines = nodes.into_iter().map(|(node, certificates)| {
+        let ends = certificates.into_iter().map(|(name, end)| format!("{name} {}", date(end)));
+        format!("certificates (node {node}) end: {}", ends.collect::<Vec<_>>().join(", "))
+    });
+    let more = (!others.is_empty()).then(|| format!("certificates of {} more nodes end later", others.len()));
+    lines.chain(more).collect()
 }
 
 /// Prints the alarms; fails when there are any.
@@ -123,4 +152,38 @@ fn compare(masters: &[MasterStatus]) -> Result<()> {
         bail!("the masters hold different states");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proto_wire::cluster::{Certificate, NodeCertificates};
+
+    use super::*;
+
+    fn node(node: &str, client: u64, serving: u64) -> NodeCertificates {
+        let certificate = |name: &str, not_after| Certificate { name: name.to_owned(), not_after };
+        let certificates = vec![certificate("client", client), certificate("serving", serving)];
+        NodeCertificates { node: node.to_owned(), certificates }
+    }
+
+    #[test]
+    fn nodes_are_shown_once_with_their_newest_certificates_and_the_first_to_end_come_first() {
+        // The follower heard w1 before it renewed its certificates.
+        let leader =
+            MasterStatus { nodes: vec![node("w1", 90, 91), node("w2", 80, 80)], ..Default::default() };
+        let follower = MasterStatus { nodes: vec![node("w1", 50, 51)], ..Default::default() };
+        let lines = node_certificates(&[follower, leader], &|end| end.to_string());
+        assert_eq!(
+            lines,
+            [
+                "certificates (node w2) end: client 80, serving 80",
+                "certificates (node w1) end: client 90, serving 91"
+            ]
+        );
+        let many = (0..NODES_SHOWN as u64 + 2).map(|n| node(&format!("w{n}"), n, n)).collect();
+        let lines =
+            node_certificates(&[MasterStatus { nodes: many, ..Default::default() }], &|_| String::new());
+        assert_eq!(lines.len(), NODES_SHOWN + 1);
+        assert_eq!(lines[NODES_SHOWN], "certificates of 2 more nodes end later");
+    }
 }

@@ -1,8 +1,10 @@
 //! The node's HTTPS server on port 10250, like kubelet's: logs, exec, attach, port-forward, pods, stats. Only
-//! clients with a masters' certificate signed by the cluster CA are served.
+//! clients with a masters' certificate signed by the cluster CA are served, for as long as it is valid.
 
 mod auth;
+mod connection;
 mod logs;
+mod metrics;
 mod pods;
 mod stats;
 mod streaming;
@@ -19,18 +21,13 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::Error;
 use crate::context::Context;
 
-const HANDSHAKE: Duration = Duration::from_secs(10);
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// A response body.
@@ -58,40 +55,14 @@ pub async fn run(context: Arc<Context>, listener: TcpListener, shutdown: Cancell
             continue;
         };
         let (context, shutdown) = (context.clone(), shutdown.clone());
+        let tls = context.config.serving_tls.borrow().clone();
         tokio::spawn(async move {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => {}
-                () = connection(context, stream, peer) => {}
+                () = connection::serve(tls, stream, peer, move |request| route(context.clone(), request)) => {}
             }
         });
-    }
-}
-
-async fn connection(context: Arc<Context>, stream: TcpStream, peer: SocketAddr) {
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%error, "nodelay");
-    }
-    let config = context.config.serving_tls.borrow().clone();
-    let stream = match tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return debug!(%peer, %error, "TLS handshake failed"),
-        Err(_) => return debug!(%peer, "TLS handshake timed out"),
-    };
-    let allowed = auth::allowed(stream.get_ref().1);
-    let service = service_fn(move |request: Request<Incoming>| {
-        let context = context.clone();
-        async move {
-            Ok::<_, Infallible>(if allowed {
-                route(context, request).await
-            } else {
-                text(StatusCode::FORBIDDEN, "Forbidden")
-            })
-        }
-    });
-    let server = auto::Builder::new(TokioExecutor::new());
-    if let Err(error) = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
-        debug!(%peer, %error, "connection ended");
     }
 }
 
@@ -106,7 +77,7 @@ async fn route(context: Arc<Context>, request: Request<Incoming>) -> Response<Bo
         ["pods"] if get => pods::all(&context),
         ["runningpods"] if get => pods::running(&context).await,
         ["stats", "summary"] if get => stats::summary(&context).await,
-        ["metrics"] if get => stats::metrics(&context).await,
+        ["metrics"] if get => metrics::serve(&context).await,
         ["metrics", "resource"] if get => stats::metrics(&context).await,
         ["containerLogs", namespace, pod, container] if get => {
             logs::serve(context.clone(), namespace, pod, container, &query).await

@@ -1,4 +1,4 @@
-//! CPU and memory usage of the node and its pods: `/stats/summary` as JSON, `/metrics` for Prometheus.
+//! CPU and memory usage of the node and its pods: `/stats/summary` as JSON, `/metrics/resource` for Prometheus.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -116,12 +116,17 @@ fn node_usage() -> Usage {
     }
 }
 
-/// Serves `/metrics` and `/metrics/resource`: kubelet's resource metrics.
+/// Serves `/metrics/resource`: kubelet's resource metrics.
 pub async fn metrics(context: &Context) -> Response<Body> {
-    let stats = match context.cri.list_container_stats().await {
-        Ok(stats) => stats,
-        Err(error) => return text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-    };
+    match resources(context).await {
+        Ok(metrics) => text(StatusCode::OK, Bytes::from(metrics)),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error),
+    }
+}
+
+/// Returns kubelet's resource metrics, or why the runtime gives none.
+pub async fn resources(context: &Context) -> Result<String, String> {
+    let stats = context.cri.list_container_stats().await.map_err(|error| error.to_string())?;
     let mut out = format!(
         "# TYPE kubelet_running_pods gauge\nkubelet_running_pods {}\n# TYPE kubelet_node_name gauge\n\
          kubelet_node_name{{node=\"{}\"}} 1\n",
@@ -146,5 +151,5 @@ pub async fn metrics(context: &Context) -> Response<Body> {
     }
     out.push_str(&cpu);
     out.push_str(&memory);
-    text(StatusCode::OK, Bytes::from(out))
+    Ok(out)
 }
