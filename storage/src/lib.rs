@@ -9,7 +9,7 @@ mod durable;
 mod fingerprint;
 pub mod log;
 mod object;
-mod recent;
+mod recent_outcomes;
 mod restore;
 mod snapshot;
 mod store;

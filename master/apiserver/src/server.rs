@@ -53,7 +53,7 @@ const MAX_STREAMS: u32 = 1000;
 
 /// Limits of one API server; the defaults are stock's where stock has them.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct ServerLimits {
     /// Maximum number of open connections; further ones wait to be accepted.
     pub connections: usize,
     /// Maximum number of reads running at once.
@@ -62,7 +62,7 @@ pub struct Limits {
     pub writes: usize,
 }
 
-impl Default for Limits {
+impl Default for ServerLimits {
     fn default() -> Self {
         Self { connections: 20_000, reads: 400, writes: 200 }
     }
@@ -85,7 +85,7 @@ pub struct Config {
     /// `HOST:PORT` at which clients reach this API server.
     pub advertise_address: String,
     /// Limits on connections and requests.
-    pub limits: Limits,
+    pub limits: ServerLimits,
 }
 
 /// Why an API server cannot be built or keep running.

@@ -16,16 +16,16 @@ mod cache;
 pub mod fake;
 mod informer;
 mod informers;
-mod key;
 mod list_watch;
+mod object_key;
 mod recorder;
 mod work_queue;
 
 pub use cache::Cache;
 pub use informer::{Delta, HandlerGuard, Informer};
 pub use informers::{AskProgress, Informers};
-pub use key::ObjectKey;
 pub use list_watch::{ListWatch, Object};
+pub use object_key::ObjectKey;
 pub use recorder::{EventType, Recorder, reference};
 pub use work_queue::WorkQueue;
 

@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use crate::context::Context;
 use crate::controller::{Controller, Reconciled};
 use crate::error::{Error, ignore_not_found, is_conflict};
-use crate::nodes::{OUT_OF_SERVICE, has_taint, is_ready};
-use crate::pods::{is_terminal, node_name};
+use crate::node_taints::{OUT_OF_SERVICE, has_taint, is_ready};
+use crate::pod_state::{is_terminal, node_name};
 
 /// Interval between two sweeps.
 const PERIOD: Duration = Duration::from_secs(20);

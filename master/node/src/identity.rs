@@ -91,7 +91,7 @@ pub enum Error {
     },
     /// `--init` was given, but the data directory is not empty.
     #[error(
-        "{0} is not empty ({1} is there): --init creates a new cluster and is said once; start this master \
+        "{0} is not empty ({1} is there): --init creates a new cluster and is needed once; start this master \
          without it"
     )]
     NotEmpty(PathBuf, String),

@@ -29,7 +29,7 @@ use proto_env::{Clock, supervise};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use cycle::Unfit;
+use cycle::NoSuitableNode;
 use plugins::Cycle;
 use queue::{Attempt, Queue};
 use snapshot::{PodInfo, Snapshot};
@@ -248,7 +248,7 @@ impl Scheduler {
         self.queue.cluster_changed();
     }
 
-    async fn report(&self, attempt: &Attempt, unfit: &Unfit) {
+    async fn report(&self, attempt: &Attempt, unfit: &NoSuitableNode) {
         let message = unfit.message();
         tracing::debug!(pod = %attempt.pod.key, message, "no node");
         self.queue.unschedulable(attempt);

@@ -37,7 +37,7 @@ pub struct WriteBehind {
 
 struct Shared {
     inner: Arc<dyn Backend>,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<PendingChanges>,
     /// Signalled when there are changes to write, or no more will come.
     work: Condvar,
     /// Signalled when the waiting changes were taken.
@@ -47,7 +47,7 @@ struct Shared {
 }
 
 #[derive(Default)]
-struct Waiting {
+struct PendingChanges {
     /// The newest value of each waiting record; `None` if it is removed.
     changes: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
     bytes: usize,
@@ -57,7 +57,7 @@ struct Waiting {
     retired: bool,
 }
 
-impl Waiting {
+impl PendingChanges {
     fn is_full(&self) -> bool {
         self.bytes >= WAITING_BYTES_MAX || self.changes.len() >= WAITING_CHANGES_MAX
     }

@@ -10,7 +10,7 @@ use proto_env::Disk;
 
 use super::record::{self, HEADER_BYTES, Header, Record};
 use super::writer::Tail;
-use super::{Index, Location, Slot, segment_path};
+use super::{CachedEntry, Index, Location, segment_path};
 use crate::crypto::Sealer;
 use crate::{Error, Result, io as io_error};
 
@@ -110,7 +110,7 @@ impl Recovered {
                 *greatest = (*greatest).max(number);
                 if index.state.purged.as_ref().is_none_or(|(purged, _)| number > *purged) {
                     let stamp = index.next_stamp();
-                    index.insert(number, Slot { payload: Some(payload), at: Some(at), stamp });
+                    index.insert(number, CachedEntry { payload: Some(payload), at: Some(at), stamp });
                     index.shrink();
                 }
             }

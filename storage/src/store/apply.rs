@@ -10,7 +10,7 @@ use proto_env::planted::{self, Bug};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Batch;
-use crate::recent::Outcomes;
+use crate::recent_outcomes::Outcomes;
 use crate::txn::{Command, Mutation, Precondition, Txn, TxnOutcome};
 use crate::watch::WatchEvent;
 use crate::{Object, Result, Revision};

@@ -6,7 +6,7 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::{Current, Store, lock, read, records};
+use super::{CurrentBackend, Store, lock, read, records};
 use crate::Result;
 use crate::backend::{Backend, Batch};
 
@@ -63,7 +63,7 @@ impl Store {
             return Ok(Rewritten::GivenUp);
         }
         self.home.adopt(&name)?;
-        std::mem::replace(&mut *current, Current { backend: copy, mirror: None }).backend.retire();
+        std::mem::replace(&mut *current, CurrentBackend { backend: copy, mirror: None }).backend.retire();
         Ok(Rewritten::Done)
     }
 
@@ -110,7 +110,7 @@ impl Store {
     }
 
     /// Copies the last record, which marks the copy as complete.
-    fn copy_state(&self, current: &Current, copy: &Arc<dyn Backend>) -> Result<()> {
+    fn copy_state(&self, current: &CurrentBackend, copy: &Arc<dyn Backend>) -> Result<()> {
         if !current.is_copied_to(copy) {
             return Ok(());
         }
@@ -121,7 +121,7 @@ impl Store {
     }
 }
 
-impl Current {
+impl CurrentBackend {
     fn is_copied_to(&self, copy: &Arc<dyn Backend>) -> bool {
         self.mirror.as_ref().is_some_and(|mirror| Arc::ptr_eq(mirror, copy))
     }

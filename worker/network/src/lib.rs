@@ -18,6 +18,7 @@
 //! | `netlink.rs`, `nft.rs`, `sysctl.rs` | requests to the kernel |
 
 pub mod balancer;
+pub mod cluster_state;
 pub mod cni;
 pub mod config;
 pub mod dns;
@@ -28,13 +29,12 @@ pub mod nft;
 pub mod overlay;
 pub mod pod;
 pub mod proxy;
-pub mod state;
 pub mod sysctl;
 pub mod watch;
 
-pub use balancer::{Balancer, BalancerConfig, ListenerLimits, Probe, ReadyzProbe, TcpProbe};
+pub use balancer::{Balancer, BalancerConfig, ListenerLimits, MasterProbe, ReadyzProbe, TcpProbe};
+pub use cluster_state::Protocol;
 pub use cni::cni_main;
 pub use config::{DnsConfig, NetworkConfig, OverlayConfig};
-pub use network::{Network, cleanup};
+pub use network::{NodeNetwork, cleanup};
 pub use pod::{PodNetwork, PodParameters, PortMapping};
-pub use state::Protocol;

@@ -22,7 +22,7 @@ use tokio_rustls::{
     rustls::{ClientConfig, RootCertStore, ServerConfig, pki_types::PrivateKeyDer},
 };
 use tokio_util::sync::CancellationToken;
-use worker_network::{Balancer, BalancerConfig, ListenerLimits, Probe, ReadyzProbe, TcpProbe};
+use worker_network::{Balancer, BalancerConfig, ListenerLimits, MasterProbe, ReadyzProbe, TcpProbe};
 
 const READY: u8 = 0;
 const UNREADY: u8 = 1;

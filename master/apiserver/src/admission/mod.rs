@@ -16,7 +16,7 @@ use proto_api::status::Status;
 use serde_json::{Value, json};
 
 use crate::context::UserInfo;
-use crate::objects::Objects;
+use crate::object_lookup::ObjectLookup;
 use crate::settings::ClusterSettings;
 
 /// Namespaces that cannot be deleted.
@@ -54,7 +54,7 @@ impl Attributes<'_> {
 ///
 /// 403 with the plugin's reason.
 pub async fn admit_create(
-    objects: &dyn Objects,
+    objects: &dyn ObjectLookup,
     attributes: &Attributes<'_>,
     obj: &mut Value,
 ) -> Result<(), Status> {
@@ -92,7 +92,7 @@ fn taint_not_ready(node: &mut Value) {
 ///
 /// 403 with the plugin's reason.
 pub async fn check_update(
-    objects: &dyn Objects,
+    objects: &dyn ObjectLookup,
     attributes: &Attributes<'_>,
     new: &Value,
     old: &Value,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::context::UserInfo;
-use crate::objects::Objects;
+use crate::object_lookup::ObjectLookup;
 use crate::registry::{Registry, metadata};
 
 /// Tolerated difference between the clocks of masters, in seconds.
@@ -37,7 +37,7 @@ pub struct TokenIssuer {
 
 /// Reference to an object whose deletion invalidates the token.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub struct Bound {
+pub struct BoundObject {
     /// Name of the object.
     pub name: String,
     /// Uid of the object.
@@ -47,7 +47,7 @@ pub struct Bound {
 
 /// The ServiceAccount a token speaks for, and the objects it is bound to.
 #[derive(Clone, Debug, Default)]
-pub struct Subject {
+pub struct TokenSubject {
     /// The account's namespace.
     pub namespace: String,
     /// The account's name.
@@ -55,11 +55,11 @@ pub struct Subject {
     /// The account's uid.
     pub uid: String,
     /// The pod the token is bound to; `None` for a token without one.
-    pub pod: Option<Bound>,
+    pub pod: Option<BoundObject>,
     /// The node that pod runs on; `None` where no pod is bound or that pod has no node.
-    pub node: Option<Bound>,
+    pub node: Option<BoundObject>,
     /// The secret the token is bound to; `None` for a token without one.
-    pub secret: Option<Bound>,
+    pub secret: Option<BoundObject>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -70,16 +70,16 @@ struct Claims {
     #[serde(default)]
     jti: String,
     #[serde(rename = "kubernetes.io")]
-    kubernetes: Private,
+    kubernetes: KubernetesClaims,
 }
 
 #[derive(Debug, Deserialize)]
-struct Private {
+struct KubernetesClaims {
     namespace: String,
-    serviceaccount: Bound,
-    pod: Option<Bound>,
-    node: Option<Bound>,
-    secret: Option<Bound>,
+    serviceaccount: BoundObject,
+    pod: Option<BoundObject>,
+    node: Option<BoundObject>,
+    secret: Option<BoundObject>,
 }
 
 impl TokenIssuer {
@@ -126,7 +126,7 @@ impl TokenIssuer {
     /// 500 where signing fails.
     pub fn issue(
         &self,
-        subject: &Subject,
+        subject: &TokenSubject,
         audiences: &[String],
         seconds: i64,
         registry: &Registry,
@@ -157,7 +157,11 @@ impl TokenIssuer {
     /// # Errors
     ///
     /// 503 where that barrier is needed and there is no quorum.
-    pub async fn authenticate(&self, token: &str, objects: &dyn Objects) -> Result<Option<UserInfo>, Status> {
+    pub async fn authenticate(
+        &self,
+        token: &str,
+        objects: &dyn ObjectLookup,
+    ) -> Result<Option<UserInfo>, Status> {
         let Some(claims) = self.verify(token, objects.unix_now()) else { return Ok(None) };
         let private = &claims.kubernetes;
         if !exist(private, objects) {
@@ -184,8 +188,8 @@ impl TokenIssuer {
 }
 
 /// Returns whether the local replica has the account and the bound objects under their uids.
-fn exist(private: &Private, objects: &dyn Objects) -> bool {
-    let exists = |resource: &str, bound: &Bound| {
+fn exist(private: &KubernetesClaims, objects: &dyn ObjectLookup) -> bool {
+    let exists = |resource: &str, bound: &BoundObject| {
         let object = objects.core(resource, &private.namespace, &bound.name);
         object.is_some_and(|o| metadata::text(&o, "uid") == bound.uid)
     };
@@ -194,7 +198,7 @@ fn exist(private: &Private, objects: &dyn Objects) -> bool {
         && private.secret.as_ref().is_none_or(|secret| exists("secrets", secret))
 }
 
-fn user_of(private: &Private, token_id: &str) -> UserInfo {
+fn user_of(private: &KubernetesClaims, token_id: &str) -> UserInfo {
     let (namespace, account) = (&private.namespace, &private.serviceaccount);
     let groups = ["system:serviceaccounts", &format!("system:serviceaccounts:{namespace}")];
     let mut user =
@@ -236,7 +240,7 @@ mod tests {
     }
 
     #[async_trait]
-    impl Objects for Lagging {
+    impl ObjectLookup for Lagging {
         fn core(&self, _resource: &str, _namespace: &str, name: &str) -> Option<Value> {
             // Before catching up, the replica holds an older object of the same name.
             let uid = if self.caught_up.load(Ordering::Relaxed) { "new" } else { "old" };

@@ -18,7 +18,7 @@ use super::strategy::{AllocationContext, Strategy};
 use super::{key, object};
 use crate::context::Context;
 use crate::errors;
-use crate::objects::Objects;
+use crate::object_lookup::ObjectLookup;
 use crate::settings::ClusterSettings;
 
 /// Longest time a read waits for a quorum; long enough for a lost leader to be replaced.
@@ -238,7 +238,7 @@ impl Registry {
 }
 
 #[async_trait]
-impl Objects for Registry {
+impl ObjectLookup for Registry {
     fn core(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
         self.peek("", resource, namespace, name)
     }

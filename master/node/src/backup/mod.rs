@@ -17,8 +17,8 @@
 //! | `schedule.rs` | backups at intervals, by the leader |
 
 mod bundle;
+pub mod location;
 mod manifest;
-pub mod place;
 mod restore;
 mod s3;
 pub mod schedule;
@@ -30,16 +30,16 @@ use bytes::Bytes;
 use zeroize::Zeroizing;
 
 pub use bundle::{verify, write};
-pub use manifest::{Head, Manifest};
-pub use place::{Place, PlaceOptions};
+pub use location::{BundleLocation, LocationOptions};
+pub use manifest::{BundleManifest, Head};
 pub use restore::{RestoreOptions, restore, unfinished};
-pub use stream::Source;
+pub use stream::BackupSource;
 
 use crate::{identity, pki};
 
 /// One file of a bundle.
 #[derive(Debug, Clone)]
-pub struct Entry {
+pub struct BundleEntry {
     /// Path of the file in the archive.
     pub name: String,
     /// Content of the file.
@@ -70,7 +70,7 @@ pub enum Error {
     NotABundle(String),
     /// A file or an object cannot be read or written.
     #[error("{place}: {reason}")]
-    Place {
+    Location {
         /// The path or URL.
         place: String,
         /// The reason.
@@ -130,5 +130,5 @@ impl std::fmt::Debug for Passphrase {
 }
 
 fn place_error(place: impl std::fmt::Display, error: impl std::fmt::Display) -> Error {
-    Error::Place { place: place.to_string(), reason: error.to_string() }
+    Error::Location { place: place.to_string(), reason: error.to_string() }
 }

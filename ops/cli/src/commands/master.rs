@@ -14,11 +14,11 @@ use master_node::config::MasterConfig;
 use master_node::{Master, Objects};
 use proto_env::{Env, TlsNetwork};
 use tokio_util::sync::CancellationToken;
-use worker_network::{Network, NetworkConfig};
+use worker_network::{NetworkConfig, NodeNetwork};
 
 use crate::config_file::{self, set};
 use crate::free_space;
-use crate::logging::{self, Format};
+use crate::logging::{self, LogFormat};
 use crate::signals;
 
 /// Flags of `ephor master`; see [`MasterConfig`] for what they mean.
@@ -30,10 +30,10 @@ pub struct MasterArgs {
     /// Print the effective configuration and end
     #[arg(long)]
     print_config: bool,
-    /// How log lines look
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    log_format: Format,
-    /// Create a new cluster in an empty data directory and end; said once, before the first start
+    /// Format of log lines
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// Create a new cluster in an empty data directory and exit; needed once, before the first start
     #[arg(long, conflicts_with = "join")]
     init: bool,
     /// Join the cluster that has a master at HOST:PORT (peer port, 6444); several are tried in order
@@ -178,8 +178,7 @@ fn create(config: &MasterConfig) -> Result<()> {
     let cluster_id = master_node::create(config, &env)?;
     println!(
         "Cluster {cluster_id} was created in {}.\n\
-         Start its first master, now and ever after with the same flags but --init: ephor master \
-         --advertise-address {} ...",
+         Start its first master with the same flags without --init: ephor master --advertise-address {} ...",
         config.data_dir.display(),
         config.advertise_address
     );
@@ -206,7 +205,7 @@ async fn run_once(config: MasterConfig, shutdown: CancellationToken) -> Result<(
 
 /// Starts the overlay and the service proxy of a master, through which its API server
 /// reaches pods and services. Without root the master runs without them: `None`.
-async fn start_network(master: &Master, shutdown: CancellationToken) -> Option<Arc<Network>> {
+async fn start_network(master: &Master, shutdown: CancellationToken) -> Option<Arc<NodeNetwork>> {
     let (config, settings) = (master.config(), master.settings());
     let IpAddr::V4(address) = config.advertise_address else {
         tracing::warn!("no IPv4 address: this master does not reach pods");
@@ -219,7 +218,7 @@ async fn start_network(master: &Master, shutdown: CancellationToken) -> Option<A
     network.overlay.vni = settings.vxlan_id;
     network.overlay.port = settings.vxlan_port;
     network.dns = None;
-    match Network::start(network, master.client(), master.masters(), None, shutdown).await {
+    match NodeNetwork::start(network, master.client(), master.masters(), None, shutdown).await {
         Ok(network) => Some(network),
         Err(error) => {
             tracing::warn!(%error, "no overlay: this master does not reach pods and services");

@@ -82,12 +82,12 @@ pub async fn run(arguments: MembersArgs) -> Result<()> {
     let kubeconfig = arguments.kubeconfig.unwrap_or_else(crate::kubeconfig::default_path);
     let mut master = admin::any(&kubeconfig, arguments.address.as_deref()).await?;
     let known = master.members(admin::with_deadline(MembersRequest::default())).await;
-    let known = known.map_err(said)?.into_inner();
+    let known = known.map_err(error_of)?.into_inner();
     let members = &known.members;
     match arguments.command {
         Some(MembersCommand::List) | None => list(&known),
         Some(MembersCommand::Add { name, replace, ttl }) => {
-            let old = replace.map(|old| called(members, &old)).transpose()?;
+            let old = replace.map(|old| find_member(members, &old)).transpose()?;
             if let Some(name) = &name
                 && let Some(other) = members.iter().find(|m| m.name == *name && m.voter && m.health == "ok")
             {
@@ -96,23 +96,23 @@ pub async fn run(arguments: MembersArgs) -> Result<()> {
             print!("{}", join_command(&kubeconfig, members, name.as_deref(), old, ttl).await?);
         }
         Some(MembersCommand::Promote { masters }) => {
-            let chosen = all_called(members, &masters)?;
+            let chosen = find_members(members, &masters)?;
             let ids = chosen.iter().map(|m| m.id).collect();
             let request = admin::with_change_deadline(PromoteMembersRequest { ids });
-            master.promote_members(request).await.map_err(said)?;
+            master.promote_members(request).await.map_err(error_of)?;
             println!("{}: {}", votes(&mut master).await?, names(&chosen));
         }
         Some(MembersCommand::Remove { masters }) => {
-            let chosen = all_called(members, &masters)?;
+            let chosen = find_members(members, &masters)?;
             let ids: Vec<u64> = chosen.iter().map(|m| m.id).collect();
             let (id, others) = ids.split_first().context("name a master")?;
             let request = RemoveMemberRequest { id: *id, others: others.to_vec() };
-            master.remove_member(admin::with_change_deadline(request)).await.map_err(said)?;
+            master.remove_member(admin::with_change_deadline(request)).await.map_err(error_of)?;
             println!("removed: {}", names(&chosen));
         }
         Some(MembersCommand::Replace { old, new }) => {
-            let old = called(members, &old)?;
-            let new = new.map(|new| called(members, &new)).transpose()?;
+            let old = find_member(members, &old)?;
+            let new = new.map(|new| find_member(members, &new)).transpose()?;
             if new.is_none() && !members.iter().any(|m| !m.voter && m.health == "ok") {
                 eprintln!("No master waits to take the place of {}. Start one on a new host:", old.name);
                 print!(
@@ -124,21 +124,21 @@ pub async fn run(arguments: MembersArgs) -> Result<()> {
             }
             let request = ReplaceMemberRequest { old: old.id, new: new.map_or(0, |m| m.id) };
             let answer = master.replace_member(admin::with_change_deadline(request)).await;
-            let new = answer.map_err(said)?.into_inner().new;
+            let new = answer.map_err(error_of)?.into_inner().new;
             let name = members.iter().find(|m| m.id == new).map(|m| m.name.as_str()).unwrap_or("?");
             println!("{} (id {}) was replaced by {name} (id {new})", old.name, old.id);
         }
         Some(MembersCommand::TransferLeader { master: to }) => {
-            let to = called(members, &to)?;
+            let to = find_member(members, &to)?;
             let request = admin::with_change_deadline(TransferLeaderRequest { id: to.id });
-            master.transfer_leader(request).await.map_err(said)?;
+            master.transfer_leader(request).await.map_err(error_of)?;
             println!("{} (id {}) leads", to.name, to.id);
         }
     }
     Ok(())
 }
 
-fn said(status: tonic::Status) -> anyhow::Error {
+fn error_of(status: tonic::Status) -> anyhow::Error {
     anyhow::anyhow!("{}", status.message())
 }
 
@@ -173,7 +173,7 @@ fn list(known: &MembersResponse) {
 }
 
 /// Finds the member whose id or name is `text`.
-fn called<'a>(members: &'a [Member], text: &str) -> Result<&'a Member> {
+fn find_member<'a>(members: &'a [Member], text: &str) -> Result<&'a Member> {
     if let Some(member) = text.parse().ok().and_then(|id: u64| members.iter().find(|m| m.id == id)) {
         return Ok(member);
     }
@@ -185,8 +185,8 @@ fn called<'a>(members: &'a [Member], text: &str) -> Result<&'a Member> {
     }
 }
 
-fn all_called<'a>(members: &'a [Member], texts: &[String]) -> Result<Vec<&'a Member>> {
-    texts.iter().map(|text| called(members, text)).collect()
+fn find_members<'a>(members: &'a [Member], texts: &[String]) -> Result<Vec<&'a Member>> {
+    texts.iter().map(|text| find_member(members, text)).collect()
 }
 
 fn names(members: &[&Member]) -> String {
@@ -194,7 +194,7 @@ fn names(members: &[&Member]) -> String {
 }
 
 async fn votes(master: &mut Admin) -> Result<String> {
-    let now = master.members(admin::with_deadline(MembersRequest::default())).await.map_err(said)?;
+    let now = master.members(admin::with_deadline(MembersRequest::default())).await.map_err(error_of)?;
     let voters = now.into_inner().members.iter().filter(|m| m.voter).count();
     Ok(format!("{voters} masters vote now"))
 }
@@ -254,11 +254,11 @@ mod tests {
     #[test]
     fn a_master_is_called_by_its_id_or_by_a_name_that_is_its_own() {
         let members = [member(1, "a"), member(7, "b"), member(9, "b"), member(12, "7")];
-        assert_eq!(called(&members, "a").unwrap().id, 1);
+        assert_eq!(find_member(&members, "a").unwrap().id, 1);
         // An id takes precedence over a name that looks like an id.
-        assert_eq!(called(&members, "7").unwrap().id, 7);
-        assert!(called(&members, "b").unwrap_err().to_string().contains("several"));
-        assert!(called(&members, "c").unwrap_err().to_string().contains("no master c"));
-        assert!(all_called(&members, &["a".into(), "c".into()]).is_err());
+        assert_eq!(find_member(&members, "7").unwrap().id, 7);
+        assert!(find_member(&members, "b").unwrap_err().to_string().contains("several"));
+        assert!(find_member(&members, "c").unwrap_err().to_string().contains("no master c"));
+        assert!(find_members(&members, &["a".into(), "c".into()]).is_err());
     }
 }

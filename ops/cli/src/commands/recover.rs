@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
 use clap::Args;
-use master_node::recover::{Asked, Survivor};
+use master_node::recover::{MasterReply, Survivor};
 use proto_env::{CancellationToken, Env, TlsNetwork};
 
 /// Make a cluster of one out of the master of this machine, after a majority was lost for good
@@ -38,7 +38,7 @@ pub async fn run(arguments: RecoverArgs) -> Result<()> {
     } else {
         show(&survivor, &arguments);
         let asked = survivor.ask(&arguments.peers).await?;
-        for Asked { member, answered, error } in &asked {
+        for MasterReply { member, answered, error } in &asked {
             let state = if *answered { "answers" } else { error };
             let role = if member.voter { "voter" } else { "learner" };
             println!("  {} (id {}, {role}, {}): {state}", member.name, member.id, member.peer_address);
@@ -50,8 +50,8 @@ pub async fn run(arguments: RecoverArgs) -> Result<()> {
     println!(
         "Recovered: {data_dir} is master id {} of the new cluster {}.\n\
          Start it: ephor master --data-dir {data_dir} --advertise-address ADDRESS, with its other flags as before.\n\
-         Then let others in, on empty data directories: ephor members add.\n\
-         Members of the old cluster {} that come back are turned away and stop.",
+         Then add other masters, with empty data directories: ephor members add.\n\
+         Members of the old cluster {} that come back are refused and stop.",
         new.node_id, new.cluster_id, old.cluster_id
     );
     Ok(())

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use worker_node::config::WorkerConfig;
 
 use crate::config_file::{self, set};
-use crate::logging::{self, Format};
+use crate::logging::{self, LogFormat};
 use crate::signals;
 
 /// Flags of `ephor worker`; see [`WorkerConfig`] for what they mean.
@@ -23,10 +23,10 @@ pub struct WorkerArgs {
     /// Print the effective configuration and end
     #[arg(long)]
     print_config: bool,
-    /// How log lines look
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    log_format: Format,
-    /// Join the cluster that has a master at HOST:PORT (peer port, 6444); several are tried in order
+    /// Format of log lines
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// Peer addresses (port 6444 by default) of masters of the cluster to join, separated by commas and tried in order
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     join: Option<Vec<String>>,
     /// The join token (`ephor token create --role worker`)

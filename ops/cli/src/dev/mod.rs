@@ -79,9 +79,9 @@ enum DevCommand {
     Stop {
         /// m1, w1, m1-chaos, ...
         node: String,
-        /// kill: SIGKILL; pause: SIGSTOP; term: SIGTERM
-        #[arg(long, value_enum, default_value_t = How::Term)]
-        how: How,
+        /// Signal to send: term is SIGTERM, kill is SIGKILL, pause is SIGSTOP
+        #[arg(long, value_enum, default_value_t = StopSignal::Term)]
+        how: StopSignal,
     },
     /// Let a paused node go on
     Resume {
@@ -113,7 +113,7 @@ enum DevCommand {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum How {
+enum StopSignal {
     Term,
     Kill,
     Pause,
@@ -230,11 +230,11 @@ async fn foreground(root: PathBuf, size: Size) -> Result<()> {
     outcome
 }
 
-fn stop(name: &str, how: How) -> Result<()> {
+fn stop(name: &str, how: StopSignal) -> Result<()> {
     match how {
-        How::Term => process::stop(name, std::time::Duration::from_secs(10)),
-        How::Kill => process::kill_now(name),
-        How::Pause => {
+        StopSignal::Term => process::stop(name, std::time::Duration::from_secs(10)),
+        StopSignal::Kill => process::kill_now(name),
+        StopSignal::Pause => {
             ensure!(process::signal(name, Signal::SIGSTOP)?, "{name} does not run");
             Ok(())
         }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use self::simulation::{Outcome, Simulation};
+use self::simulation::{RunOutcome, Simulation};
 use self::tally::Tally;
 
 /// Numbers of masters in the generated clusters, used in turn.
@@ -88,7 +88,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 struct Queue {
     next: u64,
     end: Option<u64>,
-    failed: VecDeque<Outcome>,
+    failed: VecDeque<RunOutcome>,
     tally: Tally,
     printed: Instant,
 }

@@ -15,7 +15,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::worker::Outcome;
+use super::worker::ProbeOutcome;
 
 const MAX_BODY_BYTES: usize = 10 << 10;
 const MAX_REDIRECTS: usize = 10;
@@ -66,19 +66,19 @@ impl HttpRequest {
 }
 
 /// Probes once, within `timeout`, following redirects on the same host.
-pub async fn attempt(action: &HTTPGetAction, ip: &str, port: u16, timeout: Duration) -> Outcome {
+pub async fn attempt(action: &HTTPGetAction, ip: &str, port: u16, timeout: Duration) -> ProbeOutcome {
     let request = HttpRequest::from_action(action, ip, port);
     let url = format!("{}://{}{}", request.scheme, request.authority(), request.path);
     match tokio::time::timeout(timeout, follow(request)).await {
-        Ok(Ok((status, _))) if status.is_success() => Outcome::Healthy,
+        Ok(Ok((status, _))) if status.is_success() => ProbeOutcome::Healthy,
         Ok(Ok((status, location))) if status.is_redirection() => {
-            Outcome::Warning(format!("Probe terminated redirects, Response body: {location}"))
+            ProbeOutcome::Warning(format!("Probe terminated redirects, Response body: {location}"))
         }
         Ok(Ok((status, _))) => {
-            Outcome::Failed(format!("HTTP probe failed with statuscode: {}", status.as_u16()))
+            ProbeOutcome::Failed(format!("HTTP probe failed with statuscode: {}", status.as_u16()))
         }
-        Ok(Err(error)) => Outcome::Failed(format!("Get \"{url}\": {error}")),
-        Err(_) => Outcome::Failed(format!(
+        Ok(Err(error)) => ProbeOutcome::Failed(format!("Get \"{url}\": {error}")),
+        Err(_) => ProbeOutcome::Failed(format!(
             "Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
         )),
     }

@@ -17,7 +17,7 @@ use std::{
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{BalancerConfig, Probe, Readiness, traffic::Traffic, watcher::Watcher};
+use super::{BalancerConfig, MasterProbe, Readiness, traffic::Traffic, watcher::MasterWatcher};
 
 /// State of a master, best first: the order in which masters get new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -164,7 +164,12 @@ impl Members {
     }
 
     /// Replaces the list by `wanted`; returns the watchers of the new members.
-    fn update(&self, wanted: &[SocketAddr], config: BalancerConfig, probe: &Arc<dyn Probe>) -> Vec<Watcher> {
+    fn update(
+        &self,
+        wanted: &[SocketAddr],
+        config: BalancerConfig,
+        probe: &Arc<dyn MasterProbe>,
+    ) -> Vec<MasterWatcher> {
         let mut list = self.lock();
         list.retain(|address, member| {
             let keep = wanted.contains(address);
@@ -188,7 +193,7 @@ impl Members {
                 suspect: Arc::default(),
                 traffic: Arc::default(),
             };
-            new.push(Watcher {
+            new.push(MasterWatcher {
                 members: self.clone(),
                 config,
                 address: *address,
@@ -208,7 +213,7 @@ pub(super) async fn follow(
     members: Members,
     config: BalancerConfig,
     mut masters: watch::Receiver<Vec<SocketAddr>>,
-    probe: Arc<dyn Probe>,
+    probe: Arc<dyn MasterProbe>,
     shutdown: CancellationToken,
 ) {
     loop {
@@ -243,7 +248,7 @@ mod tests {
 
     fn two_masters() -> Members {
         let members = Members::default();
-        let probe: Arc<dyn Probe> = Arc::new(TcpProbe);
+        let probe: Arc<dyn MasterProbe> = Arc::new(TcpProbe);
         members.update(&[address(CALM), address(LATE)], BalancerConfig::default(), &probe);
         members
     }

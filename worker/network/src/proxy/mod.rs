@@ -5,12 +5,12 @@
 
 mod conntrack;
 mod diff;
-mod model;
+mod routing;
 mod rules;
 mod writer;
 
 pub use diff::{Ruleset, difference, replacement};
-pub use model::{Backend, Overrides, PortKey, RoutedPort, route};
+pub use routing::{EndpointAddress, Overrides, PortKey, RoutedPort, route};
 pub use rules::{RuleParameters, TABLE, ruleset};
 pub use writer::{ProxyStats, ProxyStatsSnapshot, run};
 

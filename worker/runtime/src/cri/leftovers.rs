@@ -14,10 +14,10 @@ use tonic::Status;
 
 use super::sandboxes::{netns, pod_ref};
 use super::{Service, blocking};
+use crate::cleanup;
 use crate::container::Container;
 use crate::files;
 use crate::paths::container_file;
-use crate::reap;
 use crate::sandbox::Sandbox;
 use crate::shim::plan::{ExitRecord, now};
 
@@ -51,7 +51,7 @@ impl Service {
             containers.iter().map(|c| self.paths.container_state(c.id())).collect();
         directories.push(self.paths.sandbox_state(&id));
         let launchers =
-            blocking(move || reap::shims(|directory| directories.iter().any(|d| directory == d))).await;
+            blocking(move || cleanup::shims(|directory| directories.iter().any(|d| directory == d))).await;
         for pid in launchers.into_iter().flat_map(Result::unwrap_or_default) {
             // A process that has ended meanwhile needs no signal.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);

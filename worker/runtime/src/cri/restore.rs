@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use super::Service;
-use crate::container::{Container, ContainerRecord, Progress};
+use crate::container::{Container, ContainerProgress, ContainerRecord};
 use crate::files;
 use crate::paths::{container_file, sandbox_file};
 use crate::sandbox::{Sandbox, SandboxRecord};
@@ -53,7 +53,7 @@ impl Service {
 
     fn restore_container(&self, id: String, record: ContainerRecord) -> std::io::Result<()> {
         let root = self.paths.container_root(&id);
-        let progress = Progress {
+        let progress = ContainerProgress {
             unsure: false,
             started: files::read_json(&root.join(container_file::STARTED))?,
             exit: files::read_json(&root.join(container_file::EXIT))?,

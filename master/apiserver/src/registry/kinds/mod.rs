@@ -21,16 +21,16 @@ pub mod scale;
 pub mod secret;
 pub mod service;
 pub mod serviceaccount;
+mod string_rules;
 pub mod template;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
-mod text;
 pub mod workload;
 
 use super::strategy::{Generic, Strategy};
-pub use crate::read;
+pub use crate::json_fields;
 use review::AccessReview;
 
 /// Returns the strategy of a resource; the generic one where the kind has no rules of its own.

@@ -13,7 +13,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use master_node::backup::{self, Manifest, Passphrase, Place, PlaceOptions, RestoreOptions};
+use master_node::backup::{
+    self, BundleLocation, BundleManifest, LocationOptions, Passphrase, RestoreOptions,
+};
 use proto_env::{Env, TlsNetwork};
 use tokio_util::sync::CancellationToken;
 
@@ -79,12 +81,12 @@ struct RestoreArgs {
 }
 
 impl BucketArgs {
-    fn place(&self, text: &str) -> Result<Place> {
-        Ok(Place::parse(text, &self.options(BTreeMap::new()))?)
+    fn place(&self, text: &str) -> Result<BundleLocation> {
+        Ok(BundleLocation::parse(text, &self.options(BTreeMap::new()))?)
     }
 
-    fn options(&self, variables: BTreeMap<String, String>) -> PlaceOptions {
-        PlaceOptions { endpoint: self.endpoint.clone(), allow_http: self.allow_http, variables }
+    fn options(&self, variables: BTreeMap<String, String>) -> LocationOptions {
+        LocationOptions { endpoint: self.endpoint.clone(), allow_http: self.allow_http, variables }
     }
 }
 
@@ -138,7 +140,7 @@ async fn restore(arguments: RestoreArgs) -> Result<()> {
     Ok(())
 }
 
-fn print_manifest(manifest: &Manifest) {
+fn print_manifest(manifest: &BundleManifest) {
     let head = &manifest.head;
     for (label, value) in [
         ("cluster", head.cluster_id.clone()),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use master_node::backup::{self, Entry, Error, Head};
+use master_node::backup::{self, BundleEntry, Error, Head};
 use proto_wire::MESSAGE_LIMIT_BYTES;
 use proto_wire::cluster::BackupRequest;
 use tokio::sync::mpsc;
@@ -55,11 +55,11 @@ pub async fn run(arguments: SaveArgs) -> Result<()> {
     let answer = tokio::time::timeout(BEGIN_TIMEOUT, master.backup(Request::new(BackupRequest {}))).await;
     let answer = answer.context("the master does not answer")?;
     let mut stream = answer.map_err(|status| anyhow::anyhow!("{}", status.message()))?.into_inner();
-    let mut next = async || -> Result<Option<Entry>, Error> {
+    let mut next = async || -> Result<Option<BundleEntry>, Error> {
         let entry = tokio::time::timeout(ENTRY_TIMEOUT, stream.message()).await;
         let entry = entry.map_err(|_| Error::Source("the master has stopped sending".to_owned()))?;
         let entry = entry.map_err(|status| Error::Source(status.message().to_owned()))?;
-        Ok(entry.map(|entry| Entry { name: entry.name, data: entry.data.into() }))
+        Ok(entry.map(|entry| BundleEntry { name: entry.name, data: entry.data.into() }))
     };
     let Some(first) = next().await? else { bail!("the master sent nothing") };
     let head: Head = serde_json::from_slice(&first.data).context("the master's answer makes no sense")?;

@@ -10,7 +10,7 @@ use clap::Args;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
-use master_node::backup::schedule::{NAMESPACE, SCHEDULE, STATUS, Schedule, Status};
+use master_node::backup::schedule::{BackupStatus, NAMESPACE, SCHEDULE, STATUS, Schedule};
 use proto_env::{Random, SystemRandom};
 
 use super::BucketArgs;
@@ -69,9 +69,9 @@ fn secrets(client: &Client) -> Api<Secret> {
     Api::namespaced(client.clone(), NAMESPACE)
 }
 
-async fn status(client: &Client) -> Result<Status> {
+async fn status(client: &Client) -> Result<BackupStatus> {
     let maps = Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE);
-    Ok(Status(maps.get_opt(STATUS).await?.and_then(|map| map.data).unwrap_or_default()))
+    Ok(BackupStatus(maps.get_opt(STATUS).await?.and_then(|map| map.data).unwrap_or_default()))
 }
 
 async fn set(client: &Client, arguments: &ScheduleArgs, every: Duration, to: &str) -> Result<()> {
@@ -148,6 +148,6 @@ async fn show(client: &Client) -> Result<()> {
     Ok(())
 }
 
-fn bundle_of(status: &Status) -> &str {
+fn bundle_of(status: &BackupStatus) -> &str {
     status.get("lastBundle").unwrap_or("none")
 }

@@ -61,7 +61,7 @@ pub async fn run(arguments: AgentArgs) -> Result<()> {
         println!("undone: {words}");
         return Ok(());
     }
-    crate::logging::init(crate::logging::Format::Text);
+    crate::logging::init(crate::logging::LogFormat::Text);
     let material = match &arguments.pki {
         Some(directory) => certificate::read(directory)?,
         None => {

@@ -31,7 +31,9 @@ pub async fn run(arguments: RecoverArgs) -> Result<()> {
     let mut places: BTreeMap<String, String> = match found {
         Ok(places) => places,
         Err(error) if known.is_empty() => {
-            return Err(error).context("no master says where the agents are; hint: --agent NAME=HOST");
+            return Err(error).context(
+                "the addresses of the agents could not be read from a master; hint: give --agent NAME=HOST",
+            );
         }
         Err(_) => BTreeMap::new(),
     };

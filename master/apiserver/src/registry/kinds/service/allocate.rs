@@ -12,7 +12,7 @@ use storage::{Mutation, Precondition, Store};
 
 use super::super::check::{Report, text_list};
 use super::super::ip;
-use super::super::read::{self, Read, items_mut, set};
+use super::super::json_fields::{self, JsonFields, items_mut, set};
 use super::{NONE, needs_health_port, type_of};
 use crate::registry::strategy::{AllocationContext, Allocations, ObjectChange};
 
@@ -92,8 +92,8 @@ fn spec_mut(service: &mut Value) -> Option<&mut Value> {
 
 impl Allocator<'_, '_> {
     fn for_object(&mut self, obj: &Value) {
-        self.name = read::name(obj).to_owned();
-        self.owner = format!("{}/{}", read::namespace(obj), self.name);
+        self.name = json_fields::name(obj).to_owned();
+        self.owner = format!("{}/{}", json_fields::namespace(obj), self.name);
     }
 
     fn is_taken(&self, key: &str) -> bool {

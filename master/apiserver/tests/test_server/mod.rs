@@ -10,7 +10,7 @@ use consensus::Consensus;
 use http::{Method, Request};
 use http_body_util::BodyExt;
 use kube::client::Body;
-use master_apiserver::{ApiServer, ClusterSettings, Config, Limits, TlsIdentity, UserInfo};
+use master_apiserver::{ApiServer, ClusterSettings, Config, ServerLimits, TlsIdentity, UserInfo};
 use proto_env::{CancellationToken, Env, TlsNetwork};
 use serde_json::{Value, json};
 
@@ -105,16 +105,16 @@ pub struct Answer {
 impl World {
     /// Starts a server with the namespaces `default` and `kube-system` and default accounts.
     pub async fn start() -> Self {
-        Self::start_with(Limits::default()).await
+        Self::start_with(ServerLimits::default()).await
     }
 
-    pub async fn start_with(limits: Limits) -> Self {
+    pub async fn start_with(limits: ServerLimits) -> Self {
         Self::start_in(Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new()), limits)
             .await
     }
 
     /// Starts a server as `start_with` does, with the test's own clock or randomness.
-    pub async fn start_in(env: Env, limits: Limits) -> Self {
+    pub async fn start_in(env: Env, limits: ServerLimits) -> Self {
         let data = tempfile::tempdir().expect("a directory");
         let consensus = consensus::testing::lone_master(data.path(), &env).await.expect("a lone master");
         let authority = Authority::new();

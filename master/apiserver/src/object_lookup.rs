@@ -9,7 +9,7 @@ use crate::settings::ClusterSettings;
 
 /// Access to the cluster's objects and settings from one master's replica.
 #[async_trait]
-pub trait Objects: Send + Sync {
+pub trait ObjectLookup: Send + Sync {
     /// Returns an object of the core group from the local replica; `None` where it is not there.
     fn core(&self, resource: &str, namespace: &str, name: &str) -> Option<Value>;
 
