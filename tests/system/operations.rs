@@ -54,7 +54,7 @@ async fn from_init_to_reset(place: &Place) -> Result<()> {
         ["master", "--masters", "1", "--advertise-address", MASTER, "--name", "a", "--data-dir", &data];
     let init = [&daily[..], &["--init"]].concat();
     says(&m.ephor(&init)?, &["was created", "Start its first master"])?;
-    says(&m.refused(&init)?, &["said once"])?;
+    says(&m.refused(&init)?, &["needed once"])?;
     let master = m.start(&place.root.path().join("master.log"), &daily)?;
     let server = format!("https://{MASTER}:6443");
     m.ephor(&["kubeconfig", "--data-dir", &data, "--server", &server, "-o", &kubeconfig])?;

@@ -66,7 +66,7 @@ impl PodGcController {
     async fn remove(&self, pod: &Pod, why: Option<&str>) -> Result<(), Error> {
         let key = ObjectKey::of(pod);
         let pods = self.context.namespaced::<Pod>(&key.namespace);
-        tracing::info!(pod = %key, reason = why, "removing a pod nobody answers for");
+        tracing::info!(pod = %key, reason = why, "removing a pod that no agent will delete");
         if let Some(message) = why.filter(|_| !is_terminal(pod)) {
             let patch = json!({
                 "metadata": { "uid": pod.metadata.uid },

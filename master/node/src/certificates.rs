@@ -137,7 +137,7 @@ impl Certificates {
         let set = self.make()?;
         if let Err(error) = self.files.store_issued("apiserver", &set.serving) {
             // The file is only a copy for operators, so a full disk must not stop the renewal.
-            tracing::warn!(%error, "the new serving certificate could not be written down");
+            tracing::warn!(%error, "the new serving certificate could not be stored");
         }
         let new = self.use_on_peer_port(set)?;
         api.set_serving_certificate(&new.serving)?;

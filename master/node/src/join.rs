@@ -72,7 +72,7 @@ impl JoinService {
         }
         match &admitted.node {
             Some(only) if only != name => Err(Status::permission_denied(format!(
-                "the token is for node {only} alone: make one with `ephor token create`"
+                "the token is for node {only} alone: create one with `ephor token create`"
             ))),
             None if self.node_exists(name) => Err(Status::already_exists(format!(
                 "there is a node {name}: start it with the data directory it has; where that is lost, use a \

@@ -282,7 +282,7 @@ pub async fn watch_nodes(watch: &NodeWatch, shutdown: CancellationToken) {
         }
         let now = liveness.clock.monotonic();
         if now.saturating_sub(last_scan) > *grace / 2 {
-            tracing::warn!(stood_still = ?now - last_scan, "this master stood still; all nodes get a new window");
+            tracing::warn!(stood_still = ?now - last_scan, "this master was paused; the silence of every node counts from now on");
             liveness.stood_still();
         }
         let mut scan = {

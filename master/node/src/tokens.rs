@@ -40,7 +40,7 @@ pub enum Refused {
     #[error("the token is not known here")]
     Unknown,
     /// The token has expired.
-    #[error("the token has expired: make a new one with `ephor token create`")]
+    #[error("the token has expired: create a new one with `ephor token create`")]
     Expired,
     /// A worker's token was used to join as a master, or the other way round.
     #[error("the token is for another role: see `ephor token create --role`")]

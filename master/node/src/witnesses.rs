@@ -55,7 +55,7 @@ impl Witnesses for OtherMasters {
             match answer {
                 Ok(Ok(answer)) => answer.nodes,
                 Ok(Err(error)) => {
-                    tracing::debug!(master = member.name, %error, "does not say which nodes it hears");
+                    tracing::debug!(master = member.name, %error, "a master does not say which nodes it hears");
                     Vec::new()
                 }
                 Err(_) => Vec::new(),

@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 pub enum LogFormat {
     /// Text for people
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line
     Json,
 }
 

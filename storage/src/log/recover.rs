@@ -72,7 +72,7 @@ impl Recovered {
         match disk.replace(path, good) {
             // Without space for a second copy, the file is only cut to its length and synced by the writer.
             Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
-                tracing::warn!(path = %path.display(), "no room to write the last log segment anew");
+                tracing::warn!(path = %path.display(), "not enough free space to rewrite the last log segment");
                 let mut file = disk.open_append(path).map_err(io_error("opening a log segment"))?;
                 file.truncate(good.len() as u64).map_err(io_error("cutting a log segment"))
             }

@@ -42,7 +42,7 @@ impl Store {
         let (name, copy) = match self.home.stage() {
             Ok(staged) => staged,
             Err(error) => {
-                tracing::warn!(%error, "no new database for the objects");
+                tracing::warn!(%error, "a new database for the objects could not be created");
                 return Ok(Rewritten::GivenUp);
             }
         };

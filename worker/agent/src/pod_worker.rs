@@ -155,7 +155,7 @@ impl PodWorker {
             match tidy_once(&self.context, state, &desired.pod).await {
                 Ok(()) => return,
                 Err(error) => {
-                    warn!(pod = %pod::display(&desired.pod), %error, "cannot tidy up yet");
+                    warn!(pod = %pod::display(&desired.pod), %error, "cannot clean up the pod yet");
                     tokio::time::sleep(RETRY).await;
                 }
             }

@@ -290,7 +290,7 @@ fn remember_masters(
                 }
                 credentials.masters.clone_from(&masters.borrow_and_update());
                 if let Err(error) = credentials.store_record(&data_dir) {
-                    tracing::warn!(%error, "the masters could not be written down");
+                    tracing::warn!(%error, "the list of masters could not be stored");
                 }
             }
         }

@@ -54,7 +54,7 @@ pub struct Master {
 pub enum Error {
     /// No certificates on disk, and no `--join` and `--token` to obtain them.
     #[error(
-        "{0} holds no certificates: give --join ADDRESS --token TOKEN (make one with `ephor token create --role worker`)"
+        "{0} holds no certificates: give --join ADDRESS --token TOKEN (create one with `ephor token create --role worker`)"
     )]
     NotJoined(PathBuf),
     /// The join token does not parse.

@@ -130,7 +130,7 @@ impl BundleLocation {
         let ours = |name: &String| name.starts_with(prefix) && name.ends_with(PARTIAL);
         for name in list(path).unwrap_or_default().into_iter().filter(ours) {
             if let Err(error) = fs::remove_file(path.join(&name)) {
-                tracing::warn!(name, %error, "an unfinished backup stays");
+                tracing::warn!(name, %error, "an unfinished backup could not be removed");
             }
         }
     }
@@ -198,7 +198,7 @@ impl Partial {
 
     fn discard(&self) {
         if let Err(error) = fs::remove_file(&self.temporary) {
-            tracing::warn!(path = %self.temporary.display(), %error, "an unfinished backup stays");
+            tracing::warn!(path = %self.temporary.display(), %error, "an unfinished backup could not be removed");
         }
     }
 }

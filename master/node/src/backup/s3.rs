@@ -50,7 +50,7 @@ impl Bucket {
         }
         let plain = options.endpoint.as_ref().is_some_and(|url| !url.starts_with("https://"));
         if plain && !options.allow_http {
-            return Err(refused(&"the endpoint is not https://: say --allow-http if that is meant"));
+            return Err(refused(&"the endpoint is not https://: give --allow-http to allow plain HTTP"));
         }
         let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT).with_connect_timeout(CONNECT_TIMEOUT);
         let retry =

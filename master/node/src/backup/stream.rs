@@ -138,7 +138,7 @@ impl OpenBackup {
         }
         let end = json_entry(manifest::MANIFEST, &sum.manifest(head));
         if tokio::time::timeout(ENTRY_TIMEOUT, sender.send(end)).await.is_err() {
-            tracing::warn!("nobody took the end of a backup");
+            tracing::warn!("the receiver of a backup has not read its end");
         }
     }
 }

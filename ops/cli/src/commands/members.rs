@@ -20,13 +20,13 @@ use crate::commands::token::{self, TokenRole};
 /// Maximum number of masters in the printed join command.
 const JOIN_ADDRESSES: usize = 3;
 
-/// List the masters, let one in, swap it for another, take it out, or let another lead
+/// List, add, promote, replace and remove masters, and transfer leadership
 #[derive(Debug, Args)]
 pub struct MembersArgs {
-    /// The kubeconfig to use [default: $KUBECONFIG, or the one of this machine]
+    /// Path of the kubeconfig [default: $KUBECONFIG, or the one of this machine]
     #[arg(long, global = true)]
     kubeconfig: Option<PathBuf>,
-    /// The peer address (HOST:PORT) of a master to ask [default: found through the API]
+    /// Peer address (HOST:PORT) of a master to call [default: found through the API]
     #[arg(long, global = true)]
     address: Option<String>,
     #[command(subcommand)]
@@ -37,40 +37,40 @@ pub struct MembersArgs {
 enum MembersCommand {
     /// List the masters (the default)
     List,
-    /// Print the command that lets a new master in, with a token
+    /// Create a token and print the command with which a new master joins
     Add {
-        /// The name of the new master [default: its hostname]
+        /// Name of the new master [default: its hostname]
         #[arg(long)]
         name: Option<String>,
-        /// The master (id or name) whose place it takes
+        /// Id or name of the master that the new one replaces
         #[arg(long, value_name = "MASTER")]
         replace: Option<String>,
-        /// How long the token is good for
+        /// Lifetime of the token
         #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
         ttl: Duration,
     },
-    /// Make voters of learners that have caught up; the leader does so by itself when two are there
+    /// Make learners that have caught up voters; the leader does so by itself when there are two of them
     Promote {
-        /// Ids or names, as the list shows them
+        /// Ids or names of masters, as shown by `ephor members list`
         #[arg(required = true)]
         masters: Vec<String>,
     },
-    /// Take masters out of the cluster, all in one change
+    /// Remove masters from the cluster, all in one change
     Remove {
-        /// Ids or names, as the list shows them
+        /// Ids or names of masters, as shown by `ephor members list`
         #[arg(required = true)]
         masters: Vec<String>,
     },
-    /// Swap a master, dead or alive, for another in one change
+    /// Replace a master, dead or alive, by a learner in one change
     Replace {
-        /// The id or name of the one that goes
+        /// Id or name of the master to remove
         old: String,
-        /// The learner that takes its place [default: one that has caught up]
+        /// Id or name of the learner that replaces it [default: one that has caught up]
         new: Option<String>,
     },
-    /// Hand leadership over to another voter, such as before an upgrade
+    /// Transfer leadership to another voter, for example before an upgrade
     TransferLeader {
-        /// Its id or name
+        /// Id or name of the voter
         master: String,
     },
 }
@@ -91,7 +91,7 @@ pub async fn run(arguments: MembersArgs) -> Result<()> {
             if let Some(name) = &name
                 && let Some(other) = members.iter().find(|m| m.name == *name && m.voter && m.health == "ok")
             {
-                bail!("master {} is called {name} and is running: choose another name", other.id);
+                bail!("master {} is named {name} and is running: choose another name", other.id);
             }
             print!("{}", join_command(&kubeconfig, members, name.as_deref(), old, ttl).await?);
         }
@@ -114,12 +114,12 @@ pub async fn run(arguments: MembersArgs) -> Result<()> {
             let old = find_member(members, &old)?;
             let new = new.map(|new| find_member(members, &new)).transpose()?;
             if new.is_none() && !members.iter().any(|m| !m.voter && m.health == "ok") {
-                eprintln!("No master waits to take the place of {}. Start one on a new host:", old.name);
+                eprintln!("No learner is ready to replace {}. Start one on a new host:", old.name);
                 print!(
                     "{}",
                     join_command(&kubeconfig, members, None, Some(old), Duration::from_secs(3600)).await?
                 );
-                eprintln!("It takes the place by itself once it has caught up.");
+                eprintln!("It replaces the old master by itself once it has caught up.");
                 return Ok(());
             }
             let request = ReplaceMemberRequest { old: old.id, new: new.map_or(0, |m| m.id) };
@@ -163,7 +163,7 @@ fn list(known: &MembersResponse) {
     }
     if !known.from_leader {
         eprintln!(
-            "No leader answers: this is what master {} last knew. Without a majority nothing can be changed.",
+            "No leader answers: this is the last state known to master {}. Without a majority nothing can change.",
             known.node_id
         );
     }
@@ -180,8 +180,8 @@ fn find_member<'a>(members: &'a [Member], text: &str) -> Result<&'a Member> {
     let named: Vec<&Member> = members.iter().filter(|m| m.name == text).collect();
     match named[..] {
         [member] => Ok(member),
-        [] => bail!("there is no master {text}; `ephor members list` shows them"),
-        _ => bail!("several masters are called {text}: give the id, as `ephor members list` shows it"),
+        [] => bail!("there is no master {text}; see `ephor members list`"),
+        _ => bail!("several masters are named {text}; give the id, see `ephor members list`"),
     }
 }
 

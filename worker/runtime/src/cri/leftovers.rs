@@ -38,7 +38,7 @@ impl Service {
             tracing::error!(sandbox = id, %error, "the sandbox cannot be recorded as not ready");
         }
         if let Err(error) = self.release_network(sandbox).await {
-            tracing::warn!(sandbox = id, %error, "the network is given back later");
+            tracing::warn!(sandbox = id, %error, "the sandbox's network will be released later");
         }
     }
 
@@ -67,7 +67,7 @@ impl Service {
         tracing::warn!(container = container.id(), "the container's shim is gone");
         let cgroup = self.hierarchies.cgroup(&container.record.cgroup);
         if let Ok(Err(error)) = blocking(move || cgroup.kill_all()).await {
-            tracing::error!(container = container.id(), %error, "what is left of a container goes on");
+            tracing::error!(container = container.id(), %error, "the remaining processes of a container keep running");
         }
         let message = "the container's shim is gone".to_owned();
         self.record_end(

@@ -37,21 +37,21 @@ enum BackupCommand {
     Schedule(schedule::ScheduleArgs),
 }
 
-/// How a bucket is reached; credentials and region come from the usual AWS_... variables.
+/// Options for reaching a bucket; credentials and region come from the usual AWS_... variables.
 #[derive(Debug, Args)]
 pub struct BucketArgs {
-    /// The URL of an S3-compatible store [default: AWS]
+    /// URL of an S3-compatible store [default: AWS]
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
-    /// Reach the store without TLS too
+    /// Allow plain HTTP to the store
     #[arg(long)]
     allow_http: bool,
 }
 
-/// Read a bundle through and check every bit of it
+/// Read a whole bundle and verify its integrity
 #[derive(Debug, Args)]
 struct VerifyArgs {
-    /// A file, or s3://BUCKET/KEY
+    /// Bundle to read: a file or s3://BUCKET/KEY
     bundle: String,
     #[command(flatten)]
     bucket: BucketArgs,
@@ -59,19 +59,19 @@ struct VerifyArgs {
     passphrase: PassphraseArgs,
 }
 
-/// Make the data directory of the first master of a new cluster out of a bundle
+/// Restore a bundle into the data directory of the first master of a new cluster
 ///
 /// The new cluster has the objects, keys and settings of the old one, an id of its own, and this
 /// master alone; start it with `ephor master --data-dir DIR`, and join others to it. It may be killed
 /// at any point and run again. The old masters must not run any more.
 #[derive(Debug, Args)]
 struct RestoreArgs {
-    /// A file, or s3://BUCKET/KEY
+    /// Bundle to read: a file or s3://BUCKET/KEY
     bundle: String,
-    /// The data directory to make
+    /// Data directory to create
     #[arg(long, default_value = "/var/lib/ephor/master", value_name = "DIR")]
     data_dir: PathBuf,
-    /// The name of the new master [default: the hostname]
+    /// Name of the new master [default: the hostname]
     #[arg(long)]
     name: Option<String>,
     #[command(flatten)]

@@ -29,13 +29,13 @@ const ENTRY_TIMEOUT: Duration = Duration::from_secs(30);
 /// encrypted with the passphrase. Without a quorum it is what that master alone has, and says so.
 #[derive(Debug, Args)]
 pub struct SaveArgs {
-    /// A file, a directory, or s3://BUCKET/PREFIX
+    /// Destination: a file, a directory or s3://BUCKET/PREFIX
     #[arg(long, value_name = "PLACE")]
     to: String,
-    /// The kubeconfig to use [default: $KUBECONFIG, or the one of this machine]
+    /// Path of the kubeconfig [default: $KUBECONFIG, or the one of this machine]
     #[arg(long)]
     kubeconfig: Option<PathBuf>,
-    /// The peer address (HOST:PORT) of a master to ask [default: found through the API]
+    /// Peer address (HOST:PORT) of a master to call [default: found through the API]
     #[arg(long)]
     address: Option<String>,
     #[command(flatten)]
@@ -62,7 +62,7 @@ pub async fn run(arguments: SaveArgs) -> Result<()> {
         Ok(entry.map(|entry| BundleEntry { name: entry.name, data: entry.data.into() }))
     };
     let Some(first) = next().await? else { bail!("the master sent nothing") };
-    let head: Head = serde_json::from_slice(&first.data).context("the master's answer makes no sense")?;
+    let head: Head = serde_json::from_slice(&first.data).context("the master's answer is malformed")?;
     let bundle = place.of(&head.file_name("backup"));
     let sink = bundle.create().await?;
     let (sender, entries) = mpsc::channel(ENTRIES_AHEAD);
