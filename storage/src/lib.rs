@@ -50,7 +50,7 @@ pub enum Error {
     Damaged {
         /// The kind of record.
         what: &'static str,
-        /// How it is damaged.
+        /// Description of the damage.
         reason: String,
     },
     /// A record is larger than the format allows.

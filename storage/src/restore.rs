@@ -19,7 +19,7 @@ use crate::{Error, Fingerprint, Object, Result, Revision, codec};
 pub struct Checked {
     /// The snapshot's revision.
     pub revision: Revision,
-    /// What the consensus stored beside the state.
+    /// Record that the consensus stored beside the state.
     pub applied: Vec<u8>,
     /// Number of objects.
     pub objects: u64,

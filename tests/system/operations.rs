@@ -153,7 +153,7 @@ async fn pull(worker: &Host, run_dir: &str, master: &Host, kubeconfig: &str) -> 
     kubectl(master, kubeconfig, "wait --for=condition=Ready pod/web --timeout=60s").map(drop)
 }
 
-/// The registry script; on SIGTERM it ends its registry.
+/// Process of the script that runs an image registry; on SIGTERM the script stops the registry.
 struct Registry(Child);
 
 impl Drop for Registry {

@@ -22,14 +22,14 @@ const SCHEME: &str = "pkg/runtime/scheme.go:111";
 /// A group, a version and a kind.
 pub type Gvk<'a> = (&'a str, &'a str, &'a str);
 
-/// How unknown and duplicate fields are treated (`fieldValidation`).
+/// Treatment of unknown and duplicate fields (`fieldValidation`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum FieldValidation {
-    /// They are dropped silently.
+    /// Drops unknown and duplicate fields silently.
     Ignore,
-    /// They are dropped, each with a warning.
+    /// Drops them with a warning for each.
     Warn,
-    /// They make the request fail.
+    /// Refuses the request.
     Strict,
 }
 

@@ -103,7 +103,8 @@ async fn connect(registry: &Registry, address: SocketAddr) -> std::io::Result<Tc
 ///
 /// # Errors
 ///
-/// 400 for loopback, link-local, multicast and unspecified addresses, as in Kubernetes, and for the masters' ports.
+/// 400 for loopback, link-local, multicast and unspecified addresses, as in Kubernetes, and for the masters'
+/// ports.
 pub fn check_proxyable(registry: &Registry, address: SocketAddr) -> Result<(), Status> {
     if is_global_unicast(address.ip()) && !MasterPorts::of(registry).is_of_masters(address) {
         return Ok(());

@@ -3,8 +3,8 @@
 //! through an in-process client.
 //!
 //! A request goes `server.rs` (or `local.rs`) -> `chain.rs` -> `handlers/` -> `decode.rs`, `patch/` ->
-//! `registry/create.rs`, `registry/update.rs` or `registry/delete.rs`, each with `admission/` and the kind's strategy
-//! -> `consensus`.
+//! `registry/create.rs`, `registry/update.rs` or `registry/delete.rs`, each with `admission/` and the kind's
+//! strategy -> `consensus`.
 
 mod admission;
 mod api;

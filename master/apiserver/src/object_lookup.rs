@@ -29,8 +29,8 @@ pub trait ObjectLookup: Send + Sync {
     /// Returns the seconds since 1970, by this master's clock.
     fn unix_now(&self) -> i64;
 
-    /// Returns an object as [`Objects::core`] does, but reports it missing only after the replica has caught
-    /// up.
+    /// Returns an object as [`ObjectLookup::core`] does, but reports it missing only after the replica has
+    /// caught up.
     ///
     /// # Errors
     ///

@@ -68,7 +68,7 @@ impl Default for ServerLimits {
     }
 }
 
-/// What an API server is built from.
+/// Configuration and parts from which an API server is built.
 pub struct Config {
     /// This master's consensus, with its store.
     pub consensus: Arc<Consensus>,
@@ -118,7 +118,7 @@ impl ApiServer {
     ///
     /// # Errors
     ///
-    /// Where certificates or keys cannot be used.
+    /// Fails if certificates or keys cannot be used.
     pub fn new(config: Config, env: &Env) -> Result<Self, Error> {
         let serving = Serving::new(&config.serving)?;
         let tokens = Arc::new(TokenIssuer::new(
@@ -164,7 +164,7 @@ impl ApiServer {
     ///
     /// # Errors
     ///
-    /// Where the material does not parse; the old certificate stays.
+    /// Fails if the material does not parse; the old certificate stays.
     pub fn set_serving_certificate(&self, identity: &TlsIdentity) -> Result<(), Error> {
         Ok(self.serving.certificate.replace(identity)?)
     }
@@ -173,7 +173,7 @@ impl ApiServer {
     ///
     /// # Errors
     ///
-    /// Where the material does not parse; the old certificate stays.
+    /// Fails if the material does not parse; the old certificate stays.
     pub fn set_node_client(&self, identity: TlsIdentity) -> Result<(), Error> {
         self.api.nodes.replace(NodeClient::new(identity)?);
         Ok(())
@@ -188,7 +188,7 @@ impl ApiServer {
     ///
     /// # Errors
     ///
-    /// Where the listener has no address; failed accepts are logged and retried.
+    /// Fails if the listener has no address; failed accepts are logged and retried.
     pub async fn serve(&self, mut listener: ApiListener) -> Result<(), Error> {
         let address = match &listener {
             ApiListener::Tcp(listener) => listener.local_addr()?,

@@ -87,7 +87,7 @@ impl ServingCertificate {
     ///
     /// # Errors
     ///
-    /// Where the material does not parse; the old certificate stays.
+    /// Fails if the material does not parse; the old certificate stays.
     pub fn replace(&self, identity: &TlsIdentity) -> Result<(), Error> {
         let new = certified(identity)?;
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = new;
@@ -110,7 +110,7 @@ impl Serving {
     ///
     /// # Errors
     ///
-    /// Where the material does not parse.
+    /// Fails if the material does not parse.
     pub fn new(identity: &TlsIdentity) -> Result<Self, Error> {
         let clients = WebPkiClientVerifier::builder_with_provider(roots(&identity.ca_pem)?, provider())
             .allow_unauthenticated()
@@ -191,7 +191,7 @@ impl NodeClient {
     ///
     /// # Errors
     ///
-    /// Where the material does not parse.
+    /// Fails if the material does not parse.
     pub fn new(identity: TlsIdentity) -> Result<Self, Error> {
         let verifier =
             WebPkiServerVerifier::builder_with_provider(roots(&identity.ca_pem)?, provider()).build()?;
@@ -204,7 +204,7 @@ impl NodeClient {
     ///
     /// # Errors
     ///
-    /// Where rustls refuses the material.
+    /// Fails if rustls refuses the material.
     pub fn config(&self, node: &str) -> Result<Arc<ClientConfig>, Error> {
         let verifier = NodeVerifier { inner: Arc::clone(&self.verifier), node: node.to_owned() };
         let config = ClientConfig::builder_with_provider(provider())

@@ -181,7 +181,8 @@ impl WatchStream {
         }
     }
 
-    /// Waits for an event, progress or the end: `Some` bytes to send, `None` to check again.
+    /// Waits for an event, a progress report or the end of the watch. Returns bytes to send; `None` if the
+    /// caller must check for the end again.
     async fn wait(&mut self) -> Option<Bytes> {
         let shutdown = self.api.shutdown.clone();
         let deadline = self.deadline;

@@ -6,8 +6,8 @@ mod test_server;
 use serde_json::{Value, json};
 use test_server::{PODS, World, pod};
 
-/// Addresses that belong to no pod and no node: loopback, link-local, unspecified, multicast, broadcast, and the
-/// Service address of the API servers.
+/// Addresses that belong to no pod and no node: loopback, link-local, unspecified, multicast, broadcast, and
+/// the Service address of the API servers.
 const REFUSED: [&str; 8] = [
     "127.0.0.1",
     "127.1.2.3",

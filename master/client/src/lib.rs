@@ -40,7 +40,7 @@ pub enum Error {
     Revision {
         /// Kind of the answer: a list or an object.
         what: &'static str,
-        /// The resourceVersion that it has, if any.
+        /// The resourceVersion found, if any.
         found: Option<String>,
     },
     /// A list is older than the state this cache has already shown.

@@ -27,7 +27,8 @@ use crate::error::Error;
 use crate::owner::uid;
 use graph::{Coordinates, Graph, GraphNode, Work};
 
-/// How long a metadata watch may take to deliver what was written; then its informer lists.
+/// Longest time to wait until a metadata watch has delivered earlier writes; after that its informer lists
+/// the objects.
 const CATCH_UP_GRACE: Duration = Duration::from_millis(200);
 
 /// Interval between two discoveries of the API's kinds.
@@ -57,7 +58,7 @@ pub(crate) struct GarbageCollector {
     /// Metadata watches by full kind name.
     watches: Mutex<BTreeMap<String, MetadataWatch>>,
     queue: OnceLock<Arc<WorkQueue<Key>>>,
-    /// Keys to queue once the graph is complete; `None` when it is.
+    /// Keys to queue once the graph is complete; `None` after that.
     held: Mutex<Option<BTreeSet<Key>>>,
     recorder: Recorder,
 }

@@ -1,6 +1,6 @@
-//! ReplicaSet: keeps as many pods as `spec.replicas` asks for. Keys come from ReplicaSets and from pods, through
-//! their controller reference or, for orphans, through the selectors. Creates and deletes pods, adopts and
-//! releases them, writes its status.
+//! ReplicaSet: keeps as many pods as `spec.replicas` asks for. Keys come from ReplicaSets and from pods,
+//! through their controller reference or, for orphans, through the selectors. Creates and deletes pods,
+//! adopts and releases them, writes its status.
 
 mod scale;
 mod status;

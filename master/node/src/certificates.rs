@@ -84,7 +84,7 @@ impl Certificates {
     /// Issues the first set of certificates and uses it on the peer port.
     ///
     /// # Errors
-    /// Where the keys cannot be used, or a file cannot be written.
+    /// Fails if the keys cannot be used, or a file cannot be written.
     pub fn start(
         config: &MasterConfig,
         settings: &ClusterSettings,

@@ -26,7 +26,7 @@ use crate::peer::named_node;
 use crate::pki::{ClusterKeys, Subject, Usage, Validity};
 use crate::tokens::{self, TokenGrants, USAGE_MASTER, USAGE_WORKER};
 
-/// How long a join may wait for a quorum.
+/// Longest time that a join waits for a quorum.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Implements the Join service.

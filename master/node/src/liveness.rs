@@ -57,7 +57,8 @@ struct Beat {
 #[derive(Debug, Default)]
 struct KnownNode {
     beat: Option<Beat>,
-    /// Since when this leader has known the node, on the monotonic clock: its silence counts from then at the earliest.
+    /// Since when this leader has known the node, on the monotonic clock: its silence counts from then at the
+    /// earliest.
     known_since: Option<Duration>,
     /// Number of the last scan that saw the Node object.
     scan: u64,
@@ -93,9 +94,9 @@ struct Scan {
     /// Shortest pause since the last question after which to ask the other masters again, because some
     /// nodes have been silent for half of the grace. `None` when all nodes are heard.
     ask_after: Option<Duration>,
-    /// Number of nodes that are silent for longer than the grace, whatever their condition says, and
-    /// number of all nodes.
+    /// Number of nodes that have been silent for longer than the grace, whatever their Ready condition says.
     silent: usize,
+    /// Number of all nodes.
     nodes: usize,
 }
 

@@ -61,9 +61,9 @@ pub enum Error {
 pub struct MasterReply {
     /// The member that was asked.
     pub member: Member,
-    /// Whether it answered with its id and its cluster's id.
+    /// Whether the master answered with its id and its cluster's id.
     pub answered: bool,
-    /// What came instead of that answer.
+    /// Error of a call that was not answered; empty if it was.
     pub error: String,
 }
 
@@ -78,7 +78,7 @@ impl Survivor {
     /// Opens the data directory of a master that is not running. `env`'s network needs no certificates yet.
     ///
     /// # Errors
-    /// Where the directory is not that of a complete master, or its master is running.
+    /// Fails if the directory is not that of a complete master, or its master is running.
     pub fn open(data_dir: &Path, env: Env) -> Result<Self, Error> {
         if crate::backup::unfinished(data_dir, env.disk.as_ref()) {
             return Err(identity::Error::Restoring(data_dir.to_owned()).into());
@@ -173,7 +173,7 @@ impl Survivor {
     /// interruption.
     ///
     /// # Errors
-    /// Where a file cannot be written.
+    /// Fails if a file cannot be written.
     pub async fn recover(&self) -> Result<MemberIdentity, Error> {
         let plan = match self.recovery.begun() {
             Some(plan) => plan.clone(),

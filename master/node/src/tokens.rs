@@ -19,7 +19,7 @@ pub const USAGE_WORKER: &str = "usage-ephor-join-worker";
 /// of that name exists.
 pub const NODE_NAME: &str = "ephor-node-name";
 
-/// What a valid token allows its holder besides joining.
+/// Rights that a valid token gives its holder besides joining.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenGrants {
     /// The only node name the holder may use; `None` for any name that is free.

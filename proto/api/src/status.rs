@@ -20,9 +20,9 @@ pub struct Status(Box<StatusBody>);
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StatusBody {
-    /// Always `Status`.
+    /// The kind, always `Status`.
     pub kind: String,
-    /// Always `v1`.
+    /// The API version, always `v1`.
     pub api_version: String,
     /// List metadata (`continue` of an expired list).
     pub metadata: ListMeta,

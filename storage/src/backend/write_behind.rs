@@ -135,7 +135,7 @@ impl WriteBehind {
     /// Makes a backend that writes to `inner` in the background.
     ///
     /// # Errors
-    /// If the thread cannot be started.
+    /// Fails if the thread cannot be started.
     pub fn new(inner: Arc<dyn Backend>) -> Result<Self> {
         let (waiting, work, room, writing) = Default::default();
         let shared = Arc::new(Shared { inner, waiting, work, room, writing });

@@ -20,7 +20,7 @@ use crate::{Object, Result, Revision};
 pub struct Entry {
     /// The entry's log index.
     pub index: u64,
-    /// The term of the leader that appended it.
+    /// The term of the leader that appended the entry.
     pub term: u64,
     /// The commands in the entry; empty for entries of the consensus itself.
     pub commands: Vec<Command>,

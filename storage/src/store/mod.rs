@@ -48,7 +48,7 @@ const PERIODS: u32 = 30;
 /// Number of periods for which history counts as recent.
 const RECENT_PERIODS: usize = 4;
 
-/// How much history is kept for watches and continued lists.
+/// Limits of the history that is kept for watches and continued lists.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Least age of forgotten history, if the other limits allow it ([`Store::compact_periodically`]).
@@ -170,7 +170,7 @@ impl Store {
             forgotten: live.recent.forgotten(),
             applied: live.applied.clone(),
             objects: live.objects.values().cloned().collect(),
-            // Planted: a snapshot lacks them.
+            // Planted: snapshots lack the outcomes of recent proposals.
             recent: if planted::is(Bug::OutcomesForgotten) { Vec::new() } else { live.recent.records() },
             index: live.index,
             fingerprint: live.fingerprint,

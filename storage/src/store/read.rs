@@ -45,7 +45,7 @@ pub struct Page {
     pub remaining: u64,
 }
 
-/// How large a replica is.
+/// Sizes of a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sizes {
     /// Number of live objects.

@@ -16,7 +16,7 @@ const STEP_BYTES: usize = 256 * 1024;
 const STEP_ENTRIES: usize = 512;
 /// Size in bytes below which a database is not rewritten.
 const REWRITE_ABOVE: u64 = 256 * 1024 * 1024;
-/// How many times the bytes of its objects a database may take before it is rewritten.
+/// Ratio of the size of a database to the size of its objects above which the database is rewritten.
 const REWRITE_TIMES: u64 = 4;
 
 /// The result of a rewrite.

@@ -230,8 +230,8 @@ impl ClusterContent {
     }
 }
 
-/// Shared, observable [`Content`]. Changes of routing and of Nodes are observed separately: thousands of
-/// Nodes report their status, which must not wake the observers of routing.
+/// Shared, observable [`ClusterContent`]. Changes of routing and of Nodes are observed separately: thousands
+/// of Nodes report their status, which must not wake the observers of routing.
 #[derive(Clone, Debug)]
 pub struct ClusterState {
     content: Arc<RwLock<ClusterContent>>,

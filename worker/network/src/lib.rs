@@ -1,14 +1,14 @@
 //! The node's network: pod addresses and interfaces, the overlay between nodes, service routing, cluster
 //! DNS, the balancer in front of the masters, and the CNI plugin.
 //!
-//! `worker/node` and `master/node` start it with [`Network::start`]; the container runtime attaches pods
+//! `worker/node` and `master/node` start it with [`NodeNetwork::start`]; the container runtime attaches pods
 //! through [`PodNetwork`]. It needs root and the `nft` program, and changes only the network namespace of the
 //! process. Files, from the top level down:
 //!
 //! | file | does |
 //! | --- | --- |
 //! | `network.rs` | connects all parts; `cleanup` |
-//! | `watch.rs`, `state.rs` | the node's copy of Services, EndpointSlices and Nodes |
+//! | `watch.rs`, `cluster_state.rs` | the node's copy of Services, EndpointSlices and Nodes |
 //! | `overlay/` | VXLAN device, routes, neighbours |
 //! | `pod/`, `ipam.rs` | addresses and veth pairs, host ports, masquerading |
 //! | `proxy/` | Services to nftables |

@@ -1,6 +1,7 @@
-//! Follows Services, EndpointSlices and Nodes through the API into `state`. While the API is unreachable the
-//! state keeps its content and the watches are retried without end. If an object cannot be decoded, the state
-//! keeps its earlier version of that object, and other objects are not affected. Started by `network.rs`.
+//! Follows Services, EndpointSlices and Nodes through the API into the node's `ClusterState`. While the API
+//! is unreachable the state keeps its content and the watches are retried without end. If an object cannot be
+//! decoded, the state keeps its earlier version of that object, and other objects are not affected. Started
+//! by `network.rs`.
 
 use std::{collections::BTreeSet, fmt::Debug, sync::Arc, time::Duration};
 

@@ -36,7 +36,7 @@ struct Master {
     mode: Arc<AtomicU8>,
     /// Value of the header [`silent_masters::HEADER`] in its answers.
     silent: Arc<Mutex<String>>,
-    /// Number of answers it has given.
+    /// Number of answers the server has given.
     answers: Arc<AtomicUsize>,
     stop: CancellationToken,
 }

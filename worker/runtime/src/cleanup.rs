@@ -30,7 +30,7 @@ pub struct CleanupReport {
     pub mounts: usize,
 }
 
-/// Why something could not be removed.
+/// Why what the runtime left could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum CleanupError {
     /// Processes could not be listed.

@@ -3,7 +3,7 @@
 //!
 //! Called by `worker/node`, which starts [`serve`] in the worker process, and by `ops/cli`,
 //! which hands `ephor shim ...` to [`shim_main`] before it starts any thread, and `ephor reset`
-//! to [`reap_all`]. The agent knows nothing of this crate: it speaks CRI to the socket.
+//! to [`remove_everything`]. The agent knows nothing of this crate: it speaks CRI to the socket.
 //!
 //! A pod's containers belong to one shim process that outlives the worker. The runtime
 //! writes a plan to disk, the shim runs a short-lived launcher that makes the container

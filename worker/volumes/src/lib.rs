@@ -5,7 +5,7 @@
 //! volume has changed, and [`unmount_pod_volumes`] when the pod is gone. Each volume type has its own file;
 //! they share [`atomic_writer`] (replaces a set of files at once), [`ownership`] (fsGroup), [`tmpfs`] and
 //! [`layout`] (kubelet's paths). Objects and tokens come from an [`ObjectSource`], the pod's own fields from
-//! [`fields::PodFields`].
+//! [`pod_fields::PodFields`].
 
 pub mod amounts;
 pub mod atomic_writer;

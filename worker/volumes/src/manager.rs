@@ -37,7 +37,7 @@ pub(crate) struct Context<'a> {
 pub struct MountedVolume {
     /// Its path on the node.
     pub path: PathBuf,
-    /// Whether containers always mount it read-only (volumes made of API objects).
+    /// Whether containers always mount the volume read-only, as they do volumes made of API objects.
     pub read_only: bool,
 }
 

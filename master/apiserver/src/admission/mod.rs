@@ -1,7 +1,7 @@
 //! Admission: changes or refuses a write beyond the rules of the object's kind. `registry/create.rs`,
 //! `registry/update.rs` and `registry/delete.rs` call it on the object stored at that moment, so that a
 //! client gains nothing by delaying its request's body; `handlers/token.rs` calls it for TokenRequests. It
-//! does not depend on the registry: plugins look objects up through [`Objects`]. NamespaceLifecycle's
+//! does not depend on the registry: plugins look objects up through [`ObjectLookup`]. NamespaceLifecycle's
 //! existence check is part of the transaction (`Registry::namespace_guard`).
 
 mod mirror_pod;

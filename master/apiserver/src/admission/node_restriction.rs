@@ -71,12 +71,12 @@ pub fn check_delete(attributes: &Attributes<'_>, name: &str, old: &Value) -> Res
     }
 }
 
-/// Checks a node's token request: the token must be bound to a pod on that node, for an audience that the pod
-/// asks for.
+/// Checks a TokenRequest for the ServiceAccount called `account`: a token for a node must be bound to a pod
+/// on that node, for an audience that the pod asks for.
 ///
 /// # Errors
 ///
-/// 403 with the reason, 404 for no such pod.
+/// 403 with the reason for a token that the node may not have; 404 if the pod does not exist.
 pub async fn check_token_request(
     objects: &dyn ObjectLookup,
     attributes: &Attributes<'_>,

@@ -22,7 +22,7 @@ pub enum ProxyDestination {
     Plain(SocketAddr),
 }
 
-/// Finds the backend of a proxy request, and the path to request from it.
+/// Finds the destination of a proxy request, and the path to request from it.
 ///
 /// # Errors
 ///

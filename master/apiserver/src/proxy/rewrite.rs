@@ -33,19 +33,19 @@ fn moves(link: &[u8], base: &[u8]) -> bool {
 enum Position {
     /// Between tags.
     Text,
-    /// In the name of an element, after `<`.
+    /// Reading the name of an element, after `<`.
     Element,
     /// Between attributes of a tag.
     Tag,
-    /// In the name of an attribute.
+    /// Reading the name of an attribute.
     Name,
     /// After the `=` of an attribute.
     Equals,
-    /// In a quoted value that is no link, or whose first bytes have been written already.
+    /// Reading a quoted value that is no link, or whose first bytes have been written already.
     Value { quote: u8 },
-    /// In the first bytes of a URL, held back until it is known whether the link must be moved.
+    /// Reading the first bytes of a URL, held back until it is known whether the link must be moved.
     Url { quote: u8 },
-    /// In a script or a style sheet, up to its end tag.
+    /// Skipping a script or a style sheet, up to its end tag.
     Raw,
 }
 

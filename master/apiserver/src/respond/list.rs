@@ -1,7 +1,7 @@
 //! Encodes lists from the encodings of each object that all readers share: small lists in one piece, large
 //! ones as a stream of frames. A frame is encoded (and compressed) in the pool of `heavy.rs`, and only once
 //! the client has taken the previous one, so that a list of any length takes the memory of two frames. The
-//! entry point is `Format::list`.
+//! entry point is `ResponseFormat::list`.
 
 use std::io::Write;
 use std::sync::Arc;

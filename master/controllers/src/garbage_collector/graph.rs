@@ -93,7 +93,7 @@ impl Graph {
         node.into_iter().flat_map(|node| &node.dependents).filter_map(|uid| self.nodes.get(uid)).collect()
     }
 
-    /// Enters an object that appeared or changed.
+    /// Adds an object that appeared, or updates one that changed.
     pub fn upsert(&mut self, identity: Coordinates, meta: &ObjectMeta) -> Work {
         let uid = identity.uid.clone();
         let owners = meta.owner_references.clone().unwrap_or_default();

@@ -95,7 +95,7 @@ impl<W: Write> BundleWriter<W> {
 /// complete and durable. Blocks.
 ///
 /// # Errors
-/// Where the stream or the sink fails; the sink then leaves nothing.
+/// Fails if the stream or the sink fails; the sink then leaves nothing.
 pub fn write(
     entries: mpsc::Receiver<Result<BundleEntry, Error>>,
     mut sink: Box<dyn BundleSink>,

@@ -40,9 +40,9 @@ pub trait BundleSink: Write + Send {
     /// Makes what was written durable, and visible under its name.
     ///
     /// # Errors
-    /// Where that fails; the sink then leaves nothing.
+    /// Fails if the bundle cannot be made durable; nothing of it is then left.
     fn commit(self: Box<Self>) -> Result<(), Error>;
-    /// Waits until everything written is removed, as far as it can be.
+    /// Removes what was written, as far as possible, and waits for that.
     fn abandon(self: Box<Self>) {}
 }
 
@@ -89,7 +89,7 @@ impl BundleLocation {
     /// Opens the bundle at this place; reading blocks, and needs a runtime on another thread.
     ///
     /// # Errors
-    /// Where there is no bundle.
+    /// Fails if there is no bundle.
     pub async fn open(&self) -> Result<Box<dyn Read + Send>, Error> {
         match self {
             Self::Local(path) => {
@@ -102,7 +102,7 @@ impl BundleLocation {
     /// Lists the names of the bundles at this place that begin with `prefix`, in no order.
     ///
     /// # Errors
-    /// Where they cannot be listed.
+    /// Fails if the directory or bucket cannot be listed.
     pub async fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
         let mut names = match self {
             Self::Local(path) => list(path).map_err(|error| place_error(path.display(), error))?,
@@ -115,7 +115,7 @@ impl BundleLocation {
     /// Removes the bundle at this place.
     ///
     /// # Errors
-    /// Where it cannot be removed.
+    /// Fails if the bundle cannot be removed.
     pub async fn remove(&self) -> Result<(), Error> {
         match self {
             Self::Local(path) => fs::remove_file(path).map_err(|error| place_error(path.display(), error)),

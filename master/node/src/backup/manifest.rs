@@ -1,5 +1,5 @@
 //! Metadata of a bundle: [`Head`], at its beginning, says which state it holds;
-//! [`Manifest`], at its end, how much it holds and its checksum.
+//! [`BundleManifest`], at its end, how much it holds and its checksum.
 
 use serde::{Deserialize, Serialize};
 

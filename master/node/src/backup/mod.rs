@@ -12,7 +12,7 @@
 //! | `manifest.rs` | the head and the manifest of a bundle |
 //! | `stream.rs` | makes the entries on a master, as fast as they are received |
 //! | `bundle.rs` | writes entries into a bundle, reads and checks them |
-//! | `place.rs`, `s3.rs` | where bundles are stored |
+//! | `location.rs`, `s3.rs` | where bundles are stored |
 //! | `restore.rs` | makes a data directory from a bundle |
 //! | `schedule.rs` | backups at intervals, by the leader |
 
@@ -37,7 +37,7 @@ pub use stream::BackupSource;
 
 use crate::{identity, pki};
 
-/// One file of a bundle.
+/// A file in a bundle.
 #[derive(Debug, Clone)]
 pub struct BundleEntry {
     /// Path of the file in the archive.
@@ -105,7 +105,7 @@ impl Passphrase {
     /// Checks and wraps the passphrase of a new bundle.
     ///
     /// # Errors
-    /// Where the passphrase is too short.
+    /// Fails if the passphrase is too short.
     pub fn for_new(text: String) -> Result<Self, Error> {
         let passphrase = Self::new(text);
         if passphrase.0.chars().count() < Self::MIN_CHARACTERS {

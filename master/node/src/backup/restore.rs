@@ -47,7 +47,7 @@ pub fn unfinished(data_dir: &Path, disk: &dyn Disk) -> bool {
 /// Restores a bundle. Blocks; may be killed at any point and run again.
 ///
 /// # Errors
-/// Where the directory belongs to something else, or the bundle is damaged: the
+/// Fails if the directory belongs to something else, or the bundle is damaged: the
 /// directory is then left empty.
 pub fn restore(
     source: impl Read,

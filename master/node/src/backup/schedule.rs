@@ -120,7 +120,7 @@ impl Schedule {
     /// Decodes a schedule from its Secret.
     ///
     /// # Errors
-    /// Where the Secret's data is missing or malformed.
+    /// Fails if the Secret's data is missing or malformed.
     pub fn from_secret(secret: Secret) -> Result<Self, Error> {
         let mut data: BTreeMap<String, String> = BTreeMap::new();
         for (key, value) in secret.data.unwrap_or_default() {

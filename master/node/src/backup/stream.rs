@@ -15,7 +15,7 @@ use super::manifest::{self, FORMAT, Head, SETTINGS, SNAPSHOT, Sum, json_entry};
 use super::{BundleEntry, Error};
 use crate::pki::{ClusterKeys, KeyFiles};
 
-/// How long a quorum may take to confirm that this master has every acknowledged write.
+/// Longest time to wait until a quorum confirms that this master has every acknowledged write.
 const BARRIER_DEADLINE: Duration = Duration::from_secs(5);
 /// Maximum number of queued entries, each of half a megabyte or one larger object.
 const ENTRIES_AHEAD: usize = 4;

@@ -18,8 +18,8 @@ use zeroize::Zeroizing;
 
 use super::Error;
 
-/// How long before now a certificate's validity begins, because clocks differ: this long, or a
-/// tenth of its lifetime if that is shorter.
+/// Time by which a certificate's validity begins in the past, because clocks differ; a tenth of its
+/// lifetime if that is shorter.
 const BACKDATE: Duration = Duration::hours(1);
 /// Lifetime of the CA in days, longer than that of most machines.
 const CA_DAYS: i64 = 3650;
@@ -125,7 +125,7 @@ impl Authority {
     /// differ only in the signature.
     ///
     /// # Errors
-    /// Where the derived key is rejected, which does not happen.
+    /// Fails if the derived key is rejected, which does not happen.
     pub fn node_serving(&self) -> Result<Self, Error> {
         let mut hash = Sha256::new_with_prefix(b"ephor node serving CA\0");
         hash.update(&Zeroizing::new(self.issuer.key().serialize_der())[..]);
@@ -141,7 +141,7 @@ impl Authority {
     /// Creates a key and a certificate for it. `names` are DNS names or addresses.
     ///
     /// # Errors
-    /// Where a name is neither a DNS name nor an address.
+    /// Fails if a name is neither a DNS name nor an address.
     pub fn issue(
         &self,
         subject: &Subject,

@@ -44,7 +44,7 @@ struct Member {
 pub struct Leader {
     /// Position of the leader in the group.
     pub position: usize,
-    /// Term in which it leads.
+    /// Term in which the member leads.
     pub term: u64,
 }
 

@@ -1,6 +1,5 @@
-//! Helpers that several lines share: clients spread over the members, values that do
-//! not compress, writing a number of objects, and measuring the processor time that
-//! members and generator use.
+//! The load of a measurement: clients spread over the members, values that do not compress, writing a number
+//! of objects, and measuring the processor time that members and load generator use.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -21,7 +21,7 @@ const FIVE: u64 = 5;
 /// Flags of `cargo xtask planted`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only these bugs
+    /// Names of the bugs to try [default: all]
     #[arg(value_name = "BUG")]
     bugs: Vec<String>,
     /// The most seeds that are tried, from 1
@@ -48,7 +48,7 @@ struct SeedSearch {
 /// Runs `cargo xtask planted`.
 ///
 /// # Errors
-/// Where a bug was not detected, or an experiment made for a bug fails without it.
+/// Fails if a bug was not detected, or an experiment made for a bug fails without it.
 pub fn run(root: &Path, args: &Args) -> Result<()> {
     let program = match &args.sim {
         Some(program) => program.clone(),

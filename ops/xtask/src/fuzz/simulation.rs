@@ -57,7 +57,7 @@ impl Simulation {
         self
     }
 
-    /// The same seed with an experiment file instead of a generated experiment.
+    /// Returns a simulation of the same seed that runs an experiment file instead of a generated experiment.
     pub fn with_file(&self, file: &Path) -> Self {
         Self::of_file(&self.program, self.seed, self.masters, file)
     }

@@ -30,7 +30,7 @@ type Members = BTreeMap<String, Node>;
 ///
 /// # Errors
 ///
-/// As [`super::parse`].
+/// Fails as [`super::parse`] does.
 pub(super) fn decode(tree: &Tree, alias_bytes: usize) -> Result<Document, String> {
     let mut decoder = Decoder {
         tree,

@@ -15,7 +15,8 @@ use crate::context::Context;
 /// Maximum number of images reported, largest first, as in kubelet.
 const MAX_IMAGES: usize = 50;
 const MAX_NAMES: usize = 5;
-/// kubelet's hard eviction thresholds: the node is under pressure below them.
+/// kubelet's hard eviction thresholds: a node with less memory, disk space, inodes or image disk space
+/// available than these is under pressure.
 const MIN_MEMORY_BYTES: u64 = 100 << 20;
 const MIN_DISK_PERCENT: u64 = 10;
 const MIN_INODES_PERCENT: u64 = 5;

@@ -36,9 +36,9 @@ pub struct ContainerHealth {
 pub enum ProbeKind {
     /// The container's `startupProbe`.
     Startup,
-    /// readinessProbe
+    /// The container's `readinessProbe`.
     Readiness,
-    /// livenessProbe
+    /// The container's `livenessProbe`.
     Liveness,
 }
 

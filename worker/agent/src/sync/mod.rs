@@ -225,7 +225,7 @@ pub fn pod_ips(context: &Context, pod: &Pod, runtime: &RuntimePod) -> Vec<String
     if pod::spec(pod).host_network.unwrap_or(false) { context.node_ips.clone() } else { runtime.ips() }
 }
 
-/// One round of acting: the pod, its state in the runtime, and its mounted volumes.
+/// Input of one round of actions: the pod, its state in the runtime, and its mounted volumes.
 pub(crate) struct Round<'a> {
     pub context: &'a Context,
     pub pod: &'a Arc<Pod>,

@@ -50,7 +50,7 @@ impl Clients {
         }
     }
 
-    /// Waits until the listener has fewer connections than its limit, and takes one.
+    /// Waits until the listener has fewer connections than its limit, and reserves one connection.
     pub(super) async fn place(&self) -> OwnedSemaphorePermit {
         match self.total.clone().acquire_owned().await {
             Ok(place) => place,

@@ -188,7 +188,7 @@ impl MasterProbe for ReadyzProbe {
             }
             Err(error) => return Err(ProbeError::Failed(error.to_string())),
         };
-        // Kept even if it has been closed meanwhile: `lost` then reports that.
+        // Keeps the connection even if the master has closed it meanwhile: `lost` then reports that.
         self.kept().insert(master, kept);
         if status == 200 { Ok(readiness) } else { Err(ProbeError::NotReady(status)) }
     }

@@ -22,14 +22,14 @@ use super::{BalancerConfig, MasterProbe, Readiness, traffic::Traffic, watcher::M
 /// State of a master, best first: the order in which masters get new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum MasterState {
-    /// It answered in time that it is ready; also the state before the first answer.
+    /// The master answered in time that it is ready; also the state before the first answer.
     Ready,
-    /// It has not answered, or its answer took longer than the probe timeout.
+    /// The master has not answered, or its answer took longer than the probe timeout.
     Late,
-    /// It answered that it is not ready.
+    /// The master answered that it is not ready.
     Unready,
-    /// Its connections are refused, its host has not answered for long, or it is late and a ready
-    /// master reports it silent.
+    /// The master's connections are refused, its host has not answered for long, or the master is late
+    /// and a ready master reports it silent.
     Dead,
 }
 
@@ -66,7 +66,7 @@ pub(super) struct Members {
     turn: Arc<AtomicUsize>,
 }
 
-/// Returns whether a ready master other than `address` reports it silent.
+/// Returns whether a ready master reports the master at `address` silent.
 fn is_called_silent(list: &BTreeMap<SocketAddr, Member>, address: SocketAddr) -> bool {
     list.iter().any(|(other, member)| {
         *other != address && member.state == MasterState::Ready && member.silent.contains(&address)

@@ -1,5 +1,5 @@
 //! The VXLAN device in the kernel: creates it, and brings addresses, neighbours, forwarding
-//! entries and routes in line with a [`Plan`] by comparing with the kernel. This also repairs
+//! entries and routes in line with an [`OverlayPlan`] by comparing with the kernel. This also repairs
 //! changes made by other programs.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};

@@ -23,7 +23,8 @@ pub struct Peer {
     pub pod_cidr: Option<Ipv4Net>,
 }
 
-/// Kernel entries of the overlay for a device index.
+/// Entries that the kernel needs for the overlay device of this host: address, neighbours, forwarding,
+/// routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OverlayPlan {
     /// This host's own address on the device; `None` only in an empty plan.

@@ -1,7 +1,7 @@
-//! The service proxy: `model` computes routing from Services and EndpointSlices (pure), `rules` turns
-//! routing into an nftables ruleset (pure), `diff` turns the difference of two rulesets into a script
-//! (pure), `writer` applies the script after every change, and `conntrack` ends UDP flows to removed
-//! endpoints. Started by `network.rs`.
+//! The service proxy: `routing` computes the endpoints of each service port from Services and EndpointSlices
+//! (pure), `rules` turns them into an nftables ruleset (pure), `diff` turns the difference of two rulesets
+//! into a script (pure), `writer` applies the script after every change, and `conntrack` ends UDP flows to
+//! removed endpoints. Started by `network.rs`.
 
 mod conntrack;
 mod diff;

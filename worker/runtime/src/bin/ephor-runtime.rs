@@ -3,7 +3,7 @@
 //!
 //! `ephor-runtime serve DIRECTORY CGROUP` serves CRI on `DIRECTORY/cri.sock` until a stop
 //! signal; `ephor-runtime load DIRECTORY ARCHIVE` loads the images of an archive into a running
-//! runtime; `ephor-runtime reap DIRECTORY CGROUP` removes everything; `ephor-runtime shim ...`
+//! runtime; `ephor-runtime cleanup DIRECTORY CGROUP` removes everything; `ephor-runtime shim ...`
 //! is started by the runtime.
 
 use std::path::PathBuf;

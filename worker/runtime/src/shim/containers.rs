@@ -367,7 +367,7 @@ mod tests {
         }
     }
 
-    /// As on a full disk: the record cannot be put in its place.
+    /// Makes writing the record fail, as a full disk does.
     #[tokio::test]
     async fn an_end_that_cannot_be_written_is_kept_and_written_later() {
         let directory = tempfile::tempdir().expect("temporary directory");

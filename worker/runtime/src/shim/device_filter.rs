@@ -43,7 +43,8 @@ fn defaults() -> Vec<AllowRule> {
 }
 
 /// Lets the processes of the version 2 cgroup at `directory` use only the devices that `rules` (OCI runtime
-/// specification, `linux.resources.devices`) and the defaults allow. Fails where the kernel cannot enforce that.
+/// specification, `linux.resources.devices`) and the defaults allow. Fails where the kernel cannot enforce
+/// that.
 pub(super) fn attach(directory: &Path, rules: &Value) -> io::Result<()> {
     let mut allowed = defaults();
     for rule in rules.as_array().into_iter().flatten() {

@@ -25,7 +25,7 @@ pub(crate) struct ExecPlan {
 }
 
 /// Starts the process that the first file ([`ExecPlan`]) describes, and writes the result, a
-/// [`Launched`], to the second.
+/// [`LaunchResult`], to the second.
 pub(crate) fn run(bundle: &Path, arguments: &[PathBuf]) -> Result<(), ShimError> {
     let [plan, result] = arguments else {
         return Err(ShimError::Container("exec takes two files".into()));

@@ -23,7 +23,7 @@ use crate::cgroup::{Cgroup, Hierarchies};
 use crate::files;
 use crate::paths::container_file;
 
-/// Starts the container whose bundle is `bundle` and writes the result, a [`Launched`], into the bundle.
+/// Starts the container whose bundle is `bundle` and writes the result, a [`LaunchResult`], into the bundle.
 pub(crate) fn run(bundle: &Path) -> Result<(), ShimError> {
     let outcome = match launch(bundle) {
         Ok(launched) => launched,

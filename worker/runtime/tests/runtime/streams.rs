@@ -151,7 +151,7 @@ async fn an_image_is_pulled_from_a_registry() -> Result<()> {
         Ok(()) => pull(&node, std::fs::read_to_string(&name)?.trim()).await,
         Err(error) => Err(error),
     };
-    // The script ends its registry on a stop signal.
+    // On SIGTERM the script stops the registry that it started.
     nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(i32::try_from(registry.id())?),
         nix::sys::signal::Signal::SIGTERM,

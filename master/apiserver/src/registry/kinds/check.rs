@@ -1,5 +1,5 @@
 //! Checks that many kinds share; each adds field errors with the texts of stock Kubernetes. Strategies call
-//! them; the string rules themselves are in `text.rs` and `proto_api::names`.
+//! them; the string rules themselves are in `string_rules.rs` and `proto_api::names`.
 
 use std::net::IpAddr;
 

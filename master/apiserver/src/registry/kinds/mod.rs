@@ -1,5 +1,5 @@
 //! The list of kinds with rules of their own. `registry/store.rs` gets a resource's strategy here; strategies
-//! share `check.rs`, `text.rs`, `ip.rs` and the crate's `read.rs`.
+//! share `check.rs`, `string_rules.rs`, `ip.rs` and the crate's `json_fields.rs`.
 
 pub mod check;
 pub mod configmap;

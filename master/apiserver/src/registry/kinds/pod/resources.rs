@@ -1,5 +1,5 @@
-//! Compute resources: quantities, resource names, requests against limits, claims, and the resources of a whole
-//! pod (KEP-2837). Called by `containers.rs` and `spec.rs`; `qos.rs` and `defaults.rs` use the sums.
+//! Compute resources: quantities, resource names, requests against limits, claims, and the resources of a
+//! whole pod (KEP-2837). Called by `containers.rs` and `spec.rs`; `qos.rs` and `defaults.rs` use the sums.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

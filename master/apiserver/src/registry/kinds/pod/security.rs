@@ -1,5 +1,5 @@
-//! Security contexts of pods and containers: ids, seccomp, AppArmor, SELinux, sysctls. Called by `spec.rs` and
-//! `containers.rs`; Windows options are in `windows.rs`.
+//! Security contexts of pods and containers: ids, seccomp, AppArmor, SELinux, sysctls. Called by `spec.rs`
+//! and `containers.rs`; Windows options are in `windows.rs`.
 
 use std::collections::BTreeSet;
 

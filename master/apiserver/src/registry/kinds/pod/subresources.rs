@@ -73,7 +73,8 @@ fn set_scheduled(status: &mut Value, now: &str) {
     set(status, "conditions", list);
 }
 
-/// Restores the status and metadata of the old object, which neither subresource may change.
+/// Restores the status and metadata of the old object, which updates of `ephemeralcontainers` and `resize`
+/// may not change.
 fn restore(new: &mut Value, old: &Value) {
     keep(new, old, "status");
     if let Some(meta) = new.get_mut("metadata") {

@@ -1,5 +1,5 @@
-//! Warnings about pod specs that are valid but surprising or deprecated. Pods and workload kinds return them to
-//! the client as `Warning` headers.
+//! Warnings about pod specs that are valid but surprising or deprecated. Pods and workload kinds return them
+//! to the client as `Warning` headers.
 
 use std::collections::{BTreeMap, BTreeSet};
 

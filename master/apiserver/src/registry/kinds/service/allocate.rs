@@ -22,7 +22,8 @@ const ADDRESSES: &str = "/allocations/clusterips/";
 /// Prefix of the keys of taken node ports.
 const PORTS: &str = "/allocations/nodeports/";
 
-/// What is taken from the view of one change: keys in the store, and keys the change itself has taken.
+/// Finds free addresses and ports for one change: free are those without a key in the store that this change
+/// has not taken either.
 struct Allocator<'a, 'b> {
     ctx: &'a AllocationContext<'b>,
     owner: String,
