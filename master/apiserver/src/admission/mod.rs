@@ -12,6 +12,7 @@ mod runtime_class;
 mod service_account;
 mod tolerations;
 
+pub use node_restriction::check_token_request;
 use proto_api::status::Status;
 use serde_json::{Value, json};
 
@@ -126,18 +127,4 @@ pub fn check_delete(attributes: &Attributes<'_>, name: &str, old: Option<&Value>
         Some(old) => node_restriction::check_delete(attributes, name, old),
         None => Ok(()),
     }
-}
-
-/// Checks a TokenRequest for the ServiceAccount called `account`.
-///
-/// # Errors
-///
-/// 403 for a token that the node may not have, 404 where the pod does not exist.
-pub async fn check_token_request(
-    objects: &dyn Objects,
-    attributes: &Attributes<'_>,
-    account: &str,
-    request: &Value,
-) -> Result<(), Status> {
-    node_restriction::check_token_request(objects, attributes, account, request).await
 }
