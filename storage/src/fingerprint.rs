@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::recent::Outcomes;
+use crate::recent_outcomes::Outcomes;
 use crate::snapshot::digest_object;
 use crate::{Object, Result, Revision, codec};
 

@@ -9,7 +9,7 @@ mod durable;
 mod fingerprint;
 pub mod log;
 mod object;
-mod recent;
+mod recent_outcomes;
 mod restore;
 mod snapshot;
 mod store;
@@ -50,7 +50,7 @@ pub enum Error {
     Damaged {
         /// The kind of record.
         what: &'static str,
-        /// How it is damaged.
+        /// Description of the damage.
         reason: String,
     },
     /// A record is larger than the format allows.

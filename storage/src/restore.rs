@@ -10,8 +10,8 @@ use proto_env::Env;
 use crate::backend::sled::SledHome;
 use crate::backend::{Backend, Batch, Home};
 use crate::crypto::{DataKey, Sealer};
-use crate::snapshot::{FORMAT, Frame, digest_object};
-use crate::store::records::{self, State};
+use crate::snapshot::{FORMAT, SnapshotFrame, digest_object};
+use crate::store::records::{self, StateRecord};
 use crate::{Error, Fingerprint, Object, Result, Revision, codec};
 
 /// The contents of a complete, checked snapshot.
@@ -19,7 +19,7 @@ use crate::{Error, Fingerprint, Object, Result, Revision, codec};
 pub struct Checked {
     /// The snapshot's revision.
     pub revision: Revision,
-    /// What the consensus stored beside the state.
+    /// Record that the consensus stored beside the state.
     pub applied: Vec<u8>,
     /// Number of objects.
     pub objects: u64,
@@ -28,7 +28,7 @@ pub struct Checked {
 /// Takes the frames of a snapshot in order and checks them.
 #[derive(Default)]
 pub struct FrameReader {
-    head: Option<State>,
+    head: Option<StateRecord>,
     objects: u64,
     /// Fingerprints of the objects alone, and of all records.
     of_objects: Fingerprint,
@@ -60,13 +60,13 @@ impl FrameReader {
         }
         let mut objects = Vec::new();
         match codec::decode("snapshot frame", frame)? {
-            Frame::Head { format, .. } if format != FORMAT => {
+            SnapshotFrame::Head { format, .. } if format != FORMAT => {
                 return Err(damaged(format!("its format is {format}, this version reads {FORMAT}")));
             }
-            Frame::Head { .. } if self.head.is_some() => return Err(damaged("it has two heads")),
-            Frame::Head { state, .. } => self.head = Some(state),
+            SnapshotFrame::Head { .. } if self.head.is_some() => return Err(damaged("it has two heads")),
+            SnapshotFrame::Head { state, .. } => self.head = Some(state),
             _ if self.head.is_none() => return Err(damaged("it does not begin with its head")),
-            Frame::Objects(records) => {
+            SnapshotFrame::Objects(records) => {
                 objects.reserve(records.len());
                 for record in records {
                     let (created, changed) = (record.create_revision, record.mod_revision);
@@ -78,12 +78,12 @@ impl FrameReader {
                     objects.push(object);
                 }
             }
-            Frame::Recent(recent) => {
+            SnapshotFrame::Recent(recent) => {
                 for (index, outcomes) in &recent {
                     self.of_all.add_outcomes(*index, outcomes)?;
                 }
             }
-            Frame::End { objects, digest } => {
+            SnapshotFrame::End { objects, digest } => {
                 if objects != self.objects || digest != *self.hasher.finalize().as_bytes() {
                     return Err(damaged("its content does not match its digest"));
                 }
@@ -134,7 +134,7 @@ impl Restoring {
         let (revision, index, applied) = place(&checked)?;
         let mut batch = Batch::default();
         // All outcomes of earlier proposals are forgotten.
-        let state = State { revision, forgotten: index, applied, index, fingerprint };
+        let state = StateRecord { revision, forgotten: index, applied, index, fingerprint };
         records::put_state(&mut batch, &state)?;
         self.backend.write(batch)?;
         self.backend.sync()?;

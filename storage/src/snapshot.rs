@@ -10,8 +10,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, Batch, Home};
-use crate::recent::{Outcomes, Recent};
-use crate::store::records::{self, State};
+use crate::recent_outcomes::{Outcomes, RecentOutcomes};
+use crate::store::records::{self, StateRecord};
 use crate::{Error, Fingerprint, Object, Result, Revision, codec};
 
 /// Approximate maximum bytes of objects in a frame, or one larger object.
@@ -32,8 +32,8 @@ pub struct SnapshotView {
 }
 
 #[derive(Serialize, Deserialize)]
-pub(crate) enum Frame {
-    Head { format: u32, state: State },
+pub(crate) enum SnapshotFrame {
+    Head { format: u32, state: StateRecord },
     Objects(Vec<Record>),
     Recent(Vec<(u64, Outcomes)>),
     End { objects: u64, digest: [u8; 32] },
@@ -52,7 +52,7 @@ pub struct Staging {
     home: Arc<dyn Home>,
     name: Option<String>,
     backend: Arc<dyn Backend>,
-    head: Option<State>,
+    head: Option<StateRecord>,
     /// The fingerprint of the records received so far.
     fingerprint: Fingerprint,
     objects: BTreeMap<Arc<str>, Arc<Object>>,
@@ -72,8 +72,8 @@ pub struct Staged {
 pub(crate) struct Adopted {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) objects: BTreeMap<Arc<str>, Arc<Object>>,
-    pub(crate) recent: Recent,
-    pub(crate) state: State,
+    pub(crate) recent: RecentOutcomes,
+    pub(crate) state: StateRecord,
 }
 
 /// Adds an object to a digest.
@@ -106,14 +106,14 @@ impl SnapshotView {
 
     /// Returns the frames, each made when it is asked for.
     pub fn frames(&self) -> impl Iterator<Item = Result<Bytes>> + Send + '_ {
-        let state = State {
+        let state = StateRecord {
             revision: self.revision,
             forgotten: self.forgotten,
             applied: self.applied.clone(),
             index: self.index,
             fingerprint: self.fingerprint,
         };
-        let head = Frame::Head { format: FORMAT, state };
+        let head = SnapshotFrame::Head { format: FORMAT, state };
         let mut hasher = blake3::Hasher::new();
         let mut objects = self.objects.iter().peekable();
         let mut recent = self.recent.chunks(64).peekable();
@@ -123,7 +123,7 @@ impl SnapshotView {
             let frame = if let Some(head) = head.take() {
                 head
             } else if objects.peek().is_some() {
-                Frame::Objects(next_objects(&mut objects, &mut hasher))
+                SnapshotFrame::Objects(next_objects(&mut objects, &mut hasher))
             } else if recent.peek().is_some() {
                 let mut chunk: Vec<(u64, Outcomes)> = Vec::new();
                 let mut outcomes = 0;
@@ -131,10 +131,13 @@ impl SnapshotView {
                     outcomes += more.iter().map(|(_, outcomes)| outcomes.len()).sum::<usize>();
                     chunk.extend_from_slice(more);
                 }
-                Frame::Recent(chunk)
+                SnapshotFrame::Recent(chunk)
             } else if !ended {
                 ended = true;
-                Frame::End { objects: self.objects.len() as u64, digest: *hasher.finalize().as_bytes() }
+                SnapshotFrame::End {
+                    objects: self.objects.len() as u64,
+                    digest: *hasher.finalize().as_bytes(),
+                }
             } else {
                 return None;
             };
@@ -190,15 +193,15 @@ impl Staging {
             return Err(damaged("frames follow its end"));
         }
         match frame {
-            Frame::Head { format, state } => {
+            SnapshotFrame::Head { format, state } => {
                 if format != FORMAT || self.head.is_some() {
                     return Err(damaged("an unknown format, or a second head"));
                 }
                 self.head = Some(state);
             }
             _ if self.head.is_none() => return Err(damaged("it does not begin with its head")),
-            Frame::Objects(objects) => self.take_objects(objects)?,
-            Frame::Recent(recent) => {
+            SnapshotFrame::Objects(objects) => self.take_objects(objects)?,
+            SnapshotFrame::Recent(recent) => {
                 let mut batch = Batch::default();
                 for (index, outcomes) in &recent {
                     self.fingerprint.add_outcomes(*index, outcomes)?;
@@ -207,7 +210,7 @@ impl Staging {
                 self.backend.write(batch)?;
                 self.recent.extend(recent);
             }
-            Frame::End { objects, digest } => {
+            SnapshotFrame::End { objects, digest } => {
                 if objects != self.objects.len() as u64 || digest != *self.hasher.finalize().as_bytes() {
                     return Err(damaged("its content does not match its digest"));
                 }
@@ -255,7 +258,7 @@ impl Staging {
             self.home.adopt(&name)?;
         }
         let state = self.head.take().unwrap_or_default();
-        let mut recent = Recent::with_forgotten(state.forgotten);
+        let mut recent = RecentOutcomes::with_forgotten(state.forgotten);
         for (index, outcomes) in std::mem::take(&mut self.recent) {
             recent.restore(index, outcomes);
         }

@@ -19,7 +19,7 @@ const BUFFER_EVENTS: usize = 128;
 const EVENT_BYTES: usize = 512;
 /// Factor by which a queue's capacity may exceed its number of events before memory is given back.
 const SPARE: usize = 4;
-/// How often an idle watch reports the revision it has reached, unless told otherwise.
+/// Default interval at which an idle watch reports the revision it has reached.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One change of one object.
@@ -33,7 +33,7 @@ pub struct WatchEvent {
     pub previous: Option<Arc<Object>>,
 }
 
-/// What a watch delivers.
+/// Item that a watch delivers.
 #[derive(Debug, Clone)]
 pub enum WatchItem {
     /// The next event.
@@ -382,7 +382,7 @@ impl Watch {
         }
         let bucket = known.bucket(&self.prefix).ok_or(WatchClosed::Lagged)?;
         if self.epoch != known.epoch || self.cursor < bucket.dropped {
-            // Planted: the watch goes on with what is known.
+            // Planted: a watch that lags goes on with the events that are left, without an error.
             if !planted::is(Bug::WatchLagsSilently) {
                 return Err(WatchClosed::Lagged);
             }

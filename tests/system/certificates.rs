@@ -158,6 +158,7 @@ async fn starts_a_year_later(cluster: &Cluster) -> Result<()> {
     for node in NODES {
         cluster.stop(node, How::Kill)?;
     }
+    let before = cluster.log("w1")?.matches("the certificates of this node were renewed").count();
     let library = faketime()?;
     let later = |arguments: &[&str]| -> Result<String> {
         let mut command = cluster.ephor_command(arguments);
@@ -180,7 +181,6 @@ async fn starts_a_year_later(cluster: &Cluster) -> Result<()> {
     .await?;
     later(&["token", "create", "--kubeconfig", &kubeconfig]).context("a write")?;
     // The worker renews with a certificate that expired long ago.
-    let before = cluster.log("w1")?.matches("the certificates of this node were renewed").count();
     eventually("the worker's new certificates", async || {
         let now = cluster.log("w1")?.matches("the certificates of this node were renewed").count();
         Ok((now > before).then_some(()))

@@ -54,7 +54,7 @@ async fn from_init_to_reset(place: &Place) -> Result<()> {
         ["master", "--masters", "1", "--advertise-address", MASTER, "--name", "a", "--data-dir", &data];
     let init = [&daily[..], &["--init"]].concat();
     says(&m.ephor(&init)?, &["was created", "Start its first master"])?;
-    says(&m.refused(&init)?, &["said once"])?;
+    says(&m.refused(&init)?, &["needed once"])?;
     let master = m.start(&place.root.path().join("master.log"), &daily)?;
     let server = format!("https://{MASTER}:6443");
     m.ephor(&["kubeconfig", "--data-dir", &data, "--server", &server, "-o", &kubeconfig])?;
@@ -153,7 +153,7 @@ async fn pull(worker: &Host, run_dir: &str, master: &Host, kubeconfig: &str) -> 
     kubectl(master, kubeconfig, "wait --for=condition=Ready pod/web --timeout=60s").map(drop)
 }
 
-/// The registry script; on SIGTERM it ends its registry.
+/// Process of the script that runs an image registry; on SIGTERM the script stops the registry.
 struct Registry(Child);
 
 impl Drop for Registry {

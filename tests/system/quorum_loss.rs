@@ -60,7 +60,7 @@ async fn lose_and_recover(hosts: &mut Hosts) -> Result<()> {
     hosts.kill("m2")?;
     refused(recover(hosts, "m1", &["--yes"])?, &["1 of the 3 voting masters answer (m3)"])?;
     hosts.kill("m3")?;
-    refused(recover(hosts, "m1", &[])?, &["nothing was changed; say --yes", "objects at revision"])?;
+    refused(recover(hosts, "m1", &[])?, &["nothing was changed; give --yes", "objects at revision"])?;
 
     let started = Instant::now();
     let (recovered, said) = recover(hosts, "m1", &["--yes"])?;

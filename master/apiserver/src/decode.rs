@@ -12,7 +12,7 @@ use serde_json::Value;
 
 mod document;
 
-use document::{Document, format};
+use document::{BodyDocument, format};
 
 /// Size of the largest request body, in bytes.
 pub const MAX_BODY: usize = 3 * 1024 * 1024;
@@ -22,14 +22,14 @@ const SCHEME: &str = "pkg/runtime/scheme.go:111";
 /// A group, a version and a kind.
 pub type Gvk<'a> = (&'a str, &'a str, &'a str);
 
-/// How unknown and duplicate fields are treated (`fieldValidation`).
+/// Treatment of unknown and duplicate fields (`fieldValidation`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum FieldValidation {
-    /// They are dropped silently.
+    /// Drops unknown and duplicate fields silently.
     Ignore,
-    /// They are dropped, each with a warning.
+    /// Drops them with a warning for each.
     Warn,
-    /// They make the request fail.
+    /// Refuses the request.
     Strict,
 }
 
@@ -55,7 +55,7 @@ impl FieldValidation {
 
 /// A decoded object and the warnings for its client.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Decoded {
+pub struct DecodedBody {
     /// The object: typed, without unknown fields, with defaults, with apiVersion and kind.
     pub object: Value,
     /// Texts for `Warning: 299 - "..."` headers.
@@ -90,13 +90,13 @@ pub fn decode_object(
     body: &[u8],
     gvk: Gvk<'_>,
     mode: FieldValidation,
-) -> Result<Decoded, Status> {
+) -> Result<DecodedBody, Status> {
     let format = format(content_type)?;
     check_size(body.len())?;
-    let document = Document::open(format, body).map_err(|e| unrecognized(gvk.2, &e, body))?;
+    let document = BodyDocument::open(format, body).map_err(|e| unrecognized(gvk.2, &e, body))?;
     let (api_version, kind) = document.type_meta().map_err(|e| unrecognized(gvk.2, &e, body))?;
     check_kind(&api_version, &kind, gvk)?;
-    let shown = Shown::of(&api_version, &kind, gvk);
+    let shown = ObjectNames::of(&api_version, &kind, gvk);
     let mut found: Vec<String> = document.strict().into_iter().collect();
     let decoded = document
         .node(gvk)
@@ -110,7 +110,7 @@ pub fn decode_object(
         }
         _ => found,
     };
-    Ok(Decoded { object: typed(decoded.value, gvk), warnings })
+    Ok(DecodedBody { object: typed(decoded.value, gvk), warnings })
 }
 
 /// Decodes a value as a kind that is not the path's resource, such as `DeleteOptions`; its apiVersion may
@@ -122,9 +122,9 @@ pub fn decode_object(
 pub fn decode_options(content_type: Option<&str>, body: &[u8], gvk: Gvk<'_>) -> Result<Value, Status> {
     let format = format(content_type)?;
     check_size(body.len())?;
-    let document = Document::open(format, body).map_err(|e| unrecognized(gvk.2, &e, body))?;
+    let document = BodyDocument::open(format, body).map_err(|e| unrecognized(gvk.2, &e, body))?;
     document.type_meta().map_err(|e| unrecognized(gvk.2, &e, body))?;
-    let shown = Shown { kind: gvk.2, version: gvk.1, expected: gvk.2 };
+    let shown = ObjectNames { kind: gvk.2, version: gvk.1, expected: gvk.2 };
     let decoded = document.node(gvk).and_then(|node| decode(&node, gvk));
     decoded.map(|d| d.value).map_err(|e| Status::bad_request(shown.cannot(&e)))
 }
@@ -141,7 +141,7 @@ pub fn finish(
     found: Vec<String>,
     gvk: Gvk<'_>,
     mode: FieldValidation,
-) -> Result<Decoded, Status> {
+) -> Result<DecodedBody, Status> {
     let refuse = |message: &str| {
         let error = Error::invalid(&Path::new("patch"), go::json(patched), message);
         Status::invalid("", "", "", ErrorList(vec![error]))
@@ -153,7 +153,7 @@ pub fn finish(
         FieldValidation::Strict if !all.is_empty() => return Err(refuse(&strict(&all))),
         _ => all,
     };
-    Ok(Decoded { object: typed(decoded.value, gvk), warnings })
+    Ok(DecodedBody { object: typed(decoded.value, gvk), warnings })
 }
 
 /// Converts an object to the canonical form in which it is stored and sent.
@@ -164,21 +164,21 @@ pub fn canonical(object: &mut Value, gvk: Gvk<'_>) {
 }
 
 /// Names of the object in error messages.
-struct Shown<'a> {
+struct ObjectNames<'a> {
     kind: &'a str,
     version: &'a str,
     expected: &'a str,
 }
 
-impl<'a> Shown<'a> {
+impl<'a> ObjectNames<'a> {
     fn of(api_version: &'a str, kind: &'a str, gvk: Gvk<'a>) -> Self {
         let kind = if kind.is_empty() { gvk.2 } else { kind };
         let version = if api_version.is_empty() { gvk.1 } else { kinds::split_api_version(api_version).1 };
-        Shown { kind, version, expected: gvk.2 }
+        ObjectNames { kind, version, expected: gvk.2 }
     }
 
     fn cannot(&self, why: &str) -> String {
-        let Shown { kind, version, expected } = self;
+        let ObjectNames { kind, version, expected } = self;
         format!("{kind} in version {} cannot be handled as a {expected}: {why}", go::quote(version))
     }
 }
@@ -186,7 +186,7 @@ impl<'a> Shown<'a> {
 /// Checks that apiVersion and kind are those of the path.
 fn check_kind(api_version: &str, kind: &str, gvk: Gvk<'_>) -> Result<(), Status> {
     let expected = kinds::api_version(gvk.0, gvk.1);
-    let shown = Shown::of(api_version, kind, gvk);
+    let shown = ObjectNames::of(api_version, kind, gvk);
     let named = if api_version.is_empty() { expected.as_str() } else { api_version };
     if named == expected && shown.kind == gvk.2 {
         return Ok(());

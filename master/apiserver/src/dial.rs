@@ -89,7 +89,7 @@ pub async fn dial_plain(registry: &Registry, address: SocketAddr) -> Result<Box<
 async fn connect(registry: &Registry, address: SocketAddr) -> std::io::Result<TcpStream> {
     let refused = || std::io::Error::new(std::io::ErrorKind::PermissionDenied, NOT_ALLOWED);
     let masters = MasterPorts::of(registry);
-    if masters.own(address) {
+    if masters.is_of_masters(address) {
         return Err(refused());
     }
     let stream = TcpStream::connect(address).await?;
@@ -103,9 +103,10 @@ async fn connect(registry: &Registry, address: SocketAddr) -> std::io::Result<Tc
 ///
 /// # Errors
 ///
-/// 400 for loopback, link-local, multicast and unspecified addresses, as in Kubernetes, and for the masters' ports.
+/// 400 for loopback, link-local, multicast and unspecified addresses, as in Kubernetes, and for the masters'
+/// ports.
 pub fn check_proxyable(registry: &Registry, address: SocketAddr) -> Result<(), Status> {
-    if is_global_unicast(address.ip()) && !MasterPorts::of(registry).own(address) {
+    if is_global_unicast(address.ip()) && !MasterPorts::of(registry).is_of_masters(address) {
         return Ok(());
     }
     Err(Status::bad_request(NOT_ALLOWED))
@@ -142,7 +143,7 @@ impl MasterPorts {
         Self { addresses, ports, service: registry.settings().service_cidr.hosts().next() }
     }
 
-    fn own(&self, address: SocketAddr) -> bool {
+    fn is_of_masters(&self, address: SocketAddr) -> bool {
         let ip = address.ip().to_canonical();
         self.service == Some(ip) || self.addresses.contains(&SocketAddr::new(ip, address.port()))
     }
@@ -213,10 +214,10 @@ mod tests {
             service: "10.96.0.1".parse().ok(),
         };
         for own in ["10.0.0.1:6443", "[::ffff:10.0.0.1]:6443", "10.96.0.1:443"] {
-            assert!(masters.own(own.parse().expect("an address")), "{own}");
+            assert!(masters.is_of_masters(own.parse().expect("an address")), "{own}");
         }
         for other in ["10.0.0.1:10250", "10.0.0.2:6443"] {
-            assert!(!masters.own(other.parse().expect("an address")), "{other}");
+            assert!(!masters.is_of_masters(other.parse().expect("an address")), "{other}");
         }
     }
 }

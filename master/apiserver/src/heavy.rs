@@ -42,7 +42,7 @@ impl HeavyWork {
     ///
     /// # Errors
     ///
-    /// Where the work panicked or the runtime is shutting down.
+    /// Fails if the work panicked or the runtime is shutting down.
     pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
         if self.blocking == Blocking::Inline {
             return Ok(work());

@@ -3,8 +3,8 @@
 //! through an in-process client.
 //!
 //! A request goes `server.rs` (or `local.rs`) -> `chain.rs` -> `handlers/` -> `decode.rs`, `patch/` ->
-//! `registry/create.rs`, `registry/update.rs` or `registry/delete.rs`, each with `admission/` and the kind's strategy
-//! -> `consensus`.
+//! `registry/create.rs`, `registry/update.rs` or `registry/delete.rs`, each with `admission/` and the kind's
+//! strategy -> `consensus`.
 
 mod admission;
 mod api;
@@ -20,16 +20,16 @@ mod errors;
 mod handlers;
 mod health;
 mod heavy;
+pub mod json_fields;
 mod limits;
 mod local;
 mod metrics;
 mod negotiate;
-mod objects;
+mod object_lookup;
 pub mod openapi;
 mod options;
 pub mod patch;
 mod proxy;
-pub mod read;
 pub mod registry;
 mod request_info;
 mod respond;
@@ -42,6 +42,6 @@ mod watch;
 pub use authn::TokenAuthenticator;
 pub use authn::signing_keys::ServiceAccountKeys;
 pub use context::UserInfo;
-pub use server::{ApiServer, Config, Error, Limits};
+pub use server::{ApiServer, Config, Error, ServerLimits};
 pub use settings::ClusterSettings;
 pub use tls::TlsIdentity;

@@ -55,7 +55,7 @@ impl Metrics {
     ///
     /// # Errors
     ///
-    /// Where two metrics have the same name, which only a change of this file can cause.
+    /// Fails if two metrics have the same name, which only a change of this file can cause.
     pub fn new() -> Result<Self, prometheus::Error> {
         let labels = ["verb", "group", "version", "resource", "subresource", "scope"];
         let mut with_code = labels.to_vec();

@@ -3,7 +3,7 @@
 
 use proto_api::status::Status;
 
-/// How an answer's bytes are encoded.
+/// Encoding of an answer's bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Encoding {
     /// `application/json`.
@@ -12,7 +12,7 @@ pub enum Encoding {
     Yaml,
 }
 
-/// Which form of the object or list is encoded.
+/// Form in which an object or list is encoded.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Shape {
     /// The object or list itself.

@@ -48,7 +48,7 @@ impl IncludeObject {
 
 /// How objects are encoded for one client.
 #[derive(Clone, Copy)]
-pub struct Format<'a> {
+pub struct ResponseFormat<'a> {
     /// Kind and namespace of the objects.
     pub target: Target<'a>,
     /// Encoding and form that the client accepts.
@@ -63,7 +63,7 @@ pub struct Format<'a> {
     pub monotonic: Duration,
 }
 
-impl Format<'_> {
+impl ResponseFormat<'_> {
     /// Returns an answer with one object, given in its storage form.
     pub fn object(&self, code: StatusCode, value: Value) -> Response<Body> {
         let value = match self.representation.shape {

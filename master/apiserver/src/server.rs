@@ -56,7 +56,7 @@ const MAX_STREAMS: u32 = 1000;
 
 /// Limits of one API server; the defaults are stock's where stock has them.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct ServerLimits {
     /// Maximum number of open connections; further ones wait to be accepted.
     pub connections: usize,
     /// Maximum number of reads running at once.
@@ -65,13 +65,13 @@ pub struct Limits {
     pub writes: usize,
 }
 
-impl Default for Limits {
+impl Default for ServerLimits {
     fn default() -> Self {
         Self { connections: 20_000, reads: 400, writes: 200 }
     }
 }
 
-/// What an API server is built from.
+/// Configuration and parts from which an API server is built.
 pub struct Config {
     /// This master's consensus, with its store.
     pub consensus: Arc<Consensus>,
@@ -88,7 +88,7 @@ pub struct Config {
     /// `HOST:PORT` at which clients reach this API server.
     pub advertise_address: String,
     /// Limits on connections and requests.
-    pub limits: Limits,
+    pub limits: ServerLimits,
 }
 
 /// Why an API server cannot be built or keep running.
@@ -124,7 +124,7 @@ impl ApiServer {
     ///
     /// # Errors
     ///
-    /// Where certificates or keys cannot be used.
+    /// Fails if certificates or keys cannot be used.
     pub fn new(config: Config, env: &Env) -> Result<Self, Error> {
         let serving = Serving::new(&config.serving)?;
         let issuer = config.settings.service_account_issuer.clone();
@@ -187,7 +187,7 @@ impl ApiServer {
     ///
     /// # Errors
     ///
-    /// Where the material does not parse; the old certificate stays.
+    /// Fails if the material does not parse; the old certificate stays.
     pub fn set_serving_certificate(&self, identity: &TlsIdentity) -> Result<(), Error> {
         Ok(self.serving.certificate.replace(identity)?)
     }
@@ -196,7 +196,7 @@ impl ApiServer {
     ///
     /// # Errors
     ///
-    /// Where the material does not parse; the old certificate stays.
+    /// Fails if the material does not parse; the old certificate stays.
     pub fn set_node_client(&self, identity: TlsIdentity) -> Result<(), Error> {
         self.api.nodes.replace(NodeClient::new(identity)?);
         Ok(())
@@ -211,7 +211,7 @@ impl ApiServer {
     ///
     /// # Errors
     ///
-    /// Where the listener has no address; failed accepts are logged and retried.
+    /// Fails if the listener has no address; failed accepts are logged and retried.
     pub async fn serve(&self, mut listener: ApiListener) -> Result<(), Error> {
         let address = match &listener {
             ApiListener::Tcp(listener) => listener.local_addr()?,

@@ -3,15 +3,14 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use proto_env::{ClientVerifier, ServerVerifier};
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
-};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
@@ -87,7 +86,7 @@ impl ServingCertificate {
     ///
     /// # Errors
     ///
-    /// Where the material does not parse; the old certificate stays.
+    /// Fails if the material does not parse; the old certificate stays.
     pub fn replace(&self, identity: &TlsIdentity) -> Result<(), Error> {
         let new = certified(identity)?;
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = new;
@@ -110,16 +109,20 @@ impl Serving {
     ///
     /// # Errors
     ///
-    /// Where the material does not parse.
+    /// Fails if the material does not parse.
     pub fn new(identity: &TlsIdentity) -> Result<Self, Error> {
         let clients = WebPkiClientVerifier::builder_with_provider(roots(&identity.ca_pem)?, provider())
             .allow_unauthenticated()
             .build()
             .map_err(|e| Error::Tls(rustls::Error::General(e.to_string())))?;
         let certificate = Arc::new(ServingCertificate(RwLock::new(certified(identity)?)));
+        // The handshake accepts the certificate of any client that has its key. Authentication checks later
+        // whether the CA vouches for it, so that a wrong certificate gets 401, as in stock, instead of a
+        // broken connection.
+        let any_client = ClientVerifier::new(&provider(), Arc::clone(&clients), |_, _, _| Ok(()));
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()?
-            .with_client_cert_verifier(Arc::new(Lenient(Arc::clone(&clients))))
+            .with_client_cert_verifier(Arc::new(any_client))
             .with_cert_resolver(Arc::clone(&certificate) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Self { config: Arc::new(config), certificate, clients })
@@ -129,53 +132,6 @@ impl Serving {
     pub fn vouches_for(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> bool {
         let Some((leaf, issuers)) = chain.split_first() else { return false };
         self.clients.verify_client_cert(leaf, issuers, now).is_ok()
-    }
-}
-
-/// Accepts any client certificate in the handshake once its holder has proven to have the key. Authentication
-/// checks later whether the CA vouches for it, so that a wrong certificate gets 401, as in stock, instead of
-/// a broken connection.
-#[derive(Debug)]
-struct Lenient(Arc<dyn ClientCertVerifier>);
-
-impl ClientCertVerifier for Lenient {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
-    }
-
-    fn client_auth_mandatory(&self) -> bool {
-        false
-    }
-
-    fn verify_client_cert(
-        &self,
-        _leaf: &CertificateDer<'_>,
-        _issuers: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
     }
 }
 
@@ -191,7 +147,7 @@ impl NodeClient {
     ///
     /// # Errors
     ///
-    /// Where the material does not parse.
+    /// Fails if the material does not parse.
     pub fn new(identity: TlsIdentity) -> Result<Self, Error> {
         let verifier =
             WebPkiServerVerifier::builder_with_provider(roots(&identity.ca_pem)?, provider()).build()?;
@@ -204,9 +160,17 @@ impl NodeClient {
     ///
     /// # Errors
     ///
-    /// Where rustls refuses the material.
+    /// Fails if rustls refuses the material.
     pub fn config(&self, node: &str) -> Result<Arc<ClientConfig>, Error> {
-        let verifier = NodeVerifier { inner: Arc::clone(&self.verifier), node: node.to_owned() };
+        let (inner, node) = (Arc::clone(&self.verifier), node.to_owned());
+        let verifier = ServerVerifier::new(&provider(), move |leaf, issuers, address, now| {
+            let verify =
+                |name: &ServerName<'_>| inner.verify_server_cert(leaf, issuers, name, &[], now).map(drop);
+            match (verify(address), ServerName::try_from(node.as_str())) {
+                (Err(_), Ok(name)) => verify(&name),
+                (result, _) => result,
+            }
+        });
         let config = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()?
             .dangerous()
@@ -216,51 +180,5 @@ impl NodeClient {
                 key(&self.identity.key_pem)?,
             )?;
         Ok(Arc::new(config))
-    }
-}
-
-/// Verifies a node's certificate for the address of the connection, or else for the node's name.
-#[derive(Debug)]
-struct NodeVerifier {
-    inner: Arc<WebPkiServerVerifier>,
-    node: String,
-}
-
-impl ServerCertVerifier for NodeVerifier {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        issuers: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let by_address = self.inner.verify_server_cert(leaf, issuers, name, ocsp, now);
-        match (by_address, ServerName::try_from(self.node.as_str())) {
-            (Err(_), Ok(node)) => self.inner.verify_server_cert(leaf, issuers, &node, ocsp, now),
-            (result, _) => result,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
     }
 }

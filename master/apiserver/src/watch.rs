@@ -27,7 +27,7 @@ use crate::negotiate::{Representation, Shape};
 use crate::options::ListOptions;
 use crate::registry::selection::Selection;
 use crate::registry::{Target, key, object};
-use crate::respond::{Format, IncludeObject};
+use crate::respond::{IncludeObject, ResponseFormat};
 
 /// Interval at which the store reports progress to a watch that allows bookmarks; `Store::ask_progress`,
 /// called by a new leader for example, makes it report earlier.
@@ -44,7 +44,7 @@ const MIN_TIMEOUT_SECONDS: u64 = 1800;
 const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Parameters of a watch.
-pub struct Request {
+pub struct WatchParameters {
     /// Namespace to watch; empty for all namespaces.
     pub namespace: String,
     /// Kind of the objects.
@@ -64,7 +64,11 @@ pub struct Request {
 /// # Errors
 ///
 /// 400 for an invalid version, 503 and 504 where the state to start from cannot be read.
-pub async fn start(api: &Arc<Api>, ctx: &Context, request: Request) -> Result<Response<Body>, Status> {
+pub async fn start(
+    api: &Arc<Api>,
+    ctx: &Context,
+    request: WatchParameters,
+) -> Result<Response<Body>, Status> {
     let options = &request.options;
     let version = options.version()?;
     let from_state = match options.send_initial_events {
@@ -144,7 +148,7 @@ struct WatchStream {
     deadline: Instant,
     headers_sent: bool,
     api: Arc<Api>,
-    request: Request,
+    request: WatchParameters,
     _counted: WatchGuard,
 }
 
@@ -177,7 +181,8 @@ impl WatchStream {
         }
     }
 
-    /// Waits for an event, progress or the end: `Some` bytes to send, `None` to check again.
+    /// Waits for an event, a progress report or the end of the watch. Returns bytes to send; `None` if the
+    /// caller must check for the end again.
     async fn wait(&mut self) -> Option<Bytes> {
         let shutdown = self.api.shutdown.clone();
         let deadline = self.deadline;
@@ -245,8 +250,8 @@ impl WatchStream {
             || self.request.selection.matches(&object::view(object, self.format().target))
     }
 
-    fn format(&self) -> Format<'_> {
-        Format {
+    fn format(&self) -> ResponseFormat<'_> {
+        ResponseFormat {
             target: Target::new(self.request.kind, &self.request.namespace),
             representation: self.request.representation,
             include: self.request.include,

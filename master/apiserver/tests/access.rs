@@ -1,14 +1,14 @@
 //! Access tests: the authorizer's matrix, tokens, certificates, and paths open to everybody.
 
-mod common;
+mod test_server;
 
 use std::sync::Arc;
 
-use common::{PODS, World, pod};
 use http::Method;
 use master_apiserver::UserInfo;
 use proto_env::ApiListener;
 use serde_json::{Value, json};
+use test_server::{PODS, World, pod};
 
 fn node(name: &str) -> UserInfo {
     UserInfo::authenticated(format!("system:node:{name}"), &["system:nodes"])
@@ -148,7 +148,7 @@ async fn the_listener_knows_certificates_and_tokens_and_refuses_wrong_ones() {
     let issued = world.post(account, json!({"spec": {"expirationSeconds": 600}})).await.expect(201).body;
     let token = issued["status"]["token"].as_str().expect("a token").to_owned();
     let admin = world.authority.issue("root", "system:masters");
-    let stranger = common::Authority::new().issue("root", "system:masters");
+    let stranger = test_server::Authority::new().issue("root", "system:masters");
 
     let ask = async |identity: Option<&master_apiserver::TlsIdentity>, token: Option<&str>, path: &str| {
         tls_get(address, &world.authority.pem, identity, token, path).await
@@ -165,7 +165,7 @@ async fn the_listener_knows_certificates_and_tokens_and_refuses_wrong_ones() {
     assert_eq!(ask(None, Some(&token), PODS).await.0, 401, "a token outlives its account not");
 
     world.env.shutdown.cancel();
-    tokio::time::timeout(common::PATIENCE, serving)
+    tokio::time::timeout(test_server::PATIENCE, serving)
         .await
         .expect("in time")
         .expect("no panic")
@@ -207,7 +207,7 @@ async fn tls_connection(
     ca: &str,
     identity: Option<&master_apiserver::TlsIdentity>,
 ) -> Sender {
-    let tls = common::tls(address, ca, identity).await;
+    let tls = test_server::tls(address, ca, identity).await;
     let (sender, connection) =
         hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(tls)).await.expect("HTTP");
     tokio::spawn(connection);
@@ -238,7 +238,7 @@ async fn a_connection_does_not_outlive_its_certificate() {
     let network = Arc::new(proto_env::TlsNetwork::joining());
     let mut env = proto_env::Env::production(network, proto_env::CancellationToken::new());
     env.clock = Arc::new(clock);
-    let world = World::start_in(env, master_apiserver::Limits::default()).await;
+    let world = World::start_in(env, master_apiserver::ServerLimits::default()).await;
     let address = world.listen().await;
     let admin = world.authority.issue_for("root", "system:masters", time::Duration::hours(1));
     let mut connection = tls_connection(address, &world.authority.pem, Some(&admin)).await;

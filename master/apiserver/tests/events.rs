@@ -1,16 +1,16 @@
 //! Expiry tests: events are deleted a time after their last write, by the leader's clock and only in its
 //! term.
 
-mod common;
+mod test_server;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use common::{MAPS, PATIENCE, World, config_map};
-use master_apiserver::Limits;
+use master_apiserver::ServerLimits;
 use proto_env::{CancellationToken, Clock, Env, SystemClock, TlsNetwork};
 use serde_json::{Value, json};
+use test_server::{MAPS, PATIENCE, World, config_map};
 
 const EVENTS: &str = "/api/v1/namespaces/default/events";
 const TTL: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ async fn what_was_not_written_for_its_time_goes_and_nothing_else() {
     let clock = Arc::new(AheadClock { clock: SystemClock::new(), ahead_seconds: AtomicU64::new(0) });
     let mut env = Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new());
     env.clock = Arc::clone(&clock) as Arc<dyn Clock>;
-    let world = World::start_in(env, Limits::default()).await;
+    let world = World::start_in(env, ServerLimits::default()).await;
     world.post(MAPS, config_map("kept", "1")).await.expect(201);
     // More events than one transaction deletes.
     for i in 0..150 {

@@ -1,11 +1,11 @@
 //! Tests of large lists: the streamed frames form the same list as a small answer, in every representation.
 
-mod common;
+mod test_server;
 
-use common::{MAPS, World, config_map};
 use http::Method;
 use proto_api::yaml;
 use serde_json::{Value, json};
+use test_server::{MAPS, World, config_map};
 
 const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io";
 const COUNT: usize = 300;

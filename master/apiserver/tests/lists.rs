@@ -1,10 +1,10 @@
 //! Lists and watches: selectors, pages, versions, representations, resuming.
 
-mod common;
+mod test_server;
 
-use common::{MAPS, World, config_map};
 use http::Method;
 use serde_json::{Value, json};
+use test_server::{MAPS, World, config_map};
 
 async fn labelled(world: &World, name: &str, app: &str) -> String {
     let mut map = config_map(name, "1");

@@ -1,12 +1,12 @@
 //! Tests of what a node may write and see: NodeRestriction on every verb, applied to the object stored at the
 //! moment of the write, and tokens only for the node's own pods.
 
-mod common;
+mod test_server;
 
-use common::{Answer, PODS, World, pod};
 use http::Method;
 use master_apiserver::UserInfo;
 use serde_json::{Value, json};
+use test_server::{Answer, PODS, World, pod};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
@@ -44,7 +44,7 @@ async fn with_late_body(
     meanwhile: impl Future<Output = ()>,
 ) -> (u16, String) {
     let identity = world.authority.issue("system:node:n1", "system:nodes");
-    let mut stream = common::tls(address, &world.authority.pem, Some(&identity)).await;
+    let mut stream = test_server::tls(address, &world.authority.pem, Some(&identity)).await;
     let kind = if *method == Method::PATCH { MERGE[0].1 } else { JSON[0].1 };
     let body = body.to_string();
     // The server sends 100 when a handler begins to read the body, that is after authorization.
@@ -64,7 +64,7 @@ async fn with_late_body(
         stream.read_to_end(&mut answer).await.expect("an answer");
         String::from_utf8_lossy(&answer).into_owned()
     };
-    let answer = tokio::time::timeout(common::PATIENCE, exchange).await.expect("in time");
+    let answer = tokio::time::timeout(test_server::PATIENCE, exchange).await.expect("in time");
     let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a code");
     (code, answer)
 }

@@ -1,10 +1,10 @@
 //! Tests of create, read, update, patch and delete, and of the errors they return.
 
-mod common;
+mod test_server;
 
-use common::{MAPS, PODS, World, config_map, pod};
 use http::Method;
 use serde_json::{Value, json};
+use test_server::{MAPS, PODS, World, config_map, pod};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_is_created_read_replaced_and_deleted() {

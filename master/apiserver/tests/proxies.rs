@@ -1,13 +1,13 @@
 //! Addresses that the proxies to nodes, pods and services refuse: addresses come from statuses that nodes
 //! write and from EndpointSlices that users write.
 
-mod common;
+mod test_server;
 
-use common::{PODS, World, pod};
 use serde_json::{Value, json};
+use test_server::{PODS, World, pod};
 
-/// Addresses that belong to no pod and no node: loopback, link-local, unspecified, multicast, broadcast, and the
-/// Service address of the API servers.
+/// Addresses that belong to no pod and no node: loopback, link-local, unspecified, multicast, broadcast, and
+/// the Service address of the API servers.
 const REFUSED: [&str; 8] = [
     "127.0.0.1",
     "127.1.2.3",

@@ -1,17 +1,17 @@
 //! The keys of ServiceAccount tokens change while API servers use them: two servers over one store, as two masters
 //! with equal replicas.
 
-mod common;
+mod test_server;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use base64::Engine;
-use common::{PATIENCE, World, service_account_keys};
-use master_apiserver::{ApiServer, Limits, ServiceAccountKeys};
+use master_apiserver::{ApiServer, ServerLimits, ServiceAccountKeys};
 use proto_env::{CancellationToken, Clock, Env, SystemClock, TlsNetwork};
 use serde_json::{Value, json};
+use test_server::{PATIENCE, World, service_account_keys};
 
 const ACCOUNT: &str = "/api/v1/namespaces/default/serviceaccounts/default/token";
 const RECORD: &str = "/ephor/service-account-keys";
@@ -38,7 +38,7 @@ async fn start(lifetime: Duration) -> (World, Arc<AtomicU64>) {
     env.clock = Arc::new(Ahead(SystemClock::new(), Arc::clone(&ahead)));
     let keys = ServiceAccountKeys { lifetime, ..service_account_keys(&env) };
     let keys = ServiceAccountKeys { first_key_since: env.clock.now(), ..keys };
-    let world = World::start_with_keys(env, Limits::default(), keys).await;
+    let world = World::start_with_keys(env, ServerLimits::default(), keys).await;
     world.server.begin_service_account_keys().await.expect("a record");
     (world, ahead)
 }
@@ -72,7 +72,7 @@ async fn published(world: &World) -> Vec<String> {
 
 /// Returns whether a server accepts a token from a client over TLS.
 async fn is_known(server: &ApiServer, world: &World, token: &str) -> bool {
-    let code = common::code_with_token(server, world, token, common::PODS).await;
+    let code = test_server::code_with_token(server, world, token, test_server::PODS).await;
     assert!(matches!(code, 401 | 403), "{code}: the account may do nothing");
     code == 403
 }

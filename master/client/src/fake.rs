@@ -15,7 +15,7 @@ use kube::client::Body;
 use serde_json::{Value, json};
 
 pub use store::FakeApi;
-use store::{Failure, Target};
+use store::{Refusal, Target};
 
 type Answer = Response<BoxBody<Bytes, std::io::Error>>;
 
@@ -34,7 +34,7 @@ impl FakeApi {
         let (parts, body) = request.into_parts();
         let body = match body.collect().await {
             Ok(body) => body.to_bytes(),
-            Err(error) => return failure(&Failure::bad(&error.to_string())),
+            Err(error) => return failure(&Refusal::bad(&error.to_string())),
         };
         let path = parts.uri.path();
         let query = parts.uri.query().unwrap_or_default();
@@ -42,7 +42,7 @@ impl FakeApi {
             return document(StatusCode::OK, &found);
         }
         let Some(target) = Target::parse(path) else {
-            return failure(&Failure::not_found(path));
+            return failure(&Refusal::not_found(path));
         };
         if query.contains("watch=true") {
             return self.watch(&target, query);
@@ -64,7 +64,7 @@ impl FakeApi {
             Method::PATCH => self.patch(&target, &sent, strategic),
             Method::DELETE if target.name.is_empty() => self.delete_all(&target),
             Method::DELETE => self.delete(&target, &sent),
-            _ => Err(Failure::bad("method")),
+            _ => Err(Refusal::bad("method")),
         };
         match result {
             Ok(object) => document(StatusCode::OK, &object),
@@ -148,7 +148,7 @@ fn document(code: StatusCode, value: &Value) -> Answer {
     answer
 }
 
-fn failure(failure: &Failure) -> Answer {
+fn failure(failure: &Refusal) -> Answer {
     let code = StatusCode::from_u16(failure.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "status": "Failure",

@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 use crate::list_watch::parse_revision;
 use crate::{Error, Informer, ListWatch, Object};
 
-/// How long a cache may take to receive what earlier leaders wrote; then its informer lists.
+/// Longest time to wait until a cache has received the writes of earlier leaders by its watch; after that its
+/// informer lists the objects.
 const CATCH_UP_GRACE: Duration = Duration::from_millis(30);
 
 /// Name of the ConfigMap with the cluster's CA in every namespace: the only ConfigMaps that are watched.
@@ -46,7 +47,8 @@ pub struct Informers {
     pub service_accounts: Arc<Informer<ServiceAccount>>,
     /// Cache of the ConfigMaps named `kube-root-ca.crt`, one per namespace.
     pub root_ca_config_maps: Arc<Informer<ConfigMap>>,
-    /// Objects that these caches, and others that share the record, had to skip because they do not decode.
+    /// Objects that the informers skipped because they do not decode; other readers may add to the same
+    /// record.
     pub broken: BrokenObjects,
     ask: AskProgress,
 }

@@ -16,16 +16,16 @@ mod cache;
 pub mod fake;
 mod informer;
 mod informers;
-mod key;
 mod list_watch;
+mod object_key;
 mod recorder;
 mod work_queue;
 
 pub use cache::Cache;
 pub use informer::{Delta, HandlerGuard, Informer};
 pub use informers::{AskProgress, Informers};
-pub use key::ObjectKey;
 pub use list_watch::{ListWatch, Object};
+pub use object_key::ObjectKey;
 pub use recorder::{EventType, Recorder, reference};
 pub use work_queue::WorkQueue;
 
@@ -40,7 +40,7 @@ pub enum Error {
     Revision {
         /// Kind of the answer: a list or an object.
         what: &'static str,
-        /// The resourceVersion that it has, if any.
+        /// The resourceVersion found, if any.
         found: Option<String>,
     },
     /// A list is older than the state this cache has already shown.

@@ -48,7 +48,7 @@ impl<K: Object> ListWatch<K> {
         Self { client, request, metadata_only: false, field_selector: None, kind }
     }
 
-    /// Restricts it to objects that a field selector accepts.
+    /// Restricts the list and the watch to objects that a field selector accepts.
     pub fn fields(mut self, selector: &str) -> Self {
         self.field_selector = Some(selector.to_owned());
         self

@@ -113,20 +113,20 @@ pub fn reference<K: Resource<DynamicType = ()>>(object: &K) -> ObjectReference {
     }
 }
 
-struct Seen {
+struct RecordedEvent {
     name: String,
     count: i32,
 }
 
 /// Identity of an event for counting repeats: object, type, reason, message.
-type Same = (String, &'static str, String, String);
+type EventIdentity = (String, &'static str, String, String);
 
 struct Writer {
     client: Client,
     component: &'static str,
     clock: Arc<dyn Clock>,
-    seen: BTreeMap<Same, Seen>,
-    order: VecDeque<Same>,
+    seen: BTreeMap<EventIdentity, RecordedEvent>,
+    order: VecDeque<EventIdentity>,
     /// Token bucket of each object: tokens left, and when they were counted.
     spam: BTreeMap<String, (f64, Duration)>,
 }
@@ -182,7 +182,7 @@ impl Writer {
         let name = format!("{}.{:x}", record.about.name.as_deref().unwrap_or_default(), now.as_nanosecond());
         let event = self.event(&name, &namespace, record, now);
         events.create(&PostParams::default(), &event).await?;
-        self.remember(same, Seen { name, count: 1 });
+        self.remember(same, RecordedEvent { name, count: 1 });
         Ok(())
     }
 
@@ -206,7 +206,7 @@ impl Writer {
         }
     }
 
-    fn remember(&mut self, same: Same, seen: Seen) {
+    fn remember(&mut self, same: EventIdentity, seen: RecordedEvent) {
         if self.seen.insert(same.clone(), seen).is_none() {
             self.order.push_back(same);
         }

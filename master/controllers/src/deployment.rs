@@ -73,7 +73,7 @@ impl DeploymentController {
     /// Queues the Deployment of a pod that ended: a Recreate rollout continues when the last old pod is gone.
     fn on_pod(&self, delta: &Delta<'_, Pod>, queue: &WorkQueue<ObjectKey>) {
         let Some(pod) = delta.object() else { return };
-        let ended = delta.new.is_none_or(|pod| crate::pods::is_terminal(pod));
+        let ended = delta.new.is_none_or(|pod| crate::pod_state::is_terminal(pod));
         let Some(owner) = controller_of(&pod.metadata).filter(|_| ended) else { return };
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let Some(set) = self.informers().replica_sets.cache().find(namespace, &owner.name) else { return };

@@ -12,13 +12,13 @@ use master_client::{HandlerGuard, ObjectKey, WorkQueue};
 
 use crate::context::Context;
 use crate::controller::{Controller, Reconciled};
-use crate::endpoints_model::{
+use crate::endpointslice::queue_services_of_pod;
+use crate::error::{Error, ignore_already_exists, ignore_not_found, is_namespace_terminating};
+use crate::pod_state::{is_ready, node_name};
+use crate::service_endpoints::{
     HEADLESS, Port, address_of_family, belongs, families, hostname, is_headless, is_selected, is_selecting,
     ports, publishes_not_ready, target_reference,
 };
-use crate::endpointslice::queue_services_of_pod;
-use crate::error::{Error, ignore_already_exists, ignore_not_found, is_namespace_terminating};
-use crate::pods::{is_ready, node_name};
 
 /// Maximum number of addresses in one object; further ones are left out, and an annotation says so.
 const CAPACITY: usize = 1000;

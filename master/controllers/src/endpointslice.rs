@@ -15,8 +15,8 @@ use master_client::{Delta, EventType, HandlerGuard, Informers, ObjectKey, Record
 
 use crate::context::Context;
 use crate::controller::{Controller, Reconciled};
-use crate::endpoints_model::{belongs, differs, is_selected, is_selecting};
 use crate::error::{Error, describe, ignore_not_found, is_conflict, is_namespace_terminating};
+use crate::service_endpoints::{belongs, differs, is_selected, is_selecting};
 
 /// Label that names the controller that owns a slice.
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
@@ -77,7 +77,7 @@ impl EndpointSliceController {
         queue.add(key);
     }
 
-    async fn write(&self, key: &ObjectKey, service: &Service, plan: plan::Plan) -> Result<(), Error> {
+    async fn write(&self, key: &ObjectKey, service: &Service, plan: plan::SlicePlan) -> Result<(), Error> {
         let slices = self.context.namespaced::<EndpointSlice>(&key.namespace);
         for slice in plan.create {
             match slices.create(&PostParams::default(), &slice).await {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 /// Age at which an expectation is dropped: its event was missed for good.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
-struct Expected {
+struct Expectation {
     creations: usize,
     /// Keys of pods, so that a deletion seen twice counts once.
     deletions: BTreeSet<ObjectKey>,
@@ -22,7 +22,7 @@ struct Expected {
 /// Expectations of one controller, by the keys of its objects.
 #[derive(Default)]
 pub(crate) struct Expectations {
-    expected: Mutex<BTreeMap<ObjectKey, Expected>>,
+    expected: Mutex<BTreeMap<ObjectKey, Expectation>>,
 }
 
 impl Expectations {
@@ -35,13 +35,13 @@ impl Expectations {
 
     /// Records that `count` creations are about to be requested.
     pub fn expect_creations(&self, key: &ObjectKey, count: usize) {
-        let expected = Expected { creations: count, deletions: BTreeSet::new(), since: Instant::now() };
+        let expected = Expectation { creations: count, deletions: BTreeSet::new(), since: Instant::now() };
         self.lock().insert(key.clone(), expected);
     }
 
     /// Records that deletions of these pods are about to be requested.
     pub fn expect_deletions(&self, key: &ObjectKey, pods: BTreeSet<ObjectKey>) {
-        let expected = Expected { creations: 0, deletions: pods, since: Instant::now() };
+        let expected = Expectation { creations: 0, deletions: pods, since: Instant::now() };
         self.lock().insert(key.clone(), expected);
     }
 
@@ -64,7 +64,7 @@ impl Expectations {
         self.lock().remove(key);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ObjectKey, Expected>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ObjectKey, Expectation>> {
         self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

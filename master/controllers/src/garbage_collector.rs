@@ -20,14 +20,15 @@ use master_client::{Delta, HandlerGuard, Informer, ListWatch, Object, Recorder, 
 use proto_env::supervise::supervise;
 use tokio_util::sync::CancellationToken;
 
+use crate::api_resources::{self, ListableResource};
 use crate::context::Context;
 use crate::controller::{Controller, Reconciled};
 use crate::error::Error;
 use crate::owner::uid;
-use crate::resources::{self, Kind};
-use graph::{Coordinates, Graph, Node, Work};
+use graph::{Coordinates, Graph, GraphNode, Work};
 
-/// How long a metadata watch may take to deliver what was written; then its informer lists.
+/// Longest time to wait until a metadata watch has delivered earlier writes; after that its informer lists
+/// the objects.
 const CATCH_UP_GRACE: Duration = Duration::from_millis(200);
 
 /// Interval between two discoveries of the API's kinds.
@@ -53,11 +54,11 @@ impl fmt::Display for Key {
 pub(crate) struct GarbageCollector {
     context: Context,
     graph: Mutex<Graph>,
-    kinds: Mutex<Vec<Kind>>,
+    kinds: Mutex<Vec<ListableResource>>,
     /// Metadata watches by full kind name.
     watches: Mutex<BTreeMap<String, MetadataWatch>>,
     queue: OnceLock<Arc<WorkQueue<Key>>>,
-    /// Keys to queue once the graph is complete; `None` when it is.
+    /// Keys to queue once the graph is complete; `None` after that.
     held: Mutex<Option<BTreeSet<Key>>>,
     recorder: Recorder,
 }
@@ -97,13 +98,13 @@ impl GarbageCollector {
     }
 
     /// Finds the kind that an owner reference names, in any version.
-    fn kind(&self, api_version: &str, kind: &str) -> Option<Kind> {
+    fn kind(&self, api_version: &str, kind: &str) -> Option<ListableResource> {
         let group = api_version.split_once('/').map_or("", |(group, _)| group);
         let kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         kinds.iter().find(|own| own.resource.group == group && own.resource.kind == kind).cloned()
     }
 
-    fn dependents(&self, uid: &str) -> Vec<Node> {
+    fn dependents(&self, uid: &str) -> Vec<GraphNode> {
         self.graph().dependents(uid).into_iter().cloned().collect()
     }
 
@@ -148,7 +149,7 @@ impl GarbageCollector {
 
     /// Watches the kinds the API has now, and releases held keys once the graph holds all of them.
     async fn follow_kinds(self: &Arc<Self>) -> Result<(), Error> {
-        let kinds = resources::discover(&self.context.client).await?;
+        let kinds = api_resources::discover(&self.context.client).await?;
         if self.watch_kinds(kinds) {
             self.held().get_or_insert_default();
         }
@@ -209,9 +210,9 @@ impl GarbageCollector {
     }
 
     /// Starts watches of new kinds and stops those of removed kinds; true when any kind is new.
-    fn watch_kinds(self: &Arc<Self>, kinds: Vec<Kind>) -> bool {
+    fn watch_kinds(self: &Arc<Self>, kinds: Vec<ListableResource>) -> bool {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted: BTreeMap<String, &Kind> =
+        let wanted: BTreeMap<String, &ListableResource> =
             kinds.iter().filter(|kind| needs_watch(kind)).map(|kind| (kind.full_name(), kind)).collect();
         watches.retain(|name, _| wanted.contains_key(name));
         let before = watches.len();
@@ -224,7 +225,7 @@ impl GarbageCollector {
         any_new
     }
 
-    fn watch(self: &Arc<Self>, kind: &Kind) -> MetadataWatch {
+    fn watch(self: &Arc<Self>, kind: &ListableResource) -> MetadataWatch {
         let api: Api<DynamicObject> = Api::all_with(self.context.client.clone(), &kind.resource);
         let broken = self.context.informers.broken.clone();
         let informer = MetadataInformer::new(kind.full_name(), ListWatch::metadata(api), vec![], broken);
@@ -257,7 +258,7 @@ const SHARED: [(&str, &str); 9] = [
 
 /// Whether a kind needs a watch of its own. Events do not: they are many, and neither own objects nor are
 /// owned.
-fn needs_watch(kind: &Kind) -> bool {
+fn needs_watch(kind: &ListableResource) -> bool {
     let resource = (kind.resource.group.as_str(), kind.resource.plural.as_str());
     kind.watchable && kind.deletable && kind.resource.plural != "events" && !SHARED.contains(&resource)
 }

@@ -18,26 +18,26 @@
 //! | `pod_gc.rs` | deleting pods that no agent will delete |
 //! | `pod_cidr.rs` | the nodes' parts of the pod address range |
 
+mod api_resources;
 mod context;
 mod controller;
 mod deployment;
 mod endpoints;
-mod endpoints_model;
 mod endpointslice;
 mod error;
 mod expectations;
 mod garbage_collector;
 mod namespace;
 mod node_lifecycle;
-mod nodes;
+mod node_taints;
 mod owner;
 mod pod_cidr;
 mod pod_gc;
-mod pods;
+mod pod_state;
 mod replicaset;
-mod resources;
 mod root_ca;
 mod service_account;
+mod service_endpoints;
 mod system;
 mod taint_eviction;
 

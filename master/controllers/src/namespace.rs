@@ -12,10 +12,10 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams, Request};
 use master_client::{HandlerGuard, ObjectKey, WorkQueue};
 
+use crate::api_resources::{self, ListableResource};
 use crate::context::Context;
 use crate::controller::{Controller, Reconciled};
 use crate::error::{Error, ignore_not_found, is_not_found};
-use crate::resources::{self, Kind};
 
 /// Finalizer that this controller removes.
 const FINALIZER: &str = "kubernetes";
@@ -30,7 +30,7 @@ pub(crate) struct NamespaceController {
 
 /// The content that is left in a namespace.
 #[derive(Default)]
-pub(crate) struct Remains {
+pub(crate) struct RemainingContent {
     /// Number of objects left, by kind.
     pub objects: BTreeMap<String, usize>,
     /// Number of objects that wait for each finalizer.
@@ -41,7 +41,7 @@ pub(crate) struct Remains {
     pub discovery: Option<String>,
 }
 
-impl Remains {
+impl RemainingContent {
     fn is_empty(&self) -> bool {
         self.objects.is_empty() && self.failures.is_empty() && self.discovery.is_none()
     }
@@ -53,9 +53,9 @@ impl NamespaceController {
     }
 
     /// Deletes everything in the namespace and reports what is left.
-    async fn delete_content(&self, namespace: &str) -> Remains {
-        let mut remains = Remains::default();
-        let kinds = match resources::discover(&self.context.client).await {
+    async fn delete_content(&self, namespace: &str) -> RemainingContent {
+        let mut remains = RemainingContent::default();
+        let kinds = match api_resources::discover(&self.context.client).await {
             Ok(kinds) => kinds,
             Err(error) => {
                 remains.discovery = Some(error.to_string());
@@ -70,7 +70,12 @@ impl NamespaceController {
         remains
     }
 
-    async fn delete_kind(&self, kind: &Kind, namespace: &str, remains: &mut Remains) -> Result<(), Error> {
+    async fn delete_kind(
+        &self,
+        kind: &ListableResource,
+        namespace: &str,
+        remains: &mut RemainingContent,
+    ) -> Result<(), Error> {
         let api: Api<DynamicObject> =
             Api::namespaced_with(self.context.client.clone(), namespace, &kind.resource);
         let left = api.list_metadata(&ListParams::default()).await?.items;
@@ -110,7 +115,11 @@ impl NamespaceController {
         Ok(())
     }
 
-    async fn write_conditions(&self, namespace: &Namespace, remains: &Remains) -> Result<Namespace, Error> {
+    async fn write_conditions(
+        &self,
+        namespace: &Namespace,
+        remains: &RemainingContent,
+    ) -> Result<Namespace, Error> {
         let mut updated = namespace.clone();
         let status = updated.status.get_or_insert_default();
         status.phase = Some("Terminating".to_owned());

@@ -18,8 +18,8 @@ use tokio::time::Instant;
 use crate::context::Context;
 use crate::controller::{Controller, Reconciled};
 use crate::error::{Error, ignore_not_found};
-use crate::nodes::{NoExecute, condition, has_no_execute, is_ready, wanted_taints};
-use crate::pods;
+use crate::node_taints::{NoExecute, condition, has_no_execute, is_ready, wanted_taints};
+use crate::pod_state;
 use zones::{Permission, Zones};
 
 pub(crate) struct NodeLifecycleController {
@@ -59,7 +59,8 @@ impl NodeLifecycleController {
         let name = node.metadata.name.as_deref().unwrap_or_default();
         let lost_since = condition(node, "Ready").and_then(|ready| ready.last_transition_time.clone());
         for pod in self.context.informers.pods.cache().by_index(Informers::BY_NODE, name) {
-            let Some(ready) = pods::condition(&pod, "Ready").filter(|ready| ready.status == "True") else {
+            let Some(ready) = pod_state::condition(&pod, "Ready").filter(|ready| ready.status == "True")
+            else {
                 continue;
             };
             if lost_since.is_some() && ready.last_transition_time > lost_since {

@@ -1,5 +1,5 @@
-//! Ownership through controller references: who controls an object, and how a controller adopts matching orphans
-//! and releases what no longer matches. Used by the ReplicaSet and Deployment controllers.
+//! Ownership through controller references: who controls an object, and how a controller adopts matching
+//! orphans and releases what no longer matches. Used by the ReplicaSet and Deployment controllers.
 
 use std::fmt::Debug;
 
@@ -46,7 +46,7 @@ pub(crate) fn selects(selector: &Selector, meta: &ObjectMeta) -> bool {
     }
 }
 
-/// What to do with one candidate for ownership.
+/// Decision about one candidate for ownership.
 #[derive(Debug, PartialEq, Eq)]
 enum Claim {
     Keep,

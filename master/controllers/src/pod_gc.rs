@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use crate::context::Context;
 use crate::controller::{Controller, Reconciled};
 use crate::error::{Error, ignore_not_found, is_conflict};
-use crate::nodes::{OUT_OF_SERVICE, has_taint, is_ready};
-use crate::pods::{is_terminal, node_name};
+use crate::node_taints::{OUT_OF_SERVICE, has_taint, is_ready};
+use crate::pod_state::{is_terminal, node_name};
 
 /// Interval between two sweeps.
 const PERIOD: Duration = Duration::from_secs(20);
@@ -66,7 +66,7 @@ impl PodGcController {
     async fn remove(&self, pod: &Pod, why: Option<&str>) -> Result<(), Error> {
         let key = ObjectKey::of(pod);
         let pods = self.context.namespaced::<Pod>(&key.namespace);
-        tracing::info!(pod = %key, reason = why, "removing a pod nobody answers for");
+        tracing::info!(pod = %key, reason = why, "removing a pod that no agent will delete");
         if let Some(message) = why.filter(|_| !is_terminal(pod)) {
             let patch = json!({
                 "metadata": { "uid": pod.metadata.uid },

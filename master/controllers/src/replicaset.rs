@@ -1,6 +1,6 @@
-//! ReplicaSet: keeps as many pods as `spec.replicas` asks for. Keys come from ReplicaSets and from pods, through
-//! their controller reference or, for orphans, through the selectors. Creates and deletes pods, adopts and
-//! releases them, writes its status.
+//! ReplicaSet: keeps as many pods as `spec.replicas` asks for. Keys come from ReplicaSets and from pods,
+//! through their controller reference or, for orphans, through the selectors. Creates and deletes pods,
+//! adopts and releases them, writes its status.
 
 mod scale;
 mod status;
@@ -20,7 +20,7 @@ use crate::controller::{Controller, Reconciled};
 use crate::error::Error;
 use crate::expectations::Expectations;
 use crate::owner::{claim, controller_of, selects, uid};
-use crate::pods::{is_active, is_terminating};
+use crate::pod_state::{is_active, is_terminating};
 
 pub(crate) struct ReplicaSetController {
     context: Context,
@@ -152,7 +152,7 @@ impl Controller for ReplicaSetController {
 /// Returns how long until the next ready pod has been ready for `min_ready` seconds.
 fn next_available(active: &[Arc<Pod>], min_ready: i32, now: jiff::Timestamp) -> Duration {
     let waits = active.iter().filter_map(|pod| {
-        let ready = crate::pods::condition(pod, "Ready").filter(|ready| ready.status == "True")?;
+        let ready = crate::pod_state::condition(pod, "Ready").filter(|ready| ready.status == "True")?;
         let since = ready.last_transition_time.as_ref()?.0;
         let left = i64::from(min_ready) - (now.as_second() - since.as_second());
         u64::try_from(left).ok().filter(|left| *left > 0)

@@ -18,8 +18,8 @@ use std::collections::BTreeMap;
 use crate::context::Context;
 use crate::controller::{Controller, Reconciled};
 use crate::error::{Error, ignore_not_found};
-use crate::nodes::{taints, tolerates};
-use crate::pods::node_name;
+use crate::node_taints::{taints, tolerates};
+use crate::pod_state::node_name;
 
 pub(crate) struct TaintEvictionController {
     context: Context,

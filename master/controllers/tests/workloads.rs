@@ -1,5 +1,6 @@
-//! The controllers against an API in memory, with a made-up agent that runs whatever pods there are: Deployments roll
-//! out, owners take their dependents along, Services find their pods, lost nodes lose theirs.
+//! The controllers against an API in memory, with a made-up agent that runs whatever pods there are:
+//! Deployments roll out, owners take their dependents along, Services find their pods, lost nodes lose
+//! theirs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,7 +119,8 @@ async fn a_deployment_rolls_out_and_never_asks_for_more_pods_than_its_surge_allo
         deployment["spec"]["template"]["spec"]["containers"][0]["image"] = json!("web:2");
         true
     });
-    // What its sets ask for, as in stock: pods themselves are one more while an old one is still to be deleted.
+    // Largest sum of the ReplicaSets' `spec.replicas`, as stock bounds it. There may be one more pod while an
+    // old one waits for its deletion.
     let mut most = 0;
     cluster
         .wait("the second rollout", |api| {

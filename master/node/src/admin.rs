@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use crate::backup::Source;
+use crate::backup::BackupSource;
 use crate::certificates::{Certificates, Expiration};
 use crate::liveness::Liveness;
 use crate::members::{members_with_health, wire_members};
@@ -40,7 +40,7 @@ pub struct AdminService {
     /// The network to reach other masters by.
     pub network: Arc<dyn Network>,
     /// Makes the entries of backups.
-    pub backups: Arc<Source>,
+    pub backups: Arc<BackupSource>,
     /// The certificates of this master, for their expiry.
     pub certificates: Arc<Certificates>,
     /// The API server of this master, for the end of the ServiceAccount key.

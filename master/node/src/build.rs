@@ -10,7 +10,7 @@ use master_apiserver::settings::ClusterSettings as ApiSettings;
 use master_apiserver::{ApiServer, UserInfo};
 use master_client::Informers;
 use proto_env::Env;
-use proto_env::grpc::{OnMain, accept_apart};
+use proto_env::grpc::{MainRuntimeService, accept_apart};
 use proto_env::supervise::{catch, supervise};
 use proto_wire::cluster::admin_server::AdminServer;
 use proto_wire::cluster::join_server::JoinServer;
@@ -118,7 +118,7 @@ pub async fn build(config: MasterConfig, env: Env, objects: Objects) -> Result<M
                 .map_err(certificates::Error::from)?,
             token_authenticators: Vec::new(),
             advertise_address: config.api_address().to_string(),
-            limits: master_apiserver::Limits::default(),
+            limits: master_apiserver::ServerLimits::default(),
         },
         &env,
     )?;
@@ -321,16 +321,16 @@ impl Master {
     }
 
     /// Creates the source of backups, for operators and for the leader's schedule.
-    fn backups(&self) -> Arc<backup::Source> {
+    fn backups(&self) -> Arc<backup::BackupSource> {
         let (consensus, keys) = (self.consensus.clone(), self.keys.clone());
         let (settings, name) = (self.settings.clone(), self.config.name.clone());
-        backup::Source::new(consensus, keys, settings, name, self.env.clone())
+        backup::BackupSource::new(consensus, keys, settings, name, self.env.clone())
     }
 
     async fn serve_peers(
         &self,
         liveness: Arc<Liveness>,
-        backups: Arc<backup::Source>,
+        backups: Arc<backup::BackupSource>,
         listener: Box<dyn proto_env::Listener>,
     ) -> Result<(), Error> {
         let join = JoinService {
@@ -362,9 +362,9 @@ impl Master {
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
             .max_concurrent_streams(256)
             .add_service(self.consensus.raft_service())
-            .add_service(OnMain::new(join, runtime))
-            .add_service(OnMain::new(LivenessServer::new(nodes), runtime))
-            .add_service(OnMain::new(admin, runtime));
+            .add_service(MainRuntimeService::new(join, runtime))
+            .add_service(MainRuntimeService::new(LivenessServer::new(nodes), runtime))
+            .add_service(MainRuntimeService::new(admin, runtime));
         let accepted = accept_apart(listener, runtime);
         let stop = || self.env.shutdown.clone().cancelled_owned();
         let masters = router.clone().serve_with_incoming_shutdown(accepted.masters, stop());

@@ -84,7 +84,7 @@ impl Certificates {
     /// Issues the first set of certificates and uses it on the peer port.
     ///
     /// # Errors
-    /// Where the keys cannot be used, or a file cannot be written.
+    /// Fails if the keys cannot be used, or a file cannot be written.
     pub fn start(
         config: &MasterConfig,
         settings: &ClusterSettings,
@@ -137,7 +137,7 @@ impl Certificates {
         let set = self.make()?;
         if let Err(error) = self.files.store_issued("apiserver", &set.serving) {
             // The file is only a copy for operators, so a full disk must not stop the renewal.
-            tracing::warn!(%error, "the new serving certificate could not be written down");
+            tracing::warn!(%error, "the new serving certificate could not be stored");
         }
         let new = self.use_on_peer_port(set)?;
         api.set_serving_certificate(&new.serving)?;

@@ -174,27 +174,29 @@ pub enum Error {
     #[error("no name: give --name")]
     NoName,
     /// `--replace` without `--join`.
-    #[error("--replace names the master whose place a new one takes: it needs --join")]
+    #[error("--replace requires --join")]
     ReplaceWithoutJoin,
     /// `--join` without `--token`.
-    #[error("--join needs --token (make one with `ephor token create --role master` on a running master)")]
+    #[error(
+        "--join requires --token (create one with `ephor token create --role master` on a running master)"
+    )]
     JoinWithoutToken,
     /// `disk_reserve_mib` is larger than any disk.
-    #[error("{0} MiB to be kept free are asked for: at most {RESERVE_MAX_MIB} make sense")]
+    #[error("--disk-reserve-mib is {0}: it must be at most {RESERVE_MAX_MIB}")]
     LargeReserve(u64),
     /// The log is too small for a few of the largest objects, or too large to be read again at a start.
-    #[error("{0} MiB of log are asked for: give --log-mib {LOG_MIN_MIB} to {LOG_MAX_MIB}")]
+    #[error("--log-mib is {0}: it must be {LOG_MIN_MIB} to {LOG_MAX_MIB}")]
     LogSize(u64),
     /// Snapshots would be taken all the time because they are too few entries apart, or the log would never
     /// be purged because they are too many apart.
     #[error(
-        "{0} entries between snapshots are asked for: give --snapshot-count {min} to {SNAPSHOT_COUNT_MAX}",
+        "--snapshot-count is {0}: it must be {min} to {SNAPSHOT_COUNT_MAX}",
         min = consensus::MIN_SNAPSHOT_COUNT
     )]
     SnapshotCount(u64),
     /// The lifetime of certificates is too short for renewal, or too long beside that of the CA.
     #[error(
-        "certificates that live {0} s are asked for: give --certificate-lifetime {LIFETIME_MIN_S}s to {max}d",
+        "--certificate-lifetime is {0}s: it must be {LIFETIME_MIN_S}s to {max}d",
         max = LIFETIME_MAX_S / 86_400
     )]
     CertificateLifetime(u64),

@@ -91,7 +91,7 @@ pub enum Error {
     },
     /// `--init` was given, but the data directory is not empty.
     #[error(
-        "{0} is not empty ({1} is there): --init creates a new cluster and is said once; start this master \
+        "{0} is not empty ({1} is there): --init creates a new cluster and is needed once; start this master \
          without it"
     )]
     NotEmpty(PathBuf, String),
@@ -136,7 +136,7 @@ pub enum Error {
 /// gives the cluster's id. `build` goes on from there.
 ///
 /// # Errors
-/// Where there is anything in the data directory, or a file cannot be written.
+/// Fails if there is anything in the data directory, or a file cannot be written.
 pub fn create(config: &MasterConfig, env: &Env) -> Result<String, Error> {
     let data_dir = &config.data_dir;
     if crate::backup::unfinished(data_dir, env.disk.as_ref()) {
@@ -163,7 +163,7 @@ pub fn create(config: &MasterConfig, env: &Env) -> Result<String, Error> {
 /// there. Used by the simulation, which brings its own keys.
 ///
 /// # Errors
-/// Where a file cannot be written.
+/// Fails if a file cannot be written.
 pub fn prepare(
     config: &MasterConfig,
     disk: Arc<dyn Disk>,
@@ -183,7 +183,7 @@ impl MasterIdentity {
     /// Reads the identity from the data directory, or joins a cluster.
     ///
     /// # Errors
-    /// Where the directory is empty and there is no master to join, or reading or joining fails.
+    /// Fails if the directory is empty and there is no master to join, or reading or joining fails.
     pub async fn obtain(config: &MasterConfig, env: &Env) -> Result<Self, Error> {
         if crate::backup::unfinished(&config.data_dir, env.disk.as_ref()) {
             return Err(Error::Restoring(config.data_dir.clone()));

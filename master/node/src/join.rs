@@ -24,9 +24,9 @@ use crate::members::{serving_members, voter_called, wire_members};
 use crate::node_names;
 use crate::peer::named_node;
 use crate::pki::{ClusterKeys, Subject, Usage, Validity};
-use crate::tokens::{self, Admitted, USAGE_MASTER, USAGE_WORKER};
+use crate::tokens::{self, TokenGrants, USAGE_MASTER, USAGE_WORKER};
 
-/// How long a join may wait for a quorum.
+/// Longest time that a join waits for a quorum.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Implements the Join service.
@@ -44,7 +44,7 @@ pub struct JoinService {
 }
 
 impl JoinService {
-    async fn admit(&self, token: &str, usage: &str) -> Result<Admitted, Status> {
+    async fn admit(&self, token: &str, usage: &str) -> Result<TokenGrants, Status> {
         let token: JoinToken =
             token.parse().map_err(|e: proto_wire::token::Error| Status::invalid_argument(e.to_string()))?;
         self.barrier("check the token").await?;
@@ -63,7 +63,7 @@ impl JoinService {
     }
 
     /// Refuses the join when the name is not free for this node.
-    fn check_node(&self, name: &str, admitted: &Admitted) -> Result<(), Status> {
+    fn check_node(&self, name: &str, admitted: &TokenGrants) -> Result<(), Status> {
         node_names::check(name, &self.settings).map_err(Status::invalid_argument)?;
         if self.consensus.members().iter().any(|member| member.name == name) {
             return Err(Status::invalid_argument(format!(
@@ -72,7 +72,7 @@ impl JoinService {
         }
         match &admitted.node {
             Some(only) if only != name => Err(Status::permission_denied(format!(
-                "the token is for node {only} alone: make one with `ephor token create`"
+                "the token is for node {only} alone: create one with `ephor token create`"
             ))),
             None if self.node_exists(name) => Err(Status::already_exists(format!(
                 "there is a node {name}: start it with the data directory it has; where that is lost, use a \

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::autopilot;
-use crate::backup::{self, Source};
+use crate::backup::{self, BackupSource};
 use crate::config::Timers;
 use crate::health;
 use crate::liveness::{self, Liveness};
@@ -36,7 +36,7 @@ pub struct Leader {
     /// Publishes the addresses of the masters that answer to the controllers.
     pub healthy: watch::Sender<Vec<std::net::SocketAddr>>,
     /// Makes the entries of scheduled backups.
-    pub backups: Arc<Source>,
+    pub backups: Arc<BackupSource>,
     /// The timers that decide how fast silence is noticed.
     pub timers: Timers,
     /// How long events are kept; `None`: for ever.

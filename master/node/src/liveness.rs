@@ -61,7 +61,8 @@ struct Beat {
 #[derive(Debug, Default)]
 struct KnownNode {
     beat: Option<Beat>,
-    /// Since when this leader has known the node, on the monotonic clock: its silence counts from then at the earliest.
+    /// Since when this leader has known the node, on the monotonic clock: its silence counts from then at the
+    /// earliest.
     known_since: Option<Duration>,
     /// The node's certificates, as its last beat to this master named them.
     certificates: Vec<Certificate>,
@@ -99,9 +100,9 @@ struct Scan {
     /// Shortest pause since the last question after which to ask the other masters again, because some
     /// nodes have been silent for half of the grace. `None` when all nodes are heard.
     ask_after: Option<Duration>,
-    /// Number of nodes that are silent for longer than the grace, whatever their condition says, and
-    /// number of all nodes.
+    /// Number of nodes that have been silent for longer than the grace, whatever their Ready condition says.
     silent: usize,
+    /// Number of all nodes.
     nodes: usize,
 }
 
@@ -314,7 +315,7 @@ pub async fn watch_nodes(watch: &NodeWatch, shutdown: CancellationToken) {
         }
         let now = liveness.clock.monotonic();
         if now.saturating_sub(last_scan) > *grace / 2 {
-            tracing::warn!(stood_still = ?now - last_scan, "this master stood still; all nodes get a new window");
+            tracing::warn!(stood_still = ?now - last_scan, "this master was paused; the silence of every node counts from now on");
             liveness.stood_still();
         }
         let mut scan = {

@@ -58,12 +58,12 @@ pub enum Error {
 
 /// Result of asking one of the other masters.
 #[derive(Debug, Clone)]
-pub struct Asked {
+pub struct MasterReply {
     /// The member that was asked.
     pub member: Member,
-    /// Whether it answered with its id and its cluster's id.
+    /// Whether the master answered with its id and its cluster's id.
     pub answered: bool,
-    /// What came instead of that answer.
+    /// Error of a call that was not answered; empty if it was.
     pub error: String,
 }
 
@@ -78,7 +78,7 @@ impl Survivor {
     /// Opens the data directory of a master that is not running. `env`'s network needs no certificates yet.
     ///
     /// # Errors
-    /// Where the directory is not that of a complete master, or its master is running.
+    /// Fails if the directory is not that of a complete master, or its master is running.
     pub fn open(data_dir: &Path, env: Env) -> Result<Self, Error> {
         if crate::backup::unfinished(data_dir, env.disk.as_ref()) {
             return Err(identity::Error::Restoring(data_dir.to_owned()).into());
@@ -111,7 +111,7 @@ impl Survivor {
     ///
     /// # Errors
     /// [`Error::QuorumReachable`].
-    pub async fn ask(&self, elsewhere: &[String]) -> Result<Vec<Asked>, Error> {
+    pub async fn ask(&self, elsewhere: &[String]) -> Result<Vec<MasterReply>, Error> {
         let found = self.recovery.found();
         if self.begun() {
             // An earlier attempt has already rewritten the log, so the recovery must go on.
@@ -131,7 +131,7 @@ impl Survivor {
             };
             answers.iter().any(mine)
         };
-        let asked: Vec<Asked> = others
+        let asked: Vec<MasterReply> = others
             .into_iter()
             .map(|member| {
                 let at = answers.iter().find(|(address, _)| **address == member.peer_address);
@@ -140,7 +140,7 @@ impl Survivor {
                     Some((_, Err(error))) => error.clone(),
                     None => "not asked".to_owned(),
                 };
-                Asked { answered: is(member), member: member.clone(), error }
+                MasterReply { answered: is(member), member: member.clone(), error }
             })
             .collect();
         refuse_quorum(&found.voters, me, &asked)?;
@@ -173,7 +173,7 @@ impl Survivor {
     /// interruption.
     ///
     /// # Errors
-    /// Where a file cannot be written.
+    /// Fails if a file cannot be written.
     pub async fn recover(&self) -> Result<MemberIdentity, Error> {
         let plan = match self.recovery.begun() {
             Some(plan) => plan.clone(),
@@ -191,7 +191,7 @@ impl Survivor {
 }
 
 /// Refuses the recovery when the masters that answer have, with `me`, a majority in every set of voters.
-fn refuse_quorum(voters: &[BTreeSet<NodeId>], me: NodeId, asked: &[Asked]) -> Result<(), Error> {
+fn refuse_quorum(voters: &[BTreeSet<NodeId>], me: NodeId, asked: &[MasterReply]) -> Result<(), Error> {
     let answered: BTreeSet<NodeId> = asked.iter().filter(|a| a.answered).map(|a| a.member.id).collect();
     let majority = |set: &BTreeSet<NodeId>| {
         let there = set.iter().filter(|id| **id == me || answered.contains(id)).count();
@@ -201,7 +201,8 @@ fn refuse_quorum(voters: &[BTreeSet<NodeId>], me: NodeId, asked: &[Asked]) -> Re
         return Ok(());
     }
     let all: BTreeSet<NodeId> = voters.iter().flatten().copied().collect();
-    let voting: Vec<&Asked> = asked.iter().filter(|a| a.answered && all.contains(&a.member.id)).collect();
+    let voting: Vec<&MasterReply> =
+        asked.iter().filter(|a| a.answered && all.contains(&a.member.id)).collect();
     let names: Vec<&str> = voting.iter().map(|a| a.member.name.as_str()).collect();
     Err(Error::QuorumReachable {
         answered: voting.len(),
@@ -214,7 +215,7 @@ fn refuse_quorum(voters: &[BTreeSet<NodeId>], me: NodeId, asked: &[Asked]) -> Re
 mod tests {
     use super::*;
 
-    fn asked(id: NodeId, answered: bool) -> Asked {
+    fn asked(id: NodeId, answered: bool) -> MasterReply {
         let member = Member {
             id,
             name: format!("m{id}"),
@@ -224,13 +225,13 @@ mod tests {
             leader: false,
             replaces: 0,
         };
-        Asked { member, answered, error: String::new() }
+        MasterReply { member, answered, error: String::new() }
     }
 
     fn refused(voters: &[&[NodeId]], answered: &[NodeId]) -> bool {
         let voters: Vec<BTreeSet<NodeId>> = voters.iter().map(|set| set.iter().copied().collect()).collect();
         let others: BTreeSet<NodeId> = voters.iter().flatten().copied().filter(|id| *id != 1).collect();
-        let asked: Vec<Asked> = others.iter().map(|id| asked(*id, answered.contains(id))).collect();
+        let asked: Vec<MasterReply> = others.iter().map(|id| asked(*id, answered.contains(id))).collect();
         refuse_quorum(&voters, 1, &asked).is_err()
     }
 

@@ -19,9 +19,9 @@ pub const USAGE_WORKER: &str = "usage-ephor-join-worker";
 /// of that name exists.
 pub const NODE_NAME: &str = "ephor-node-name";
 
-/// What a valid token allows its holder besides joining.
+/// Rights that a valid token gives its holder besides joining.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admitted {
+pub struct TokenGrants {
     /// The only node name the holder may use; `None` for any name that is free.
     pub node: Option<String>,
 }
@@ -40,7 +40,7 @@ pub enum Refused {
     #[error("the token is not known here")]
     Unknown,
     /// The token has expired.
-    #[error("the token has expired: make a new one with `ephor token create`")]
+    #[error("the token has expired: create a new one with `ephor token create`")]
     Expired,
     /// A worker's token was used to join as a master, or the other way round.
     #[error("the token is for another role: see `ephor token create --role`")]
@@ -67,7 +67,7 @@ pub fn check(
     token: &JoinToken,
     usage: &str,
     now: SystemTime,
-) -> Result<Admitted, Refused> {
+) -> Result<TokenGrants, Refused> {
     let key = format!("/registry/core/secrets/kube-system/bootstrap-token-{}", token.id);
     let object = consensus.store().get(&key).ok_or(Refused::Unknown)?;
     let stored: StoredToken = serde_json::from_slice(&object.value).map_err(|_| Refused::Unknown)?;
@@ -79,7 +79,7 @@ fn check_stored(
     token: &JoinToken,
     usage: &str,
     now: SystemTime,
-) -> Result<Admitted, Refused> {
+) -> Result<TokenGrants, Refused> {
     let secret = stored.text("token-secret").ok_or(Refused::Unknown)?;
     // Comparing hashes of equal length keeps the time it takes independent of the secret.
     if Sha256::digest(secret.as_bytes()) != Sha256::digest(token.secret.as_bytes()) {
@@ -94,7 +94,7 @@ fn check_stored(
     if stored.text(usage).as_deref() != Some("true") {
         return Err(Refused::Role);
     }
-    Ok(Admitted { node: stored.text(NODE_NAME) })
+    Ok(TokenGrants { node: stored.text(NODE_NAME) })
 }
 
 #[cfg(test)]
@@ -123,7 +123,7 @@ mod tests {
         ]);
         let before = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let after = SystemTime::UNIX_EPOCH + Duration::from_secs(1_900_000_000);
-        assert_eq!(check_stored(&stored, &token(), USAGE_WORKER, before), Ok(Admitted { node: None }));
+        assert_eq!(check_stored(&stored, &token(), USAGE_WORKER, before), Ok(TokenGrants { node: None }));
         assert_eq!(check_stored(&stored, &token(), USAGE_MASTER, before), Err(Refused::Role));
         assert_eq!(check_stored(&stored, &token(), USAGE_WORKER, after), Err(Refused::Expired));
     }

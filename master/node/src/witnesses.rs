@@ -23,9 +23,9 @@ pub struct HeardNode {
     pub node: String,
     /// Time since its last beat.
     pub ago: Duration,
-    /// Whether its agent said that it is ready.
+    /// Whether the node's agent reported the node as ready.
     pub ready: bool,
-    /// Why it is not ready; empty when it is.
+    /// Why the node is not ready; empty if it is ready.
     pub reason: String,
 }
 
@@ -55,7 +55,7 @@ impl Witnesses for OtherMasters {
             match answer {
                 Ok(Ok(answer)) => answer.nodes,
                 Ok(Err(error)) => {
-                    tracing::debug!(master = member.name, %error, "does not say which nodes it hears");
+                    tracing::debug!(master = member.name, %error, "a master does not say which nodes it hears");
                     Vec::new()
                 }
                 Err(_) => Vec::new(),

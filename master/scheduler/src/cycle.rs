@@ -11,7 +11,7 @@ const ALL_NODES: usize = 100;
 
 /// Why no node is suitable for a pod.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Unfit {
+pub(crate) struct NoSuitableNode {
     /// Number of nodes in the cluster.
     pub nodes: usize,
     /// Number of nodes that gave each reason.
@@ -22,7 +22,7 @@ pub(crate) struct Unfit {
     pub may_preempt: bool,
 }
 
-impl Unfit {
+impl NoSuitableNode {
     /// Renders Kubernetes' message for the PodScheduled condition and the FailedScheduling event.
     pub fn message(&self) -> String {
         if self.nodes == 0 {
@@ -54,11 +54,15 @@ impl Unfit {
 
 /// Returns the name of the best node for the pod. `turn` grows with every call: it decides where the search
 /// begins in large clusters and which of several equal nodes is chosen.
-pub(crate) fn schedule(cycle: &Cycle<'_>, turn: usize) -> Result<String, Unfit> {
+pub(crate) fn schedule(cycle: &Cycle<'_>, turn: usize) -> Result<String, NoSuitableNode> {
     let nodes: Vec<&NodeInfo> = cycle.snapshot.nodes().collect();
     let filters: Vec<NodeFilter<'_>> = FILTERS.iter().filter_map(|filter| filter.prepare(cycle)).collect();
     let policy = cycle.pod.pod.spec.as_ref().and_then(|spec| spec.preemption_policy.as_deref());
-    let mut unfit = Unfit { nodes: nodes.len(), may_preempt: policy != Some("Never"), ..Unfit::default() };
+    let mut unfit = NoSuitableNode {
+        nodes: nodes.len(),
+        may_preempt: policy != Some("Never"),
+        ..NoSuitableNode::default()
+    };
     let wanted = feasible_wanted(nodes.len());
     let mut feasible = Vec::new();
     for offset in 0..nodes.len() {
@@ -78,7 +82,7 @@ pub(crate) fn schedule(cycle: &Cycle<'_>, turn: usize) -> Result<String, Unfit> 
     }
 }
 
-impl Unfit {
+impl NoSuitableNode {
     fn count(&mut self, rejection: Rejection) {
         for reason in rejection.reasons {
             *self.reasons.entry(reason).or_default() += 1;

@@ -1,5 +1,6 @@
-//! The scheduler of a leading master. `master/node` starts [`run`] when leadership begins, with a client whose writes
-//! are fenced to that term, and cancels it when leadership ends. It sees the Kubernetes API alone.
+//! The scheduler of a leading master. `master/node` starts [`run`] when leadership begins, with a client
+//! whose writes are fenced to that term, and cancels it when leadership ends. It sees the Kubernetes API
+//! alone.
 //!
 //! ```text
 //! informers -> handlers -> queue.rs ---pod---> cycle.rs (plugins/) ---node---> bind.rs -> API
@@ -29,7 +30,7 @@ use proto_env::{Clock, supervise};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use cycle::Unfit;
+use cycle::NoSuitableNode;
 use plugins::Cycle;
 use queue::{Attempt, Queue};
 use snapshot::{PodInfo, Snapshot};
@@ -141,7 +142,8 @@ impl Scheduler {
             }
             (Some(old), None) => {
                 self.snapshot().remove_node(old.metadata.name.as_deref().unwrap_or_default());
-                // With the node a topology domain, or a pod that kept others away, may be gone.
+                // A topology domain, or a pod that kept others away by anti-affinity, may be gone with the
+                // node.
                 self.queue.cluster_changed();
             }
             (None, None) => {}
@@ -177,7 +179,7 @@ impl Scheduler {
             }
             return;
         }
-        // A new pod has the name of a former one: what is assumed of the former pod no longer holds.
+        // A new pod has the name of a former one, so the node assumed for the former pod is given up.
         if delta.old.is_some_and(|old| old.metadata.uid != pod.metadata.uid) {
             self.snapshot().remove(&key);
         }
@@ -241,14 +243,14 @@ impl Scheduler {
         self.give_back(pod);
     }
 
-    /// Frees the room of a pod that did not get its node, and puts the pod back in the queue.
+    /// Frees the resources assumed for a pod that was not bound, and puts the pod back in the queue.
     fn give_back(&self, pod: &PodInfo) {
         self.snapshot().forget(pod);
         self.queue.failed(pod);
         self.queue.cluster_changed();
     }
 
-    async fn report(&self, attempt: &Attempt, unfit: &Unfit) {
+    async fn report(&self, attempt: &Attempt, unfit: &NoSuitableNode) {
         let message = unfit.message();
         tracing::debug!(pod = %attempt.pod.key, message, "no node");
         self.queue.unschedulable(attempt);

@@ -37,7 +37,7 @@ pub(crate) struct Queue {
 
 #[derive(Default)]
 struct State {
-    waiting: BTreeMap<ObjectKey, Waiting>,
+    waiting: BTreeMap<ObjectKey, WaitingPod>,
     active: BTreeSet<Rank>,
     /// Keys of unschedulable pods in `waiting`, so that a change wakes them without a look at all others.
     unschedulable: BTreeSet<ObjectKey>,
@@ -48,7 +48,7 @@ struct State {
     events: u64,
 }
 
-struct Waiting {
+struct WaitingPod {
     pod: Arc<PodInfo>,
     arrival: u64,
     attempts: u32,
@@ -84,7 +84,7 @@ impl Queue {
                 state.remove(&key);
                 state.arrivals += 1;
                 let waiting =
-                    Waiting { pod, arrival: state.arrivals, attempts: 0, place: QueuePlace::Active };
+                    WaitingPod { pod, arrival: state.arrivals, attempts: 0, place: QueuePlace::Active };
                 state.active.insert(rank(&waiting));
                 state.waiting.insert(key, waiting);
             }
@@ -225,7 +225,7 @@ impl State {
     }
 }
 
-fn rank(waiting: &Waiting) -> Rank {
+fn rank(waiting: &WaitingPod) -> Rank {
     let priority = waiting.pod.pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
     (std::cmp::Reverse(priority), waiting.arrival, waiting.pod.key.clone())
 }

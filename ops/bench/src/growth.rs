@@ -14,16 +14,16 @@ use storage::{Command, DataKey, Entry, Limits, Mutation, Rewritten, Store, Txn};
 const COMMANDS: u64 = 8;
 const ENTRIES: u64 = 4;
 
-/// What is updated, and how often.
+/// Arguments of `ephor-bench growth`: size and number of the updates.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct GrowthArgs {
-    /// Keys
+    /// Number of keys
     #[arg(long, default_value_t = 100)]
     keys: u64,
-    /// Bytes of a value
+    /// Size of a value in bytes
     #[arg(long, default_value_t = 1024)]
     value_bytes: usize,
-    /// Updates in all
+    /// Total number of updates
     #[arg(long, default_value_t = 500_000)]
     updates: u64,
     /// Never rewrite the database

@@ -27,41 +27,41 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The replicated store beside a real 3-member etcd: a table in Markdown.
+    /// Compare the replicated store with a 3-member etcd, in a Markdown table
     Store(store::Arguments),
-    /// Create, get and list through two API servers.
+    /// Compare create, get and list of two API servers
     Api {
-        /// Ephor's kubeconfig.
+        /// Path of Ephor's kubeconfig
         #[arg(long)]
         kubeconfig: PathBuf,
-        /// The stock cluster's; without one Ephor is measured alone.
+        /// Path of the stock cluster's kubeconfig [default: Ephor is measured alone]
         #[arg(long)]
         stock_kubeconfig: Option<PathBuf>,
-        /// How long each line is measured.
+        /// Duration of each line in seconds
         #[arg(long, default_value = "5", value_name = "SECONDS")]
         seconds: u64,
-        /// Pods listed.
+        /// Number of pods in each list
         #[arg(long, default_value = "1000")]
         pods: usize,
     },
-    /// The log of the consensus beside the raft-log crate and sled.
+    /// Compare the Raft log with the raft-log crate and sled
     Log {
-        /// Where the data lies.
+        /// Directory of the data
         #[arg(long, default_value = "/var/tmp")]
         directory: PathBuf,
-        /// How long each line is measured.
+        /// Duration of each line in seconds
         #[arg(long, default_value = "3", value_name = "SECONDS")]
         seconds: u64,
     },
-    /// Disk and memory of the object store under endless updates of the same keys.
+    /// Measure disk and memory of the object store under endless updates of the same keys
     Growth {
-        /// Where the data lies.
+        /// Directory of the data
         #[arg(long, default_value = "/var/tmp")]
         directory: PathBuf,
         #[command(flatten)]
         updates: growth::GrowthArgs,
     },
-    /// One Ephor store, as `store` starts it.
+    /// Run one Ephor store (used by `store`)
     #[command(hide = true)]
     Member(member::Arguments),
 }

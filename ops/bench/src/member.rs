@@ -22,10 +22,10 @@ const STREAMS: u32 = 8192;
 /// Deadline for adding a member.
 const ADD_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How a member is started.
+/// Arguments of `ephor-bench member`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Its id.
+    /// Id of the member.
     #[arg(long)]
     id: NodeId,
     #[arg(long)]
@@ -36,11 +36,11 @@ pub struct Arguments {
     peer: String,
     #[arg(long)]
     client: String,
-    /// Multiplies the timers of production.
+    /// Factor by which the timers of production are multiplied.
     #[arg(long, default_value = "1")]
     timers: u32,
-    /// Initializes the cluster and adds these: their peer addresses; their ids go
-    /// to standard output, one a line.
+    /// Peer addresses of members to add to a new cluster, which this member creates;
+    /// their ids are printed, one per line.
     #[arg(long)]
     add: Vec<String>,
 }

@@ -77,7 +77,7 @@ pub fn ca_of(path: &Path) -> Result<String> {
 /// Returns the certificates of a kubeconfig, for the peer ports of masters and workers.
 pub fn material(path: &Path) -> Result<TlsMaterial> {
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    let file: Embedded = serde_norway::from_str(&text)
+    let file: EmbeddedKubeconfig = serde_norway::from_str(&text)
         .with_context(|| format!("{} does not embed its certificates", path.display()))?;
     let cluster = file.clusters.into_iter().next().context("the kubeconfig has no cluster")?.cluster;
     let user = file.users.into_iter().next().context("the kubeconfig has no user")?.user;
@@ -91,7 +91,7 @@ pub fn material(path: &Path) -> Result<TlsMaterial> {
 
 /// A kubeconfig with embedded certificates, as [`render`] writes it.
 #[derive(Deserialize)]
-struct Embedded {
+struct EmbeddedKubeconfig {
     clusters: Vec<ClusterEntry>,
     users: Vec<UserEntry>,
 }

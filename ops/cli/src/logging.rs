@@ -5,20 +5,20 @@ use tracing_subscriber::EnvFilter;
 
 /// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// For people.
+pub enum LogFormat {
+    /// Text for people
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line
     Json,
 }
 
 /// Installs the log subscriber for the rest of the process.
-pub fn init(format: Format) {
+pub fn init(format: LogFormat) {
     let filter = EnvFilter::try_from_env("EPHOR_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,openraft=warn,kube=warn,hyper=warn,hickory_server=warn"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
-        Format::Text => builder.init(),
-        Format::Json => builder.json().init(),
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
     }
 }

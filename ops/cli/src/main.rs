@@ -29,9 +29,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a master: object store, API server, scheduler, controllers
+    /// Run a master: object store, API server, scheduler and controllers
     Master(Box<commands::master::MasterArgs>),
-    /// Run a worker: containers, volumes, pod network
+    /// Run a worker: containers, volumes and pod network
     Worker(Box<commands::worker::WorkerArgs>),
     Dev(dev::DevArgs),
     Members(commands::members::MembersArgs),
@@ -47,16 +47,16 @@ enum Command {
     Version,
     /// Print a completion script for a shell
     Completions {
-        /// bash, zsh, fish, ...
+        /// Name of the shell
         shell: clap_complete::Shell,
     },
-    /// Hold the containers of one pod (started by the runtime)
+    /// Run the containers of one pod (started by the runtime)
     #[command(hide = true, disable_help_flag = true)]
     Shim {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Attach a pod as a CNI plugin (started by another runtime)
+    /// Attach a pod to the network as a CNI plugin (started by another runtime)
     #[command(hide = true)]
     Cni,
 }

@@ -11,7 +11,7 @@ const INTERVAL: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 ///
-/// Where no thread can be started.
+/// Fails if no thread can be started.
 pub fn give_back_freed() -> std::io::Result<()> {
     let forever = || loop {
         std::thread::sleep(INTERVAL);

@@ -44,7 +44,7 @@ pub fn split_api_version(api_version: &str) -> (&str, &str) {
 pub struct Subresource {
     /// The name in the URL, such as `status`.
     pub name: &'static str,
-    /// The verbs it is served with.
+    /// Verbs of the subresource.
     pub verbs: Verbs,
     /// The kind of its request and response bodies.
     pub body: GroupVersionKind,

@@ -48,18 +48,18 @@ pub struct Quantity {
     /// printed.
     text: Option<String>,
     /// The amount without its sign if it was written as more than [`CAP`]; otherwise `None`.
-    beyond: Option<Box<Beyond>>,
+    beyond: Option<Box<HugeDecimal>>,
 }
 
 /// A decimal number beyond [`CAP`]: `digits * 10^exponent`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Beyond {
+struct HugeDecimal {
     /// The decimal digits, without zeros at either end.
     digits: String,
     exponent: i64,
 }
 
-impl Beyond {
+impl HugeDecimal {
     /// Makes a number from `digits`, which are not all zeros.
     fn new(digits: &str, exponent: i64) -> Box<Self> {
         // Digits below a billionth are dropped.
@@ -68,7 +68,7 @@ impl Beyond {
         let digits = digits.trim_start_matches('0');
         let kept = digits.trim_end_matches('0');
         let exponent = exponent.saturating_add((digits.len() - kept.len()) as i64);
-        Box::new(Beyond { digits: kept.to_owned(), exponent })
+        Box::new(HugeDecimal { digits: kept.to_owned(), exponent })
     }
 
     /// Returns the digits and the exponent to print: a multiple of three, at most `limit`.
@@ -80,20 +80,20 @@ impl Beyond {
     }
 }
 
-impl PartialOrd for Beyond {
+impl PartialOrd for HugeDecimal {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Beyond {
+impl Ord for HugeDecimal {
     fn cmp(&self, other: &Self) -> Ordering {
-        let places = |b: &Beyond| b.exponent.saturating_add(b.digits.len() as i64);
+        let places = |b: &HugeDecimal| b.exponent.saturating_add(b.digits.len() as i64);
         places(self).cmp(&places(other)).then_with(|| self.digits.cmp(&other.digits))
     }
 }
 
-struct Parts<'a> {
+struct QuantityParts<'a> {
     negative: bool,
     whole: &'a str,
     fraction: &'a str,
@@ -101,12 +101,12 @@ struct Parts<'a> {
 }
 
 /// Splits a text as `parseQuantityString` does: sign, digits without leading zeros, fraction, suffix.
-fn split(text: &str) -> Result<Parts<'_>, Error> {
+fn split(text: &str) -> Result<QuantityParts<'_>, Error> {
     let negative = text.starts_with('-');
     let body = text.strip_prefix(['-', '+']).unwrap_or(text);
     let body = body.trim_start_matches('0');
     if body.is_empty() {
-        return Ok(Parts { negative, whole: "0", fraction: "", suffix: "" });
+        return Ok(QuantityParts { negative, whole: "0", fraction: "", suffix: "" });
     }
     let digits = |s: &str| s.find(|c: char| !c.is_ascii_digit()).unwrap_or(s.len());
     let (whole, rest) = body.split_at(digits(body));
@@ -120,7 +120,7 @@ fn split(text: &str) -> Result<Parts<'_>, Error> {
     if !tail.chars().all(|c| c.is_ascii_digit()) {
         return Err(Error::Format);
     }
-    Ok(Parts { negative, whole: if whole.is_empty() { "0" } else { whole }, fraction, suffix })
+    Ok(QuantityParts { negative, whole: if whole.is_empty() { "0" } else { whole }, fraction, suffix })
 }
 
 /// Returns base, exponent and format of a suffix.
@@ -178,7 +178,7 @@ fn decimal_nanos(digits: &str, scale: i64) -> Result<Option<i128>, Error> {
 }
 
 /// Returns whether stock Kubernetes keeps the written text instead of making the canonical one.
-fn keeps_text(parts: &Parts<'_>, exponent: i32, format: Format) -> bool {
+fn keeps_text(parts: &QuantityParts<'_>, exponent: i32, format: Format) -> bool {
     let digits = format!("{}{}", parts.whole, parts.fraction);
     let length = digits.len() as i32;
     match format {
@@ -221,7 +221,7 @@ impl FromStr for Quantity {
         let mut nanos = if base == 10 {
             let scale = i64::from(exponent) - parts.fraction.len() as i64;
             decimal_nanos(&digits, scale)?.unwrap_or_else(|| {
-                beyond = Some(Beyond::new(&digits, scale));
+                beyond = Some(HugeDecimal::new(&digits, scale));
                 CAP
             })
         } else {

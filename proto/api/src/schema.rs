@@ -30,7 +30,7 @@ pub enum Type {
     Int {
         /// Width in bits: 8, 16, 32 or 64.
         bits: u8,
-        /// Whether it is signed.
+        /// Whether the integer is signed.
         signed: bool,
     },
     /// A float of 32 or 64 bits.

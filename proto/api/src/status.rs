@@ -20,12 +20,12 @@ pub struct Status(Box<StatusBody>);
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StatusBody {
-    /// Always `Status`.
+    /// The kind, always `Status`.
     pub kind: String,
-    /// Always `v1`.
+    /// The API version, always `v1`.
     pub api_version: String,
     /// List metadata (`continue` of an expired list).
-    pub metadata: Metadata,
+    pub metadata: ListMeta,
     /// `Success` or `Failure`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub status: String,
@@ -46,7 +46,7 @@ pub struct StatusBody {
 /// The list metadata of a Status.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Metadata {
+pub struct ListMeta {
     /// The token that continues a list whose own token has expired; empty if there is none.
     #[serde(rename = "continue", skip_serializing_if = "String::is_empty")]
     pub continue_token: String,

@@ -106,7 +106,7 @@ impl<K: kube::Resource> kube::Resource for Decoded<K> {
 /// which costs about twice as much.
 ///
 /// # Errors
-/// If `text` is not JSON or not a list.
+/// Fails if `text` is not JSON or not a list.
 pub fn list<K: DeserializeOwned + Clone>(text: &str) -> Result<ObjectList<Decoded<K>>, serde_json::Error> {
     if let Ok(list) = serde_json::from_str::<ObjectList<K>>(text) {
         let ObjectList { types, metadata, items } = list;
@@ -118,7 +118,7 @@ pub fn list<K: DeserializeOwned + Clone>(text: &str) -> Result<ObjectList<Decode
 /// Decodes one line of a watch, as [`list`] does.
 ///
 /// # Errors
-/// If `line` is not JSON or not a watch event.
+/// Fails if `line` is not JSON or not a watch event.
 pub fn event<K: DeserializeOwned>(line: &str) -> Result<WatchEvent<Decoded<K>>, serde_json::Error> {
     match serde_json::from_str::<WatchEvent<K>>(line) {
         Ok(WatchEvent::Added(object)) => Ok(WatchEvent::Added(Decoded::Object(object))),

@@ -25,7 +25,7 @@ impl CertificateInfo {
     /// Reads a DER certificate.
     ///
     /// # Errors
-    /// If it is no X.509 certificate.
+    /// Fails if it is no X.509 certificate.
     pub fn from_der(certificate: &[u8]) -> Result<Self, Error> {
         let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
             .map_err(|error| Error::Pem { what: "certificate", reason: error.to_string() })?;
@@ -46,7 +46,7 @@ impl CertificateInfo {
     /// Reads the first certificate of a PEM chain.
     ///
     /// # Errors
-    /// If there is none.
+    /// Fails if there is none.
     pub fn from_pem(chain: &str) -> Result<Self, Error> {
         let first = CertificateDer::from_pem_slice(chain.as_bytes())
             .map_err(|error| Error::Pem { what: "certificate", reason: error.to_string() })?;

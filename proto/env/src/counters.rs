@@ -39,7 +39,7 @@ impl Counter {
         Self { name, help, label, values: Mutex::new(BTreeMap::new()) }
     }
 
-    /// Adds one for `value` of the label. Values come from code or from kinds, never directly from a
+    /// Adds one to the count of a label value. Values come from code or from kinds, never directly from a
     /// client.
     pub fn add(&self, value: &str) {
         let mut values = self.lock();

@@ -29,7 +29,7 @@ impl ExpiringStream {
         Self { stream, until, check, expired: false }
     }
 
-    /// Fails once the time has come; until then has the task woken for the next look at the clock.
+    /// Fails once the certificate has expired; until then wakes the task for the next check of the clock.
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         while !self.expired && self.check.as_mut().poll(cx).is_ready() {
             self.expired = SystemTime::now() >= self.until;

@@ -132,23 +132,23 @@ pub fn accept_apart(listener: Box<dyn Listener>, runtime: &PriorityRuntime) -> A
 
 /// Runs the calls of a gRPC service on the main runtime while its server runs on another.
 #[derive(Clone)]
-pub struct OnMain<S> {
+pub struct MainRuntimeService<S> {
     inner: S,
     main: Handle,
 }
 
-impl<S> OnMain<S> {
+impl<S> MainRuntimeService<S> {
     /// Wraps `service`, so that its calls run on the main runtime of `runtime`.
     pub fn new(service: S, runtime: &PriorityRuntime) -> Self {
         Self { inner: service, main: runtime.main().clone() }
     }
 }
 
-impl<S: NamedService> NamedService for OnMain<S> {
+impl<S: NamedService> NamedService for MainRuntimeService<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S> tower::Service<http::Request<Body>> for OnMain<S>
+impl<S> tower::Service<http::Request<Body>> for MainRuntimeService<S>
 where
     S: tower::Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
         + Clone

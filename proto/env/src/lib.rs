@@ -31,6 +31,7 @@ pub use random::{Random, SystemRandom};
 pub use runtime::{PriorityRuntime, ThreadPriority, raise_thread_priority};
 pub use tls::{Error as TlsError, TlsMaterial, TlsNetwork};
 pub use tokio_util::sync::CancellationToken;
+pub use verifiers::{ClientVerifier, ServerVerifier};
 
 /// Organization in the certificate subject of every master (and administrator
 /// tool) that may speak Raft on the peer port.

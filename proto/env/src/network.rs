@@ -97,6 +97,6 @@ pub trait Listener: Send + 'static {
     /// handshake is logged and skipped.
     async fn accept(&mut self) -> io::Result<Connection>;
 
-    /// Returns the address it listens on.
+    /// Returns the address of the listener.
     fn local_address(&self) -> SocketAddr;
 }

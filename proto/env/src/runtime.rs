@@ -34,7 +34,7 @@ impl PriorityRuntime {
     /// the caller. Must be called on the main runtime.
     ///
     /// # Errors
-    /// If threads cannot be created.
+    /// Fails if threads cannot be created.
     pub fn start(blocking: Blocking, name: &str, workers: usize) -> io::Result<Self> {
         let main = Handle::current();
         if blocking == Blocking::Inline {
@@ -73,7 +73,7 @@ impl PriorityRuntime {
     /// runtime.
     ///
     /// # Errors
-    /// If `work` panicked or the runtime has ended.
+    /// Fails if `work` panicked or the runtime has ended.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,

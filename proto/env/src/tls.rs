@@ -21,7 +21,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::certificate::CertificateInfo;
 use crate::expiring::ExpiringStream;
 use crate::network::{ApiListener, BoxedStream, Connection, Listener, Network, Purpose};
-use crate::verifiers::{ChainVerifier, ClientVerifier, Trust};
+use crate::verifiers::{Trust, chain_verifier, expired_node_verifier};
 
 /// Time that a node has to renew a certificate that has expired.
 const RENEWAL_TIME: Duration = Duration::from_secs(60);
@@ -117,14 +117,14 @@ impl TlsMaterial {
             .build()?;
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)?
-            .with_client_cert_verifier(Arc::new(ClientVerifier(clients)))
+            .with_client_cert_verifier(expired_node_verifier(&provider, clients))
             .with_single_cert(chain.clone(), key()?)?;
         server.alpn_protocols = vec![b"h2".to_vec()];
         // No session is resumed: it would not be verified again, and connections last too long for
         // resumption to pay.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        let verifier = Arc::new(ChainVerifier { trust: Trust::Roots(roots), provider: provider.clone() });
+        let verifier = chain_verifier(&provider, Trust::Roots(roots));
         let trusting = || {
             let builder =
                 ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions);
@@ -164,12 +164,12 @@ impl TlsNetwork {
             Purpose::Api => Ok((current(&self.configs)?.api, None)),
             Purpose::Join { ca_sha256 } => {
                 let provider = Arc::new(rustls::crypto::ring::default_provider());
-                let verifier = ChainVerifier { trust: Trust::Pinned(*ca_sha256), provider: provider.clone() };
+                let verifier = chain_verifier(&provider, Trust::Pinned(*ca_sha256));
                 let mut config = ClientConfig::builder_with_provider(provider)
                     .with_protocol_versions(&[&rustls::version::TLS13])
                     .map_err(io::Error::other)?
                     .dangerous()
-                    .with_custom_certificate_verifier(Arc::new(verifier))
+                    .with_custom_certificate_verifier(verifier)
                     .with_no_client_auth();
                 config.alpn_protocols = vec![b"h2".to_vec()];
                 Ok((Arc::new(config), None))

@@ -1,12 +1,18 @@
-//! Verification of certificates on the peer port. A server's chain must lead to the cluster's CA (or to the
-//! CA pinned by a join token), whatever its name; so must a client's. A node whose own certificate has
-//! expired is accepted and marked as such, so that it can ask for a new one (`Connection::expired_peer`).
+//! Verification of peers' certificates by a function of the caller; signatures are verified as rustls does
+//! it. [`ServerVerifier`] and [`ClientVerifier`] leave only the decision about a certificate to the caller.
+//!
+//! This file also decides for the peer port. A server's chain must lead to the cluster's CA (or to the CA
+//! pinned by a join token), whatever its name; so must a client's. A node whose own certificate has expired
+//! is accepted and marked as such, so that it can ask for a new one (`Connection::expired_peer`).
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+};
 use rustls::server::ParsedCertificate;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
@@ -17,137 +23,186 @@ use sha2::{Digest, Sha256};
 
 use crate::certificate::CertificateInfo;
 
-/// Checks that a server's chain leads to the cluster's CA, whatever its name.
-#[derive(Debug)]
-pub struct ChainVerifier {
-    /// The trusted CA.
-    pub trust: Trust,
-    /// The implementation that checks signatures.
-    pub provider: Arc<CryptoProvider>,
+/// Implements the methods of a verifier that concern signatures of the handshake, with `self.algorithms`.
+macro_rules! verify_signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls12_signature(message, certificate, signature, &self.algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, certificate, signature, &self.algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.algorithms.supported_schemes()
+        }
+    };
 }
 
-/// The CA a server's chain must lead to.
+/// Verifies servers: `decide` accepts or refuses a certificate.
+pub struct ServerVerifier<F> {
+    decide: F,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl<F> ServerVerifier<F>
+where
+    F: Fn(&CertificateDer<'_>, &[CertificateDer<'_>], &ServerName<'_>, UnixTime) -> Result<(), Error>,
+{
+    /// Creates a verifier that calls `decide` with the server's certificate, the further certificates that
+    /// the server sent, the name or address of the server, and the time.
+    pub fn new(provider: &CryptoProvider, decide: F) -> Self {
+        Self { decide, algorithms: provider.signature_verification_algorithms }
+    }
+}
+
+impl<F> ServerCertVerifier for ServerVerifier<F>
+where
+    F: Fn(&CertificateDer<'_>, &[CertificateDer<'_>], &ServerName<'_>, UnixTime) -> Result<(), Error>
+        + Send
+        + Sync,
+{
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        issuers: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        (self.decide)(leaf, issuers, name, now).map(|()| ServerCertVerified::assertion())
+    }
+
+    verify_signatures!();
+}
+
+impl<F> fmt::Debug for ServerVerifier<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerVerifier").finish_non_exhaustive()
+    }
+}
+
+/// Verifies clients: `decide` accepts or refuses a certificate. Whether a client needs a certificate, and
+/// which CAs the server names to clients, is decided by another verifier.
+pub struct ClientVerifier<F> {
+    base: Arc<dyn ClientCertVerifier>,
+    decide: F,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl<F> ClientVerifier<F>
+where
+    F: Fn(&CertificateDer<'_>, &[CertificateDer<'_>], UnixTime) -> Result<(), Error>,
+{
+    /// Creates a verifier that requests certificates as `base` does, and calls `decide` with the client's
+    /// certificate, the further certificates that the client sent, and the time.
+    pub fn new(provider: &CryptoProvider, base: Arc<dyn ClientCertVerifier>, decide: F) -> Self {
+        Self { base, decide, algorithms: provider.signature_verification_algorithms }
+    }
+}
+
+impl<F> ClientCertVerifier for ClientVerifier<F>
+where
+    F: Fn(&CertificateDer<'_>, &[CertificateDer<'_>], UnixTime) -> Result<(), Error> + Send + Sync,
+{
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.base.root_hint_subjects()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.base.client_auth_mandatory()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        issuers: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        (self.decide)(leaf, issuers, now).map(|()| ClientCertVerified::assertion())
+    }
+
+    verify_signatures!();
+}
+
+impl<F> fmt::Debug for ClientVerifier<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientVerifier").field("base", &self.base).finish_non_exhaustive()
+    }
+}
+
+/// The CA to which a server's chain must lead.
 #[derive(Debug)]
-pub enum Trust {
+pub(crate) enum Trust {
     /// One of these CAs.
     Roots(Arc<RootCertStore>),
     /// The CA whose DER has this SHA-256; the server sends the CA along.
     Pinned([u8; 32]),
 }
 
-impl ServerCertVerifier for ChainVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let pinned = |hash: &[u8; 32]| {
-            let is_pinned = |certificate: &&CertificateDer<'_>| Sha256::digest(certificate)[..] == hash[..];
-            let authority = intermediates
-                .iter()
-                .find(is_pinned)
-                .ok_or_else(|| Error::General("the server's CA is not the one of the join token".into()))?;
-            let mut roots = RootCertStore::empty();
-            roots.add(authority.clone().into_owned())?;
-            Ok::<_, Error>(Arc::new(roots))
-        };
-        let roots = match &self.trust {
-            Trust::Roots(roots) => roots.clone(),
-            Trust::Pinned(hash) => pinned(hash)?,
-        };
-        let certificate = ParsedCertificate::try_from(end_entity)?;
-        rustls::client::verify_server_cert_signed_by_trust_anchor(
-            &certificate,
-            &roots,
-            intermediates,
-            now,
-            self.provider.signature_verification_algorithms.all,
-        )?;
-        Ok(ServerCertVerified::assertion())
-    }
+/// Returns a verifier that accepts a server whose chain leads to a trusted CA, whatever the server's name.
+pub(crate) fn chain_verifier(provider: &CryptoProvider, trust: Trust) -> Arc<dyn ServerCertVerifier> {
+    let algorithms = provider.signature_verification_algorithms.all;
+    Arc::new(ServerVerifier::new(provider, move |leaf, issuers, _, now| {
+        let roots = trust.roots(issuers)?;
+        let leaf = ParsedCertificate::try_from(leaf)?;
+        rustls::client::verify_server_cert_signed_by_trust_anchor(&leaf, &roots, issuers, now, algorithms)
+    }))
+}
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+impl Trust {
+    /// Returns the trusted CAs. Fails if the pinned CA is not among the certificates that the server sent.
+    fn roots(&self, issuers: &[CertificateDer<'_>]) -> Result<Arc<RootCertStore>, Error> {
+        match self {
+            Self::Roots(roots) => Ok(roots.clone()),
+            Self::Pinned(hash) => {
+                let authority = issuers
+                    .iter()
+                    .find(|certificate| Sha256::digest(certificate)[..] == hash[..])
+                    .ok_or_else(|| {
+                        Error::General("the server's CA is not the one of the join token".into())
+                    })?;
+                let mut roots = RootCertStore::empty();
+                roots.add(authority.clone().into_owned())?;
+                Ok(Arc::new(roots))
+            }
+        }
     }
 }
 
-/// Checks that a client's chain leads to the cluster's CA and is valid now; a chain that names only a node
-/// may have expired.
-#[derive(Debug)]
-pub struct ClientVerifier(pub Arc<dyn ClientCertVerifier>);
-
-impl ClientCertVerifier for ClientVerifier {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
-    }
-
-    fn client_auth_mandatory(&self) -> bool {
-        self.0.client_auth_mandatory()
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        let verified = self.0.verify_client_cert(end_entity, intermediates, now);
+/// Returns a verifier that accepts the clients `base` accepts, and also a client whose certificate names only
+/// a node and has expired.
+pub(crate) fn expired_node_verifier(
+    provider: &CryptoProvider,
+    base: Arc<dyn ClientCertVerifier>,
+) -> Arc<dyn ClientCertVerifier> {
+    let clients = base.clone();
+    Arc::new(ClientVerifier::new(provider, base, move |leaf, issuers, now| {
+        let verified = clients.verify_client_cert(leaf, issuers, now).map(drop);
         let Err(Error::InvalidCertificate(
             CertificateError::Expired | CertificateError::ExpiredContext { .. },
         )) = &verified
         else {
             return verified;
         };
-        let Ok(info) = CertificateInfo::from_der(end_entity) else { return verified };
+        let Ok(info) = CertificateInfo::from_der(leaf) else { return verified };
         if !info.is_only_a_node() {
             return verified;
         }
         let end = info.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.0.verify_client_cert(end_entity, intermediates, UnixTime::since_unix_epoch(end))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
+        clients.verify_client_cert(leaf, issuers, UnixTime::since_unix_epoch(end)).map(drop)
+    }))
 }
 
 #[cfg(test)]

@@ -26,11 +26,11 @@ pub enum Table {
 /// disk; values are.
 #[derive(Debug, Default, Clone)]
 pub struct Batch {
-    pub(crate) changes: Vec<Change>,
+    pub(crate) changes: Vec<RecordChange>,
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct Change {
+pub(crate) struct RecordChange {
     pub table: Table,
     pub key: Vec<u8>,
     /// The new value; `None` removes the record.
@@ -73,11 +73,11 @@ pub trait Home: Send + Sync + 'static {
 impl Batch {
     /// Adds or replaces a record.
     pub fn put(&mut self, table: Table, key: Vec<u8>, value: Vec<u8>) {
-        self.changes.push(Change { table, key, value: Some(value) });
+        self.changes.push(RecordChange { table, key, value: Some(value) });
     }
 
     /// Removes a record.
     pub fn delete(&mut self, table: Table, key: Vec<u8>) {
-        self.changes.push(Change { table, key, value: None });
+        self.changes.push(RecordChange { table, key, value: None });
     }
 }

@@ -190,7 +190,7 @@ impl SledBackend {
     fn write_pieces(&self, batch: Batch, several: Option<&mut Counts>) -> Result<()> {
         let database = self.database()?;
         let (pieces, written) = Default::default();
-        let mut pieces = Pieces { database, batch: pieces, several, written };
+        let mut pieces = BatchBuilder { database, batch: pieces, several, written };
         for change in batch.changes {
             let disk_key = disk_key(change.table, &change.key)?;
             let sealed = change.value.map(|value| self.sealer.seal(&disk_key, &value)).transpose()?;
@@ -235,7 +235,7 @@ fn first_piece(piece: &[u8]) -> Result<(u32, &[u8])> {
 }
 
 /// Collects a batch, with values cut into pieces.
-struct Pieces<'a> {
+struct BatchBuilder<'a> {
     database: &'a sled::Db,
     batch: sled::Batch,
     /// Number of pieces of each record that has more than one; `None`: the database has to be queried.
@@ -244,7 +244,7 @@ struct Pieces<'a> {
     written: Counts,
 }
 
-impl Pieces<'_> {
+impl BatchBuilder<'_> {
     /// Replaces a record by `sealed`; `None` removes it.
     fn replace(&mut self, disk_key: Vec<u8>, sealed: Option<&[u8]>) -> Result<()> {
         let before = self.count(&disk_key)?;

@@ -37,7 +37,7 @@ pub struct WriteBehind {
 
 struct Shared {
     inner: Arc<dyn Backend>,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<PendingChanges>,
     /// Signalled when there are changes to write, or no more will come.
     work: Condvar,
     /// Signalled when the waiting changes were taken.
@@ -47,7 +47,7 @@ struct Shared {
 }
 
 #[derive(Default)]
-struct Waiting {
+struct PendingChanges {
     /// The newest value of each waiting record; `None` if it is removed.
     changes: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
     bytes: usize,
@@ -57,7 +57,7 @@ struct Waiting {
     retired: bool,
 }
 
-impl Waiting {
+impl PendingChanges {
     fn is_full(&self) -> bool {
         self.bytes >= WAITING_BYTES_MAX || self.changes.len() >= WAITING_CHANGES_MAX
     }
@@ -135,7 +135,7 @@ impl WriteBehind {
     /// Makes a backend that writes to `inner` in the background.
     ///
     /// # Errors
-    /// If the thread cannot be started.
+    /// Fails if the thread cannot be started.
     pub fn new(inner: Arc<dyn Backend>) -> Result<Self> {
         let (waiting, work, room, writing) = Default::default();
         let shared = Arc::new(Shared { inner, waiting, work, room, writing });

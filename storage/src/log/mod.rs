@@ -82,7 +82,7 @@ enum Inner {
 #[derive(Default)]
 struct Index {
     state: State,
-    slots: BTreeMap<u64, Slot>,
+    slots: BTreeMap<u64, CachedEntry>,
     /// Entries below this index have no payload in memory.
     cached_from: u64,
     cached_bytes: usize,
@@ -94,7 +94,7 @@ struct Index {
 }
 
 #[derive(Default, Clone)]
-struct Slot {
+struct CachedEntry {
     payload: Option<Bytes>,
     at: Option<Location>,
     /// Tells this entry from an earlier one that had the same index before a truncation.
@@ -139,7 +139,7 @@ impl Index {
         self.refresh_last();
     }
 
-    fn forget(&mut self, slots: impl Iterator<Item = Slot>) {
+    fn forget(&mut self, slots: impl Iterator<Item = CachedEntry>) {
         self.cached_bytes -=
             slots.filter_map(|slot| slot.payload).map(|payload| payload.len()).sum::<usize>();
     }
@@ -148,7 +148,7 @@ impl Index {
         self.state.last = self.slots.last_key_value().map(|(index, _)| *index);
     }
 
-    fn insert(&mut self, index: u64, slot: Slot) {
+    fn insert(&mut self, index: u64, slot: CachedEntry) {
         self.cached_bytes += slot.payload.as_ref().map_or(0, Bytes::len);
         if let Some(replaced) = self.slots.insert(index, slot) {
             self.forget([replaced].into_iter());
@@ -228,7 +228,7 @@ impl Log {
             let mut known = lock(&self.index);
             for (index, payload) in entries {
                 let stamp = known.next_stamp();
-                known.insert(index, Slot { payload: Some(payload.clone()), at: None, stamp });
+                known.insert(index, CachedEntry { payload: Some(payload.clone()), at: None, stamp });
                 records.push((Record::Entry { index, payload }, stamp));
             }
         }
@@ -275,10 +275,10 @@ impl Log {
     /// Reads the existing entries from `from` to before `to`, until they reach `max_bytes` (but at least
     /// one).
     pub fn read(&self, from: u64, to: u64, max_bytes: usize) -> Result<Vec<(u64, Bytes)>> {
-        let slots: Vec<(u64, Slot)> = {
+        let slots: Vec<(u64, CachedEntry)> = {
             let known = lock(&self.index);
             let mut bytes = 0;
-            let mut fits = |slot: &Slot| {
+            let mut fits = |slot: &CachedEntry| {
                 let before = bytes;
                 let on_disk = slot.at.map_or(0, |at| at.len);
                 bytes += slot.payload.as_ref().map_or(on_disk, Bytes::len);
@@ -290,7 +290,7 @@ impl Log {
         slots.into_iter().map(|(index, slot)| Ok((index, self.payload(index, slot)?))).collect()
     }
 
-    fn payload(&self, index: u64, slot: Slot) -> Result<Bytes> {
+    fn payload(&self, index: u64, slot: CachedEntry) -> Result<Bytes> {
         let damaged = |reason: &str| Error::Damaged { what: "log entry", reason: reason.to_owned() };
         if let Some(payload) = slot.payload {
             return Ok(payload);

@@ -10,7 +10,7 @@ use proto_env::Disk;
 
 use super::record::{self, HEADER_BYTES, Header, Record};
 use super::writer::Tail;
-use super::{Index, Location, Slot, segment_path};
+use super::{CachedEntry, Index, Location, segment_path};
 use crate::crypto::Sealer;
 use crate::{Error, Result, io as io_error};
 
@@ -72,7 +72,7 @@ impl Recovered {
         match disk.replace(path, good) {
             // Without space for a second copy, the file is only cut to its length and synced by the writer.
             Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
-                tracing::warn!(path = %path.display(), "no room to write the last log segment anew");
+                tracing::warn!(path = %path.display(), "not enough free space to rewrite the last log segment");
                 let mut file = disk.open_append(path).map_err(io_error("opening a log segment"))?;
                 file.truncate(good.len() as u64).map_err(io_error("cutting a log segment"))
             }
@@ -110,7 +110,7 @@ impl Recovered {
                 *greatest = (*greatest).max(number);
                 if index.state.purged.as_ref().is_none_or(|(purged, _)| number > *purged) {
                     let stamp = index.next_stamp();
-                    index.insert(number, Slot { payload: Some(payload), at: Some(at), stamp });
+                    index.insert(number, CachedEntry { payload: Some(payload), at: Some(at), stamp });
                     index.shrink();
                 }
             }

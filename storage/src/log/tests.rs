@@ -140,7 +140,7 @@ fn a_torn_tail_is_cut_off_at_every_byte() {
     fixture.options.segment_bytes = 1 << 20;
     let log = fixture.open().unwrap();
     append(&log, 1..=3);
-    // Not closed, as after a power cut.
+    // Leaves the log open, as a power cut would.
     let path = fixture.segments().pop().unwrap();
     let whole = std::fs::read(&path).unwrap();
     drop(log);

@@ -10,7 +10,7 @@ use proto_env::planted::{self, Bug};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Batch;
-use crate::recent::Outcomes;
+use crate::recent_outcomes::Outcomes;
 use crate::txn::{Command, Mutation, Precondition, Txn, TxnOutcome};
 use crate::watch::WatchEvent;
 use crate::{Object, Result, Revision};
@@ -20,7 +20,7 @@ use crate::{Object, Result, Revision};
 pub struct Entry {
     /// The entry's log index.
     pub index: u64,
-    /// The term of the leader that appended it.
+    /// The term of the leader that appended the entry.
     pub term: u64,
     /// The commands in the entry; empty for entries of the consensus itself.
     pub commands: Vec<Command>,

@@ -44,7 +44,7 @@ fn history_is_bounded_in_bytes_and_every_replica_forgets_the_same() {
     assert!(one.watch("/registry/core/k1/", sizes.compacted / 2).is_err());
     let (events, bytes) = read(&one.history).size();
     assert!(bytes <= 1 << 20 && events > 100, "{events} events of {bytes} bytes");
-    // Small objects count with what keeping them costs.
+    // A small object counts with the overhead of keeping it.
     for index in 6001..=16_000 {
         let mut small = entry(index);
         small.commands[0].txn = txn(vec![put("/registry/core/small/a", "v")]);

@@ -8,7 +8,7 @@ mod defence_tests;
 mod divergence;
 #[cfg(test)]
 mod history_tests;
-mod objects;
+mod live_objects;
 mod read;
 pub(crate) mod records;
 mod rewrite;
@@ -24,7 +24,7 @@ use proto_env::Env;
 use proto_env::planted::{self, Bug};
 use tokio::sync::watch as signal;
 
-use objects::Objects;
+use live_objects::LiveObjects;
 
 pub use apply::{Applied, Entry};
 pub use read::{Compacted, Digest, NotReached, Page, Sizes};
@@ -34,7 +34,7 @@ use crate::backend::memory::MemoryHome;
 use crate::backend::sled::SledHome;
 use crate::backend::{Backend, Batch, Home, Table};
 use crate::crypto::{DataKey, Sealer};
-use crate::recent::Recent;
+use crate::recent_outcomes::RecentOutcomes;
 use crate::snapshot::{Adopted, SnapshotView, Staged, Staging};
 use crate::watch::History;
 use crate::{Checkpoint, Error, Fingerprint, Object, Result, Revision};
@@ -48,7 +48,7 @@ const PERIODS: u32 = 30;
 /// Number of periods for which history counts as recent.
 const RECENT_PERIODS: usize = 4;
 
-/// How much history is kept for watches and continued lists.
+/// Limits of the history that is kept for watches and continued lists.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Least age of forgotten history, if the other limits allow it ([`Store::compact_periodically`]).
@@ -76,9 +76,9 @@ impl Default for Limits {
 
 /// The live objects and the other data that an apply reads and writes.
 pub(crate) struct Live {
-    pub(crate) objects: Objects,
+    pub(crate) objects: LiveObjects,
     pub(crate) revision: Revision,
-    pub(crate) recent: Recent,
+    pub(crate) recent: RecentOutcomes,
     pub(crate) applied: Vec<u8>,
     /// The index of the last log entry applied.
     index: u64,
@@ -91,7 +91,7 @@ pub(crate) struct Live {
 }
 
 /// The backend that the state is written to.
-struct Current {
+struct CurrentBackend {
     backend: Arc<dyn Backend>,
     /// A copy that takes the same batches while the state is rewritten; `None` otherwise.
     mirror: Option<Arc<dyn Backend>>,
@@ -103,7 +103,7 @@ pub struct Store {
     live: RwLock<Live>,
     history: Arc<RwLock<History>>,
     /// Locked by the writer for as long as a change of the state takes.
-    backend: Mutex<Current>,
+    backend: Mutex<CurrentBackend>,
     home: Arc<dyn Home>,
     reached: signal::Sender<Revision>,
     limits: Limits,
@@ -143,7 +143,7 @@ impl Store {
             reached: signal::Sender::new(live.revision),
             live: RwLock::new(live),
             history: Arc::new(RwLock::new(history)),
-            backend: Mutex::new(Current { backend, mirror: None }),
+            backend: Mutex::new(CurrentBackend { backend, mirror: None }),
             home,
             limits,
         }))
@@ -170,7 +170,7 @@ impl Store {
             forgotten: live.recent.forgotten(),
             applied: live.applied.clone(),
             objects: live.objects.values().cloned().collect(),
-            // Planted: a snapshot lacks them.
+            // Planted: snapshots lack the outcomes of recent proposals.
             recent: if planted::is(Bug::OutcomesForgotten) { Vec::new() } else { live.recent.records() },
             index: live.index,
             fingerprint: live.fingerprint,
@@ -189,7 +189,7 @@ impl Store {
         let installed = Live::new(objects, recent, state);
         let revision = installed.revision;
         // A rewrite in progress notices that its copy belongs to the replaced state.
-        std::mem::replace(&mut *backend, Current { backend: adopted, mirror: None }).backend.retire();
+        std::mem::replace(&mut *backend, CurrentBackend { backend: adopted, mirror: None }).backend.retire();
         let replaced = {
             let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
             let mut history = self.history.write().unwrap_or_else(PoisonError::into_inner);
@@ -236,10 +236,14 @@ impl Store {
 }
 
 impl Live {
-    fn new(objects: BTreeMap<Arc<str>, Arc<Object>>, recent: Recent, state: records::State) -> Self {
+    fn new(
+        objects: BTreeMap<Arc<str>, Arc<Object>>,
+        recent: RecentOutcomes,
+        state: records::StateRecord,
+    ) -> Self {
         let object_bytes = objects.values().map(|object| object.size_bytes() as u64).sum();
         let mut live = Self {
-            objects: Objects::new(objects),
+            objects: LiveObjects::new(objects),
             revision: state.revision,
             recent,
             applied: state.applied,
@@ -257,8 +261,8 @@ impl Live {
     }
 
     /// Returns the state that is stored beside objects and outcomes.
-    fn state(&self) -> records::State {
-        records::State {
+    fn state(&self) -> records::StateRecord {
+        records::StateRecord {
             revision: self.revision,
             forgotten: self.recent.forgotten(),
             applied: self.applied.clone(),
@@ -268,7 +272,7 @@ impl Live {
     }
 }
 
-impl Current {
+impl CurrentBackend {
     /// Writes a batch; gives up the mirror if it cannot be written.
     fn write(&mut self, batch: Batch) -> Result<()> {
         if let Some(mirror) = &self.mirror
@@ -300,7 +304,7 @@ fn unless_it_panics<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 fn load(backend: &dyn Backend) -> Result<Live> {
     let mut objects: BTreeMap<Arc<str>, Arc<Object>> = BTreeMap::new();
     let mut recents = BTreeMap::new();
-    let mut state = records::State::default();
+    let mut state = records::StateRecord::default();
     let mut found = Fingerprint::default();
     backend.load(&mut |table, key, value| {
         match table {
@@ -334,7 +338,7 @@ fn load(backend: &dyn Backend) -> Result<Live> {
     } else if planted::is(Bug::RestartRewindsRevision) {
         state.revision = objects.values().map(|object| object.mod_revision).max().unwrap_or(0);
     }
-    let mut recent = Recent::with_forgotten(state.forgotten);
+    let mut recent = RecentOutcomes::with_forgotten(state.forgotten);
     for (index, outcomes) in recents {
         recent.restore(index, outcomes);
     }

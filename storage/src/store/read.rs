@@ -6,7 +6,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::objects::end_of_prefix;
+use super::live_objects::end_of_prefix;
 use super::{Store, lock, read};
 use crate::snapshot::digest_object;
 use crate::watch::Watch;
@@ -45,7 +45,7 @@ pub struct Page {
     pub remaining: u64,
 }
 
-/// How large a replica is.
+/// Sizes of a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sizes {
     /// Number of live objects.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Batch, Table};
-use crate::recent::Outcomes;
+use crate::recent_outcomes::Outcomes;
 use crate::{Error, Fingerprint, Object, Result, Revision, codec};
 
 const STATE_KEY: &[u8] = b"state";
@@ -14,7 +14,7 @@ const HEAD_BYTES: usize = 12;
 
 /// The single record of the state machine.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(crate) struct State {
+pub(crate) struct StateRecord {
     pub revision: Revision,
     pub forgotten: u64,
     pub applied: Vec<u8>,
@@ -24,12 +24,12 @@ pub(crate) struct State {
     pub fingerprint: Fingerprint,
 }
 
-pub(crate) fn put_state(batch: &mut Batch, state: &State) -> Result<()> {
+pub(crate) fn put_state(batch: &mut Batch, state: &StateRecord) -> Result<()> {
     batch.put(Table::Meta, STATE_KEY.to_vec(), codec::encode("state", state)?);
     Ok(())
 }
 
-pub(crate) fn state(value: &[u8]) -> Result<State> {
+pub(crate) fn state(value: &[u8]) -> Result<StateRecord> {
     codec::decode("state", value)
 }
 

@@ -6,7 +6,7 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::{Current, Store, lock, read, records};
+use super::{CurrentBackend, Store, lock, read, records};
 use crate::Result;
 use crate::backend::{Backend, Batch};
 
@@ -16,7 +16,7 @@ const STEP_BYTES: usize = 256 * 1024;
 const STEP_ENTRIES: usize = 512;
 /// Size in bytes below which a database is not rewritten.
 const REWRITE_ABOVE: u64 = 256 * 1024 * 1024;
-/// How many times the bytes of its objects a database may take before it is rewritten.
+/// Ratio of the size of a database to the size of its objects above which the database is rewritten.
 const REWRITE_TIMES: u64 = 4;
 
 /// The result of a rewrite.
@@ -42,7 +42,7 @@ impl Store {
         let (name, copy) = match self.home.stage() {
             Ok(staged) => staged,
             Err(error) => {
-                tracing::warn!(%error, "no new database for the objects");
+                tracing::warn!(%error, "a new database for the objects could not be created");
                 return Ok(Rewritten::GivenUp);
             }
         };
@@ -63,7 +63,7 @@ impl Store {
             return Ok(Rewritten::GivenUp);
         }
         self.home.adopt(&name)?;
-        std::mem::replace(&mut *current, Current { backend: copy, mirror: None }).backend.retire();
+        std::mem::replace(&mut *current, CurrentBackend { backend: copy, mirror: None }).backend.retire();
         Ok(Rewritten::Done)
     }
 
@@ -110,7 +110,7 @@ impl Store {
     }
 
     /// Copies the last record, which marks the copy as complete.
-    fn copy_state(&self, current: &Current, copy: &Arc<dyn Backend>) -> Result<()> {
+    fn copy_state(&self, current: &CurrentBackend, copy: &Arc<dyn Backend>) -> Result<()> {
         if !current.is_copied_to(copy) {
             return Ok(());
         }
@@ -121,7 +121,7 @@ impl Store {
     }
 }
 
-impl Current {
+impl CurrentBackend {
     fn is_copied_to(&self, copy: &Arc<dyn Backend>) -> bool {
         self.mirror.as_ref().is_some_and(|mirror| Arc::ptr_eq(mirror, copy))
     }

@@ -11,7 +11,7 @@ use crate::resources::{Amounts, add, amount, pod_requests};
 
 /// Reason why a pod is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rejection {
+pub struct PodRejection {
     /// `status.reason`, such as `OutOfcpu`.
     pub reason: String,
     /// `status.message` without its prefix.
@@ -28,7 +28,7 @@ pub fn admit(
     node: Option<&Node>,
     allocatable: &BTreeMap<String, Quantity>,
     active: &[&Pod],
-) -> Result<(), Rejection> {
+) -> Result<(), PodRejection> {
     let mut used = Amounts::new();
     for other in active {
         add(&mut used, &pod_requests(pod::spec(other)));
@@ -51,7 +51,7 @@ pub fn admit(
         }
     }
     if node.is_some_and(|node| !fits_node(pod, node)) {
-        return Err(Rejection {
+        return Err(PodRejection {
             reason: "NodeAffinity".to_owned(),
             message: "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
                 .to_owned(),
@@ -67,8 +67,8 @@ fn is_extended(resource: &str) -> bool {
     })
 }
 
-fn out_of(resource: &str, requested: i64, used: i64, capacity: i64) -> Rejection {
-    Rejection {
+fn out_of(resource: &str, requested: i64, used: i64, capacity: i64) -> PodRejection {
+    PodRejection {
         reason: format!("OutOf{resource}"),
         message: format!(
             "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"

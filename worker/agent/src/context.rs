@@ -11,7 +11,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use crate::config::AgentConfig;
 use crate::cri::Cri;
 use crate::events::Events;
-use crate::objects::Objects;
+use crate::object_cache::ObjectCache;
 use crate::pod;
 use crate::probes::Probes;
 use crate::protection::Abilities;
@@ -29,7 +29,7 @@ pub struct Context {
     pub events: Events,
     pub statuses: StatusWriter,
     pub probes: Probes,
-    pub objects: Arc<Objects>,
+    pub objects: Arc<ObjectCache>,
     pub services: Services,
     pub pods: Pods,
     /// The Node object from the API server; `None` if it has not been read or does not exist.

@@ -39,7 +39,7 @@ pub fn container_path(pod: &Pod, name: &str) -> String {
 }
 
 #[derive(Clone, Debug)]
-struct Note {
+struct NewEvent {
     involved: ObjectReference,
     type_: &'static str,
     reason: String,
@@ -50,7 +50,7 @@ struct Note {
 #[derive(Clone, Debug)]
 pub struct Events {
     node: String,
-    queue: mpsc::Sender<Note>,
+    queue: mpsc::Sender<NewEvent>,
 }
 
 impl Events {
@@ -83,7 +83,7 @@ impl Events {
             resource_version: pod.metadata.resource_version.clone(),
             field_path: path.map(str::to_owned),
         };
-        self.send(Note { involved, type_, reason: reason.to_owned(), message });
+        self.send(NewEvent { involved, type_, reason: reason.to_owned(), message });
     }
 
     /// Queues a Normal event about the node.
@@ -95,17 +95,17 @@ impl Events {
             uid: node.metadata.name.clone(),
             ..Default::default()
         };
-        self.send(Note { involved, type_: "Normal", reason: reason.to_owned(), message: message.into() });
+        self.send(NewEvent { involved, type_: "Normal", reason: reason.to_owned(), message: message.into() });
     }
 
-    fn send(&self, note: Note) {
+    fn send(&self, note: NewEvent) {
         if let Err(error) = self.queue.try_send(note) {
             debug!(%error, "event dropped");
         }
     }
 }
 
-struct Known {
+struct WrittenEvent {
     name: String,
     count: i32,
 }
@@ -113,12 +113,12 @@ struct Known {
 struct Writer {
     client: Client,
     node: String,
-    known: BTreeMap<String, Known>,
+    known: BTreeMap<String, WrittenEvent>,
     budgets: BTreeMap<String, (f64, Instant)>,
 }
 
 impl Writer {
-    async fn run(mut self, mut notes: mpsc::Receiver<Note>, shutdown: CancellationToken) {
+    async fn run(mut self, mut notes: mpsc::Receiver<NewEvent>, shutdown: CancellationToken) {
         loop {
             let note = tokio::select! {
                 biased;
@@ -139,7 +139,7 @@ impl Writer {
         }
     }
 
-    fn within_budget(&mut self, note: &Note) -> bool {
+    fn within_budget(&mut self, note: &NewEvent) -> bool {
         let key = note.involved.uid.clone().unwrap_or_default();
         let now = Instant::now();
         if self.budgets.len() > KNOWN {
@@ -155,7 +155,7 @@ impl Writer {
         true
     }
 
-    async fn write(&mut self, note: &Note) -> Result<(), kube::Error> {
+    async fn write(&mut self, note: &NewEvent) -> Result<(), kube::Error> {
         let namespace = note.involved.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         let involved = &note.involved;
@@ -198,7 +198,7 @@ impl Writer {
         if self.known.len() >= KNOWN {
             self.known.clear();
         }
-        self.known.insert(key, Known { name, count: 1 });
+        self.known.insert(key, WrittenEvent { name, count: 1 });
         Ok(())
     }
 }

@@ -27,7 +27,8 @@ const CONCURRENT: usize = 16;
 pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     let mut images = ImageCollector::default();
     loop {
-        // The three run concurrently: an orphan that does not end must not keep unused images on a full disk.
+        // The three collections run concurrently: an orphan that does not end must not keep unused images on
+        // a full disk.
         let (orphans, dead, unused) =
             tokio::join!(orphans(&context), dead_containers(&context), images.collect(&context));
         if let Err(error) = orphans {

@@ -72,11 +72,11 @@ async fn excess(context: &Context) -> Result<Option<u64>, Error> {
     let used = stat.blocks().saturating_sub(stat.blocks_free()).saturating_mul(block);
     // As in df, space reserved for root counts neither as used nor as available.
     let total = used.saturating_add(stat.blocks_available().saturating_mul(block)).max(1);
-    Ok(beyond(used, total, context.config.image_gc_percent))
+    Ok(bytes_to_free(used, total, context.config.image_gc_percent))
 }
 
 /// Returns the bytes used beyond the low mark; `None` if the usage is below the high mark.
-fn beyond(used: u64, total: u64, (high, low): (u64, u64)) -> Option<u64> {
+fn bytes_to_free(used: u64, total: u64, (high, low): (u64, u64)) -> Option<u64> {
     let percent = used.saturating_mul(100) / total;
     (percent >= high).then(|| used.saturating_sub(total / 100 * low))
 }
@@ -87,8 +87,8 @@ mod tests {
 
     #[test]
     fn space_is_freed_down_to_the_low_mark_once_the_high_one_is_reached() {
-        assert_eq!(beyond(84, 100, (85, 80)), None);
-        assert_eq!(beyond(85, 100, (85, 80)), Some(5));
-        assert_eq!(beyond(9_900, 10_000, (85, 80)), Some(1_900));
+        assert_eq!(bytes_to_free(84, 100, (85, 80)), None);
+        assert_eq!(bytes_to_free(85, 100, (85, 80)), Some(5));
+        assert_eq!(bytes_to_free(9_900, 10_000, (85, 80)), Some(1_900));
     }
 }

@@ -19,7 +19,7 @@ const PERMIT_TIME: Duration = Duration::from_secs(10);
 
 /// Failure to provide an image, with the time of the next try.
 #[derive(Debug)]
-pub struct ImageError {
+pub struct ImageUnavailable {
     /// Reason and message for the container's waiting state.
     pub waiting: Waiting,
     /// Time of the next try; `None` if only a change of the pod can help.
@@ -53,10 +53,10 @@ pub async fn ensure(
     container: &Container,
     sandbox: &PodSandboxConfig,
     backoff: &mut Backoff,
-) -> Result<String, ImageError> {
+) -> Result<String, ImageUnavailable> {
     let wanted = container.image.as_deref().unwrap_or_default();
     let path = container_path(pod, &container.name);
-    let fail = |reason: &str, message: String, retry_at: Option<Instant>| ImageError {
+    let fail = |reason: &str, message: String, retry_at: Option<Instant>| ImageUnavailable {
         waiting: Waiting { reason: reason.to_owned(), message },
         retry_at,
     };
@@ -101,7 +101,7 @@ async fn pull(
     image: &str,
     sandbox: &PodSandboxConfig,
     backoff: &mut Backoff,
-) -> Result<String, ImageError> {
+) -> Result<String, ImageUnavailable> {
     let wanted = container.image.as_deref().unwrap_or_default();
     let path = container_path(pod, &container.name);
     if let Some(until) = backoff.waits_since_step(image, Instant::now()) {
@@ -111,7 +111,7 @@ async fn pull(
             message = format!("{message}: {error}");
         }
         let waiting = Waiting { reason: "ImagePullBackOff".to_owned(), message };
-        return Err(ImageError { waiting, retry_at: Some(until) });
+        return Err(ImageUnavailable { waiting, retry_at: Some(until) });
     }
     context.events.pod_normal(pod, Some(&path), "Pulling", format!("Pulling image \"{wanted}\""));
     let asked = Instant::now();
@@ -152,7 +152,7 @@ async fn pull(
             let waiting = explain(wanted, text);
             backoff.set_error(image, format!("{}: {}", waiting.reason, waiting.message));
             // Retry soon: the error is shown briefly, then the back-off.
-            Err(ImageError { waiting, retry_at: Some(Instant::now() + Duration::from_secs(2)) })
+            Err(ImageUnavailable { waiting, retry_at: Some(Instant::now() + Duration::from_secs(2)) })
         }
     }
 }

@@ -31,7 +31,7 @@ mod images;
 mod lifecycle;
 mod logs;
 mod node;
-mod objects;
+mod object_cache;
 mod pod;
 mod pod_manager;
 mod pod_source;

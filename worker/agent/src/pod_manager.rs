@@ -11,14 +11,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::context::Context;
-use crate::pod_source::Change;
+use crate::pod_source::PodChange;
 use crate::pod_worker::{Desired, PodWorker};
 use crate::{admission, clock, pod, protection, status};
 
 /// Handles pod changes until `shutdown`. `synced` is notified once the pods of the node are known.
 pub async fn run(
     context: Arc<Context>,
-    mut changes: mpsc::Receiver<Change>,
+    mut changes: mpsc::Receiver<PodChange>,
     synced: oneshot::Sender<()>,
     shutdown: CancellationToken,
 ) {
@@ -31,9 +31,9 @@ pub async fn run(
             change = changes.recv() => change,
         };
         match change {
-            Some(Change::Set(pod)) => manager.set(pod).await,
-            Some(Change::Gone(pod)) => manager.gone(pod),
-            Some(Change::Synced) => {
+            Some(PodChange::Set(pod)) => manager.set(pod).await,
+            Some(PodChange::Gone(pod)) => manager.gone(pod),
+            Some(PodChange::Synced) => {
                 if let Some(synced) = synced.take() {
                     // The receiver no longer exists if the agent is stopping.
                     let _ = synced.send(());

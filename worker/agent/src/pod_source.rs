@@ -19,7 +19,7 @@ use crate::pod;
 
 /// A change of the node's pods.
 #[derive(Clone, Debug)]
-pub enum Change {
+pub enum PodChange {
     /// A pod is new or different.
     Set(Arc<Pod>),
     /// A pod's object has been deleted; holds its last version.
@@ -29,7 +29,12 @@ pub enum Change {
 }
 
 /// Watches the pods of `node` until `shutdown`, sending every change in order.
-pub async fn run(client: Client, node: String, changes: mpsc::Sender<Change>, shutdown: CancellationToken) {
+pub async fn run(
+    client: Client,
+    node: String,
+    changes: mpsc::Sender<PodChange>,
+    shutdown: CancellationToken,
+) {
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     let stream = watcher(Api::<Decoded<Pod>>::all(client), config).default_backoff();
     let mut stream = std::pin::pin!(stream);
@@ -58,7 +63,7 @@ pub async fn run(client: Client, node: String, changes: mpsc::Sender<Change>, sh
                 if !synced {
                     info!(pods = known.len(), "pods of this node listed");
                     synced = true;
-                    out.push(Change::Synced);
+                    out.push(PodChange::Synced);
                 }
             }
             Some(Ok(watcher::Event::Apply(pod))) => {
@@ -68,14 +73,14 @@ pub async fn run(client: Client, node: String, changes: mpsc::Sender<Change>, sh
                 if let Decoded::Object(pod) = pod {
                     let pod = Arc::new(pod);
                     known.insert(pod::uid(&pod).to_owned(), pod.clone());
-                    out.push(Change::Set(pod));
+                    out.push(PodChange::Set(pod));
                 }
             }
             Some(Ok(watcher::Event::Delete(pod))) => {
                 let last = known.remove(pod.meta().uid.as_deref().unwrap_or_default());
                 out.extend(match pod {
-                    Decoded::Object(pod) => Some(Change::Gone(Arc::new(pod))),
-                    Decoded::Broken(_) => last.map(Change::Gone),
+                    Decoded::Object(pod) => Some(PodChange::Gone(Arc::new(pod))),
+                    Decoded::Broken(_) => last.map(PodChange::Gone),
                 });
             }
             Some(Err(error)) => warn!(%error, "watching this node's pods; they stay as they are"),
@@ -104,15 +109,15 @@ fn readable(
     }
 }
 
-fn difference(old: &BTreeMap<String, Arc<Pod>>, new: &BTreeMap<String, Arc<Pod>>) -> Vec<Change> {
+fn difference(old: &BTreeMap<String, Arc<Pod>>, new: &BTreeMap<String, Arc<Pod>>) -> Vec<PodChange> {
     let gone =
-        old.iter().filter(|(uid, _)| !new.contains_key(*uid)).map(|(_, pod)| Change::Gone(pod.clone()));
+        old.iter().filter(|(uid, _)| !new.contains_key(*uid)).map(|(_, pod)| PodChange::Gone(pod.clone()));
     let version = |pod: &Pod| pod.metadata.resource_version.clone();
     let changed = new.iter().filter(|(uid, pod)| old.get(*uid).is_none_or(|o| version(o) != version(pod)));
     let mut set: Vec<&Arc<Pod>> = changed.map(|(_, pod)| pod).collect();
     // Oldest first, so that older pods are admitted before newer ones.
     set.sort_by(|a, b| a.metadata.creation_timestamp.cmp(&b.metadata.creation_timestamp));
-    gone.chain(set.into_iter().map(|pod| Change::Set(pod.clone()))).collect()
+    gone.chain(set.into_iter().map(|pod| PodChange::Set(pod.clone()))).collect()
 }
 
 #[cfg(test)]
@@ -150,9 +155,9 @@ mod tests {
         let names: Vec<String> = difference(&old, &new)
             .into_iter()
             .map(|change| match change {
-                Change::Set(pod) => format!("set {}", pod::uid(&pod)),
-                Change::Gone(pod) => format!("gone {}", pod::uid(&pod)),
-                Change::Synced => "synced".to_owned(),
+                PodChange::Set(pod) => format!("set {}", pod::uid(&pod)),
+                PodChange::Gone(pod) => format!("gone {}", pod::uid(&pod)),
+                PodChange::Synced => "synced".to_owned(),
             })
             .collect();
         assert_eq!(names, ["gone a", "set c", "set d"]);

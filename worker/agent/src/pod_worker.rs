@@ -17,7 +17,7 @@ use worker_volumes::PodLayout;
 
 use crate::context::Context;
 use crate::cri::snapshot::RuntimePod;
-use crate::sync::{self, Outcome, PodState, kill};
+use crate::sync::{self, PodState, SyncOutcome, kill};
 use crate::{Error, cgroups, pod, resources};
 
 /// Maximum time between syncs without an event, against lost events. Up to half of it is added at random, so
@@ -93,8 +93,8 @@ impl PodWorker {
                 outcome = sync::sync(&context, state, &desired.pod) => outcome,
             };
             let wake_at = match outcome {
-                Ok(Outcome::Over) => return,
-                Ok(Outcome::Settled(wake_at)) => wake_at,
+                Ok(SyncOutcome::Over) => return,
+                Ok(SyncOutcome::Settled(wake_at)) => wake_at,
                 Err(error) => {
                     warn!(pod = %pod::display(&desired.pod), %error, "sync failed");
                     Some(Instant::now() + RETRY)
@@ -155,7 +155,7 @@ impl PodWorker {
             match tidy_once(&self.context, state, &desired.pod).await {
                 Ok(()) => return,
                 Err(error) => {
-                    warn!(pod = %pod::display(&desired.pod), %error, "cannot tidy up yet");
+                    warn!(pod = %pod::display(&desired.pod), %error, "cannot clean up the pod yet");
                     tokio::time::sleep(RETRY).await;
                 }
             }

@@ -11,7 +11,7 @@ use std::path::Path;
 use k8s_cri::v1::{SecurityProfile, security_profile::ProfileType};
 use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, SeccompProfile, VolumeMount};
 
-use crate::admission::Rejection;
+use crate::admission::PodRejection;
 use crate::pod;
 
 /// Name of the runtime inside this binary, which supports neither AppArmor nor SELinux.
@@ -67,8 +67,8 @@ impl Abilities {
 }
 
 /// Refuses a pod that asks for a protection this node cannot enforce; the pod then fails, as with kubelet.
-pub fn admit(pod: &Pod, abilities: &Abilities) -> Result<(), Rejection> {
-    let refuse = |reason: &str, message: String| Err(Rejection { reason: reason.to_owned(), message });
+pub fn admit(pod: &Pod, abilities: &Abilities) -> Result<(), PodRejection> {
+    let refuse = |reason: &str, message: String| Err(PodRejection { reason: reason.to_owned(), message });
     let spec = pod::spec(pod);
     if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
         let message = "Failed to admit pod as the OS field doesn't match node OS";

@@ -19,7 +19,7 @@ use crate::context::{Context, Pods};
 use crate::cri::{self, Cri};
 use crate::events::Events;
 use crate::node::health::LastRelist;
-use crate::objects::Objects;
+use crate::object_cache::ObjectCache;
 use crate::probes::{Probes, Wake};
 use crate::protection::Abilities;
 use crate::services::Services;
@@ -169,7 +169,7 @@ fn build(
     Arc::new(Context {
         statuses: StatusWriter::new(client.clone()),
         probes: Probes::new(cri.clone(), events.clone(), wake.clone()),
-        objects: Arc::new(Objects::new(client.clone(), wake, shutdown.clone())),
+        objects: Arc::new(ObjectCache::new(client.clone(), wake, shutdown.clone())),
         services,
         runtime_name: version.runtime_name.clone(),
         runtime_version: version.runtime_version.clone(),

@@ -3,8 +3,8 @@
 //! is missing, the test says so and passes.
 
 #[allow(dead_code, reason = "shared with the tests against a fake runtime")]
-#[path = "containerd/api.rs"]
-mod api;
+#[path = "containerd/fake_api.rs"]
+mod fake_api;
 #[path = "containerd/runtime.rs"]
 mod runtime;
 
@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::FakeApi;
+use fake_api::FakeApi;
 use runtime::Containerd;
 use serde_json::{Value, json};
 use tokio::sync::watch;

@@ -78,14 +78,14 @@ pub struct Route {
     /// Destination.
     pub destination: Ipv4Net,
     /// Next hop of the packets.
-    pub hop: Hop,
+    pub hop: NextHop,
     /// Source address for locally generated packets; `None` lets the kernel choose.
     pub source: Option<Ipv4Addr>,
 }
 
 /// Next hop of a [`Route`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Hop {
+pub enum NextHop {
     /// Destination hosts are neighbours on the device with this index.
     Device(u32),
     /// Gateway address and device index; the gateway counts as a neighbour on the device
@@ -307,9 +307,9 @@ fn message_of(route: &Route) -> RouteMessage {
         .destination_prefix(route.destination.network(), route.destination.prefix_len())
         .protocol(ROUTE_PROTOCOL);
     let mut builder = match route.hop {
-        Hop::Device(index) => builder.output_interface(index).scope(RouteScope::Link),
-        Hop::Via(gateway, index) => builder.output_interface(index).gateway(gateway).onlink(),
-        Hop::Unreachable => builder.kind(RouteType::Unreachable),
+        NextHop::Device(index) => builder.output_interface(index).scope(RouteScope::Link),
+        NextHop::Via(gateway, index) => builder.output_interface(index).gateway(gateway).onlink(),
+        NextHop::Unreachable => builder.kind(RouteType::Unreachable),
     };
     if let Some(source) = route.source {
         builder = builder.pref_source(source);
@@ -332,9 +332,9 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
         }
     }
     let hop = match (message.header.kind, gateway, device) {
-        (RouteType::Unreachable, ..) => Hop::Unreachable,
-        (_, Some(gateway), Some(device)) => Hop::Via(gateway, device),
-        (_, None, Some(device)) => Hop::Device(device),
+        (RouteType::Unreachable, ..) => NextHop::Unreachable,
+        (_, Some(gateway), Some(device)) => NextHop::Via(gateway, device),
+        (_, None, Some(device)) => NextHop::Device(device),
         _ => return None,
     };
     let destination = Ipv4Net::new(destination, message.header.destination_prefix_length).ok()?;

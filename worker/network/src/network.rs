@@ -14,14 +14,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     balancer::{Balancer, ListenerLimits},
+    cluster_state::{ClusterState, Concern, ObjectKey},
     config::NetworkConfig,
     dns, netlink,
     netlink::Netlink,
     nft,
     overlay::{self, Overlay, overlay_address, underlay_mtu},
     pod::{self, PodNetwork, PodParameters},
-    proxy::{self, Backend, Overrides, ProxyStats, ProxyStatsSnapshot, RuleParameters},
-    state::{ClusterState, Concern, ObjectKey},
+    proxy::{self, EndpointAddress, Overrides, ProxyStats, ProxyStatsSnapshot, RuleParameters},
     sysctl, watch as follow,
 };
 
@@ -58,14 +58,14 @@ pub enum Error {
 /// A node's running network. Stops with the `shutdown` token it was started with; its kernel state stays, so
 /// that pods keep their connections over a restart. [`cleanup`] removes that state.
 #[derive(Debug)]
-pub struct Network {
+pub struct NodeNetwork {
     pods: Arc<PodNetwork>,
     state: ClusterState,
     proxy: Arc<ProxyStats>,
     tasks: TaskTracker,
 }
 
-impl Network {
+impl NodeNetwork {
     /// Starts the network. `masters` are the API addresses of all masters, as `balancer` follows them; with a
     /// balancer, pods reach `kubernetes.default` through it. The API need not be reachable yet.
     pub async fn start(
@@ -102,7 +102,7 @@ impl Network {
             let zone = dns::Zone::new(&settings.domain, reverse)?;
             tasks.spawn(keep_dns(settings, zone, state.clone(), shutdown.clone()));
         }
-        let keeper = Keeper {
+        let keeper = NetworkUpdater {
             overlay: Overlay::new(config.overlay.clone(), config.node_ip)?,
             config,
             state: state.clone(),
@@ -165,7 +165,7 @@ async fn keep_dns(
 }
 
 /// Keeps the overlay and everything that depends on the node's own podCIDR up to date.
-struct Keeper {
+struct NetworkUpdater {
     config: NetworkConfig,
     overlay: Overlay,
     state: ClusterState,
@@ -179,7 +179,7 @@ struct Keeper {
     shutdown: CancellationToken,
 }
 
-impl Keeper {
+impl NetworkUpdater {
     async fn run(mut self, mut masters: watch::Receiver<Vec<SocketAddr>>) {
         let mut changes = self.state.observe(Concern::Nodes);
         let mut reported = Vec::new();
@@ -280,7 +280,7 @@ impl Keeper {
                 self.tasks.spawn(balancer.clone().serve(listener, ListenerLimits::PODS, stop.clone()));
                 self.serving = Some((address, stop));
                 let service = ObjectKey::new(KUBERNETES.0, KUBERNETES.1);
-                let backend = Backend { ip: gateway, port: self.config.api_port };
+                let backend = EndpointAddress { ip: gateway, port: self.config.api_port };
                 self.overrides.send_replace(BTreeMap::from([(service, vec![backend])]));
             }
             // Pods then connect to the masters directly, with a slower failover.

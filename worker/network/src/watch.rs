@@ -1,6 +1,7 @@
-//! Follows Services, EndpointSlices and Nodes through the API into `state`. While the API is unreachable the
-//! state keeps its content and the watches are retried without end. If an object cannot be decoded, the state
-//! keeps its earlier version of that object, and other objects are not affected. Started by `network.rs`.
+//! Follows Services, EndpointSlices and Nodes through the API into the node's `ClusterState`. While the API
+//! is unreachable the state keeps its content and the watches are retried without end. If an object cannot be
+//! decoded, the state keeps its earlier version of that object, and other objects are not affected. Started
+//! by `network.rs`.
 
 use std::{collections::BTreeSet, fmt::Debug, sync::Arc, time::Duration};
 
@@ -22,7 +23,9 @@ use proto_decode::{BrokenObjects, Decoded};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use crate::state::{ClusterState, Concern, Content, NodeView, ObjectKey, ServiceView, SliceView};
+use crate::cluster_state::{
+    ClusterContent, ClusterState, Concern, NodeView, ObjectKey, ServiceView, SliceView,
+};
 
 /// Label that names the Service of an EndpointSlice.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -46,17 +49,17 @@ trait Sink {
     fn key(meta: &ObjectMeta) -> Self::Key;
     const CONCERN: Concern;
     /// Adds or replaces an object; like `forget`, returns whether that changed anything.
-    fn put(content: &mut Content, object: &Self::Object) -> bool;
-    fn forget(content: &mut Content, key: &Self::Key) -> bool;
-    fn keys(content: &Content) -> BTreeSet<Self::Key>;
-    fn listed(content: &mut Content);
+    fn put(content: &mut ClusterContent, object: &Self::Object) -> bool;
+    fn forget(content: &mut ClusterContent, key: &Self::Key) -> bool;
+    fn keys(content: &ClusterContent) -> BTreeSet<Self::Key>;
+    fn listed(content: &mut ClusterContent);
 }
 
 async fn follow<S: Sink>(api: Api<Decoded<S::Object>>, state: &ClusterState, _sink: S)
 where
     S::Object: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let events = watcher(api, watcher::Config::default()).backoff(Patience::default());
+    let events = watcher(api, watcher::Config::default()).backoff(RetryPauses::default());
     let broken = BrokenObjects::default();
     let mut events = std::pin::pin!(events);
     let mut seen = BTreeSet::new();
@@ -106,16 +109,16 @@ impl Sink for ServiceSink {
     fn key(meta: &ObjectMeta) -> ObjectKey {
         namespaced_key(meta)
     }
-    fn put(content: &mut Content, object: &Service) -> bool {
+    fn put(content: &mut ClusterContent, object: &Service) -> bool {
         content.put_service(Self::key(&object.metadata), ServiceView::from_api(object))
     }
-    fn forget(content: &mut Content, key: &ObjectKey) -> bool {
+    fn forget(content: &mut ClusterContent, key: &ObjectKey) -> bool {
         content.forget_service(key)
     }
-    fn keys(content: &Content) -> BTreeSet<ObjectKey> {
+    fn keys(content: &ClusterContent) -> BTreeSet<ObjectKey> {
         content.service_keys()
     }
-    fn listed(content: &mut Content) {
+    fn listed(content: &mut ClusterContent) {
         content.services_listed = true;
     }
 }
@@ -133,19 +136,19 @@ impl Sink for SliceSink {
     fn key(meta: &ObjectMeta) -> ObjectKey {
         namespaced_key(meta)
     }
-    fn put(content: &mut Content, object: &EndpointSlice) -> bool {
+    fn put(content: &mut ClusterContent, object: &EndpointSlice) -> bool {
         let key = Self::key(&object.metadata);
         let Some(view) = SliceView::from_api(object) else { return content.forget_slice(&key) };
         let service = object.labels().get(SERVICE_NAME).map(|name| ObjectKey::new(&key.namespace, name));
         content.put_slice(key, service, view)
     }
-    fn forget(content: &mut Content, key: &ObjectKey) -> bool {
+    fn forget(content: &mut ClusterContent, key: &ObjectKey) -> bool {
         content.forget_slice(key)
     }
-    fn keys(content: &Content) -> BTreeSet<ObjectKey> {
+    fn keys(content: &ClusterContent) -> BTreeSet<ObjectKey> {
         content.slice_keys()
     }
-    fn listed(content: &mut Content) {
+    fn listed(content: &mut ClusterContent) {
         content.slices_listed = true;
     }
 }
@@ -159,16 +162,16 @@ impl Sink for NodeSink {
     fn key(meta: &ObjectMeta) -> Arc<str> {
         meta.name.as_deref().unwrap_or_default().into()
     }
-    fn put(content: &mut Content, object: &Node) -> bool {
+    fn put(content: &mut ClusterContent, object: &Node) -> bool {
         content.put_node(Self::key(&object.metadata), NodeView::from_api(object))
     }
-    fn forget(content: &mut Content, key: &Arc<str>) -> bool {
+    fn forget(content: &mut ClusterContent, key: &Arc<str>) -> bool {
         content.nodes.remove(key).is_some()
     }
-    fn keys(content: &Content) -> BTreeSet<Arc<str>> {
+    fn keys(content: &ClusterContent) -> BTreeSet<Arc<str>> {
         content.nodes.keys().cloned().collect()
     }
-    fn listed(content: &mut Content) {
+    fn listed(content: &mut ClusterContent) {
         content.nodes_listed = true;
     }
 }
@@ -176,11 +179,11 @@ impl Sink for NodeSink {
 /// Pauses between retries: 50 ms, doubling up to 2 s. Short, because a cluster without a leader usually has a
 /// new one within a second, and routing should learn of changes soon after.
 #[derive(Debug, Default)]
-struct Patience {
+struct RetryPauses {
     tries: u32,
 }
 
-impl Iterator for Patience {
+impl Iterator for RetryPauses {
     type Item = Duration;
     fn next(&mut self) -> Option<Duration> {
         let pause = Duration::from_millis(50 << self.tries.min(6)).min(Duration::from_secs(2));
@@ -190,7 +193,7 @@ impl Iterator for Patience {
     }
 }
 
-impl Backoff for Patience {
+impl Backoff for RetryPauses {
     fn reset(&mut self) {
         self.tries = 0;
     }

@@ -22,7 +22,7 @@ use tokio_rustls::{
     rustls::{ClientConfig, RootCertStore, ServerConfig, pki_types::PrivateKeyDer},
 };
 use tokio_util::sync::CancellationToken;
-use worker_network::{Balancer, BalancerConfig, ListenerLimits, Probe, ReadyzProbe, TcpProbe};
+use worker_network::{Balancer, BalancerConfig, ListenerLimits, MasterProbe, ReadyzProbe, TcpProbe};
 
 const READY: u8 = 0;
 const UNREADY: u8 = 1;
@@ -36,7 +36,7 @@ struct Master {
     mode: Arc<AtomicU8>,
     /// Value of the header [`silent_masters::HEADER`] in its answers.
     silent: Arc<Mutex<String>>,
-    /// Number of answers it has given.
+    /// Number of answers the server has given.
     answers: Arc<AtomicUsize>,
     stop: CancellationToken,
 }

@@ -173,11 +173,11 @@ fn a_restarted_node_keeps_its_pods_connected_before_it_knows_the_cluster() {
     let pod = one.pod("a");
     pod.namespace.serve("a", 8080);
     // Starts the same network again with the same state, as after a restart, while the API is down.
-    let down = lab::api::FakeApi::default();
+    let down = lab::fake_api::FakeApi::default();
     down.set_down(true);
     let (again, masters) = (one.config.clone(), lab.masters.subscribe());
     let network = one.namespace.run(async move {
-        worker_network::Network::start(again, down.client(), masters, None, Default::default()).await
+        worker_network::NodeNetwork::start(again, down.client(), masters, None, Default::default()).await
     });
     assert!(network.unwrap().pod_network().ready().borrow().is_some(), "the podCIDR is remembered");
     assert_eq!(one.namespace.ask(pod.ip, 8080).unwrap().server, "a");

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use worker_agent::{AgentConfig, CertificateEnds, NodeHealth};
 use worker_network::{
-    Balancer, BalancerConfig, DnsConfig, ListenerLimits, Network, NetworkConfig, ReadyzProbe,
+    Balancer, BalancerConfig, DnsConfig, ListenerLimits, NetworkConfig, NodeNetwork, ReadyzProbe,
 };
 use worker_runtime::RuntimeConfig;
 
@@ -60,7 +60,7 @@ pub enum Error {
     Runtime(#[from] worker_runtime::ServeError),
     /// Containers left by a crash cannot be removed.
     #[error("runtime: {0}")]
-    Reap(#[from] worker_runtime::ReapError),
+    Cleanup(#[from] worker_runtime::CleanupError),
     /// The agent has failed.
     #[error("agent: {0}")]
     Agent(#[from] worker_agent::Error),
@@ -91,7 +91,7 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
     let ends = watch::Sender::new(credentials.ends());
     let health = watch::Sender::new(NodeHealth::default());
     let beaten = health.subscribe();
-    let parts = Parts {
+    let parts = BuildInputs {
         config: &config,
         settings: &settings,
         client: client.clone(),
@@ -114,7 +114,7 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
     });
     let until = shutdown.clone();
     tokio::spawn(supervise("certificate-renewal", move || renewal.clone().run(until.clone())));
-    let network = Network::start(
+    let network = NodeNetwork::start(
         network_config(&config, &settings)?,
         client.clone(),
         apis,
@@ -148,7 +148,7 @@ async fn first_panic(mut tasks: JoinSet<Result<(), Panicked>>) -> Panicked {
 }
 
 /// Inputs for building the runtime, the operators' port and the agent.
-struct Parts<'a> {
+struct BuildInputs<'a> {
     config: &'a WorkerConfig,
     settings: &'a ClusterSettings,
     client: kube::Client,
@@ -158,9 +158,9 @@ struct Parts<'a> {
     certificates: watch::Receiver<CertificateEnds>,
 }
 
-impl Parts<'_> {
+impl BuildInputs<'_> {
     /// Runs the runtime, the operators' port and the agent until shutdown, or until one of them fails.
-    async fn run(self, network: &Network, shutdown: CancellationToken) -> Result<(), Error> {
+    async fn run(self, network: &NodeNetwork, shutdown: CancellationToken) -> Result<(), Error> {
         let config = self.config;
         let runtime = async {
             if config.cri_socket.is_some() {
@@ -297,7 +297,7 @@ fn remember_masters(
                 }
                 credentials.masters.clone_from(&masters.borrow_and_update());
                 if let Err(error) = credentials.store_record(&data_dir) {
-                    tracing::warn!(%error, "the masters could not be written down");
+                    tracing::warn!(%error, "the list of masters could not be stored");
                 }
             }
         }
@@ -306,7 +306,7 @@ fn remember_masters(
 
 /// Removes everything a worker left on this host, also after a crash.
 pub async fn cleanup(config: &WorkerConfig) -> Result<(), Error> {
-    worker_runtime::reap_all(&runtime_config(config)?).await?;
+    worker_runtime::remove_everything(&runtime_config(config)?).await?;
     let network = NetworkConfig::new(&config.name, Ipv4Addr::LOCALHOST, config.data_dir.join("network"));
     worker_network::cleanup(&network).await?;
     Ok(())

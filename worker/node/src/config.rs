@@ -76,7 +76,7 @@ pub enum Error {
     NotIpv4(IpAddr),
     /// A label that nodes may not set: the API server would refuse the Node for ever.
     #[error(
-        "the label {0} is not a node's to set: labels of kubernetes.io and k8s.io are, but for those of the kubelet, the operators'; set it with kubectl label node"
+        "nodes may not set the label {0}: of the labels of kubernetes.io and k8s.io they may set the kubelet's only; use `kubectl label node`"
     )]
     ForbiddenLabel(String),
 }

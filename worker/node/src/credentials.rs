@@ -55,7 +55,7 @@ pub struct Master {
 pub enum Error {
     /// No certificates on disk, and no `--join` and `--token` to obtain them.
     #[error(
-        "{0} holds no certificates: give --join ADDRESS --token TOKEN (make one with `ephor token create --role worker`)"
+        "{0} holds no certificates: give --join ADDRESS --token TOKEN (create one with `ephor token create --role worker`)"
     )]
     NotJoined(PathBuf),
     /// The join token does not parse.
@@ -109,7 +109,7 @@ impl NodeCredentials {
     /// Loads the credentials from disk, or joins and stores them.
     ///
     /// # Errors
-    /// If nothing is on disk and no join is configured, or if any step fails.
+    /// Fails if nothing is on disk and no join is configured, or if any step fails.
     pub async fn obtain(config: &WorkerConfig) -> Result<Self, Error> {
         if let Some(mut credentials) = Self::load(&config.data_dir)? {
             credentials.try_also(&config.join);
@@ -165,7 +165,7 @@ impl NodeCredentials {
     /// Writes the certificates with their keys.
     ///
     /// # Errors
-    /// If a file cannot be written; files written before it stay new, which does no harm.
+    /// Fails if a file cannot be written; files written before it stay new, which does no harm.
     pub fn store_certificates(&self, data_dir: &Path) -> Result<(), Error> {
         let directory = data_dir.join("pki");
         write_private(&directory.join(CA), self.client.ca_pem.as_bytes())?;
@@ -179,7 +179,7 @@ impl NodeCredentials {
     /// Writes `identity.json`: cluster id, settings and masters.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// Fails if the file cannot be written.
     pub fn store_record(&self, data_dir: &Path) -> Result<(), Error> {
         let record = Record {
             cluster_id: self.cluster_id.clone(),
@@ -194,7 +194,7 @@ impl NodeCredentials {
     /// Parses the client certificate; the serving certificate is issued with it and expires at the same time.
     ///
     /// # Errors
-    /// If the certificate does not parse.
+    /// Fails if the certificate does not parse.
     pub fn certificate(&self) -> Result<CertificateInfo, Error> {
         Ok(CertificateInfo::from_pem(&self.client.certificate_pem)?)
     }
@@ -212,7 +212,7 @@ impl NodeCredentials {
     /// Requests new certificates for new keys from a master.
     ///
     /// # Errors
-    /// If the master refuses or does not answer.
+    /// Fails if the master refuses or does not answer.
     pub async fn renew(&self, name: &str, channel: Channel) -> Result<Self, Error> {
         let (client, serving) = (Request::make(name)?, Request::make(name)?);
         let mut request = tonic::Request::new(RenewCertificateRequest {

@@ -114,7 +114,7 @@ impl Renewal {
     async fn put_to_use(&self, renewed: NodeCredentials) {
         if let Err(error) = renewed.store_certificates(&self.data_dir) {
             // Not fatal: after a restart the old certificates can still be used for a renewal.
-            tracing::error!(%error, "the new certificates could not be written down");
+            tracing::error!(%error, "the new certificates could not be stored");
         }
         if let Err(error) = self.network.set_material(&renewed.client) {
             tracing::error!(%error, "the new client certificate is not usable on the peer port");

@@ -49,7 +49,7 @@ pub struct CgroupUsage {
 
 /// Resource limits to set; `None` and 0 leave the present limit.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Limits {
+pub struct CgroupLimits {
     /// CPU shares as cgroup version 1 counts them, 2 to 262144.
     pub cpu_shares: Option<u64>,
     /// CPU quota in microseconds per period; -1 for no limit.
@@ -316,14 +316,14 @@ impl Cgroup {
     }
 
     /// Changes the limits of an existing cgroup.
-    pub fn update(&self, limits: &Limits) -> io::Result<()> {
+    pub fn update(&self, limits: &CgroupLimits) -> io::Result<()> {
         match &self.hierarchies {
             Hierarchies::V1(_) => self.update_v1(limits),
             Hierarchies::V2(mount) => update_v2(&mount.join(&self.path), limits),
         }
     }
 
-    fn update_v1(&self, limits: &Limits) -> io::Result<()> {
+    fn update_v1(&self, limits: &CgroupLimits) -> io::Result<()> {
         let file = |controller: &str, file: &str| {
             let directory = self.directory(controller);
             directory
@@ -425,7 +425,7 @@ fn usage_v2(directory: &Path) -> CgroupUsage {
     }
 }
 
-fn update_v2(directory: &Path, limits: &Limits) -> io::Result<()> {
+fn update_v2(directory: &Path, limits: &CgroupLimits) -> io::Result<()> {
     if let Some(shares) = limits.cpu_shares.filter(|s| *s >= 2) {
         // Converts CPU shares (2 to 262144) to a version 2 weight (1 to 10000), as runc and the kubelet do.
         let weight = 1 + ((shares.min(262_144) - 2) * 9999) / 262_142;

@@ -3,7 +3,7 @@
 //!
 //! Called by `worker/node`, which starts [`serve`] in the worker process, and by `ops/cli`,
 //! which hands `ephor shim ...` to [`shim_main`] before it starts any thread, and `ephor reset`
-//! to [`reap_all`]. The agent knows nothing of this crate: it speaks CRI to the socket.
+//! to [`remove_everything`]. The agent knows nothing of this crate: it speaks CRI to the socket.
 //!
 //! A pod's containers belong to one shim process that outlives the worker. The runtime
 //! writes a plan to disk, the shim runs a short-lived launcher that makes the container
@@ -11,6 +11,7 @@
 //! logs and writes the exit status to disk. `ops/docs/decisions/embedded-runtime.md` says why.
 
 pub mod cgroup;
+mod cleanup;
 pub mod config;
 mod container;
 mod cri;
@@ -18,14 +19,13 @@ mod files;
 pub mod image;
 mod network;
 mod paths;
-mod reap;
 mod sandbox;
 mod server;
 mod shim;
 mod streaming;
 
+pub use cleanup::{CleanupError, CleanupReport, remove_everything};
 pub use config::{ImageLimits, Registries, RuntimeConfig};
 pub use network::{HostLoopback, NetworkError, PodRef, PortMapping, Protocol, SandboxNetwork};
-pub use reap::{ReapError, ReapReport, reap_all};
 pub use server::{ServeError, serve};
 pub use shim::shim_main;

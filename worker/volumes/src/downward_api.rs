@@ -4,8 +4,8 @@ use k8s_openapi::api::core::v1::DownwardAPIVolumeFile;
 
 use crate::Error;
 use crate::atomic_writer::{FileProjection, Payload};
-use crate::fields::PodFields;
 use crate::payload::mode_bits;
+use crate::pod_fields::PodFields;
 
 /// kubelet's directory name for this volume type.
 pub const PLUGIN: &str = "kubernetes.io~downward-api";

@@ -5,7 +5,7 @@
 //! volume has changed, and [`unmount_pod_volumes`] when the pod is gone. Each volume type has its own file;
 //! they share [`atomic_writer`] (replaces a set of files at once), [`ownership`] (fsGroup), [`tmpfs`] and
 //! [`layout`] (kubelet's paths). Objects and tokens come from an [`ObjectSource`], the pod's own fields from
-//! [`fields::PodFields`].
+//! [`pod_fields::PodFields`].
 
 pub mod amounts;
 pub mod atomic_writer;
@@ -13,19 +13,21 @@ mod config_map;
 mod downward_api;
 mod empty_dir;
 pub mod error;
-pub mod fields;
 mod host_path;
 pub mod layout;
 pub mod manager;
+pub mod object_source;
 pub mod ownership;
 mod payload;
+pub mod pod_fields;
 mod projected;
 mod secret;
-pub mod source;
 pub mod subpath;
 pub mod tmpfs;
 
 pub use error::Error;
 pub use layout::PodLayout;
-pub use manager::{Mounted, SetUp, VolumeLock, mount_pod_volumes, unmount_pod_volumes, unsupported_volume};
-pub use source::{ObjectSource, TokenRequest};
+pub use manager::{
+    MountedVolume, SetUpResult, VolumeLock, mount_pod_volumes, unmount_pod_volumes, unsupported_volume,
+};
+pub use object_source::{ObjectSource, TokenRequest};

@@ -14,8 +14,8 @@ use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, HostPathVolumeSource, Pod
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::atomic_writer::Payload;
-use crate::fields::PodFields;
-use crate::source::ObjectSource;
+use crate::object_source::ObjectSource;
+use crate::pod_fields::PodFields;
 use crate::{
     Error, PodLayout, atomic_writer, config_map, downward_api, empty_dir, host_path, ownership, projected,
     secret, tmpfs,
@@ -34,24 +34,24 @@ pub(crate) struct Context<'a> {
 
 /// A volume ready to be mounted into containers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mounted {
+pub struct MountedVolume {
     /// Its path on the node.
     pub path: PathBuf,
-    /// Whether containers always mount it read-only (volumes made of API objects).
+    /// Whether containers always mount the volume read-only, as they do volumes made of API objects.
     pub read_only: bool,
 }
 
 /// State of a pod's volumes after an attempt to set them up.
 #[derive(Debug, Default)]
-pub struct SetUp {
+pub struct SetUpResult {
     /// Volumes that containers can use, by name.
-    pub mounted: BTreeMap<String, Mounted>,
+    pub mounted: BTreeMap<String, MountedVolume>,
     /// Volumes that could not be brought up to date, each with the reason. A volume that was set up earlier
     /// is in `mounted` too, with its old content.
     pub errors: Vec<(String, Error)>,
 }
 
-impl SetUp {
+impl SetUpResult {
     /// Returns the first volume that containers cannot use, with the reason; `None` if all can be used.
     pub fn missing(&self) -> Option<(&str, &Error)> {
         let missing = self.errors.iter().find(|(name, _)| !self.mounted.contains_key(name));
@@ -91,12 +91,12 @@ pub async fn mount_pod_volumes(
     lock: &VolumeLock,
     fields: PodFields<'_>,
     source: &dyn ObjectSource,
-) -> SetUp {
+) -> SetUpResult {
     let pod = fields.pod;
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let security = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
     let context = Context { fields, namespace, source, fs_group: security.and_then(|s| s.fs_group) };
-    let mut result = SetUp::default();
+    let mut result = SetUpResult::default();
     for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
         let name = volume.name.clone();
         match mount_one(layout, lock, &context, volume).await {
@@ -125,7 +125,7 @@ async fn mount_one(
     lock: &VolumeLock,
     context: &Context<'_>,
     volume: &Volume,
-) -> Result<Mounted, (Error, Option<Mounted>)> {
+) -> Result<MountedVolume, (Error, Option<MountedVolume>)> {
     let group = context.fs_group;
     let planned = plan(layout, context, volume).await;
     let outcome = match planned {
@@ -135,7 +135,7 @@ async fn mount_one(
     let Err(error) = outcome else { return outcome.map_err(|error| (error, None)) };
     let Some(path) = files_path(layout, volume) else { return Err((error, None)) };
     let usable = lock.run(move || Ok(atomic_writer::is_written(&path).then_some(path))).await.ok().flatten();
-    Err((error, usable.map(|path| Mounted { path, read_only: true })))
+    Err((error, usable.map(|path| MountedVolume { path, read_only: true })))
 }
 
 /// Returns the directory of a volume that is made of API objects; `None` for other types.
@@ -174,14 +174,14 @@ async fn plan(layout: &PodLayout, context: &Context<'_>, volume: &Volume) -> Res
     Ok(Plan::Files { path, payload, in_memory })
 }
 
-fn carry_out(plan: Plan, group: Option<i64>) -> Result<Mounted, Error> {
+fn carry_out(plan: Plan, group: Option<i64>) -> Result<MountedVolume, Error> {
     match plan {
         Plan::Files { path, payload, in_memory } => write_files(path, &payload, group, in_memory),
         Plan::EmptyDir { path, source } => {
             empty_dir::set_up(&path, &source, group)?;
-            Ok(Mounted { path, read_only: false })
+            Ok(MountedVolume { path, read_only: false })
         }
-        Plan::HostPath(source) => Ok(Mounted { path: host_path::set_up(&source)?, read_only: false }),
+        Plan::HostPath(source) => Ok(MountedVolume { path: host_path::set_up(&source)?, read_only: false }),
     }
 }
 
@@ -205,7 +205,7 @@ fn write_files(
     payload: &Payload,
     group: Option<i64>,
     in_memory: bool,
-) -> Result<Mounted, Error> {
+) -> Result<MountedVolume, Error> {
     let fresh = !path.exists();
     std::fs::create_dir_all(&path).map_err(|e| Error::io("make directory", &path, e))?;
     if in_memory {
@@ -214,7 +214,7 @@ fn write_files(
         atomic_writer::set_mode(&path, 0o777)?;
     }
     atomic_writer::write(&path, payload, |dir| ownership::set(dir, group, true))?;
-    Ok(Mounted { path, read_only: true })
+    Ok(MountedVolume { path, read_only: true })
 }
 
 /// Unmounts everything below the pod's directory and removes the directory. Mounted content is never deleted:

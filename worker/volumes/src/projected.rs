@@ -6,8 +6,8 @@ use k8s_openapi::api::core::v1::{
 
 use crate::atomic_writer::{FileProjection, Payload};
 use crate::manager::Context;
+use crate::object_source::TokenRequest;
 use crate::payload::{config_map_data, mode_bits, project, secret_data};
-use crate::source::TokenRequest;
 use crate::{Error, downward_api};
 
 /// kubelet's directory name for this volume type.

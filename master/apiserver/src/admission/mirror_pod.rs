@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::read::{self, Read};
+use crate::json_fields::{self, JsonFields};
 
 /// Kind of object that containers and volumes refer to by name.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -47,7 +47,7 @@ const PROJECTED_REFERENCES: [(&str, &str); 5] = [
 
 /// Returns whether a pod is marked as a mirror pod.
 pub fn is_mirror(pod: &Value) -> bool {
-    read::annotations(pod).get("kubernetes.io/config.mirror").is_some()
+    json_fields::annotations(pod).get("kubernetes.io/config.mirror").is_some()
 }
 
 /// Returns why the ServiceAccount plugin refuses a mirror pod; `None` where it accepts the pod.

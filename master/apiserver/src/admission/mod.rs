@@ -1,7 +1,7 @@
 //! Admission: changes or refuses a write beyond the rules of the object's kind. `registry/create.rs`,
 //! `registry/update.rs` and `registry/delete.rs` call it on the object stored at that moment, so that a
 //! client gains nothing by delaying its request's body; `handlers/token.rs` calls it for TokenRequests. It
-//! does not depend on the registry: plugins look objects up through [`Objects`]. NamespaceLifecycle's
+//! does not depend on the registry: plugins look objects up through [`ObjectLookup`]. NamespaceLifecycle's
 //! existence check is part of the transaction (`Registry::namespace_guard`).
 
 mod mirror_pod;
@@ -12,11 +12,12 @@ mod runtime_class;
 mod service_account;
 mod tolerations;
 
+pub use node_restriction::check_token_request;
 use proto_api::status::Status;
 use serde_json::{Value, json};
 
 use crate::context::UserInfo;
-use crate::objects::Objects;
+use crate::object_lookup::ObjectLookup;
 use crate::settings::ClusterSettings;
 
 /// Namespaces that cannot be deleted.
@@ -54,7 +55,7 @@ impl Attributes<'_> {
 ///
 /// 403 with the plugin's reason.
 pub async fn admit_create(
-    objects: &dyn Objects,
+    objects: &dyn ObjectLookup,
     attributes: &Attributes<'_>,
     obj: &mut Value,
 ) -> Result<(), Status> {
@@ -92,7 +93,7 @@ fn taint_not_ready(node: &mut Value) {
 ///
 /// 403 with the plugin's reason.
 pub async fn check_update(
-    objects: &dyn Objects,
+    objects: &dyn ObjectLookup,
     attributes: &Attributes<'_>,
     new: &Value,
     old: &Value,
@@ -126,18 +127,4 @@ pub fn check_delete(attributes: &Attributes<'_>, name: &str, old: Option<&Value>
         Some(old) => node_restriction::check_delete(attributes, name, old),
         None => Ok(()),
     }
-}
-
-/// Checks a TokenRequest for the ServiceAccount called `account`.
-///
-/// # Errors
-///
-/// 403 for a token that the node may not have, 404 where the pod does not exist.
-pub async fn check_token_request(
-    objects: &dyn Objects,
-    attributes: &Attributes<'_>,
-    account: &str,
-    request: &Value,
-) -> Result<(), Status> {
-    node_restriction::check_token_request(objects, attributes, account, request).await
 }

@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 
-use crate::read::{self, Read};
+use crate::json_fields::{self, JsonFields};
 
 const ENFORCE: &str = "kubernetes.io/enforce-mountable-secrets";
 
@@ -14,7 +14,7 @@ pub fn check_pod(account: &Value, pod: &Value) -> Option<String> {
         return None;
     }
     let spec = pod.sub("spec");
-    let name = read::name(account);
+    let name = json_fields::name(account);
     let listed = |list: &str, secret: &str| account.items(list).iter().any(|s| s.text("name") == secret);
     let volumes = spec.items("volumes").iter().filter_map(|volume| volume.at("secret"));
     let by_volume = volumes.map(|secret| secret.text("secretName")).find(|secret| !listed("secrets", secret));
@@ -47,13 +47,13 @@ pub fn check_ephemeral_containers(account: &Value, pod: &Value) -> Option<String
 /// Returns the annotation's value as parsed by Go's `strconv.ParseBool`; any text it does not accept counts
 /// as false.
 fn is_enforced(account: &Value) -> bool {
-    let value = read::annotations(account).text(ENFORCE);
+    let value = json_fields::annotations(account).text(ENFORCE);
     matches!(value, Some("1" | "t" | "T" | "true" | "TRUE" | "True"))
 }
 
 fn check_containers(account: &Value, containers: &[Value], what: &str) -> Option<String> {
     let is_listed = |secret: &str| account.items("secrets").iter().any(|s| s.text("name") == secret);
-    let name = read::name(account);
+    let name = json_fields::name(account);
     for container in containers {
         let of = container.text("name");
         for variable in container.items("env") {

@@ -8,8 +8,8 @@ use proto_api::status::Status;
 use serde_json::Value;
 
 use super::{Attributes, mirror_pod};
-use crate::objects::Objects;
-use crate::read::{self, Read, same};
+use crate::json_fields::{self, JsonFields, same};
+use crate::object_lookup::ObjectLookup;
 
 /// Namespace of node Leases.
 const LEASES: &str = "kube-node-lease";
@@ -20,7 +20,7 @@ const LEASES: &str = "kube-node-lease";
 ///
 /// 403 with the reason; 404 where the node that a mirror pod names is not there.
 pub async fn check_create(
-    objects: &dyn Objects,
+    objects: &dyn ObjectLookup,
     attributes: &Attributes<'_>,
     obj: &Value,
 ) -> Result<(), Status> {
@@ -28,7 +28,7 @@ pub async fn check_create(
     match (attributes.group, attributes.resource) {
         ("", "pods") => check_mirror_pod(objects, attributes, node, obj).await,
         ("", "nodes") => check_own_node(attributes, node, obj, &Value::Null),
-        ("coordination.k8s.io", "leases") => check_lease(attributes, node, read::name(obj)),
+        ("coordination.k8s.io", "leases") => check_lease(attributes, node, json_fields::name(obj)),
         _ => Ok(()),
     }
 }
@@ -43,7 +43,7 @@ pub fn check_update(attributes: &Attributes<'_>, new: &Value, old: &Value) -> Re
     match (attributes.group, attributes.resource) {
         ("", "pods") => check_pod_update(attributes, node, new, old),
         ("", "nodes") => check_own_node(attributes, node, new, old),
-        ("coordination.k8s.io", "leases") => check_lease(attributes, node, read::name(old)),
+        ("coordination.k8s.io", "leases") => check_lease(attributes, node, json_fields::name(old)),
         _ => Ok(()),
     }
 }
@@ -71,14 +71,14 @@ pub fn check_delete(attributes: &Attributes<'_>, name: &str, old: &Value) -> Res
     }
 }
 
-/// Checks a node's token request: the token must be bound to a pod on that node, for an audience that the pod
-/// asks for.
+/// Checks a TokenRequest for the ServiceAccount called `account`: a token for a node must be bound to a pod
+/// on that node, for an audience that the pod asks for.
 ///
 /// # Errors
 ///
-/// 403 with the reason, 404 for no such pod.
+/// 403 with the reason for a token that the node may not have; 404 if the pod does not exist.
 pub async fn check_token_request(
-    objects: &dyn Objects,
+    objects: &dyn ObjectLookup,
     attributes: &Attributes<'_>,
     account: &str,
     request: &Value,
@@ -130,12 +130,12 @@ fn is_bound(pod: &Value, node: &str) -> bool {
 }
 
 async fn check_mirror_pod(
-    objects: &dyn Objects,
+    objects: &dyn ObjectLookup,
     attributes: &Attributes<'_>,
     node: &str,
     pod: &Value,
 ) -> Result<(), Status> {
-    let refuse = |why: String| Err(attributes.forbidden(read::name(pod), why));
+    let refuse = |why: String| Err(attributes.forbidden(json_fields::name(pod), why));
     if !mirror_pod::is_mirror(pod) {
         return refuse(format!(
             "pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"
@@ -182,7 +182,7 @@ async fn check_mirror_pod(
 }
 
 fn check_pod_update(attributes: &Attributes<'_>, node: &str, new: &Value, old: &Value) -> Result<(), Status> {
-    let refuse = |why: String| Err(attributes.forbidden(read::name(old), why));
+    let refuse = |why: String| Err(attributes.forbidden(json_fields::name(old), why));
     match attributes.subresource {
         "status" => {}
         "" => {
@@ -223,7 +223,7 @@ fn not_own_node(attributes: &Attributes<'_>, node: &str, name: &str) -> Status {
 
 /// Checks a write of a node to its own Node; `old` is null for a new one.
 fn check_own_node(attributes: &Attributes<'_>, node: &str, new: &Value, old: &Value) -> Result<(), Status> {
-    let name = read::name(new);
+    let name = json_fields::name(new);
     if name != node {
         return Err(not_own_node(attributes, node, name));
     }
@@ -260,7 +260,7 @@ fn check_own_node(attributes: &Attributes<'_>, node: &str, new: &Value, old: &Va
 
 /// Returns the labels that differ between two Nodes and that a node may not change, in order.
 fn forbidden_labels<'a>(new: &'a Value, old: &'a Value) -> Vec<&'a str> {
-    let (now, before) = (read::labels(new), read::labels(old));
+    let (now, before) = (json_fields::labels(new), json_fields::labels(old));
     let changed = now.iter().filter(|(key, value)| before.get(key) != Some(*value));
     let removed = before.iter().filter(|(key, _)| now.get(key).is_none());
     let keys = changed.chain(removed).map(|(key, _)| key);

@@ -4,11 +4,11 @@
 use proto_api::status::Status;
 use serde_json::Value;
 
-use crate::read;
+use crate::json_fields;
 
 /// Sets priority and preemption policy of a new pod; refuses other values than those of its class.
 pub fn admit_create(pod: &mut Value) -> Result<(), Status> {
-    let name = read::name(pod).to_owned();
+    let name = json_fields::name(pod).to_owned();
     let forbidden = |why: String| Err(Status::forbidden("", "pods", &name, why));
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return Ok(()) };
     let class = spec.get("priorityClassName").and_then(Value::as_str).unwrap_or_default();

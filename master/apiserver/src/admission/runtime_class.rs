@@ -5,7 +5,7 @@ use proto_api::status::Status;
 use serde_json::Value;
 
 use super::Attributes;
-use crate::read::{self, Read};
+use crate::json_fields::{self, JsonFields};
 
 /// Refuses a new pod that names a RuntimeClass, or sets the overhead that only a RuntimeClass may define.
 ///
@@ -21,5 +21,5 @@ pub fn check(attributes: &Attributes<'_>, pod: &Value) -> Result<(), Status> {
         }
         None => return Ok(()),
     };
-    Err(attributes.forbidden(read::name(pod), why))
+    Err(attributes.forbidden(json_fields::name(pod), why))
 }

@@ -5,8 +5,8 @@ use proto_api::status::Status;
 use serde_json::{Map, Value, json};
 
 use super::{Attributes, mirror_pod, mountable_secrets};
-use crate::objects::Objects;
-use crate::read::{self, Read};
+use crate::json_fields::{self, JsonFields};
+use crate::object_lookup::ObjectLookup;
 
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const VOLUME_PREFIX: &str = "kube-api-access-";
@@ -15,11 +15,11 @@ const TOKEN_SECONDS: i64 = 3607;
 
 /// Sets the account of a new pod and mounts its token.
 pub async fn admit(
-    objects: &dyn Objects,
+    objects: &dyn ObjectLookup,
     attributes: &Attributes<'_>,
     pod: &mut Value,
 ) -> Result<(), Status> {
-    let pod_name = read::name(pod).to_owned();
+    let pod_name = json_fields::name(pod).to_owned();
     let namespace = attributes.namespace;
     // A node made this pod from a file; it would not recognize its own pod after additions.
     if mirror_pod::is_mirror(pod) {
@@ -57,12 +57,12 @@ pub async fn admit(
 ///
 /// 403 for a Secret the account does not list.
 pub async fn check_ephemeral_containers(
-    objects: &dyn Objects,
+    objects: &dyn ObjectLookup,
     attributes: &Attributes<'_>,
     pod: &Value,
     old: &Value,
 ) -> Result<(), Status> {
-    let (namespace, pod_name) = (attributes.namespace, read::name(old));
+    let (namespace, pod_name) = (attributes.namespace, json_fields::name(old));
     let name = old.sub("spec").text("serviceAccountName");
     if name.is_empty() {
         let why = format!("no service account specified for pod {namespace}/{pod_name}");

@@ -13,7 +13,7 @@ use storage::{Mutation, Precondition, Txn, TxnOutcome};
 
 use super::signing_keys::{KeySet, Record, SHORT_TOKEN_SECONDS, STORE_KEY, SigningKey, SigningKeys};
 use crate::errors;
-use crate::objects::Objects;
+use crate::object_lookup::ObjectLookup;
 use crate::registry::Registry;
 
 /// Deadline of one change.

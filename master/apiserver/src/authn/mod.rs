@@ -14,7 +14,7 @@ use http::header::AUTHORIZATION;
 use proto_api::status::Status;
 
 use crate::context::{LocalIdentity, UserInfo};
-use crate::objects::Objects;
+use crate::object_lookup::ObjectLookup;
 use service_account::TokenIssuer;
 
 /// Looks up bearer tokens other than ServiceAccount tokens, such as bootstrap tokens.
@@ -65,7 +65,7 @@ impl Authenticator {
     pub async fn authenticate(
         &self,
         credentials: &Credentials,
-        objects: &dyn Objects,
+        objects: &dyn ObjectLookup,
     ) -> Result<Authentication, Status> {
         match credentials {
             Credentials::Local(local) => Ok(Authentication::Known(local.user.clone(), local.fence)),

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::key_rotation;
 use super::signing_keys::{RECENT, SigningKey, SigningKeys};
 use crate::context::UserInfo;
-use crate::objects::Objects;
+use crate::object_lookup::ObjectLookup;
 use crate::registry::{Registry, metadata};
 
 /// Tolerated difference between the clocks of masters, in seconds.
@@ -39,7 +39,7 @@ enum Verdict {
 
 /// Reference to an object whose deletion invalidates the token.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub struct Bound {
+pub struct BoundObject {
     /// Name of the object.
     pub name: String,
     /// Uid of the object.
@@ -49,7 +49,7 @@ pub struct Bound {
 
 /// The ServiceAccount a token speaks for, and the objects it is bound to.
 #[derive(Clone, Debug, Default)]
-pub struct Subject {
+pub struct TokenSubject {
     /// The account's namespace.
     pub namespace: String,
     /// The account's name.
@@ -57,11 +57,11 @@ pub struct Subject {
     /// The account's uid.
     pub uid: String,
     /// The pod the token is bound to; `None` for a token without one.
-    pub pod: Option<Bound>,
+    pub pod: Option<BoundObject>,
     /// The node that pod runs on; `None` where no pod is bound or that pod has no node.
-    pub node: Option<Bound>,
+    pub node: Option<BoundObject>,
     /// The secret the token is bound to; `None` for a token without one.
-    pub secret: Option<Bound>,
+    pub secret: Option<BoundObject>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -72,16 +72,16 @@ struct Claims {
     #[serde(default)]
     jti: String,
     #[serde(rename = "kubernetes.io")]
-    kubernetes: Private,
+    kubernetes: KubernetesClaims,
 }
 
 #[derive(Debug, Deserialize)]
-struct Private {
+struct KubernetesClaims {
     namespace: String,
-    serviceaccount: Bound,
-    pod: Option<Bound>,
-    node: Option<Bound>,
-    secret: Option<Bound>,
+    serviceaccount: BoundObject,
+    pod: Option<BoundObject>,
+    node: Option<BoundObject>,
+    secret: Option<BoundObject>,
 }
 
 impl TokenIssuer {
@@ -101,14 +101,14 @@ impl TokenIssuer {
     }
 
     /// Returns the algorithms of all keys: `ES256`, `RS256` or both.
-    pub fn algorithms(&self, objects: &dyn Objects) -> Vec<String> {
+    pub fn algorithms(&self, objects: &dyn ObjectLookup) -> Vec<String> {
         let set = self.keys.of(objects.signing_keys().as_deref());
         let names: BTreeSet<String> = set.keys.iter().map(|key| format!("{:?}", key.algorithm)).collect();
         names.into_iter().collect()
     }
 
     /// Returns the public keys as a JWK set.
-    pub fn jwks(&self, objects: &dyn Objects) -> Value {
+    pub fn jwks(&self, objects: &dyn ObjectLookup) -> Value {
         self.keys.of(objects.signing_keys().as_deref()).jwks()
     }
 
@@ -119,7 +119,7 @@ impl TokenIssuer {
     }
 
     /// Returns when the lifetime of the key ends that signs.
-    pub fn key_end(&self, objects: &dyn Objects) -> SystemTime {
+    pub fn key_end(&self, objects: &dyn ObjectLookup) -> SystemTime {
         self.keys.end(&self.keys.of(objects.signing_keys().as_deref()))
     }
 
@@ -130,7 +130,7 @@ impl TokenIssuer {
     /// 500 where signing fails, 503 or 504 where the end of a long token cannot be noted.
     pub async fn issue(
         &self,
-        subject: &Subject,
+        subject: &TokenSubject,
         audiences: &[String],
         seconds: i64,
         registry: &Registry,
@@ -163,7 +163,11 @@ impl TokenIssuer {
     /// # Errors
     ///
     /// 503 where that barrier is needed and there is no quorum.
-    pub async fn authenticate(&self, token: &str, objects: &dyn Objects) -> Result<Option<UserInfo>, Status> {
+    pub async fn authenticate(
+        &self,
+        token: &str,
+        objects: &dyn ObjectLookup,
+    ) -> Result<Option<UserInfo>, Status> {
         for caught_up in [false, true] {
             match self.verify(token, objects) {
                 Verdict::Genuine(claims) if exist(&claims.kubernetes, objects) => {
@@ -182,7 +186,7 @@ impl TokenIssuer {
     }
 
     /// Checks that this cluster signed a token for its API server and that the token is current.
-    fn verify(&self, token: &str, objects: &dyn Objects) -> Verdict {
+    fn verify(&self, token: &str, objects: &dyn ObjectLookup) -> Verdict {
         let Ok(header) = jsonwebtoken::decode_header(token) else { return Verdict::Refused };
         let set = self.keys.of(objects.signing_keys().as_deref());
         // A token that names no key may be of any, as in stock.
@@ -212,8 +216,8 @@ impl TokenIssuer {
 }
 
 /// Returns whether the local replica has the account and the bound objects under their uids.
-fn exist(private: &Private, objects: &dyn Objects) -> bool {
-    let exists = |resource: &str, bound: &Bound| {
+fn exist(private: &KubernetesClaims, objects: &dyn ObjectLookup) -> bool {
+    let exists = |resource: &str, bound: &BoundObject| {
         let object = objects.core(resource, &private.namespace, &bound.name);
         object.is_some_and(|o| metadata::text(&o, "uid") == bound.uid)
     };
@@ -222,7 +226,7 @@ fn exist(private: &Private, objects: &dyn Objects) -> bool {
         && private.secret.as_ref().is_none_or(|secret| exists("secrets", secret))
 }
 
-fn user_of(private: &Private, token_id: &str) -> UserInfo {
+fn user_of(private: &KubernetesClaims, token_id: &str) -> UserInfo {
     let (namespace, account) = (&private.namespace, &private.serviceaccount);
     let groups = ["system:serviceaccounts", &format!("system:serviceaccounts:{namespace}")];
     let mut user =
@@ -268,7 +272,7 @@ mod tests {
     }
 
     #[async_trait]
-    impl Objects for Lagging {
+    impl ObjectLookup for Lagging {
         fn core(&self, _resource: &str, _namespace: &str, name: &str) -> Option<Value> {
             // Before catching up, the replica holds an older object of the same name.
             let uid = if self.caught_up.load(Ordering::Relaxed) { "new" } else { "old" };

@@ -29,7 +29,7 @@ pub struct Attributes<'a> {
     pub namespace: &'a str,
     /// Name of the object; empty for a whole collection.
     pub name: &'a str,
-    /// URL path of the request; decisive where it names no resource.
+    /// URL path of the request; it is what is authorized if the request names no resource.
     pub path: &'a str,
     /// Whether the path names a resource, and not something like `/version`.
     pub is_resource: bool,

@@ -7,7 +7,7 @@ use crate::context::UserInfo;
 
 /// Allows some verbs on some resources; `*` in a list stands for any value.
 #[derive(Debug)]
-pub struct Rule {
+pub struct PolicyRule {
     /// API groups to which the rule applies.
     pub groups: &'static [&'static str],
     /// Resources to which the rule applies; a subresource is written `resource/subresource`.
@@ -20,50 +20,50 @@ const READ: &[&str] = &["get", "list", "watch"];
 const WRITE_EVENTS: &[&str] = &["create", "patch", "update"];
 
 /// Rules of every authenticated user: reviews of its own identity and permissions.
-pub const SELF: &[Rule] = &[
-    Rule {
+pub const SELF: &[PolicyRule] = &[
+    PolicyRule {
         groups: &["authorization.k8s.io"],
         resources: &["selfsubjectaccessreviews", "selfsubjectrulesreviews"],
         verbs: &["create"],
     },
-    Rule { groups: &["authentication.k8s.io"], resources: &["selfsubjectreviews"], verbs: &["create"] },
+    PolicyRule { groups: &["authentication.k8s.io"], resources: &["selfsubjectreviews"], verbs: &["create"] },
 ];
 
-const SCHEDULER: &[Rule] = &[
-    Rule { groups: &["", "events.k8s.io"], resources: &["events"], verbs: WRITE_EVENTS },
-    Rule {
+const SCHEDULER: &[PolicyRule] = &[
+    PolicyRule { groups: &["", "events.k8s.io"], resources: &["events"], verbs: WRITE_EVENTS },
+    PolicyRule {
         groups: &["coordination.k8s.io"],
         resources: &["leases"],
         verbs: &["create", "get", "list", "update", "watch"],
     },
-    Rule {
+    PolicyRule {
         groups: &[""],
         resources: &["nodes", "namespaces", "services", "replicationcontrollers"],
         verbs: READ,
     },
-    Rule {
+    PolicyRule {
         groups: &[""],
         resources: &["persistentvolumeclaims", "persistentvolumes"],
         verbs: &["get", "list", "patch", "update", "watch"],
     },
-    Rule { groups: &[""], resources: &["pods"], verbs: &["delete", "get", "list", "watch"] },
-    Rule { groups: &[""], resources: &["bindings", "pods/binding"], verbs: &["create"] },
-    Rule { groups: &[""], resources: &["pods/status"], verbs: &["patch", "update"] },
-    Rule { groups: &["apps"], resources: &["replicasets", "statefulsets"], verbs: READ },
-    Rule { groups: &["policy"], resources: &["poddisruptionbudgets"], verbs: READ },
-    Rule {
+    PolicyRule { groups: &[""], resources: &["pods"], verbs: &["delete", "get", "list", "watch"] },
+    PolicyRule { groups: &[""], resources: &["bindings", "pods/binding"], verbs: &["create"] },
+    PolicyRule { groups: &[""], resources: &["pods/status"], verbs: &["patch", "update"] },
+    PolicyRule { groups: &["apps"], resources: &["replicasets", "statefulsets"], verbs: READ },
+    PolicyRule { groups: &["policy"], resources: &["poddisruptionbudgets"], verbs: READ },
+    PolicyRule {
         groups: &["scheduling.k8s.io", "storage.k8s.io", "resource.k8s.io"],
         resources: &["*"],
         verbs: READ,
     },
 ];
 
-/// What an API server may do at a node (Kubernetes' `system:kubelet-api-admin`); nodes check their clients'
-/// requests against it through the API.
-const KUBELET_API: &[Rule] = &[
-    Rule { groups: &[""], resources: &["nodes"], verbs: READ },
-    Rule { groups: &[""], resources: &["nodes"], verbs: &["proxy"] },
-    Rule {
+/// Permissions of an API server at a node (Kubernetes' role `system:kubelet-api-admin`); nodes authorize
+/// their clients' requests through the API, which evaluates these rules.
+const KUBELET_API: &[PolicyRule] = &[
+    PolicyRule { groups: &[""], resources: &["nodes"], verbs: READ },
+    PolicyRule { groups: &[""], resources: &["nodes"], verbs: &["proxy"] },
+    PolicyRule {
         groups: &[""],
         resources: &[
             "nodes/checkpoint",
@@ -80,11 +80,11 @@ const KUBELET_API: &[Rule] = &[
     },
 ];
 
-const EVERYTHING: &[Rule] = &[Rule { groups: &["*"], resources: &["*"], verbs: &["*"] }];
+const EVERYTHING: &[PolicyRule] = &[PolicyRule { groups: &["*"], resources: &["*"], verbs: &["*"] }];
 
 /// Returns the rules of a component, found by its user name or, for an API server that calls nodes, by its
 /// group. All controllers share one user until RBAC gives each its own.
-pub fn of_user(user: &UserInfo) -> Option<&'static [Rule]> {
+pub fn of_user(user: &UserInfo) -> Option<&'static [PolicyRule]> {
     if user.in_group(KUBELET_CLIENTS_ORGANIZATION) {
         return Some(KUBELET_API);
     }
@@ -96,7 +96,7 @@ pub fn of_user(user: &UserInfo) -> Option<&'static [Rule]> {
 }
 
 /// Returns whether any rule allows the action.
-pub fn any_allows(rules: &[Rule], asked: &Attributes<'_>) -> bool {
+pub fn any_allows(rules: &[PolicyRule], asked: &Attributes<'_>) -> bool {
     let resource = if asked.subresource.is_empty() {
         asked.resource.to_owned()
     } else {

@@ -13,39 +13,39 @@ const META_STRUCT: &str =
 
 /// Serialization format of a body.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Format {
+pub(super) enum BodyFormat {
     Json,
     Yaml,
     Protobuf,
 }
 
 /// A body whose apiVersion and kind can be read and whose fields may not have been decoded yet.
-pub(super) enum Document<'a> {
+pub(super) enum BodyDocument<'a> {
     /// JSON or YAML; `strict` is the error in the text itself that strict validation reports.
     Node { node: Node, strict: Option<String> },
     /// Protobuf, with the fields still encoded.
     Message(Envelope<'a>),
 }
 
-impl<'a> Document<'a> {
+impl<'a> BodyDocument<'a> {
     /// Parses a body as far as possible without knowing its kind.
-    pub(super) fn open(format: Format, body: &'a [u8]) -> Result<Self, String> {
+    pub(super) fn open(format: BodyFormat, body: &'a [u8]) -> Result<Self, String> {
         match format {
-            Format::Json => json::parse(body)
+            BodyFormat::Json => json::parse(body)
                 .map(|node| Self::Node { node, strict: None })
                 .map_err(|e| format!("couldn't get version/kind; json parse error: {e}")),
             // YAML aliases may expand to at most the size allowed for a body.
-            Format::Yaml => yaml::parse(body, super::MAX_BODY)
+            BodyFormat::Yaml => yaml::parse(body, super::MAX_BODY)
                 .map(|document| Self::Node { node: document.node, strict: document.strict }),
-            Format::Protobuf => protobuf::envelope(body).map(Self::Message).map_err(|e| e.to_string()),
+            BodyFormat::Protobuf => protobuf::envelope(body).map(Self::Message).map_err(|e| e.to_string()),
         }
     }
 
     /// Returns apiVersion and kind; each is empty where absent or null.
     pub(super) fn type_meta(&self) -> Result<(String, String), String> {
         match self {
-            Document::Node { node, .. } => type_meta(node),
-            Document::Message(found) => {
+            BodyDocument::Node { node, .. } => type_meta(node),
+            BodyDocument::Message(found) => {
                 check_api_version(&found.api_version)?;
                 Ok((found.api_version.clone(), found.kind.clone()))
             }
@@ -56,16 +56,16 @@ impl<'a> Document<'a> {
     /// none.
     pub(super) fn strict(&self) -> Option<String> {
         match self {
-            Document::Node { strict, .. } => strict.clone(),
-            Document::Message(_) => None,
+            BodyDocument::Node { strict, .. } => strict.clone(),
+            BodyDocument::Message(_) => None,
         }
     }
 
     /// Returns the fields, decoded as those of the given kind.
     pub(super) fn node(self, gvk: Gvk<'_>) -> Result<Node, String> {
         match self {
-            Document::Node { node, .. } => Ok(node),
-            Document::Message(found) => {
+            BodyDocument::Node { node, .. } => Ok(node),
+            BodyDocument::Message(found) => {
                 protobuf::message(schema_of(gvk)?, found.raw).map_err(|e| e.to_string())
             }
         }
@@ -77,11 +77,11 @@ impl<'a> Document<'a> {
 /// # Errors
 ///
 /// 415 for an unknown content type.
-pub(super) fn format(content_type: Option<&str>) -> Result<Format, Status> {
+pub(super) fn format(content_type: Option<&str>) -> Result<BodyFormat, Status> {
     match super::media_type(content_type).as_str() {
-        "" | "application/json" => Ok(Format::Json),
-        "application/yaml" | "application/x-yaml" => Ok(Format::Yaml),
-        protobuf::MEDIA_TYPE => Ok(Format::Protobuf),
+        "" | "application/json" => Ok(BodyFormat::Json),
+        "application/yaml" | "application/x-yaml" => Ok(BodyFormat::Yaml),
+        protobuf::MEDIA_TYPE => Ok(BodyFormat::Protobuf),
         _ => Err(Status::unsupported_media_type(
             "the body of the request was in an unknown format - accepted media types include: application/json, \
              application/yaml, application/vnd.kubernetes.protobuf",

@@ -6,7 +6,7 @@ use proto_api::field::ErrorList;
 use proto_api::status::Status;
 use serde_json::{Value, json};
 
-use super::{Call, input};
+use super::{ResourceCall, input};
 use crate::authz::Attributes;
 use crate::body::Body;
 use crate::context::UserInfo;
@@ -18,7 +18,7 @@ use crate::registry::kinds::review::{self, AccessReview};
 /// # Errors
 ///
 /// 400 and 422 for a bad review.
-pub async fn review(call: &Call<'_>, body: Body) -> Result<Response<Body>, Status> {
+pub async fn review(call: &ResourceCall<'_>, body: Body) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     let bytes = input::read(body).await?;
     let options = WriteOptions::parse(&call.query, "CreateOptions")?;
@@ -50,7 +50,7 @@ pub async fn review(call: &Call<'_>, body: Body) -> Result<Response<Body>, Statu
     Ok(crate::respond::encode(format.representation.encoding, StatusCode::CREATED, &answer))
 }
 
-fn validate(call: &Call<'_>, review: &Value, kind: AccessReview) -> Result<(), Status> {
+fn validate(call: &ResourceCall<'_>, review: &Value, kind: AccessReview) -> Result<(), Status> {
     let mut errs = ErrorList::default();
     review::validate(review, kind, &mut errs);
     if errs.is_empty() { Ok(()) } else { Err(Status::invalid(call.kind.gvk.group, "", "", errs)) }
@@ -72,7 +72,7 @@ fn user_of(review: &Value) -> UserInfo {
     }
 }
 
-fn user_info(call: &Call<'_>) -> Value {
+fn user_info(call: &ResourceCall<'_>) -> Value {
     let user = &call.ctx.user;
     let mut info = json!({"username": user.name});
     if !user.uid.is_empty() {
@@ -87,7 +87,7 @@ fn user_info(call: &Call<'_>) -> Value {
     info
 }
 
-fn access(call: &Call<'_>, user: &UserInfo, review: &mut Value) {
+fn access(call: &ResourceCall<'_>, user: &UserInfo, review: &mut Value) {
     let spec = review.get("spec").cloned().unwrap_or_default();
     let present = |key: &str| spec.get(key).filter(|v| !v.is_null());
     let attributes = match (present("resourceAttributes"), present("nonResourceAttributes")) {

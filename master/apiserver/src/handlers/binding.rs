@@ -5,7 +5,7 @@ use proto_api::field::ErrorList;
 use proto_api::status::Status;
 use serde_json::Value;
 
-use super::{Call, input};
+use super::{ResourceCall, input};
 use crate::body::{self, Body};
 use crate::options::WriteOptions;
 use crate::registry::kinds::pod;
@@ -17,7 +17,7 @@ use crate::registry::{Target, metadata};
 /// # Errors
 ///
 /// 400 and 422 for a bad Binding, 404 for no such pod, 409 where the pod is assigned or being deleted.
-pub async fn bind(call: &Call<'_>, body: Body) -> Result<Response<Body>, Status> {
+pub async fn bind(call: &ResourceCall<'_>, body: Body) -> Result<Response<Body>, Status> {
     let bytes = input::read(body).await?;
     let options = WriteOptions::parse(&call.query, "CreateOptions")?;
     let gvk = proto_api::kinds::GroupVersionKind { group: "", version: "v1", kind: "Binding" };

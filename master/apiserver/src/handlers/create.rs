@@ -3,7 +3,7 @@
 use http::{Response, StatusCode};
 use proto_api::status::Status;
 
-use super::{Call, input};
+use super::{ResourceCall, input};
 use crate::body::Body;
 use crate::options::WriteOptions;
 use crate::registry::convert;
@@ -14,7 +14,7 @@ use crate::registry::write::Write;
 /// # Errors
 ///
 /// 400, 403, 404, 409, 413, 415, 422, 503, 504.
-pub async fn create(call: &Call<'_>, body: Body) -> Result<Response<Body>, Status> {
+pub async fn create(call: &ResourceCall<'_>, body: Body) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     let bytes = input::read(body).await?;
     let options = WriteOptions::parse(&call.query, "CreateOptions")?;

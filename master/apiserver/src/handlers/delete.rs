@@ -6,7 +6,7 @@ use proto_api::kinds::GroupVersionKind;
 use proto_api::status::Status;
 use serde_json::{Value, json};
 
-use super::{Call, input};
+use super::{ResourceCall, input};
 use crate::body::{self, Body};
 use crate::decode;
 use crate::options::{DeleteOptions, ListOptions, WriteOptions};
@@ -40,7 +40,7 @@ const DELETE_OPTIONS: GroupVersionKind =
 /// # Errors
 ///
 /// 400, 403, 404, 409, 422, 503, 504.
-pub async fn delete(call: &Call<'_>, body: Body) -> Result<Response<Body>, Status> {
+pub async fn delete(call: &ResourceCall<'_>, body: Body) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     let options = delete_options(call, body).await?;
     let write = Write { ctx: call.ctx, target: call.target(), dry_run: options.dry_run };
@@ -56,14 +56,14 @@ pub async fn delete(call: &Call<'_>, body: Body) -> Result<Response<Body>, Statu
     Ok(format.object(code, deleted.object))
 }
 
-fn success(call: &Call<'_>, deleted: &Deleted) -> Status {
+fn success(call: &ResourceCall<'_>, deleted: &Deleted) -> Status {
     let name = metadata::text(&deleted.object, "name");
     Status::success()
         .with_details(call.kind.gvk.group, call.kind.resource, name)
         .with_uid(metadata::text(&deleted.object, "uid"))
 }
 
-async fn delete_options(call: &Call<'_>, body: Body) -> Result<DeleteOptions, Status> {
+async fn delete_options(call: &ResourceCall<'_>, body: Body) -> Result<DeleteOptions, Status> {
     let bytes = input::read(body).await?;
     if bytes.is_empty() {
         return DeleteOptions::parse(&call.query, None);
@@ -78,7 +78,7 @@ async fn delete_options(call: &Call<'_>, body: Body) -> Result<DeleteOptions, St
 /// # Errors
 ///
 /// The errors of `delete` and `list`.
-pub async fn delete_collection(call: &Call<'_>, body: Body) -> Result<Response<Body>, Status> {
+pub async fn delete_collection(call: &ResourceCall<'_>, body: Body) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     let options = delete_options(call, body).await?;
     let list_options = ListOptions::parse(&call.query, false)?;
@@ -109,7 +109,7 @@ pub async fn delete_collection(call: &Call<'_>, body: Body) -> Result<Response<B
 /// # Errors
 ///
 /// The errors of `delete`.
-pub async fn evict(call: &Call<'_>, body: Body) -> Result<Response<Body>, Status> {
+pub async fn evict(call: &ResourceCall<'_>, body: Body) -> Result<Response<Body>, Status> {
     let bytes = input::read(body).await?;
     let write_options = WriteOptions::parse(&call.query, "CreateOptions")?;
     let gvk = call.kind.subresource("eviction").map_or(call.kind.gvk, |s| s.body);

@@ -9,7 +9,7 @@ use proto_api::kinds::GroupVersionKind;
 use proto_api::status::Status;
 use serde_json::Value;
 
-use super::Call;
+use super::ResourceCall;
 use crate::api::MAX_BODY_BYTES;
 use crate::body::{Body, BoxError};
 use crate::decode::{self, FieldValidation};
@@ -41,7 +41,12 @@ fn collect(body: Body) -> Pin<Box<dyn Future<Output = Result<Collected<Bytes>, B
 /// # Errors
 ///
 /// 400 and 415 as Kubernetes gives them.
-pub fn object(call: &Call<'_>, bytes: &[u8], gvk: GroupVersionKind, mode: &str) -> Result<Value, Status> {
+pub fn object(
+    call: &ResourceCall<'_>,
+    bytes: &[u8],
+    gvk: GroupVersionKind,
+    mode: &str,
+) -> Result<Value, Status> {
     let mode = FieldValidation::parse(Some(mode), "")?;
     let content_type = call.header(CONTENT_TYPE);
     let decoded = call
@@ -64,7 +69,7 @@ pub fn parts(gvk: GroupVersionKind) -> decode::Gvk<'static> {
 /// # Errors
 ///
 /// 400 where body and URL differ.
-pub fn check_create_namespace(call: &Call<'_>, obj: &Value) -> Result<(), Status> {
+pub fn check_create_namespace(call: &ResourceCall<'_>, obj: &Value) -> Result<(), Status> {
     let namespace = metadata::text(obj, "namespace");
     if call.kind.namespaced && call.ctx.info.namespace.is_empty() {
         return Err(Status::bad_request("an empty namespace may not be set during creation"));
@@ -82,7 +87,7 @@ pub fn check_create_namespace(call: &Call<'_>, obj: &Value) -> Result<(), Status
 /// # Errors
 ///
 /// 400 where body and URL differ or the name is missing.
-pub fn check_identity(call: &Call<'_>, obj: &Value) -> Result<(), Status> {
+pub fn check_identity(call: &ResourceCall<'_>, obj: &Value) -> Result<(), Status> {
     let info = &call.ctx.info;
     let (name, namespace) = (metadata::text(obj, "name"), metadata::text(obj, "namespace"));
     if name.is_empty() {

@@ -3,7 +3,7 @@
 use http::Response;
 use proto_api::status::Status;
 
-use super::Call;
+use super::ResourceCall;
 use crate::authz::Attributes;
 use crate::body::Body;
 use crate::negotiate::Encoding;
@@ -17,7 +17,7 @@ use crate::watch;
 /// # Errors
 ///
 /// 403 for a pod of another node, 404, 406, 503.
-pub async fn get(call: &Call<'_>) -> Result<Response<Body>, Status> {
+pub async fn get(call: &ResourceCall<'_>) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     let options =
         ListOptions { resource_version: call.query.text("resourceVersion").to_owned(), ..Default::default() };
@@ -35,7 +35,7 @@ pub async fn get(call: &Call<'_>) -> Result<Response<Body>, Status> {
 /// # Errors
 ///
 /// 400, 406, 410, 503, 504.
-pub async fn list(call: &Call<'_>) -> Result<Response<Body>, Status> {
+pub async fn list(call: &ResourceCall<'_>) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     let options = ListOptions::parse(&call.query, false)?;
     let selection = Selection::parse(call.target(), &options.label_selector, &options.field_selector)?;
@@ -48,7 +48,7 @@ pub async fn list(call: &Call<'_>) -> Result<Response<Body>, Status> {
 /// # Errors
 ///
 /// 400, 406, 503, 504.
-pub async fn watch(call: &Call<'_>) -> Result<Response<Body>, Status> {
+pub async fn watch(call: &ResourceCall<'_>) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     if format.representation.encoding != Encoding::Json {
         return Err(Status::not_acceptable(&["application/json", "application/vnd.kubernetes.protobuf"]));
@@ -62,7 +62,7 @@ pub async fn watch(call: &Call<'_>) -> Result<Response<Body>, Status> {
         (false, false) => format!("{},metadata.name={name}", options.field_selector),
     };
     let selection = Selection::parse(call.target(), &options.label_selector, &fields)?;
-    let request = watch::Request {
+    let request = watch::WatchParameters {
         namespace: call.target().namespace.to_owned(),
         kind: call.kind,
         selection,

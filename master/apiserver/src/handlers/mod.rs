@@ -27,10 +27,10 @@ use crate::negotiate::{self, Shape};
 use crate::options::Query;
 use crate::proxy;
 use crate::registry::Target;
-use crate::respond::{Format, IncludeObject};
+use crate::respond::{IncludeObject, ResponseFormat};
 
 /// A request about objects of one kind, as handlers receive it.
-pub struct Call<'a> {
+pub struct ResourceCall<'a> {
     /// State that all requests share.
     pub api: &'a Arc<Api>,
     /// User, target, deadline and warnings of the request.
@@ -43,7 +43,7 @@ pub struct Call<'a> {
     pub head: http::request::Parts,
 }
 
-impl<'a> Call<'a> {
+impl<'a> ResourceCall<'a> {
     /// Returns the kind and namespace the path names.
     pub fn target(&self) -> Target<'a> {
         // For a Namespace, RequestInfo's namespace is its own name; `Target::new` ignores that for
@@ -61,7 +61,7 @@ impl<'a> Call<'a> {
     /// # Errors
     ///
     /// 406, and 400 for a bad `includeObject`.
-    pub fn format(&self) -> Result<Format<'a>, Status> {
+    pub fn format(&self) -> Result<ResponseFormat<'a>, Status> {
         let accept: Vec<&str> =
             self.head.headers.get_all(http::header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
         // Reviews are never stored: they cannot be shown as a Table or as metadata alone.
@@ -76,12 +76,12 @@ impl<'a> Call<'a> {
             jiff::Timestamp::try_from(self.api.registry.clock.now()).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
         let (rows, monotonic) = (&self.api.rows, self.api.registry.clock.monotonic());
         rows.tidy(monotonic);
-        Ok(Format { target: self.target(), representation, include, now, rows, monotonic })
+        Ok(ResponseFormat { target: self.target(), representation, include, now, rows, monotonic })
     }
 }
 
 /// Future of a handler; boxed, so that the chain's future stays small and its type simple.
-type Handled<'a> = Pin<Box<dyn Future<Output = Result<Response<Body>, Status>> + Send + 'a>>;
+type HandlerFuture<'a> = Pin<Box<dyn Future<Output = Result<Response<Body>, Status>> + Send + 'a>>;
 
 /// Carries out an authorized request about a resource and returns its answer.
 pub async fn dispatch(api: &Arc<Api>, ctx: &Context, request: Request<Body>) -> Response<Body> {
@@ -92,7 +92,7 @@ pub async fn dispatch(api: &Arc<Api>, ctx: &Context, request: Request<Body>) -> 
     let Some(kind) = kinds::by_resource(&info.group, &info.version, &info.resource) else {
         return nonresource::unknown(&info.group);
     };
-    let handled: Handled<'_> = Box::pin(handle(api, ctx, kind, request));
+    let handled: HandlerFuture<'_> = Box::pin(handle(api, ctx, kind, request));
     let handled = handled.await;
     if kind.gvk.group.is_empty() && kind.resource == "endpoints" && was_served(&handled) {
         ctx.warn("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice");
@@ -143,7 +143,7 @@ async fn handle(
         return Err(Status::method_not_allowed());
     }
     let (head, body) = request.into_parts();
-    let call = Call { api, ctx, kind, query: Query::parse(&ctx.query), head };
+    let call = ResourceCall { api, ctx, kind, query: Query::parse(&ctx.query), head };
     match (info.subresource.as_str(), info.verb.as_str()) {
         ("" | "status" | "ephemeralcontainers" | "resize", "get") => list::get(&call).await,
         ("", "list") => list::list(&call).await,

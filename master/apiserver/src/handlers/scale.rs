@@ -8,7 +8,7 @@ use proto_api::selector::Selector;
 use proto_api::status::Status;
 use serde_json::{Map, Value, json};
 
-use super::{Call, input};
+use super::{ResourceCall, input};
 use crate::body::Body;
 use crate::decode::FieldValidation;
 use crate::options::WriteOptions;
@@ -23,7 +23,7 @@ const SCALE: GroupVersionKind = GroupVersionKind { group: "autoscaling", version
 /// # Errors
 ///
 /// The errors of the same verb on the workload itself.
-pub async fn handle(call: &Call<'_>, verb: &str, body: Body) -> Result<Response<Body>, Status> {
+pub async fn handle(call: &ResourceCall<'_>, verb: &str, body: Body) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     let name = &call.ctx.info.name;
     let encoding = format.representation.encoding;
@@ -62,7 +62,7 @@ pub async fn handle(call: &Call<'_>, verb: &str, body: Body) -> Result<Response<
 }
 
 /// Returns the workload with the replicas of a Scale.
-fn apply(call: &Call<'_>, old: Option<&Value>, scale: &Value) -> Result<Value, Status> {
+fn apply(call: &ResourceCall<'_>, old: Option<&Value>, scale: &Value) -> Result<Value, Status> {
     let name = &call.ctx.info.name;
     let old = old.ok_or_else(|| call.target().not_found(name))?;
     let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);

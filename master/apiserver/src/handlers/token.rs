@@ -5,9 +5,9 @@ use proto_api::field::{Error, ErrorList, Path};
 use proto_api::status::Status;
 use serde_json::Value;
 
-use super::{Call, input};
+use super::{ResourceCall, input};
 use crate::admission;
-use crate::authn::service_account::{Bound, Subject};
+use crate::authn::service_account::{BoundObject, TokenSubject};
 use crate::body::Body;
 use crate::options::WriteOptions;
 use crate::registry::metadata;
@@ -22,7 +22,7 @@ const MAX_SECONDS: i64 = 1 << 32;
 /// # Errors
 ///
 /// 400, 403 for a node whose pods do not need the token, 404, 409, 422.
-pub async fn create(call: &Call<'_>, body: Body) -> Result<Response<Body>, Status> {
+pub async fn create(call: &ResourceCall<'_>, body: Body) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     let bytes = input::read(body).await?;
     let options = WriteOptions::parse(&call.query, "CreateOptions")?;
@@ -35,11 +35,11 @@ pub async fn create(call: &Call<'_>, body: Body) -> Result<Response<Body>, Statu
     admission::check_token_request(&call.api.registry, &write.attributes(), name, &request).await?;
     check_names(call, &request)?;
     let seconds = seconds(&request)?;
-    let mut subject = Subject {
+    let mut subject = TokenSubject {
         namespace: namespace.clone(),
         name: name.clone(),
         uid: metadata::text(&account, "uid").to_owned(),
-        ..Subject::default()
+        ..TokenSubject::default()
     };
     bind(call, &request, &mut subject)?;
     let audiences: Vec<String> = request
@@ -62,7 +62,7 @@ pub async fn create(call: &Call<'_>, body: Body) -> Result<Response<Body>, Statu
 }
 
 /// Checks name and namespace in the request's body against those of the path.
-fn check_names(call: &Call<'_>, request: &Value) -> Result<(), Status> {
+fn check_names(call: &ResourceCall<'_>, request: &Value) -> Result<(), Status> {
     let info = &call.ctx.info;
     for (key, of_path) in [("name", &info.name), ("namespace", &info.namespace)] {
         let sent = metadata::text(request, key);
@@ -91,7 +91,7 @@ fn seconds(request: &Value) -> Result<i64, Status> {
 }
 
 /// Looks up the object the token is bound to and records it in `subject`.
-fn bind(call: &Call<'_>, request: &Value, subject: &mut Subject) -> Result<(), Status> {
+fn bind(call: &ResourceCall<'_>, request: &Value, subject: &mut TokenSubject) -> Result<(), Status> {
     let Some(reference) = request.pointer("/spec/boundObjectRef").filter(|r| !r.is_null()) else {
         return Ok(());
     };
@@ -116,7 +116,7 @@ fn bind(call: &Call<'_>, request: &Value, subject: &mut Subject) -> Result<(), S
         );
         return Err(Status::conflict("", resource, name, why));
     }
-    let bound = Bound { name: name.to_owned(), uid: found.to_owned() };
+    let bound = BoundObject { name: name.to_owned(), uid: found.to_owned() };
     if resource == "secrets" {
         subject.secret = Some(bound);
         return Ok(());
@@ -131,7 +131,7 @@ fn bind(call: &Call<'_>, request: &Value, subject: &mut Subject) -> Result<(), S
     let node = object.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default();
     if !node.is_empty() {
         let uid = registry.peek("", "nodes", "", node).map(|n| metadata::text(&n, "uid").to_owned());
-        subject.node = Some(Bound { name: node.to_owned(), uid: uid.unwrap_or_default() });
+        subject.node = Some(BoundObject { name: node.to_owned(), uid: uid.unwrap_or_default() });
     }
     subject.pod = Some(bound);
     Ok(())

@@ -7,7 +7,7 @@ use proto_api::kinds::GroupVersionKind;
 use proto_api::status::Status;
 use serde_json::Value;
 
-use super::{Call, input};
+use super::{ResourceCall, input};
 use crate::body::Body;
 use crate::decode::FieldValidation;
 use crate::options::WriteOptions;
@@ -21,7 +21,7 @@ use crate::registry::{convert, metadata};
 /// # Errors
 ///
 /// 400, 404, 409, 413, 415, 422, 503, 504.
-pub async fn put(call: &Call<'_>, sub: &str, body: Body) -> Result<Response<Body>, Status> {
+pub async fn put(call: &ResourceCall<'_>, sub: &str, body: Body) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     let bytes = input::read(body).await?;
     let options = WriteOptions::parse(&call.query, "UpdateOptions")?;
@@ -50,7 +50,7 @@ pub async fn put(call: &Call<'_>, sub: &str, body: Body) -> Result<Response<Body
 /// # Errors
 ///
 /// 400, 404, 409, 413, 415, 422, 503, 504.
-pub async fn patch(call: &Call<'_>, sub: &str, body: Body) -> Result<Response<Body>, Status> {
+pub async fn patch(call: &ResourceCall<'_>, sub: &str, body: Body) -> Result<Response<Body>, Status> {
     let format = call.format()?;
     let patch_type = PatchType::from_content_type(call.header(CONTENT_TYPE))?;
     let bytes = input::read(body).await?;
@@ -87,7 +87,7 @@ fn check_patch_options(patch_type: PatchType, options: &WriteOptions) -> Result<
     if errs.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", "PatchOptions", "", errs)) }
 }
 
-fn gvk_of(call: &Call<'_>, sub: &str) -> GroupVersionKind {
+fn gvk_of(call: &ResourceCall<'_>, sub: &str) -> GroupVersionKind {
     call.kind.subresource(sub).map_or(call.kind.gvk, |s| s.body)
 }
 

@@ -8,7 +8,7 @@ use prometheus::{Gauge, GaugeVec, IntCounterVec, Opts, Registry};
 ///
 /// # Errors
 ///
-/// Where two metrics have the same name, which only a change of this file can cause.
+/// Fails if two metrics have the same name, which only a change of this file can cause.
 pub fn gather(consensus: &Consensus) -> Result<Vec<MetricFamily>, prometheus::Error> {
     let registry = Registry::new();
     let (status, sizes) = (consensus.status(), consensus.store().sizes());

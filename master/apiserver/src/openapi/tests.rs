@@ -103,7 +103,8 @@ fn version_two_is_whole_as_json() {
     }
 }
 
-/// Returns the fields with a number in a protobuf message whose fields are all length-delimited.
+/// Returns the values of the fields with number `number` in a protobuf message whose fields are all
+/// length-delimited.
 fn fields(message: &[u8], number: u64) -> Vec<&[u8]> {
     let mut found = Vec::new();
     let mut rest = message;

@@ -10,7 +10,7 @@ use proto_api::schema::Schema;
 use proto_api::status::Status;
 use serde_json::Value;
 
-use crate::decode::{self, Decoded, FieldValidation, Gvk, MAX_BODY};
+use crate::decode::{self, DecodedBody, FieldValidation, Gvk, MAX_BODY};
 
 /// Maximum number of operations in one JSON patch.
 const MAX_OPERATIONS: usize = 10_000;
@@ -69,7 +69,7 @@ pub fn apply_patch(
     current: &Value,
     gvk: Gvk<'_>,
     mode: FieldValidation,
-) -> Result<Decoded, Status> {
+) -> Result<DecodedBody, Status> {
     decode::check_size(body.len())?;
     let node = json::parse(body);
     let (patched, found) = match patch_type {
@@ -270,7 +270,7 @@ mod tests {
             "spec": {"containers": [{"name": "c", "image": "i"}]}})
     }
 
-    fn run(patch_type: PatchType, body: &Value, mode: FieldValidation) -> Result<Decoded, Status> {
+    fn run(patch_type: PatchType, body: &Value, mode: FieldValidation) -> Result<DecodedBody, Status> {
         apply_patch(patch_type, body.to_string().as_bytes(), &pod(), POD, mode)
     }
 

@@ -15,20 +15,20 @@ use crate::request_info::RequestInfo;
 
 /// Destination of a proxy request.
 #[derive(Debug)]
-pub enum Backend {
+pub enum ProxyDestination {
     /// A node's HTTPS server.
     Node(NodeAddress),
     /// An address in the pod network, or another port of a node.
     Plain(SocketAddr),
 }
 
-/// Finds the backend of a proxy request, and the path to request from it.
+/// Finds the destination of a proxy request, and the path to request from it.
 ///
 /// # Errors
 ///
 /// 400 for a malformed name or an address that is not allowed, 404 for no such object, 503 for a service
 /// without endpoints.
-pub async fn locate(api: &Arc<Api>, ctx: &Context) -> Result<(Backend, String), Status> {
+pub async fn locate(api: &Arc<Api>, ctx: &Context) -> Result<(ProxyDestination, String), Status> {
     let info = &ctx.info;
     api.registry.barrier().await?;
     let Some((scheme, name, port)) = split(&info.name) else {
@@ -45,10 +45,10 @@ pub async fn locate(api: &Arc<Api>, ctx: &Context) -> Result<(Backend, String), 
     let registry = &api.registry;
     let backend = match info.resource.as_str() {
         "nodes" => node(registry, name, port)?,
-        "pods" => Backend::Plain(pod(registry, &info.namespace, name, port)?),
-        _ => Backend::Plain(service(registry, &info.namespace, name, port)?),
+        "pods" => ProxyDestination::Plain(pod(registry, &info.namespace, name, port)?),
+        _ => ProxyDestination::Plain(service(registry, &info.namespace, name, port)?),
     };
-    if scheme == "https" && matches!(backend, Backend::Plain(_)) {
+    if scheme == "https" && matches!(backend, ProxyDestination::Plain(_)) {
         return Err(Status::service_unavailable(
             "https backends other than nodes' own servers are not served yet",
         ));
@@ -89,12 +89,16 @@ pub fn path_after_proxy<'a>(path: &'a str, info: &RequestInfo) -> &'a str {
 
 /// Returns the node's HTTPS server, which is shown the API server's certificate, or another port of the node
 /// as plain TCP.
-fn node(registry: &Registry, name: &str, port: &str) -> Result<Backend, Status> {
+fn node(registry: &Registry, name: &str, port: &str) -> Result<ProxyDestination, Status> {
     let server = node_address(registry, name)?;
     let port = if port.is_empty() { server.address.port() } else { number(port)? };
     let address = SocketAddr::new(server.address.ip(), port);
     check_proxyable(registry, address)?;
-    Ok(if address == server.address { Backend::Node(server) } else { Backend::Plain(address) })
+    Ok(if address == server.address {
+        ProxyDestination::Node(server)
+    } else {
+        ProxyDestination::Plain(address)
+    })
 }
 
 fn pod(registry: &Registry, namespace: &str, name: &str, port: &str) -> Result<SocketAddr, Status> {

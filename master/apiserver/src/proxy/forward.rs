@@ -11,9 +11,9 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use proto_api::status::Status;
 
-use super::backend::{Backend, path_after_proxy};
+use super::backend::{ProxyDestination, path_after_proxy};
 use super::location::NodeRequest;
-use super::rewrite::{self, Rewritten};
+use super::rewrite::{self, RewrittenBody};
 use crate::api::Api;
 use crate::body::{self, Body};
 use crate::context::Context;
@@ -88,7 +88,7 @@ pub async fn stream(
 pub async fn proxy(
     api: &Arc<Api>,
     ctx: &Context,
-    backend: &Backend,
+    backend: &ProxyDestination,
     path: String,
     request: &mut Request<Body>,
 ) -> Result<Response<Body>, Status> {
@@ -107,8 +107,8 @@ pub async fn proxy(
         headers.insert(HeaderName::from_static("x-forwarded-uri"), uri);
     }
     let host = match backend {
-        Backend::Node(node) => node.address.to_string(),
-        Backend::Plain(address) => address.to_string(),
+        ProxyDestination::Node(node) => node.address.to_string(),
+        ProxyDestination::Plain(address) => address.to_string(),
     };
     let uri = raw_path_and_query(request.uri(), &ctx.info, &path);
     let mut outgoing = head(request.method().clone(), &uri, &host, headers)?;
@@ -116,8 +116,8 @@ pub async fn proxy(
     let unreachable =
         |error: String| Status::service_unavailable(format!("error trying to reach service: {error}"));
     let connection = match backend {
-        Backend::Node(node) => api.nodes.dial(&api.registry, node).await,
-        Backend::Plain(address) => dial_plain(&api.registry, *address).await,
+        ProxyDestination::Node(node) => api.nodes.dial(&api.registry, node).await,
+        ProxyDestination::Plain(address) => dial_plain(&api.registry, *address).await,
     }
     .map_err(unreachable)?;
     let client = upgrade.then(|| hyper::upgrade::on(request));
@@ -185,7 +185,7 @@ fn back(response: Response<Incoming>, base: &str) -> Response<Body> {
         return Response::from_parts(parts, body::boxed(incoming));
     }
     parts.headers.remove(header::CONTENT_LENGTH);
-    Response::from_parts(parts, body::boxed(Rewritten::new(incoming, base)))
+    Response::from_parts(parts, body::boxed(RewrittenBody::new(incoming, base)))
 }
 
 fn head(method: http::Method, uri: &str, host: &str, headers: HeaderMap) -> Result<Request<Body>, Status> {

@@ -30,22 +30,22 @@ fn moves(link: &[u8], base: &[u8]) -> bool {
 
 /// State of the rewriter: its position in the page.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum At {
+enum Position {
     /// Between tags.
     Text,
-    /// In the name of an element, after `<`.
+    /// Reading the name of an element, after `<`.
     Element,
     /// Between attributes of a tag.
     Tag,
-    /// In the name of an attribute.
+    /// Reading the name of an attribute.
     Name,
     /// After the `=` of an attribute.
     Equals,
-    /// In a quoted value that is no link, or whose first bytes have been written already.
+    /// Reading a quoted value that is no link, or whose first bytes have been written already.
     Value { quote: u8 },
-    /// In the first bytes of a URL, held back until it is known whether the link must be moved.
+    /// Reading the first bytes of a URL, held back until it is known whether the link must be moved.
     Url { quote: u8 },
-    /// In a script or a style sheet, up to its end tag.
+    /// Skipping a script or a style sheet, up to its end tag.
     Raw,
 }
 
@@ -53,7 +53,7 @@ enum At {
 #[derive(Debug)]
 pub struct Rewriter {
     base: Vec<u8>,
-    at: At,
+    at: Position,
     /// The name being read, in lower case; cut one byte after [`NAME_MAX_BYTES`], so that a longer name is
     /// recognizable.
     name: Vec<u8>,
@@ -67,7 +67,7 @@ pub struct Rewriter {
 impl Rewriter {
     /// Creates a rewriter that moves links below `base`.
     pub fn new(base: &str) -> Self {
-        Self { base: base.into(), at: At::Text, name: Vec::new(), raw: Vec::new(), held: Vec::new() }
+        Self { base: base.into(), at: Position::Text, name: Vec::new(), raw: Vec::new(), held: Vec::new() }
     }
 
     /// Rewrites the next bytes of the page.
@@ -85,47 +85,49 @@ impl Rewriter {
     }
 
     fn step(&mut self, byte: u8, out: &mut Vec<u8>) {
-        if let At::Url { quote } = self.at {
+        if let Position::Url { quote } = self.at {
             return self.url(byte, quote, out);
         }
         out.push(byte);
         self.at = match (self.at, byte) {
-            (At::Text, b'<') => self.begin(At::Element),
-            (At::Text, _) => At::Text,
-            (At::Raw, byte) => self.raw_text(byte),
-            (At::Element, b'>') | (At::Tag | At::Name | At::Equals, b'>') => self.end_of_tag(),
-            (At::Value { quote }, byte) if byte == quote => At::Tag,
-            (At::Value { quote }, _) => At::Value { quote },
-            (_, b'<') => self.begin(At::Element),
-            (At::Element, byte) if byte.is_ascii_whitespace() => {
+            (Position::Text, b'<') => self.begin(Position::Element),
+            (Position::Text, _) => Position::Text,
+            (Position::Raw, byte) => self.raw_text(byte),
+            (Position::Element, b'>') | (Position::Tag | Position::Name | Position::Equals, b'>') => {
+                self.end_of_tag()
+            }
+            (Position::Value { quote }, byte) if byte == quote => Position::Tag,
+            (Position::Value { quote }, _) => Position::Value { quote },
+            (_, b'<') => self.begin(Position::Element),
+            (Position::Element, byte) if byte.is_ascii_whitespace() => {
                 self.note_raw_element();
-                At::Tag
+                Position::Tag
             }
-            (At::Element, byte) => self.add_to_name(byte, At::Element),
-            (At::Equals, quote @ (b'"' | b'\'')) if ATTRIBUTES.contains(&self.name.as_slice()) => {
-                At::Url { quote }
+            (Position::Element, byte) => self.add_to_name(byte, Position::Element),
+            (Position::Equals, quote @ (b'"' | b'\'')) if ATTRIBUTES.contains(&self.name.as_slice()) => {
+                Position::Url { quote }
             }
-            (At::Equals, quote @ (b'"' | b'\'')) => At::Value { quote },
-            (At::Equals, byte) if byte.is_ascii_whitespace() => At::Equals,
-            (At::Name, b'=') => At::Equals,
-            (At::Name, byte) if !byte.is_ascii_whitespace() => self.add_to_name(byte, At::Name),
+            (Position::Equals, quote @ (b'"' | b'\'')) => Position::Value { quote },
+            (Position::Equals, byte) if byte.is_ascii_whitespace() => Position::Equals,
+            (Position::Name, b'=') => Position::Equals,
+            (Position::Name, byte) if !byte.is_ascii_whitespace() => self.add_to_name(byte, Position::Name),
             // White space is allowed between a name and its `=`.
-            (At::Tag, b'=') => At::Equals,
-            (At::Tag, byte) if !byte.is_ascii_whitespace() && byte != b'/' => {
-                self.begin(At::Name);
-                self.add_to_name(byte, At::Name)
+            (Position::Tag, b'=') => Position::Equals,
+            (Position::Tag, byte) if !byte.is_ascii_whitespace() && byte != b'/' => {
+                self.begin(Position::Name);
+                self.add_to_name(byte, Position::Name)
             }
-            (At::Equals | At::Name | At::Tag, _) => At::Tag,
-            (At::Url { quote }, _) => At::Url { quote },
+            (Position::Equals | Position::Name | Position::Tag, _) => Position::Tag,
+            (Position::Url { quote }, _) => Position::Url { quote },
         };
     }
 
-    fn begin(&mut self, next: At) -> At {
+    fn begin(&mut self, next: Position) -> Position {
         self.name.clear();
         next
     }
 
-    fn add_to_name(&mut self, byte: u8, next: At) -> At {
+    fn add_to_name(&mut self, byte: u8, next: Position) -> Position {
         if self.name.len() <= NAME_MAX_BYTES {
             self.name.push(byte.to_ascii_lowercase());
         }
@@ -138,16 +140,16 @@ impl Rewriter {
         }
     }
 
-    fn end_of_tag(&mut self) -> At {
-        if self.at == At::Element {
+    fn end_of_tag(&mut self) -> Position {
+        if self.at == Position::Element {
             self.note_raw_element();
         }
         self.name.clear();
-        if self.raw.is_empty() { At::Text } else { At::Raw }
+        if self.raw.is_empty() { Position::Text } else { Position::Raw }
     }
 
     /// Looks for `</script` or `</style`; `name` holds the part of it seen so far.
-    fn raw_text(&mut self, byte: u8) -> At {
+    fn raw_text(&mut self, byte: u8) -> Position {
         let byte = byte.to_ascii_lowercase();
         let expected = match self.name.len() {
             0 => Some(b'<'),
@@ -163,10 +165,10 @@ impl Rewriter {
             }
         }
         if self.name.len() < self.raw.len() + 2 {
-            return At::Raw;
+            return Position::Raw;
         }
         self.raw.clear();
-        self.begin(At::Tag)
+        self.begin(Position::Tag)
     }
 
     /// Holds the first bytes of a URL until it is known whether the link must be moved.
@@ -185,7 +187,7 @@ impl Rewriter {
         if ends {
             out.push(byte);
         }
-        self.at = if ends { At::Tag } else { At::Value { quote } };
+        self.at = if ends { Position::Tag } else { Position::Value { quote } };
     }
 
     /// Returns whether the held bytes do not yet decide whether the link must be moved.
@@ -195,19 +197,19 @@ impl Rewriter {
 }
 
 /// A body whose HTML is rewritten while it streams.
-pub struct Rewritten<B> {
+pub struct RewrittenBody<B> {
     inner: B,
     rewriter: Rewriter,
 }
 
-impl<B> Rewritten<B> {
+impl<B> RewrittenBody<B> {
     /// Creates a body that rewrites the links of `inner`.
     pub fn new(inner: B, base: &str) -> Self {
         Self { inner, rewriter: Rewriter::new(base) }
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Rewritten<B> {
+impl<B: Body<Data = Bytes> + Unpin> Body for RewrittenBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use storage::{Mutation, Precondition, Txn, TxnOutcome};
 
 use super::strategy::ObjectChange;
-use super::write::{ATTEMPTS, Tried, Write, canonical, encode, invalid_unless_empty, starving};
+use super::write::{ATTEMPTS, Write, WriteAttempt, canonical, encode, invalid_unless_empty, starving};
 use super::{Registry, Target, metadata, object};
 use crate::admission;
 
@@ -41,17 +41,17 @@ impl Registry {
             let name = metadata::text(&obj, "name").to_owned();
             self.validate_create(write, &obj, &name)?;
             match self.try_create(write, &name, obj.clone()).await? {
-                Tried::Done(object) => return Ok(object),
-                Tried::Newer(revision) => self.reach(revision).await?,
-                Tried::Taken if generate && names_left > 1 => {
+                WriteAttempt::Done(object) => return Ok(object),
+                WriteAttempt::Newer(revision) => self.reach(revision).await?,
+                WriteAttempt::Taken if generate && names_left > 1 => {
                     names_left -= 1;
                     self.generate_name(&mut obj);
                 }
-                Tried::Taken if generate => {
+                WriteAttempt::Taken if generate => {
                     let gvk = target.kind.gvk;
                     return Err(Status::generate_name_conflict(gvk.group, target.kind.resource, &name, 1));
                 }
-                Tried::Taken => {
+                WriteAttempt::Taken => {
                     return Err(Status::already_exists(target.kind.gvk.group, target.kind.resource, &name));
                 }
             }
@@ -111,7 +111,7 @@ impl Registry {
         target.strategy.prepare_for_create(obj);
     }
 
-    async fn try_create(&self, write: Write<'_>, name: &str, mut obj: Value) -> Result<Tried, Status> {
+    async fn try_create(&self, write: Write<'_>, name: &str, mut obj: Value) -> Result<WriteAttempt, Status> {
         let target = write.target;
         let key = target.key(name);
         let guard = self.namespace_guard(target, name).await?;
@@ -132,7 +132,11 @@ impl Registry {
         canonical(target, &mut obj);
         if write.dry_run {
             self.barrier().await?;
-            return Ok(if self.store().get(&key).is_some() { Tried::Taken } else { Tried::Done(obj) });
+            return Ok(if self.store().get(&key).is_some() {
+                WriteAttempt::Taken
+            } else {
+                WriteAttempt::Done(obj)
+            });
         }
         let mut preconditions = vec![Precondition::Absent(key.clone())];
         preconditions.extend(guard);
@@ -142,10 +146,10 @@ impl Registry {
         match self.propose(write.ctx, Txn { preconditions, mutations }).await? {
             TxnOutcome::Committed { revisions } => {
                 object::set_version(&mut obj, revisions.first().copied());
-                Ok(Tried::Done(obj))
+                Ok(WriteAttempt::Done(obj))
             }
-            TxnOutcome::Failed { precondition: 0, .. } => Ok(Tried::Taken),
-            TxnOutcome::Failed { at, .. } => Ok(Tried::Newer(at)),
+            TxnOutcome::Failed { precondition: 0, .. } => Ok(WriteAttempt::Taken),
+            TxnOutcome::Failed { at, .. } => Ok(WriteAttempt::Newer(at)),
             TxnOutcome::Fenced { term } => Err(crate::errors::fenced(term)),
         }
     }

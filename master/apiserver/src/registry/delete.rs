@@ -24,7 +24,7 @@ pub struct Deleted {
     pub gone: bool,
 }
 
-/// What must be written to delete an object.
+/// The next write of a deletion.
 enum Step {
     /// Nothing: the deletion is already in progress.
     Pending,
@@ -212,7 +212,7 @@ impl Registry {
 
 /// Grace period of a delete.
 enum Grace {
-    /// The kind has no grace period, or it is over.
+    /// The kind has no grace period, or the period is over.
     Not,
     /// The deletion is already waiting, and the request does not shorten its grace period.
     Pending,

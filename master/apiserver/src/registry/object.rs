@@ -20,7 +20,7 @@ use crate::table::{Row, RowSlot, Rows};
 
 /// Values derived from one revision of an object, for selectors and serving.
 #[derive(Debug, Default)]
-pub struct View {
+pub struct ObjectView {
     /// `metadata.labels`.
     pub labels: Pairs,
     /// Values of the field labels that selectors may name.
@@ -86,13 +86,13 @@ struct Spans {
 /// Values that readers derived from one revision of an object; kept in the object's derived slot.
 #[derive(Debug, Default)]
 struct Derived {
-    view: OnceLock<Arc<View>>,
+    view: OnceLock<Arc<ObjectView>>,
     row: RowSlot,
 }
 
 /// Returns the view of an object: shared, except for kinds served in two groups, whose field labels differ by
 /// group.
-pub fn view(object: &Object, target: Target<'_>) -> Arc<View> {
+pub fn view(object: &Object, target: Target<'_>) -> Arc<ObjectView> {
     if convert::is_converted(target.kind) {
         return Arc::new(make_view(object, target.strategy));
     }
@@ -110,16 +110,16 @@ pub fn row(object: &Object, target: Target<'_>, rows: &Rows, now: Duration) -> A
     })
 }
 
-fn make_view(object: &Object, strategy: &dyn Strategy) -> View {
+fn make_view(object: &Object, strategy: &dyn Strategy) -> ObjectView {
     let value: Value = match serde_json::from_slice(&object.value) {
         Ok(value) => value,
         Err(error) => {
             tracing::error!(key = %object.key, %error, "a stored object is not JSON");
-            return View::default();
+            return ObjectView::default();
         }
     };
     let fields = strategy.selectable_fields(&value);
-    View { labels: labels(&value).into(), fields: fields.into(), spans: scan(&object.value) }
+    ObjectView { labels: labels(&value).into(), fields: fields.into(), spans: scan(&object.value) }
 }
 
 /// Returns `metadata.labels` of an object.
@@ -128,7 +128,7 @@ pub fn labels(value: &Value) -> BTreeMap<String, String> {
     labels.into_iter().flatten().filter_map(|(k, v)| v.as_str().map(|v| (k.clone(), v.to_owned()))).collect()
 }
 
-impl View {
+impl ObjectView {
     /// Appends the served JSON: with the revision, and with `apiVersion` and `kind` unless `item` is set
     /// (lists of built-in kinds leave them out of their items).
     pub fn write_json(&self, out: &mut Vec<u8>, object: &Object, revision: Revision, item: bool) {
@@ -276,7 +276,7 @@ mod tests {
 
     fn served(json: &str, item: bool) -> Value {
         let object = Object::new("/k".into(), json.as_bytes().to_vec().into(), 1, 7);
-        let view = View { spans: scan(json.as_bytes()), ..View::default() };
+        let view = ObjectView { spans: scan(json.as_bytes()), ..ObjectView::default() };
         let mut out = Vec::new();
         view.write_json(&mut out, &object, 7, item);
         serde_json::from_slice(&out).expect("served bytes are JSON")

@@ -4,7 +4,7 @@
 use proto_api::selector::{FieldSelector, Selector};
 use proto_api::status::Status;
 
-use super::object::View;
+use super::object::ObjectView;
 use super::store::Target;
 
 /// The label and field selectors of a request.
@@ -36,7 +36,7 @@ impl Selection {
     }
 
     /// Returns whether an object matches both selectors.
-    pub fn matches(&self, view: &View) -> bool {
+    pub fn matches(&self, view: &ObjectView) -> bool {
         self.labels.matches(&view.labels) && self.fields.matches(|label| view.fields.get(label))
     }
 

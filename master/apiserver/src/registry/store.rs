@@ -19,7 +19,7 @@ use super::{key, object};
 use crate::authn::signing_keys::STORE_KEY;
 use crate::context::Context;
 use crate::errors;
-use crate::objects::Objects;
+use crate::object_lookup::ObjectLookup;
 use crate::settings::ClusterSettings;
 
 /// Longest time a read waits for a quorum; long enough for a lost leader to be replaced.
@@ -240,7 +240,7 @@ impl Registry {
 }
 
 #[async_trait]
-impl Objects for Registry {
+impl ObjectLookup for Registry {
     fn core(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
         self.peek("", resource, namespace, name)
     }

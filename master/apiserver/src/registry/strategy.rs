@@ -21,7 +21,7 @@ pub enum NameRule {
     Dns1123Label,
     /// RFC 1035 label, at most 63 characters: Service.
     Dns1035Label,
-    /// Any text that is valid as one path segment: RBAC kinds and core/v1 Events.
+    /// Any text that is valid as one path segment; used by RBAC kinds and core/v1 Events.
     PathSegment,
 }
 

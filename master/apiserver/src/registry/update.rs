@@ -9,7 +9,7 @@ use storage::{Mutation, Object, Precondition, Revision, Txn, TxnOutcome};
 
 use super::kinds::{namespace, pod};
 use super::strategy::{Allocations, ObjectChange};
-use super::write::{ATTEMPTS, Rules, Tried, Write, canonical, encode, invalid_unless_empty, starving};
+use super::write::{ATTEMPTS, Rules, Write, WriteAttempt, canonical, encode, invalid_unless_empty, starving};
 use super::{Registry, Target, metadata, object};
 use crate::admission::{self, Attributes};
 use crate::options::bad_uint;
@@ -22,8 +22,8 @@ pub struct Updated {
     pub created: bool,
 }
 
-/// What must be written for an update.
-enum Next {
+/// The write that an update needs.
+enum UpdateWrite {
     Unchanged(Value),
     Put { object: Value, bytes: Vec<u8>, allocations: Allocations },
     Delete { object: Value, allocations: Allocations },
@@ -58,7 +58,7 @@ impl Registry {
                 Some(current) => self.next_state(write, current, rules, &mut make).await,
                 None => Err(write.target.not_found(name)),
             };
-            let settled = matches!(&next, Err(_) | Ok(Next::Unchanged(_)));
+            let settled = matches!(&next, Err(_) | Ok(UpdateWrite::Unchanged(_)));
             if settled && confirmed != Some(seen) {
                 self.barrier().await?;
                 confirmed = Some(self.store().get(&key).map(|o| o.mod_revision));
@@ -71,13 +71,13 @@ impl Registry {
                 return Ok(Updated { object, created: true });
             }
             let next = next?;
-            if let Next::Unchanged(object) = next {
+            if let UpdateWrite::Unchanged(object) = next {
                 return Ok(Updated { object, created: false });
             }
             match self.commit_update(write, &key, seen.unwrap_or_default(), next).await? {
-                Tried::Done(object) => return Ok(Updated { object, created: false }),
-                Tried::Newer(revision) => self.reach(revision).await?,
-                Tried::Taken => {}
+                WriteAttempt::Done(object) => return Ok(Updated { object, created: false }),
+                WriteAttempt::Newer(revision) => self.reach(revision).await?,
+                WriteAttempt::Taken => {}
             }
         }
         Err(starving())
@@ -89,7 +89,7 @@ impl Registry {
         current: &Object,
         rules: Rules,
         make: &mut F,
-    ) -> Result<Next, Status>
+    ) -> Result<UpdateWrite, Status>
     where
         F: FnMut(Option<&Value>) -> Result<Value, Status> + Send,
     {
@@ -110,21 +110,21 @@ impl Registry {
         canonical(target, &mut new);
         let bytes = encode(&new)?;
         if bytes == current.value.as_ref() {
-            return Ok(Next::Unchanged(old));
+            return Ok(UpdateWrite::Unchanged(old));
         }
         if deletes_during_update(&new, &old) {
             let allocations = target
                 .strategy
                 .allocations(&self.allocation_context(), ObjectChange::Delete { old: &old })?;
-            return Ok(Next::Delete { object: new, allocations });
+            return Ok(UpdateWrite::Delete { object: new, allocations });
         }
         if rules != Rules::Main {
-            return Ok(Next::Put { object: new, bytes, allocations: Allocations::default() });
+            return Ok(UpdateWrite::Put { object: new, bytes, allocations: Allocations::default() });
         }
         let change = ObjectChange::Update { new: &mut new, old: &old };
         let allocations = target.strategy.allocations(&self.allocation_context(), change)?;
         canonical(target, &mut new);
-        Ok(Next::Put { bytes: encode(&new)?, object: new, allocations })
+        Ok(UpdateWrite::Put { bytes: encode(&new)?, object: new, allocations })
     }
 
     fn validate_update(
@@ -159,19 +159,19 @@ impl Registry {
         write: Write<'_>,
         key: &str,
         revision: Revision,
-        next: Next,
-    ) -> Result<Tried, Status> {
+        next: UpdateWrite,
+    ) -> Result<WriteAttempt, Status> {
         let (mut object, mutation, allocations) = match next {
-            Next::Unchanged(object) => return Ok(Tried::Done(object)),
-            Next::Put { object, bytes, allocations } => {
+            UpdateWrite::Unchanged(object) => return Ok(WriteAttempt::Done(object)),
+            UpdateWrite::Put { object, bytes, allocations } => {
                 (object, Mutation::Put { key: key.to_owned(), value: bytes.into() }, allocations)
             }
-            Next::Delete { object, allocations } => {
+            UpdateWrite::Delete { object, allocations } => {
                 (object, Mutation::Delete { key: key.to_owned() }, allocations)
             }
         };
         if write.dry_run {
-            return Ok(Tried::Done(object));
+            return Ok(WriteAttempt::Done(object));
         }
         let mut preconditions =
             vec![Precondition::AtRevision { key: key.to_owned(), mod_revision: revision }];
@@ -181,9 +181,9 @@ impl Registry {
         match self.propose(write.ctx, Txn { preconditions, mutations }).await? {
             TxnOutcome::Committed { revisions } => {
                 object::set_version(&mut object, revisions.first().copied());
-                Ok(Tried::Done(object))
+                Ok(WriteAttempt::Done(object))
             }
-            TxnOutcome::Failed { at, .. } => Ok(Tried::Newer(at)),
+            TxnOutcome::Failed { at, .. } => Ok(WriteAttempt::Newer(at)),
             TxnOutcome::Fenced { term } => Err(crate::errors::fenced(term)),
         }
     }

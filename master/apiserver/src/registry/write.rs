@@ -57,7 +57,7 @@ pub enum Rules {
 }
 
 /// Result of one attempt to write.
-pub(super) enum Tried {
+pub(super) enum WriteAttempt {
     Done(Value),
     /// The attempt used old state; newer state is at this revision.
     Newer(Revision),

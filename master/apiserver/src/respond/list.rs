@@ -1,7 +1,7 @@
 //! Encodes lists from the encodings of each object that all readers share: small lists in one piece, large
 //! ones as a stream of frames. A frame is encoded (and compressed) in the pool of `heavy.rs`, and only once
 //! the client has taken the previous one, so that a list of any length takes the memory of two frames. The
-//! entry point is `Format::list`.
+//! entry point is `ResponseFormat::list`.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use proto_api::yaml;
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Format, IncludeObject};
+use super::{IncludeObject, ResponseFormat};
 use crate::api::Api;
 use crate::body::{self, Body, BoxError};
 use crate::heavy::LARGE_BYTES;
@@ -37,7 +37,7 @@ const PART_BYTES: usize = 1024;
 /// `Retry-After` in seconds for a list refused because too many large ones are being sent.
 const RETRY_SECONDS: i32 = 1;
 
-impl Format<'_> {
+impl ResponseFormat<'_> {
     /// Returns an answer with a page of a list; `gzip` says whether the client accepts a compressed stream.
     pub fn list(&self, api: &Arc<Api>, page: ListPage, gzip: bool) -> Response<Body> {
         if self.representation.shape == Shape::PartialMetadata {
@@ -151,7 +151,7 @@ enum State {
 }
 
 impl List {
-    fn new(format: &Format<'_>, api: &Arc<Api>, page: ListPage) -> Self {
+    fn new(format: &ResponseFormat<'_>, api: &Arc<Api>, page: ListPage) -> Self {
         List {
             api: Arc::clone(api),
             kind: format.target.kind,
@@ -171,7 +171,7 @@ impl List {
 
     /// Appends up to about [`FRAME_BYTES`] of the remaining list.
     fn write(&mut self, out: &mut Vec<u8>) {
-        let format = Format {
+        let format = ResponseFormat {
             target: Target::new(self.kind, &self.namespace),
             representation: self.representation,
             include: self.include,

@@ -3,11 +3,11 @@
 use serde_json::Value;
 
 use super::{AGE, Column, Doc, NAME, Printer, age, fixed, shortened};
-use crate::registry::kinds::read::{self, Read};
+use crate::registry::kinds::json_fields::{self, JsonFields};
 
 pub(super) static ENDPOINTS: Printer = Printer {
     columns: &[NAME, Column::text("Endpoints", Doc::Field("core/v1.Endpoints", "subsets")), AGE],
-    cells: |obj| vec![fixed(read::name(obj)), fixed(subsets(obj)), age(obj)],
+    cells: |obj| vec![fixed(json_fields::name(obj)), fixed(subsets(obj)), age(obj)],
 };
 
 // Column descriptions from stock's printer, which differ from the fields' current documentation.
@@ -30,7 +30,7 @@ pub(super) static ENDPOINT_SLICE: Printer = Printer {
     ],
     cells: |obj| {
         vec![
-            fixed(read::name(obj)),
+            fixed(json_fields::name(obj)),
             fixed(obj.text("addressType")),
             fixed(or_unset(&ports(obj))),
             fixed(or_unset(&addresses(obj))),

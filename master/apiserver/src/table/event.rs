@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{Cell, Column, Doc, NAME, Printer, fixed, since};
-use crate::registry::kinds::read::{self, Read};
+use crate::registry::kinds::json_fields::{self, JsonFields};
 
 const TYPE: &str = "core/v1.Event";
 
@@ -59,6 +59,6 @@ fn cells(event: &Value) -> Vec<Cell> {
         fixed(event.text("message").trim()),
         first_seen,
         fixed(count),
-        fixed(read::name(event)),
+        fixed(json_fields::name(event)),
     ]
 }

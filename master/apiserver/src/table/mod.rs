@@ -2,7 +2,6 @@
 //! table and the row of each object; a kind without a printer shows its name and creation time. A row is
 //! built once per revision of its object; only its ages are formatted again for each answer.
 
-mod config;
 mod duration;
 mod endpoints;
 mod event;
@@ -10,13 +9,14 @@ mod node;
 mod pod;
 mod row;
 mod service;
+mod small_kinds;
 mod workload;
 
 use jiff::Timestamp;
 use proto_api::schema;
 use serde_json::{Value, json};
 
-use crate::registry::kinds::read::{self, Read};
+use crate::registry::kinds::json_fields::{self, JsonFields};
 
 pub use duration::human;
 pub use row::{Row, RowSlot, Rows};
@@ -104,26 +104,26 @@ static GENERIC: Printer = Printer {
             doc: Doc::Field(META, "creationTimestamp"),
         },
     ],
-    cells: |obj| vec![fixed(read::name(obj)), fixed(obj.sub("metadata").text("creationTimestamp"))],
+    cells: |obj| vec![fixed(json_fields::name(obj)), fixed(obj.sub("metadata").text("creationTimestamp"))],
 };
 
 /// Returns the printer of a resource, by the group and name it is stored under.
 fn printer(group: &str, resource: &str) -> &'static Printer {
     match (group, resource) {
-        ("", "configmaps") => &config::CONFIG_MAP,
+        ("", "configmaps") => &small_kinds::CONFIG_MAP,
         ("", "endpoints") => &endpoints::ENDPOINTS,
         ("" | "events.k8s.io", "events") => &event::EVENT,
-        ("", "namespaces") => &config::NAMESPACE,
+        ("", "namespaces") => &small_kinds::NAMESPACE,
         ("", "nodes") => &node::NODE,
         ("", "pods") => &pod::POD,
         ("", "podtemplates") => &workload::POD_TEMPLATE,
-        ("", "secrets") => &config::SECRET,
-        ("", "serviceaccounts") => &config::SERVICE_ACCOUNT,
+        ("", "secrets") => &small_kinds::SECRET,
+        ("", "serviceaccounts") => &small_kinds::SERVICE_ACCOUNT,
         ("", "services") => &service::SERVICE,
         ("apps", "daemonsets") => &workload::DAEMON_SET,
         ("apps", "deployments") => &workload::DEPLOYMENT,
         ("apps", "replicasets") => &workload::REPLICA_SET,
-        ("coordination.k8s.io", "leases") => &config::LEASE,
+        ("coordination.k8s.io", "leases") => &small_kinds::LEASE,
         ("discovery.k8s.io", "endpointslices") => &endpoints::ENDPOINT_SLICE,
         _ => &GENERIC,
     }
@@ -159,7 +159,7 @@ fn age(obj: &Value) -> Cell {
 }
 
 /// Formats labels as `a=b,c=d`; `<none>` where there are none.
-fn labels(labels: read::Entries<'_>) -> String {
+fn labels(labels: json_fields::Entries<'_>) -> String {
     let pairs: Vec<String> = labels.texts().map(|(k, v)| format!("{k}={v}")).collect();
     or_none(pairs.join(","))
 }

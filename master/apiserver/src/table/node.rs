@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::{AGE, Cell, Column, Doc, NAME, Printer, age, fixed, or_none};
-use crate::registry::kinds::read::{self, Read};
+use crate::registry::kinds::json_fields::{self, JsonFields};
 
 const INFO: &str = "core/v1.NodeSystemInfo";
 const STATUS: &str = "core/v1.NodeStatus";
@@ -33,7 +33,7 @@ fn cells(node: &Value) -> Vec<Cell> {
         value => fixed(value),
     };
     vec![
-        fixed(read::name(node)),
+        fixed(json_fields::name(node)),
         fixed(status(node)),
         fixed(or_none(roles(node))),
         age(node),
@@ -59,7 +59,7 @@ fn status(node: &Value) -> String {
 
 fn roles(node: &Value) -> String {
     let mut out = BTreeSet::new();
-    for (key, value) in read::labels(node).texts() {
+    for (key, value) in json_fields::labels(node).texts() {
         if let Some(role) = key.strip_prefix("node-role.kubernetes.io/") {
             out.insert(role);
         } else if key == "kubernetes.io/role" {

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{AGE, Cell, Column, Doc, NAME, Printer, age, fixed};
-use crate::registry::kinds::read::{self, Read};
+use crate::registry::kinds::json_fields::{self, JsonFields};
 
 pub(super) static POD: Printer = Printer {
     columns: &[
@@ -64,7 +64,7 @@ fn cells(pod: &Value) -> Vec<Cell> {
     let or_none = |text: &str| if text.is_empty() { fixed("<none>") } else { fixed(text) };
     let ip = status.items("podIPs").first().map_or(status.text("podIP"), |ip| ip.text("ip"));
     vec![
-        fixed(read::name(pod)),
+        fixed(json_fields::name(pod)),
         fixed(format!("{}/{total}", summary.ready)),
         fixed(summary.reason),
         summary.restarts.shown(),

@@ -82,13 +82,13 @@ pub struct RowSlot(Mutex<Weak<Row>>);
 /// Cache of rows, kept alive while they are in use.
 #[derive(Debug, Default)]
 pub struct Rows {
-    kept: Mutex<Kept>,
+    kept: Mutex<CachedRows>,
     /// Time of the last sweep, in milliseconds.
     swept_ms: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct Kept {
+struct CachedRows {
     rows: VecDeque<Arc<Row>>,
     bytes: usize,
 }
@@ -142,7 +142,7 @@ impl Rows {
     }
 }
 
-impl Kept {
+impl CachedRows {
     fn sweep(&mut self, now_ms: u64, at_most: usize) {
         for _ in 0..at_most.min(self.rows.len()) {
             let Some(row) = self.rows.pop_front() else { return };

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::{AGE, Cell, Column, Doc, NAME, Printer, age, fixed, labels, or_none};
-use crate::registry::kinds::read::{self, Read};
+use crate::registry::kinds::json_fields::{self, JsonFields};
 
 const SPEC: &str = "core/v1.ServiceSpec";
 
@@ -26,7 +26,7 @@ fn cells(service: &Value) -> Vec<Cell> {
     let spec = service.sub("spec");
     let addresses = spec.texts("clusterIPs");
     vec![
-        fixed(read::name(service)),
+        fixed(json_fields::name(service)),
         fixed(spec.text("type")),
         fixed(addresses.first().copied().unwrap_or("<none>")),
         fixed(external(service)),

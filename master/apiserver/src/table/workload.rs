@@ -4,7 +4,7 @@ use proto_api::selector::Selector;
 use serde_json::Value;
 
 use super::{AGE, Cell, Column, Doc, NAME, Printer, age, fixed, labels, or_none};
-use crate::registry::kinds::read::{self, Read};
+use crate::registry::kinds::json_fields::{self, JsonFields};
 
 const CONTAINERS: Column = Column::wide("Containers", Doc::Text("Names of each container in the template."));
 const IMAGES: Column =
@@ -40,7 +40,7 @@ pub(super) static DEPLOYMENT: Printer = Printer {
         let ready = format!("{}/{}", status.int("readyReplicas"), spec.int("replicas"));
         let (names, images) = containers(spec.sub("template"));
         vec![
-            fixed(read::name(obj)),
+            fixed(json_fields::name(obj)),
             fixed(ready),
             fixed(status.int("updatedReplicas")),
             fixed(status.int("availableReplicas")),
@@ -66,7 +66,7 @@ pub(super) static REPLICA_SET: Printer = Printer {
     cells: |obj| {
         let (spec, status) = (obj.sub("spec"), obj.sub("status"));
         let counts = [spec.int("replicas"), status.int("replicas"), status.int("readyReplicas")];
-        let mut out = vec![fixed(read::name(obj))];
+        let mut out = vec![fixed(json_fields::name(obj))];
         out.extend(counts.map(fixed));
         out.push(age(obj));
         out.extend(wide(spec));
@@ -95,7 +95,7 @@ pub(super) static DAEMON_SET: Printer = Printer {
 
 fn daemon_set(obj: &Value) -> Vec<Cell> {
     let (spec, status) = (obj.sub("spec"), obj.sub("status"));
-    let mut out = vec![fixed(read::name(obj))];
+    let mut out = vec![fixed(json_fields::name(obj))];
     for key in [
         "desiredNumberScheduled",
         "currentNumberScheduled",
@@ -122,7 +122,7 @@ pub(super) static POD_TEMPLATE: Printer = Printer {
         let template = obj.sub("template");
         let (names, images) = containers(template);
         let labels = labels(template.sub("metadata").entries("labels"));
-        vec![fixed(read::name(obj)), fixed(names), fixed(images), fixed(labels)]
+        vec![fixed(json_fields::name(obj)), fixed(names), fixed(images), fixed(labels)]
     },
 };
 

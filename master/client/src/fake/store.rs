@@ -8,18 +8,23 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 /// A kind that the fake API serves.
-pub(super) struct Served {
+pub(super) struct FakeKind {
     pub group: &'static str,
     pub resource: &'static str,
     pub kind: &'static str,
     pub namespaced: bool,
 }
 
-const fn served(group: &'static str, resource: &'static str, kind: &'static str, namespaced: bool) -> Served {
-    Served { group, resource, kind, namespaced }
+const fn served(
+    group: &'static str,
+    resource: &'static str,
+    kind: &'static str,
+    namespaced: bool,
+) -> FakeKind {
+    FakeKind { group, resource, kind, namespaced }
 }
 
-pub(super) const SERVED: &[Served] = &[
+pub(super) const SERVED: &[FakeKind] = &[
     served("", "pods", "Pod", true),
     served("", "services", "Service", true),
     served("", "endpoints", "Endpoints", true),
@@ -82,13 +87,13 @@ type Key = (String, String, String, String);
 
 /// Why a request is refused.
 #[derive(Debug)]
-pub struct Failure {
+pub struct Refusal {
     pub(super) code: u16,
     pub(super) reason: &'static str,
     pub(super) message: String,
 }
 
-impl Failure {
+impl Refusal {
     pub(super) fn bad(message: &str) -> Self {
         Self { code: 400, reason: "BadRequest", message: message.to_owned() }
     }
@@ -231,12 +236,12 @@ impl FakeApi {
             "metadata": {"resourceVersion": state.revision.to_string()}})
     }
 
-    pub(super) fn get(&self, target: &Target) -> Result<Value, Failure> {
+    pub(super) fn get(&self, target: &Target) -> Result<Value, Refusal> {
         let key = target.key(&target.namespace, &target.name);
-        self.lock().objects.get(&key).cloned().ok_or_else(|| Failure::not_found(&target.name))
+        self.lock().objects.get(&key).cloned().ok_or_else(|| Refusal::not_found(&target.name))
     }
 
-    pub(super) fn create(&self, target: &Target, mut object: Value) -> Result<Value, Failure> {
+    pub(super) fn create(&self, target: &Target, mut object: Value) -> Result<Value, Refusal> {
         let mut state = self.lock();
         state.names += 1;
         let mut name = text(&object, "/metadata/name");
@@ -245,7 +250,7 @@ impl FakeApi {
         }
         let key = target.key(&target.namespace, &name);
         if state.objects.contains_key(&key) {
-            return Err(Failure::conflict("AlreadyExists", &name));
+            return Err(Refusal::conflict("AlreadyExists", &name));
         }
         let kind = SERVED.iter().find(|kind| kind.group == target.group && kind.resource == target.resource);
         let version = if target.group.is_empty() { "v1".to_owned() } else { format!("{}/v1", target.group) };
@@ -261,11 +266,11 @@ impl FakeApi {
         Ok(self.write(&mut state, key, object, "ADDED"))
     }
 
-    pub(super) fn replace(&self, target: &Target, object: Value) -> Result<Value, Failure> {
+    pub(super) fn replace(&self, target: &Target, object: Value) -> Result<Value, Refusal> {
         let sent = text(&object, "/metadata/resourceVersion");
         self.update(target, |current| {
             if !sent.is_empty() && sent != text(current, "/metadata/resourceVersion") {
-                return Err(Failure::conflict("Conflict", &target.name));
+                return Err(Refusal::conflict("Conflict", &target.name));
             }
             let mut new = object.clone();
             if target.subresource == "status" {
@@ -280,11 +285,11 @@ impl FakeApi {
         })
     }
 
-    pub(super) fn patch(&self, target: &Target, patch: &Value, strategic: bool) -> Result<Value, Failure> {
+    pub(super) fn patch(&self, target: &Target, patch: &Value, strategic: bool) -> Result<Value, Refusal> {
         self.update(target, |current| {
             let sent = text(patch, "/metadata/resourceVersion");
             if !sent.is_empty() && sent != text(current, "/metadata/resourceVersion") {
-                return Err(Failure::conflict("Conflict", &target.name));
+                return Err(Refusal::conflict("Conflict", &target.name));
             }
             let mut new = current.clone();
             merge(&mut new, patch, strategic);
@@ -295,11 +300,11 @@ impl FakeApi {
     fn update(
         &self,
         target: &Target,
-        change: impl Fn(&Value) -> Result<Value, Failure>,
-    ) -> Result<Value, Failure> {
+        change: impl Fn(&Value) -> Result<Value, Refusal>,
+    ) -> Result<Value, Refusal> {
         let mut state = self.lock();
         let key = target.key(&target.namespace, &target.name);
-        let current = state.objects.get(&key).cloned().ok_or_else(|| Failure::not_found(&target.name))?;
+        let current = state.objects.get(&key).cloned().ok_or_else(|| Refusal::not_found(&target.name))?;
         let mut new = change(&current)?;
         new["metadata"]["resourceVersion"] = current["metadata"]["resourceVersion"].clone();
         if new == current {
@@ -311,11 +316,11 @@ impl FakeApi {
         Ok(self.write(&mut state, key, new, "MODIFIED"))
     }
 
-    pub(super) fn bind(&self, target: &Target, binding: &Value) -> Result<Value, Failure> {
+    pub(super) fn bind(&self, target: &Target, binding: &Value) -> Result<Value, Refusal> {
         let whole = Target { subresource: String::new(), ..target.clone() };
         self.update(&whole, |current| {
             if !text(current, "/spec/nodeName").is_empty() {
-                return Err(Failure::conflict("Conflict", &target.name));
+                return Err(Refusal::conflict("Conflict", &target.name));
             }
             let mut new = current.clone();
             new["spec"]["nodeName"] = binding["target"]["name"].clone();
@@ -326,10 +331,10 @@ impl FakeApi {
 
     /// Deletes an object as the API does: with foreground or orphan propagation the owner stays, with a
     /// finalizer.
-    pub(super) fn delete(&self, target: &Target, options: &Value) -> Result<Value, Failure> {
+    pub(super) fn delete(&self, target: &Target, options: &Value) -> Result<Value, Refusal> {
         let mut state = self.lock();
         let key = target.key(&target.namespace, &target.name);
-        let mut value = state.objects.get(&key).cloned().ok_or_else(|| Failure::not_found(&target.name))?;
+        let mut value = state.objects.get(&key).cloned().ok_or_else(|| Refusal::not_found(&target.name))?;
         let finalizer = match options["propagationPolicy"].as_str() {
             Some("Foreground") => Some("foregroundDeletion"),
             Some("Orphan") => Some("orphan"),
@@ -343,7 +348,7 @@ impl FakeApi {
         Ok(self.write(&mut state, key, value, "DELETED"))
     }
 
-    pub(super) fn delete_all(&self, target: &Target) -> Result<Value, Failure> {
+    pub(super) fn delete_all(&self, target: &Target) -> Result<Value, Refusal> {
         let names: Vec<_> = {
             let state = self.lock();
             state.objects.keys().filter(|key| target.holds(key)).map(|key| key.3.clone()).collect()

@@ -14,7 +14,7 @@ use super::replica_sets::{Sets, by_age};
 use super::{annotations, status};
 use crate::error::Error;
 use crate::owner::uid;
-use crate::pods::is_terminal;
+use crate::pod_state::is_terminal;
 
 impl DeploymentController {
     /// Does one step of a rolling update: scales up if there is room, else down if enough pods are available.

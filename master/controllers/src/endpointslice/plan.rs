@@ -9,12 +9,12 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::{MANAGED_BY, MANAGER, SERVICE_NAME};
-use crate::endpoints_model::{
+use crate::owner::controller_reference;
+use crate::pod_state::{is_ready, node_name};
+use crate::service_endpoints::{
     HEADLESS, Port, address_of_family, families, hostname, is_headless, ports, publishes_not_ready,
     target_reference,
 };
-use crate::owner::controller_reference;
-use crate::pods::{is_ready, node_name};
 
 /// Maximum number of endpoints in one slice.
 const SLICE_SIZE: usize = 100;
@@ -22,7 +22,7 @@ const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// The writes that bring a Service's slices to the wanted state.
 #[derive(Debug, Default)]
-pub(super) struct Plan {
+pub(super) struct SlicePlan {
     pub create: Vec<EndpointSlice>,
     pub update: Vec<EndpointSlice>,
     /// Names of slices to delete.
@@ -39,7 +39,7 @@ pub(super) fn compute(
     existing: &[Arc<EndpointSlice>],
     zone: &dyn Fn(&str) -> Option<String>,
     now: &Time,
-) -> Plan {
+) -> SlicePlan {
     let mut wanted: BTreeMap<Group, BTreeMap<String, Endpoint>> = BTreeMap::new();
     for family in families(service) {
         for pod in pods {
@@ -57,7 +57,7 @@ pub(super) fn compute(
     for slice in existing {
         present.entry(group_of(slice)).or_default().push(slice);
     }
-    let mut plan = Plan::default();
+    let mut plan = SlicePlan::default();
     let labels = labels(service);
     for (group, endpoints) in wanted {
         let slices = present.remove(&group).unwrap_or_default();
@@ -70,7 +70,7 @@ pub(super) fn compute(
 }
 
 fn plan_group(
-    plan: &mut Plan,
+    plan: &mut SlicePlan,
     service: &Service,
     labels: &BTreeMap<String, String>,
     group: &Group,
@@ -237,12 +237,12 @@ mod tests {
         )
     }
 
-    fn plan(pods: &[Arc<Pod>], existing: &[Arc<EndpointSlice>]) -> Plan {
+    fn plan(pods: &[Arc<Pod>], existing: &[Arc<EndpointSlice>]) -> SlicePlan {
         let now: Time = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
         compute(&service(), pods, existing, &|_| Some("zone-a".to_owned()), &now)
     }
 
-    fn stored(plan: Plan) -> Vec<Arc<EndpointSlice>> {
+    fn stored(plan: SlicePlan) -> Vec<Arc<EndpointSlice>> {
         let named = plan.create.into_iter().enumerate().map(|(number, mut slice)| {
             slice.metadata.name = Some(format!("web-{number}"));
             Arc::new(slice)

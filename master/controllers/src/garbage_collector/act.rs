@@ -9,7 +9,7 @@ use master_client::EventType;
 use serde_json::{Value, json};
 
 use super::GarbageCollector;
-use super::graph::{Coordinates, FOREGROUND, Node, ORPHAN};
+use super::graph::{Coordinates, FOREGROUND, GraphNode, ORPHAN};
 use crate::error::{Error, ignore_not_found, is_conflict, is_not_found};
 use crate::owner::uid;
 
@@ -76,7 +76,7 @@ impl GarbageCollector {
     }
 
     /// Processes one object that may have to be deleted.
-    pub(super) async fn attempt_to_delete(&self, node: &Node) -> Result<(), Error> {
+    pub(super) async fn attempt_to_delete(&self, node: &GraphNode) -> Result<(), Error> {
         if node.deleting && !node.deleting_dependents {
             return Ok(());
         }
@@ -151,7 +151,7 @@ impl GarbageCollector {
     }
 
     /// Finishes an owner's foreground deletion once no dependent blocks it.
-    async fn finish_foreground(&self, node: &Node, meta: &ObjectMeta) -> Result<(), Error> {
+    async fn finish_foreground(&self, node: &GraphNode, meta: &ObjectMeta) -> Result<(), Error> {
         let own = &node.identity.uid;
         let mut blocking = self.blocking_dependents(own);
         if blocking.is_empty() {
@@ -169,7 +169,7 @@ impl GarbageCollector {
     }
 
     /// Unblocks dependents that are themselves deleted in foreground: in a circle both would wait for ever.
-    async fn unblock_circles(&self, node: &Node) -> Result<(), Error> {
+    async fn unblock_circles(&self, node: &GraphNode) -> Result<(), Error> {
         for dependent in self.dependents(&node.identity.uid) {
             if !dependent.deleting_dependents {
                 continue;
@@ -221,7 +221,7 @@ impl GarbageCollector {
     }
 
     /// Orphans the dependents of an object, then lets its deletion go on.
-    pub(super) async fn attempt_to_orphan(&self, node: &Node) -> Result<(), Error> {
+    pub(super) async fn attempt_to_orphan(&self, node: &GraphNode) -> Result<(), Error> {
         // A dependent that is not in the graph yet would not be orphaned, but deleted with its owner.
         self.catch_up().await?;
         for dependent in self.dependents(&node.identity.uid) {

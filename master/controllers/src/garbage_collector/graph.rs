@@ -24,7 +24,7 @@ pub(super) struct Coordinates {
 
 /// An object in the graph.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
+pub(super) struct GraphNode {
     pub identity: Coordinates,
     pub owners: Vec<OwnerReference>,
     pub dependents: BTreeSet<String>,
@@ -48,7 +48,7 @@ impl Coordinates {
     }
 }
 
-impl Node {
+impl GraphNode {
     fn new(identity: Coordinates) -> Self {
         Self {
             identity,
@@ -70,7 +70,7 @@ impl Node {
 /// All known objects by UID.
 #[derive(Default)]
 pub(super) struct Graph {
-    nodes: BTreeMap<String, Node>,
+    nodes: BTreeMap<String, GraphNode>,
 }
 
 /// The objects that a change makes worth a look.
@@ -83,17 +83,17 @@ pub(super) struct Work {
 }
 
 impl Graph {
-    pub fn get(&self, uid: &str) -> Option<&Node> {
+    pub fn get(&self, uid: &str) -> Option<&GraphNode> {
         self.nodes.get(uid)
     }
 
     /// Returns the dependents of an object.
-    pub fn dependents(&self, uid: &str) -> Vec<&Node> {
+    pub fn dependents(&self, uid: &str) -> Vec<&GraphNode> {
         let node = self.nodes.get(uid);
         node.into_iter().flat_map(|node| &node.dependents).filter_map(|uid| self.nodes.get(uid)).collect()
     }
 
-    /// Enters an object that appeared or changed.
+    /// Adds an object that appeared, or updates one that changed.
     pub fn upsert(&mut self, identity: Coordinates, meta: &ObjectMeta) -> Work {
         let uid = identity.uid.clone();
         let owners = meta.owner_references.clone().unwrap_or_default();
@@ -108,7 +108,7 @@ impl Graph {
                 }
             }
         }
-        let node = self.nodes.entry(uid.clone()).or_insert_with(|| Node::new(identity.clone()));
+        let node = self.nodes.entry(uid.clone()).or_insert_with(|| GraphNode::new(identity.clone()));
         node.identity = identity;
         node.virtual_ = false;
         node.deleting = meta.deletion_timestamp.is_some();
@@ -129,7 +129,7 @@ impl Graph {
     }
 
     /// Links a node to its present owners; `before` are its former ones.
-    fn relink(&mut self, node: &Node, before: &[OwnerReference], work: &mut Work) {
+    fn relink(&mut self, node: &GraphNode, before: &[OwnerReference], work: &mut Work) {
         let uid = &node.identity.uid;
         for gone in before.iter().filter(|old| !node.owners.iter().any(|new| new.uid == old.uid)) {
             if let Some(owner) = self.nodes.get_mut(&gone.uid) {
@@ -143,7 +143,7 @@ impl Graph {
         for reference in &node.owners {
             let old = before.iter().find(|old| old.uid == reference.uid);
             let owner = self.nodes.entry(reference.uid.clone()).or_insert_with(|| {
-                Node::new(Coordinates {
+                GraphNode::new(Coordinates {
                     api_version: reference.api_version.clone(),
                     kind: reference.kind.clone(),
                     namespace: node.identity.namespace.clone(),
@@ -186,7 +186,7 @@ impl Graph {
         }
         if !node.dependents.is_empty() {
             // Dependents still name the object: it stays as a virtual node, so that they are found together.
-            let mut rest = Node::new(node.identity);
+            let mut rest = GraphNode::new(node.identity);
             rest.dependents = node.dependents;
             self.nodes.insert(uid.to_owned(), rest);
         }

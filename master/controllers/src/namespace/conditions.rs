@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{NamespaceCondition, NamespaceStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::Remains;
+use super::RemainingContent;
 
 /// Sets the five conditions according to `remains`; a condition that does not change keeps its time.
-pub(super) fn update(status: &mut NamespaceStatus, remains: &Remains, now: &Time) {
+pub(super) fn update(status: &mut NamespaceStatus, remains: &RemainingContent, now: &Time) {
     let conditions = status.conditions.get_or_insert_default();
     for mut wanted in wanted(remains) {
         match conditions.iter_mut().find(|condition| condition.type_ == wanted.type_) {
@@ -31,7 +31,7 @@ pub(super) fn update(status: &mut NamespaceStatus, remains: &Remains, now: &Time
     }
 }
 
-fn wanted(remains: &Remains) -> [NamespaceCondition; 5] {
+fn wanted(remains: &RemainingContent) -> [NamespaceCondition; 5] {
     let failures = remains.failures.join(", ");
     let objects = list(&remains.objects, |kind, count| format!("{kind} has {count} resource instances"));
     let finalizers = list(&remains.finalizers, |name, count| format!("{name} in {count} resource instances"));
@@ -108,7 +108,7 @@ mod tests {
     fn what_remains_is_named_and_goes_away_again() {
         let now: Time = serde_json::from_value(serde_json::json!("2026-01-01T00:00:00Z")).unwrap();
         let mut status = NamespaceStatus::default();
-        let mut remains = Remains::default();
+        let mut remains = RemainingContent::default();
         remains.objects.insert("pods.v1.".to_owned(), 2);
         update(&mut status, &remains, &now);
         let find = |status: &NamespaceStatus| {
@@ -118,7 +118,7 @@ mod tests {
         };
         let message = find(&status).message.unwrap();
         assert_eq!(message, "Some resources are remaining: pods.v1. has 2 resource instances");
-        update(&mut status, &Remains::default(), &now);
+        update(&mut status, &RemainingContent::default(), &now);
         assert_eq!(find(&status).status, "False");
     }
 }

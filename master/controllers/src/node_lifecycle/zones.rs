@@ -44,10 +44,10 @@ const AFTER_FULL_DISRUPTION: Duration = Duration::from_secs(5);
 /// Label of nodes that do not count as lost nodes of their zone; they may lose their pods all the same.
 const EXCLUDE: &str = "node.kubernetes.io/exclude-disruption";
 
-/// What the controller may do about the NoExecute taint of a lost node.
+/// Decision about the NoExecute taint of a lost node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Permission {
-    /// Taint it NoExecute, so that its pods are evicted.
+    /// Taint the node NoExecute, so that its pods are evicted.
     Evict,
     /// Add no taint; ask again after this long, or, when `None`, once [`Zones::set`] says that a state has
     /// changed.
@@ -325,7 +325,7 @@ mod tests {
         assert_eq!(world.evicted("large", 0..990), 1);
         world.later(2);
         assert_eq!(world.evicted("large", 0..990), 2);
-        // As soon as enough are back it goes on at the usual rate.
+        // As soon as enough nodes are back, evictions go on at the usual rate.
         world.turn("small", 0..1, true);
         assert_eq!(world.evicted("small", 1..6), 1);
     }
@@ -335,7 +335,7 @@ mod tests {
         let mut world = World::new(&[("a", 5), ("b", 5)]);
         world.turn("a", 0..5, false);
         world.later(1);
-        // On the way there it was partly disrupted.
+        // Until the last node was lost, the zone was only partly disrupted.
         assert_eq!(world.evicted("a", 0..5), 1);
         world.later(10);
         assert_eq!(world.evicted("a", 0..5), 2);

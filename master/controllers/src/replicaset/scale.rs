@@ -14,7 +14,7 @@ use master_client::{EventType, Informers, ObjectKey, reference};
 use super::ReplicaSetController;
 use crate::error::{Error, describe, is_namespace_terminating, is_not_found};
 use crate::owner::{controller_of, controller_reference, uid};
-use crate::pods::{Ranked, deletion_order, is_active, node_name};
+use crate::pod_state::{Ranked, deletion_order, is_active, node_name};
 
 /// Maximum number of pods created or deleted by one reconcile.
 const BURST: usize = 500;

@@ -11,7 +11,7 @@ use kube::api::PostParams;
 
 use crate::context::Context;
 use crate::error::{Error, is_conflict};
-use crate::pods::{is_available, is_ready};
+use crate::pod_state::{is_available, is_ready};
 
 const REPLICA_FAILURE: &str = "ReplicaFailure";
 

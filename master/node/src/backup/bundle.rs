@@ -9,9 +9,9 @@ use proto_wire::settings::ClusterSettings;
 use storage::FrameReader;
 use tokio::sync::mpsc;
 
-use super::manifest::{HEAD, Head, MANIFEST, Manifest, SETTINGS, SNAPSHOT, Sum};
-use super::place::Sink;
-use super::{Entry, Error, Passphrase, place_error};
+use super::location::BundleSink;
+use super::manifest::{BundleManifest, HEAD, Head, MANIFEST, SETTINGS, SNAPSHOT, Sum};
+use super::{BundleEntry, Error, Passphrase, place_error};
 use crate::pki::{ClusterKeys, KeyFiles};
 
 /// Base-2 logarithm of scrypt's N for new bundles: 128 MiB and under half a second for each guess of
@@ -32,7 +32,7 @@ type Plain<R> = zstd::Decoder<'static, io::BufReader<age::stream::StreamReader<i
 pub(super) struct BundleWriter<W: Write> {
     tar: tar::Builder<zstd::Encoder<'static, age::stream::StreamWriter<W>>>,
     sum: Sum,
-    manifest: Option<Manifest>,
+    manifest: Option<BundleManifest>,
 }
 
 /// The contents of a bundle besides objects.
@@ -44,7 +44,7 @@ pub(super) struct Contents {
 
 /// Receives the contents of a bundle while it is read. The contents are verified only
 /// once the whole bundle was read.
-pub(super) trait Visitor {
+pub(super) trait BundleVisitor {
     /// Receives the contents besides objects; called first.
     fn contents(&mut self, contents: Contents) -> Result<(), Error>;
     /// Receives one frame of the snapshot; called for every frame, in order.
@@ -68,7 +68,7 @@ impl<W: Write> BundleWriter<W> {
     }
 
     /// Adds an entry; the manifest comes last, and must match the sum of the others.
-    pub(super) fn push(&mut self, entry: &Entry) -> Result<(), Error> {
+    pub(super) fn push(&mut self, entry: &BundleEntry) -> Result<(), Error> {
         if entry.name == MANIFEST {
             self.manifest = Some(check_sum(&self.sum, &entry.data)?);
         } else {
@@ -83,7 +83,7 @@ impl<W: Write> BundleWriter<W> {
     }
 
     /// Completes the archive and returns its output, which is not synced yet.
-    pub(super) fn finish(self) -> Result<(W, Manifest), Error> {
+    pub(super) fn finish(self) -> Result<(W, BundleManifest), Error> {
         let cut_off = || Error::Source("the master stopped before the backup was complete".to_owned());
         let manifest = self.manifest.ok_or_else(cut_off)?;
         let ended = self.tar.into_inner().and_then(zstd::Encoder::finish).and_then(|out| out.finish());
@@ -95,12 +95,12 @@ impl<W: Write> BundleWriter<W> {
 /// complete and durable. Blocks.
 ///
 /// # Errors
-/// Where the stream or the sink fails; the sink then leaves nothing.
+/// Fails if the stream or the sink fails; the sink then leaves nothing.
 pub fn write(
-    entries: mpsc::Receiver<Result<Entry, Error>>,
-    mut sink: Box<dyn Sink>,
+    entries: mpsc::Receiver<Result<BundleEntry, Error>>,
+    mut sink: Box<dyn BundleSink>,
     passphrase: &Passphrase,
-) -> Result<Manifest, Error> {
+) -> Result<BundleManifest, Error> {
     match write_all(entries, &mut sink, passphrase) {
         Ok(manifest) => sink.commit().map(|()| manifest),
         Err(error) => {
@@ -111,10 +111,10 @@ pub fn write(
 }
 
 fn write_all(
-    mut entries: mpsc::Receiver<Result<Entry, Error>>,
-    sink: &mut Box<dyn Sink>,
+    mut entries: mpsc::Receiver<Result<BundleEntry, Error>>,
+    sink: &mut Box<dyn BundleSink>,
     passphrase: &Passphrase,
-) -> Result<Manifest, Error> {
+) -> Result<BundleManifest, Error> {
     let failed = |error| place_error("writing the bundle", error);
     let mut writer = BundleWriter::new(sink, passphrase).map_err(failed)?;
     while let Some(entry) = entries.blocking_recv() {
@@ -123,8 +123,8 @@ fn write_all(
     Ok(writer.finish()?.1)
 }
 
-fn check_sum(sum: &Sum, manifest: &[u8]) -> Result<Manifest, Error> {
-    let said: Manifest =
+fn check_sum(sum: &Sum, manifest: &[u8]) -> Result<BundleManifest, Error> {
+    let said: BundleManifest =
         serde_json::from_slice(manifest).map_err(|error| Error::Damaged(format!("{MANIFEST}: {error}")))?;
     if sum.manifest(said.head.clone()) != said {
         return Err(Error::Damaged(format!("its entries are not those that {MANIFEST} sums up")));
@@ -136,8 +136,8 @@ fn check_sum(sum: &Sum, manifest: &[u8]) -> Result<Manifest, Error> {
 pub(super) fn read(
     source: impl Read,
     passphrase: &Passphrase,
-    visitor: &mut dyn Visitor,
-) -> Result<Manifest, Error> {
+    visitor: &mut dyn BundleVisitor,
+) -> Result<BundleManifest, Error> {
     let failure = Arc::new(OnceLock::new());
     let tracked = Tracked { inner: source, failure: failure.clone() };
     let read = open(tracked, passphrase).and_then(|plain| read_entries(plain, visitor));
@@ -175,9 +175,9 @@ fn damaged(what: &str, error: &io::Error) -> Error {
     Error::Damaged(format!("{what}: {error}"))
 }
 
-fn read_entries<R: Read>(plain: Plain<R>, visitor: &mut dyn Visitor) -> Result<Manifest, Error> {
+fn read_entries<R: Read>(plain: Plain<R>, visitor: &mut dyn BundleVisitor) -> Result<BundleManifest, Error> {
     let mut archive = tar::Archive::new(plain);
-    let mut before = Before::default();
+    let mut before = Preamble::default();
     let mut sum = Sum::default();
     let mut frames = 0_u64;
     let mut manifest = None;
@@ -224,14 +224,14 @@ fn read_entries<R: Read>(plain: Plain<R>, visitor: &mut dyn Visitor) -> Result<M
 
 /// The entries that come before the snapshot.
 #[derive(Default)]
-struct Before {
+struct Preamble {
     head: Option<Head>,
     settings: Option<ClusterSettings>,
     keys: Vec<(String, Vec<u8>)>,
     given: bool,
 }
 
-impl Before {
+impl Preamble {
     fn take(&mut self, name: &str, data: Vec<u8>) -> Result<(), Error> {
         match (name, name.strip_prefix("pki/")) {
             (HEAD, _) if self.head.is_none() => self.head = Some(Head::from_json(&data)?),
@@ -266,11 +266,11 @@ impl Before {
 /// Reads a bundle through and checks everything it holds. Blocks.
 ///
 /// # Errors
-/// Where any bit differs from what was written, or the passphrase is wrong.
-pub fn verify(source: impl Read, passphrase: &Passphrase) -> Result<Manifest, Error> {
+/// Fails if any bit differs from what was written, or the passphrase is wrong.
+pub fn verify(source: impl Read, passphrase: &Passphrase) -> Result<BundleManifest, Error> {
     #[derive(Default)]
     struct Check(FrameReader);
-    impl Visitor for Check {
+    impl BundleVisitor for Check {
         fn contents(&mut self, _: Contents) -> Result<(), Error> {
             Ok(())
         }
@@ -286,7 +286,7 @@ pub fn verify(source: impl Read, passphrase: &Passphrase) -> Result<Manifest, Er
 }
 
 /// Checks that the snapshot has the revision and number of objects that the manifest states.
-pub(super) fn matches(manifest: &Manifest, revision: u64, objects: u64) -> Result<(), Error> {
+pub(super) fn matches(manifest: &BundleManifest, revision: u64, objects: u64) -> Result<(), Error> {
     if (manifest.head.revision, manifest.head.objects) == (revision, objects) {
         return Ok(());
     }

@@ -1,9 +1,9 @@
 //! Metadata of a bundle: [`Head`], at its beginning, says which state it holds;
-//! [`Manifest`], at its end, how much it holds and its checksum.
+//! [`BundleManifest`], at its end, how much it holds and its checksum.
 
 use serde::{Deserialize, Serialize};
 
-use super::{Entry, Error};
+use super::{BundleEntry, Error};
 
 /// Version of the bundle format that is written; earlier versions can be read.
 pub const FORMAT: u32 = 1;
@@ -42,7 +42,7 @@ pub struct Head {
 /// Summary of a complete bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Manifest {
+pub struct BundleManifest {
     /// Describes the state.
     #[serde(flatten)]
     pub head: Head,
@@ -103,14 +103,14 @@ impl Sum {
         self.bytes += data.len() as u64;
     }
 
-    pub(super) fn manifest(&self, head: Head) -> Manifest {
+    pub(super) fn manifest(&self, head: Head) -> BundleManifest {
         let blake3 = self.hasher.finalize().to_hex().to_string();
-        Manifest { head, entries: self.entries, bytes: self.bytes, blake3 }
+        BundleManifest { head, entries: self.entries, bytes: self.bytes, blake3 }
     }
 }
 
 /// Encodes a value as a JSON entry.
-pub(super) fn json_entry<T: Serialize>(name: &str, value: &T) -> Result<Entry, Error> {
+pub(super) fn json_entry<T: Serialize>(name: &str, value: &T) -> Result<BundleEntry, Error> {
     let data = serde_json::to_vec_pretty(value).map_err(|error| Error::Source(format!("{name}: {error}")))?;
-    Ok(Entry { name: name.to_owned(), data: data.into() })
+    Ok(BundleEntry { name: name.to_owned(), data: data.into() })
 }

@@ -12,13 +12,13 @@
 //! | `manifest.rs` | the head and the manifest of a bundle |
 //! | `stream.rs` | makes the entries on a master, as fast as they are received |
 //! | `bundle.rs` | writes entries into a bundle, reads and checks them |
-//! | `place.rs`, `s3.rs` | where bundles are stored |
+//! | `location.rs`, `s3.rs` | where bundles are stored |
 //! | `restore.rs` | makes a data directory from a bundle |
 //! | `schedule.rs` | backups at intervals, by the leader |
 
 mod bundle;
+pub mod location;
 mod manifest;
-pub mod place;
 mod restore;
 mod s3;
 pub mod schedule;
@@ -30,16 +30,16 @@ use bytes::Bytes;
 use zeroize::Zeroizing;
 
 pub use bundle::{verify, write};
-pub use manifest::{Head, Manifest};
-pub use place::{Place, PlaceOptions};
+pub use location::{BundleLocation, LocationOptions};
+pub use manifest::{BundleManifest, Head};
 pub use restore::{RestoreOptions, restore, unfinished};
-pub use stream::Source;
+pub use stream::BackupSource;
 
 use crate::{identity, pki};
 
-/// One file of a bundle.
+/// A file in a bundle.
 #[derive(Debug, Clone)]
-pub struct Entry {
+pub struct BundleEntry {
     /// Path of the file in the archive.
     pub name: String,
     /// Content of the file.
@@ -70,7 +70,7 @@ pub enum Error {
     NotABundle(String),
     /// A file or an object cannot be read or written.
     #[error("{place}: {reason}")]
-    Place {
+    Location {
         /// The path or URL.
         place: String,
         /// The reason.
@@ -105,7 +105,7 @@ impl Passphrase {
     /// Checks and wraps the passphrase of a new bundle.
     ///
     /// # Errors
-    /// Where the passphrase is too short.
+    /// Fails if the passphrase is too short.
     pub fn for_new(text: String) -> Result<Self, Error> {
         let passphrase = Self::new(text);
         if passphrase.0.chars().count() < Self::MIN_CHARACTERS {
@@ -130,5 +130,5 @@ impl std::fmt::Debug for Passphrase {
 }
 
 fn place_error(place: impl std::fmt::Display, error: impl std::fmt::Display) -> Error {
-    Error::Place { place: place.to_string(), reason: error.to_string() }
+    Error::Location { place: place.to_string(), reason: error.to_string() }
 }

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use consensus::{MasterAddress, Restore, RestoreTarget, Restored};
 use proto_env::{Disk, Env};
 
-use super::bundle::{self, Contents, Visitor};
-use super::{Error, Manifest, Passphrase, place_error};
+use super::bundle::{self, BundleVisitor, Contents};
+use super::{BundleManifest, Error, Passphrase, place_error};
 use crate::identity::MasterIdentity;
 use crate::pki::KeyFiles;
 use crate::pki::files::write_private;
@@ -47,14 +47,14 @@ pub fn unfinished(data_dir: &Path, disk: &dyn Disk) -> bool {
 /// Restores a bundle. Blocks; may be killed at any point and run again.
 ///
 /// # Errors
-/// Where the directory belongs to something else, or the bundle is damaged: the
+/// Fails if the directory belongs to something else, or the bundle is damaged: the
 /// directory is then left empty.
 pub fn restore(
     source: impl Read,
     passphrase: &Passphrase,
     options: &RestoreOptions,
     env: &Env,
-) -> Result<(Manifest, Restored), Error> {
+) -> Result<(BundleManifest, Restored), Error> {
     let data_dir = &options.data_dir;
     let begun = check_directory(data_dir, env.disk.as_ref())?;
     let mut work = Work { options, env, begun, cluster_id: env.random.uuid(), made: None };
@@ -120,7 +120,11 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn run(&mut self, source: impl Read, passphrase: &Passphrase) -> Result<(Manifest, Restored), Error> {
+    fn run(
+        &mut self,
+        source: impl Read,
+        passphrase: &Passphrase,
+    ) -> Result<(BundleManifest, Restored), Error> {
         let manifest = bundle::read(source, passphrase, self)?;
         let (made, contents) =
             self.made.take().ok_or_else(|| Error::Damaged("it holds no snapshot".to_owned()))?;
@@ -156,7 +160,7 @@ impl Work<'_> {
     }
 }
 
-impl Visitor for Work<'_> {
+impl BundleVisitor for Work<'_> {
     fn contents(&mut self, contents: Contents) -> Result<(), Error> {
         self.begin(&contents.head.cluster_id)?;
         let target = RestoreTarget {

@@ -14,7 +14,7 @@ use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig, WriteMultipart};
 use tokio::sync::{mpsc, oneshot};
 
-use super::place::{PlaceOptions, Sink};
+use super::location::{BundleSink, LocationOptions};
 use super::{Error, place_error};
 
 /// Size of an upload part in bytes; S3 takes at most 10,000 parts of at least 5 MiB.
@@ -42,7 +42,7 @@ pub struct Bucket {
 
 impl Bucket {
     /// Parses `BUCKET/KEY`; credentials and region come from the `AWS_...` variables.
-    pub(super) fn new(text: &str, options: &PlaceOptions) -> Result<Self, Error> {
+    pub(super) fn new(text: &str, options: &LocationOptions) -> Result<Self, Error> {
         let (name, key) = text.split_once('/').unwrap_or((text, ""));
         let refused = |reason: &dyn std::fmt::Display| place_error(format!("s3://{text}"), reason);
         if name.is_empty() {
@@ -50,7 +50,7 @@ impl Bucket {
         }
         let plain = options.endpoint.as_ref().is_some_and(|url| !url.starts_with("https://"));
         if plain && !options.allow_http {
-            return Err(refused(&"the endpoint is not https://: say --allow-http if that is meant"));
+            return Err(refused(&"the endpoint is not https://: give --allow-http to allow plain HTTP"));
         }
         let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT).with_connect_timeout(CONNECT_TIMEOUT);
         let retry =
@@ -92,7 +92,7 @@ impl Bucket {
         place_error(self, reason)
     }
 
-    pub(super) async fn create(&self) -> Result<Box<dyn Sink>, Error> {
+    pub(super) async fn create(&self) -> Result<Box<dyn BundleSink>, Error> {
         let upload = self.store.put_multipart(&self.path()).await.map_err(|error| self.failed(&error))?;
         let upload = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
         let (chunks, taken) = mpsc::channel(CHUNKS_AHEAD);
@@ -187,7 +187,7 @@ impl Write for Upload {
     }
 }
 
-impl Sink for Upload {
+impl BundleSink for Upload {
     fn commit(mut self: Box<Self>) -> Result<(), Error> {
         let failed = |error: io::Error| place_error("writing the bundle", error);
         self.send().map_err(failed)?;

@@ -15,7 +15,9 @@ use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Manifest, Passphrase, Place, PlaceOptions, Source, bundle, manifest};
+use super::{
+    BackupSource, BundleLocation, BundleManifest, Error, LocationOptions, Passphrase, bundle, manifest,
+};
 
 /// Namespace of the Secret and the ConfigMap.
 pub const NAMESPACE: &str = "kube-system";
@@ -61,7 +63,7 @@ pub struct Schedule {
 
 /// Outcome of the last backups, as the ConfigMap stores it. Times are RFC 3339.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Status(pub BTreeMap<String, String>);
+pub struct BackupStatus(pub BTreeMap<String, String>);
 
 // === impl Schedule ===
 
@@ -78,7 +80,7 @@ impl Schedule {
             return Err(Error::Refused("--keep must be at least 1".to_owned()));
         }
         match self.place()? {
-            Place::Local(path) if !path.is_absolute() => Err(Error::Refused(format!(
+            BundleLocation::Local(path) if !path.is_absolute() => Err(Error::Refused(format!(
                 "{} is no absolute path: masters write there, each on its own machine",
                 path.display()
             ))),
@@ -86,13 +88,13 @@ impl Schedule {
         }
     }
 
-    fn place(&self) -> Result<Place, Error> {
-        let options = PlaceOptions {
+    fn place(&self) -> Result<BundleLocation, Error> {
+        let options = LocationOptions {
             endpoint: self.endpoint.clone(),
             allow_http: self.allow_http,
             variables: self.variables.clone(),
         };
-        Place::parse(&self.to, &options)
+        BundleLocation::parse(&self.to, &options)
     }
 
     /// Encodes the schedule as the Secret it is stored in.
@@ -118,7 +120,7 @@ impl Schedule {
     /// Decodes a schedule from its Secret.
     ///
     /// # Errors
-    /// Where the Secret's data is missing or malformed.
+    /// Fails if the Secret's data is missing or malformed.
     pub fn from_secret(secret: Secret) -> Result<Self, Error> {
         let mut data: BTreeMap<String, String> = BTreeMap::new();
         for (key, value) in secret.data.unwrap_or_default() {
@@ -151,7 +153,7 @@ fn number(text: &str, key: &str) -> Result<u64, Error> {
 
 // === impl Status ===
 
-impl Status {
+impl BackupStatus {
     /// Returns the value of one key.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
@@ -170,7 +172,7 @@ impl Status {
         since >= if failed { schedule.every.min(RETRY) } else { schedule.every }
     }
 
-    fn succeeded(&mut self, bundle: &Place, manifest: &Manifest, took: Duration) {
+    fn succeeded(&mut self, bundle: &BundleLocation, manifest: &BundleManifest, took: Duration) {
         let mut set = |key: &str, value: String| self.0.insert(key.to_owned(), value);
         set("lastSuccess", manifest.head.time.clone());
         set("lastBundle", bundle.to_string());
@@ -183,7 +185,7 @@ impl Status {
 
 /// Runs the schedule until this master no longer leads. The client's writes are
 /// fenced to the term.
-pub async fn run(source: Arc<Source>, client: Client, shutdown: CancellationToken) {
+pub async fn run(source: Arc<BackupSource>, client: Client, shutdown: CancellationToken) {
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -195,12 +197,12 @@ pub async fn run(source: Arc<Source>, client: Client, shutdown: CancellationToke
         let Some(secret) = stored::<Secret>(source.consensus(), "secrets", SCHEDULE) else { continue };
         let uid = secret.metadata.uid.clone().unwrap_or_default();
         let known = stored::<ConfigMap>(source.consensus(), "configmaps", STATUS);
-        let mut status = Status(known.and_then(|map| map.data).unwrap_or_default());
+        let mut status = BackupStatus(known.and_then(|map| map.data).unwrap_or_default());
         let now = source.env().clock.now();
         let result = match Schedule::from_secret(secret) {
             Ok(schedule) if status.is_due(&schedule, now) => {
                 if status.get("schedule") != Some(&schedule.id) {
-                    status = Status::default();
+                    status = BackupStatus::default();
                 }
                 status.0.insert("schedule".to_owned(), schedule.id.clone());
                 status.0.insert("lastAttempt".to_owned(), text(now));
@@ -233,10 +235,14 @@ fn stored<T: DeserializeOwned>(consensus: &Consensus, resource: &str, name: &str
     serde_json::from_slice(&object.value).ok()
 }
 
-async fn back_up(source: &Arc<Source>, schedule: &Schedule, status: &mut Status) -> Result<(), Error> {
+async fn back_up(
+    source: &Arc<BackupSource>,
+    schedule: &Schedule,
+    status: &mut BackupStatus,
+) -> Result<(), Error> {
     let begun = source.env().clock.monotonic();
     let place = schedule.place()?;
-    if let Place::Local(path) = &place
+    if let BundleLocation::Local(path) = &place
         && !path.is_dir()
     {
         return Err(Error::Refused(format!("{} is no directory on this master", path.display())));
@@ -260,7 +266,7 @@ async fn back_up(source: &Arc<Source>, schedule: &Schedule, status: &mut Status)
     prune(&place, &prefix, schedule.keep).await
 }
 
-type Entries = tokio::sync::mpsc::Receiver<Result<super::Entry, Error>>;
+type Entries = tokio::sync::mpsc::Receiver<Result<super::BundleEntry, Error>>;
 
 /// Forwards the stream, and ends it early when the returned guard is dropped.
 fn until_dropped(mut entries: Entries) -> (Entries, tokio_util::sync::DropGuard) {
@@ -286,7 +292,7 @@ fn until_dropped(mut entries: Entries) -> (Entries, tokio_util::sync::DropGuard)
 }
 
 /// Removes the oldest bundles of this cluster's schedules beyond `keep`.
-async fn prune(place: &Place, prefix: &str, keep: usize) -> Result<(), Error> {
+async fn prune(place: &BundleLocation, prefix: &str, keep: usize) -> Result<(), Error> {
     for name in superfluous(place.list(prefix).await?, keep) {
         let bundle = place.of(&name);
         bundle.remove().await?;
@@ -307,7 +313,7 @@ fn superfluous(mut names: Vec<String>, keep: usize) -> Vec<String> {
     names
 }
 
-async fn write_status(client: &Client, status: Status) {
+async fn write_status(client: &Client, status: BackupStatus) {
     let maps = Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE);
     let map = ConfigMap {
         metadata: ObjectMeta { name: Some(STATUS.to_owned()), ..ObjectMeta::default() },
@@ -376,7 +382,7 @@ mod tests {
     #[test]
     fn a_backup_is_due_at_once_then_at_its_interval_and_sooner_after_a_failure() {
         let at = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds);
-        let mut status = Status::default();
+        let mut status = BackupStatus::default();
         assert!(status.is_due(&schedule(), at(0)));
         status.0.insert("schedule".to_owned(), "one".to_owned());
         status.0.insert("lastAttempt".to_owned(), text(at(0)));
@@ -405,7 +411,7 @@ mod tests {
         for name in names.iter().map(String::as_str).chain(others) {
             std::fs::write(directory.path().join(name), "x").unwrap();
         }
-        let place = Place::Local(directory.path().to_owned());
+        let place = BundleLocation::Local(directory.path().to_owned());
         prune(&place, &prefix, 2).await.unwrap();
         let mut left = std::fs::read_dir(directory.path())
             .unwrap()

@@ -12,10 +12,10 @@ use proto_wire::settings::ClusterSettings;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::manifest::{self, FORMAT, Head, SETTINGS, SNAPSHOT, Sum, json_entry};
-use super::{Entry, Error};
+use super::{BundleEntry, Error};
 use crate::pki::{ClusterKeys, KeyFiles};
 
-/// How long a quorum may take to confirm that this master has every acknowledged write.
+/// Longest time to wait until a quorum confirms that this master has every acknowledged write.
 const BARRIER_DEADLINE: Duration = Duration::from_secs(5);
 /// Maximum number of queued entries, each of half a megabyte or one larger object.
 const ENTRIES_AHEAD: usize = 4;
@@ -25,7 +25,7 @@ const ENTRY_TIMEOUT: Duration = Duration::from_secs(300);
 const AT_A_TIME: usize = 2;
 
 /// Makes backups of this master's state.
-pub struct Source {
+pub struct BackupSource {
     consensus: Arc<Consensus>,
     keys: Arc<ClusterKeys>,
     settings: ClusterSettings,
@@ -35,15 +35,15 @@ pub struct Source {
 }
 
 /// A view of the state that is ready to be streamed.
-pub struct Opened {
+pub struct OpenBackup {
     head: Head,
     view: BackupView,
-    files: Vec<Entry>,
+    files: Vec<BundleEntry>,
     env: Env,
     place: tokio::sync::OwnedSemaphorePermit,
 }
 
-impl Source {
+impl BackupSource {
     /// Creates the source of backups of this master.
     pub fn new(
         consensus: Arc<Consensus>,
@@ -68,8 +68,8 @@ impl Source {
     /// alone, and [`Head::stale`] says so.
     ///
     /// # Errors
-    /// Where too many backups run, or this master has no state yet.
-    pub async fn open(&self) -> Result<Opened, Error> {
+    /// Fails if too many backups run, or this master has no state yet.
+    pub async fn open(&self) -> Result<OpenBackup, Error> {
         let place = self.places.clone().try_acquire_owned().map_err(|_| {
             Error::Refused(format!("{AT_A_TIME} backups of this master are running: try again later"))
         })?;
@@ -89,16 +89,16 @@ impl Source {
         };
         let mut files = vec![
             json_entry(manifest::HEAD, &head)?,
-            Entry { name: SETTINGS.to_owned(), data: self.settings.to_json().into() },
+            BundleEntry { name: SETTINGS.to_owned(), data: self.settings.to_json().into() },
         ];
         for (name, data) in KeyFiles::contents(&self.keys) {
-            files.push(Entry { name: format!("pki/{name}"), data: data.into() });
+            files.push(BundleEntry { name: format!("pki/{name}"), data: data.into() });
         }
-        Ok(Opened { head, view, files, env: self.env.clone(), place })
+        Ok(OpenBackup { head, view, files, env: self.env.clone(), place })
     }
 }
 
-impl Opened {
+impl OpenBackup {
     /// Describes the state that the view holds.
     pub fn head(&self) -> &Head {
         &self.head
@@ -106,7 +106,7 @@ impl Opened {
 
     /// Streams the entries, each made when the receiver is ready for it. A stream that does
     /// not end with the manifest is not a bundle.
-    pub fn stream(self) -> mpsc::Receiver<Result<Entry, Error>> {
+    pub fn stream(self) -> mpsc::Receiver<Result<BundleEntry, Error>> {
         let (sender, receiver) = mpsc::channel(ENTRIES_AHEAD);
         tokio::spawn(async move {
             let shutdown = self.env.shutdown.clone();
@@ -119,15 +119,15 @@ impl Opened {
         receiver
     }
 
-    async fn send(self, sender: mpsc::Sender<Result<Entry, Error>>) {
+    async fn send(self, sender: mpsc::Sender<Result<BundleEntry, Error>>) {
         let Self { head, view, files, env: _, place: _place } = self;
         let mut sum = Sum::default();
         let frames = (0_u64..).zip(view.view.frames()).map(|(number, frame)| {
             let data = frame.map_err(|error| Error::Source(error.to_string()))?;
-            Ok(Entry { name: format!("{SNAPSHOT}{number:08}"), data })
+            Ok(BundleEntry { name: format!("{SNAPSHOT}{number:08}"), data })
         });
         for entry in files.into_iter().map(Ok).chain(frames) {
-            if let Ok(Entry { name, data }) = &entry {
+            if let Ok(BundleEntry { name, data }) = &entry {
                 sum.add(name, data);
             }
             let failed = entry.is_err();
@@ -138,7 +138,7 @@ impl Opened {
         }
         let end = json_entry(manifest::MANIFEST, &sum.manifest(head));
         if tokio::time::timeout(ENTRY_TIMEOUT, sender.send(end)).await.is_err() {
-            tracing::warn!("nobody took the end of a backup");
+            tracing::warn!("the receiver of a backup has not read its end");
         }
     }
 }

@@ -57,14 +57,14 @@ async fn fill(consensus: &Consensus, objects: usize) {
 }
 
 /// Returns the entries of a backup of a cluster with `objects` objects.
-async fn entries(objects: usize) -> Vec<Entry> {
+async fn entries(objects: usize) -> Vec<BundleEntry> {
     let directory = tempfile::tempdir().unwrap();
     let env = env(Arc::new(SystemDisk));
     let consensus = lone_master(directory.path(), &env).await.unwrap();
     fill(&consensus, objects).await;
     let keys = ClusterKeys::create("lone", OffsetDateTime::now_utc(), |bytes| bytes.fill(9)).unwrap();
     let settings = ClusterSettings { vxlan_id: 7, ..ClusterSettings::default() };
-    let source = Source::new(consensus.clone(), Arc::new(keys), settings, "m".to_owned(), env);
+    let source = BackupSource::new(consensus.clone(), Arc::new(keys), settings, "m".to_owned(), env);
     let opened = source.open().await.unwrap();
     assert_eq!(opened.head().stale, None);
     let mut stream = opened.stream();
@@ -76,7 +76,7 @@ async fn entries(objects: usize) -> Vec<Entry> {
     entries
 }
 
-fn bundle_of(entries: &[Entry]) -> Vec<u8> {
+fn bundle_of(entries: &[BundleEntry]) -> Vec<u8> {
     let mut writer = BundleWriter::with_work_factor(Vec::new(), &passphrase(), WORK_FACTOR).unwrap();
     for entry in entries {
         writer.push(entry).unwrap();
@@ -85,7 +85,7 @@ fn bundle_of(entries: &[Entry]) -> Vec<u8> {
 }
 
 /// Builds a bundle that is encrypted correctly from entries that may be wrong.
-fn forged(entries: &[Entry]) -> Vec<u8> {
+fn forged(entries: &[BundleEntry]) -> Vec<u8> {
     let mut recipient = age::scrypt::Recipient::new(passphrase().secret());
     recipient.set_work_factor(WORK_FACTOR);
     let recipients: [&dyn age::Recipient; 1] = [&recipient];
@@ -101,7 +101,7 @@ fn forged(entries: &[Entry]) -> Vec<u8> {
     tar.into_inner().unwrap().finish().unwrap().finish().unwrap()
 }
 
-fn check(bytes: &[u8]) -> Result<Manifest, Error> {
+fn check(bytes: &[u8]) -> Result<BundleManifest, Error> {
     verify(bytes, &passphrase())
 }
 
@@ -161,7 +161,7 @@ async fn a_bundle_that_opens_but_is_not_what_was_saved_is_refused() {
     swapped.swap(first_frame + 1, first_frame + 2);
     assert!(check(&forged(&swapped)).is_err(), "two frames swapped");
     let mut longer = entries.clone();
-    longer.push(Entry { name: "more".to_owned(), data: Bytes::new() });
+    longer.push(BundleEntry { name: "more".to_owned(), data: Bytes::new() });
     assert!(check(&forged(&longer)).is_err(), "an entry after {MANIFEST}");
     let mut twice = entries.clone();
     twice.insert(1, twice[0].clone());
@@ -387,7 +387,7 @@ async fn a_restore_of_many_objects_takes_its_time() {
     let file = directory.path().join("bundle.ephor");
     let begun = Instant::now();
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    let sink = Place::Local(file.clone()).create().await.unwrap();
+    let sink = BundleLocation::Local(file.clone()).create().await.unwrap();
     let writing = tokio::task::spawn_blocking(move || bundle::write(receiver, sink, &passphrase()));
     for entry in entries {
         sender.send(Ok(entry)).await.unwrap();

@@ -18,8 +18,8 @@ use zeroize::Zeroizing;
 
 use super::Error;
 
-/// How long before now a certificate's validity begins, because clocks differ: this long, or a
-/// tenth of its lifetime if that is shorter.
+/// Time by which a certificate's validity begins in the past, because clocks differ; a tenth of its
+/// lifetime if that is shorter.
 const BACKDATE: Duration = Duration::hours(1);
 /// How long before it was made the CA's validity begins.
 pub const CA_BACKDATE: std::time::Duration = std::time::Duration::from_secs(3600);
@@ -127,7 +127,7 @@ impl Authority {
     /// differ only in the signature.
     ///
     /// # Errors
-    /// Where the derived key is rejected, which does not happen.
+    /// Fails if the derived key is rejected, which does not happen.
     pub fn node_serving(&self) -> Result<Self, Error> {
         let mut pkcs8 = Zeroizing::new(ED25519_PKCS8.to_vec());
         pkcs8.extend_from_slice(&self.secret(b"ephor node serving CA\0")[..]);
@@ -153,7 +153,7 @@ impl Authority {
     /// Creates a key and a certificate for it. `names` are DNS names or addresses.
     ///
     /// # Errors
-    /// Where a name is neither a DNS name nor an address.
+    /// Fails if a name is neither a DNS name nor an address.
     pub fn issue(
         &self,
         subject: &Subject,

@@ -47,7 +47,7 @@ impl Term {
     }
 
     /// Whether the term selects this pod.
-    pub fn means(&self, pod: &PodInfo, snapshot: &Snapshot) -> bool {
+    pub fn selects(&self, pod: &PodInfo, snapshot: &Snapshot) -> bool {
         let named = self.namespaces.iter().any(|name| name == pod.namespace());
         let selected = || {
             self.namespace_selector

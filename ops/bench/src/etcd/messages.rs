@@ -84,7 +84,7 @@ pub struct CompactionRequest {
     /// Revision before which replaced versions are discarded.
     #[prost(int64, tag = "1")]
     pub revision: i64,
-    /// Whether to answer only once they are removed from the backend.
+    /// Whether to answer only once the compacted versions are removed from the backend.
     #[prost(bool, tag = "2")]
     pub physical: bool,
 }

@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(500);
 const STILL_LOOKS: usize = 6;
 const LOOKS_MAX: usize = 60;
 
-/// Measures on groups of its own.
+/// Measures the line, on groups started for it alone.
 pub async fn measure(setup: &Setup, side: Side) -> Result<Vec<Line>> {
     let plain = format!("disk of a member, {} updates of 1,000 keys", thousands(setup.updates as f64));
     let compacted = format!("{plain}, etcd compacted");

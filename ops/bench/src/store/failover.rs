@@ -29,7 +29,8 @@ pub async fn measure(group: &mut Group, setup: &Setup) -> Result<Vec<Line>> {
     let mut times = Vec::new();
     for kill in 0..setup.kills {
         let leader = group.leader().await?;
-        let time = tokio::time::timeout(FAILOVER_TIMEOUT, once(group, leader.position, kill, &values));
+        let time =
+            tokio::time::timeout(FAILOVER_TIMEOUT, measure_once(group, leader.position, kill, &values));
         let time =
             time.await.with_context(|| format!("kill {kill}: no write within {FAILOVER_TIMEOUT:?}"))??;
         println!(
@@ -55,7 +56,7 @@ pub async fn measure(group: &mut Group, setup: &Setup) -> Result<Vec<Line>> {
     Ok(vec![Line { what: "kill -9 of the leader to the first write".to_owned(), figures, targets }])
 }
 
-async fn once(group: &mut Group, leader: usize, kill: usize, values: &Values) -> Result<Duration> {
+async fn measure_once(group: &mut Group, leader: usize, kill: usize, values: &Values) -> Result<Duration> {
     let survivors: Vec<_> =
         group.others(leader).iter().map(|other| group.client(*other).within(WRITE_DEADLINE)).collect();
     for survivor in &survivors {

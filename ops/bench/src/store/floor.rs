@@ -13,7 +13,7 @@ use futures::FutureExt;
 
 use super::Setup;
 use super::group::Group;
-use super::load::{self, Deed, Placement};
+use super::load::{self, ClientOperation, Placement};
 use super::table::{Figure, Line};
 use crate::timing::{Figures, figures};
 
@@ -105,7 +105,7 @@ pub async fn measure(group: &Group, setup: &Setup) -> Result<Vec<Line>> {
     ];
     let what = "the machine alone: 1 KiB appended; 1 KiB over loopback".to_owned();
     let machine = Line { what, figures, targets: vec![] };
-    let deed: Deed = Arc::new(|client, _, _| async move { client.nothing().await }.boxed());
+    let deed: ClientOperation = Arc::new(|client, _, _| async move { client.nothing().await }.boxed());
     let placement = Placement { name: "1 client", clients: 1, members: vec![0] };
     Ok(vec![
         machine,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::process::Child;
 
-use super::processes::{self, Recipe};
+use super::processes::{self, MemberCommand};
 use super::{Setup, Side};
 use crate::etcd::Client;
 use crate::usage::{self, Resident};
@@ -34,7 +34,7 @@ pub struct Group {
 }
 
 struct Member {
-    recipe: Recipe,
+    recipe: MemberCommand,
     /// The member's process; `None` while it is down.
     process: Option<Child>,
 }
@@ -44,7 +44,7 @@ struct Member {
 pub struct Leader {
     /// Position of the leader in the group.
     pub position: usize,
-    /// Term in which it leads.
+    /// Term in which the member leads.
     pub term: u64,
 }
 

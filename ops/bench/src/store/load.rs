@@ -1,6 +1,5 @@
-//! Helpers that several lines share: clients spread over the members, values that do
-//! not compress, writing a number of objects, and measuring the processor time that
-//! members and generator use.
+//! The load of a measurement: clients spread over the members, values that do not compress, writing a number
+//! of objects, and measuring the processor time that members and load generator use.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -77,7 +76,7 @@ impl Values {
 
 /// An operation of a client; called with the member's client, the client's number and how many
 /// times the client has called it.
-pub type Deed = Arc<dyn Fn(Client, usize, u64) -> BoxFuture<'static, Result<()>> + Send + Sync>;
+pub type ClientOperation = Arc<dyn Fn(Client, usize, u64) -> BoxFuture<'static, Result<()>> + Send + Sync>;
 
 /// Measures one line: rate, latencies, and the processor time of all members
 /// together per operation.
@@ -87,7 +86,7 @@ pub async fn line(
     placement: &Placement,
     what: &str,
     targets: Vec<Target>,
-    deed: &Deed,
+    deed: &ClientOperation,
 ) -> Result<Line> {
     let operation = |number: usize| -> Operation {
         let member = placement.members[number % placement.members.len()];
@@ -96,7 +95,7 @@ pub async fn line(
     };
     let before = group.leader().await?;
     drive(placement.clients, setup.span / WARM_UP_SHARE, operation).await?;
-    let spent = Spent::start(group)?;
+    let spent = ProcessorTime::start(group)?;
     let figures = drive(placement.clients, setup.span, operation).await?;
     let spent = spent.end(group)?;
     let after = group.leader().await?;
@@ -124,22 +123,22 @@ fn rates(figures: Figures, members: Duration) -> Vec<Figure> {
 }
 
 /// Processor time used up to the start of a measurement.
-pub struct Spent {
+pub struct ProcessorTime {
     start: Instant,
     members: Duration,
     generator: Duration,
 }
 
-impl Spent {
+impl ProcessorTime {
     /// Records the processor time used so far.
     pub fn start(group: &Group) -> Result<Self> {
         let generator = usage::processor_time(std::process::id())?;
         Ok(Self { start: Instant::now(), members: group.processor_time()?, generator })
     }
 
-    /// Returns the processor time used since [`Spent::start`].
-    pub fn end(&self, group: &Group) -> Result<SpentOver> {
-        Ok(SpentOver {
+    /// Returns the processor time used since [`ProcessorTime::start`].
+    pub fn end(&self, group: &Group) -> Result<ProcessorTimeUsed> {
+        Ok(ProcessorTimeUsed {
             time: self.start.elapsed(),
             members: group.processor_time()?.saturating_sub(self.members),
             generator: usage::processor_time(std::process::id())?.saturating_sub(self.generator),
@@ -148,14 +147,14 @@ impl Spent {
 }
 
 /// Processor time used within a period.
-pub struct SpentOver {
+pub struct ProcessorTimeUsed {
     time: Duration,
     /// Processor time of all members together.
     pub members: Duration,
     generator: Duration,
 }
 
-impl std::fmt::Display for SpentOver {
+impl std::fmt::Display for ProcessorTimeUsed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let cores = |spent: Duration| spent.as_secs_f64() / self.time.as_secs_f64();
         write!(f, "cores: members {:.2}, generator {:.2}", cores(self.members), cores(self.generator))

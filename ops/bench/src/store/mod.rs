@@ -30,44 +30,44 @@ use crate::pki;
 use group::Group;
 use table::{Line, Table};
 
-/// What is measured, and how much of it.
+/// Arguments of `ephor-bench store`: lines to measure, and their sizes.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The etcd binary; without one Ephor is measured alone.
+    /// Path of the etcd binary [default: Ephor is measured alone]
     #[arg(long, env = "ETCD_BIN")]
     etcd: Option<PathBuf>,
-    /// Where the data lies; both on the same disk.
+    /// Directory of the data of both sides, on one disk.
     #[arg(long, default_value = "/var/tmp")]
     directory: PathBuf,
-    /// Only these lines.
+    /// Lines of the table to measure [default: all]
     #[arg(long, value_delimiter = ',', value_enum, value_name = "LINE,...")]
     only: Vec<Step>,
-    /// How long each line of writes, reads and watches is measured.
+    /// Duration of each line of writes, reads and watches, in seconds.
     #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Bytes of a value.
+    /// Size of a value in bytes.
     #[arg(long, default_value = "1024", value_parser = clap::value_parser!(u32).range(8..1_000_000))]
     value_bytes: u32,
-    /// Watchers of the fan-out.
+    /// Number of watchers of the fan-out.
     #[arg(long, default_value = "1000", value_parser = clap::value_parser!(u32).range(1..20_000))]
     watchers: u32,
-    /// Kills of the leader; 100 for the record.
+    /// Number of kills of the leader; `RESULTS.md` uses 100.
     #[arg(long, default_value = "5", value_parser = clap::value_parser!(u32).range(1..10_000))]
     kills: u32,
-    /// Restarts, of a follower and of all.
+    /// Number of restarts, of a follower and of all members.
     #[arg(long, default_value = "3", value_parser = clap::value_parser!(u32).range(1..1_000))]
     restarts: u32,
-    /// Objects for memory and restart.
+    /// Number of objects for the lines of memory and restart.
     #[arg(long, default_value = "100000", value_parser = clap::value_parser!(u64).range(1..10_000_000))]
     objects: u64,
-    /// Updates for the disk; 1,000,000 for the record.
+    /// Number of updates for the line of the disk; `RESULTS.md` uses 1,000,000.
     #[arg(long, default_value = "100000", value_parser = clap::value_parser!(u64).range(20..100_000_000))]
     updates: u64,
-    /// Multiplies Ephor's timers of production (heartbeat 50 ms, election 100 to
-    /// 250 ms); etcd always has its own (100 ms, 1 s).
+    /// Factor by which Ephor's timers of production (heartbeat 50 ms, election 100 to
+    /// 250 ms) are multiplied; etcd keeps its own (100 ms, 1 s).
     #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..100))]
     timers: u32,
-    /// What one line of one side may take before it counts as failed.
+    /// Longest time for one line of one side, in seconds, before the line counts as failed.
     #[arg(long, default_value = "1800", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
 }
@@ -75,7 +75,7 @@ pub struct Arguments {
 /// A part of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Step {
-    /// What the machine and the transport alone take.
+    /// Time of the disk and the transport alone: lower bounds for any store.
     Floor,
     /// Durable writes.
     Writes,

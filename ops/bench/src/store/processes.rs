@@ -25,7 +25,7 @@ const LAST_PORT: u16 = 32_000;
 const IDS_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Command that starts a member, and its files.
-pub struct Recipe {
+pub struct MemberCommand {
     program: PathBuf,
     arguments: Vec<OsString>,
     /// Additional arguments for the first start only.
@@ -38,7 +38,7 @@ pub struct Recipe {
     pub log: PathBuf,
 }
 
-impl Recipe {
+impl MemberCommand {
     fn spawn(&self, arguments: &[OsString], output: Stdio) -> Result<Child> {
         let log = File::options().create(true).append(true).open(&self.log)?;
         let mut command = Command::new(&self.program);
@@ -54,7 +54,7 @@ impl Recipe {
 }
 
 /// Starts three Ephor stores: the first creates the cluster and adds the others.
-pub async fn ephor(setup: &Setup, directory: &Path) -> Result<Vec<(Recipe, Child)>> {
+pub async fn ephor(setup: &Setup, directory: &Path) -> Result<Vec<(MemberCommand, Child)>> {
     let (peers, addresses) = (free_addresses(MEMBERS)?, free_addresses(MEMBERS)?);
     let recipe = |position: usize, id: &str| {
         let data = directory.join(format!("data-{position}"));
@@ -74,7 +74,7 @@ pub async fn ephor(setup: &Setup, directory: &Path) -> Result<Vec<(Recipe, Child
             setup.timers.to_string().into(),
         ];
         let add = peers[1..].iter().flat_map(|peer| ["--add".into(), peer.into()]);
-        anyhow::Ok(Recipe {
+        anyhow::Ok(MemberCommand {
             program: std::env::current_exe()?,
             arguments: arguments.into(),
             founding: if position == 0 { add.collect() } else { Vec::new() },
@@ -99,7 +99,7 @@ pub async fn ephor(setup: &Setup, directory: &Path) -> Result<Vec<(Recipe, Child
 }
 
 /// Starts three etcd members.
-pub fn etcd(setup: &Setup, directory: &Path) -> Result<Vec<(Recipe, Child)>> {
+pub fn etcd(setup: &Setup, directory: &Path) -> Result<Vec<(MemberCommand, Child)>> {
     let binary = setup.etcd.as_ref().context("no etcd")?;
     let (peers, addresses) = (free_addresses(MEMBERS)?, free_addresses(MEMBERS)?);
     let url = |address: &String| format!("https://{address}");
@@ -130,7 +130,7 @@ pub fn etcd(setup: &Setup, directory: &Path) -> Result<Vec<(Recipe, Child)>> {
         }
         let fixed = ["--client-cert-auth", "--peer-client-cert-auth", "--log-level", "error"];
         arguments.extend(fixed.map(OsString::from));
-        let recipe = Recipe {
+        let recipe = MemberCommand {
             program: binary.clone(),
             arguments,
             founding: Vec::new(),

@@ -7,7 +7,7 @@ use futures::FutureExt;
 
 use super::Setup;
 use super::group::{Group, PREFIX};
-use super::load::{self, Deed, placements};
+use super::load::{self, ClientOperation, placements};
 use super::table::{Line, Target};
 
 const OBJECTS: u64 = 1_000;
@@ -21,7 +21,7 @@ pub async fn measure(group: &Group, setup: &Setup) -> Result<Vec<Line>> {
     load::write(group, setup, OBJECTS, key).await?;
     let leader = group.leader().await?.position;
     let bytes = setup.value_bytes;
-    let deed: Deed = Arc::new(move |client, number, count| {
+    let deed: ClientOperation = Arc::new(move |client, number, count| {
         let key = key((number as u64 + count * STRIDE) % OBJECTS);
         async move {
             let value = client.get(key).await?;

@@ -25,7 +25,7 @@ pub async fn measure(group: &mut Group, setup: &Setup) -> Result<Vec<Line>> {
     let mut times = Vec::new();
     for _ in 0..setup.restarts {
         let leader = group.leader().await?.position;
-        times.push(one(group, group.others(leader)[0], setup).await?);
+        times.push(measure_one(group, group.others(leader)[0], setup).await?);
         group.healed().await?;
     }
     let member = line(format!("restart of a follower, {} objects", thousands(setup.objects as f64)), times);
@@ -50,7 +50,7 @@ fn line(what: String, mut times: Vec<Duration>) -> Line {
     Line { what, figures, targets: vec![] }
 }
 
-async fn one(group: &mut Group, position: usize, setup: &Setup) -> Result<Duration> {
+async fn measure_one(group: &mut Group, position: usize, setup: &Setup) -> Result<Duration> {
     group.kill(position)?;
     let client = group.client(position).within(TRY_DEADLINE);
     let key = memory::key(setup.objects - 1);

@@ -14,7 +14,7 @@ use tonic::codec::Streaming;
 
 use super::Setup;
 use super::group::{Group, PREFIX};
-use super::load::{Spent, Values};
+use super::load::{ProcessorTime, Values};
 use super::table::{Figure, Line, Unit, thousands};
 use crate::etcd::WatchResponse;
 use crate::timing::{Operation, drive};
@@ -28,7 +28,7 @@ const STARTING: usize = 64;
 
 /// Writes that not all watchers have seen yet.
 #[derive(Default)]
-struct Unseen {
+struct PendingWrites {
     writes: Mutex<HashMap<u64, Write>>,
 }
 
@@ -37,7 +37,7 @@ struct Write {
     seen: Option<oneshot::Sender<()>>,
 }
 
-impl Unseen {
+impl PendingWrites {
     fn expect(&self, number: u64, watchers: usize) -> oneshot::Receiver<()> {
         let (sender, receiver) = oneshot::channel();
         let mut writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -61,7 +61,7 @@ impl Unseen {
 
 /// Measures fan-out with `setup.watchers` watchers.
 pub async fn measure(group: &Group, setup: &Setup) -> Result<Vec<Line>> {
-    let unseen = Arc::new(Unseen::default());
+    let unseen = Arc::new(PendingWrites::default());
     let mut watchers = start(group, setup, &unseen).await?;
     let lines = lines(group, setup, &unseen);
     tokio::select! {
@@ -73,7 +73,7 @@ pub async fn measure(group: &Group, setup: &Setup) -> Result<Vec<Line>> {
     }
 }
 
-async fn start(group: &Group, setup: &Setup, unseen: &Arc<Unseen>) -> Result<JoinSet<Result<()>>> {
+async fn start(group: &Group, setup: &Setup, unseen: &Arc<PendingWrites>) -> Result<JoinSet<Result<()>>> {
     let prefix = format!("{PREFIX}/watch/");
     let mut starting = FuturesUnordered::new();
     let mut watchers = JoinSet::new();
@@ -91,7 +91,7 @@ async fn start(group: &Group, setup: &Setup, unseen: &Arc<Unseen>) -> Result<Joi
     Ok(watchers)
 }
 
-async fn watcher(mut stream: Streaming<WatchResponse>, unseen: Arc<Unseen>) -> Result<()> {
+async fn watcher(mut stream: Streaming<WatchResponse>, unseen: Arc<PendingWrites>) -> Result<()> {
     // A watch could start after a write that was acknowledged before it, so the first write
     // is sent only when all watches have started.
     while let Some(response) = stream.message().await? {
@@ -108,13 +108,13 @@ async fn watcher(mut stream: Streaming<WatchResponse>, unseen: Arc<Unseen>) -> R
     Ok(())
 }
 
-async fn lines(group: &Group, setup: &Setup, unseen: &Arc<Unseen>) -> Result<Vec<Line>> {
+async fn lines(group: &Group, setup: &Setup, unseen: &Arc<PendingWrites>) -> Result<Vec<Line>> {
     let values = Values::new(setup.value_bytes);
     let numbers = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let watchers = setup.watchers;
     let mut lines = Vec::new();
     for (under_way, name) in UNDER_WAY {
-        let spent = Spent::start(group)?;
+        let spent = ProcessorTime::start(group)?;
         let figures = drive(under_way, setup.span, |writer| -> Operation {
             let client = group.clients()[writer % group.clients().len()].clone();
             let (values, numbers, unseen) = (values.clone(), numbers.clone(), unseen.clone());

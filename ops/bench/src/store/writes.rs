@@ -7,7 +7,7 @@ use anyhow::Result;
 use futures::FutureExt;
 
 use super::group::{Group, PREFIX};
-use super::load::{self, Deed, Values, placements};
+use super::load::{self, ClientOperation, Values, placements};
 use super::table::{Figure, Line, Target, Unit};
 use super::{Setup, floor};
 
@@ -25,7 +25,7 @@ pub async fn measure(group: &Group, setup: &Setup) -> Result<Vec<Line>> {
     let mut lines = Vec::new();
     for placement in &placements(group, leader) {
         let (values, written) = (values.clone(), written.clone());
-        let deed: Deed = Arc::new(move |client, by, _| {
+        let deed: ClientOperation = Arc::new(move |client, by, _| {
             // Every key is new, also after the warm-up.
             let number = written.fetch_add(1, Ordering::Relaxed);
             let key = format!("{PREFIX}/writes/{by}-{number}");

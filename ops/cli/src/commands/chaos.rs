@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
-/// Break a cluster on purpose, see it heal, and judge what it did meanwhile
+/// Inject faults into a cluster and verify its behaviour
 #[derive(Debug, Args)]
 pub struct ChaosArgs {
     #[command(subcommand)]
@@ -32,10 +32,10 @@ enum ChaosCommand {
 /// Addresses of agents that cannot be found through the cluster.
 #[derive(Debug, Args)]
 struct AgentPlaces {
-    /// An agent at HOST or HOST:PORT, such as that of a spare machine; may be repeated
+    /// Name and address (HOST or HOST:PORT) of an agent that is not found through the cluster; may be repeated
     #[arg(long = "agent", value_name = "NAME=HOST")]
     agents: Vec<String>,
-    /// The port of agents
+    /// Port of agents whose address names none
     #[arg(long, default_value_t = chaos_live::agent::AGENT_PORT)]
     agent_port: u16,
 }
@@ -49,7 +49,7 @@ impl AgentPlaces {
         let place = |line: String| {
             let split =
                 line.split_once('=').map(|(name, host)| (name.trim().to_owned(), host.trim().to_owned()));
-            split.with_context(|| format!("`{line}` names no agent; hint: NAME=HOST, like m6=10.0.0.6"))
+            split.with_context(|| format!("`{line}` is not NAME=HOST; hint: for example m6=10.0.0.6"))
         };
         lines.chain(self.agents.iter().cloned()).map(place).collect()
     }

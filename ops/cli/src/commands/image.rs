@@ -23,13 +23,13 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// Port of a node's image service.
 const IMAGE_PORT: u16 = 10260;
 
-/// Load, list and pull images
+/// Load, list and pull container images
 #[derive(Debug, Args)]
 pub struct ImageArgs {
-    /// The runtime's socket
+    /// Socket of the embedded runtime
     #[arg(long, global = true, default_value = "/run/ephor/cri.sock", value_name = "PATH")]
     socket: PathBuf,
-    /// The kubeconfig that names the nodes, for --all-nodes
+    /// Path of the kubeconfig of the cluster, for --all-nodes [default: $KUBECONFIG, or the one of this machine]
     #[arg(long, global = true)]
     kubeconfig: Option<PathBuf>,
     #[command(subcommand)]
@@ -38,11 +38,11 @@ pub struct ImageArgs {
 
 #[derive(Debug, Subcommand)]
 enum ImageCommand {
-    /// Load an archive (OCI layout or docker save)
+    /// Load images from an archive (OCI layout or docker save)
     Load {
-        /// The archive
+        /// Path of the archive
         file: PathBuf,
-        /// On every node of the cluster
+        /// Load the archive on every node of the cluster instead of this node alone
         #[arg(long)]
         all_nodes: bool,
     },
@@ -50,7 +50,7 @@ enum ImageCommand {
     Ls,
     /// Pull an image from its registry
     Pull {
-        /// NAME[:TAG|@DIGEST]
+        /// Name of the image: NAME[:TAG|@DIGEST]
         reference: String,
     },
 }

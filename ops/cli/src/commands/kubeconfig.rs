@@ -6,19 +6,19 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
-/// Print a kubeconfig for operators, from the keys of the master on this machine
+/// Print an operator's kubeconfig, made with the keys of the master on this machine
 #[derive(Debug, Args)]
 pub struct KubeconfigArgs {
-    /// The master's data directory
+    /// Data directory of the master
     #[arg(long, default_value = "/var/lib/ephor/master", value_name = "DIR")]
     data_dir: PathBuf,
-    /// The URL clients use; an address that outlives this master is best
+    /// URL of the API server, best at an address that outlives this master
     #[arg(long, default_value = "https://127.0.0.1:6443", value_name = "URL")]
     server: String,
-    /// How long its certificate lives; this command makes the next one
+    /// Lifetime of the certificate in the kubeconfig; run this command again to renew it
     #[arg(long, value_name = "TIME", default_value = "365d", value_parser = humantime::parse_duration)]
     lifetime: Duration,
-    /// Write it here (0600) instead of printing it
+    /// File to write (mode 0600) instead of printing the kubeconfig
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 }

@@ -14,92 +14,92 @@ use master_node::config::MasterConfig;
 use master_node::{Master, Objects};
 use proto_env::{Env, TlsNetwork};
 use tokio_util::sync::CancellationToken;
-use worker_network::{Network, NetworkConfig};
+use worker_network::{NetworkConfig, NodeNetwork};
 
 use crate::config_file::{self, set};
 use crate::free_space;
-use crate::logging::{self, Format};
+use crate::logging::{self, LogFormat};
 use crate::signals;
 
 /// Flags of `ephor master`; see [`MasterConfig`] for what they mean.
 #[derive(Debug, Args)]
 pub struct MasterArgs {
-    /// A YAML file with the configuration; flags override it
+    /// Path of a YAML configuration file; flags override its values
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print the effective configuration and end
+    /// Print the effective configuration as YAML and exit
     #[arg(long)]
     print_config: bool,
-    /// How log lines look
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    log_format: Format,
-    /// Create a new cluster in an empty data directory and end; said once, before the first start
+    /// Format of log lines
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// Create a new cluster in an empty data directory and exit; needed once, before the first start
     #[arg(long, conflicts_with = "join")]
     init: bool,
-    /// Join the cluster that has a master at HOST:PORT (peer port, 6444); several are tried in order
+    /// Peer addresses (port 6444 by default) of masters of the cluster to join, separated by commas and tried in order
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     join: Option<Vec<String>>,
-    /// The join token (`ephor token create --role master`)
+    /// Join token, as printed by `ephor token create --role master`
     #[arg(long, env = "EPHOR_TOKEN", hide_env_values = true)]
     token: Option<String>,
-    /// Take the place of this master (name or id) once caught up; with --join
+    /// Name or id of the master that this one replaces once it has caught up; requires --join
     #[arg(long, value_name = "NAME", requires = "join")]
     replace: Option<String>,
-    /// HOST:PORT (peer port) of masters that are no longer where they were: one that is reached is enough
+    /// Current peer addresses of other masters whose addresses have changed; one reachable master is enough
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     peers: Vec<String>,
-    /// How long after their last write events are kept, such as 1h; 0s: for ever [default: 1h]
+    /// Duration for which an Event is kept after its last write, such as 1h; 0s keeps Events for ever [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     event_ttl: Option<Duration>,
-    /// A master silent for this long makes place for a learner, such as 10m; 0s: never [default: 10m]
+    /// Duration of silence after which a master is replaced by a learner; 0s never replaces [default: 10m]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     replace_dead_after: Option<Duration>,
-    /// A joiner that has not come up for this long is forgotten; 0s: never [default: 10m]
+    /// Duration of silence after which a learner is removed from the cluster; 0s never removes [default: 10m]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     learner_expiry: Option<Duration>,
-    /// How many masters the cluster is meant to have: 1, 3, 5 or 7
+    /// Intended number of masters of the cluster: 1, 3, 5 or 7
     #[arg(long)]
     masters: Option<u32>,
-    /// The name of this master [default: the hostname]
+    /// Name of this master [default: the hostname]
     #[arg(long)]
     name: Option<String>,
-    /// Where log, objects and keys lie
+    /// Directory of the Raft log, the objects and the keys [default: /var/lib/ephor/master]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// The address the servers listen on
+    /// IP address on which the servers listen [default: 0.0.0.0]
     #[arg(long)]
     bind_address: Option<IpAddr>,
-    /// The address others reach this master at
+    /// IP address at which other machines reach this master; required
     #[arg(long)]
     advertise_address: Option<IpAddr>,
-    /// Port of the Kubernetes API
+    /// Port of the Kubernetes API [default: 6443]
     #[arg(long)]
     api_port: Option<u16>,
-    /// Port of Raft, joining and node liveness
+    /// Port of Raft, joining and node heartbeats [default: 6444]
     #[arg(long)]
     peer_port: Option<u16>,
-    /// MiB to be kept free where the data lies [default: the lesser of 256 and 5 % of the disk]
+    /// Space to keep free on the disk of the data directory, in MiB [default: 256, or 5 % of the disk if that is less]
     #[arg(long, value_name = "MIB")]
     disk_reserve_mib: Option<u64>,
-    /// MiB of log above which it is purged, however few entries they are [default: 256]
+    /// Size of the Raft log, in MiB, at which a snapshot is taken and the log is purged [default: 256]
     #[arg(long, value_name = "MIB")]
     log_mib: Option<u64>,
-    /// Entries of the log between two snapshots [default: 20000]
+    /// Number of log entries between two snapshots [default: 20000]
     #[arg(long, value_name = "ENTRIES")]
     snapshot_count: Option<u64>,
-    /// How long certificates of masters and nodes live, the same on all masters [default: 365d]
+    /// Lifetime of the certificates of masters and nodes; must be the same on all masters [default: 365d]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     certificate_lifetime: Option<Duration>,
-    /// Another name or address for the serving certificate; may be repeated
+    /// Additional name or address in the API server's certificate; may be repeated
     #[arg(long = "tls-san", value_name = "NAME")]
     tls_san: Vec<String>,
-    /// HOST:PORT of an external balancer in front of the masters (with --init)
+    /// Address of an external load balancer in front of the masters; used with --init
     #[arg(long, value_name = "HOST:PORT")]
     control_plane_endpoint: Option<String>,
-    /// Pod addresses (with --init)
+    /// CIDR of Pod addresses; used with --init [default: 10.42.0.0/16]
     #[arg(long)]
     pod_cidr: Option<Ipv4Net>,
-    /// ClusterIPs (with --init)
+    /// CIDR of ClusterIPs; used with --init [default: 10.96.0.0/16]
     #[arg(long)]
     service_cidr: Option<Ipv4Net>,
 }
@@ -178,8 +178,7 @@ fn create(config: &MasterConfig) -> Result<()> {
     let cluster_id = master_node::create(config, &env)?;
     println!(
         "Cluster {cluster_id} was created in {}.\n\
-         Start its first master, now and ever after with the same flags but --init: ephor master \
-         --advertise-address {} ...",
+         Start its first master with the same flags without --init: ephor master --advertise-address {} ...",
         config.data_dir.display(),
         config.advertise_address
     );
@@ -206,7 +205,7 @@ async fn run_once(config: MasterConfig, shutdown: CancellationToken) -> Result<(
 
 /// Starts the overlay and the service proxy of a master, through which its API server
 /// reaches pods and services. Without root the master runs without them: `None`.
-async fn start_network(master: &Master, shutdown: CancellationToken) -> Option<Arc<Network>> {
+async fn start_network(master: &Master, shutdown: CancellationToken) -> Option<Arc<NodeNetwork>> {
     let (config, settings) = (master.config(), master.settings());
     let IpAddr::V4(address) = config.advertise_address else {
         tracing::warn!("no IPv4 address: this master does not reach pods");
@@ -219,7 +218,7 @@ async fn start_network(master: &Master, shutdown: CancellationToken) -> Option<A
     network.overlay.vni = settings.vxlan_id;
     network.overlay.port = settings.vxlan_port;
     network.dns = None;
-    match Network::start(network, master.client(), master.masters(), None, shutdown).await {
+    match NodeNetwork::start(network, master.client(), master.masters(), None, shutdown).await {
         Ok(network) => Some(network),
         Err(error) => {
             tracing::warn!(%error, "no overlay: this master does not reach pods and services");

@@ -20,13 +20,13 @@ use crate::commands::token::{self, TokenRole};
 /// Maximum number of masters in the printed join command.
 const JOIN_ADDRESSES: usize = 3;
 
-/// List the masters, let one in, swap it for another, take it out, or let another lead
+/// List, add, promote, replace and remove masters, and transfer leadership
 #[derive(Debug, Args)]
 pub struct MembersArgs {
-    /// The kubeconfig to use [default: $KUBECONFIG, or the one of this machine]
+    /// Path of the kubeconfig [default: $KUBECONFIG, or the one of this machine]
     #[arg(long, global = true)]
     kubeconfig: Option<PathBuf>,
-    /// The peer address (HOST:PORT) of a master to ask [default: found through the API]
+    /// Peer address (HOST:PORT) of a master to call [default: found through the API]
     #[arg(long, global = true)]
     address: Option<String>,
     #[command(subcommand)]
@@ -37,40 +37,40 @@ pub struct MembersArgs {
 enum MembersCommand {
     /// List the masters (the default)
     List,
-    /// Print the command that lets a new master in, with a token
+    /// Create a token and print the command with which a new master joins
     Add {
-        /// The name of the new master [default: its hostname]
+        /// Name of the new master [default: its hostname]
         #[arg(long)]
         name: Option<String>,
-        /// The master (id or name) whose place it takes
+        /// Id or name of the master that the new one replaces
         #[arg(long, value_name = "MASTER")]
         replace: Option<String>,
-        /// How long the token is good for
+        /// Lifetime of the token
         #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
         ttl: Duration,
     },
-    /// Make voters of learners that have caught up; the leader does so by itself when two are there
+    /// Make learners that have caught up voters; the leader does so by itself when there are two of them
     Promote {
-        /// Ids or names, as the list shows them
+        /// Ids or names of masters, as shown by `ephor members list`
         #[arg(required = true)]
         masters: Vec<String>,
     },
-    /// Take masters out of the cluster, all in one change
+    /// Remove masters from the cluster, all in one change
     Remove {
-        /// Ids or names, as the list shows them
+        /// Ids or names of masters, as shown by `ephor members list`
         #[arg(required = true)]
         masters: Vec<String>,
     },
-    /// Swap a master, dead or alive, for another in one change
+    /// Replace a master, dead or alive, by a learner in one change
     Replace {
-        /// The id or name of the one that goes
+        /// Id or name of the master to remove
         old: String,
-        /// The learner that takes its place [default: one that has caught up]
+        /// Id or name of the learner that replaces it [default: one that has caught up]
         new: Option<String>,
     },
-    /// Hand leadership over to another voter, such as before an upgrade
+    /// Transfer leadership to another voter, for example before an upgrade
     TransferLeader {
-        /// Its id or name
+        /// Id or name of the voter
         master: String,
     },
 }
@@ -82,63 +82,63 @@ pub async fn run(arguments: MembersArgs) -> Result<()> {
     let kubeconfig = arguments.kubeconfig.unwrap_or_else(crate::kubeconfig::default_path);
     let mut master = admin::any(&kubeconfig, arguments.address.as_deref()).await?;
     let known = master.members(admin::with_deadline(MembersRequest::default())).await;
-    let known = known.map_err(said)?.into_inner();
+    let known = known.map_err(error_of)?.into_inner();
     let members = &known.members;
     match arguments.command {
         Some(MembersCommand::List) | None => list(&known),
         Some(MembersCommand::Add { name, replace, ttl }) => {
-            let old = replace.map(|old| called(members, &old)).transpose()?;
+            let old = replace.map(|old| find_member(members, &old)).transpose()?;
             if let Some(name) = &name
                 && let Some(other) = members.iter().find(|m| m.name == *name && m.voter && m.health == "ok")
             {
-                bail!("master {} is called {name} and is running: choose another name", other.id);
+                bail!("master {} is named {name} and is running: choose another name", other.id);
             }
             print!("{}", join_command(&kubeconfig, members, name.as_deref(), old, ttl).await?);
         }
         Some(MembersCommand::Promote { masters }) => {
-            let chosen = all_called(members, &masters)?;
+            let chosen = find_members(members, &masters)?;
             let ids = chosen.iter().map(|m| m.id).collect();
             let request = admin::with_change_deadline(PromoteMembersRequest { ids });
-            master.promote_members(request).await.map_err(said)?;
+            master.promote_members(request).await.map_err(error_of)?;
             println!("{}: {}", votes(&mut master).await?, names(&chosen));
         }
         Some(MembersCommand::Remove { masters }) => {
-            let chosen = all_called(members, &masters)?;
+            let chosen = find_members(members, &masters)?;
             let ids: Vec<u64> = chosen.iter().map(|m| m.id).collect();
             let (id, others) = ids.split_first().context("name a master")?;
             let request = RemoveMemberRequest { id: *id, others: others.to_vec() };
-            master.remove_member(admin::with_change_deadline(request)).await.map_err(said)?;
+            master.remove_member(admin::with_change_deadline(request)).await.map_err(error_of)?;
             println!("removed: {}", names(&chosen));
         }
         Some(MembersCommand::Replace { old, new }) => {
-            let old = called(members, &old)?;
-            let new = new.map(|new| called(members, &new)).transpose()?;
+            let old = find_member(members, &old)?;
+            let new = new.map(|new| find_member(members, &new)).transpose()?;
             if new.is_none() && !members.iter().any(|m| !m.voter && m.health == "ok") {
-                eprintln!("No master waits to take the place of {}. Start one on a new host:", old.name);
+                eprintln!("No learner is ready to replace {}. Start one on a new host:", old.name);
                 print!(
                     "{}",
                     join_command(&kubeconfig, members, None, Some(old), Duration::from_secs(3600)).await?
                 );
-                eprintln!("It takes the place by itself once it has caught up.");
+                eprintln!("It replaces the old master by itself once it has caught up.");
                 return Ok(());
             }
             let request = ReplaceMemberRequest { old: old.id, new: new.map_or(0, |m| m.id) };
             let answer = master.replace_member(admin::with_change_deadline(request)).await;
-            let new = answer.map_err(said)?.into_inner().new;
+            let new = answer.map_err(error_of)?.into_inner().new;
             let name = members.iter().find(|m| m.id == new).map(|m| m.name.as_str()).unwrap_or("?");
             println!("{} (id {}) was replaced by {name} (id {new})", old.name, old.id);
         }
         Some(MembersCommand::TransferLeader { master: to }) => {
-            let to = called(members, &to)?;
+            let to = find_member(members, &to)?;
             let request = admin::with_change_deadline(TransferLeaderRequest { id: to.id });
-            master.transfer_leader(request).await.map_err(said)?;
+            master.transfer_leader(request).await.map_err(error_of)?;
             println!("{} (id {}) leads", to.name, to.id);
         }
     }
     Ok(())
 }
 
-fn said(status: tonic::Status) -> anyhow::Error {
+fn error_of(status: tonic::Status) -> anyhow::Error {
     anyhow::anyhow!("{}", status.message())
 }
 
@@ -163,7 +163,7 @@ fn list(known: &MembersResponse) {
     }
     if !known.from_leader {
         eprintln!(
-            "No leader answers: this is what master {} last knew. Without a majority nothing can be changed.",
+            "No leader answers: this is the last state known to master {}. Without a majority nothing can change.",
             known.node_id
         );
     }
@@ -173,20 +173,20 @@ fn list(known: &MembersResponse) {
 }
 
 /// Finds the member whose id or name is `text`.
-fn called<'a>(members: &'a [Member], text: &str) -> Result<&'a Member> {
+fn find_member<'a>(members: &'a [Member], text: &str) -> Result<&'a Member> {
     if let Some(member) = text.parse().ok().and_then(|id: u64| members.iter().find(|m| m.id == id)) {
         return Ok(member);
     }
     let named: Vec<&Member> = members.iter().filter(|m| m.name == text).collect();
     match named[..] {
         [member] => Ok(member),
-        [] => bail!("there is no master {text}; `ephor members list` shows them"),
-        _ => bail!("several masters are called {text}: give the id, as `ephor members list` shows it"),
+        [] => bail!("there is no master {text}; see `ephor members list`"),
+        _ => bail!("several masters are named {text}; give the id, see `ephor members list`"),
     }
 }
 
-fn all_called<'a>(members: &'a [Member], texts: &[String]) -> Result<Vec<&'a Member>> {
-    texts.iter().map(|text| called(members, text)).collect()
+fn find_members<'a>(members: &'a [Member], texts: &[String]) -> Result<Vec<&'a Member>> {
+    texts.iter().map(|text| find_member(members, text)).collect()
 }
 
 fn names(members: &[&Member]) -> String {
@@ -194,7 +194,7 @@ fn names(members: &[&Member]) -> String {
 }
 
 async fn votes(master: &mut Admin) -> Result<String> {
-    let now = master.members(admin::with_deadline(MembersRequest::default())).await.map_err(said)?;
+    let now = master.members(admin::with_deadline(MembersRequest::default())).await.map_err(error_of)?;
     let voters = now.into_inner().members.iter().filter(|m| m.voter).count();
     Ok(format!("{voters} masters vote now"))
 }
@@ -254,11 +254,11 @@ mod tests {
     #[test]
     fn a_master_is_called_by_its_id_or_by_a_name_that_is_its_own() {
         let members = [member(1, "a"), member(7, "b"), member(9, "b"), member(12, "7")];
-        assert_eq!(called(&members, "a").unwrap().id, 1);
+        assert_eq!(find_member(&members, "a").unwrap().id, 1);
         // An id takes precedence over a name that looks like an id.
-        assert_eq!(called(&members, "7").unwrap().id, 7);
-        assert!(called(&members, "b").unwrap_err().to_string().contains("several"));
-        assert!(called(&members, "c").unwrap_err().to_string().contains("no master c"));
-        assert!(all_called(&members, &["a".into(), "c".into()]).is_err());
+        assert_eq!(find_member(&members, "7").unwrap().id, 7);
+        assert!(find_member(&members, "b").unwrap_err().to_string().contains("several"));
+        assert!(find_member(&members, "c").unwrap_err().to_string().contains("no master c"));
+        assert!(find_members(&members, &["a".into(), "c".into()]).is_err());
     }
 }

@@ -7,38 +7,38 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
 use clap::Args;
-use master_node::recover::{Asked, Survivor};
+use master_node::recover::{MasterReply, Survivor};
 use proto_env::{CancellationToken, Env, TlsNetwork};
 
-/// Make a cluster of one out of the master of this machine, after a majority was lost for good
+/// Make the master of this machine a cluster of one, after a majority was lost for good
 #[derive(Debug, Args)]
 pub struct RecoverArgs {
-    /// Take what the master of this machine has; it must be stopped
+    /// Use the data of this machine's master, which must be stopped; required
     #[arg(long, required = true)]
     from_this_node: bool,
-    /// The master's data directory
+    /// Data directory of the master
     #[arg(long, default_value = "/var/lib/ephor/master", value_name = "DIR")]
     data_dir: PathBuf,
-    /// HOST:PORT (peer port) where another master may be now, to be asked too; may be repeated
+    /// Peer address at which another master may be reachable now, to be asked too; may be repeated
     #[arg(long = "peers", value_name = "HOST:PORT", value_delimiter = ',')]
     peers: Vec<String>,
-    /// Do it without asking
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
 }
 
 /// Runs `ephor recover`.
 pub async fn run(arguments: RecoverArgs) -> Result<()> {
-    ensure!(arguments.from_this_node, "say --from-this-node");
+    ensure!(arguments.from_this_node, "give --from-this-node");
     let data_dir = arguments.data_dir.display();
     let env = Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new());
     let survivor = Survivor::open(&arguments.data_dir, env)?;
     if survivor.begun() {
-        println!("A recovery of {data_dir} was begun and did not end: it goes on.");
+        println!("Continuing the unfinished recovery of {data_dir}.");
     } else {
         show(&survivor, &arguments);
         let asked = survivor.ask(&arguments.peers).await?;
-        for Asked { member, answered, error } in &asked {
+        for MasterReply { member, answered, error } in &asked {
             let state = if *answered { "answers" } else { error };
             let role = if member.voter { "voter" } else { "learner" };
             println!("  {} (id {}, {role}, {}): {state}", member.name, member.id, member.peer_address);
@@ -50,8 +50,8 @@ pub async fn run(arguments: RecoverArgs) -> Result<()> {
     println!(
         "Recovered: {data_dir} is master id {} of the new cluster {}.\n\
          Start it: ephor master --data-dir {data_dir} --advertise-address ADDRESS, with its other flags as before.\n\
-         Then let others in, on empty data directories: ephor members add.\n\
-         Members of the old cluster {} that come back are turned away and stop.",
+         Then add other masters, with empty data directories: ephor members add.\n\
+         Members of the old cluster {} that come back are refused and stop.",
         new.node_id, new.cluster_id, old.cluster_id
     );
     Ok(())
@@ -73,24 +73,22 @@ fn show(survivor: &Survivor, arguments: &RecoverArgs) {
     );
     let open = found.last_log_index.saturating_sub(found.committed_index);
     if open > 0 {
-        println!(
-            "  {open} entries are not known to have been on a majority; they are kept, and count from now on"
-        );
+        println!("  {open} entries are not known to have reached a majority; they are kept and take effect");
     }
-    println!("The other masters it knew:");
+    println!("Other masters that it knew:");
 }
 
 fn confirm(yes: bool) -> Result<()> {
     println!(
-        "What only the lost masters had is lost. The old cluster ends: its other members are turned away when \
-         they come back. Revisions go on higher by 1,000,000,000, and every watch begins anew."
+        "Writes that only the lost masters hold are lost. The old cluster ends: its other members are refused \
+         when they come back. Revisions grow by 1,000,000,000, and every watch has to start again."
     );
     if yes {
         return Ok(());
     }
     let input = std::io::stdin();
     if !input.is_terminal() {
-        bail!("nothing was changed; say --yes if that is meant");
+        bail!("nothing was changed; give --yes to confirm");
     }
     print!("Make a cluster of one out of this master? Type yes: ");
     std::io::stdout().flush()?;

@@ -6,22 +6,22 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
-/// Remove everything a master or worker left on this machine
+/// Remove all containers, network settings and data of the masters and workers of this machine
 #[derive(Debug, Args)]
 pub struct ResetArgs {
-    /// Do it without asking
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
-    /// The master's data directory
+    /// Data directory of the master
     #[arg(long, default_value = "/var/lib/ephor/master", value_name = "DIR")]
     master_data_dir: PathBuf,
-    /// The worker's data directory
+    /// Data directory of the worker
     #[arg(long, default_value = "/var/lib/ephor/worker", value_name = "DIR")]
     worker_data_dir: PathBuf,
-    /// The worker's run directory
+    /// Run directory of the worker
     #[arg(long, default_value = "/run/ephor", value_name = "DIR")]
     run_dir: PathBuf,
-    /// The worker's cgroup prefix
+    /// Parent cgroup of the worker's pods
     #[arg(long, default_value = "/ephor", value_name = "PATH")]
     cgroup_root: PathBuf,
 }
@@ -30,7 +30,7 @@ pub struct ResetArgs {
 pub async fn run(arguments: ResetArgs) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "`ephor reset` needs root (try sudo)");
     if !arguments.yes {
-        bail!("this removes all containers and data of this node; say --yes if that is meant");
+        bail!("this removes all containers and data of this node; give --yes to confirm");
     }
     let worker = worker_node::config::WorkerConfig {
         data_dir: arguments.worker_data_dir.clone(),
@@ -42,7 +42,7 @@ pub async fn run(arguments: ResetArgs) -> Result<()> {
     for directory in [&arguments.master_data_dir, &arguments.worker_data_dir, &arguments.run_dir] {
         remove(directory)?;
     }
-    println!("nothing of Ephor is left here");
+    println!("everything of Ephor was removed from this machine");
     Ok(())
 }
 

@@ -17,16 +17,16 @@ use crate::admin;
 /// Maximum number of nodes whose certificates are shown.
 const NODES_SHOWN: usize = 20;
 
-/// Show the state of every master
+/// Show the state of every master and its alarms; exit with 1 if there are alarms
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// The kubeconfig to use [default: $KUBECONFIG, or the one of this machine]
+    /// Path of the kubeconfig [default: $KUBECONFIG, or the one of this machine]
     #[arg(long)]
     kubeconfig: Option<PathBuf>,
-    /// The peer address (HOST:PORT) of a master to ask [default: found through the API]
+    /// Peer address (HOST:PORT) of a master to call [default: found through the API]
     #[arg(long)]
     address: Option<String>,
-    /// Print each master's state digest at one revision; fail when they differ
+    /// Compare the digests of the masters' states at one revision; exit with 1 if they differ
     #[arg(long)]
     digest: bool,
 }
@@ -73,7 +73,7 @@ fn certificates(masters: &[MasterStatus], kubeconfig: &std::path::Path) -> Resul
     let end = own.not_after.duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
     println!("certificate of {} ends: {}", kubeconfig.display(), date(end));
     if SystemTime::now() >= own.renew_at() {
-        println!("  make the next one on a master: ephor kubeconfig --output FILE");
+        println!("  renew it on a master: ephor kubeconfig --output FILE");
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ const SECRET_TYPE: &str = "bootstrap.kubernetes.io/token";
 const NAME_PREFIX: &str = "bootstrap-token-";
 const ALPHABET: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 
-/// What a token lets its holder become.
+/// Role in which the holder of a token may join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TokenRole {
     /// A master
@@ -43,7 +43,7 @@ impl TokenRole {
 /// Create, list and delete join tokens
 #[derive(Debug, Args)]
 pub struct TokenArgs {
-    /// The kubeconfig to use [default: $KUBECONFIG, or the one of this machine]
+    /// Path of the kubeconfig [default: $KUBECONFIG, or the one of this machine]
     #[arg(long, global = true)]
     kubeconfig: Option<PathBuf>,
     #[command(subcommand)]
@@ -52,26 +52,26 @@ pub struct TokenArgs {
 
 #[derive(Debug, Subcommand)]
 enum TokenCommand {
-    /// Make a token and print it
+    /// Create a join token and print it
     Create {
-        /// Who may join with it
+        /// Role in which the holder of the token may join
         #[arg(long, value_enum, default_value_t = TokenRole::Worker)]
         role: TokenRole,
-        /// The only worker that may join with it, also in place of a node of that name
+        /// Name of the only worker that may use the token, even if a Node of that name exists
         #[arg(long, value_name = "NAME")]
         node: Option<String>,
-        /// How long it is good for, such as 30m or 24h
+        /// Lifetime of the token, such as 30m or 24h
         #[arg(long, default_value = "24h", value_parser = humantime::parse_duration)]
         ttl: Duration,
-        /// What it is for
+        /// Purpose of the token, shown by `ephor token list`
         #[arg(long, default_value = "")]
         description: String,
     },
-    /// List the tokens, without their secrets
+    /// List the tokens without their secrets
     List,
     /// Delete a token
     Delete {
-        /// The six characters of its id, or the whole token
+        /// Id of the token (its six characters) or the whole token
         id: String,
     },
 }
@@ -83,7 +83,7 @@ pub async fn run(arguments: TokenArgs) -> Result<()> {
     match arguments.command {
         TokenCommand::Create { role, node, ttl, description } => {
             if node.is_some() && role == TokenRole::Master {
-                bail!("--node names a worker: it goes with --role worker");
+                bail!("--node requires --role worker");
             }
             let ca = crate::kubeconfig::ca_of(&kubeconfig)?;
             println!("{}", create(&client, &ca, role, node.as_deref(), ttl, &description).await?);
@@ -94,7 +94,7 @@ pub async fn run(arguments: TokenArgs) -> Result<()> {
             let id = id.parse::<JoinToken>().map_or(id, |token| token.id);
             let secrets = secrets(&client);
             if secrets.get_opt(&format!("{NAME_PREFIX}{id}")).await?.is_none() {
-                bail!("there is no token {id}; `ephor token list` shows them");
+                bail!("there is no token {id}; see `ephor token list`");
             }
             secrets.delete(&format!("{NAME_PREFIX}{id}"), &DeleteParams::default()).await?;
             println!("token {id} deleted");

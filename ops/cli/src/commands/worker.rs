@@ -11,55 +11,55 @@ use tokio_util::sync::CancellationToken;
 use worker_node::config::WorkerConfig;
 
 use crate::config_file::{self, set};
-use crate::logging::{self, Format};
+use crate::logging::{self, LogFormat};
 use crate::signals;
 
 /// Flags of `ephor worker`; see [`WorkerConfig`] for what they mean.
 #[derive(Debug, Args)]
 pub struct WorkerArgs {
-    /// A YAML file with the configuration; flags override it
+    /// Path of a YAML configuration file; flags override its values
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print the effective configuration and end
+    /// Print the effective configuration as YAML and exit
     #[arg(long)]
     print_config: bool,
-    /// How log lines look
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    log_format: Format,
-    /// Join the cluster that has a master at HOST:PORT (peer port, 6444); several are tried in order
+    /// Format of log lines
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// Peer addresses (port 6444 by default) of masters of the cluster to join, separated by commas and tried in order
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     join: Option<Vec<String>>,
-    /// The join token (`ephor token create --role worker`)
+    /// Join token, as printed by `ephor token create --role worker`
     #[arg(long, env = "EPHOR_TOKEN", hide_env_values = true)]
     token: Option<String>,
-    /// The name of the Node [default: the hostname]
+    /// Name of the Node [default: the hostname]
     #[arg(long)]
     name: Option<String>,
-    /// The IPv4 address masters and other nodes reach this one at
+    /// IPv4 address at which masters and other nodes reach this node; required
     #[arg(long)]
     address: Option<IpAddr>,
-    /// Where certificates, images and pods lie
+    /// Directory of certificates, images and pods [default: /var/lib/ephor/worker]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Where sockets and held namespaces lie
+    /// Directory of sockets and namespaces, emptied by a reboot [default: /run/ephor]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
-    /// The socket of a CRI runtime to use instead of the embedded one (containerd, CRI-O)
+    /// Socket of a CRI runtime (containerd, CRI-O) to use instead of the embedded runtime
     #[arg(long, value_name = "PATH")]
     cri_socket: Option<PathBuf>,
-    /// Prefix of every cgroup of this node
+    /// Parent cgroup of all pods of this node [default: /ephor]
     #[arg(long, value_name = "PATH")]
     cgroup_root: Option<PathBuf>,
-    /// Port of the node's HTTPS server
+    /// Port of the node's HTTPS server (logs, exec, port-forward) [default: 10250]
     #[arg(long)]
     node_port: Option<u16>,
-    /// The most pods this node runs
+    /// Maximum number of pods on this node [default: 110]
     #[arg(long)]
     max_pods: Option<u32>,
-    /// A registry (HOST[:PORT]) spoken to over plain HTTP; may be repeated
+    /// Registry (HOST[:PORT]) to reach over plain HTTP; may be repeated
     #[arg(long = "insecure-registry", value_name = "HOST")]
     insecure_registries: Vec<String>,
-    /// A label (KEY=VALUE) the Node registers with; may be repeated
+    /// Label with which the Node is registered; may be repeated
     #[arg(long = "node-label", value_name = "KEY=VALUE", value_parser = key_value)]
     labels: Vec<(String, String)>,
 }

@@ -15,7 +15,7 @@ use super::layout::Layout;
 
 /// Runs the balancer until a stop signal.
 pub async fn run(layout: Layout) -> Result<()> {
-    crate::logging::init(crate::logging::Format::Text);
+    crate::logging::init(crate::logging::LogFormat::Text);
     let (_keep, masters) = watch::channel(layout.api_addresses());
     let shutdown = CancellationToken::new();
     crate::signals::cancel_on_termination(shutdown.clone())?;

@@ -14,9 +14,9 @@ use nix::unistd::Pid;
 use super::layout::{DevNode, Layout, MAX_SPARES, MAX_WORKERS, Role, run_root};
 use super::{bridge, chaos, namespace, process};
 
-/// How long processes may take to end after SIGTERM.
+/// Time that processes get to end after SIGTERM.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long processes may take to end after SIGKILL.
+/// Time that processes get to end after SIGKILL.
 const KILL_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Removes the whole cluster in `root`, including its data.

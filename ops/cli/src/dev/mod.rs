@@ -22,10 +22,10 @@ use nix::sys::signal::Signal;
 
 use layout::{DevNode, Layout, MAX_SPARES, MAX_WORKERS};
 
-/// A whole cluster on this machine
+/// Run a whole cluster on this machine
 #[derive(Debug, Args)]
 pub struct DevArgs {
-    /// Where the cluster's data, logs and kubeconfig lie
+    /// Directory of the cluster's data, logs and kubeconfig
     #[arg(long, global = true, default_value = "/var/lib/ephor-dev", env = "EPHOR_DEV_ROOT")]
     root: PathBuf,
     #[command(flatten)]
@@ -36,25 +36,25 @@ pub struct DevArgs {
 
 #[derive(Debug, Clone, Args)]
 struct Size {
-    /// How many masters: 1, 3, 5 or 7
+    /// Number of masters: 1, 3, 5 or 7
     #[arg(long, default_value_t = 3)]
     masters: u8,
-    /// How many workers
+    /// Number of workers
     #[arg(long, default_value_t = 2)]
     workers: u8,
-    /// The port on 127.0.0.1 behind which the masters are balanced
+    /// Port on 127.0.0.1 of the load balancer in front of the masters
     #[arg(long, default_value_t = 6443)]
     api_port: u16,
-    /// Images to load on every worker (OCI or docker archives)
+    /// Image archive (OCI layout or docker save) to load on every worker; may be repeated
     #[arg(long = "image", value_name = "FILE")]
     images: Vec<PathBuf>,
-    /// For `ephor chaos run --live`: a chaos agent on every node, and below every master a disk that can fail
+    /// Run a chaos agent on every node and every master on a disk that can fail, for `ephor chaos run --live`
     #[arg(long)]
     chaos: bool,
-    /// Spare machines for masters that join during an experiment: they have an agent and nothing else
+    /// Number of spare machines, which run an agent only, for masters that join during an experiment
     #[arg(long, default_value_t = 0, requires = "chaos")]
     spare_masters: u8,
-    /// How long certificates of masters and nodes live, to see them renewed [default: 365d]
+    /// Lifetime of the certificates of masters and nodes; a short one shows renewals [default: 365d]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     certificate_lifetime: Option<std::time::Duration>,
 }
@@ -63,44 +63,44 @@ struct Size {
 enum DevCommand {
     /// Start the cluster and leave it running
     Up(Size),
-    /// Stop everything and leave nothing behind, also after a crash
+    /// Stop the cluster and remove everything it left on this machine
     Down,
-    /// Print the nodes, their addresses and whether they run
+    /// List the nodes with their addresses and process ids
     Ps,
-    /// Start a node's process again, or its chaos agent
+    /// Start the stopped process or chaos agent of a node
     Start {
-        /// m1, w1, m1-chaos, ...
+        /// Name of a node (m1, w1) or of its chaos agent (m1-chaos)
         node: String,
-        /// It has lost its data: let it take its place in the cluster again
+        /// Let a master that has lost its data join the cluster again in its own place
         #[arg(long)]
         rejoin: bool,
     },
-    /// Stop a node's process or its chaos agent: politely, killed, or only paused
+    /// Stop or pause the process or chaos agent of a node
     Stop {
-        /// m1, w1, m1-chaos, ...
+        /// Name of a node (m1, w1) or of its chaos agent (m1-chaos)
         node: String,
-        /// kill: SIGKILL; pause: SIGSTOP; term: SIGTERM
-        #[arg(long, value_enum, default_value_t = How::Term)]
-        how: How,
+        /// Signal to send: term is SIGTERM, kill is SIGKILL, pause is SIGSTOP
+        #[arg(long, value_enum, default_value_t = StopSignal::Term)]
+        how: StopSignal,
     },
-    /// Let a paused node go on
+    /// Resume a paused node
     Resume {
-        /// m1, w1, ...
+        /// Name of a node, such as m1 or w1
         node: String,
     },
-    /// Cut a node's network link, or heal it
+    /// Take a node's network link up or down
     Link {
-        /// m1, w1, ...
+        /// Name of a node, such as m1 or w1
         node: String,
-        /// up or down
+        /// State of the link
         #[arg(value_enum)]
         state: LinkState,
     },
-    /// Run a command inside a node's namespaces
+    /// Run a command in the namespaces of a node
     Exec {
-        /// m1, w1, ...
+        /// Name of a node, such as m1 or w1
         node: String,
-        /// The command and its arguments
+        /// Command to run and its arguments
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
@@ -113,7 +113,7 @@ enum DevCommand {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum How {
+enum StopSignal {
     Term,
     Kill,
     Pause,
@@ -230,11 +230,11 @@ async fn foreground(root: PathBuf, size: Size) -> Result<()> {
     outcome
 }
 
-fn stop(name: &str, how: How) -> Result<()> {
+fn stop(name: &str, how: StopSignal) -> Result<()> {
     match how {
-        How::Term => process::stop(name, std::time::Duration::from_secs(10)),
-        How::Kill => process::kill_now(name),
-        How::Pause => {
+        StopSignal::Term => process::stop(name, std::time::Duration::from_secs(10)),
+        StopSignal::Kill => process::kill_now(name),
+        StopSignal::Pause => {
             ensure!(process::signal(name, Signal::SIGSTOP)?, "{name} does not run");
             Ok(())
         }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use self::simulation::{Outcome, Simulation};
+use self::simulation::{RunOutcome, Simulation};
 use self::tally::Tally;
 
 /// Numbers of masters in the generated clusters, used in turn.
@@ -28,25 +28,25 @@ const PROGRESS: Duration = Duration::from_secs(15);
 /// Flags of `cargo xtask fuzz`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The first seed; without, one from the clock, which is printed
+    /// First seed [default: from the clock, printed]
     #[arg(long)]
     seed: Option<u64>,
-    /// How many seeds
+    /// Number of seeds to run
     #[arg(long, default_value_t = 20)]
     runs: u64,
-    /// Go on for this long instead of a number of seeds, such as 30m
+    /// Duration of the run, such as 30m, instead of a number of seeds
     #[arg(long = "for", value_parser = duration, conflicts_with = "runs")]
     time: Option<Duration>,
-    /// Go on until a seed fails
+    /// Run seeds until one fails
     #[arg(long, conflicts_with_all = ["runs", "time"])]
     until_failure: bool,
-    /// Masters in each cluster; without, 1, 3, 5 and 7 in turn
+    /// Number of masters in each cluster [default: 1, 3, 5 and 7 in turn]
     #[arg(long)]
     masters: Option<u32>,
     /// Simulated time in which things go wrong in a busy run, in seconds; a calm one is sixty times as long
     #[arg(long, default_value_t = 60)]
     length: u64,
-    /// Only runs of this pace; without, busy and calm ones in turn
+    /// Pace of all runs [default: busy and calm in turn]
     #[arg(long, value_enum)]
     pace: Option<Pace>,
     /// Simulations side by side
@@ -58,12 +58,12 @@ pub struct Args {
     /// A built `ephor-sim`; without, an optimized one with assertions is built
     #[arg(long, value_name = "FILE")]
     sim: Option<PathBuf>,
-    /// Where failed seeds are kept
+    /// Directory to which the experiments and reports of failed seeds are written
     #[arg(long, value_name = "DIR", default_value = "target/fuzz")]
     keep: PathBuf,
 }
 
-/// How much happens in a run.
+/// Rate of faults and requests in a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Pace {
     /// Masters side by side, many calls, faults on each other's heels
@@ -88,7 +88,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 struct Queue {
     next: u64,
     end: Option<u64>,
-    failed: VecDeque<Outcome>,
+    failed: VecDeque<RunOutcome>,
     tally: Tally,
     printed: Instant,
 }
@@ -103,7 +103,7 @@ struct Fuzz {
 /// Runs `cargo xtask fuzz`.
 ///
 /// # Errors
-/// Where a seed failed, whose experiment and report are kept, or where too many runs decided nothing.
+/// Fails if a seed failed, whose experiment and report are kept, or if too many runs decided nothing.
 pub fn run(root: &Path, args: Args) -> Result<()> {
     let program = match &args.sim {
         Some(program) => program.clone(),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::simulation::{Outcome, Simulation};
+use super::simulation::{RunOutcome, Simulation};
 
 /// Simulated seconds with faults in a generated experiment.
 const LENGTH: u64 = 30;
@@ -21,7 +21,7 @@ const FIVE: u64 = 5;
 /// Flags of `cargo xtask planted`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only these bugs
+    /// Names of the bugs to try [default: all]
     #[arg(value_name = "BUG")]
     bugs: Vec<String>,
     /// The most seeds that are tried, from 1
@@ -36,19 +36,19 @@ pub struct Args {
 }
 
 /// Result of the search for a seed that shows a bug.
-struct Hunt {
+struct SeedSearch {
     shown_by: String,
     seeds: u64,
     simulated: Duration,
     real: Duration,
     /// The run that detected the bug; `None` when no run did.
-    caught: Option<Outcome>,
+    caught: Option<RunOutcome>,
 }
 
 /// Runs `cargo xtask planted`.
 ///
 /// # Errors
-/// Where a bug was not detected, or an experiment made for a bug fails without it.
+/// Fails if a bug was not detected, or an experiment made for a bug fails without it.
 pub fn run(root: &Path, args: &Args) -> Result<()> {
     let program = match &args.sim {
         Some(program) => program.clone(),
@@ -104,12 +104,13 @@ fn names(program: &Path) -> Result<Vec<String>> {
     Ok(String::from_utf8_lossy(&output.stdout).split_whitespace().map(str::to_owned).collect())
 }
 
-fn hunt(root: &Path, program: &Path, bug: &str, seeds: u64) -> Result<Hunt> {
+fn hunt(root: &Path, program: &Path, bug: &str, seeds: u64) -> Result<SeedSearch> {
     let file = root.join("chaos/planted").join(format!("{bug}.yaml"));
     let made = file.is_file();
     let begun = Instant::now();
     let shown_by = if made { format!("`chaos/planted/{bug}.yaml`") } else { "drawn".to_owned() };
-    let mut hunt = Hunt { shown_by, seeds: 0, simulated: Duration::ZERO, real: Duration::ZERO, caught: None };
+    let mut hunt =
+        SeedSearch { shown_by, seeds: 0, simulated: Duration::ZERO, real: Duration::ZERO, caught: None };
     for seed in 1..=seeds {
         let masters = if seed.is_multiple_of(FIVE) { 5 } else { 3 };
         let drawn = Simulation::drawn(program, seed, masters, LENGTH);
@@ -130,7 +131,7 @@ fn hunt(root: &Path, program: &Path, bug: &str, seeds: u64) -> Result<Hunt> {
     Ok(hunt)
 }
 
-impl Hunt {
+impl SeedSearch {
     /// Renders the bug's line of the table.
     fn row(&self, bug: &str) -> String {
         let check = match &self.caught {

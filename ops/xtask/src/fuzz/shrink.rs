@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_norway::Value;
 
-use super::simulation::{Outcome, Simulation};
+use super::simulation::{RunOutcome, Simulation};
 
 /// Shrinks the experiment of `drawn`, which failed with `worst`; returns the file of the smallest
 /// experiment that fails in the same way.
 ///
 /// # Errors
-/// Where a file cannot be written, or `ephor-sim` cannot be started.
-pub fn shrink(drawn: Simulation, worst: &Outcome, keep: &Path) -> Result<PathBuf> {
+/// Fails if a file cannot be written, or `ephor-sim` cannot be started.
+pub fn shrink(drawn: Simulation, worst: &RunOutcome, keep: &Path) -> Result<PathBuf> {
     let file = keep.join(format!("seed-{}.yaml", worst.seed));
     let again = drawn.with_file(&file);
     let first = drawn.with_plan(&file).run()?;
@@ -44,7 +44,7 @@ pub fn shrink(drawn: Simulation, worst: &Outcome, keep: &Path) -> Result<PathBuf
     Ok(file)
 }
 
-fn fails_alike(outcome: &Outcome, worst: &Outcome) -> bool {
+fn fails_alike(outcome: &RunOutcome, worst: &RunOutcome) -> bool {
     outcome.failed() && outcome.checks.iter().any(|check| worst.checks.contains(check))
 }
 

@@ -18,7 +18,7 @@ pub struct Simulation {
 }
 
 /// Result of a run.
-pub struct Outcome {
+pub struct RunOutcome {
     /// Seed of the run.
     pub seed: u64,
     /// Number of masters in the simulated cluster.
@@ -57,7 +57,7 @@ impl Simulation {
         self
     }
 
-    /// The same seed with an experiment file instead of a generated experiment.
+    /// Returns a simulation of the same seed that runs an experiment file instead of a generated experiment.
     pub fn with_file(&self, file: &Path) -> Self {
         Self::of_file(&self.program, self.seed, self.masters, file)
     }
@@ -83,8 +83,8 @@ impl Simulation {
     /// Runs the simulation to its end and reads its report.
     ///
     /// # Errors
-    /// Where the program cannot be started.
-    pub fn run(&self) -> Result<Outcome> {
+    /// Fails if the program cannot be started.
+    pub fn run(&self) -> Result<RunOutcome> {
         let output = Command::new(&self.program)
             .args(["--output", "json", "--seed", &self.seed.to_string()])
             .args(&self.arguments)
@@ -96,7 +96,7 @@ impl Simulation {
             Some(journal) => self.outcome(&journal["ephor"]),
             None => {
                 let said = String::from_utf8_lossy(&output.stderr);
-                Outcome {
+                RunOutcome {
                     verdict: "crash".to_owned(),
                     reasons: vec![last_words(&said)],
                     checks: vec!["crash".to_owned()],
@@ -106,7 +106,7 @@ impl Simulation {
         })
     }
 
-    fn outcome(&self, report: &Value) -> Outcome {
+    fn outcome(&self, report: &Value) -> RunOutcome {
         let number = |value: &Value| value.as_u64().unwrap_or(0);
         let mut faults = BTreeMap::new();
         let mut idle = 0;
@@ -118,7 +118,7 @@ impl Simulation {
         let operations = report["operations"].as_object().into_iter().flatten();
         let violations = report["violations"].as_array().into_iter().flatten();
         let reasons = report["verdict"]["reasons"].as_array().into_iter().flatten();
-        Outcome {
+        RunOutcome {
             seed: self.seed,
             masters: self.masters,
             verdict: text(&report["verdict"]["outcome"]),
@@ -138,7 +138,7 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-impl Outcome {
+impl RunOutcome {
     /// Whether a check was violated or the program crashed.
     pub fn failed(&self) -> bool {
         matches!(self.verdict.as_str(), "fail" | "crash")

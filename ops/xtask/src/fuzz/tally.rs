@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::simulation::Outcome;
+use super::simulation::RunOutcome;
 
 /// Divisor of the number of runs that gives how many of them may be unknown.
 const UNKNOWN_SHARE: u64 = 10;
@@ -21,7 +21,7 @@ pub struct Tally {
 
 impl Tally {
     /// Adds the result of a run.
-    pub fn add(&mut self, outcome: &Outcome) {
+    pub fn add(&mut self, outcome: &RunOutcome) {
         *self.runs.entry(outcome.verdict.clone()).or_default() += 1;
         self.simulated_us += outcome.simulated_us;
         self.idle += outcome.idle;

@@ -30,7 +30,7 @@ pub struct Constant {
 pub struct Type {
     /// Comment lines above the declaration.
     pub comments: Vec<String>,
-    /// Whether it is a struct or another name for a type.
+    /// Whether the type is a struct or an alias of another type.
     pub shape: Shape,
 }
 

@@ -10,12 +10,12 @@ pub fn check(sources: &Sources) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Source;
+    use super::super::SourceFile;
     use super::*;
 
     #[test]
     fn a_file_without_a_header_is_found() {
-        let source = |text: &str| Source { path: "a.rs".into(), text: text.into() };
+        let source = |text: &str| SourceFile { path: "a.rs".into(), text: text.into() };
         assert_eq!(check(&Sources(vec![source("//! Says.\n"), source("fn main() {}\n")])).len(), 1);
     }
 }

@@ -100,7 +100,7 @@ impl<'ast> Visit<'ast> for Functions {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Source;
+    use super::super::SourceFile;
     use super::*;
 
     #[test]
@@ -108,7 +108,7 @@ mod tests {
         let long = "//! x\n".to_owned() + &"const A: u8 = 0;\n".repeat(900);
         let tests =
             "//! x\n#[cfg(test)]\nmod tests {\n".to_owned() + &"const A: u8 = 0;\n".repeat(900) + "}\n";
-        let source = |path: &str, text: String| Source { path: path.into(), text };
+        let source = |path: &str, text: String| SourceFile { path: path.into(), text };
         let broken = check(&Sources(vec![source("tests.txt", tests)])).unwrap();
         assert!(broken.is_empty(), "{broken:?}");
         let broken = check(&Sources(vec![source("long.rs", long)])).unwrap();
@@ -119,7 +119,7 @@ mod tests {
     fn too_many_long_functions_are_listed() {
         let body = "    let _ = 0;\n".repeat(80);
         let text = format!("//! x\nfn long() {{\n{body}}}\nfn short() {{}}\n");
-        let broken = check(&Sources(vec![Source { path: "a.rs".into(), text }])).unwrap();
+        let broken = check(&Sources(vec![SourceFile { path: "a.rs".into(), text }])).unwrap();
         assert!(broken.iter().any(|b| b.contains("long: 82 lines")), "{broken:?}");
     }
 }

@@ -35,7 +35,7 @@ pub fn run(root: &Path) -> Result<()> {
 }
 
 /// A Rust file of the source tree.
-pub struct Source {
+pub struct SourceFile {
     /// Path relative to the root.
     pub path: PathBuf,
     /// Content of the file.
@@ -43,7 +43,7 @@ pub struct Source {
 }
 
 /// All Rust files of the source tree.
-pub struct Sources(pub Vec<Source>);
+pub struct Sources(pub Vec<SourceFile>);
 
 impl Sources {
     fn read(root: &Path) -> Result<Self> {
@@ -56,14 +56,14 @@ impl Sources {
             let entry = entry?;
             if entry.path().extension().is_some_and(|e| e == "rs") {
                 let path = entry.path().strip_prefix(root)?.to_owned();
-                sources.push(Source { text: std::fs::read_to_string(entry.path())?, path });
+                sources.push(SourceFile { text: std::fs::read_to_string(entry.path())?, path });
             }
         }
         Ok(Self(sources))
     }
 }
 
-impl Source {
+impl SourceFile {
     /// Whether the file holds tests, whose length is not checked.
     pub fn is_test(&self) -> bool {
         self.path.components().any(|c| matches!(c.as_os_str().to_str(), Some("tests" | "benches")))

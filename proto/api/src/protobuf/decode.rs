@@ -24,7 +24,7 @@ const MAX_DEPTH: usize = 100;
 ///
 /// # Errors
 ///
-/// If the bytes are not a message of that kind.
+/// Fails if the bytes are not a message of that kind.
 pub fn message(schema: Schema, raw: &[u8]) -> Result<Node, Error> {
     Ok(Node::Object(members(schema.id(), raw, 0)?))
 }

@@ -36,7 +36,7 @@ pub struct Envelope<'a> {
 ///
 /// # Errors
 ///
-/// If magic bytes or message are missing, or the wrapper is not protobuf.
+/// Fails if magic bytes or message are missing, or the wrapper is not protobuf.
 pub fn envelope(body: &[u8]) -> Result<Envelope<'_>, Error> {
     if body.is_empty() {
         return Err(Error::Empty("data"));

@@ -28,10 +28,10 @@ pub fn canonical(text: &str, decimals: usize) -> Result<String, String> {
     Ok(format!("{whole}.{micros:06}Z"))
 }
 
-type Complaint<'a> = (&'a str, Option<&'static str>);
+type Deviation<'a> = (&'a str, Option<&'static str>);
 
 /// Follows the layout element by element; the error says where the text deviates from it.
-fn check(text: &str, decimals: usize) -> Result<(), Complaint<'_>> {
+fn check(text: &str, decimals: usize) -> Result<(), Deviation<'_>> {
     let mut rest = text;
     for (digits, element, after) in
         [(4, "2006", "-"), (2, "01", "-"), (2, "02", "T"), (2, "15", ":"), (2, "04", ":"), (2, "05", "")]

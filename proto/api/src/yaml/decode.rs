@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::Document;
 use super::resolve::{Scalar, resolve};
-use super::tree::{Id, Kind, Tree};
+use super::tree::{Id, NodeKind, Tree};
 use crate::go;
 use crate::json::{MAX_DEPTH, Node};
 
@@ -30,7 +30,7 @@ type Members = BTreeMap<String, Node>;
 ///
 /// # Errors
 ///
-/// As [`super::parse`].
+/// Fails as [`super::parse`] does.
 pub(super) fn decode(tree: &Tree, alias_bytes: usize) -> Result<Document, String> {
     let mut decoder = Decoder {
         tree,
@@ -63,14 +63,14 @@ impl Decoder<'_> {
     fn value(&mut self, id: Id, depth: usize) -> Result<Node, String> {
         self.count(id, depth)?;
         match &self.tree.nodes[id].kind {
-            Kind::Scalar { text, tag, plain } => json(scalar(text, tag, *plain)?),
-            Kind::Alias { .. } => self.follow(id, |decoder, of| decoder.value(of, depth + 1)),
-            Kind::Sequence(items) => {
+            NodeKind::Scalar { text, tag, plain } => json(scalar(text, tag, *plain)?),
+            NodeKind::Alias { .. } => self.follow(id, |decoder, of| decoder.value(of, depth + 1)),
+            NodeKind::Sequence(items) => {
                 let items: Result<Vec<Node>, String> =
                     items.iter().map(|item| self.value(*item, depth + 1)).collect();
                 items.map(Node::Array)
             }
-            Kind::Mapping(_) => {
+            NodeKind::Mapping(_) => {
                 let mut members = Members::new();
                 self.members(id, depth, &mut members)?;
                 Ok(Node::Object(members.into_iter().collect()))
@@ -80,7 +80,7 @@ impl Decoder<'_> {
 
     /// Adds the members of a mapping in order; a member that exists already is replaced.
     fn members(&mut self, id: Id, depth: usize, into: &mut Members) -> Result<(), String> {
-        let Kind::Mapping(children) = &self.tree.nodes[id].kind else { return Err(want_map()) };
+        let NodeKind::Mapping(children) = &self.tree.nodes[id].kind else { return Err(want_map()) };
         for pair in children.chunks_exact(2) {
             if self.is_merge(pair[0]) {
                 self.merge(pair[1], depth + 1, into)?;
@@ -106,7 +106,9 @@ impl Decoder<'_> {
 
     fn is_merge(&self, id: Id) -> bool {
         match &self.tree.nodes[id].kind {
-            Kind::Scalar { text, tag, plain } => text == "<<" && (*plain || tag == "tag:yaml.org,2002:merge"),
+            NodeKind::Scalar { text, tag, plain } => {
+                text == "<<" && (*plain || tag == "tag:yaml.org,2002:merge")
+            }
             _ => false,
         }
     }
@@ -114,24 +116,23 @@ impl Decoder<'_> {
     /// Merges the value of `<<`: a mapping, or a list of mappings of which the first wins.
     fn merge(&mut self, id: Id, depth: usize, into: &mut Members) -> Result<(), String> {
         match &self.tree.nodes[id].kind {
-            Kind::Mapping(_) | Kind::Alias { .. } => self.merge_one(id, depth, into),
-            Kind::Sequence(items) => {
+            NodeKind::Mapping(_) | NodeKind::Alias { .. } => self.merge_one(id, depth, into),
+            NodeKind::Sequence(items) => {
                 items.iter().rev().try_for_each(|item| self.merge_one(*item, depth, into))
             }
-            Kind::Scalar { .. } => Err(want_map()),
+            NodeKind::Scalar { .. } => Err(want_map()),
         }
     }
 
     fn merge_one(&mut self, id: Id, depth: usize, into: &mut Members) -> Result<(), String> {
         self.count(id, depth)?;
         match &self.tree.nodes[id].kind {
-            Kind::Mapping(_) => self.members(id, depth, into),
-            Kind::Alias { of, .. } if matches!(self.tree.nodes[*of].kind, Kind::Mapping(_)) => {
-                self.follow(id, |decoder, of| {
+            NodeKind::Mapping(_) => self.members(id, depth, into),
+            NodeKind::Alias { of, .. } if matches!(self.tree.nodes[*of].kind, NodeKind::Mapping(_)) => self
+                .follow(id, |decoder, of| {
                     decoder.count(of, depth + 1)?;
                     decoder.members(of, depth + 1, into)
-                })
-            }
+                }),
             _ => Err(want_map()),
         }
     }
@@ -141,7 +142,7 @@ impl Decoder<'_> {
         id: Id,
         with: impl FnOnce(&mut Self, Id) -> Result<T, String>,
     ) -> Result<T, String> {
-        let Kind::Alias { name, of } = &self.tree.nodes[id].kind else { return Err(want_map()) };
+        let NodeKind::Alias { name, of } = &self.tree.nodes[id].kind else { return Err(want_map()) };
         if self.followed.contains(&id) {
             return Err(format!("yaml: anchor '{name}' value contains itself"));
         }
@@ -155,10 +156,10 @@ impl Decoder<'_> {
     fn key(&mut self, id: Id, depth: usize) -> Result<(String, String), String> {
         self.count(id, depth)?;
         let resolved = match &self.tree.nodes[id].kind {
-            Kind::Scalar { text, tag, plain } => scalar(text, tag, *plain)?,
-            Kind::Alias { .. } => return self.follow(id, |decoder, of| decoder.key(of, depth + 1)),
-            Kind::Sequence(_) => return Err("yaml: invalid map key: []interface {}{...}".into()),
-            Kind::Mapping(_) => {
+            NodeKind::Scalar { text, tag, plain } => scalar(text, tag, *plain)?,
+            NodeKind::Alias { .. } => return self.follow(id, |decoder, of| decoder.key(of, depth + 1)),
+            NodeKind::Sequence(_) => return Err("yaml: invalid map key: []interface {}{...}".into()),
+            NodeKind::Mapping(_) => {
                 return Err("yaml: invalid map key: map[interface {}]interface {}{...}".into());
             }
         };
@@ -196,7 +197,7 @@ impl Decoder<'_> {
         if !self.followed.is_empty() {
             self.from_aliases += 1;
             let bytes = match &self.tree.nodes[id].kind {
-                Kind::Scalar { text, .. } => 1 + text.len(),
+                NodeKind::Scalar { text, .. } => 1 + text.len(),
                 _ => 2,
             };
             let left = self.alias_bytes.checked_sub(bytes);

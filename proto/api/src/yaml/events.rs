@@ -12,7 +12,7 @@ use unsafe_libyaml_norway as unsafe_libyaml;
 
 /// An event of the parser; the ends of the stream, documents, sequences and mappings are events too.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(super) enum ParserEvent {
     StreamStart,
     StreamEnd,
     /// `minor` is the version from a `%YAML 1.minor` before the document; `None` without one.
@@ -65,7 +65,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Returns the next event and the line, counted from 0, on which it starts.
-    pub(super) fn next(&mut self) -> Result<(Event, u64), String> {
+    pub(super) fn next(&mut self) -> Result<(ParserEvent, u64), String> {
         let mut event = MaybeUninit::<unsafe_libyaml::yaml_event_t>::uninit();
         // SAFETY: `parse` writes the event where it succeeds; it is read by its type alone and deleted once.
         unsafe {
@@ -110,24 +110,24 @@ impl Drop for Parser<'_> {
 /// # Safety
 ///
 /// The event must have been written by `yaml_parser_parse` and not have been deleted.
-unsafe fn copy(event: &unsafe_libyaml::yaml_event_t) -> Event {
+unsafe fn copy(event: &unsafe_libyaml::yaml_event_t) -> ParserEvent {
     // SAFETY: the field of the union is the one of the event's type; its strings end with a zero byte.
     unsafe {
         match event.type_ {
-            unsafe_libyaml::YAML_STREAM_START_EVENT => Event::StreamStart,
+            unsafe_libyaml::YAML_STREAM_START_EVENT => ParserEvent::StreamStart,
             unsafe_libyaml::YAML_DOCUMENT_START_EVENT => {
                 let version = event.data.document_start.version_directive;
-                Event::DocumentStart { minor: (!version.is_null()).then(|| (*version).minor) }
+                ParserEvent::DocumentStart { minor: (!version.is_null()).then(|| (*version).minor) }
             }
-            unsafe_libyaml::YAML_DOCUMENT_END_EVENT => Event::DocumentEnd,
+            unsafe_libyaml::YAML_DOCUMENT_END_EVENT => ParserEvent::DocumentEnd,
             unsafe_libyaml::YAML_ALIAS_EVENT => {
-                Event::Alias { anchor: string(event.data.alias.anchor).unwrap_or_default() }
+                ParserEvent::Alias { anchor: string(event.data.alias.anchor).unwrap_or_default() }
             }
             unsafe_libyaml::YAML_SCALAR_EVENT => {
                 let scalar = event.data.scalar;
                 let length = usize::try_from(scalar.length).unwrap_or_default();
                 let bytes = ptr::slice_from_raw_parts(scalar.value.cast_const(), length);
-                Event::Scalar {
+                ParserEvent::Scalar {
                     anchor: string(scalar.anchor),
                     tag: string(scalar.tag),
                     text: String::from_utf8_lossy(&*bytes).into_owned(),
@@ -135,14 +135,14 @@ unsafe fn copy(event: &unsafe_libyaml::yaml_event_t) -> Event {
                 }
             }
             unsafe_libyaml::YAML_SEQUENCE_START_EVENT => {
-                Event::SequenceStart { anchor: string(event.data.sequence_start.anchor) }
+                ParserEvent::SequenceStart { anchor: string(event.data.sequence_start.anchor) }
             }
-            unsafe_libyaml::YAML_SEQUENCE_END_EVENT => Event::SequenceEnd,
+            unsafe_libyaml::YAML_SEQUENCE_END_EVENT => ParserEvent::SequenceEnd,
             unsafe_libyaml::YAML_MAPPING_START_EVENT => {
-                Event::MappingStart { anchor: string(event.data.mapping_start.anchor) }
+                ParserEvent::MappingStart { anchor: string(event.data.mapping_start.anchor) }
             }
-            unsafe_libyaml::YAML_MAPPING_END_EVENT => Event::MappingEnd,
-            _ => Event::StreamEnd,
+            unsafe_libyaml::YAML_MAPPING_END_EVENT => ParserEvent::MappingEnd,
+            _ => ParserEvent::StreamEnd,
         }
     }
 }

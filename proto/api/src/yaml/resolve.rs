@@ -35,7 +35,7 @@ static TIME: LazyLock<Option<Regex>> = LazyLock::new(|| {
 ///
 /// # Errors
 ///
-/// If the text is not of the tag's type.
+/// Fails if the text is not of the tag's type.
 pub(super) fn resolve(tag: &str, text: &str) -> Result<Scalar, String> {
     let short = tag.strip_prefix(PREFIX);
     match (tag, short) {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::events::{Event, Parser};
+use super::events::{Parser, ParserEvent};
 use crate::json::MAX_DEPTH;
 
 /// The index of a node in [`Tree::nodes`].
@@ -11,7 +11,7 @@ pub(super) type Id = usize;
 
 /// The kind and content of a node.
 #[derive(Clone, Debug)]
-pub(super) enum Kind {
+pub(super) enum NodeKind {
     /// A scalar; `plain` is false for quoted, literal and folded scalars and for scalars with a tag.
     Scalar { text: String, tag: String, plain: bool },
     /// A reference to the node with this anchor.
@@ -25,7 +25,7 @@ pub(super) enum Kind {
 /// One node and the line, counted from 0, on which it starts.
 #[derive(Clone, Debug)]
 pub(super) struct TreeNode {
-    pub(super) kind: Kind,
+    pub(super) kind: NodeKind,
     pub(super) line: u64,
 }
 
@@ -43,12 +43,12 @@ pub(super) fn read(text: &[u8]) -> Result<Option<Tree>, String> {
     loop {
         match parser.next()? {
             // go-yaml reads YAML 1.1 and no later version.
-            (Event::DocumentStart { minor: Some(2..) }, _) => {
+            (ParserEvent::DocumentStart { minor: Some(2..) }, _) => {
                 return Err("yaml: found incompatible YAML document".into());
             }
-            (Event::StreamStart | Event::DocumentStart { .. }, _) => {}
-            (Event::StreamEnd, _) => return Ok(None),
-            (Event::DocumentEnd, _) => {
+            (ParserEvent::StreamStart | ParserEvent::DocumentStart { .. }, _) => {}
+            (ParserEvent::StreamEnd, _) => return Ok(None),
+            (ParserEvent::DocumentEnd, _) => {
                 return Ok(builder.root.map(|root| Tree { nodes: builder.nodes, root }));
             }
             (event, line) => builder.add(event, line)?,
@@ -66,18 +66,18 @@ struct Builder {
 }
 
 impl Builder {
-    fn add(&mut self, event: Event, line: u64) -> Result<(), String> {
+    fn add(&mut self, event: ParserEvent, line: u64) -> Result<(), String> {
         let (kind, anchor, opens) = match event {
-            Event::Scalar { anchor, tag, text, plain } => {
-                (Kind::Scalar { text, tag: tag.unwrap_or_default(), plain }, anchor, false)
+            ParserEvent::Scalar { anchor, tag, text, plain } => {
+                (NodeKind::Scalar { text, tag: tag.unwrap_or_default(), plain }, anchor, false)
             }
-            Event::Alias { anchor } => {
+            ParserEvent::Alias { anchor } => {
                 let of = self.anchors.get(&anchor).copied();
                 let of = of.ok_or_else(|| format!("yaml: unknown anchor '{anchor}' referenced"))?;
-                (Kind::Alias { name: anchor, of }, None, false)
+                (NodeKind::Alias { name: anchor, of }, None, false)
             }
-            Event::SequenceStart { anchor } => (Kind::Sequence(Vec::new()), anchor, true),
-            Event::MappingStart { anchor } => (Kind::Mapping(Vec::new()), anchor, true),
+            ParserEvent::SequenceStart { anchor } => (NodeKind::Sequence(Vec::new()), anchor, true),
+            ParserEvent::MappingStart { anchor } => (NodeKind::Mapping(Vec::new()), anchor, true),
             _ => {
                 self.open.pop();
                 return Ok(());
@@ -89,7 +89,7 @@ impl Builder {
             self.anchors.insert(anchor, id);
         }
         match self.open.last().map(|holder| &mut self.nodes[*holder].kind) {
-            Some(Kind::Sequence(children) | Kind::Mapping(children)) => children.push(id),
+            Some(NodeKind::Sequence(children) | NodeKind::Mapping(children)) => children.push(id),
             _ => self.root = Some(id),
         }
         if opens {

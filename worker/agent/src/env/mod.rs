@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource};
 use worker_volumes::ObjectSource;
-use worker_volumes::fields::PodFields;
+use worker_volumes::pod_fields::PodFields;
 
 use crate::pod;
 use crate::services::Services;

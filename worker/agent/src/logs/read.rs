@@ -19,7 +19,7 @@ const BLOCK_BYTES: u64 = 64 << 10;
 
 /// Options of a log request.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct LogOptions {
     /// Whether to continue until the container ends.
     pub follow: bool,
     /// Number of last lines to read; `None` for all.
@@ -122,7 +122,7 @@ fn tail_start(file: &mut std::fs::File, lines: u64) -> std::io::Result<(u64, u64
 
 /// Sends the log to `out` in chunks until the log ends or the receiver closes. While following, `ended` is
 /// called about once a second and returns whether the container has ended.
-pub async fn stream<F, Fut>(log: PathBuf, options: Options, out: mpsc::Sender<Bytes>, ended: F)
+pub async fn stream<F, Fut>(log: PathBuf, options: LogOptions, out: mpsc::Sender<Bytes>, ended: F)
 where
     F: Fn() -> Fut + Send,
     Fut: Future<Output = bool> + Send,
@@ -243,7 +243,7 @@ impl Reader {
 }
 
 struct Sink {
-    options: Options,
+    options: LogOptions,
     left: u64,
     at_line_start: bool,
     out: mpsc::Sender<Bytes>,
@@ -291,7 +291,7 @@ mod tests {
         format!("2026-01-01T00:00:{second:02}.000000000Z stdout F {text}\n")
     }
 
-    async fn read(log: &Path, options: Options) -> String {
+    async fn read(log: &Path, options: LogOptions) -> String {
         let (out, mut chunks) = mpsc::channel(64);
         let reading = tokio::spawn(stream(log.to_path_buf(), options, out, || async { true }));
         let mut text = Vec::new();
@@ -314,8 +314,8 @@ mod tests {
     async fn rotated_files_come_first_and_parts_are_joined() {
         let dir = tempfile::tempdir().unwrap();
         let log = log_with(dir.path());
-        assert_eq!(read(&log, Options::default()).await, "a\nb\ncd\ne\n");
-        let tail = |lines| Options { tail_lines: Some(lines), ..Default::default() };
+        assert_eq!(read(&log, LogOptions::default()).await, "a\nb\ncd\ne\n");
+        let tail = |lines| LogOptions { tail_lines: Some(lines), ..Default::default() };
         assert_eq!(read(&log, tail(1)).await, "e\n");
         assert_eq!(read(&log, tail(4)).await, "b\ncd\ne\n");
         assert_eq!(read(&log, tail(0)).await, "");
@@ -327,9 +327,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = log_with(dir.path());
         let since = Some("2026-01-01T00:00:04Z".parse().unwrap());
-        let options = Options { since, timestamps: true, ..Default::default() };
+        let options = LogOptions { since, timestamps: true, ..Default::default() };
         assert_eq!(read(&log, options).await, "2026-01-01T00:00:04.000000000Z e\n");
-        assert_eq!(read(&log, Options { limit_bytes: Some(3), ..Default::default() }).await, "a\nb");
+        assert_eq!(read(&log, LogOptions { limit_bytes: Some(3), ..Default::default() }).await, "a\nb");
     }
 
     #[tokio::test]
@@ -340,7 +340,7 @@ mod tests {
         let ended = Arc::new(AtomicBool::new(false));
         let (out, mut chunks) = mpsc::channel(64);
         let asked = ended.clone();
-        let options = Options { follow: true, ..Default::default() };
+        let options = LogOptions { follow: true, ..Default::default() };
         let reading = tokio::spawn(stream(log.clone(), options, out, move || {
             let ended = asked.load(Ordering::SeqCst);
             async move { ended }

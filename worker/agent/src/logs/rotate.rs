@@ -68,7 +68,7 @@ async fn rotate(context: &Context, id: &str, log: &Path) -> Result<(), Error> {
         log.with_file_name(format!("{}.{stamp}", log.file_name().unwrap_or_default().to_string_lossy()));
     debug!(log = %log.display(), "rotating");
     std::fs::rename(log, &moved).map_err(|e| Error::io("rename", log, e))?;
-    let mut put_back = PutBack { moved: &moved, log, needed: true };
+    let mut put_back = RenameGuard { moved: &moved, log, needed: true };
     context.cri.reopen_container_log(id).await?;
     put_back.needed = false;
     remove_oldest(log, context.config.log_max_files);
@@ -77,13 +77,13 @@ async fn rotate(context: &Context, id: &str, log: &Path) -> Result<(), Error> {
 
 /// Renames a log back when dropped, unless `needed` is false: the runtime was not told to reopen it, or did
 /// not answer, and still writes to the renamed file.
-struct PutBack<'a> {
+struct RenameGuard<'a> {
     moved: &'a Path,
     log: &'a Path,
     needed: bool,
 }
 
-impl Drop for PutBack<'_> {
+impl Drop for RenameGuard<'_> {
     fn drop(&mut self) {
         // The runtime may have opened a new file before its answer was lost: both files are kept then.
         if self.needed

@@ -80,8 +80,8 @@ pub async fn watch(
         };
         match answer {
             Ok(Ok(status)) => monitor.note(&status.status.unwrap_or_default().conditions),
-            Ok(Err(error)) => warn!(%error, "the container runtime does not tell its status"),
-            Err(_) => warn!("the container runtime does not tell its status in time"),
+            Ok(Err(error)) => warn!(%error, "the container runtime does not report its status"),
+            Err(_) => warn!("the container runtime does not report its status in time"),
         }
         let verdict = monitor.verdict(Instant::now(), *relist.0.borrow());
         if *health.borrow() != verdict {

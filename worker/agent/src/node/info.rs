@@ -80,14 +80,14 @@ fn proc_value(path: &str, key: &str) -> Option<u64> {
 
 /// Free space of a file system.
 #[derive(Clone, Copy, Debug)]
-pub struct Disk {
+pub struct FileSystemSpace {
     /// Bytes that unprivileged users can still use, and bytes they can use in total.
     pub bytes: (u64, u64),
     /// Free inodes and total inodes; both 0 if the file system has no fixed number.
     pub inodes: (u64, u64),
 }
 
-impl Disk {
+impl FileSystemSpace {
     /// Returns whether less than these percentages of bytes or inodes are free.
     pub fn below(&self, bytes_percent: u64, inodes_percent: u64) -> bool {
         let low = |(free, total): (u64, u64), percent| free < total / 100 * percent;
@@ -96,12 +96,12 @@ impl Disk {
 }
 
 /// Returns the free space of the file system that holds `path`; `None` if it cannot be read.
-pub fn disk(path: &Path) -> Option<Disk> {
+pub fn disk(path: &Path) -> Option<FileSystemSpace> {
     let stat = statvfs(path).ok()?;
     let block = stat.fragment_size();
     let reserved = stat.blocks_free().saturating_sub(stat.blocks_available());
     let total = stat.blocks().saturating_sub(reserved);
-    Some(Disk {
+    Some(FileSystemSpace {
         bytes: (stat.blocks_available().saturating_mul(block), total.saturating_mul(block)),
         inodes: (stat.files_available(), stat.files()),
     })
@@ -109,7 +109,7 @@ pub fn disk(path: &Path) -> Option<Disk> {
 
 /// Returns the available bytes of memory, and the free space of the root directory's disk; `None` for values
 /// that cannot be read.
-pub fn pressure(config: &AgentConfig) -> (Option<u64>, Option<Disk>) {
+pub fn pressure(config: &AgentConfig) -> (Option<u64>, Option<FileSystemSpace>) {
     let memory = proc_value("/proc/meminfo", "MemAvailable:").map(|kib| kib * 1024);
     (memory, disk(&config.root_dir))
 }

@@ -8,14 +8,15 @@ use k8s_openapi::api::core::v1::{
 };
 use serde_json::{Value, json};
 
-use super::info::{self, Disk};
+use super::info::{self, FileSystemSpace};
 use crate::clock;
 use crate::context::Context;
 
 /// Maximum number of images reported, largest first, as in kubelet.
 const MAX_IMAGES: usize = 50;
 const MAX_NAMES: usize = 5;
-/// kubelet's hard eviction thresholds: the node is under pressure below them.
+/// kubelet's hard eviction thresholds: a node with less memory, disk space, inodes or image disk space
+/// available than these is under pressure.
 const MIN_MEMORY_BYTES: u64 = 100 << 20;
 const MIN_DISK_PERCENT: u64 = 10;
 const MIN_INODES_PERCENT: u64 = 5;
@@ -69,7 +70,7 @@ async fn images(context: &Context) -> Vec<ContainerImage> {
 }
 
 /// Returns the disk that holds images; `None` if the runtime does not report it.
-async fn image_disk(context: &Context) -> Option<Disk> {
+async fn image_disk(context: &Context) -> Option<FileSystemSpace> {
     let answer = tokio::time::timeout(PATIENCE, context.cri.image_fs_info()).await.ok()?.ok()?;
     let id = answer.image_filesystems.into_iter().next()?.fs_id?;
     info::disk(std::path::Path::new(&id.mountpoint))
@@ -79,8 +80,9 @@ async fn conditions(context: &Context, old: Option<&Node>) -> Vec<NodeCondition>
     let (memory, disk) = info::pressure(&context.config);
     let low_memory = memory.is_some_and(|bytes| bytes < MIN_MEMORY_BYTES);
     let image_disk = image_disk(context).await;
-    let low =
-        |disk: &Option<Disk>, bytes, inodes| disk.as_ref().is_some_and(|disk| disk.below(bytes, inodes));
+    let low = |disk: &Option<FileSystemSpace>, bytes, inodes| {
+        disk.as_ref().is_some_and(|disk| disk.below(bytes, inodes))
+    };
     let low_disk = low(&disk, MIN_DISK_PERCENT, MIN_INODES_PERCENT)
         || low(&image_disk, MIN_IMAGE_DISK_PERCENT, MIN_INODES_PERCENT);
     let low_pids = info::free_pids().is_some_and(|(free, total)| free < total / 100 * MIN_PIDS_PERCENT);

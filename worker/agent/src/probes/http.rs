@@ -9,13 +9,13 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::HTTPGetAction;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use proto_env::ServerVerifier;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::worker::Outcome;
+use super::worker::ProbeOutcome;
 
 const MAX_BODY_BYTES: usize = 10 << 10;
 const MAX_REDIRECTS: usize = 10;
@@ -66,19 +66,19 @@ impl HttpRequest {
 }
 
 /// Probes once, within `timeout`, following redirects on the same host.
-pub async fn attempt(action: &HTTPGetAction, ip: &str, port: u16, timeout: Duration) -> Outcome {
+pub async fn attempt(action: &HTTPGetAction, ip: &str, port: u16, timeout: Duration) -> ProbeOutcome {
     let request = HttpRequest::from_action(action, ip, port);
     let url = format!("{}://{}{}", request.scheme, request.authority(), request.path);
     match tokio::time::timeout(timeout, follow(request)).await {
-        Ok(Ok((status, _))) if status.is_success() => Outcome::Healthy,
+        Ok(Ok((status, _))) if status.is_success() => ProbeOutcome::Healthy,
         Ok(Ok((status, location))) if status.is_redirection() => {
-            Outcome::Warning(format!("Probe terminated redirects, Response body: {location}"))
+            ProbeOutcome::Warning(format!("Probe terminated redirects, Response body: {location}"))
         }
         Ok(Ok((status, _))) => {
-            Outcome::Failed(format!("HTTP probe failed with statuscode: {}", status.as_u16()))
+            ProbeOutcome::Failed(format!("HTTP probe failed with statuscode: {}", status.as_u16()))
         }
-        Ok(Err(error)) => Outcome::Failed(format!("Get \"{url}\": {error}")),
-        Err(_) => Outcome::Failed(format!(
+        Ok(Err(error)) => ProbeOutcome::Failed(format!("Get \"{url}\": {error}")),
+        Err(_) => ProbeOutcome::Failed(format!(
             "Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
         )),
     }
@@ -148,52 +148,15 @@ async fn exchange(
     Ok((status, location))
 }
 
+/// Returns a configuration that accepts any certificate: a probe checks that the server answers, not its
+/// identity.
 fn unchecked_tls() -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = Arc::new(Unchecked(provider.clone()));
+    let verifier = Arc::new(ServerVerifier::new(&provider, |_, _, _, _| Ok(())));
     Ok(ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth())
-}
-
-/// Accepts any certificate: a probe checks that the server answers, not its identity.
-#[derive(Debug)]
-struct Unchecked(Arc<rustls::crypto::CryptoProvider>);
-
-impl ServerCertVerifier for Unchecked {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

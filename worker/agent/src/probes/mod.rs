@@ -33,16 +33,16 @@ pub struct ContainerHealth {
 
 /// The kinds of probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// startupProbe
+pub enum ProbeKind {
+    /// The container's `startupProbe`.
     Startup,
-    /// readinessProbe
+    /// The container's `readinessProbe`.
     Readiness,
-    /// livenessProbe
+    /// The container's `livenessProbe`.
     Liveness,
 }
 
-impl Kind {
+impl ProbeKind {
     /// Returns the name used in events.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -55,7 +55,7 @@ impl Kind {
 
 /// A running container to be probed.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct ProbeTarget {
     /// The container's pod.
     pub pod: Arc<Pod>,
     /// The container's specification.
@@ -100,7 +100,7 @@ impl Probes {
 
     /// Makes the probed containers of a pod exactly `targets`: starts probes of new containers, stops those
     /// of others.
-    pub fn reconcile(&self, pod_uid: &str, targets: Vec<Target>) {
+    pub fn reconcile(&self, pod_uid: &str, targets: Vec<ProbeTarget>) {
         let ids: BTreeSet<&str> = targets.iter().map(|t| t.id.as_str()).collect();
         let mut containers = self.lock();
         containers.retain(|id, running| {
@@ -128,18 +128,18 @@ impl Probes {
         }
     }
 
-    fn spawn_all(&self, target: &Target, running: &Running) {
+    fn spawn_all(&self, target: &ProbeTarget, running: &Running) {
         let probes = [
-            (Kind::Startup, &target.container.startup_probe),
-            (Kind::Readiness, &target.container.readiness_probe),
-            (Kind::Liveness, &target.container.liveness_probe),
+            (ProbeKind::Startup, &target.container.startup_probe),
+            (ProbeKind::Readiness, &target.container.readiness_probe),
+            (ProbeKind::Liveness, &target.container.liveness_probe),
         ];
         for (kind, probe) in probes {
             let Some(probe) = probe.clone() else { continue };
-            if kind == Kind::Startup && target.known.startup == Some(true) {
+            if kind == ProbeKind::Startup && target.known.startup == Some(true) {
                 continue;
             }
-            let stop = if kind == Kind::Readiness { &running.stop } else { &running.stop_killers };
+            let stop = if kind == ProbeKind::Readiness { &running.stop } else { &running.stop_killers };
             let (probes, target, stop) = (self.clone(), target.clone(), stop.clone());
             let started = running.started.subscribe();
             tokio::spawn(supervise("agent-probe", move || {
@@ -171,20 +171,20 @@ impl Probes {
     }
 
     /// Records a result and wakes the pod's worker if the result has changed.
-    fn report(&self, target: &Target, kind: Kind, healthy: bool) {
+    fn report(&self, target: &ProbeTarget, kind: ProbeKind, healthy: bool) {
         let uid = {
             let mut containers = self.lock();
             let Some(running) = containers.get_mut(&target.id) else { return };
             let slot = match kind {
-                Kind::Startup => &mut running.health.startup,
-                Kind::Readiness => &mut running.health.readiness,
-                Kind::Liveness => &mut running.health.liveness,
+                ProbeKind::Startup => &mut running.health.startup,
+                ProbeKind::Readiness => &mut running.health.readiness,
+                ProbeKind::Liveness => &mut running.health.liveness,
             };
             if *slot == Some(healthy) {
                 return;
             }
             *slot = Some(healthy);
-            if kind == Kind::Startup && healthy {
+            if kind == ProbeKind::Startup && healthy {
                 running.started.send_replace(true);
             }
             running.pod_uid.clone()

@@ -6,14 +6,14 @@ use http::uri::PathAndQuery;
 use tokio::net::TcpStream;
 use tonic::transport::Endpoint;
 
-use super::worker::Outcome;
+use super::worker::ProbeOutcome;
 
 /// Probes once by opening a TCP connection within `timeout`.
-pub async fn attempt(host: &str, port: u16, timeout: Duration) -> Outcome {
+pub async fn attempt(host: &str, port: u16, timeout: Duration) -> ProbeOutcome {
     match tokio::time::timeout(timeout, TcpStream::connect((host, port))).await {
-        Ok(Ok(_)) => Outcome::Healthy,
-        Ok(Err(error)) => Outcome::Failed(format!("dial tcp {host}:{port}: {error}")),
-        Err(_) => Outcome::Failed(format!("dial tcp {host}:{port}: i/o timeout")),
+        Ok(Ok(_)) => ProbeOutcome::Healthy,
+        Ok(Err(error)) => ProbeOutcome::Failed(format!("dial tcp {host}:{port}: {error}")),
+        Err(_) => ProbeOutcome::Failed(format!("dial tcp {host}:{port}: i/o timeout")),
     }
 }
 
@@ -32,7 +32,7 @@ struct HealthCheckResponse {
 const SERVING: i32 = 1;
 
 /// Probes once by calling grpc.health.v1.Health/Check within `timeout`.
-pub async fn grpc(host: &str, port: u16, service: &str, timeout: Duration) -> Outcome {
+pub async fn grpc(host: &str, port: u16, service: &str, timeout: Duration) -> ProbeOutcome {
     let check = async {
         let endpoint = Endpoint::from_shared(format!("http://{host}:{port}")).map_err(|e| e.to_string())?;
         let channel =
@@ -49,9 +49,9 @@ pub async fn grpc(host: &str, port: u16, service: &str, timeout: Duration) -> Ou
         Ok::<i32, String>(answer.into_inner().status)
     };
     match tokio::time::timeout(timeout, check).await {
-        Ok(Ok(SERVING)) => Outcome::Healthy,
-        Ok(Ok(status)) => Outcome::Failed(format!("service unhealthy (responded with {status})")),
-        Ok(Err(message)) => Outcome::Failed(message),
-        Err(_) => Outcome::Failed("timeout: health rpc did not complete".to_owned()),
+        Ok(Ok(SERVING)) => ProbeOutcome::Healthy,
+        Ok(Ok(status)) => ProbeOutcome::Failed(format!("service unhealthy (responded with {status})")),
+        Ok(Err(message)) => ProbeOutcome::Failed(message),
+        Err(_) => ProbeOutcome::Failed("timeout: health rpc did not complete".to_owned()),
     }
 }

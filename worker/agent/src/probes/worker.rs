@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::verdict::Thresholds;
-use super::{Kind, Probes, Target, exec, http, tcp};
+use super::{ProbeKind, ProbeTarget, Probes, exec, http, tcp};
 use crate::clock;
 
 /// Waits between the first attempts of a readiness or startup probe that has not succeeded yet: a server
@@ -21,8 +21,8 @@ const EAGER_MILLIS: [u64; 5] = [50, 100, 200, 400, 800];
 /// Task that runs one probe of one container.
 pub struct Worker {
     pub probes: Probes,
-    pub target: Target,
-    pub kind: Kind,
+    pub target: ProbeTarget,
+    pub kind: ProbeKind,
     pub probe: Probe,
     pub started: watch::Receiver<bool>,
     pub stop: CancellationToken,
@@ -30,7 +30,7 @@ pub struct Worker {
 
 /// Result of one attempt of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum ProbeOutcome {
     /// The container is healthy.
     Healthy,
     /// The container is healthy, but the probe returned a warning.
@@ -51,7 +51,7 @@ impl Worker {
     }
 
     async fn probe_on(&mut self) {
-        if self.kind != Kind::Startup && self.started.wait_for(|started| *started).await.is_err() {
+        if self.kind != ProbeKind::Startup && self.started.wait_for(|started| *started).await.is_err() {
             return;
         }
         let seconds =
@@ -60,8 +60,8 @@ impl Worker {
         let age = Duration::from_nanos((clock::now_nanos() - self.target.started_at).max(0).unsigned_abs());
         tokio::time::sleep(initial.saturating_sub(age)).await;
         let mut thresholds = Thresholds::new(self.probe.success_threshold, self.probe.failure_threshold);
-        let known_ready = self.kind == Kind::Readiness && self.target.known.readiness == Some(true);
-        if self.kind != Kind::Liveness
+        let known_ready = self.kind == ProbeKind::Readiness && self.target.known.readiness == Some(true);
+        if self.kind != ProbeKind::Liveness
             && !known_ready
             && thresholds.success() == 1
             && self.probe_eagerly(&mut thresholds).await
@@ -78,7 +78,8 @@ impl Worker {
             self.probes.report(&self.target, self.kind, healthy);
             // A liveness or startup probe that failed is done (the container is stopped), as is a startup
             // probe that passed.
-            if (self.kind != Kind::Readiness && !healthy) || (self.kind == Kind::Startup && healthy) {
+            if (self.kind != ProbeKind::Readiness && !healthy) || (self.kind == ProbeKind::Startup && healthy)
+            {
                 return;
             }
         }
@@ -91,10 +92,10 @@ impl Worker {
             return false;
         }
         for millis in EAGER_MILLIS {
-            if matches!(self.attempt().await, Outcome::Healthy | Outcome::Warning(_)) {
+            if matches!(self.attempt().await, ProbeOutcome::Healthy | ProbeOutcome::Warning(_)) {
                 thresholds.observe(true);
                 self.probes.report(&self.target, self.kind, true);
-                if self.kind == Kind::Startup {
+                if self.kind == ProbeKind::Startup {
                     return true;
                 }
                 let period = u64::try_from(self.probe.period_seconds.unwrap_or(10)).unwrap_or(10).max(1);
@@ -110,13 +111,13 @@ impl Worker {
         let path = crate::events::container_path(&self.target.pod, &self.target.container.name);
         let kind = self.kind.as_str();
         match self.attempt().await {
-            Outcome::Healthy => true,
-            Outcome::Warning(message) => {
+            ProbeOutcome::Healthy => true,
+            ProbeOutcome::Warning(message) => {
                 let text = format!("{kind} probe warning: {message}");
                 self.probes.events.pod_warning(&self.target.pod, Some(&path), "ProbeWarning", text);
                 true
             }
-            Outcome::Failed(message) => {
+            ProbeOutcome::Failed(message) => {
                 let text = format!("{kind} probe failed: {message}");
                 self.probes.events.pod_warning(&self.target.pod, Some(&path), "Unhealthy", text);
                 false
@@ -124,7 +125,7 @@ impl Worker {
         }
     }
 
-    async fn attempt(&self) -> Outcome {
+    async fn attempt(&self) -> ProbeOutcome {
         let timeout = u64::try_from(self.probe.timeout_seconds.unwrap_or(1)).unwrap_or(1).max(1);
         let timeout = Duration::from_secs(timeout);
         if let Some(action) = &self.probe.exec {
@@ -133,13 +134,13 @@ impl Worker {
         }
         if let Some(action) = &self.probe.http_get {
             let Some(port) = resolve_port(&action.port, self.target.container.ports.as_deref()) else {
-                return Outcome::Failed(format!("couldn't find port: {:?}", action.port));
+                return ProbeOutcome::Failed(format!("couldn't find port: {:?}", action.port));
             };
             return http::attempt(action, &self.target.ip, port, timeout).await;
         }
         if let Some(action) = &self.probe.tcp_socket {
             let Some(port) = resolve_port(&action.port, self.target.container.ports.as_deref()) else {
-                return Outcome::Failed(format!("couldn't find port: {:?}", action.port));
+                return ProbeOutcome::Failed(format!("couldn't find port: {:?}", action.port));
             };
             let host = action.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(&self.target.ip);
             return tcp::attempt(host, port, timeout).await;
@@ -154,7 +155,7 @@ impl Worker {
             )
             .await;
         }
-        Outcome::Failed(format!("missing probe handler for {}", self.target.container.name))
+        ProbeOutcome::Failed(format!("missing probe handler for {}", self.target.container.name))
     }
 }
 

@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::{Body, Query, text};
 use crate::context::Context;
 use crate::cri::snapshot::{RuntimePod, is_running};
-use crate::logs::read::{Options, stream};
+use crate::logs::read::{LogOptions, stream};
 use crate::pod;
 
 const CHUNKS: usize = 64;
@@ -97,7 +97,7 @@ fn waiting_reason(context: &Context, pod: &k8s_openapi::api::core::v1::Pod, cont
         .unwrap_or_else(|| "ContainerCreating".to_owned())
 }
 
-fn options(query: &Query) -> Result<Options, String> {
+fn options(query: &Query) -> Result<LogOptions, String> {
     let number = |name: &str| -> Result<Option<u64>, String> {
         match query.first(name) {
             None | Some("") => Ok(None),
@@ -113,7 +113,7 @@ fn options(query: &Query) -> Result<Options, String> {
         (None, Some(time)) => Some(time.parse().map_err(|_| format!("invalid value for sinceTime: {time}"))?),
         (None, None) => None,
     };
-    Ok(Options {
+    Ok(LogOptions {
         follow: query.flag(&["follow"]),
         // As in kubelet, "all" means no limit.
         tail_lines: if query.first("tailLines") == Some("all") { None } else { number("tailLines")? },

@@ -27,9 +27,9 @@ pub struct Kill {
 /// Probes whose failure stops the container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailedProbe {
-    /// livenessProbe
+    /// The container's `livenessProbe`.
     Liveness,
-    /// startupProbe
+    /// The container's `startupProbe`.
     Startup,
 }
 

@@ -32,7 +32,7 @@ const MASKED_PATHS: [&str; 13] = [
 const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Inputs of a container's configuration besides the pod's specification.
-pub struct Parts {
+pub struct ContainerInputs {
     /// Image reference as the runtime knows it.
     pub image: String,
     /// Restart count of the container.
@@ -48,24 +48,24 @@ pub fn config(
     context: &Context,
     pod: &Pod,
     container: &Container,
-    parts: Parts,
+    inputs: ContainerInputs,
 ) -> Result<ContainerConfig, String> {
-    let lookup = |name: &str| parts.environment.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+    let lookup = |name: &str| inputs.environment.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
     let expand_all =
         |words: &Option<Vec<String>>| words.iter().flatten().map(|word| expand(word, lookup)).collect();
-    let mut image = image_spec(&parts.image);
+    let mut image = image_spec(&inputs.image);
     image.user_specified_image = container.image.clone().unwrap_or_default();
     let security_context = security(context, pod, container)?;
     Ok(ContainerConfig {
-        metadata: Some(ContainerMetadata { name: container.name.clone(), attempt: parts.attempt }),
+        metadata: Some(ContainerMetadata { name: container.name.clone(), attempt: inputs.attempt }),
         image: Some(image),
         command: expand_all(&container.command),
         args: expand_all(&container.args),
         working_dir: container.working_dir.clone().unwrap_or_default(),
-        mounts: parts.mounts,
+        mounts: inputs.mounts,
         labels: container_labels(pod, container),
-        annotations: annotations(pod, container, parts.attempt),
-        log_path: format!("{}/{}.log", container.name, parts.attempt),
+        annotations: annotations(pod, container, inputs.attempt),
+        log_path: format!("{}/{}.log", container.name, inputs.attempt),
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
@@ -73,7 +73,7 @@ pub fn config(
             resources: Some(resources::container_resources(pod, container, context.node_memory)),
             security_context: Some(security_context),
         }),
-        envs: parts.environment.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
+        envs: inputs.environment.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
         ..Default::default()
     })
 }

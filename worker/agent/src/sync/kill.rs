@@ -18,7 +18,7 @@ const MIN_GRACE_SECONDS: i64 = 2;
 
 /// A running container to stop.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct StopTarget {
     /// Specification of the container; only the name if the pod no longer has it.
     pub container: Container,
     /// Id of the container.
@@ -27,11 +27,11 @@ pub struct Target {
     pub ip: String,
 }
 
-fn target(context: &Context, pod: &Pod, runtime: &RuntimePod, name: &str, id: &str) -> Target {
+fn target(context: &Context, pod: &Pod, runtime: &RuntimePod, name: &str, id: &str) -> StopTarget {
     let container = pod::find_container(pod, name)
         .unwrap_or_else(|| Container { name: name.to_owned(), ..Default::default() });
     let ip = super::pod_ips(context, pod, runtime).first().cloned().unwrap_or_default();
-    Target { container, id: id.to_owned(), ip }
+    StopTarget { container, id: id.to_owned(), ip }
 }
 
 /// Stops the container that an action names, with the failed probe's own grace period if it has one.
@@ -57,7 +57,7 @@ pub async fn for_action(
 pub async fn container(
     context: &Context,
     pod: &Pod,
-    target: &Target,
+    target: &StopTarget,
     message: &str,
     grace_seconds: i64,
 ) -> Result<(), Error> {

@@ -17,12 +17,12 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use tokio::time::Instant;
 use tracing::{debug, warn};
-use worker_volumes::Mounted;
+use worker_volumes::MountedVolume;
 
 use crate::backoff::Backoff;
 use crate::context::Context;
 use crate::cri::snapshot::{RuntimePod, is_exited, is_running};
-use crate::probes::Target;
+use crate::probes::ProbeTarget;
 use crate::status::{self, Waiting};
 use crate::sync::volumes::PodVolumes;
 use crate::{Error, cgroups, clock, pod, protection, resources};
@@ -69,7 +69,7 @@ impl Default for PodState {
 
 /// Result of a sync.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum SyncOutcome {
     /// Nothing more to do now; the next sync is due at the given time, or at the next event if `None`.
     Settled(Option<Instant>),
     /// The pod has reached a final phase: everything of it that still runs must be stopped.
@@ -77,14 +77,18 @@ pub enum Outcome {
 }
 
 /// Brings the pod to its desired state, as far as possible without waiting.
-pub async fn sync(context: &Arc<Context>, state: &mut PodState, pod: &Arc<Pod>) -> Result<Outcome, Error> {
+pub async fn sync(
+    context: &Arc<Context>,
+    state: &mut PodState,
+    pod: &Arc<Pod>,
+) -> Result<SyncOutcome, Error> {
     let mut wake_at = None;
     for _ in 0..MAX_ROUNDS {
         let runtime = observe(context, state, pod).await?;
         let deadline = active_deadline(context, state, pod);
         let status = publish(context, state, pod, &runtime, false);
         if pod::is_terminal_phase(status.phase.as_deref()) {
-            return Ok(Outcome::Over);
+            return Ok(SyncOutcome::Over);
         }
         wake_at = earliest(wake_at, deadline);
         let health = context.probes.health(pod::uid(pod));
@@ -93,12 +97,12 @@ pub async fn sync(context: &Arc<Context>, state: &mut PodState, pod: &Arc<Pod>) 
             Ok(volumes) => volumes,
             Err(error) => {
                 debug!(pod = %pod::display(pod), %error, "no volumes yet");
-                return Ok(Outcome::Settled(earliest(wake_at, Some(Instant::now() + MOUNT_RETRY))));
+                return Ok(SyncOutcome::Settled(earliest(wake_at, Some(Instant::now() + MOUNT_RETRY))));
             }
         };
         wake_at = earliest(wake_at, context.objects.next_renewal(pod::uid(pod)));
         if actions == actions::Actions::default() {
-            return Ok(Outcome::Settled(wake_at));
+            return Ok(SyncOutcome::Settled(wake_at));
         }
         debug!(pod = %pod::display(pod), ?actions, "acting");
         let round = Round { context, pod, runtime: &runtime, volumes: &volumes };
@@ -108,12 +112,12 @@ pub async fn sync(context: &Arc<Context>, state: &mut PodState, pod: &Arc<Pod>) 
             let runtime = observe(context, state, pod).await?;
             let status = publish(context, state, pod, &runtime, false);
             if pod::is_terminal_phase(status.phase.as_deref()) {
-                return Ok(Outcome::Over);
+                return Ok(SyncOutcome::Over);
             }
-            return Ok(Outcome::Settled(wake_at));
+            return Ok(SyncOutcome::Settled(wake_at));
         }
     }
-    Ok(Outcome::Settled(Some(Instant::now())))
+    Ok(SyncOutcome::Settled(Some(Instant::now())))
 }
 
 /// Reads the pod's state from the runtime and the termination messages of its exited containers, and gives
@@ -141,7 +145,7 @@ pub async fn observe(context: &Context, state: &mut PodState, pod: &Arc<Pod>) ->
         let name = crate::cri::snapshot::container_name(running);
         state.waiting.remove(name);
         if let Some(container) = pod::find_container(pod, name) {
-            let target = Target {
+            let target = ProbeTarget {
                 pod: pod.clone(),
                 container,
                 id: running.id.clone(),
@@ -221,12 +225,12 @@ pub fn pod_ips(context: &Context, pod: &Pod, runtime: &RuntimePod) -> Vec<String
     if pod::spec(pod).host_network.unwrap_or(false) { context.node_ips.clone() } else { runtime.ips() }
 }
 
-/// One round of acting: the pod, its state in the runtime, and its mounted volumes.
+/// Input of one round of actions: the pod, its state in the runtime, and its mounted volumes.
 pub(crate) struct Round<'a> {
     pub context: &'a Context,
     pub pod: &'a Arc<Pod>,
     pub runtime: &'a RuntimePod,
-    pub volumes: &'a BTreeMap<String, Mounted>,
+    pub volumes: &'a BTreeMap<String, MountedVolume>,
 }
 
 impl Round<'_> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use k8s_cri::v1::{Mount, MountPropagation};
 use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
-use worker_volumes::{Mounted, PodLayout, subpath};
+use worker_volumes::{MountedVolume, PodLayout, subpath};
 
 use crate::env::expand::expand;
 use crate::{Error, hosts, pod, protection};
@@ -22,7 +22,7 @@ pub struct MountRequest {
     /// Domain of the cluster, for the hosts file.
     pub cluster_domain: String,
     /// The pod's volumes by name.
-    pub volumes: BTreeMap<String, Mounted>,
+    pub volumes: BTreeMap<String, MountedVolume>,
     /// Specification of the container.
     pub container: Container,
     /// Restart count of the container.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use k8s_cri::v1::{ContainerState, ContainerStatus, PodSandboxConfig};
 use k8s_openapi::api::core::v1::Container;
 use tokio::time::Instant;
-use worker_volumes::fields::PodFields;
+use worker_volumes::pod_fields::PodFields;
 
 use super::mounts::MountRequest;
 use super::{PodState, RETRY, Round, container, kill};
@@ -19,14 +19,14 @@ use crate::{Error, env, images, lifecycle, pod};
 
 /// A failed start of a container.
 #[derive(Debug)]
-pub struct Failure {
+pub struct StartFailure {
     /// Reason and message for the container's waiting state.
     pub waiting: Waiting,
     /// Time of the next try; `None` if only a change of the pod can help.
     pub retry_at: Option<Instant>,
 }
 
-impl Failure {
+impl StartFailure {
     fn new(reason: &str, message: impl Into<String>) -> Self {
         let waiting = Waiting { reason: reason.to_owned(), message: message.into() };
         Self { waiting, retry_at: Some(Instant::now() + RETRY) }
@@ -44,7 +44,7 @@ pub struct StartContext<'a> {
 
 impl StartContext<'_> {
     /// Starts the container; the error has the waiting state to show and the time of the next try.
-    pub async fn start(&self, state: &mut PodState, container: &Container) -> Result<(), Failure> {
+    pub async fn start(&self, state: &mut PodState, container: &Container) -> Result<(), StartFailure> {
         self.back_off(state, container)?;
         let Round { context, pod, runtime, .. } = self.round;
         let path = container_path(pod, &container.name);
@@ -52,7 +52,7 @@ impl StartContext<'_> {
             images::ensure(context, pod, container, self.config, &mut state.pulls).await.map_err(|e| {
                 let message = format!("Error: {}", e.waiting.reason);
                 context.events.pod_warning(pod, Some(&path), "Failed", message);
-                Failure { waiting: e.waiting, retry_at: e.retry_at }
+                StartFailure { waiting: e.waiting, retry_at: e.retry_at }
             })?;
         let attempt = runtime
             .container(&container.name)
@@ -61,24 +61,24 @@ impl StartContext<'_> {
             Ok(config) => config,
             Err(message) => {
                 context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {message}"));
-                return Err(Failure::new("CreateContainerConfigError", message));
+                return Err(StartFailure::new("CreateContainerConfigError", message));
             }
         };
         self.remove_unstarted(container).await.map_err(|error| {
             context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {}", error.message()));
-            Failure::new("CreateContainerError", error.message())
+            StartFailure::new("CreateContainerError", error.message())
         })?;
         let id = match context.cri.create_container(self.sandbox, config, self.config.clone()).await {
             Ok(id) => id,
             Err(error) => {
                 context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {}", error.message()));
-                return Err(Failure::new("CreateContainerError", error.message()));
+                return Err(StartFailure::new("CreateContainerError", error.message()));
             }
         };
         context.events.pod_normal(pod, Some(&path), "Created", "Container created");
         if let Err(error) = context.cri.start_container(&id).await {
             context.events.pod_warning(pod, Some(&path), "Failed", format!("Error: {}", error.message()));
-            return Err(Failure::new("RunContainerError", error.message()));
+            return Err(StartFailure::new("RunContainerError", error.message()));
         }
         context.events.pod_normal(pod, Some(&path), "Started", "Container started");
         self.post_start(container, &id).await
@@ -95,7 +95,7 @@ impl StartContext<'_> {
     }
 
     /// Checks the restart back-off (CrashLoopBackOff): each restart of an exited container waits longer.
-    fn back_off(&self, state: &mut PodState, container: &Container) -> Result<(), Failure> {
+    fn back_off(&self, state: &mut PodState, container: &Container) -> Result<(), StartFailure> {
         let Round { context, pod, runtime, .. } = self.round;
         let Some(ended) = runtime.container(&container.name).filter(|c| is_exited(c)) else { return Ok(()) };
         let hash = labels::container_hash(&container.name, container.image.as_deref().unwrap_or_default());
@@ -119,7 +119,7 @@ impl StartContext<'_> {
                 pod::display(pod)
             );
             let waiting = Waiting { reason: "CrashLoopBackOff".to_owned(), message };
-            return Err(Failure { waiting, retry_at: Some(until) });
+            return Err(StartFailure { waiting, retry_at: Some(until) });
         }
         state.restarts.step(&key, finished, now);
         Ok(())
@@ -172,11 +172,11 @@ impl StartContext<'_> {
         let mounts = mounts.map_err(|e| e.to_string())?;
         let log_dir = std::path::Path::new(&self.config.log_directory).join(&container.name);
         std::fs::create_dir_all(&log_dir).map_err(|e| e.to_string())?;
-        let parts = container::Parts { image, attempt, environment, mounts };
-        container::config(context, pod, container, parts)
+        let inputs = container::ContainerInputs { image, attempt, environment, mounts };
+        container::config(context, pod, container, inputs)
     }
 
-    async fn post_start(&self, container: &Container, id: &str) -> Result<(), Failure> {
+    async fn post_start(&self, container: &Container, id: &str) -> Result<(), StartFailure> {
         let Round { context, pod, .. } = self.round;
         let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else {
             return Ok(());
@@ -191,13 +191,16 @@ impl StartContext<'_> {
         tracing::warn!(pod = %pod::display(pod), container = container.name, message, "postStart failed");
         let path = container_path(pod, &container.name);
         context.events.pod_warning(pod, Some(&path), "FailedPostStartHook", "PostStartHook failed");
-        let target = kill::Target { container: container.clone(), id: id.to_owned(), ip: ip.to_owned() };
+        let target = kill::StopTarget { container: container.clone(), id: id.to_owned(), ip: ip.to_owned() };
         if let Err(error) =
             kill::container(context, pod, &target, "FailedPostStartHook", pod::grace_seconds(pod)).await
         {
             tracing::warn!(%error, "cannot stop the container of a failed hook");
         }
-        Err(Failure { retry_at: Some(Instant::now()), ..Failure::new("PostStartHookError", message) })
+        Err(StartFailure {
+            retry_at: Some(Instant::now()),
+            ..StartFailure::new("PostStartHookError", message)
+        })
     }
 }
 

@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::task::JoinHandle;
-use worker_volumes::fields::PodFields;
-use worker_volumes::{Mounted, PodLayout, SetUp, VolumeLock, mount_pod_volumes, unmount_pod_volumes};
+use worker_volumes::pod_fields::PodFields;
+use worker_volumes::{
+    MountedVolume, PodLayout, SetUpResult, VolumeLock, mount_pod_volumes, unmount_pod_volumes,
+};
 
 use crate::context::Context;
 use crate::{Error, pod};
@@ -18,7 +20,7 @@ use crate::{Error, pod};
 pub struct PodVolumes {
     lock: VolumeLock,
     /// All volumes of the pod by name; `None` until every one has been set up.
-    usable: Option<BTreeMap<String, Mounted>>,
+    usable: Option<BTreeMap<String, MountedVolume>>,
     /// Background task that refreshes the volumes; `None` before the first refresh.
     refresh: Option<JoinHandle<()>>,
 }
@@ -32,7 +34,7 @@ impl PodVolumes {
         context: &Arc<Context>,
         pod: &Arc<Pod>,
         ips: Vec<String>,
-    ) -> Result<BTreeMap<String, Mounted>, Error> {
+    ) -> Result<BTreeMap<String, MountedVolume>, Error> {
         if let Some(usable) = &self.usable {
             if self.refresh.as_ref().is_none_or(JoinHandle::is_finished) {
                 let (context, pod, lock) = (context.clone(), pod.clone(), self.lock.clone());
@@ -75,7 +77,7 @@ impl Drop for PodVolumes {
 }
 
 /// Sets up the volumes, or brings them up to date. Each error becomes a FailedMount event.
-async fn set_up(context: &Context, pod: &Pod, lock: &VolumeLock, ips: &[String]) -> SetUp {
+async fn set_up(context: &Context, pod: &Pod, lock: &VolumeLock, ips: &[String]) -> SetUpResult {
     let layout = PodLayout::new(&context.config.root_dir, pod::uid(pod));
     let fields =
         PodFields { pod, host_ips: &context.node_ips, pod_ips: ips, allocatable: &context.allocatable };

@@ -74,7 +74,8 @@ async fn what_runs_is_restarted_and_probed_while_masters_are_away_for_longer_tha
     world.runtime.commands_exit(0);
 
     world.api.set_away(false);
-    let renewed = |_: &crate::api::FakeApi| std::fs::read_to_string(&token).is_ok_and(|text| text != before);
+    let renewed =
+        |_: &crate::fake_api::FakeApi| std::fs::read_to_string(&token).is_ok_and(|text| text != before);
     world.api.wait("a new token", LIMIT, renewed).await;
     let counted = |pod: Option<&serde_json::Value>| {
         pod.is_some_and(|pod| pod["status"]["containerStatuses"][0]["restartCount"].as_u64() >= Some(3))
@@ -86,7 +87,7 @@ async fn what_runs_is_restarted_and_probed_while_masters_are_away_for_longer_tha
 async fn a_config_map_deleted_under_a_running_pod_stops_no_restart() {
     let world = running_world().await;
     world.api.put_object(CONFIG_MAPS, "settings", None);
-    let said = |api: &crate::api::FakeApi| {
+    let said = |api: &crate::fake_api::FakeApi| {
         api.notes().iter().any(|(reason, message)| {
             reason == "FailedMount"
                 && message

@@ -33,9 +33,9 @@ async fn a_container_that_does_not_answer_keeps_no_other_from_collection_and_rot
     }
     let log = world.runtime.container_log(&other);
     std::fs::write(&log, "more than ten bytes\n").expect("a log");
-    let rotated = |_: &crate::api::FakeApi| std::fs::metadata(&log).is_ok_and(|meta| meta.len() == 0);
+    let rotated = |_: &crate::fake_api::FakeApi| std::fs::metadata(&log).is_ok_and(|meta| meta.len() == 0);
     world.api.wait("rotation", Duration::from_secs(60), rotated).await;
-    let collected = |_: &crate::api::FakeApi| world.runtime.removed().contains(&removed);
+    let collected = |_: &crate::fake_api::FakeApi| world.runtime.removed().contains(&removed);
     world.api.wait("collection", Duration::from_secs(180), collected).await;
 }
 
@@ -96,7 +96,8 @@ async fn a_pod_on_a_file_system_that_hangs_can_be_deleted_and_others_run() {
     for name in names {
         world.api.delete_pod_gracefully(name, 1);
     }
-    let ended = |_: &crate::api::FakeApi| world.runtime.sandboxes().iter().filter(|s| s.ready()).count() == 1;
+    let ended =
+        |_: &crate::fake_api::FakeApi| world.runtime.sandboxes().iter().filter(|s| s.ready()).count() == 1;
     world.api.wait("their sandboxes stopped", limit, ended).await;
     drop(hung);
     for name in names {
@@ -118,7 +119,7 @@ async fn pulls_that_hang_or_fail_keep_no_other_image_from_being_pulled() {
         world.api.put_pod(with_image(&format!("hung{n}"), &format!("hung/image{n}:1")));
     }
     let asked =
-        |_: &crate::api::FakeApi| world.runtime.pulls().iter().any(|image| image.starts_with("hung/"));
+        |_: &crate::fake_api::FakeApi| world.runtime.pulls().iter().any(|image| image.starts_with("hung/"));
     world.api.wait("pulls", LIMIT, asked).await;
     world.api.put_pod(with_image("broken", "broken/image:1"));
     world.api.put_pod(with_image("web", "good/image:1"));
@@ -206,7 +207,7 @@ async fn errors_of_the_runtime_are_the_reason_a_container_waits() {
 
     world.runtime.fail("RunPodSandbox", Some(Status::unknown("no network")));
     world.api.put_pod(pod(json!({})));
-    let said = |api: &crate::api::FakeApi| {
+    let said = |api: &crate::fake_api::FakeApi| {
         let wanted = "Failed to create pod sandbox: rpc error: code = Unknown desc = no network";
         api.notes().iter().any(|(reason, message)| reason == "FailedCreatePodSandBox" && message == wanted)
     };

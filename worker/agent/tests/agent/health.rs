@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::api::FakeApi;
+use crate::fake_api::FakeApi;
 use crate::world::{LIMIT, World};
 
 /// Returns status and message of the node's Ready condition.

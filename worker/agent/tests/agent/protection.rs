@@ -38,7 +38,7 @@ async fn what_the_node_cannot_enforce_is_refused() {
         "Failed to create pod sandbox: can't set `spec.hostUsers: false`, runtime does not support user namespaces",
         "Failed to create pod sandbox: runtimeclass.node.k8s.io \"no\" not found",
     ] {
-        let said = |api: &crate::api::FakeApi| {
+        let said = |api: &crate::fake_api::FakeApi| {
             api.notes().contains(&("FailedCreatePodSandBox".to_owned(), message.to_owned()))
         };
         world.api.wait(message, LIMIT, said).await;

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use worker_agent::AgentConfig;
 
-use crate::api::FakeApi;
+use crate::fake_api::FakeApi;
 use crate::fake_runtime::FakeRuntime;
 
 /// Limit of waits. Tokio's clock is paused, so that waiting takes no real time.

@@ -35,7 +35,7 @@ pub(super) struct Clients {
 
 /// A connection that is counted until this value is dropped.
 #[derive(Debug)]
-pub(super) struct Admitted {
+pub(super) struct CountedConnection {
     _place: OwnedSemaphorePermit,
     client: IpAddr,
     counts: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
@@ -50,7 +50,7 @@ impl Clients {
         }
     }
 
-    /// Waits until the listener has fewer connections than its limit, and takes one.
+    /// Waits until the listener has fewer connections than its limit, and reserves one connection.
     pub(super) async fn place(&self) -> OwnedSemaphorePermit {
         match self.total.clone().acquire_owned().await {
             Ok(place) => place,
@@ -60,18 +60,18 @@ impl Clients {
     }
 
     /// Admits a connection of `client`; `None` if the client has reached its limit.
-    pub(super) fn admit(&self, place: OwnedSemaphorePermit, client: IpAddr) -> Option<Admitted> {
+    pub(super) fn admit(&self, place: OwnedSemaphorePermit, client: IpAddr) -> Option<CountedConnection> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(client).or_default();
         if self.per_client.is_some_and(|limit| *count >= limit) {
             return None;
         }
         *count += 1;
-        Some(Admitted { _place: place, client, counts: self.counts.clone() })
+        Some(CountedConnection { _place: place, client, counts: self.counts.clone() })
     }
 }
 
-impl Drop for Admitted {
+impl Drop for CountedConnection {
     fn drop(&mut self) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(&self.client) {

@@ -63,7 +63,7 @@ impl From<io::Error> for ProbeError {
 
 /// A way to ask whether a master is able to serve.
 #[async_trait]
-pub trait Probe: fmt::Debug + Send + Sync + 'static {
+pub trait MasterProbe: fmt::Debug + Send + Sync + 'static {
     /// Sends one probe. Connecting takes at most `connect_timeout`; there is no limit for the answer.
     async fn probe(&self, master: SocketAddr, connect_timeout: Duration) -> Result<Readiness, ProbeError>;
 
@@ -86,7 +86,7 @@ pub(super) async fn connect(master: SocketAddr, limit: Duration) -> io::Result<T
 pub struct TcpProbe;
 
 #[async_trait]
-impl Probe for TcpProbe {
+impl MasterProbe for TcpProbe {
     async fn probe(&self, master: SocketAddr, connect_timeout: Duration) -> Result<Readiness, ProbeError> {
         connect(master, connect_timeout).await?;
         Ok(Readiness::default())
@@ -98,7 +98,7 @@ impl Probe for TcpProbe {
 }
 
 /// A connection kept between two probes.
-struct Kept {
+struct KeptConnection {
     sender: SendRequest<Empty<Bytes>>,
     /// Cancelled once the connection has ended.
     ended: CancellationToken,
@@ -109,7 +109,7 @@ struct Kept {
 pub struct ReadyzProbe {
     tls: TlsConnector,
     server_name: ServerName<'static>,
-    kept: Mutex<BTreeMap<SocketAddr, Kept>>,
+    kept: Mutex<BTreeMap<SocketAddr, KeptConnection>>,
 }
 
 impl fmt::Debug for ReadyzProbe {
@@ -125,11 +125,15 @@ impl ReadyzProbe {
         Self { tls: tls.into(), server_name, kept: Mutex::default() }
     }
 
-    fn kept(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Kept>> {
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, KeptConnection>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn open(&self, master: SocketAddr, connect_timeout: Duration) -> Result<Kept, ProbeError> {
+    async fn open(
+        &self,
+        master: SocketAddr,
+        connect_timeout: Duration,
+    ) -> Result<KeptConnection, ProbeError> {
         let stream = connect(master, connect_timeout).await?;
         stream.set_nodelay(true)?;
         let stream = self.tls.connect(self.server_name.clone(), stream).await?;
@@ -145,7 +149,7 @@ impl ReadyzProbe {
             }
             drop(guard);
         });
-        Ok(Kept { sender, ended })
+        Ok(KeptConnection { sender, ended })
     }
 }
 
@@ -166,7 +170,7 @@ fn readiness(headers: &HeaderMap) -> Readiness {
 }
 
 #[async_trait]
-impl Probe for ReadyzProbe {
+impl MasterProbe for ReadyzProbe {
     async fn probe(&self, master: SocketAddr, connect_timeout: Duration) -> Result<Readiness, ProbeError> {
         let kept = self.kept().remove(&master).filter(|kept| !kept.sender.is_closed());
         let reused = kept.is_some();
@@ -184,7 +188,7 @@ impl Probe for ReadyzProbe {
             }
             Err(error) => return Err(ProbeError::Failed(error.to_string())),
         };
-        // Kept even if it has been closed meanwhile: `lost` then reports that.
+        // Keeps the connection even if the master has closed it meanwhile: `lost` then reports that.
         self.kept().insert(master, kept);
         if status == 200 { Ok(readiness) } else { Err(ProbeError::NotReady(status)) }
     }

@@ -17,19 +17,19 @@ use std::{
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{BalancerConfig, Probe, Readiness, traffic::Traffic, watcher::Watcher};
+use super::{BalancerConfig, MasterProbe, Readiness, traffic::Traffic, watcher::MasterWatcher};
 
 /// State of a master, best first: the order in which masters get new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum MasterState {
-    /// It answered in time that it is ready; also the state before the first answer.
+    /// The master answered in time that it is ready; also the state before the first answer.
     Ready,
-    /// It has not answered, or its answer took longer than the probe timeout.
+    /// The master has not answered, or its answer took longer than the probe timeout.
     Late,
-    /// It answered that it is not ready.
+    /// The master answered that it is not ready.
     Unready,
-    /// Its connections are refused, its host has not answered for long, or it is late and a ready
-    /// master reports it silent.
+    /// The master's connections are refused, its host has not answered for long, or the master is late
+    /// and a ready master reports it silent.
     Dead,
 }
 
@@ -66,7 +66,7 @@ pub(super) struct Members {
     turn: Arc<AtomicUsize>,
 }
 
-/// Returns whether a ready master other than `address` reports it silent.
+/// Returns whether a ready master reports the master at `address` silent.
 fn is_called_silent(list: &BTreeMap<SocketAddr, Member>, address: SocketAddr) -> bool {
     list.iter().any(|(other, member)| {
         *other != address && member.state == MasterState::Ready && member.silent.contains(&address)
@@ -164,7 +164,12 @@ impl Members {
     }
 
     /// Replaces the list by `wanted`; returns the watchers of the new members.
-    fn update(&self, wanted: &[SocketAddr], config: BalancerConfig, probe: &Arc<dyn Probe>) -> Vec<Watcher> {
+    fn update(
+        &self,
+        wanted: &[SocketAddr],
+        config: BalancerConfig,
+        probe: &Arc<dyn MasterProbe>,
+    ) -> Vec<MasterWatcher> {
         let mut list = self.lock();
         list.retain(|address, member| {
             let keep = wanted.contains(address);
@@ -188,7 +193,7 @@ impl Members {
                 suspect: Arc::default(),
                 traffic: Arc::default(),
             };
-            new.push(Watcher {
+            new.push(MasterWatcher {
                 members: self.clone(),
                 config,
                 address: *address,
@@ -208,7 +213,7 @@ pub(super) async fn follow(
     members: Members,
     config: BalancerConfig,
     mut masters: watch::Receiver<Vec<SocketAddr>>,
-    probe: Arc<dyn Probe>,
+    probe: Arc<dyn MasterProbe>,
     shutdown: CancellationToken,
 ) {
     loop {
@@ -243,7 +248,7 @@ mod tests {
 
     fn two_masters() -> Members {
         let members = Members::default();
-        let probe: Arc<dyn Probe> = Arc::new(TcpProbe);
+        let probe: Arc<dyn MasterProbe> = Arc::new(TcpProbe);
         members.update(&[address(CALM), address(LATE)], BalancerConfig::default(), &probe);
         members
     }

@@ -23,9 +23,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use clients::Clients;
 pub use clients::ListenerLimits;
-pub use health::{Probe, ProbeError, Readiness, ReadyzProbe, TcpProbe};
+pub use health::{MasterProbe, ProbeError, Readiness, ReadyzProbe, TcpProbe};
 use members::{Candidate, Members};
-use traffic::NotedStream;
+use traffic::TrackedStream;
 
 /// Timing of probes and connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl Balancer {
     pub fn start(
         config: BalancerConfig,
         masters: watch::Receiver<Vec<SocketAddr>>,
-        probe: Arc<dyn Probe>,
+        probe: Arc<dyn MasterProbe>,
         shutdown: CancellationToken,
     ) -> Arc<Self> {
         let members = Members::default();
@@ -157,11 +157,11 @@ impl Balancer {
 
     /// Connects to a master: ready ones first, round-robin, then the others. The returned token is cancelled
     /// when that master is found dead.
-    async fn connect(&self) -> io::Result<(NotedStream, CancellationToken)> {
+    async fn connect(&self) -> io::Result<(TrackedStream, CancellationToken)> {
         let mut last = io::Error::new(io::ErrorKind::NotConnected, "no masters are known");
         for Candidate { address, alive, traffic } in self.members.in_turn() {
             match health::connect(address, self.config.connect_timeout).await {
-                Ok(stream) => return Ok((NotedStream { stream, traffic }, alive)),
+                Ok(stream) => return Ok((TrackedStream { stream, traffic }, alive)),
                 Err(error) => {
                     self.members.suspect(address);
                     last = error;

@@ -57,12 +57,12 @@ impl Traffic {
 }
 
 /// A connection to a master that records in [`Traffic`] when bytes pass.
-pub(super) struct NotedStream {
+pub(super) struct TrackedStream {
     pub(super) stream: TcpStream,
     pub(super) traffic: Arc<Traffic>,
 }
 
-impl AsyncRead for NotedStream {
+impl AsyncRead for TrackedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -77,7 +77,7 @@ impl AsyncRead for NotedStream {
     }
 }
 
-impl AsyncWrite for NotedStream {
+impl AsyncWrite for TrackedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

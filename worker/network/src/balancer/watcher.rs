@@ -11,7 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    BalancerConfig, Probe, ProbeError, Readiness,
+    BalancerConfig, MasterProbe, ProbeError, Readiness,
     health::connect,
     members::{MasterState, Members},
     traffic::Traffic,
@@ -23,11 +23,11 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// The watcher of one master.
-pub(super) struct Watcher {
+pub(super) struct MasterWatcher {
     pub(super) members: Members,
     pub(super) config: BalancerConfig,
     pub(super) address: SocketAddr,
-    pub(super) probe: Arc<dyn Probe>,
+    pub(super) probe: Arc<dyn MasterProbe>,
     /// Notified to cause a probe at once.
     pub(super) suspect: Arc<Notify>,
     pub(super) traffic: Arc<Traffic>,
@@ -37,7 +37,7 @@ pub(super) struct Watcher {
 
 /// Results of the last probes that the next one depends on.
 #[derive(Default)]
-struct Findings {
+struct ProbeHistory {
     /// Number of consecutive probes that did not find the master ready.
     failures: u32,
     /// Time since when the host's kernel has not answered; `None` if it answered last time.
@@ -46,7 +46,7 @@ struct Findings {
     pause: Duration,
 }
 
-impl Watcher {
+impl MasterWatcher {
     /// Runs until `shutdown` is cancelled or the master is removed from the list.
     pub(super) async fn run(self, shutdown: CancellationToken) {
         tokio::select! {
@@ -58,12 +58,12 @@ impl Watcher {
     }
 
     async fn watch(&self) {
-        let mut findings = Findings::default();
+        let mut findings = ProbeHistory::default();
         loop {
             let asked = Instant::now();
             let outcome = self.ask(&mut findings).await;
             if self.judge(outcome, &mut findings) {
-                findings = Findings::default();
+                findings = ProbeHistory::default();
                 self.until_the_next_probe().await;
                 // At least the shortest pause lies between two probes, however many notifications there are.
                 tokio::time::sleep_until(asked + RETRY.0).await;
@@ -77,7 +77,7 @@ impl Watcher {
     }
 
     /// Records the result of a probe; returns whether the master is ready.
-    fn judge(&self, outcome: Result<Readiness, ProbeError>, findings: &mut Findings) -> bool {
+    fn judge(&self, outcome: Result<Readiness, ProbeError>, findings: &mut ProbeHistory) -> bool {
         let error = match outcome {
             Ok(readiness) => {
                 self.members.set_ready(self.address, readiness);
@@ -111,7 +111,7 @@ impl Watcher {
     /// Sends a probe and waits for the answer. A late answer is waited for, as further probes would make a
     /// busy master even busier. Meanwhile tests by connecting whether process and host still exist, and has
     /// the other masters probed, which may report this one as silent.
-    async fn ask(&self, findings: &mut Findings) -> Result<Readiness, ProbeError> {
+    async fn ask(&self, findings: &mut ProbeHistory) -> Result<Readiness, ProbeError> {
         let answer = self.probe.probe(self.address, self.config.connect_timeout);
         let mut answer = std::pin::pin!(answer);
         if let Ok(answered) = timeout(self.config.probe_timeout, &mut answer).await {

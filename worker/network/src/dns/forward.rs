@@ -172,7 +172,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_resolver_that_is_silent_is_asked_once_and_then_no_longer_first() {
-        // Never read from: packets to it get no answer, as with a dead host.
+        // A socket that is never read from: questions to it get no answer, as from a dead host.
         let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let (alive, asked) = resolver().await;
         let upstreams = Upstreams::new(vec![silent.local_addr().unwrap(), alive]);

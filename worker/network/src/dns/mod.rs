@@ -8,7 +8,7 @@ mod zone;
 
 pub use forward::Upstreams;
 pub use server::run;
-pub use zone::{Answer, Outcome, Zone};
+pub use zone::{Answer, Zone, ZoneResult};
 
 /// Why DNS could not be served.
 #[derive(Debug, thiserror::Error)]

@@ -19,8 +19,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Answer, Error, Outcome, Upstreams, Zone};
-use crate::{config::DnsConfig, netlink::Netlink, state::ClusterState};
+use super::{Answer, Error, Upstreams, Zone, ZoneResult};
+use crate::{cluster_state::ClusterState, config::DnsConfig, netlink::Netlink};
 
 /// Maximum idle time of a TCP client.
 const TCP_IDLE: Duration = Duration::from_secs(5);
@@ -117,26 +117,26 @@ impl Handler {
 
     async fn look_up(&self, name: &Name, kind: RecordType) -> Reply {
         let mut answer = match self.ask_zone(name, kind) {
-            Outcome::Elsewhere => return self.forward(name, kind).await,
-            Outcome::NotReady => return Reply::failure(ResponseCode::ServFail),
-            Outcome::Answer(answer) => answer,
+            ZoneResult::Elsewhere => return self.forward(name, kind).await,
+            ZoneResult::NotReady => return Reply::failure(ResponseCode::ServFail),
+            ZoneResult::Answer(answer) => answer,
         };
         for _ in 0..ALIASES {
             let Some(target) = answer.alias.take() else { break };
             match self.ask_zone(&target, kind) {
-                Outcome::Answer(next) => {
+                ZoneResult::Answer(next) => {
                     answer.records.extend(next.records);
                     answer.alias = next.alias;
                 }
-                Outcome::NotReady => {}
+                ZoneResult::NotReady => {}
                 // If the target cannot be resolved, the answer still contains the alias itself.
-                Outcome::Elsewhere => answer.records.extend(self.forward(&target, kind).await.answers),
+                ZoneResult::Elsewhere => answer.records.extend(self.forward(&target, kind).await.answers),
             }
         }
         self.authoritative(answer)
     }
 
-    fn ask_zone(&self, name: &Name, kind: RecordType) -> Outcome {
+    fn ask_zone(&self, name: &Name, kind: RecordType) -> ZoneResult {
         self.zone.answer(&self.state.read(), name, kind)
     }
 

@@ -13,14 +13,14 @@ use hickory_proto::rr::{
 };
 use ipnet::Ipv4Net;
 
-use crate::state::{Content, EndpointView, ObjectKey, Protocol, ServiceView};
+use crate::cluster_state::{ClusterContent, EndpointView, ObjectKey, Protocol, ServiceView};
 
 /// TTL of answers in seconds; short, so that changes become visible soon.
 const TTL: u32 = 5;
 
 /// Result of a question to the zone.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
+pub enum ZoneResult {
     /// The name is in the zone: an answer, possibly empty.
     Answer(Answer),
     /// The name is in the zone, but the state has not been listed yet.
@@ -53,7 +53,7 @@ pub struct Zone {
 
 /// A name below the cluster's domain.
 struct Question<'a> {
-    content: &'a Content,
+    content: &'a ClusterContent,
     name: &'a Name,
     kind: RecordType,
 }
@@ -80,7 +80,7 @@ impl Zone {
     }
 
     /// Answers one question of class IN.
-    pub fn answer(&self, content: &Content, name: &Name, kind: RecordType) -> Outcome {
+    pub fn answer(&self, content: &ClusterContent, name: &Name, kind: RecordType) -> ZoneResult {
         let labels: Vec<String> =
             name.iter().map(|label| String::from_utf8_lossy(label).to_ascii_lowercase()).collect();
         let question = Question { content, name, kind };
@@ -91,13 +91,13 @@ impl Zone {
         {
             self.pointer(&question, address)
         } else {
-            return Outcome::Elsewhere;
+            return ZoneResult::Elsewhere;
         };
         // Until everything has been listed, a name without records must not be reported as absent.
         if !content.routable() && answer.records.is_empty() {
-            return Outcome::NotReady;
+            return ZoneResult::NotReady;
         }
-        Outcome::Answer(answer)
+        ZoneResult::Answer(answer)
     }
 
     fn inside(&self, question: &Question<'_>, labels: &[String]) -> Answer {
@@ -267,13 +267,13 @@ fn exists(exists: bool) -> Answer {
     Answer { exists, ..Answer::default() }
 }
 
-fn has_namespace(content: &Content, namespace: &str) -> bool {
+fn has_namespace(content: &ClusterContent, namespace: &str) -> bool {
     content.services.keys().any(|key| key.namespace.as_ref() == namespace)
 }
 
 /// Returns the endpoints of a headless service that are published: the ready ones. (For a Service that
 /// publishes addresses that are not ready, the controller marks all of them as ready.)
-fn published(content: &Content, key: &ObjectKey) -> Vec<EndpointView> {
+fn published(content: &ClusterContent, key: &ObjectKey) -> Vec<EndpointView> {
     let slices = content.slices.get(key).into_iter().flat_map(BTreeMap::values);
     slices.flat_map(|slice| slice.endpoints.iter().filter(|end| end.ready).cloned()).collect()
 }

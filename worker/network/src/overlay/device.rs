@@ -1,5 +1,5 @@
 //! The VXLAN device in the kernel: creates it, and brings addresses, neighbours, forwarding
-//! entries and routes in line with a [`Plan`] by comparing with the kernel. This also repairs
+//! entries and routes in line with an [`OverlayPlan`] by comparing with the kernel. This also repairs
 //! changes made by other programs.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
@@ -9,10 +9,10 @@ use rtnetlink::{
     packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage},
 };
 
-use super::{Error, Plan, vtep_mac};
+use super::{Error, OverlayPlan, vtep_mac};
 use crate::{
     config::OverlayConfig,
-    netlink::{Hop, Mac, Netlink, Route},
+    netlink::{Mac, Netlink, NextHop, Route},
     sysctl,
 };
 
@@ -63,7 +63,7 @@ impl Overlay {
     }
 
     /// Makes the kernel's entries for this device equal to the plan.
-    pub async fn apply(&self, index: u32, plan: &Plan) -> Result<(), Error> {
+    pub async fn apply(&self, index: u32, plan: &OverlayPlan) -> Result<(), Error> {
         self.apply_addresses(index, plan.address).await?;
         for (host, mac, message) in self.netlink.forwarding(index).await? {
             if mac != [0; 6] && !plan.forwarding.contains(&(host, mac)) {
@@ -101,8 +101,8 @@ impl Overlay {
         let present = self.netlink.own_routes().await?;
         let destinations: BTreeSet<_> = wanted.iter().map(|route| route.destination).collect();
         let managed = |route: &&Route| match route.hop {
-            Hop::Device(device) | Hop::Via(_, device) => device == index,
-            Hop::Unreachable => true,
+            NextHop::Device(device) | NextHop::Via(_, device) => device == index,
+            NextHop::Unreachable => true,
         };
         for route in present.iter().filter(managed) {
             if !destinations.contains(&route.destination) {
@@ -111,7 +111,7 @@ impl Overlay {
         }
         // Routes to endpoints are added first, because the other routes lead through them; the set's
         // order does not guarantee that.
-        let direct = |route: &&Route| matches!(route.hop, Hop::Device(_));
+        let direct = |route: &&Route| matches!(route.hop, NextHop::Device(_));
         let (first, then): (Vec<_>, Vec<_>) = wanted.iter().partition(direct);
         for route in first.into_iter().chain(then) {
             if !present.contains(route) {

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 pub use device::{Overlay, underlay_mtu};
-pub use plan::{Peer, Plan, peers, plan};
+pub use plan::{OverlayPlan, Peer, peers, plan};
 
 use crate::{
     config::net,

@@ -10,8 +10,8 @@ use ipnet::Ipv4Net;
 
 use super::{host, overlay_address, vtep_address, vtep_mac};
 use crate::{
-    netlink::{Hop, Mac, Route},
-    state::NodeView,
+    cluster_state::NodeView,
+    netlink::{Mac, NextHop, Route},
 };
 
 /// Another host in the overlay.
@@ -23,9 +23,10 @@ pub struct Peer {
     pub pod_cidr: Option<Ipv4Net>,
 }
 
-/// Kernel entries of the overlay for a device index.
+/// Entries that the kernel needs for the overlay device of this host: address, neighbours, forwarding,
+/// routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub struct OverlayPlan {
     /// This host's own address on the device; `None` only in an empty plan.
     pub address: Option<Ipv4Addr>,
     /// Neighbour entries: endpoint address and hardware address.
@@ -76,24 +77,24 @@ pub fn plan(
     pod_cidr: Option<Ipv4Net>,
     service_cidr: Ipv4Net,
     peers: &[Peer],
-) -> Plan {
+) -> OverlayPlan {
     let address = overlay_address(own_host, pod_cidr);
     let source = Some(address);
-    let mut plan = Plan { address: Some(address), ..Plan::default() };
+    let mut plan = OverlayPlan { address: Some(address), ..OverlayPlan::default() };
     // Locally generated packets are routed before nftables sees them: without a route to the service range
     // they would fail at once on a host without a default route, or leave with the wrong source address.
-    plan.routes.insert(Route { destination: service_cidr, hop: Hop::Device(index), source });
+    plan.routes.insert(Route { destination: service_cidr, hop: NextHop::Device(index), source });
     if let Some(own) = pod_cidr {
         // Packets to unused pod addresses get an error at once instead of a loop or a timeout.
-        plan.routes.insert(Route { destination: own, hop: Hop::Unreachable, source: None });
+        plan.routes.insert(Route { destination: own, hop: NextHop::Unreachable, source: None });
     }
     for peer in peers {
         let (endpoint, mac) = (vtep_address(peer.host), vtep_mac(peer.host));
         plan.neighbours.insert((endpoint, mac));
         plan.forwarding.insert((peer.host, mac));
-        plan.routes.insert(Route { destination: host(endpoint), hop: Hop::Device(index), source });
+        plan.routes.insert(Route { destination: host(endpoint), hop: NextHop::Device(index), source });
         if let Some(pods) = peer.pod_cidr.filter(|pods| Some(*pods) != pod_cidr) {
-            plan.routes.insert(Route { destination: pods, hop: Hop::Via(endpoint, index), source });
+            plan.routes.insert(Route { destination: pods, hop: NextHop::Via(endpoint, index), source });
         }
     }
     plan
@@ -145,7 +146,7 @@ mod tests {
         let peers = [Peer { host: Ipv4Addr::new(10, 0, 0, 2), pod_cidr: "10.42.1.0/24".parse().ok() }];
         let plan = plan(7, own, None, "10.96.0.0/16".parse().unwrap(), &peers);
         assert_eq!(plan.address, Some(Ipv4Addr::new(250, 0, 0, 9)));
-        assert!(!plan.routes.iter().any(|route| route.hop == Hop::Unreachable));
+        assert!(!plan.routes.iter().any(|route| route.hop == NextHop::Unreachable));
         assert_eq!(plan.routes.len(), 3);
     }
 }

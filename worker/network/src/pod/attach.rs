@@ -13,7 +13,7 @@ use rtnetlink::{
 use super::{Error, PodParameters, VETH_PREFIX};
 use crate::{
     config::net,
-    netlink::{self, Hop, Mac, Netlink, Route},
+    netlink::{self, Mac, Netlink, NextHop, Route},
     sysctl,
 };
 
@@ -74,7 +74,7 @@ async fn is_connected(netns: &Path, interface: &str, address: Ipv4Addr) -> Resul
         let pod = Netlink::open()?;
         let Some(index) = pod.link_index(&interface).await? else { return Ok(false) };
         let addressed = pod.addresses(index).await?.iter().any(|(held, _)| *held == address);
-        let routed = pod.own_routes().await?.iter().any(|route| route.hop == Hop::Via(GATEWAY, index));
+        let routed = pod.own_routes().await?.iter().any(|route| route.hop == NextHop::Via(GATEWAY, index));
         Ok(addressed && routed)
     };
     Ok(netlink::in_namespace(netns, check).await?)
@@ -95,7 +95,7 @@ async fn finish_pod(interface: &str, address: Ipv4Addr) -> Result<(), netlink::E
     pod.set_up(index, None).await?;
     pod.ensure_neighbour(index, GATEWAY, HOST_MAC).await?;
     let default = net(Ipv4Addr::UNSPECIFIED, 0);
-    pod.replace_route(&Route { destination: default, hop: Hop::Via(GATEWAY, index), source: None }).await
+    pod.replace_route(&Route { destination: default, hop: NextHop::Via(GATEWAY, index), source: None }).await
 }
 
 async fn finish_host(
@@ -116,7 +116,7 @@ async fn finish_host(
     host.set_up(index, None).await?;
     host.ensure_neighbour(index, address, pod_mac(address)).await?;
     let source = Some(parameters.gateway);
-    host.replace_route(&Route { destination: net(address, 32), hop: Hop::Device(index), source }).await?;
+    host.replace_route(&Route { destination: net(address, 32), hop: NextHop::Device(index), source }).await?;
     Ok(())
 }
 

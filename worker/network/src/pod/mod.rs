@@ -18,10 +18,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, watch};
 
 use crate::{
+    cluster_state::Protocol,
     ipam::{self, Ipam, Reservation},
-    netlink, nft,
-    state::Protocol,
-    sysctl,
+    netlink, nft, sysctl,
 };
 
 pub(crate) use rules::TABLE;

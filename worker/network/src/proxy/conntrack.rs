@@ -10,8 +10,8 @@ use std::{
 
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
-use super::{Backend, RoutedPort};
-use crate::state::Protocol;
+use super::{EndpointAddress, RoutedPort};
+use crate::cluster_state::Protocol;
 
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;
@@ -30,8 +30,8 @@ const FAMILY_HEADER: usize = 4;
 /// Endpoints to which the flows of each UDP service address and of each UDP node port may go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UdpRouting {
-    addresses: BTreeMap<Backend, BTreeSet<Backend>>,
-    node_ports: BTreeMap<u16, BTreeSet<Backend>>,
+    addresses: BTreeMap<EndpointAddress, BTreeSet<EndpointAddress>>,
+    node_ports: BTreeMap<u16, BTreeSet<EndpointAddress>>,
 }
 
 impl UdpRouting {
@@ -40,7 +40,7 @@ impl UdpRouting {
         let mut udp = Self::default();
         for port in routed.iter().filter(|port| port.key.protocol == Protocol::Udp) {
             for ip in port.external_ips.iter().chain([&port.cluster_ip]) {
-                udp.addresses.insert(Backend { ip: *ip, port: port.key.port }, port.cluster.clone());
+                udp.addresses.insert(EndpointAddress { ip: *ip, port: port.key.port }, port.cluster.clone());
             }
             if let Some(node_port) = port.node_port {
                 udp.node_ports.insert(node_port, port.cluster.clone());
@@ -50,7 +50,7 @@ impl UdpRouting {
     }
 
     /// Returns whether a flow that was sent to `wanted` and is answered by `answers` must be ended.
-    fn is_stale(&self, wanted: Backend, answers: Backend) -> bool {
+    fn is_stale(&self, wanted: EndpointAddress, answers: EndpointAddress) -> bool {
         if let Some(endpoints) = self.addresses.get(&wanted) {
             // Without endpoints every flow is stale: the service is refused in any case.
             return !endpoints.contains(&answers);
@@ -86,8 +86,8 @@ pub fn end_stale_flows(routing: &UdpRouting) -> io::Result<usize> {
 }
 
 struct Flow {
-    wanted: Backend,
-    answers: Backend,
+    wanted: EndpointAddress,
+    answers: EndpointAddress,
     /// Attribute that identifies the flow in a delete request, as received and with its padding.
     original: Vec<u8>,
 }
@@ -170,26 +170,29 @@ fn parse_flow(bytes: &[u8]) -> Option<Flow> {
 }
 
 /// Returns source and destination of a UDP tuple; `None` for other protocols and for IPv6.
-fn parse_tuple(tuple: &[u8]) -> Option<(Backend, Backend)> {
+fn parse_tuple(tuple: &[u8]) -> Option<(EndpointAddress, EndpointAddress)> {
     let (ip, protocol) = (attribute(tuple, 1)?.value, attribute(tuple, 2)?.value);
     if attribute(protocol, 1)?.value.first().copied().map(i32::from) != Some(libc::IPPROTO_UDP) {
         return None;
     }
     let address = |kind| Some(Ipv4Addr::from(<[u8; 4]>::try_from(attribute(ip, kind)?.value).ok()?));
     let port = |kind| Some(u16::from_be_bytes(attribute(protocol, kind)?.value.try_into().ok()?));
-    Some((Backend { ip: address(1)?, port: port(2)? }, Backend { ip: address(2)?, port: port(3)? }))
+    Some((
+        EndpointAddress { ip: address(1)?, port: port(2)? },
+        EndpointAddress { ip: address(2)?, port: port(3)? },
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn backend(last: u8, port: u16) -> Backend {
-        Backend { ip: Ipv4Addr::new(10, 42, 0, last), port }
+    fn backend(last: u8, port: u16) -> EndpointAddress {
+        EndpointAddress { ip: Ipv4Addr::new(10, 42, 0, last), port }
     }
 
-    fn routing(endpoints: &[Backend]) -> UdpRouting {
-        let service = Backend { ip: Ipv4Addr::new(10, 96, 0, 9), port: 53 };
+    fn routing(endpoints: &[EndpointAddress]) -> UdpRouting {
+        let service = EndpointAddress { ip: Ipv4Addr::new(10, 96, 0, 9), port: 53 };
         let endpoints: BTreeSet<_> = endpoints.iter().copied().collect();
         UdpRouting {
             addresses: BTreeMap::from([(service, endpoints.clone())]),
@@ -199,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_flow_is_stale_when_what_answers_it_is_no_endpoint_any_more() {
-        let service = Backend { ip: Ipv4Addr::new(10, 96, 0, 9), port: 53 };
+        let service = EndpointAddress { ip: Ipv4Addr::new(10, 96, 0, 9), port: 53 };
         let routing = routing(&[backend(2, 53)]);
         assert!(!routing.is_stale(service, backend(2, 53)));
         assert!(routing.is_stale(service, backend(3, 53)));

@@ -1,16 +1,16 @@
-//! The service proxy: `model` computes routing from Services and EndpointSlices (pure), `rules` turns
-//! routing into an nftables ruleset (pure), `diff` turns the difference of two rulesets into a script
-//! (pure), `writer` applies the script after every change, and `conntrack` ends UDP flows to removed
-//! endpoints. Started by `network.rs`.
+//! The service proxy: `routing` computes the endpoints of each service port from Services and EndpointSlices
+//! (pure), `rules` turns them into an nftables ruleset (pure), `diff` turns the difference of two rulesets
+//! into a script (pure), `writer` applies the script after every change, and `conntrack` ends UDP flows to
+//! removed endpoints. Started by `network.rs`.
 
 mod conntrack;
 mod diff;
-mod model;
+mod routing;
 mod rules;
 mod writer;
 
 pub use diff::{Ruleset, difference, replacement};
-pub use model::{Backend, Overrides, PortKey, RoutedPort, route};
+pub use routing::{EndpointAddress, Overrides, PortKey, RoutedPort, route};
 pub use rules::{RuleParameters, TABLE, ruleset};
 pub use writer::{ProxyStats, ProxyStatsSnapshot, run};
 

@@ -18,7 +18,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 use ipnet::Ipv4Net;
 use sha2::{Digest, Sha256};
 
-use super::{Backend, PortKey, RoutedPort, Ruleset};
+use super::{EndpointAddress, PortKey, RoutedPort, Ruleset};
 use crate::overlay::VTEP_RANGE;
 
 /// Name of the nftables table.
@@ -215,12 +215,12 @@ fn pick(
     chain: &str,
     id: &str,
     port: &RoutedPort,
-    backends: &BTreeSet<Backend>,
+    backends: &BTreeSet<EndpointAddress>,
     first: Option<String>,
 ) {
     let protocol = port.key.protocol.as_str();
     let count = backends.len();
-    let numbered = |value: &dyn Fn(&Backend) -> String| {
+    let numbered = |value: &dyn Fn(&EndpointAddress) -> String| {
         let entries: Vec<_> =
             backends.iter().enumerate().map(|(index, b)| format!("{index} : {}", value(b))).collect();
         (format!("numgen random mod {count}"), entries.join(", "))
@@ -246,13 +246,13 @@ fn pick(
     rules.chains.insert(chain.into(), (String::new(), lines));
 }
 
-fn sticky_name(id: &str, backend: &Backend) -> String {
+fn sticky_name(id: &str, backend: &EndpointAddress) -> String {
     format!("{id}-{:08x}-{}", u32::from(backend.ip), backend.port)
 }
 
 /// Adds set and chain for one endpoint of a service with affinity; returns the chain's name. The timeout is
 /// part of the rule that renews an entry, so that changing it does not lose the set.
-fn sticky(rules: &mut Ruleset, id: &str, protocol: &str, backend: &Backend, seconds: u32) -> String {
+fn sticky(rules: &mut Ruleset, id: &str, protocol: &str, backend: &EndpointAddress, seconds: u32) -> String {
     let name = sticky_name(id, backend);
     let set = "{ type ipv4_addr; flags dynamic, timeout; size 65535; }";
     rules.sets.insert(format!("a-{name}"), ("set", set.into()));
@@ -292,7 +292,7 @@ fn list<T: ToString>(items: impl Iterator<Item = T>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{ObjectKey, Protocol};
+    use crate::cluster_state::{ObjectKey, Protocol};
 
     fn parameters() -> RuleParameters {
         RuleParameters {
@@ -303,8 +303,10 @@ mod tests {
     }
 
     fn port(backends: &[u8]) -> RoutedPort {
-        let cluster =
-            backends.iter().map(|last| Backend { ip: Ipv4Addr::new(10, 42, 0, *last), port: 8080 }).collect();
+        let cluster = backends
+            .iter()
+            .map(|last| EndpointAddress { ip: Ipv4Addr::new(10, 42, 0, *last), port: 8080 })
+            .collect();
         RoutedPort {
             key: PortKey { service: ObjectKey::new("default", "web"), port: 80, protocol: Protocol::Tcp },
             cluster_ip: Ipv4Addr::new(10, 96, 7, 7),

@@ -24,8 +24,8 @@ use super::{
     difference, replacement, route, ruleset,
 };
 use crate::{
+    cluster_state::{ClusterState, Concern},
     nft,
-    state::{ClusterState, Concern},
 };
 
 /// Interval at which the writer checks that its table still exists.

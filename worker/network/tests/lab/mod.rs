@@ -2,7 +2,7 @@
 //! namespace of its own. Each namespace has a thread with an async runtime, on which its code runs. Dropping
 //! a [`Lab`] removes everything. Needs root.
 
-pub mod api;
+pub mod fake_api;
 pub mod talk;
 
 use std::{
@@ -22,7 +22,7 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use worker_network::{Balancer, Network, NetworkConfig, PortMapping};
+use worker_network::{Balancer, NetworkConfig, NodeNetwork, PortMapping};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -122,7 +122,7 @@ impl Drop for Namespace {
 pub struct Host {
     pub namespace: Namespace,
     pub ip: Ipv4Addr,
-    pub network: Arc<Network>,
+    pub network: Arc<NodeNetwork>,
     pub config: NetworkConfig,
     shutdown: CancellationToken,
 }
@@ -143,7 +143,7 @@ pub struct Pod {
 /// A local network of hosts, and the API server that they follow.
 pub struct Lab {
     lan: Namespace,
-    pub api: api::FakeApi,
+    pub api: fake_api::FakeApi,
     pub masters: watch::Sender<Vec<std::net::SocketAddr>>,
     dir: tempfile::TempDir,
 }
@@ -157,7 +157,7 @@ impl Lab {
         lan.exec(&["sh", "-c", "echo 0 >/proc/sys/net/bridge/bridge-nf-call-iptables || true"]);
         Self {
             lan,
-            api: api::FakeApi::default(),
+            api: fake_api::FakeApi::default(),
             masters: watch::Sender::new(vec![]),
             dir: tempfile::tempdir().unwrap(),
         }
@@ -234,7 +234,7 @@ impl Lab {
         let started = config.clone();
         let network = namespace.run(async move {
             let balancer = balancer(stop.clone());
-            Network::start(started, api.client(), masters, balancer, stop).await
+            NodeNetwork::start(started, api.client(), masters, balancer, stop).await
         });
         let network = network.unwrap();
         Host { namespace, ip: config.node_ip, network, config, shutdown }

@@ -3,7 +3,7 @@
 //!
 //! `ephor-runtime serve DIRECTORY CGROUP` serves CRI on `DIRECTORY/cri.sock` until a stop
 //! signal; `ephor-runtime load DIRECTORY ARCHIVE` loads the images of an archive into a running
-//! runtime; `ephor-runtime reap DIRECTORY CGROUP` removes everything; `ephor-runtime shim ...`
+//! runtime; `ephor-runtime cleanup DIRECTORY CGROUP` removes everything; `ephor-runtime shim ...`
 //! is started by the runtime.
 
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use tokio_stream::StreamExt;
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Endpoint, Uri};
-use worker_runtime::{HostLoopback, RuntimeConfig, reap_all, serve, shim_main};
+use worker_runtime::{HostLoopback, RuntimeConfig, remove_everything, serve, shim_main};
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
             run(verb.to_str().unwrap_or_default(), directory.into(), cgroup.into())
         }
         _ => Err(anyhow::anyhow!(
-            "usage: ephor-runtime serve|reap DIRECTORY CGROUP, or load DIRECTORY ARCHIVE"
+            "usage: ephor-runtime serve|cleanup DIRECTORY CGROUP, or load DIRECTORY ARCHIVE"
         )),
     };
     match outcome {
@@ -52,8 +52,8 @@ async fn run(verb: &str, directory: PathBuf, cgroup: PathBuf) -> anyhow::Result<
     let join = |name: &str| directory.join(name);
     let config = RuntimeConfig::new(join("root"), join("state"), join("cri.sock"), cgroup, exe);
     match verb {
-        "reap" => {
-            let report = reap_all(&config).await?;
+        "cleanup" => {
+            let report = remove_everything(&config).await?;
             println!(
                 "killed {} shims and {} processes, took down {} mounts",
                 report.shims, report.processes, report.mounts

@@ -89,10 +89,10 @@ pub(super) fn of(
             set.clear();
         }
         for name in changes.add_capabilities.iter().filter(|n| !is_all(n)) {
-            set.insert(known(name)?);
+            set.insert(canonical_name(name)?);
         }
         for name in changes.drop_capabilities.iter().filter(|n| !is_all(n)) {
-            set.remove(known(name)?);
+            set.remove(canonical_name(name)?);
         }
     }
     let granted = every().enumerate().filter(|(number, _)| bound >> number & 1 == 1).map(|(_, name)| name);
@@ -108,7 +108,7 @@ pub(super) fn bound() -> u64 {
     line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(u64::MAX)
 }
 
-fn known(name: &str) -> Result<&'static str, SpecError> {
+fn canonical_name(name: &str) -> Result<&'static str, SpecError> {
     let upper = name.to_ascii_uppercase();
     let full = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
     ALL.iter().copied().find(|c| *c == full).ok_or_else(|| SpecError::Capability(name.to_owned()))

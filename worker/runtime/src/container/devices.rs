@@ -62,7 +62,7 @@ fn host_devices(directory: &Path) -> Vec<(String, fs::Metadata)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        // Entries that the container has of its own, or that are not devices.
+        // Entries of /dev that every container gets anyway, or that are not devices.
         if ["pts", "shm", "fd", "mqueue", "console", "ptmx", ".lxc", ".lxd-mounts", ".udev"]
             .iter()
             .any(|n| name == *n)

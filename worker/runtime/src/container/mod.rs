@@ -57,14 +57,14 @@ pub(crate) struct ContainerRecord {
 
 /// Progress of a container: created, started or ended.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Progress {
+pub(crate) struct ContainerProgress {
     /// Whether a start request is unanswered, so that the container may run.
     pub unsure: bool,
     pub started: Option<StartedRecord>,
     pub exit: Option<ExitRecord>,
 }
 
-impl Progress {
+impl ContainerProgress {
     pub fn state(&self) -> v1::ContainerState {
         match (&self.started, &self.exit) {
             (_, Some(_)) => v1::ContainerState::ContainerExited,
@@ -83,7 +83,7 @@ impl Progress {
 /// A container of this runtime, with its progress and its locks.
 pub(crate) struct Container {
     pub record: ContainerRecord,
-    pub progress: watch::Sender<Progress>,
+    pub progress: watch::Sender<ContainerProgress>,
     /// Resource limits as last set, at creation or by an update.
     pub resources: std::sync::Mutex<Option<v1::LinuxContainerResources>>,
     pub shim: ShimClient,
@@ -92,7 +92,7 @@ pub(crate) struct Container {
 }
 
 impl Container {
-    pub fn new(record: ContainerRecord, progress: Progress, shim: ShimClient) -> Self {
+    pub fn new(record: ContainerRecord, progress: ContainerProgress, shim: ShimClient) -> Self {
         let resources = record.config.linux.as_ref().and_then(|linux| linux.resources.clone());
         Self {
             record,

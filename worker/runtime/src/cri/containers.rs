@@ -8,11 +8,11 @@ use k8s_cri::v1;
 use nix::sys::signal::Signal;
 use tonic::Status;
 
-use super::plan::stop_signal;
+use super::launch_plan::stop_signal;
 use super::watch::RETRY;
 use super::{Service, blocking, internal, new_id};
-use crate::cgroup::Limits;
-use crate::container::{Container, ContainerRecord, Progress};
+use crate::cgroup::CgroupLimits;
+use crate::container::{Container, ContainerProgress, ContainerRecord};
 use crate::files;
 use crate::image::Image;
 use crate::paths::container_file;
@@ -70,7 +70,7 @@ impl Service {
             id: id.clone(),
             config,
         };
-        let container = Arc::new(Container::new(record, Progress::default(), sandbox.shim.clone()));
+        let container = Arc::new(Container::new(record, ContainerProgress::default(), sandbox.shim.clone()));
         // Added to the table before any file is written, so that the image's layers are not collected.
         self.tables().containers.insert(id.clone(), container.clone());
         let written = match self.images.find(&image.id) {
@@ -373,7 +373,7 @@ impl Service {
         }
         let positive = |n: i64| u64::try_from(n).ok().filter(|n| *n != 0);
         let text = |t: &String| Some(t.clone()).filter(|t| !t.is_empty());
-        let limits = Limits {
+        let limits = CgroupLimits {
             cpu_shares: positive(update.cpu_shares),
             cpu_quota: Some(update.cpu_quota).filter(|q| *q != 0),
             cpu_period: positive(update.cpu_period),

@@ -9,7 +9,7 @@ use tonic::Status;
 use super::sandboxes::netns;
 use super::{Service, internal};
 use crate::shim::client::ShimClientError;
-use crate::shim::protocol::{Frame, read_frame};
+use crate::shim::protocol::{StreamFrame, read_frame};
 use crate::streaming::Ticket;
 
 /// Maximum number of bytes that ExecSync keeps of each output stream; it drops the rest.
@@ -104,9 +104,9 @@ async fn collect(mut stream: UnixStream) -> std::io::Result<v1::ExecSyncResponse
     };
     loop {
         match read_frame(&mut stream).await? {
-            Some(Frame::Stdout(bytes)) => keep(&mut response.stdout, &bytes),
-            Some(Frame::Stderr(bytes)) => keep(&mut response.stderr, &bytes),
-            Some(Frame::Exit(code)) => {
+            Some(StreamFrame::Stdout(bytes)) => keep(&mut response.stdout, &bytes),
+            Some(StreamFrame::Stderr(bytes)) => keep(&mut response.stderr, &bytes),
+            Some(StreamFrame::Exit(code)) => {
                 response.exit_code = code;
                 return Ok(response);
             }

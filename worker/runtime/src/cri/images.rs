@@ -14,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Service, internal};
-use crate::image::{Credentials, Image, ImageError, Progress, Reference};
+use crate::image::{Image, ImageError, PullProgress, Reference, RegistryCredentials};
 
 /// Maximum number of progress messages queued for a client.
 const PROGRESS: usize = 64;
@@ -86,7 +86,7 @@ impl ImageService for Service {
         let reference: Reference = name.parse().map_err(|e| status(ImageError::Reference(e)))?;
         let auth = request.auth.unwrap_or_default();
         let credentials =
-            Credentials::from_parts(&auth.username, &auth.password, &auth.auth, &auth.registry_token);
+            RegistryCredentials::from_parts(&auth.username, &auth.password, &auth.auth, &auth.registry_token);
         let image = self.images.pull(&reference, credentials, None).await.map_err(status)?;
         tracing::info!(image = %reference, id = image.id, "image pulled");
         Ok(Response::new(v1::PullImageResponse { image_ref: image.id }))
@@ -144,15 +144,14 @@ impl Images for Service {
     async fn pull(&self, request: Request<wire::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
         let reference: Reference =
             request.into_inner().reference.parse().map_err(|e| status(ImageError::Reference(e)))?;
-        let (progress, mut steps) = mpsc::channel::<Progress>(PROGRESS);
+        let (progress, mut steps) = mpsc::channel::<PullProgress>(PROGRESS);
         let (sender, receiver) = mpsc::channel(PROGRESS);
         let images = self.images.clone();
-        let pulling =
-            tokio::spawn(
-                async move { images.pull(&reference, Credentials::Anonymous, Some(progress)).await },
-            );
+        let pulling = tokio::spawn(async move {
+            images.pull(&reference, RegistryCredentials::Anonymous, Some(progress)).await
+        });
         tokio::spawn(async move {
-            while let Some(Progress { layer, done, total }) = steps.recv().await {
+            while let Some(PullProgress { layer, done, total }) = steps.recv().await {
                 let step =
                     wire::PullProgress { layer, done_bytes: done, total_bytes: total, id: String::new() };
                 if sender.send(Ok(step)).await.is_err() {

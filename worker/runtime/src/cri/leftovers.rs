@@ -14,10 +14,10 @@ use tonic::Status;
 
 use super::sandboxes::{netns, pod_ref};
 use super::{Service, blocking};
+use crate::cleanup;
 use crate::container::Container;
 use crate::files;
 use crate::paths::container_file;
-use crate::reap;
 use crate::sandbox::Sandbox;
 use crate::shim::plan::{ExitRecord, now};
 
@@ -38,7 +38,7 @@ impl Service {
             tracing::error!(sandbox = id, %error, "the sandbox cannot be recorded as not ready");
         }
         if let Err(error) = self.release_network(sandbox).await {
-            tracing::warn!(sandbox = id, %error, "the network is given back later");
+            tracing::warn!(sandbox = id, %error, "the sandbox's network will be released later");
         }
     }
 
@@ -51,7 +51,7 @@ impl Service {
             containers.iter().map(|c| self.paths.container_state(c.id())).collect();
         directories.push(self.paths.sandbox_state(&id));
         let launchers =
-            blocking(move || reap::shims(|directory| directories.iter().any(|d| directory == d))).await;
+            blocking(move || cleanup::shims(|directory| directories.iter().any(|d| directory == d))).await;
         for pid in launchers.into_iter().flat_map(Result::unwrap_or_default) {
             // A process that has ended meanwhile needs no signal.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -67,7 +67,7 @@ impl Service {
         tracing::warn!(container = container.id(), "the container's shim is gone");
         let cgroup = self.hierarchies.cgroup(&container.record.cgroup);
         if let Ok(Err(error)) = blocking(move || cgroup.kill_all()).await {
-            tracing::error!(container = container.id(), %error, "what is left of a container goes on");
+            tracing::error!(container = container.id(), %error, "the remaining processes of a container keep running");
         }
         let message = "the container's shim is gone".to_owned();
         self.record_end(

@@ -5,8 +5,8 @@ mod containers;
 mod exec;
 mod filter;
 mod images;
+mod launch_plan;
 mod leftovers;
-mod plan;
 mod restore;
 mod runtime;
 mod sandboxes;
@@ -27,7 +27,7 @@ use crate::image::ImageStore;
 use crate::network::SandboxNetwork;
 use crate::paths::Paths;
 use crate::sandbox::Sandbox;
-use crate::streaming::Streams;
+use crate::streaming::StreamTickets;
 
 /// Maximum number of events that a slow subscriber may lag behind before its stream ends.
 const EVENTS: usize = 1024;
@@ -44,7 +44,7 @@ pub(crate) struct Inner {
     pub images: ImageStore,
     pub network: Arc<dyn SandboxNetwork>,
     pub hierarchies: Hierarchies,
-    pub streams: Arc<Streams>,
+    pub streams: Arc<StreamTickets>,
     /// Held for reading while a sandbox is attached to the network, for writing while
     /// stale networks are released.
     attaching: tokio::sync::RwLock<()>,
@@ -76,7 +76,7 @@ impl Service {
         images: ImageStore,
         network: Arc<dyn SandboxNetwork>,
         hierarchies: Hierarchies,
-        streams: Arc<Streams>,
+        streams: Arc<StreamTickets>,
     ) -> Self {
         let (events, _) = broadcast::channel(EVENTS);
         let tables = Mutex::default();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use super::Service;
-use crate::container::{Container, ContainerRecord, Progress};
+use crate::container::{Container, ContainerProgress, ContainerRecord};
 use crate::files;
 use crate::paths::{container_file, sandbox_file};
 use crate::sandbox::{Sandbox, SandboxRecord};
@@ -39,7 +39,7 @@ impl Service {
                 tracing::warn!(sandbox = record.id, "the pod's shim is gone");
                 self.shim_gone(&sandbox).await;
             } else if let Err(error) = sandbox.shim.check_protocol() {
-                tracing::error!(sandbox = record.id, %error, "the pod goes on, but cannot be looked after");
+                tracing::error!(sandbox = record.id, %error, "the pod keeps running, but cannot be managed");
             } else {
                 self.resettle_created(&record.id);
                 self.resume_starts(&record.id);
@@ -53,7 +53,7 @@ impl Service {
 
     fn restore_container(&self, id: String, record: ContainerRecord) -> std::io::Result<()> {
         let root = self.paths.container_root(&id);
-        let progress = Progress {
+        let progress = ContainerProgress {
             unsure: false,
             started: files::read_json(&root.join(container_file::STARTED))?,
             exit: files::read_json(&root.join(container_file::EXIT))?,
@@ -108,7 +108,7 @@ fn records<T: DeserializeOwned>(directory: &Path, file: &str) -> std::io::Result
             Ok(Some(record)) => found.push((id, record)),
             Ok(None) => files::remove_tree(&entry.path())?,
             Err(error) => {
-                tracing::error!(id, %error, "a record cannot be read; what it describes is left alone")
+                tracing::error!(id, %error, "a record cannot be read; the pod or container it describes is not managed")
             }
         }
     }

@@ -11,14 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::config::{ImageLimits, Registries};
-use crate::container::{ContainerRecord, Progress};
+use crate::container::{ContainerProgress, ContainerRecord};
 use crate::files;
 use crate::network::{NetworkError, PodRef, PortMapping};
 use crate::paths::{container_file, sandbox_file};
 use crate::sandbox::SandboxRecord;
 use crate::shim::client::ShimClient;
 use crate::shim::plan::{ResolvedUser, StartedRecord};
-use crate::shim::protocol::{Reply, Request, read_message, write_message};
+use crate::shim::protocol::{Reply, ShimRequest, read_message, write_message};
 
 /// Deadline that only a hanging test exceeds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -107,7 +107,7 @@ fn container(service: &Service, sandbox: &str, id: &str) -> Arc<Container> {
         files::make_private_directory(&directory).expect("make a directory");
     }
     let shim = ShimClient::new(service.paths.sandbox_state(sandbox));
-    let container = Arc::new(Container::new(record, Progress::default(), shim));
+    let container = Arc::new(Container::new(record, ContainerProgress::default(), shim));
     service.tables().containers.insert(id.into(), container.clone());
     container
 }
@@ -164,8 +164,8 @@ async fn slow_shim(listener: UnixListener, mut told: tokio::sync::oneshot::Recei
     let mut kept = Vec::new();
     loop {
         let (mut client, _) = listener.accept().await.expect("accept");
-        let request: Request = read_message(&mut client).await.expect("a request");
-        assert!(matches!(request, Request::Start { .. }), "{request:?}");
+        let request: ShimRequest = read_message(&mut client).await.expect("a request");
+        assert!(matches!(request, ShimRequest::Start { .. }), "{request:?}");
         if told.try_recv().is_ok() {
             write_message(&mut client, &Reply::Started(started())).await.expect("answer");
             return;

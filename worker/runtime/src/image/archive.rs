@@ -9,14 +9,14 @@ use tar::{Archive, Entry, EntryType};
 
 use super::budget::{Budget, Gauge};
 use super::content::Blobs;
-use super::document::{Descriptor, Index, Manifest, parse};
-use super::hold::Hold;
+use super::document::{Descriptor, ImageIndex, ImageManifest, parse};
+use super::hold::ContentHold;
 use super::unpack::plain;
 use super::{ImageError, Reference};
 use crate::config::ImageLimits;
 
 /// An image in an archive: its manifest or index, and its names.
-pub(crate) struct Listed {
+pub(crate) struct ArchivedImage {
     pub target: Descriptor,
     pub names: Vec<Reference>,
 }
@@ -27,8 +27,8 @@ pub(crate) fn ingest(
     file: File,
     blobs: &Blobs,
     limits: &ImageLimits,
-    hold: &Hold,
-) -> Result<Vec<Listed>, ImageError> {
+    hold: &ContentHold,
+) -> Result<Vec<ArchivedImage>, ImageError> {
     let mut contents = Contents::default();
     let budget = Budget::new(blobs.ingest_directory(), limits.archive_bytes, limits.image_entries)?;
     let store = Store { blobs, limits, hold, budget };
@@ -70,7 +70,7 @@ fn broken(error: io::Error) -> ImageError {
 struct Store<'a> {
     blobs: &'a Blobs,
     limits: &'a ImageLimits,
-    hold: &'a Hold,
+    hold: &'a ContentHold,
     budget: Budget,
 }
 
@@ -159,7 +159,7 @@ fn document<R: Read>(entry: &mut Entry<'_, R>, limits: &ImageLimits) -> Result<V
 
 /// Returns the images of `index.json`. Names are full names in annotations, as containerd, skopeo and
 /// buildkit write them; a bare tag is ignored, because it does not name the repository.
-fn from_layout(index: Index) -> Result<Vec<Listed>, ImageError> {
+fn from_layout(index: ImageIndex) -> Result<Vec<ArchivedImage>, ImageError> {
     let mut images = Vec::new();
     for target in index.manifests {
         if target.platform.as_ref().is_some_and(|p| !p.matches()) {
@@ -176,7 +176,7 @@ fn from_layout(index: Index) -> Result<Vec<Listed>, ImageError> {
                 }
             }
         }
-        images.push(Listed { target, names });
+        images.push(ArchivedImage { target, names });
     }
     Ok(images)
 }
@@ -201,7 +201,7 @@ fn from_docker(
     images: Vec<DockerImage>,
     contents: &Contents,
     store: &Store<'_>,
-) -> Result<Vec<Listed>, ImageError> {
+) -> Result<Vec<ArchivedImage>, ImageError> {
     let describe = |media_type: &str, (digest, size): (String, u64)| Descriptor {
         media_type: media_type.to_owned(),
         digest,
@@ -218,7 +218,7 @@ fn from_docker(
             return Err(ImageError::DigestMismatch { expected: format!("sha256:{hex}"), actual: config.0 });
         }
         let layers = image.layers.iter().map(|l| Ok(describe(DOCKER_LAYER, contents.find(l)?)));
-        let manifest = Manifest {
+        let manifest = ImageManifest {
             schema_version: 2,
             media_type: DOCKER_MANIFEST.into(),
             config: describe(DOCKER_CONFIG, config),
@@ -228,7 +228,7 @@ fn from_docker(
         let target = describe(DOCKER_MANIFEST, (store.blobs.put(&bytes, store.hold)?, bytes.len() as u64));
         let tags = image.repo_tags.unwrap_or_default();
         let names = tags.iter().map(|t| Ok(t.parse()?)).collect::<Result<_, ImageError>>()?;
-        listed.push(Listed { target, names });
+        listed.push(ArchivedImage { target, names });
     }
     Ok(listed)
 }

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use super::ImageError;
-use super::hold::{Hold, Holds};
+use super::hold::{ContentHold, Holds};
 use super::reference::is_digest;
 
 /// The blob store of one runtime.
@@ -86,7 +86,7 @@ impl Blobs {
     }
 
     /// Stores a small blob, returning its digest.
-    pub fn put(&self, bytes: &[u8], hold: &Hold) -> io::Result<String> {
+    pub fn put(&self, bytes: &[u8], hold: &ContentHold) -> io::Result<String> {
         let mut writer = self.writer()?;
         writer.write_all(bytes)?;
         writer.commit(hold)
@@ -141,7 +141,7 @@ impl Write for BlobWriter {
 
 impl BlobWriter {
     /// Stores the blob under the digest of the written bytes, held by `hold`, and returns the digest.
-    pub fn commit(self, hold: &Hold) -> io::Result<String> {
+    pub fn commit(self, hold: &ContentHold) -> io::Result<String> {
         let digest = hex_digest(self.hash);
         hold.add(&digest);
         self.file.as_file().sync_data()?;
@@ -151,7 +151,7 @@ impl BlobWriter {
 
     /// Like [`BlobWriter::commit`], but fails unless the written bytes have `digest` and
     /// `size` (0 matches any size).
-    pub fn commit_as(self, digest: &str, size: u64, hold: &Hold) -> Result<(), ImageError> {
+    pub fn commit_as(self, digest: &str, size: u64, hold: &ContentHold) -> Result<(), ImageError> {
         if size != 0 && self.size != size {
             return Err(ImageError::SizeMismatch {
                 digest: digest.to_owned(),

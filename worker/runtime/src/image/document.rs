@@ -49,14 +49,14 @@ fn machine_architecture() -> &'static str {
 
 /// List of an image's manifests, one per platform.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Index {
+pub(crate) struct ImageIndex {
     pub manifests: Vec<Descriptor>,
 }
 
 /// Manifest of one image: its configuration and layers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Manifest {
+pub(crate) struct ImageManifest {
     pub schema_version: u32,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub media_type: String,
@@ -65,25 +65,25 @@ pub(crate) struct Manifest {
 }
 
 /// A parsed manifest or index.
-pub(crate) enum Document {
-    Index(Index),
-    Manifest(Manifest),
+pub(crate) enum ManifestOrIndex {
+    Index(ImageIndex),
+    Manifest(ImageManifest),
 }
 
 /// Parses a manifest or an index.
-pub(crate) fn parse_document(bytes: &[u8]) -> Result<Document, ImageError> {
+pub(crate) fn parse_document(bytes: &[u8]) -> Result<ManifestOrIndex, ImageError> {
     let value: serde_json::Value = parse(bytes, "manifest")?;
     if value.get("manifests").is_some() {
-        return Ok(Document::Index(from_value(value, "index")?));
+        return Ok(ManifestOrIndex::Index(from_value(value, "index")?));
     }
-    let manifest: Manifest = from_value(value, "manifest")?;
+    let manifest: ImageManifest = from_value(value, "manifest")?;
     if manifest.schema_version != 2 {
         return Err(ImageError::Invalid(format!(
             "unsupported manifest schema version {}",
             manifest.schema_version
         )));
     }
-    Ok(Document::Manifest(manifest))
+    Ok(ManifestOrIndex::Manifest(manifest))
 }
 
 /// An image's configuration, reduced to what a container needs.
@@ -94,14 +94,14 @@ pub(crate) struct ImageConfig {
     #[serde(default)]
     pub os: String,
     #[serde(default)]
-    pub config: Option<Process>,
+    pub config: Option<ImageProcess>,
     pub rootfs: RootFs,
 }
 
 /// The process settings in an image's configuration.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub(crate) struct Process {
+pub(crate) struct ImageProcess {
     #[serde(default)]
     pub user: Option<String>,
     #[serde(default)]

@@ -14,9 +14,9 @@ impl Holds {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns a [`Hold`] for a piece of work, with no content yet.
-    pub fn hold(&self) -> Hold {
-        Hold { holds: self.clone(), names: Mutex::default() }
+    /// Returns a [`ContentHold`] for a piece of work, with no content yet.
+    pub fn hold(&self) -> ContentHold {
+        ContentHold { holds: self.clone(), names: Mutex::default() }
     }
 
     /// Runs `remove`, which must be short, unless `name` is held. No hold can be added while it runs.
@@ -35,12 +35,12 @@ impl Holds {
 
 /// The content that one piece of work holds until this value is dropped.
 #[derive(Debug)]
-pub(crate) struct Hold {
+pub(crate) struct ContentHold {
     holds: Holds,
     names: Mutex<Vec<String>>,
 }
 
-impl Hold {
+impl ContentHold {
     /// Holds a blob or layer; call it before checking whether the content is stored.
     pub fn add(&self, name: &str) {
         *self.holds.lock().entry(name.to_owned()).or_default() += 1;
@@ -68,7 +68,7 @@ impl Hold {
     }
 }
 
-impl Drop for Hold {
+impl Drop for ContentHold {
     fn drop(&mut self) {
         let names = std::mem::take(&mut *self.names.lock().unwrap_or_else(PoisonError::into_inner));
         self.let_go(&names);

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::ImageError;
 use super::budget::Budget;
 use super::content::{Blobs, digest_of};
-use super::hold::{Hold, Holds};
+use super::hold::{ContentHold, Holds};
 use super::reference::is_digest;
 use super::unpack::{Unpacked, unpack};
 use crate::config::ImageLimits;
@@ -73,7 +73,7 @@ impl Layers {
         blobs: &Blobs,
         sources: &[LayerSource],
         limits: &ImageLimits,
-        hold: &Hold,
+        hold: &ContentHold,
     ) -> Result<Vec<String>, ImageError> {
         let budget = Arc::new(Budget::new(&self.directory, limits.image_bytes, limits.image_entries)?);
         let mut names: Vec<String> = Vec::with_capacity(sources.len());

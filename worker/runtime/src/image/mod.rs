@@ -16,9 +16,9 @@ mod store;
 mod unpack;
 
 pub(crate) use document::ImageConfig;
-pub use pull::{Credentials, Progress};
+pub use pull::{PullProgress, RegistryCredentials};
 pub use reference::{InvalidReference, Reference};
-pub use store::{Image, ImageStore, Usage};
+pub use store::{Image, ImageDiskUsage, ImageStore};
 
 /// Why an image could not be loaded, pulled or found.
 #[derive(Debug, thiserror::Error)]

@@ -15,8 +15,8 @@ use tokio::sync::mpsc;
 
 use super::budget::Budget;
 use super::content::{Blobs, digest_of};
-use super::document::{Descriptor, Document, Manifest, parse_document};
-use super::hold::Hold;
+use super::document::{Descriptor, ImageManifest, ManifestOrIndex, parse_document};
+use super::hold::ContentHold;
 use super::{ImageError, Reference};
 use crate::config::{ImageLimits, Registries};
 use crate::files::chain;
@@ -36,7 +36,7 @@ const ACCEPTED: &[&str] = &[
 
 /// Credentials for the registry.
 #[derive(Clone, Debug, Default)]
-pub enum Credentials {
+pub enum RegistryCredentials {
     /// No credentials.
     #[default]
     Anonymous,
@@ -51,7 +51,7 @@ pub enum Credentials {
     Bearer(String),
 }
 
-impl Credentials {
+impl RegistryCredentials {
     /// Makes credentials from the fields of CRI's `AuthConfig`; `auth` is base64 of `user:password`.
     pub fn from_parts(username: &str, password: &str, auth: &str, token: &str) -> Self {
         if !username.is_empty() {
@@ -82,7 +82,7 @@ impl Credentials {
 
 /// Download progress of one layer.
 #[derive(Clone, Debug)]
-pub struct Progress {
+pub struct PullProgress {
     /// The layer's digest.
     pub layer: String,
     /// Bytes that are stored already.
@@ -98,19 +98,19 @@ pub(crate) struct Puller<'a> {
     reference: &'a Reference,
     blobs: &'a Blobs,
     limits: &'a ImageLimits,
-    hold: &'a Arc<Hold>,
+    hold: &'a Arc<ContentHold>,
     budget: Budget,
-    progress: Option<mpsc::Sender<Progress>>,
+    progress: Option<mpsc::Sender<PullProgress>>,
 }
 
 impl<'a> Puller<'a> {
     pub async fn new(
         reference: &'a Reference,
-        credentials: Credentials,
+        credentials: RegistryCredentials,
         registries: &Registries,
-        (blobs, hold): (&'a Blobs, &'a Arc<Hold>),
+        (blobs, hold): (&'a Blobs, &'a Arc<ContentHold>),
         limits: &'a ImageLimits,
-        progress: Option<mpsc::Sender<Progress>>,
+        progress: Option<mpsc::Sender<PullProgress>>,
     ) -> Result<Self, ImageError> {
         let domain = reference.domain();
         let registry = registries.mirrors.get(domain).map_or(domain, String::as_str).to_owned();
@@ -154,8 +154,8 @@ impl<'a> Puller<'a> {
     pub async fn run(&self) -> Result<(String, String), ImageError> {
         let (target, document) = self.document(&self.source).await?;
         let (manifest_digest, manifest) = match document {
-            Document::Manifest(manifest) => (target.clone(), manifest),
-            Document::Index(index) => {
+            ManifestOrIndex::Manifest(manifest) => (target.clone(), manifest),
+            ManifestOrIndex::Index(index) => {
                 let matching =
                     index.manifests.iter().find(|m| m.platform.as_ref().is_some_and(|p| p.matches()));
                 let chosen = matching.ok_or_else(|| {
@@ -164,8 +164,10 @@ impl<'a> Puller<'a> {
                 let (digest, document) =
                     self.document(&self.source.clone_with_digest(chosen.digest.clone())).await?;
                 match document {
-                    Document::Manifest(manifest) => (digest, manifest),
-                    Document::Index(_) => return Err(ImageError::Invalid("index within an index".into())),
+                    ManifestOrIndex::Manifest(manifest) => (digest, manifest),
+                    ManifestOrIndex::Index(_) => {
+                        return Err(ImageError::Invalid("index within an index".into()));
+                    }
                 }
             }
         };
@@ -173,7 +175,7 @@ impl<'a> Puller<'a> {
         Ok((target, manifest_digest))
     }
 
-    async fn document(&self, source: &RegistryReference) -> Result<(String, Document), ImageError> {
+    async fn document(&self, source: &RegistryReference) -> Result<(String, ManifestOrIndex), ImageError> {
         let auth = RegistryAuth::Anonymous; // stored in the client already
         let fetched = self.client.pull_manifest_raw(source, &auth, ACCEPTED).await;
         let what = format!("failed to resolve reference \"{}\"", self.reference);
@@ -193,7 +195,7 @@ impl<'a> Puller<'a> {
         Ok((actual, document))
     }
 
-    async fn blobs(&self, manifest: &Manifest) -> Result<(), ImageError> {
+    async fn blobs(&self, manifest: &ImageManifest) -> Result<(), ImageError> {
         if manifest.layers.len() > self.limits.layers {
             return Err(ImageError::TooLarge(format!("image has more than {} layers", self.limits.layers)));
         }
@@ -255,7 +257,7 @@ impl<'a> Puller<'a> {
     /// Reports progress; drops the report if the reader is too slow, as it is for display only.
     fn report(&self, layer: &str, done: u64, total: u64) {
         if let Some(progress) = &self.progress {
-            let _ = progress.try_send(Progress { layer: layer.to_owned(), done, total });
+            let _ = progress.try_send(PullProgress { layer: layer.to_owned(), done, total });
         }
     }
 }

@@ -15,13 +15,13 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::archive::{Listed, ingest};
+use super::archive::{ArchivedImage, ingest};
 use super::budget::Budget;
 use super::content::Blobs;
-use super::document::{Document, ImageConfig, Manifest, parse, parse_document};
-use super::hold::Hold;
+use super::document::{ImageConfig, ImageManifest, ManifestOrIndex, parse, parse_document};
+use super::hold::ContentHold;
 use super::layers::{LayerSource, Layers};
-use super::pull::{Credentials, Progress, Puller};
+use super::pull::{PullProgress, Puller, RegistryCredentials};
 use super::{ImageError, Reference};
 use crate::config::{ImageLimits, Registries};
 use crate::files;
@@ -55,7 +55,7 @@ impl Image {
 
 /// Disk space taken by images.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Usage {
+pub struct ImageDiskUsage {
     /// Bytes of all blobs and unpacked layers.
     pub bytes: u64,
     /// Number of files in the unpacked layers.
@@ -148,10 +148,10 @@ impl ImageStore {
         .await?
     }
 
-    fn load_blocking(&self, archive: File, hold: &Hold) -> Result<Vec<String>, ImageError> {
+    fn load_blocking(&self, archive: File, hold: &ContentHold) -> Result<Vec<String>, ImageError> {
         let Inner { blobs, limits, .. } = &*self.inner;
         let mut prepared = Vec::new();
-        for Listed { target, names } in ingest(archive, blobs, limits, hold)? {
+        for ArchivedImage { target, names } in ingest(archive, blobs, limits, hold)? {
             let manifest = self.select_manifest(&target.digest)?;
             prepared.push((self.prepare(&target.digest, &manifest, hold)?, target.digest, names));
         }
@@ -169,8 +169,8 @@ impl ImageStore {
     fn select_manifest(&self, digest: &str) -> Result<String, ImageError> {
         let bytes = self.inner.blobs.read(digest, self.inner.limits.document_bytes)?;
         match parse_document(&bytes)? {
-            Document::Manifest(_) => Ok(digest.to_owned()),
-            Document::Index(index) => {
+            ManifestOrIndex::Manifest(_) => Ok(digest.to_owned()),
+            ManifestOrIndex::Index(index) => {
                 let here = |digest: &str| self.inner.blobs.has(digest, 0).unwrap_or(false);
                 let fits = |m: &&super::document::Descriptor| {
                     m.platform.as_ref().is_none_or(|p| p.matches()) && here(&m.digest)
@@ -189,11 +189,11 @@ impl ImageStore {
         &self,
         target: &str,
         manifest_digest: &str,
-        hold: &Hold,
+        hold: &ContentHold,
     ) -> Result<(String, Entry), ImageError> {
         let Inner { blobs, layers, limits, .. } = &*self.inner;
         let bytes = blobs.read(manifest_digest, limits.document_bytes)?;
-        let Document::Manifest(manifest) = parse_document(&bytes)? else {
+        let ManifestOrIndex::Manifest(manifest) = parse_document(&bytes)? else {
             return Err(ImageError::Invalid("index within an index".into()));
         };
         let config = self.check(&manifest)?;
@@ -211,7 +211,7 @@ impl ImageStore {
         Ok((manifest.config.digest, Entry { config, blobs: used, layers: unpacked, size }))
     }
 
-    fn check(&self, manifest: &Manifest) -> Result<ImageConfig, ImageError> {
+    fn check(&self, manifest: &ImageManifest) -> Result<ImageConfig, ImageError> {
         let Inner { blobs, limits, .. } = &*self.inner;
         if manifest.layers.len() > limits.layers {
             return Err(ImageError::TooLarge(format!("image has more than {} layers", limits.layers)));
@@ -260,8 +260,8 @@ impl ImageStore {
     pub async fn pull(
         &self,
         reference: &Reference,
-        credentials: Credentials,
-        progress: Option<mpsc::Sender<Progress>>,
+        credentials: RegistryCredentials,
+        progress: Option<mpsc::Sender<PullProgress>>,
     ) -> Result<Image, ImageError> {
         let id = self.pull_content(reference, credentials, progress).await?;
         self.find(&id).ok_or_else(|| ImageError::NotFound(reference.to_string()))
@@ -270,8 +270,8 @@ impl ImageStore {
     async fn pull_content(
         &self,
         reference: &Reference,
-        credentials: Credentials,
-        progress: Option<mpsc::Sender<Progress>>,
+        credentials: RegistryCredentials,
+        progress: Option<mpsc::Sender<PullProgress>>,
     ) -> Result<String, ImageError> {
         let Inner { blobs, limits, registries, .. } = &*self.inner;
         let hold = Arc::new(blobs.holds().hold());
@@ -356,14 +356,14 @@ impl ImageStore {
     }
 
     /// Returns the disk space taken, computed from the table and the layers' records.
-    pub fn usage(&self) -> io::Result<Usage> {
+    pub fn usage(&self) -> io::Result<ImageDiskUsage> {
         let layers = self.inner.layers.usage()?;
         let mut bytes = layers.bytes;
         for digest in self.inner.blobs.list()? {
             let path = self.inner.blobs.path(&digest).map_err(io::Error::other)?;
             bytes += std::fs::metadata(path).map_or(0, |m| m.len());
         }
-        Ok(Usage { bytes, inodes: layers.entries })
+        Ok(ImageDiskUsage { bytes, inodes: layers.entries })
     }
 }
 

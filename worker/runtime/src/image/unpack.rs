@@ -240,7 +240,7 @@ impl Layer {
             let mut source = File::from(open_below(parent, relative, OFlag::O_RDONLY)?);
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
             self.count.bytes += self.budget.copy(&mut source, &mut file)?;
-            own(path, status.st_uid, status.st_gid)?;
+            set_owner(path, status.st_uid, status.st_gid)?;
             return fs::set_permissions(path, fs::Permissions::from_mode(status.st_mode & 0o7777));
         }
         Err(invalid("hard link to a file that is not there"))
@@ -267,7 +267,7 @@ impl Layer {
                 .find_map(|parent| fstat(open_below(parent, relative, OFlag::O_PATH).ok()?).ok())
                 .filter(|s| s.st_mode & libc::S_IFMT == libc::S_IFDIR);
             if let Some(status) = below {
-                own(directory, status.st_uid, status.st_gid)?;
+                set_owner(directory, status.st_uid, status.st_gid)?;
                 fs::set_permissions(directory, fs::Permissions::from_mode(status.st_mode & 0o7777))?;
             }
         }
@@ -369,7 +369,7 @@ fn special<R: Read>(entry: &Entry<'_, R>, path: &Path, kind: EntryType) -> io::R
     Ok(mknod(path, flag, Mode::from_bits_truncate(0o600), makedev(major.into(), minor.into()))?)
 }
 
-fn own(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
+fn set_owner(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
     let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
     Ok(fchownat(AT_FDCWD, path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), flags)?)
 }
@@ -379,7 +379,7 @@ fn metadata<R: Read>(entry: &mut Entry<'_, R>, path: &Path) -> io::Result<()> {
     let (uid, gid) = (number(entry.header().uid()?)?, number(entry.header().gid()?)?);
     let mode = entry.header().mode()? & 0o7777;
     let link = entry.header().entry_type() == EntryType::Symlink;
-    own(path, uid, gid)?;
+    set_owner(path, uid, gid)?;
     if !link {
         // Set after the owner, because changing the owner clears the set-id bits.
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;

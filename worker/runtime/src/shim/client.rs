@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::daemon;
 use super::plan::{OLDEST_PROTOCOL, PROTOCOL, ShimPlan, StartedRecord};
-use super::protocol::{Ended, Reply, Request, read_message, write_message};
+use super::protocol::{Ended, Reply, ShimRequest, read_message, write_message};
 use crate::files;
 use crate::paths::{sandbox_file, short_path};
 
@@ -114,7 +114,11 @@ impl ShimClient {
     }
 
     /// Sends a request; returns the reply and the connection it came over.
-    async fn ask(&self, request: &Request, within: Duration) -> Result<(Reply, UnixStream), ShimClientError> {
+    async fn ask(
+        &self,
+        request: &ShimRequest,
+        within: Duration,
+    ) -> Result<(Reply, UnixStream), ShimClientError> {
         let exchange = async {
             let mut stream = self.connect().await?;
             write_message(&mut stream, request).await.map_err(ShimClientError::Unreachable)?;
@@ -130,7 +134,7 @@ impl ShimClient {
 
     /// Starts the container whose bundle is `bundle`; does not restart a container that runs already.
     pub async fn start(&self, bundle: &Path) -> Result<StartedRecord, ShimClientError> {
-        match self.ask(&Request::Start { bundle: bundle.to_owned() }, START).await? {
+        match self.ask(&ShimRequest::Start { bundle: bundle.to_owned() }, START).await? {
             (Reply::Started(started), _) => Ok(started),
             _ => Err(ShimClientError::Refused("unexpected reply".into())),
         }
@@ -138,13 +142,13 @@ impl ShimClient {
 
     /// Sends a signal to a container's first process, or with `all` to all of its processes.
     pub async fn signal(&self, container: &str, signal: i32, all: bool) -> Result<(), ShimClientError> {
-        let request = Request::Signal { container: container.to_owned(), signal, all };
+        let request = ShimRequest::Signal { container: container.to_owned(), signal, all };
         self.ask(&request, PROMPT).await.map(drop)
     }
 
     /// Makes the shim reopen a container's log file.
     pub async fn reopen_log(&self, container: &str) -> Result<(), ShimClientError> {
-        self.ask(&Request::ReopenLog { container: container.to_owned() }, PROMPT).await.map(drop)
+        self.ask(&ShimRequest::ReopenLog { container: container.to_owned() }, PROMPT).await.map(drop)
     }
 
     /// Runs a process in a container; returns the connection, over which frames follow.
@@ -156,7 +160,7 @@ impl ShimClient {
         stdin: bool,
     ) -> Result<UnixStream, ShimClientError> {
         let request =
-            Request::Exec { container: container.to_owned(), arguments: arguments.to_vec(), tty, stdin };
+            ShimRequest::Exec { container: container.to_owned(), arguments: arguments.to_vec(), tty, stdin };
         self.ask(&request, START).await.map(|(_, stream)| stream)
     }
 
@@ -168,25 +172,25 @@ impl ShimClient {
         stdout: bool,
         stderr: bool,
     ) -> Result<UnixStream, ShimClientError> {
-        let request = Request::Attach { container: container.to_owned(), stdin, stdout, stderr };
+        let request = ShimRequest::Attach { container: container.to_owned(), stdin, stdout, stderr };
         self.ask(&request, PROMPT).await.map(|(_, stream)| stream)
     }
 
     /// Subscribes to the ends of containers.
-    pub async fn watch(&self) -> Result<Watch, ShimClientError> {
-        self.ask(&Request::Watch, PROMPT).await.map(|(_, stream)| Watch(stream))
+    pub async fn watch(&self) -> Result<ExitWatch, ShimClientError> {
+        self.ask(&ShimRequest::Watch, PROMPT).await.map(|(_, stream)| ExitWatch(stream))
     }
 
     /// Kills the pod's remaining processes and ends the shim.
     pub async fn shutdown(&self) -> Result<(), ShimClientError> {
-        self.ask(&Request::Shutdown, SHUTDOWN).await.map(drop)
+        self.ask(&ShimRequest::Shutdown, SHUTDOWN).await.map(drop)
     }
 }
 
 /// Subscription to the ends of containers.
-pub(crate) struct Watch(UnixStream);
+pub(crate) struct ExitWatch(UnixStream);
 
-impl Watch {
+impl ExitWatch {
     /// Waits for the next end of a container. An error means that the shim is gone.
     pub async fn next(&mut self) -> io::Result<Ended> {
         read_message(&mut self.0).await

@@ -14,11 +14,11 @@ use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
 
 use super::ShimError;
-use super::log::{LineWriter, LogFile, Stream};
-use super::plan::{ExitRecord, LaunchPlan, Launched, StartedRecord, now};
+use super::log::{LineWriter, LogFile, OutputStream};
+use super::plan::{ExitRecord, LaunchPlan, LaunchResult, StartedRecord, now};
 use super::protocol::Ended;
 use super::reaper::Reaper;
-use super::stdio::{CONSOLE, Console, Output, Pty, Sink, Streams, copy};
+use super::stdio::{CONSOLE, Console, InputEnd, Output, ProcessStreams, Pty, copy};
 use crate::cgroup::{Cgroup, Hierarchies};
 use crate::files;
 use crate::paths::container_file;
@@ -38,7 +38,7 @@ pub(crate) struct Running {
     pub started: StartedRecord,
     pub log: LogFile,
     pub output: Arc<Output>,
-    pub stdin: tokio::sync::Mutex<Option<Sink>>,
+    pub stdin: tokio::sync::Mutex<Option<InputEnd>>,
     pub pty: Option<Arc<Pty>>,
     pub cgroup: Cgroup,
 }
@@ -91,8 +91,8 @@ impl Containers {
         }
         let log = LogFile::open(plan.log_path.clone()).map_err(ShimError::io("open the log"))?;
         let mut streams = match plan.tty {
-            true => Streams::terminal(),
-            false => Streams::pipes(plan.stdin).map_err(ShimError::io("make pipes"))?,
+            true => ProcessStreams::terminal(),
+            false => ProcessStreams::pipes(plan.stdin).map_err(ShimError::io("make pipes"))?,
         };
         let launch = Launch {
             verb: "launch",
@@ -255,8 +255,9 @@ impl Containers {
     }
 }
 
-fn copy_output(streams: &mut Streams, log: &LogFile, output: &Arc<Output>) -> Vec<JoinHandle<()>> {
-    let pairs = [(streams.stdout.take(), Stream::Stdout), (streams.stderr.take(), Stream::Stderr)];
+fn copy_output(streams: &mut ProcessStreams, log: &LogFile, output: &Arc<Output>) -> Vec<JoinHandle<()>> {
+    let pairs =
+        [(streams.stdout.take(), OutputStream::Stdout), (streams.stderr.take(), OutputStream::Stderr)];
     let copies = pairs.into_iter().filter_map(|(source, stream)| {
         let writer = LineWriter::new(log.clone(), stream);
         source.map(|source| tokio::spawn(copy(source, writer, stream, output.clone())))
@@ -286,7 +287,7 @@ impl Launch<'_> {
     pub async fn run(
         &self,
         reaper: &Reaper,
-        streams: &mut Streams,
+        streams: &mut ProcessStreams,
     ) -> Result<(Process, Option<Arc<Pty>>), ShimError> {
         files::remove_file(self.result).map_err(ShimError::io("remove an old result"))?;
         let console = match self.console {
@@ -325,8 +326,8 @@ impl Launch<'_> {
 
     fn result(&self) -> Result<Process, ShimError> {
         match files::read_json(self.result).map_err(ShimError::io("read the launcher's result"))? {
-            Some(Launched::Ok { pid, user }) => Ok(Process { pid, user }),
-            Some(Launched::Err(message)) => Err(ShimError::Container(message)),
+            Some(LaunchResult::Ok { pid, user }) => Ok(Process { pid, user }),
+            Some(LaunchResult::Err(message)) => Err(ShimError::Container(message)),
             None => Err(died()),
         }
     }
@@ -366,7 +367,7 @@ mod tests {
         }
     }
 
-    /// As on a full disk: the record cannot be put in its place.
+    /// Makes writing the record fail, as a full disk does.
     #[tokio::test]
     async fn an_end_that_cannot_be_written_is_kept_and_written_later() {
         let directory = tempfile::tempdir().expect("temporary directory");

@@ -21,7 +21,7 @@ use super::containers::Containers;
 use super::exec_attach::{ExecRequest, attach, exec};
 use super::holder;
 use super::plan::ShimPlan;
-use super::protocol::{Ended, Reply, Request, read_message, write_message};
+use super::protocol::{Ended, Reply, ShimRequest, read_message, write_message};
 use super::reaper::Reaper;
 use crate::files;
 use crate::paths::{sandbox_file, short_path};
@@ -125,11 +125,11 @@ async fn serve(directory: &Path, plan: &ShimPlan, socket: StdListener) -> Result
 }
 
 async fn answer(containers: Arc<Containers>, mut client: UnixStream, stop: mpsc::Sender<UnixStream>) {
-    let request = match read_message::<Request>(&mut client).await {
+    let request = match read_message::<ShimRequest>(&mut client).await {
         Ok(request) => request,
         Err(error) => return say!("request: {error}"),
     };
-    if let Request::Shutdown = request {
+    if let ShimRequest::Shutdown = request {
         // Sending fails only if the daemon is already ending.
         return drop(stop.send(client).await);
     }
@@ -140,36 +140,40 @@ async fn answer(containers: Arc<Containers>, mut client: UnixStream, stop: mpsc:
     }
 }
 
-async fn handle(containers: &Arc<Containers>, mut client: UnixStream, request: Request) -> io::Result<()> {
+async fn handle(
+    containers: &Arc<Containers>,
+    mut client: UnixStream,
+    request: ShimRequest,
+) -> io::Result<()> {
     let reply = match request {
-        Request::Start { bundle } => match containers.start(&bundle).await {
+        ShimRequest::Start { bundle } => match containers.start(&bundle).await {
             Ok(started) => Reply::Started(started),
             Err(error) => Reply::Error(files::chain(&error)),
         },
-        Request::Signal { container, signal, all } => match containers.signal(&container, signal, all) {
+        ShimRequest::Signal { container, signal, all } => match containers.signal(&container, signal, all) {
             Ok(true) => Reply::Ok,
             Ok(false) => Reply::NotRunning,
             Err(error) => Reply::Error(files::chain(&error)),
         },
-        Request::ReopenLog { container } => {
+        ShimRequest::ReopenLog { container } => {
             match containers.get(&container).map(|running| running.log.reopen()) {
                 Some(Ok(())) => Reply::Ok,
                 Some(Err(error)) => Reply::Error(error.to_string()),
                 None => Reply::NotRunning,
             }
         }
-        Request::Exec { container, arguments, tty, stdin } => match containers.get(&container) {
+        ShimRequest::Exec { container, arguments, tty, stdin } => match containers.get(&container) {
             Some(running) => {
                 return exec(containers, &running, ExecRequest { arguments, tty, stdin }, client).await;
             }
             None => Reply::NotRunning,
         },
-        Request::Attach { container, stdin, stdout, stderr } => match containers.get(&container) {
+        ShimRequest::Attach { container, stdin, stdout, stderr } => match containers.get(&container) {
             Some(running) => return attach(running, stdin, (stdout, stderr), client).await,
             None => Reply::NotRunning,
         },
-        Request::Watch => return watch(containers, client).await,
-        Request::Shutdown => Reply::Ok,
+        ShimRequest::Watch => return watch(containers, client).await,
+        ShimRequest::Shutdown => Reply::Ok,
     };
     write_message(&mut client, &reply).await
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 /// An allowing device rule of the OCI runtime specification; `None` matches any value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Allowed {
+struct AllowRule {
     /// Device type: `BLOCK` or `CHARACTER`.
     kind: Option<i32>,
     major: Option<i32>,
@@ -30,9 +30,9 @@ const ALL: i32 = MAKE | READ | WRITE;
 
 /// Returns the rules that every container gets, as in runc: make any device node, use the
 /// devices in its own `/dev`.
-fn defaults() -> Vec<Allowed> {
-    let any = |kind| Allowed { kind: Some(kind), major: None, minor: None, access: MAKE };
-    let device = |major, minor| Allowed { kind: Some(CHARACTER), major: Some(major), minor, access: ALL };
+fn defaults() -> Vec<AllowRule> {
+    let any = |kind| AllowRule { kind: Some(kind), major: None, minor: None, access: MAKE };
+    let device = |major, minor| AllowRule { kind: Some(CHARACTER), major: Some(major), minor, access: ALL };
     let mut rules = vec![any(CHARACTER), any(BLOCK)];
     // null, zero, full, random, urandom, tty, console, ptmx
     for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)] {
@@ -43,13 +43,14 @@ fn defaults() -> Vec<Allowed> {
 }
 
 /// Lets the processes of the version 2 cgroup at `directory` use only the devices that `rules` (OCI runtime
-/// specification, `linux.resources.devices`) and the defaults allow. Fails where the kernel cannot enforce that.
+/// specification, `linux.resources.devices`) and the defaults allow. Fails where the kernel cannot enforce
+/// that.
 pub(super) fn attach(directory: &Path, rules: &Value) -> io::Result<()> {
     let mut allowed = defaults();
     for rule in rules.as_array().into_iter().flatten() {
         match (rule["allow"].as_bool().unwrap_or(false), parse(rule)) {
             // A privileged container may use every device: no filter is needed.
-            (true, Allowed { kind: None, major: None, minor: None, access: ALL }) => return Ok(()),
+            (true, AllowRule { kind: None, major: None, minor: None, access: ALL }) => return Ok(()),
             (true, one) => allowed.push(one),
             // Denying rules need no code: whatever no rule allows is denied.
             (false, _) => {}
@@ -59,11 +60,11 @@ pub(super) fn attach(directory: &Path, rules: &Value) -> io::Result<()> {
     attach_program(&File::open(directory)?, &program)
 }
 
-fn parse(rule: &Value) -> Allowed {
+fn parse(rule: &Value) -> AllowRule {
     let number = |key: &str| rule[key].as_i64().and_then(|n| i32::try_from(n).ok()).filter(|n| *n >= 0);
     let access = rule["access"].as_str().unwrap_or("rwm");
     let bit = |letter: char, bit: i32| if access.contains(letter) { bit } else { 0 };
-    Allowed {
+    AllowRule {
         kind: match rule["type"].as_str() {
             Some("b") => Some(BLOCK),
             Some("c" | "u") => Some(CHARACTER),
@@ -102,7 +103,7 @@ fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
 }
 
 /// Builds the eBPF program, which returns 1 if a rule allows the access, else 0.
-fn program(allowed: &[Allowed]) -> Vec<u64> {
+fn program(allowed: &[AllowRule]) -> Vec<u64> {
     let mut code = vec![
         instruction(opcode::LOAD_WORD, KIND, CONTEXT, 0, 0),
         instruction(opcode::MOVE_32, ACCESS, KIND, 0, 0),

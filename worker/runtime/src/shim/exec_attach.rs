@@ -16,9 +16,9 @@ use tokio::sync::mpsc;
 use super::ShimError;
 use super::containers::{Containers, Launch, Running};
 use super::exec_launcher::ExecPlan;
-use super::log::Stream;
-use super::protocol::{Frame, Reply, read_frame, write_frame, write_message};
-use super::stdio::{Pty, Sink, Streams, forward};
+use super::log::OutputStream;
+use super::protocol::{Reply, StreamFrame, read_frame, write_frame, write_message};
+use super::stdio::{InputEnd, ProcessStreams, Pty, forward};
 use crate::files;
 
 /// Maximum pause in the output, after the process ended, before output that other
@@ -44,8 +44,8 @@ pub(crate) async fn exec(
 ) -> io::Result<()> {
     let mark = containers.reaper.mark();
     let mut streams = match request.tty {
-        true => Streams::terminal(),
-        false => Streams::pipes(request.stdin)?,
+        true => ProcessStreams::terminal(),
+        false => ProcessStreams::pipes(request.stdin)?,
     };
     let (pid, pty) = match launch(containers, running, &request, &mut streams).await {
         Ok(process) => process,
@@ -60,7 +60,8 @@ pub(crate) async fn exec(
     }
 
     let (frames, mut queue) = mpsc::channel(QUEUE);
-    let pairs = [(streams.stdout.take(), Stream::Stdout), (streams.stderr.take(), Stream::Stderr)];
+    let pairs =
+        [(streams.stdout.take(), OutputStream::Stdout), (streams.stderr.take(), OutputStream::Stderr)];
     for (source, stream) in pairs {
         if let Some(source) = source {
             tokio::spawn(forward(source, stream, frames.clone()));
@@ -80,7 +81,7 @@ pub(crate) async fn exec(
                 }
             }
             gone = &mut input => match gone {
-                Ok(Gone::Client) => break kill_and_wait(pid, &mut exit).await,
+                Ok(ClosedBy::Client) => break kill_and_wait(pid, &mut exit).await,
                 // The program closed its input, but may still write output.
                 _ => input = tokio::spawn(std::future::pending()),
             },
@@ -91,7 +92,7 @@ pub(crate) async fn exec(
     while let Ok(Some(frame)) = tokio::time::timeout(DRAIN, queue.recv()).await {
         write_frame(&mut writer, &frame).await?;
     }
-    write_frame(&mut writer, &Frame::Exit(code)).await?;
+    write_frame(&mut writer, &StreamFrame::Exit(code)).await?;
     writer.shutdown().await
 }
 
@@ -108,7 +109,7 @@ async fn launch(
     containers: &Containers,
     running: &Running,
     request: &ExecRequest,
-    streams: &mut Streams,
+    streams: &mut ProcessStreams,
 ) -> Result<(i32, Option<Arc<Pty>>), ShimError> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -136,7 +137,7 @@ async fn launch(
 }
 
 /// The side that closed the input: the client disconnected, or the program closed it.
-enum Gone {
+enum ClosedBy {
     Client,
     Program,
 }
@@ -144,20 +145,20 @@ enum Gone {
 /// Carries input from a client to a process until the client disconnects or the program closes it.
 async fn feed(
     mut from: impl tokio::io::AsyncRead + Unpin,
-    mut sink: Option<Sink>,
+    mut sink: Option<InputEnd>,
     pty: Option<Arc<Pty>>,
-) -> Gone {
+) -> ClosedBy {
     loop {
         match read_frame(&mut from).await {
-            Ok(Some(Frame::Stdin(bytes))) => {
+            Ok(Some(StreamFrame::Stdin(bytes))) => {
                 if let Some(sink) = &mut sink
                     && sink.write_all(&bytes).await.is_err()
                 {
-                    return Gone::Program;
+                    return ClosedBy::Program;
                 }
             }
-            Ok(Some(Frame::StdinEnd)) => sink = end_of_input(sink).await,
-            Ok(Some(Frame::Resize(columns, rows))) => {
+            Ok(Some(StreamFrame::StdinEnd)) => sink = end_of_input(sink).await,
+            Ok(Some(StreamFrame::Resize(columns, rows))) => {
                 if let Some(pty) = &pty
                     && let Err(error) = pty.resize(columns, rows)
                 {
@@ -165,15 +166,15 @@ async fn feed(
                 }
             }
             Ok(Some(_)) => {}
-            Ok(None) | Err(_) => return Gone::Client,
+            Ok(None) | Err(_) => return ClosedBy::Client,
         }
     }
 }
 
 /// Signals the end of input: closes a pipe; on a terminal, which stays open, types ^D as a user would.
-async fn end_of_input(sink: Option<Sink>) -> Option<Sink> {
+async fn end_of_input(sink: Option<InputEnd>) -> Option<InputEnd> {
     match sink {
-        Some(mut sink @ Sink::Pty(_)) => {
+        Some(mut sink @ InputEnd::Pty(_)) => {
             // 4 is ^D; if the program ignores it, it runs until the client disconnects.
             let _ = sink.write_all(&[4]).await;
             Some(sink)
@@ -197,21 +198,21 @@ pub(crate) async fn attach(
     let mut input = tokio::spawn(async move {
         loop {
             match read_frame(&mut reader).await {
-                Ok(Some(Frame::Stdin(bytes))) if stdin => {
+                Ok(Some(StreamFrame::Stdin(bytes))) if stdin => {
                     if let Some(sink) = feeding.stdin.lock().await.as_mut()
                         && sink.write_all(&bytes).await.is_err()
                     {
                         break;
                     }
                 }
-                Ok(Some(Frame::Resize(columns, rows))) => {
+                Ok(Some(StreamFrame::Resize(columns, rows))) => {
                     if let Some(pty) = &feeding.pty
                         && let Err(error) = pty.resize(columns, rows)
                     {
                         say!("resize: {error}");
                     }
                 }
-                Ok(Some(Frame::StdinEnd)) if stdin && feeding.plan.stdin_once => {
+                Ok(Some(StreamFrame::StdinEnd)) if stdin && feeding.plan.stdin_once => {
                     let mut sink = feeding.stdin.lock().await;
                     *sink = end_of_input(sink.take()).await;
                 }
@@ -224,12 +225,12 @@ pub(crate) async fn attach(
         tokio::select! {
             biased;
             frame = queue.recv() => match frame {
-                Some(frame @ Frame::Exit(_)) => {
+                Some(frame @ StreamFrame::Exit(_)) => {
                     write_frame(&mut writer, &frame).await?;
                     break;
                 }
-                Some(Frame::Stdout(_)) if !streams.0 => {}
-                Some(Frame::Stderr(_)) if !streams.1 => {}
+                Some(StreamFrame::Stdout(_)) if !streams.0 => {}
+                Some(StreamFrame::Stderr(_)) if !streams.1 => {}
                 Some(frame) => write_frame(&mut writer, &frame).await?,
                 None => break,
             },

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::ShimError;
 use super::executor::ProgramExecutor;
 use super::launch::{outcome, settle, tidy};
-use super::plan::{LaunchPlan, Launched, ResolvedUser};
+use super::plan::{LaunchPlan, LaunchResult, ResolvedUser};
 use crate::files;
 use crate::paths::container_file;
 
@@ -25,14 +25,14 @@ pub(crate) struct ExecPlan {
 }
 
 /// Starts the process that the first file ([`ExecPlan`]) describes, and writes the result, a
-/// [`Launched`], to the second.
+/// [`LaunchResult`], to the second.
 pub(crate) fn run(bundle: &Path, arguments: &[PathBuf]) -> Result<(), ShimError> {
     let [plan, result] = arguments else {
         return Err(ShimError::Container("exec takes two files".into()));
     };
     let outcome = match exec(bundle, plan) {
-        Ok(pid) => Launched::Ok { pid, user: ResolvedUser::default() },
-        Err(error) => Launched::Err(files::chain(&error)),
+        Ok(pid) => LaunchResult::Ok { pid, user: ResolvedUser::default() },
+        Err(error) => LaunchResult::Err(files::chain(&error)),
     };
     files::write_json(result, &outcome).map_err(ShimError::io("leave the result"))
 }

@@ -73,7 +73,7 @@ impl ProgramExecutor {
     }
 
     /// Sends an error to the launcher; does nothing if the launcher is gone.
-    fn tell(&self, message: &str) {
+    fn report_error(&self, message: &str) {
         let _ = nix::unistd::write(self.errors.as_fd(), message.as_bytes());
     }
 
@@ -97,7 +97,7 @@ impl ProgramExecutor {
 impl Executor for ProgramExecutor {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         self.run(spec).map_err(|message| {
-            self.tell(&message);
+            self.report_error(&message);
             ExecutorError::Other(message)
         })
     }
@@ -109,7 +109,7 @@ impl Executor for ProgramExecutor {
             None => Err("no command specified".into()),
         };
         found.map_err(|message| {
-            self.tell(&message);
+            self.report_error(&message);
             ExecutorValidationError::ArgValidationError(message)
         })
     }

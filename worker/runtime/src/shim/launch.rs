@@ -16,24 +16,24 @@ use nix::unistd::{Gid, Uid, fchown};
 use serde_json::{Value, json};
 
 use super::executor::{ErrorPipe, ProgramExecutor};
-use super::plan::{LaunchPlan, Launched, ResolvedUser};
+use super::plan::{LaunchPlan, LaunchResult, ResolvedUser};
 use super::stdio::CONSOLE;
 use super::{ShimError, device_filter, rootfs};
 use crate::cgroup::{Cgroup, Hierarchies};
 use crate::files;
 use crate::paths::container_file;
 
-/// Starts the container whose bundle is `bundle` and writes the result, a [`Launched`], into the bundle.
+/// Starts the container whose bundle is `bundle` and writes the result, a [`LaunchResult`], into the bundle.
 pub(crate) fn run(bundle: &Path) -> Result<(), ShimError> {
     let outcome = match launch(bundle) {
         Ok(launched) => launched,
-        Err(error) => Launched::Err(files::chain(&error)),
+        Err(error) => LaunchResult::Err(files::chain(&error)),
     };
     files::write_json(&bundle.join(container_file::LAUNCHED), &outcome)
         .map_err(ShimError::io("leave the result"))
 }
 
-fn launch(bundle: &Path) -> Result<Launched, ShimError> {
+fn launch(bundle: &Path) -> Result<LaunchResult, ShimError> {
     let plan: LaunchPlan = files::read_json(&bundle.join(container_file::PLAN))
         .map_err(ShimError::io("read the plan"))?
         .ok_or_else(|| ShimError::Container("the container has no plan".into()))?;
@@ -60,7 +60,7 @@ fn launch(bundle: &Path) -> Result<Launched, ShimError> {
     let started = build(&plan, bundle, console, executor);
     let pid = outcome(started, error)?;
     tidy(&plan.libcontainer.join(&plan.container_id)).map_err(ShimError::io("protect the state"))?;
-    Ok(Launched::Ok { pid, user })
+    Ok(LaunchResult::Ok { pid, user })
 }
 
 /// Creates the container and starts its program. On return the executor's end of the error pipe is closed.

@@ -12,12 +12,12 @@ const PIECE: usize = 16 << 10;
 
 /// Standard output or standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stream {
+pub(crate) enum OutputStream {
     Stdout,
     Stderr,
 }
 
-impl Stream {
+impl OutputStream {
     fn name(self) -> &'static str {
         match self {
             Self::Stdout => "stdout",
@@ -102,12 +102,12 @@ fn append(file: &mut File, lines: &[u8], torn: &mut bool) -> io::Result<()> {
 /// Splits one output stream into lines and logs them.
 pub(crate) struct LineWriter {
     log: LogFile,
-    stream: Stream,
+    stream: OutputStream,
     pending: Vec<u8>,
 }
 
 impl LineWriter {
-    pub fn new(log: LogFile, stream: Stream) -> Self {
+    pub fn new(log: LogFile, stream: OutputStream) -> Self {
         Self { log, stream, pending: Vec::new() }
     }
 
@@ -170,7 +170,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = directory.path().join("a/0.log");
         let mut writer =
-            LineWriter::new(LogFile::open(Some(path.clone())).expect("open log"), Stream::Stdout);
+            LineWriter::new(LogFile::open(Some(path.clone())).expect("open log"), OutputStream::Stdout);
         for chunk in chunks {
             writer.push(chunk);
         }
@@ -192,7 +192,7 @@ mod tests {
         const CHILD: &str = "EPHOR_TEST_FULL_DISK";
         if std::env::var_os(CHILD).is_some() {
             let log = LogFile::open(Some("/dev/full".into())).expect("open");
-            let mut writer = LineWriter::new(log, Stream::Stdout);
+            let mut writer = LineWriter::new(log, OutputStream::Stdout);
             for _ in 0..100 {
                 writer.push(b"lost\n");
             }

@@ -116,7 +116,7 @@ pub(crate) enum Propagation {
 
 /// Result of a launcher for the daemon (`launched.json`, or the file that is passed to `exec`).
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) enum Launched {
+pub(crate) enum LaunchResult {
     Ok { pid: i32, user: ResolvedUser },
     Err(String),
 }

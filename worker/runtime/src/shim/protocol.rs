@@ -13,7 +13,7 @@ const LIMIT: usize = 1 << 20;
 
 /// Requests of the runtime to a shim.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) enum Request {
+pub(crate) enum ShimRequest {
     /// Starts the container whose bundle is the directory.
     Start { bundle: std::path::PathBuf },
     /// Sends a signal to a container's first process, or with `all` to all processes in its cgroup.
@@ -49,7 +49,7 @@ pub(crate) struct Ended {
 
 /// A message of an exec or attach session, in either direction.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Frame {
+pub(crate) enum StreamFrame {
     Stdin(Vec<u8>),
     Stdout(Vec<u8>),
     Stderr(Vec<u8>),
@@ -75,22 +75,22 @@ pub(crate) async fn read_message<T: DeserializeOwned>(from: &mut (impl AsyncRead
     Ok(serde_json::from_slice(&read_bytes(from).await?)?)
 }
 
-pub(crate) async fn write_frame(to: &mut (impl AsyncWrite + Unpin), frame: &Frame) -> io::Result<()> {
+pub(crate) async fn write_frame(to: &mut (impl AsyncWrite + Unpin), frame: &StreamFrame) -> io::Result<()> {
     let owned;
     let (kind, bytes): (u8, &[u8]) = match frame {
-        Frame::Stdin(bytes) => (0, bytes),
-        Frame::Stdout(bytes) => (1, bytes),
-        Frame::Stderr(bytes) => (2, bytes),
-        Frame::Exit(code) => {
+        StreamFrame::Stdin(bytes) => (0, bytes),
+        StreamFrame::Stdout(bytes) => (1, bytes),
+        StreamFrame::Stderr(bytes) => (2, bytes),
+        StreamFrame::Exit(code) => {
             owned = code.to_le_bytes();
             (3, &owned)
         }
-        Frame::Resize(columns, rows) => {
+        StreamFrame::Resize(columns, rows) => {
             let (c, r) = (columns.to_le_bytes(), rows.to_le_bytes());
             owned = [c[0], c[1], r[0], r[1]];
             (4, &owned)
         }
-        Frame::StdinEnd => (5, &[]),
+        StreamFrame::StdinEnd => (5, &[]),
     };
     let mut packet = Vec::with_capacity(bytes.len() + 5);
     packet.push(kind);
@@ -101,7 +101,7 @@ pub(crate) async fn write_frame(to: &mut (impl AsyncWrite + Unpin), frame: &Fram
 }
 
 /// Reads the next frame; `None` if the stream ends after a complete frame.
-pub(crate) async fn read_frame(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Frame>> {
+pub(crate) async fn read_frame(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<StreamFrame>> {
     let kind = match from.read_u8().await {
         Ok(kind) => kind,
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
@@ -110,15 +110,15 @@ pub(crate) async fn read_frame(from: &mut (impl AsyncRead + Unpin)) -> io::Resul
     let bytes = read_bytes(from).await?;
     let four = || <[u8; 4]>::try_from(bytes.as_slice()).map_err(|_| malformed());
     Ok(Some(match kind {
-        0 => Frame::Stdin(bytes),
-        1 => Frame::Stdout(bytes),
-        2 => Frame::Stderr(bytes),
-        3 => Frame::Exit(i32::from_le_bytes(four()?)),
+        0 => StreamFrame::Stdin(bytes),
+        1 => StreamFrame::Stdout(bytes),
+        2 => StreamFrame::Stderr(bytes),
+        3 => StreamFrame::Exit(i32::from_le_bytes(four()?)),
         4 => {
             let [a, b, c, d] = four()?;
-            Frame::Resize(u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]))
+            StreamFrame::Resize(u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]))
         }
-        5 => Frame::StdinEnd,
+        5 => StreamFrame::StdinEnd,
         _ => return Err(malformed()),
     }))
 }
@@ -151,12 +151,12 @@ mod tests {
     #[tokio::test]
     async fn frames_arrive_as_they_were_sent() {
         let frames = [
-            Frame::Stdin(b"in".to_vec()),
-            Frame::Stdout(vec![]),
-            Frame::Stderr(vec![7; 70_000]),
-            Frame::Exit(-1),
-            Frame::Resize(80, 24),
-            Frame::StdinEnd,
+            StreamFrame::Stdin(b"in".to_vec()),
+            StreamFrame::Stdout(vec![]),
+            StreamFrame::Stderr(vec![7; 70_000]),
+            StreamFrame::Exit(-1),
+            StreamFrame::Resize(80, 24),
+            StreamFrame::StdinEnd,
         ];
         let mut wire = Vec::new();
         for frame in &frames {

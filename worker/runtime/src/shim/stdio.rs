@@ -19,8 +19,8 @@ use tokio::net::unix::pipe;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
-use super::log::{LineWriter, Stream};
-use super::protocol::Frame;
+use super::log::{LineWriter, OutputStream};
+use super::protocol::StreamFrame;
 use crate::paths::short_path;
 
 /// Maximum time that an attached client may block a container's output before the client is dropped.
@@ -73,12 +73,12 @@ impl Pty {
 }
 
 /// The daemon's reading end of a process's output stream.
-pub(crate) enum Source {
+pub(crate) enum OutputEnd {
     Pipe(pipe::Receiver),
     Pty(Arc<Pty>),
 }
 
-impl Source {
+impl OutputEnd {
     async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Pipe(pipe) => pipe.read(buffer).await,
@@ -88,12 +88,12 @@ impl Source {
 }
 
 /// The daemon's writing end of a process's input.
-pub(crate) enum Sink {
+pub(crate) enum InputEnd {
     Pipe(pipe::Sender),
     Pty(Arc<Pty>),
 }
 
-impl Sink {
+impl InputEnd {
     pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Pipe(pipe) => pipe.write_all(bytes).await,
@@ -103,17 +103,17 @@ impl Sink {
 }
 
 /// Both ends of the standard streams of a process that has yet to be started.
-pub(crate) struct Streams {
+pub(crate) struct ProcessStreams {
     /// The process's ends: input, output, error.
     pub child: [Stdio; 3],
     /// The daemon's end of the input; `None` if the process reads from `/dev/null`, or has a terminal that no
     /// [`Console`] has received yet. `None` means the same for the two ends below.
-    pub stdin: Option<Sink>,
-    pub stdout: Option<Source>,
-    pub stderr: Option<Source>,
+    pub stdin: Option<InputEnd>,
+    pub stdout: Option<OutputEnd>,
+    pub stderr: Option<OutputEnd>,
 }
 
-impl Streams {
+impl ProcessStreams {
     /// Makes pipes; without `stdin` the process reads from `/dev/null`.
     pub fn pipes(stdin: bool) -> io::Result<Self> {
         let (our_out, out) = pipe2(OFlag::O_CLOEXEC)?;
@@ -121,15 +121,15 @@ impl Streams {
         let (input, ours) = match stdin {
             true => {
                 let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
-                (Stdio::from(theirs), Some(Sink::Pipe(pipe::Sender::from_owned_fd(ours)?)))
+                (Stdio::from(theirs), Some(InputEnd::Pipe(pipe::Sender::from_owned_fd(ours)?)))
             }
             false => (Stdio::null(), None),
         };
         Ok(Self {
             child: [input, Stdio::from(out), Stdio::from(err)],
             stdin: ours,
-            stdout: Some(Source::Pipe(pipe::Receiver::from_owned_fd(our_out)?)),
-            stderr: Some(Source::Pipe(pipe::Receiver::from_owned_fd(our_err)?)),
+            stdout: Some(OutputEnd::Pipe(pipe::Receiver::from_owned_fd(our_out)?)),
+            stderr: Some(OutputEnd::Pipe(pipe::Receiver::from_owned_fd(our_err)?)),
         })
     }
 
@@ -140,8 +140,8 @@ impl Streams {
 
     /// Uses the process's terminal as input and output.
     pub fn take_terminal(&mut self, pty: &Arc<Pty>) {
-        self.stdin = Some(Sink::Pty(pty.clone()));
-        self.stdout = Some(Source::Pty(pty.clone()));
+        self.stdin = Some(InputEnd::Pty(pty.clone()));
+        self.stdout = Some(OutputEnd::Pty(pty.clone()));
     }
 }
 
@@ -199,16 +199,16 @@ fn receive_descriptor(stream: &UnixStream) -> io::Result<OwnedFd> {
 /// The clients that are attached to a container's output.
 #[derive(Default)]
 pub(crate) struct Output {
-    readers: Mutex<Vec<mpsc::Sender<Frame>>>,
+    readers: Mutex<Vec<mpsc::Sender<StreamFrame>>>,
 }
 
 impl Output {
     /// Adds a client, which receives the output from now on and the exit code.
-    pub fn attach(&self, reader: mpsc::Sender<Frame>) {
+    pub fn attach(&self, reader: mpsc::Sender<StreamFrame>) {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
     }
 
-    async fn send(&self, frame: Frame) {
+    async fn send(&self, frame: StreamFrame) {
         let readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for reader in readers {
             if reader.send_timeout(frame.clone(), READER_PATIENCE).await.is_err() {
@@ -220,13 +220,18 @@ impl Output {
 
     /// Sends the exit code to all attached clients and detaches them.
     pub async fn end(&self, code: i32) {
-        self.send(Frame::Exit(code)).await;
+        self.send(StreamFrame::Exit(code)).await;
         self.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
 /// Copies one output stream to the log and to attached clients until its end.
-pub(crate) async fn copy(mut source: Source, mut log: LineWriter, stream: Stream, output: Arc<Output>) {
+pub(crate) async fn copy(
+    mut source: OutputEnd,
+    mut log: LineWriter,
+    stream: OutputStream,
+    output: Arc<Output>,
+) {
     let mut buffer = vec![0; 32 << 10];
     loop {
         match source.read(&mut buffer).await {
@@ -245,7 +250,7 @@ pub(crate) async fn copy(mut source: Source, mut log: LineWriter, stream: Stream
 }
 
 /// Copies one output stream into a channel until its end, or until the channel's receiver is gone.
-pub(crate) async fn forward(mut source: Source, stream: Stream, to: mpsc::Sender<Frame>) {
+pub(crate) async fn forward(mut source: OutputEnd, stream: OutputStream, to: mpsc::Sender<StreamFrame>) {
     let mut buffer = vec![0; 32 << 10];
     while let Ok(count @ 1..) = source.read(&mut buffer).await {
         if to.send(frame(stream, &buffer[..count])).await.is_err() {
@@ -254,9 +259,9 @@ pub(crate) async fn forward(mut source: Source, stream: Stream, to: mpsc::Sender
     }
 }
 
-fn frame(stream: Stream, bytes: &[u8]) -> Frame {
+fn frame(stream: OutputStream, bytes: &[u8]) -> StreamFrame {
     match stream {
-        Stream::Stdout => Frame::Stdout(bytes.to_vec()),
-        Stream::Stderr => Frame::Stderr(bytes.to_vec()),
+        OutputStream::Stdout => StreamFrame::Stdout(bytes.to_vec()),
+        OutputStream::Stderr => StreamFrame::Stderr(bytes.to_vec()),
     }
 }

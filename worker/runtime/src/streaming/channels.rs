@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
 use super::Ticket;
 use crate::shim::client::ShimClientError;
-use crate::shim::protocol::{Frame, read_frame, write_frame};
+use crate::shim::protocol::{StreamFrame, read_frame, write_frame};
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -146,9 +146,9 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
     let outgoing = async {
         loop {
             match read_frame(&mut reader).await? {
-                Some(Frame::Stdout(bytes)) if stdout => send(&mut to_client, STDOUT, &bytes).await?,
-                Some(Frame::Stderr(bytes)) if stderr => send(&mut to_client, STDERR, &bytes).await?,
-                Some(Frame::Exit(code)) => {
+                Some(StreamFrame::Stdout(bytes)) if stdout => send(&mut to_client, STDOUT, &bytes).await?,
+                Some(StreamFrame::Stderr(bytes)) if stderr => send(&mut to_client, STDERR, &bytes).await?,
+                Some(StreamFrame::Exit(code)) => {
                     return send(&mut to_client, ERROR, &exit_status(code, command)).await;
                 }
                 Some(_) => {}
@@ -176,18 +176,18 @@ async fn input(
         STDIN if stdin => {
             let mut outcome = Ok(());
             for piece in bytes.chunks(PIECE) {
-                outcome = outcome.and(write_frame(to, &Frame::Stdin(piece.to_vec())).await);
+                outcome = outcome.and(write_frame(to, &StreamFrame::Stdin(piece.to_vec())).await);
             }
             outcome
         }
         RESIZE => match serde_json::from_slice::<Size>(bytes) {
-            Ok(size) => write_frame(to, &Frame::Resize(size.width, size.height)).await,
+            Ok(size) => write_frame(to, &StreamFrame::Resize(size.width, size.height)).await,
             Err(error) => {
                 tracing::debug!(%error, "terminal size");
                 Ok(())
             }
         },
-        CLOSE if version == Version::V5 && bytes == [STDIN] => write_frame(to, &Frame::StdinEnd).await,
+        CLOSE if version == Version::V5 && bytes == [STDIN] => write_frame(to, &StreamFrame::StdinEnd).await,
         _ => Ok(()),
     };
     match outcome {

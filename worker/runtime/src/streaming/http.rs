@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_util::sync::CancellationToken;
 
-use super::{Streams, Ticket, channels, portforward};
+use super::{StreamTickets, Ticket, channels, portforward};
 
 /// Maximum time for a client to send its request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,7 +33,7 @@ static STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-
 type Body = Full<Bytes>;
 
 /// Serves one connection until it ends, or the session that it was upgraded to.
-pub(super) async fn serve(streams: Arc<Streams>, stream: TcpStream, shutdown: CancellationToken) {
+pub(super) async fn serve(streams: Arc<StreamTickets>, stream: TcpStream, shutdown: CancellationToken) {
     let service = service_fn(|request| {
         let (streams, shutdown) = (streams.clone(), shutdown.clone());
         async move { Ok::<_, Infallible>(answer(&streams, request, shutdown)) }
@@ -54,7 +54,11 @@ fn refuse(status: StatusCode, text: &'static str) -> Response<Body> {
     response
 }
 
-fn answer(streams: &Streams, request: Request<Incoming>, shutdown: CancellationToken) -> Response<Body> {
+fn answer(
+    streams: &StreamTickets,
+    request: Request<Incoming>,
+    shutdown: CancellationToken,
+) -> Response<Body> {
     let token = request.uri().path().rsplit('/').next().unwrap_or_default();
     let headers = request.headers();
     if !has(headers, &UPGRADE, "websocket") && !has(headers, &UPGRADE, "spdy/3.1") {

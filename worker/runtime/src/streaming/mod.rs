@@ -53,12 +53,12 @@ pub(crate) enum Ticket {
 }
 
 /// The unused tickets, and the server's address.
-pub(crate) struct Streams {
+pub(crate) struct StreamTickets {
     address: SocketAddr,
     tickets: Mutex<BTreeMap<String, (Instant, Ticket)>>,
 }
 
-impl Streams {
+impl StreamTickets {
     /// Issues a ticket; returns the URL at which it can be used.
     pub fn issue(&self, ticket: Ticket) -> String {
         let kind = match &ticket {
@@ -89,9 +89,12 @@ impl Streams {
 }
 
 /// Starts the server in the background; it ends with `shutdown`.
-pub(crate) async fn start(address: SocketAddr, shutdown: CancellationToken) -> io::Result<Arc<Streams>> {
+pub(crate) async fn start(
+    address: SocketAddr,
+    shutdown: CancellationToken,
+) -> io::Result<Arc<StreamTickets>> {
     let listener = Arc::new(TcpListener::bind(address).await?);
-    let streams = Arc::new(Streams { address: listener.local_addr()?, tickets: Mutex::default() });
+    let streams = Arc::new(StreamTickets { address: listener.local_addr()?, tickets: Mutex::default() });
     let serving = streams.clone();
     tokio::spawn(proto_env::supervise::supervise("runtime-streams", move || {
         accept(listener.clone(), serving.clone(), shutdown.clone())
@@ -99,7 +102,7 @@ pub(crate) async fn start(address: SocketAddr, shutdown: CancellationToken) -> i
     Ok(streams)
 }
 
-async fn accept(listener: Arc<TcpListener>, streams: Arc<Streams>, shutdown: CancellationToken) {
+async fn accept(listener: Arc<TcpListener>, streams: Arc<StreamTickets>, shutdown: CancellationToken) {
     loop {
         tokio::select! {
             biased;

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::spdy::{CANCEL, Event, Reader, Writer};
+use super::spdy::{CANCEL, SpdyEvent, SpdyReader, SpdyWriter};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum number of queued data pieces for one connection, and of queued frames for the client.
@@ -28,7 +28,7 @@ const QUEUE: usize = 64;
 const CONNECTIONS: usize = 1024;
 
 /// A frame from one of the pod's connections, to be written to the client.
-enum Outgoing {
+enum OutgoingFrame {
     Data { stream: u32, bytes: Vec<u8>, ended: bool },
     Reset { stream: u32 },
 }
@@ -113,9 +113,9 @@ async fn serve(
     namespace: Option<PathBuf>,
 ) -> io::Result<()> {
     let (reader, writer) = tokio::io::split(stream);
-    let mut writer = Writer::new(writer)?;
+    let mut writer = SpdyWriter::new(writer)?;
     let mut events = events(reader);
-    let (outgoing, mut queue) = mpsc::channel::<Outgoing>(QUEUE);
+    let (outgoing, mut queue) = mpsc::channel::<OutgoingFrame>(QUEUE);
     let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
     let mut connections: BTreeMap<u32, mpsc::Sender<Vec<u8>>> = BTreeMap::new();
     let mut tasks = tokio::task::JoinSet::new();
@@ -123,15 +123,15 @@ async fn serve(
         tokio::select! {
             biased;
             Some(frame) = queue.recv() => match frame {
-                Outgoing::Data { stream, bytes, ended } => writer.data(stream, &bytes, ended).await?,
-                Outgoing::Reset { stream } => writer.reset(stream, CANCEL).await?,
+                OutgoingFrame::Data { stream, bytes, ended } => writer.data(stream, &bytes, ended).await?,
+                OutgoingFrame::Reset { stream } => writer.reset(stream, CANCEL).await?,
             },
             Some(_) = tasks.join_next() => {}
             event = events.recv() => match event {
-                None | Some(Event::GoAway) => return Ok(()),
-                Some(Event::Ping(id)) => writer.pong(id).await?,
-                Some(Event::Reset { stream }) => drop(connections.remove(&stream)),
-                Some(Event::Data { stream, bytes, ended }) => {
+                None | Some(SpdyEvent::GoAway) => return Ok(()),
+                Some(SpdyEvent::Ping(id)) => writer.pong(id).await?,
+                Some(SpdyEvent::Reset { stream }) => drop(connections.remove(&stream)),
+                Some(SpdyEvent::Data { stream, bytes, ended }) => {
                     if let Some(connection) = connections.get(&stream)
                         && !bytes.is_empty()
                         && !forward(connection, bytes, &mut queue, &mut writer).await?
@@ -142,7 +142,7 @@ async fn serve(
                         connections.remove(&stream);
                     }
                 }
-                Some(Event::Open { stream, headers }) => {
+                Some(SpdyEvent::Open { stream, headers }) => {
                     if tasks.len() >= CONNECTIONS {
                         writer.reset(stream, CANCEL).await?;
                         continue;
@@ -164,8 +164,8 @@ async fn serve(
 async fn forward<W: AsyncWrite + Unpin>(
     to: &mpsc::Sender<Vec<u8>>,
     bytes: Vec<u8>,
-    queue: &mut mpsc::Receiver<Outgoing>,
-    writer: &mut Writer<W>,
+    queue: &mut mpsc::Receiver<OutgoingFrame>,
+    writer: &mut SpdyWriter<W>,
 ) -> io::Result<bool> {
     let permit = to.reserve();
     tokio::pin!(permit);
@@ -180,17 +180,17 @@ async fn forward<W: AsyncWrite + Unpin>(
                 Err(_) => return Ok(false),
             },
             Some(frame) = queue.recv() => match frame {
-                Outgoing::Data { stream, bytes, ended } => writer.data(stream, &bytes, ended).await?,
-                Outgoing::Reset { stream } => writer.reset(stream, CANCEL).await?,
+                OutgoingFrame::Data { stream, bytes, ended } => writer.data(stream, &bytes, ended).await?,
+                OutgoingFrame::Reset { stream } => writer.reset(stream, CANCEL).await?,
             },
         }
     }
 }
 
-fn events(reader: impl AsyncRead + Unpin + Send + 'static) -> mpsc::Receiver<Event> {
+fn events(reader: impl AsyncRead + Unpin + Send + 'static) -> mpsc::Receiver<SpdyEvent> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
-        let mut reader = Reader::new(reader);
+        let mut reader = SpdyReader::new(reader);
         loop {
             match reader.next().await {
                 Ok(Some(event)) => {
@@ -239,7 +239,7 @@ async fn connection(
     namespace: Option<PathBuf>,
     (data, error): (u32, u32),
     mut input: mpsc::Receiver<Vec<u8>>,
-    outgoing: mpsc::Sender<Outgoing>,
+    outgoing: mpsc::Sender<OutgoingFrame>,
 ) {
     let connected = tokio::task::spawn_blocking(move || connect(port, namespace.as_deref())).await;
     let connected = connected.map_err(io::Error::other).and_then(|c| c).and_then(|stream| {
@@ -258,9 +258,9 @@ async fn connection(
         .map(|e| format!("error forwarding port {port} to pod: {e}").into_bytes())
         .unwrap_or_default();
     // Sending fails only if the client has disconnected.
-    let _ = outgoing.send(Outgoing::Data { stream: error, bytes: text, ended: true }).await;
+    let _ = outgoing.send(OutgoingFrame::Data { stream: error, bytes: text, ended: true }).await;
     if failed {
-        let _ = outgoing.send(Outgoing::Reset { stream: data }).await;
+        let _ = outgoing.send(OutgoingFrame::Reset { stream: data }).await;
     }
 }
 
@@ -268,7 +268,7 @@ async fn copy(
     stream: TcpStream,
     data: u32,
     input: &mut mpsc::Receiver<Vec<u8>>,
-    outgoing: &mpsc::Sender<Outgoing>,
+    outgoing: &mpsc::Sender<OutgoingFrame>,
 ) -> io::Result<()> {
     let (mut reader, mut writer) = stream.into_split();
     let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the client is gone");
@@ -282,7 +282,8 @@ async fn copy(
         let mut buffer = vec![0; 32 << 10];
         loop {
             let count = reader.read(&mut buffer).await?;
-            let frame = Outgoing::Data { stream: data, bytes: buffer[..count].to_vec(), ended: count == 0 };
+            let frame =
+                OutgoingFrame::Data { stream: data, bytes: buffer[..count].to_vec(), ended: count == 0 };
             outgoing.send(frame).await.map_err(|_| gone())?;
             if count == 0 {
                 return Ok(());

@@ -23,7 +23,7 @@ pub(super) const CANCEL: u32 = 5;
 
 /// A decoded frame from the client.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(super) enum SpdyEvent {
     /// The client opened a stream with these headers.
     Open {
         stream: u32,
@@ -42,19 +42,19 @@ pub(super) enum Event {
 }
 
 /// Reads and decodes the client's frames.
-pub(super) struct Reader<R> {
+pub(super) struct SpdyReader<R> {
     inner: R,
     headers: Decompress,
 }
 
-impl<R: AsyncRead + Unpin> Reader<R> {
+impl<R: AsyncRead + Unpin> SpdyReader<R> {
     pub fn new(inner: R) -> Self {
         Self { inner, headers: Decompress::new(true) }
     }
 
     /// Reads the next event; `None` at the end of the connection. Not cancel-safe: a dropped
     /// call loses part of a frame.
-    pub async fn next(&mut self) -> io::Result<Option<Event>> {
+    pub async fn next(&mut self) -> io::Result<Option<SpdyEvent>> {
         loop {
             let mut head = [0; 8];
             match self.inner.read_exact(&mut head).await {
@@ -72,7 +72,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             let ended = flags & FLAG_FIN != 0;
             if head[0] & 0x80 == 0 {
                 let stream = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
-                return Ok(Some(Event::Data { stream, bytes: body, ended }));
+                return Ok(Some(SpdyEvent::Data { stream, bytes: body, ended }));
             }
             if u16::from_be_bytes([head[0] & 0x7f, head[1]]) != VERSION {
                 return Err(malformed("not SPDY version 3"));
@@ -83,7 +83,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
     }
 
-    fn control(&mut self, kind: u16, body: &[u8]) -> io::Result<Option<Event>> {
+    fn control(&mut self, kind: u16, body: &[u8]) -> io::Result<Option<SpdyEvent>> {
         let word = |at: usize| -> io::Result<[u8; 4]> {
             body.get(at..at + 4).and_then(|b| b.try_into().ok()).ok_or_else(|| malformed("frame too short"))
         };
@@ -91,11 +91,11 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             SYN_STREAM => {
                 let stream = u32::from_be_bytes(word(0)?) & 0x7fff_ffff;
                 let block = body.get(10..).ok_or_else(|| malformed("frame too short"))?;
-                Some(Event::Open { stream, headers: parse_headers(&self.inflate(block)?)? })
+                Some(SpdyEvent::Open { stream, headers: parse_headers(&self.inflate(block)?)? })
             }
-            RST_STREAM => Some(Event::Reset { stream: u32::from_be_bytes(word(0)?) & 0x7fff_ffff }),
-            PING => Some(Event::Ping(word(0)?)),
-            GOAWAY => Some(Event::GoAway),
+            RST_STREAM => Some(SpdyEvent::Reset { stream: u32::from_be_bytes(word(0)?) & 0x7fff_ffff }),
+            PING => Some(SpdyEvent::Ping(word(0)?)),
+            GOAWAY => Some(SpdyEvent::GoAway),
             // Settings and window updates are ignored. Every header block must be decompressed all the same,
             // because each depends on those before it.
             8 => {
@@ -134,12 +134,12 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 }
 
 /// Writes frames to the client.
-pub(super) struct Writer<W> {
+pub(super) struct SpdyWriter<W> {
     inner: W,
     headers: Compress,
 }
 
-impl<W: AsyncWrite + Unpin> Writer<W> {
+impl<W: AsyncWrite + Unpin> SpdyWriter<W> {
     pub fn new(inner: W) -> io::Result<Self> {
         let mut headers = Compress::new(Compression::default(), true);
         headers.set_dictionary(&dictionary()).map_err(io::Error::other)?;
@@ -287,10 +287,10 @@ mod tests {
             wire.extend_from_slice(&length(body.len(), 0).expect("short"));
             wire.extend_from_slice(&body);
         }
-        let mut reader = Reader::new(wire.as_slice());
+        let mut reader = SpdyReader::new(wire.as_slice());
         for port in ["80", "8080"] {
             let event = reader.next().await.expect("read").expect("an event");
-            let Event::Open { stream: 1, headers } = event else { panic!("{event:?}") };
+            let SpdyEvent::Open { stream: 1, headers } = event else { panic!("{event:?}") };
             assert_eq!(headers, [("port".to_owned(), port.to_owned())]);
         }
         assert!(reader.next().await.expect("read").is_none());

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Node, ended, exec, images, is_root, status, until};
+use crate::test_runtime::{TestRuntime, ended, exec, images, is_root, status, until};
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1;
 
@@ -11,7 +11,7 @@ async fn an_image_is_loaded_and_a_corrupt_archive_leaves_nothing() -> Result<()>
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     let good = std::fs::read(images()?.join("web-1.tar"))?;
     let mut bad = good.clone();
     let middle = bad.len() / 2;
@@ -45,7 +45,7 @@ async fn a_container_runs_to_its_end_and_its_output_is_logged() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("talker").await?;
     let script =
@@ -66,7 +66,7 @@ async fn a_program_that_is_not_there_is_a_start_error() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("typo").await?;
     let config = v1::ContainerConfig { command: vec!["/bin/nothing".into()], ..pod.script("main", "") };
@@ -87,7 +87,7 @@ async fn containers_outlive_the_runtime_as_the_same_processes() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let mut node = Node::start().await?;
+    let mut node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("survivor").await?;
     let script = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
@@ -105,7 +105,7 @@ async fn containers_outlive_the_runtime_as_the_same_processes() -> Result<()> {
     ensure!(pod.log("short") == ["stdout F bye"], "{:?}", pod.log("short"));
     let mut runtime = node.runtime().await?;
     runtime.stop_container(v1::StopContainerRequest { container_id: long.clone(), timeout: 30 }).await?;
-    ensure!(crate::support::status(&node, &long).await?.exit_code == 0);
+    ensure!(crate::test_runtime::status(&node, &long).await?.exit_code == 0);
     node.finish(&[&pod]).await
 }
 
@@ -114,7 +114,7 @@ async fn exec_returns_output_exit_code_and_timeouts() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("host").await?;
     let id = pod.run(&node, pod.script("main", "exec /bin/sleeper")).await?;
@@ -165,7 +165,7 @@ async fn stop_gives_the_grace_period_and_then_kills() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("stubborn").await?;
     let polite = pod
@@ -195,7 +195,7 @@ async fn a_pod_that_is_stopped_while_a_container_starts_leaves_nothing() -> Resu
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let mut pods = Vec::new();
     for step in 0..16 {
@@ -221,7 +221,7 @@ async fn a_container_over_its_memory_limit_is_oom_killed() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("hungry").await?;
     let mut config = pod.script("main", "exec tail /dev/zero");
@@ -247,7 +247,7 @@ async fn containers_of_a_pod_share_what_they_ask_to_share() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let shared = v1::NamespaceOption { pid: v1::NamespaceMode::Pod.into(), ..Default::default() };
     let pod = node.run_pod_with("family", shared).await?;
@@ -264,7 +264,7 @@ async fn containers_of_a_pod_share_what_they_ask_to_share() -> Result<()> {
     node.finish(&[&pod]).await
 }
 
-async fn exec_line(node: &Node, id: &str, script: &str) -> Result<String> {
+async fn exec_line(node: &TestRuntime, id: &str, script: &str) -> Result<String> {
     let answer = exec(node, id, script, 30).await?;
     Ok(String::from_utf8_lossy(&answer.stdout).trim().to_owned())
 }
@@ -274,7 +274,7 @@ async fn a_security_context_is_obeyed() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("guarded").await?;
     let script = "id -u; id -g; id -G; grep -E 'NoNewPrivs|CapPrm|CapBnd' /proc/self/status; touch /x; echo $?; \
@@ -324,9 +324,9 @@ async fn reap_takes_down_what_a_crash_left() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let mut node = Node::start().await?;
+    let mut node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("orphan").await?;
     pod.run(&node, pod.script("main", "exec /bin/sleeper")).await?;
-    node.reap()
+    node.clean_up()
 }

@@ -5,4 +5,4 @@ mod containers;
 mod security;
 mod shims;
 mod streams;
-mod support;
+mod test_runtime;

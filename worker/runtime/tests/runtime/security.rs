@@ -8,7 +8,7 @@ use k8s_cri::v1;
 use k8s_cri::v1::security_profile::ProfileType;
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 
-use crate::support::{Node, ended, exec, is_root};
+use crate::test_runtime::{TestRuntime, ended, exec, is_root};
 
 /// Returns devices that the host's root can open and no container may, as arguments of mknod. The disk with
 /// the host's files comes first, if even root can open it on this machine.
@@ -45,7 +45,7 @@ async fn a_container_makes_nodes_of_the_hosts_devices_and_cannot_open_them() -> 
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("thief").await?;
     let devices = devices(node.directory.path())?;
@@ -89,7 +89,7 @@ async fn a_root_file_system_takes_no_devices_also_read_only() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("nodev").await?;
     for (name, readonly) in [("writable", false), ("readonly", true)] {
@@ -112,7 +112,7 @@ async fn a_container_runs_under_the_default_filter_unless_it_asks_for_none() -> 
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("filtered").await?;
     let look = "grep Seccomp: /proc/self/status; unshare -U true 2>/dev/null && echo unshared; \
@@ -134,7 +134,8 @@ async fn a_container_runs_under_the_default_filter_unless_it_asks_for_none() -> 
         let text = String::from_utf8_lossy(&answer.stdout).into_owned();
         ensure!(text.contains(if filtered { "Seccomp:\t2" } else { "Seccomp:\t0" }), "{name}: {text}");
         ensure!(text.contains("unshared") != filtered, "{name}: {text}");
-        crate::support::until("it has looked", || lines(pod.log(name)).len() == text.lines().count()).await?;
+        crate::test_runtime::until("it has looked", || lines(pod.log(name)).len() == text.lines().count())
+            .await?;
         ensure!(lines(pod.log(name)).join("\n") == text.trim_end(), "{name}: {text} {:?}", pod.log(name));
         let capabilities = text.lines().find_map(|l| l.strip_prefix("CapEff:\t")).unwrap_or_default();
         let expected = match name {
@@ -176,7 +177,7 @@ async fn nobody_but_root_reads_what_the_runtime_keeps() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("secret").await?;
     let mut config = pod.script("main", "exec /bin/sleeper");
@@ -203,7 +204,7 @@ async fn a_user_that_the_image_does_not_know_is_an_error_of_creation() -> Result
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("ghost").await?;
     let mut config = pod.script("main", "true");

@@ -7,10 +7,10 @@ use k8s_cri::v1;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Node, Pod, ended, exec, is_root, status, until};
+use crate::test_runtime::{Pod, TestRuntime, ended, exec, is_root, status, until};
 
 /// Sends a signal to a pod's shim.
-fn signal(node: &Node, pod: &Pod, signal: Signal) -> Result<()> {
+fn signal(node: &TestRuntime, pod: &Pod, signal: Signal) -> Result<()> {
     let file = node.directory.path().join("state/sandboxes").join(&pod.id).join("shim.pid");
     let text = std::fs::read_to_string(file)?;
     let pid = text.split(' ').next().context("no process")?.parse()?;
@@ -18,7 +18,7 @@ fn signal(node: &Node, pod: &Pod, signal: Signal) -> Result<()> {
 }
 
 /// Returns the number of processes in a container's cgroup.
-fn processes(node: &Node, pod: &str, container: &str) -> usize {
+fn processes(node: &TestRuntime, pod: &str, container: &str) -> usize {
     let relative = Path::new(node.cgroup.trim_start_matches('/')).join("kubepods").join(pod).join(container);
     let hierarchies = ["memory", "", "unified"].map(|h| Path::new("/sys/fs/cgroup").join(h));
     let file = hierarchies.into_iter().map(|h| h.join(&relative).join("cgroup.procs")).find(|f| f.exists());
@@ -30,7 +30,7 @@ async fn a_shim_that_is_slow_while_the_runtime_starts_is_not_dead() -> Result<()
     if !is_root() {
         return Ok(());
     }
-    let mut node = Node::start().await?;
+    let mut node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("slow").await?;
     let id = pod.run(&node, pod.script("main", "exec /bin/sleeper")).await?;
@@ -49,7 +49,7 @@ async fn a_pod_whose_shim_is_stuck_can_be_stopped() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("stuck").await?;
     let id = pod.run(&node, pod.script("main", "trap '' TERM; while :; do sleep 1; done")).await?;
@@ -69,7 +69,7 @@ async fn nothing_of_a_pod_outlives_its_shim() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let mut pods = Vec::new();
     for (name, mode) in [("host", v1::NamespaceMode::Node), ("shared", v1::NamespaceMode::Pod)] {

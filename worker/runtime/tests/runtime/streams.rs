@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 
-use crate::support::{Node, PATIENCE, ended, images, is_root, until};
+use crate::test_runtime::{PATIENCE, TestRuntime, ended, images, is_root, until};
 use anyhow::{Context, Result, bail, ensure};
 use futures::{SinkExt, StreamExt};
 use k8s_cri::v1;
@@ -69,7 +69,7 @@ async fn exec_carries_input_output_and_the_exit_code() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("exec").await?;
     let id = pod.run(&node, pod.script("main", "exec /bin/sleeper")).await?;
@@ -110,7 +110,7 @@ async fn attach_joins_a_container_with_input_and_terminal() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("attach").await?;
     let mut config = pod.script("main", "echo ready; read line; echo got $line; exit 6");
@@ -137,7 +137,7 @@ async fn an_image_is_pulled_from_a_registry() -> Result<()> {
         eprintln!("SKIPPED: docker-registry is not installed (apt-get install docker-registry skopeo)");
         return Ok(());
     }
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     let directory = node.directory.path().join("registry");
     std::fs::create_dir(&directory)?;
     std::fs::copy(images()?.join("web-1.tar"), directory.join("web-1.tar"))?;
@@ -151,7 +151,7 @@ async fn an_image_is_pulled_from_a_registry() -> Result<()> {
         Ok(()) => pull(&node, std::fs::read_to_string(&name)?.trim()).await,
         Err(error) => Err(error),
     };
-    // The script ends its registry on a stop signal.
+    // On SIGTERM the script stops the registry that it started.
     nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(i32::try_from(registry.id())?),
         nix::sys::signal::Signal::SIGTERM,
@@ -161,7 +161,7 @@ async fn an_image_is_pulled_from_a_registry() -> Result<()> {
     node.finish(&[]).await
 }
 
-async fn pull(node: &Node, name: &str) -> Result<()> {
+async fn pull(node: &TestRuntime, name: &str) -> Result<()> {
     let mut service = node.image_service().await?;
     let image = |name: &str| Some(v1::ImageSpec { image: name.into(), ..Default::default() });
     let request = |name: &str| v1::PullImageRequest { image: image(name), ..Default::default() };
@@ -185,7 +185,7 @@ async fn an_exec_carries_more_than_all_buffers_hold_both_ways() -> Result<()> {
     }
     const PIECE: usize = 256 << 10;
     const PIECES: usize = 96;
-    let node = Node::start().await?;
+    let node = TestRuntime::start().await?;
     node.load_sleeper().await?;
     let pod = node.run_pod("cat").await?;
     let id = pod.run(&node, pod.script("main", "exec /bin/sleeper")).await?;

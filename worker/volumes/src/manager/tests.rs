@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use serde_json::json;
 
 use super::*;
-use crate::source::TokenRequest;
+use crate::object_source::TokenRequest;
 
 #[derive(Default)]
 struct Objects {
@@ -90,7 +90,7 @@ impl Drop for Root {
     }
 }
 
-async fn mount(root: &Root, pod: &Pod, objects: &Objects) -> SetUp {
+async fn mount(root: &Root, pod: &Pod, objects: &Objects) -> SetUpResult {
     let allocatable = BTreeMap::new();
     let fields = PodFields { pod, host_ips: &[], pod_ips: &[], allocatable: &allocatable };
     mount_pod_volumes(&root.layout(), &VolumeLock::default(), fields, objects).await

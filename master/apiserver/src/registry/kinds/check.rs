@@ -1,5 +1,5 @@
 //! Checks that many kinds share; each adds field errors with the texts of stock Kubernetes. Strategies call
-//! them; the string rules themselves are in `text.rs` and `proto_api::names`.
+//! them; the string rules themselves are in `string_rules.rs` and `proto_api::names`.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use proto_api::names;
 use serde_json::{Value, json};
 
 use super::ip;
-use super::read::{Entries, Read};
+use super::json_fields::{Entries, JsonFields};
 
 /// Error text for a number that must not be negative.
 pub const NEGATIVE: &str = "must be greater than or equal to 0";
@@ -206,7 +206,7 @@ pub fn required_text(obj: &Value, key: &str, path: &Path, errs: &mut ErrorList) 
 
 /// Checks that a field did not change.
 pub fn immutable(new: &Value, old: &Value, path: &Path, errs: &mut ErrorList) {
-    if !super::read::same(new, old) {
+    if !super::json_fields::same(new, old) {
         errs.invalid(path, new.clone(), IMMUTABLE);
     }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::super::strategy::Strategy;
 use super::check::Report;
-use super::read::{Read, same};
+use super::json_fields::{JsonFields, same};
 
 /// Maximum number of bytes of all values of a ConfigMap or a Secret together.
 pub const MAX_BYTES: usize = 1024 * 1024;

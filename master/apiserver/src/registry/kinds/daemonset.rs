@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::strategy::Strategy;
 use super::check::{self, Report, non_negative_field};
-use super::read::{self, Read, ensure, same, set, set_default};
+use super::json_fields::{self, JsonFields, ensure, same, set, set_default};
 use super::{template, workload};
 
 /// The strategy of DaemonSets.
@@ -54,7 +54,7 @@ impl Strategy for DaemonSetStrategy {
 
     fn prepare_for_update(&self, new: &mut Value, old: &Value) {
         workload::drop_disabled(new);
-        let before = read::annotations(old).text(TEMPLATE_GENERATION).unwrap_or("1");
+        let before = json_fields::annotations(old).text(TEMPLATE_GENERATION).unwrap_or("1");
         let mut generation = before.parse::<i64>().unwrap_or(1);
         if !same(new.sub("spec").sub("template"), old.sub("spec").sub("template")) {
             generation += 1;

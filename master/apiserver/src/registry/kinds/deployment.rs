@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::super::strategy::Strategy;
 use super::check::{Report, non_negative_field};
-use super::read::{Read, keep, same, set};
+use super::json_fields::{JsonFields, keep, same, set};
 use super::{template, workload};
 
 /// The strategy of Deployments.

@@ -6,8 +6,8 @@ use serde_json::Value;
 use super::super::strategy::Strategy;
 use super::check::{self, PROTOCOLS, Report, dns_label, endpoint_ip, legacy_ip, qualified_name};
 use super::ip;
-use super::read::{self, Read, same};
-use super::text;
+use super::json_fields::{self, JsonFields, same};
+use super::string_rules;
 
 /// The strategy of Endpoints.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ fn address(address: &Value, path: &Path, errs: &mut ErrorList) {
         dns_label(address.text("hostname"), &path.child("hostname"), errs);
     }
     if let Some(node) = address.opt_text("nodeName") {
-        errs.each(&path.child("nodeName"), node, text::object_name(node));
+        errs.each(&path.child("nodeName"), node, string_rules::object_name(node));
     }
     endpoint_ip(ip, &path.child("ip"), errs);
 }
@@ -75,7 +75,7 @@ impl Strategy for EndpointsStrategy {
     }
 
     fn warnings(&self, obj: &Value, _old: Option<&Value>) -> Vec<String> {
-        let manager = read::labels(obj).text("endpoints.kubernetes.io/managed-by");
+        let manager = json_fields::labels(obj).text("endpoints.kubernetes.io/managed-by");
         if manager == Some("endpoint-controller") {
             return Vec::new();
         }

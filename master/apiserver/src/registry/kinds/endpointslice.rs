@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::super::strategy::Strategy;
 use super::check::{self, IMMUTABLE, PROTOCOLS, Report, dns_label, endpoint_ip, legacy_ip, qualified_name};
 use super::ip;
-use super::read::{self, Read, items_mut, same, set, unset};
-use super::text;
+use super::json_fields::{self, JsonFields, items_mut, same, set, unset};
+use super::string_rules;
 
 /// The strategy of EndpointSlices.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ fn endpoints(obj: &Value, errs: &mut ErrorList) {
         let at = path.index(i);
         addresses(endpoint, obj.text("addressType"), &at.child("addresses"), errs);
         if let Some(node) = endpoint.opt_text("nodeName") {
-            errs.each(&at.child("nodeName"), node, text::object_name(node));
+            errs.each(&at.child("nodeName"), node, string_rules::object_name(node));
         }
         if let Some(name) = endpoint.opt_text("hostname") {
             dns_label(name, &at.child("hostname"), errs);
@@ -146,7 +146,7 @@ fn domain(value: &str, path: &Path, errs: &mut ErrorList) {
 
 fn hints(hints: &Value, path: &Path, errs: &mut ErrorList) {
     for (key, rule) in
-        [("forZones", names::label_value as fn(&str) -> Vec<String>), ("forNodes", text::object_name)]
+        [("forZones", names::label_value as fn(&str) -> Vec<String>), ("forNodes", string_rules::object_name)]
     {
         let at = path.child(key);
         let list = hints.items(key);
@@ -165,7 +165,7 @@ fn hints(hints: &Value, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-fn whole(obj: &Value, old: Option<&Value>, errs: &mut ErrorList) {
+fn validate_object(obj: &Value, old: Option<&Value>, errs: &mut ErrorList) {
     let families = &["FQDN", "IPv4", "IPv6"];
     check::one_of(obj.text("addressType"), families, &Path::new("addressType"), errs);
     ports(obj, errs);
@@ -197,11 +197,11 @@ impl Strategy for EndpointSliceStrategy {
     }
 
     fn validate(&self, obj: &Value, errs: &mut ErrorList) {
-        whole(obj, None, errs);
+        validate_object(obj, None, errs);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errs: &mut ErrorList) {
-        whole(new, Some(old), errs);
+        validate_object(new, Some(old), errs);
         if new.text("addressType") != old.text("addressType") {
             errs.invalid(&Path::new("addressType"), new.text("addressType"), IMMUTABLE);
         }
@@ -216,7 +216,7 @@ impl Strategy for EndpointSliceStrategy {
         if old.is_none() && obj.text("addressType") == "FQDN" {
             out.push("spec.addressType: FQDN endpoints are deprecated".to_owned());
         }
-        let manager = read::labels(obj).text("endpointslice.kubernetes.io/managed-by");
+        let manager = json_fields::labels(obj).text("endpointslice.kubernetes.io/managed-by");
         let controllers = ["endpointslice-controller.k8s.io", "endpointslicemirroring-controller.k8s.io"];
         if manager.is_some_and(|m| controllers.contains(&m)) {
             return out;

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::super::strategy::{NameRule, Strategy, metadata_fields};
 use super::check::{IMMUTABLE, Report, qualified_name};
-use super::read::{self, Read, same};
+use super::json_fields::{self, JsonFields, same};
 
 /// The strategy of Events in one group.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ const FIXED: [(&str, &str); 14] = [
 impl EventStrategy {
     /// Validates the rules that both groups share.
     fn common(&self, event: &Value, errs: &mut ErrorList) {
-        let namespace = read::namespace(event);
+        let namespace = json_fields::namespace(event);
         let about = event.sub("involvedObject").text("namespace");
         let path = Path::new("involvedObject").child("namespace");
         let timed = event.has("eventTime");

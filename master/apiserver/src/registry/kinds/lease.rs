@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::super::strategy::Strategy;
 use super::check::Report;
-use super::read::Read;
+use super::json_fields::JsonFields;
 
 /// The strategy of Leases.
 #[derive(Debug)]

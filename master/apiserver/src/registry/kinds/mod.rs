@@ -1,5 +1,5 @@
 //! The list of kinds with rules of their own. `registry/store.rs` gets a resource's strategy here; strategies
-//! share `check.rs`, `text.rs`, `ip.rs` and the crate's `read.rs`.
+//! share `check.rs`, `string_rules.rs`, `ip.rs` and the crate's `json_fields.rs`.
 
 pub mod check;
 pub mod configmap;
@@ -21,16 +21,16 @@ pub mod scale;
 pub mod secret;
 pub mod service;
 pub mod serviceaccount;
+mod string_rules;
 pub mod template;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
-mod text;
 pub mod workload;
 
 use super::strategy::{Generic, Strategy};
-pub use crate::read;
+pub use crate::json_fields;
 use review::AccessReview;
 
 /// Returns the strategy of a resource; the generic one where the kind has no rules of its own.

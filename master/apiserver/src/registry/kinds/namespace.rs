@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::super::strategy::{NameRule, Strategy, metadata_fields};
 use super::check::Report;
-use super::read::{self, Read, ensure, keep, set};
+use super::json_fields::{self, JsonFields, ensure, keep, set};
 
 /// The strategy of Namespaces.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ const FINALIZER: &str = "kubernetes";
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 fn set_name_label(obj: &mut Value) {
-    let name = read::name(obj).to_owned();
+    let name = json_fields::name(obj).to_owned();
     if name.is_empty() {
         return;
     }

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::super::strategy::{Strategy, metadata_fields};
 use super::check::{self, Report, legacy_cidr, qualified_name};
 use super::ip;
+use super::json_fields::{self, JsonFields, ensure, set_absent, unset};
 use super::pod::resources::{quantity_of, resource_value};
 use super::pod::scheduling::TAINT_EFFECTS;
-use super::read::{self, Read, ensure, set_absent, unset};
 
 /// The strategy of Nodes.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ fn taints(taints: &[Value], path: &Path, errs: &mut ErrorList) {
 
 fn annotations(obj: &Value, errs: &mut ErrorList) {
     let path = Path::new("metadata").child("annotations");
-    if let Some(text) = read::annotations(obj).text(TAINTS_ANNOTATION).filter(|t| !t.is_empty()) {
+    if let Some(text) = json_fields::annotations(obj).text(TAINTS_ANNOTATION).filter(|t| !t.is_empty()) {
         match serde_json::from_str::<Vec<Value>>(text) {
             Ok(list) => taints(&list, &path.child(TAINTS_ANNOTATION), errs),
             Err(error) => errs.invalid(&path, TAINTS_ANNOTATION, &error.to_string()),

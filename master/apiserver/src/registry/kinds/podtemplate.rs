@@ -4,8 +4,8 @@ use proto_api::field::{ErrorList, Path};
 use serde_json::Value;
 
 use super::super::strategy::Strategy;
+use super::json_fields::{JsonFields, same};
 use super::pod::{drop_disabled_spec, warnings};
-use super::read::{Read, same};
 use super::template;
 
 /// The strategy of PodTemplates.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::super::strategy::Strategy;
 use super::check::non_negative_field;
-use super::read::{Read, set};
+use super::json_fields::{JsonFields, set};
 use super::{template, workload};
 
 /// The strategy of ReplicaSets.

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::super::strategy::Strategy;
 use super::check::{Report, qualified_name};
-use super::read::{Read, is_zero};
+use super::json_fields::{JsonFields, is_zero};
 
 /// Kind of an access review.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -4,7 +4,7 @@ use proto_api::field::{ErrorList, Path};
 use serde_json::Value;
 
 use super::check::non_negative;
-use super::read::Read;
+use super::json_fields::JsonFields;
 
 /// Validates an autoscaling/v1 Scale.
 pub fn validate(scale: &Value, errs: &mut ErrorList) {

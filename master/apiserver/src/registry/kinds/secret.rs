@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::super::strategy::{Strategy, metadata_fields};
 use super::check::{IMMUTABLE, Report};
 use super::configmap::{MAX_BYTES, bytes, frozen};
-use super::read::{self, Read};
+use super::json_fields::{self, JsonFields};
 
 /// The strategy of Secrets.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ fn typed(obj: &Value, path: &Path, errs: &mut ErrorList) {
     };
     match obj.text("type") {
         "kubernetes.io/service-account-token"
-            if read::annotations(obj).text(ACCOUNT).unwrap_or_default().is_empty() =>
+            if json_fields::annotations(obj).text(ACCOUNT).unwrap_or_default().is_empty() =>
         {
             errs.required(&Path::new("metadata").child("annotations").key(ACCOUNT), "");
         }

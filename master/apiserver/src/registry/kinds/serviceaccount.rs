@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::super::strategy::Strategy;
-use super::read::{self, Read, items_mut};
+use super::json_fields::{self, JsonFields, items_mut};
 
 /// The strategy of ServiceAccounts.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl Strategy for ServiceAccountStrategy {
     }
 
     fn warnings(&self, obj: &Value, old: Option<&Value>) -> Vec<String> {
-        let has = |obj: &Value| read::annotations(obj).get(ENFORCE).is_some();
+        let has = |obj: &Value| json_fields::annotations(obj).get(ENFORCE).is_some();
         if !has(obj) || old.is_some_and(has) {
             return Vec::new();
         }

@@ -5,8 +5,8 @@ use proto_api::names;
 use serde_json::Value;
 
 use super::check::{self, Report};
-use super::pod::{Options, annotations, spec, warnings};
-use super::read::{self, Read};
+use super::json_fields::{self, JsonFields};
+use super::pod::{PodValidationOptions, annotations, spec, warnings};
 
 /// Validates a pod template.
 pub fn validate(template: &Value, path: &Path, errs: &mut ErrorList) {
@@ -17,7 +17,7 @@ pub fn validate(template: &Value, path: &Path, errs: &mut ErrorList) {
     let pod = template.sub("spec");
     annotations::validate(notes, pod, &path.child("annotations"), errs);
     let at = path.child("spec");
-    spec::validate(pod, None, &at, Options { is_pod: false }, errs);
+    spec::validate(pod, None, &at, PodValidationOptions { is_pod: false }, errs);
     annotations::agree_with_fields(notes, pod, &at, errs);
     if !pod.items("ephemeralContainers").is_empty() {
         errs.forbidden(&at.child("ephemeralContainers"), "ephemeral containers not allowed in pod template");
@@ -43,10 +43,10 @@ pub fn warnings(obj: &Value, old: Option<&Value>, path: &Path, pods_named_after_
     let template = obj.sub("spec").sub("template");
     let mut out = Vec::new();
     match old {
-        Some(old) if read::same(obj.sub("spec"), old.sub("spec")) => return out,
+        Some(old) if json_fields::same(obj.sub("spec"), old.sub("spec")) => return out,
         Some(_) => {}
         None if pods_named_after_it => {
-            let messages = names::dns1123_label(read::name(obj));
+            let messages = names::dns1123_label(json_fields::name(obj));
             if !messages.is_empty() {
                 out.push(format!(
                     "metadata.name: this is used in Pod names and hostnames, which can result in surprising \

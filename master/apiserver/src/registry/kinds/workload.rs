@@ -7,10 +7,10 @@ use proto_api::selector::{LabelSelector, Selector};
 use serde_json::Value;
 
 use super::check::{self, Report, non_negative, non_negative_field};
+use super::json_fields::JsonFields;
 use super::pod;
-use super::read::Read;
+use super::string_rules;
 use super::template;
-use super::text;
 
 /// Returns the selector of a spec; an absent one matches nothing, an empty one everything.
 ///
@@ -83,7 +83,8 @@ pub fn count_or_percent(value: &Value, path: &Path, errs: &mut ErrorList) {
 
 /// Checks that a percentage is not above 100; accepts any count.
 pub fn at_most_all(value: &Value, path: &Path, errs: &mut ErrorList) {
-    if let Some(percent) = value.as_str().filter(|p| text::percent_value(p).is_some_and(|n| n > 100)) {
+    if let Some(percent) = value.as_str().filter(|p| string_rules::percent_value(p).is_some_and(|n| n > 100))
+    {
         errs.invalid(path, percent, "must not be greater than 100%");
     }
 }
@@ -91,7 +92,9 @@ pub fn at_most_all(value: &Value, path: &Path, errs: &mut ErrorList) {
 /// Returns whether a count or percentage is 0; text that is neither counts as 0.
 pub fn is_none(value: &Value) -> bool {
     match value.as_str() {
-        Some(text) => text::percent_value(text).or_else(|| text.parse().ok()).unwrap_or_default() == 0,
+        Some(text) => {
+            string_rules::percent_value(text).or_else(|| text.parse().ok()).unwrap_or_default() == 0
+        }
         None => value.as_i64().unwrap_or_default() == 0,
     }
 }

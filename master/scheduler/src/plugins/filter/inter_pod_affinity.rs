@@ -22,7 +22,7 @@ impl Filter for InterPodAffinity {
         let near = domains_with_all(&wanted, cycle);
         let far = domains_with_any(&unwanted, cycle);
         // The first pod of a group with affinity to itself may be placed anywhere.
-        let first = near.is_empty() && wanted.iter().all(|term| term.means(cycle.pod, cycle.snapshot));
+        let first = near.is_empty() && wanted.iter().all(|term| term.selects(cycle.pod, cycle.snapshot));
         Some(Box::new(move |info| {
             let labelled = wanted.iter().all(|term| info.labels.contains_key(&term.topology_key));
             let together = wanted.iter().all(|term| in_domain(info, &term.topology_key, &near));
@@ -44,12 +44,12 @@ fn in_domain(info: &NodeInfo, key: &str, domains: &BTreeSet<Domain>) -> bool {
 
 /// Returns the domains with a pod that every term selects.
 fn domains_with_all(terms: &[Term], cycle: &Cycle<'_>) -> BTreeSet<Domain> {
-    collect(terms, cycle, |pod, _| terms.iter().all(|term| term.means(pod, cycle.snapshot)))
+    collect(terms, cycle, |pod, _| terms.iter().all(|term| term.selects(pod, cycle.snapshot)))
 }
 
 /// Returns the domains with a pod that the domain's own term selects.
 fn domains_with_any(terms: &[Term], cycle: &Cycle<'_>) -> BTreeSet<Domain> {
-    collect(terms, cycle, |pod, term| term.means(pod, cycle.snapshot))
+    collect(terms, cycle, |pod, term| term.selects(pod, cycle.snapshot))
 }
 
 fn collect(terms: &[Term], cycle: &Cycle<'_>, counts: impl Fn(&PodInfo, &Term) -> bool) -> BTreeSet<Domain> {
@@ -76,7 +76,7 @@ fn closed_domains(cycle: &Cycle<'_>) -> BTreeSet<Domain> {
         for pod in info.with_anti_affinity.iter().filter_map(|key| info.pods.get(key)) {
             for term in required(pod, true) {
                 let Some(value) = info.labels.get(&term.topology_key) else { continue };
-                if term.means(cycle.pod, cycle.snapshot) {
+                if term.selects(cycle.pod, cycle.snapshot) {
                     domains.insert((term.topology_key.clone(), value.clone()));
                 }
             }

@@ -16,7 +16,7 @@ const REASON: &str = "node(s) didn't match pod topology spread constraints";
 
 pub(crate) struct PodTopologySpread;
 
-struct Counted {
+struct HardConstraint {
     key: String,
     max_skew: i64,
     /// 1 when the pod itself matches and adds to the count of its domain, else 0.
@@ -41,7 +41,7 @@ impl Filter for PodTopologySpread {
     }
 }
 
-fn judge(constraint: &Counted, info: &NodeInfo) -> Option<Rejection> {
+fn judge(constraint: &HardConstraint, info: &NodeInfo) -> Option<Rejection> {
     let Some(domain) = info.labels.get(&constraint.key) else {
         return Some(Rejection::unresolvable(format!("{REASON} (missing required label)")));
     };
@@ -54,7 +54,7 @@ fn count(
     constraint: &TopologySpreadConstraint,
     all: &[&TopologySpreadConstraint],
     cycle: &Cycle<'_>,
-) -> Counted {
+) -> HardConstraint {
     let selector = constraint_selector(constraint, cycle.pod);
     let mut domains: BTreeMap<String, i64> = BTreeMap::new();
     let complete =
@@ -68,7 +68,7 @@ fn count(
     let enough = i64::try_from(domains.len()).unwrap_or(i64::MAX) >= wanted;
     let minimum = if enough { domains.values().copied().min().unwrap_or(0) } else { 0 };
     let itself = selector.is_some_and(|selector| selector.matches(cycle.pod.labels()));
-    Counted {
+    HardConstraint {
         key: constraint.topology_key.clone(),
         max_skew: i64::from(constraint.max_skew),
         counts_itself: i64::from(itself),

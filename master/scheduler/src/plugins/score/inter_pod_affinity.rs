@@ -21,7 +21,7 @@ impl Score for InterPodAffinity {
         for info in cycle.snapshot.nodes() {
             for (term, weight) in &terms {
                 let Some(value) = info.labels.get(&term.topology_key) else { continue };
-                let meant = info.pods.values().filter(|pod| term.means(pod, cycle.snapshot)).count();
+                let meant = info.pods.values().filter(|pod| term.selects(pod, cycle.snapshot)).count();
                 let domain = (term.topology_key.clone(), value.clone());
                 *weights.entry(domain).or_default() += weight * i64::try_from(meant).unwrap_or(0);
             }

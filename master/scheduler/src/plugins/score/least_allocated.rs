@@ -14,8 +14,8 @@ impl Score for LeastAllocated {
         let own = &cycle.pod.scoring_request;
         Some(Box::new(move |info| {
             let (used, has) = (&info.scoring_requested, &info.allocatable);
-            let cpu = left(used.cpu_milli.saturating_add(own.cpu_milli), has.cpu_milli);
-            let memory = left(used.memory_bytes.saturating_add(own.memory_bytes), has.memory_bytes);
+            let cpu = free_share(used.cpu_milli.saturating_add(own.cpu_milli), has.cpu_milli);
+            let memory = free_share(used.memory_bytes.saturating_add(own.memory_bytes), has.memory_bytes);
             let shares: Vec<i64> = [cpu, memory].into_iter().flatten().collect();
             let count = i64::try_from(shares.len()).unwrap_or(1).max(1);
             shares.iter().sum::<i64>() / count
@@ -25,7 +25,7 @@ impl Score for LeastAllocated {
 
 /// Returns the free share of a resource, out of [`MAX_SCORE`]; `None` when the node does not have the
 /// resource.
-fn left(used: i64, has: i64) -> Option<i64> {
+fn free_share(used: i64, has: i64) -> Option<i64> {
     if has <= 0 {
         return None;
     }
@@ -40,10 +40,10 @@ mod tests {
 
     #[test]
     fn shares_of_any_amounts_are_scores() {
-        assert_eq!(left(25, 100), Some(75));
-        assert_eq!(left(101, 100), Some(0));
-        assert_eq!(left(1, 0), None);
-        assert_eq!(left(0, i64::MAX), Some(MAX_SCORE));
-        assert_eq!(left(i64::MAX, i64::MAX), Some(0));
+        assert_eq!(free_share(25, 100), Some(75));
+        assert_eq!(free_share(101, 100), Some(0));
+        assert_eq!(free_share(1, 0), None);
+        assert_eq!(free_share(0, i64::MAX), Some(MAX_SCORE));
+        assert_eq!(free_share(i64::MAX, i64::MAX), Some(0));
     }
 }

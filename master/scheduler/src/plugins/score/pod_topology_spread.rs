@@ -18,7 +18,7 @@ const UNIT: f64 = 1000.0;
 
 pub(crate) struct PodTopologySpread;
 
-struct Weighed {
+struct SoftConstraint {
     key: String,
     max_skew: i64,
     selector: Selector,
@@ -56,7 +56,7 @@ impl Score for PodTopologySpread {
     }
 }
 
-fn rate(constraint: &Weighed, info: &NodeInfo) -> i64 {
+fn rate(constraint: &SoftConstraint, info: &NodeInfo) -> i64 {
     let Some(domain) = info.labels.get(&constraint.key) else { return 0 };
     let count = if constraint.key == HOSTNAME {
         matching(Some(&constraint.selector), &constraint.namespace, info)
@@ -77,7 +77,7 @@ fn weigh(
     selector: Selector,
     cycle: &Cycle<'_>,
     nodes: &[&NodeInfo],
-) -> Weighed {
+) -> SoftConstraint {
     let mut domains: BTreeMap<String, i64> = BTreeMap::new();
     for info in nodes {
         if let Some(domain) = info.labels.get(&constraint.topology_key) {
@@ -97,7 +97,7 @@ fn weigh(
     }
     #[allow(clippy::cast_precision_loss, reason = "counts of domains are small")]
     let weight = (size as f64 + 2.0).ln();
-    Weighed {
+    SoftConstraint {
         key: constraint.topology_key.clone(),
         max_skew: i64::from(constraint.max_skew),
         selector,

@@ -13,7 +13,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use master_node::backup::{self, Manifest, Passphrase, Place, PlaceOptions, RestoreOptions};
+use master_node::backup::{
+    self, BundleLocation, BundleManifest, LocationOptions, Passphrase, RestoreOptions,
+};
 use proto_env::{Env, TlsNetwork};
 use tokio_util::sync::CancellationToken;
 
@@ -35,21 +37,21 @@ enum BackupCommand {
     Schedule(schedule::ScheduleArgs),
 }
 
-/// How a bucket is reached; credentials and region come from the usual AWS_... variables.
+/// Options for reaching a bucket; credentials and region come from the usual AWS_... variables.
 #[derive(Debug, Args)]
 pub struct BucketArgs {
-    /// The URL of an S3-compatible store [default: AWS]
+    /// URL of an S3-compatible store [default: AWS]
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
-    /// Reach the store without TLS too
+    /// Allow plain HTTP to the store
     #[arg(long)]
     allow_http: bool,
 }
 
-/// Read a bundle through and check every bit of it
+/// Read a whole bundle and verify its integrity
 #[derive(Debug, Args)]
 struct VerifyArgs {
-    /// A file, or s3://BUCKET/KEY
+    /// Bundle to read: a file or s3://BUCKET/KEY
     bundle: String,
     #[command(flatten)]
     bucket: BucketArgs,
@@ -57,19 +59,19 @@ struct VerifyArgs {
     passphrase: PassphraseArgs,
 }
 
-/// Make the data directory of the first master of a new cluster out of a bundle
+/// Restore a bundle into the data directory of the first master of a new cluster
 ///
 /// The new cluster has the objects, keys and settings of the old one, an id of its own, and this
 /// master alone; start it with `ephor master --data-dir DIR`, and join others to it. It may be killed
 /// at any point and run again. The old masters must not run any more.
 #[derive(Debug, Args)]
 struct RestoreArgs {
-    /// A file, or s3://BUCKET/KEY
+    /// Bundle to read: a file or s3://BUCKET/KEY
     bundle: String,
-    /// The data directory to make
+    /// Data directory to create
     #[arg(long, default_value = "/var/lib/ephor/master", value_name = "DIR")]
     data_dir: PathBuf,
-    /// The name of the new master [default: the hostname]
+    /// Name of the new master [default: the hostname]
     #[arg(long)]
     name: Option<String>,
     #[command(flatten)]
@@ -79,12 +81,12 @@ struct RestoreArgs {
 }
 
 impl BucketArgs {
-    fn place(&self, text: &str) -> Result<Place> {
-        Ok(Place::parse(text, &self.options(BTreeMap::new()))?)
+    fn place(&self, text: &str) -> Result<BundleLocation> {
+        Ok(BundleLocation::parse(text, &self.options(BTreeMap::new()))?)
     }
 
-    fn options(&self, variables: BTreeMap<String, String>) -> PlaceOptions {
-        PlaceOptions { endpoint: self.endpoint.clone(), allow_http: self.allow_http, variables }
+    fn options(&self, variables: BTreeMap<String, String>) -> LocationOptions {
+        LocationOptions { endpoint: self.endpoint.clone(), allow_http: self.allow_http, variables }
     }
 }
 
@@ -138,7 +140,7 @@ async fn restore(arguments: RestoreArgs) -> Result<()> {
     Ok(())
 }
 
-fn print_manifest(manifest: &Manifest) {
+fn print_manifest(manifest: &BundleManifest) {
     let head = &manifest.head;
     for (label, value) in [
         ("cluster", head.cluster_id.clone()),

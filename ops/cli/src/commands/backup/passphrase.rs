@@ -17,7 +17,7 @@ const FILE_MAX: u64 = 4096;
 /// Source of the passphrase that a bundle is encrypted with.
 #[derive(Debug, Args)]
 pub struct PassphraseArgs {
-    /// A file whose first line is the passphrase [default: $EPHOR_BACKUP_PASSPHRASE, or it is asked for]
+    /// File whose first line is the passphrase [default: $EPHOR_BACKUP_PASSPHRASE, or a prompt]
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
 }
@@ -34,7 +34,7 @@ impl PassphraseArgs {
             Some(text) => text,
             None => {
                 let text = ask("passphrase for the backup: ")?;
-                ensure!(text == ask("once more: ")?, "the two passphrases differ");
+                ensure!(text == ask("passphrase again: ")?, "the two passphrases differ");
                 text
             }
         };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use master_node::backup::{self, Entry, Error, Head};
+use master_node::backup::{self, BundleEntry, Error, Head};
 use proto_wire::MESSAGE_LIMIT_BYTES;
 use proto_wire::cluster::BackupRequest;
 use tokio::sync::mpsc;
@@ -29,13 +29,13 @@ const ENTRY_TIMEOUT: Duration = Duration::from_secs(30);
 /// encrypted with the passphrase. Without a quorum it is what that master alone has, and says so.
 #[derive(Debug, Args)]
 pub struct SaveArgs {
-    /// A file, a directory, or s3://BUCKET/PREFIX
+    /// Destination: a file, a directory or s3://BUCKET/PREFIX
     #[arg(long, value_name = "PLACE")]
     to: String,
-    /// The kubeconfig to use [default: $KUBECONFIG, or the one of this machine]
+    /// Path of the kubeconfig [default: $KUBECONFIG, or the one of this machine]
     #[arg(long)]
     kubeconfig: Option<PathBuf>,
-    /// The peer address (HOST:PORT) of a master to ask [default: found through the API]
+    /// Peer address (HOST:PORT) of a master to call [default: found through the API]
     #[arg(long)]
     address: Option<String>,
     #[command(flatten)]
@@ -55,14 +55,14 @@ pub async fn run(arguments: SaveArgs) -> Result<()> {
     let answer = tokio::time::timeout(BEGIN_TIMEOUT, master.backup(Request::new(BackupRequest {}))).await;
     let answer = answer.context("the master does not answer")?;
     let mut stream = answer.map_err(|status| anyhow::anyhow!("{}", status.message()))?.into_inner();
-    let mut next = async || -> Result<Option<Entry>, Error> {
+    let mut next = async || -> Result<Option<BundleEntry>, Error> {
         let entry = tokio::time::timeout(ENTRY_TIMEOUT, stream.message()).await;
         let entry = entry.map_err(|_| Error::Source("the master has stopped sending".to_owned()))?;
         let entry = entry.map_err(|status| Error::Source(status.message().to_owned()))?;
-        Ok(entry.map(|entry| Entry { name: entry.name, data: entry.data.into() }))
+        Ok(entry.map(|entry| BundleEntry { name: entry.name, data: entry.data.into() }))
     };
     let Some(first) = next().await? else { bail!("the master sent nothing") };
-    let head: Head = serde_json::from_slice(&first.data).context("the master's answer makes no sense")?;
+    let head: Head = serde_json::from_slice(&first.data).context("the master's answer is malformed")?;
     let bundle = place.of(&head.file_name("backup"));
     let sink = bundle.create().await?;
     let (sender, entries) = mpsc::channel(ENTRIES_AHEAD);

@@ -10,7 +10,7 @@ use clap::Args;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
-use master_node::backup::schedule::{NAMESPACE, SCHEDULE, STATUS, Schedule, Status};
+use master_node::backup::schedule::{BackupStatus, NAMESPACE, SCHEDULE, STATUS, Schedule};
 use proto_env::{Random, SystemRandom};
 
 use super::BucketArgs;
@@ -19,32 +19,32 @@ use super::passphrase::PassphraseArgs;
 /// Environment variables that are passed on to the masters when they are set.
 const VARIABLES: [&str; 5] =
     ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"];
-/// How long to wait for the first backup.
+/// Longest time to wait for the first backup.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Let the leading master take backups at intervals
+/// Schedule backups that the leading master takes at intervals
 ///
 /// The schedule, its passphrase and the AWS_... variables set here are stored as a Secret in
 /// kube-system; what was done stands in ConfigMap ephor-backup-status there.
 #[derive(Debug, Args)]
 pub struct ScheduleArgs {
-    /// Between two backups, such as 6h
+    /// Interval between two backups, such as 6h
     #[arg(long, value_parser = humantime::parse_duration, required_unless_present_any = ["show", "off"])]
     every: Option<Duration>,
-    /// How many bundles of this cluster's schedule are kept there
+    /// Number of scheduled bundles of this cluster to keep at the destination
     #[arg(long, default_value_t = 28)]
     keep: usize,
-    /// A directory on every master (a shared one), or s3://BUCKET/PREFIX
+    /// Destination: a directory shared by all masters, or s3://BUCKET/PREFIX
     #[arg(long, value_name = "PLACE", required_unless_present_any = ["show", "off"])]
     to: Option<String>,
-    /// Show the schedule, the last success and the last failure
+    /// Show the schedule with its last success and last failure
     #[arg(long, conflicts_with = "off")]
     show: bool,
-    /// End it; the bundles stay
+    /// Remove the schedule; existing bundles are kept
     #[arg(long)]
     off: bool,
-    /// The kubeconfig to use [default: $KUBECONFIG, or the one of this machine]
+    /// Path of the kubeconfig [default: $KUBECONFIG, or the one of this machine]
     #[arg(long)]
     kubeconfig: Option<PathBuf>,
     #[command(flatten)]
@@ -69,9 +69,9 @@ fn secrets(client: &Client) -> Api<Secret> {
     Api::namespaced(client.clone(), NAMESPACE)
 }
 
-async fn status(client: &Client) -> Result<Status> {
+async fn status(client: &Client) -> Result<BackupStatus> {
     let maps = Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE);
-    Ok(Status(maps.get_opt(STATUS).await?.and_then(|map| map.data).unwrap_or_default()))
+    Ok(BackupStatus(maps.get_opt(STATUS).await?.and_then(|map| map.data).unwrap_or_default()))
 }
 
 async fn set(client: &Client, arguments: &ScheduleArgs, every: Duration, to: &str) -> Result<()> {
@@ -106,13 +106,17 @@ async fn set(client: &Client, arguments: &ScheduleArgs, every: Duration, to: &st
         }
     });
     let Ok(status) = first.await else {
-        println!("the first backup is not done yet: `ephor backup schedule --show` tells when it is");
+        println!("the first backup is not complete yet; see `ephor backup schedule --show`");
         return Ok(());
     };
     let status = status?;
     match status.get("lastError").filter(|error| !error.is_empty()) {
-        Some(error) => bail!("the schedule stands, but its first backup failed: {error}"),
-        None => println!("every {}: the first is {}", humantime::format_duration(every), bundle_of(&status)),
+        Some(error) => bail!("the schedule is stored, but its first backup failed: {error}"),
+        None => println!(
+            "backups every {}; first bundle: {}",
+            humantime::format_duration(every),
+            bundle_of(&status)
+        ),
     }
     Ok(())
 }
@@ -122,7 +126,7 @@ async fn off(client: &Client) -> Result<()> {
         bail!("there is no schedule");
     }
     secrets(client).delete(SCHEDULE, &DeleteParams::default()).await?;
-    println!("no more backups are scheduled; those that were taken stay");
+    println!("the schedule was removed; existing bundles are kept");
     Ok(())
 }
 
@@ -148,6 +152,6 @@ async fn show(client: &Client) -> Result<()> {
     Ok(())
 }
 
-fn bundle_of(status: &Status) -> &str {
+fn bundle_of(status: &BackupStatus) -> &str {
     status.get("lastBundle").unwrap_or("none")
 }

@@ -11,37 +11,37 @@ use tokio_util::sync::CancellationToken;
 
 use super::certificate;
 
-/// Run the agent that breaks this node for operators, and mends it in time
+/// Run the agent that injects faults into this node and undoes them when their time is over
 #[derive(Debug, Args)]
 pub struct AgentArgs {
-    /// The name of the node [default: the hostname]
+    /// Name of the node [default: the hostname]
     #[arg(long)]
     name: Option<String>,
-    /// Where operators reach the agent
+    /// Address on which the agent listens
     #[arg(long, value_name = "HOST:PORT", default_value_t = format!("0.0.0.0:{AGENT_PORT}"))]
     listen: String,
-    /// Where the agent remembers what it did
+    /// Directory in which the agent records the faults it has injected
     #[arg(long, value_name = "DIR", default_value = "/var/lib/ephor/chaos")]
     state_dir: PathBuf,
-    /// Where its certificate lies (`ephor chaos certificate`)
+    /// Directory of the agent's certificate, as made by `ephor chaos certificate`
     #[arg(long, value_name = "DIR", conflicts_with = "data_dir")]
     pki: Option<PathBuf>,
-    /// On a master: its data directory, from whose CA the agent gives itself a certificate
+    /// Data directory of this master, with whose CA the agent issues its own certificate
     #[arg(long, value_name = "DIR", default_value = "/var/lib/ephor/master")]
     data_dir: PathBuf,
-    /// Holds the pid of the node's process
+    /// File that holds the pid of the node's process
     #[arg(long, value_name = "FILE", requires = "command")]
     pid_file: Option<PathBuf>,
-    /// Where the output of the node's process goes when the agent starts it
+    /// File for the output of the node's process when the agent starts it
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
-    /// The control socket of the disk below the node's data (`ephor chaos disk`)
+    /// Control socket of the disk below the node's data, as served by `ephor chaos disk`
     #[arg(long, value_name = "SOCKET")]
     disk_control: Option<PathBuf>,
-    /// Undo everything that is written in the state directory, and end: needs no network and no running agent
+    /// Undo all faults recorded in the state directory and exit; needs no network and no running agent
     #[arg(long)]
     recover: bool,
-    /// What starts the node's process, as it is started when it has joined
+    /// Command that starts the node's process once the node has joined
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -56,12 +56,13 @@ pub async fn run(arguments: AgentArgs) -> Result<()> {
     let (delays, programs) = (Delays::default(), Programs::default());
     let node = Node { name, process, disk: arguments.disk_control, agent_port, delays, programs };
     if arguments.recover {
-        let undone = chaos_live::agent::recover(&node, &arguments.state_dir).context("not all is undone")?;
+        let undone =
+            chaos_live::agent::recover(&node, &arguments.state_dir).context("some faults are not undone")?;
         let words = if undone.is_empty() { "nothing".to_owned() } else { undone.join(", ") };
         println!("undone: {words}");
         return Ok(());
     }
-    crate::logging::init(crate::logging::Format::Text);
+    crate::logging::init(crate::logging::LogFormat::Text);
     let material = match &arguments.pki {
         Some(directory) => certificate::read(directory)?,
         None => {

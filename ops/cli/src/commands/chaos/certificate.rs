@@ -11,16 +11,16 @@ use master_node::pki::files::write_private;
 use master_node::pki::{DEFAULT_LIFETIME, KeyFiles, Subject, Usage, Validity};
 use proto_env::{SystemDisk, TlsMaterial};
 
-/// Make the certificate of an agent, on a master
+/// Issue the certificate of an agent, on a master
 #[derive(Debug, Args)]
 pub struct CertificateArgs {
-    /// The name of the node the agent is for
+    /// Name of the node that the agent runs on
     #[arg(long)]
     name: String,
-    /// Where to write ca.crt, agent.crt and agent.key
+    /// Directory to which ca.crt, agent.crt and agent.key are written
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// The data directory of this master
+    /// Data directory of this master
     #[arg(long, value_name = "DIR", default_value = "/var/lib/ephor/master")]
     data_dir: PathBuf,
 }
@@ -35,7 +35,7 @@ pub fn issue(data_dir: &Path, name: &str) -> Result<(String, String, String)> {
     let files = KeyFiles::new(data_dir, Arc::new(SystemDisk));
     let keys = files.load()?.with_context(|| {
         format!(
-            "{} holds no keys of a cluster; hint: --pki, with what `ephor chaos certificate` made",
+            "{} holds no keys of a cluster; hint: give --pki, the directory that `ephor chaos certificate` wrote",
             data_dir.display()
         )
     })?;

@@ -9,16 +9,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::signals;
 
-/// Mount a disk that can fail, slow down and lose power; ends on SIGTERM
+/// Mount a file system that can fail, slow down and lose power, until SIGTERM
 #[derive(Debug, Args)]
 pub struct DiskArgs {
-    /// Where the files really lie
+    /// Directory that stores the files
     #[arg(long, value_name = "DIR")]
     backing: PathBuf,
-    /// Where they are to be seen
+    /// Mount point of the file system
     #[arg(long, value_name = "MOUNTPOINT")]
     at: PathBuf,
-    /// Where the faults are asked for
+    /// Unix socket on which faults are requested
     #[arg(long, value_name = "SOCKET")]
     control: PathBuf,
 }

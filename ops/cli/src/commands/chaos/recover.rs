@@ -11,10 +11,10 @@ use clap::Args;
 
 use super::AgentPlaces;
 
-/// Undo every fault on every node, whoever put it there
+/// Undo all faults on all nodes, whichever run injected them
 #[derive(Debug, Args)]
 pub struct RecoverArgs {
-    /// The kubeconfig to use [default: $KUBECONFIG, or the one of this machine]
+    /// Path of the kubeconfig [default: $KUBECONFIG, or the one of this machine]
     #[arg(long)]
     kubeconfig: Option<PathBuf>,
     #[command(flatten)]
@@ -31,7 +31,9 @@ pub async fn run(arguments: RecoverArgs) -> Result<()> {
     let mut places: BTreeMap<String, String> = match found {
         Ok(places) => places,
         Err(error) if known.is_empty() => {
-            return Err(error).context("no master says where the agents are; hint: --agent NAME=HOST");
+            return Err(error).context(
+                "the addresses of the agents could not be read from a master; hint: give --agent NAME=HOST",
+            );
         }
         Err(_) => BTreeMap::new(),
     };
@@ -60,7 +62,7 @@ pub async fn run(arguments: RecoverArgs) -> Result<()> {
     }
     ensure!(
         silent.is_empty(),
-        "not all is undone on {}; hint: `ephor chaos agent --recover` on the node itself",
+        "some faults are not undone on {}; hint: run `ephor chaos agent --recover` on the node itself",
         silent.join(", ")
     );
     Ok(())

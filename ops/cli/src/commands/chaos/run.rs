@@ -19,27 +19,27 @@ use super::AgentPlaces;
 /// Exit code when the experiment could not judge the cluster.
 const UNKNOWN: u8 = 2;
 
-/// Run an experiment: ends with 0 where it passed, with 1 where something that must hold did not, with 2 where nobody knows
+/// Run an experiment; exit with 0 if it passed, 1 if it failed, 2 if the result is unknown
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// The experiment (chaos/experiments has some)
+    /// Path of the experiment file; chaos/experiments has examples
     #[arg(value_name = "FILE")]
     file: PathBuf,
     #[command(flatten)]
     place: Place,
-    /// Decides everything that the experiment leaves open [default: drawn, and printed]
+    /// Seed of all random choices of the experiment [default: random, printed in the report]
     #[arg(long)]
     seed: Option<u64>,
-    /// How the report looks
+    /// Format of the report
     #[arg(long, value_enum, default_value_t = Form::Text)]
     output: Form,
-    /// Write the history of all operations to this file
+    /// File to which the history of all operations is written
     #[arg(long, value_name = "FILE")]
     history: Option<PathBuf>,
-    /// The simulation's program [default: ephor-sim beside this one]
+    /// Path of the simulation's program [default: ephor-sim beside this program]
     #[arg(long, value_name = "FILE", env = "EPHOR_SIM")]
     sim_bin: Option<PathBuf>,
-    /// The kubeconfig to use [default: $KUBECONFIG, or the one of this machine]
+    /// Path of the kubeconfig [default: $KUBECONFIG, or the one of this machine]
     #[arg(long)]
     kubeconfig: Option<PathBuf>,
     /// The peer address (HOST:PORT) of a master [default: found through the API]
@@ -52,10 +52,10 @@ pub struct RunArgs {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct Place {
-    /// In the simulation, on a simulated clock
+    /// Run in the simulation, on a simulated clock
     #[arg(long)]
     sim: bool,
-    /// On the cluster of the kubeconfig, whose nodes run `ephor chaos agent`
+    /// Run on the cluster of the kubeconfig, whose nodes run `ephor chaos agent`
     #[arg(long)]
     live: bool,
 }
@@ -63,13 +63,13 @@ struct Place {
 /// The forms of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Form {
-    /// For a terminal
+    /// Text for a terminal
     Text,
-    /// A journal like Chaos Toolkit's
+    /// JSON journal like Chaos Toolkit's
     Json,
-    /// For a build server
+    /// JUnit XML for CI servers
     Junit,
-    /// One page for a browser
+    /// One HTML page
     Html,
 }
 

@@ -1,10 +1,11 @@
 //! Tests the zone's answers to questions.
 
 use super::*;
-use crate::state::{ServicePortView, SliceView};
+use crate::cluster_state::{ServicePortView, SliceView};
 
-fn content() -> Content {
-    let mut content = Content { services_listed: true, slices_listed: true, ..Content::default() };
+fn content() -> ClusterContent {
+    let mut content =
+        ClusterContent { services_listed: true, slices_listed: true, ..ClusterContent::default() };
     let http = ServicePortView { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
     let web = ServiceView {
         cluster_ip: Some(Ipv4Addr::new(10, 96, 0, 7)),
@@ -32,7 +33,7 @@ fn content() -> Content {
     content
 }
 
-fn ask(name: &str, kind: RecordType) -> Outcome {
+fn ask(name: &str, kind: RecordType) -> ZoneResult {
     let reverse = vec!["10.96.0.0/16".parse().unwrap(), "10.42.0.0/16".parse().unwrap()];
     let zone = Zone::new("cluster.local", reverse).unwrap();
     zone.answer(&content(), &Name::from_str(name).unwrap(), kind)
@@ -40,17 +41,17 @@ fn ask(name: &str, kind: RecordType) -> Outcome {
 
 fn data(name: &str, kind: RecordType) -> Vec<String> {
     match ask(name, kind) {
-        Outcome::Answer(answer) => answer.records.iter().map(|r| r.data.to_string()).collect(),
+        ZoneResult::Answer(answer) => answer.records.iter().map(|r| r.data.to_string()).collect(),
         other => panic!("{name}: {other:?}"),
     }
 }
 
 fn is_nodata(name: &str, kind: RecordType) -> bool {
-    matches!(ask(name, kind), Outcome::Answer(a) if a.exists && a.records.is_empty())
+    matches!(ask(name, kind), ZoneResult::Answer(a) if a.exists && a.records.is_empty())
 }
 
 fn is_absent(name: &str, kind: RecordType) -> bool {
-    matches!(ask(name, kind), Outcome::Answer(a) if !a.exists)
+    matches!(ask(name, kind), ZoneResult::Answer(a) if !a.exists)
 }
 
 #[test]
@@ -86,13 +87,13 @@ fn addresses_lead_back_to_names() {
     assert_eq!(data("7.0.96.10.in-addr.arpa.", RecordType::PTR), ["web.default.svc.cluster.local."]);
     assert_eq!(data("2.0.42.10.in-addr.arpa.", RecordType::PTR), ["db-0.db.default.svc.cluster.local."]);
     assert!(is_absent("9.0.96.10.in-addr.arpa.", RecordType::PTR));
-    assert_eq!(ask("8.8.8.8.in-addr.arpa.", RecordType::PTR), Outcome::Elsewhere);
+    assert_eq!(ask("8.8.8.8.in-addr.arpa.", RecordType::PTR), ZoneResult::Elsewhere);
 }
 
 #[test]
 fn external_names_are_aliases_to_be_resolved() {
     assert_eq!(data("out.default.svc.cluster.local.", RecordType::CNAME), ["example.org."]);
-    let Outcome::Answer(answer) = ask("out.default.svc.cluster.local.", RecordType::A) else { panic!() };
+    let ZoneResult::Answer(answer) = ask("out.default.svc.cluster.local.", RecordType::A) else { panic!() };
     assert_eq!(answer.alias, Some(Name::from_str("example.org.").unwrap()));
 }
 
@@ -110,12 +111,12 @@ fn the_domain_itself_exists_and_others_are_not_ours() {
     assert!(is_nodata("default.svc.cluster.local.", RecordType::A));
     assert!(is_absent("nowhere.svc.cluster.local.", RecordType::A));
     assert_eq!(data("dns-version.cluster.local.", RecordType::TXT), ["1.1.0"]);
-    assert_eq!(ask("example.org.", RecordType::A), Outcome::Elsewhere);
+    assert_eq!(ask("example.org.", RecordType::A), ZoneResult::Elsewhere);
 }
 
 #[test]
 fn what_is_not_listed_yet_is_not_called_absent() {
     let zone = Zone::new("cluster.local", vec![]).unwrap();
     let name = Name::from_str("web.default.svc.cluster.local.").unwrap();
-    assert_eq!(zone.answer(&Content::default(), &name, RecordType::A), Outcome::NotReady);
+    assert_eq!(zone.answer(&ClusterContent::default(), &name, RecordType::A), ZoneResult::NotReady);
 }

@@ -83,7 +83,7 @@ async fn a_failed_pull_holds_up_no_other_and_keeps_what_it_fetched() {
         let (store, name) = (store.clone(), format!("127.0.0.1:{port}/{name}:1"));
         async move {
             let reference: Reference = name.parse().expect("a name");
-            store.pull(&reference, Credentials::Anonymous, None).await
+            store.pull(&reference, RegistryCredentials::Anonymous, None).await
         }
     };
     let slow = tokio::spawn(pull("slow"));

@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use super::*;
 use crate::paths::sandbox_file;
 use crate::shim::client::ShimClient;
-use crate::shim::protocol::{Reply, Request, read_message, write_message};
+use crate::shim::protocol::{Reply, ShimRequest, read_message, write_message};
 
 /// Deadline that only a hanging test exceeds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -19,12 +19,12 @@ const TOTAL: usize = 24 << 20;
 /// Plays a shim whose program is `cat`: it stops reading input while its output is not read.
 async fn echo(listener: UnixListener) -> io::Result<()> {
     let (mut client, _) = listener.accept().await?;
-    let _: Request = read_message(&mut client).await?;
+    let _: ShimRequest = read_message(&mut client).await?;
     write_message(&mut client, &Reply::Ok).await?;
     loop {
         match read_frame(&mut client).await? {
-            Some(Frame::Stdin(bytes)) => write_frame(&mut client, &Frame::Stdout(bytes)).await?,
-            Some(Frame::StdinEnd) => return write_frame(&mut client, &Frame::Exit(0)).await,
+            Some(StreamFrame::Stdin(bytes)) => write_frame(&mut client, &StreamFrame::Stdout(bytes)).await?,
+            Some(StreamFrame::StdinEnd) => return write_frame(&mut client, &StreamFrame::Exit(0)).await,
             _ => {}
         }
     }

@@ -6,7 +6,7 @@ use proto_api::go;
 use serde_json::Value;
 
 use super::super::check::Report;
-use super::super::read::{Entries, Read};
+use super::super::json_fields::{Entries, JsonFields};
 use super::scheduling;
 use super::volumes::descending_path;
 

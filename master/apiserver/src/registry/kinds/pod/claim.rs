@@ -5,8 +5,8 @@ use proto_api::field::{ErrorList, Path};
 use serde_json::Value;
 
 use super::super::check::{self, Report, dns_subdomain};
-use super::super::read::Read;
-use super::super::text;
+use super::super::json_fields::JsonFields;
+use super::super::string_rules;
 use super::resources;
 
 const ACCESS_MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
@@ -17,7 +17,7 @@ pub fn template(template: &Value, path: &Path, errs: &mut ErrorList) {
     check::annotation_map(meta.entries("annotations"), &meta_path.child("annotations"), errs);
     check::label_map(meta.entries("labels"), &meta_path.child("labels"), errs);
     for (key, value) in template.entries("metadata").iter() {
-        if !matches!(key, "annotations" | "labels") && !super::super::read::is_zero(value) {
+        if !matches!(key, "annotations" | "labels") && !super::super::json_fields::is_zero(value) {
             errs.forbidden(&meta_path.child(key), "cannot be set");
         }
     }
@@ -58,7 +58,7 @@ fn spec(spec: &Value, path: &Path, errs: &mut ErrorList) {
     sources(spec, path, errs);
     let class = spec.text("volumeAttributesClassName");
     if !class.is_empty() {
-        errs.each(&path.child("volumeAttributesClassName"), class, text::object_name(class));
+        errs.each(&path.child("volumeAttributesClassName"), class, string_rules::object_name(class));
     }
 }
 

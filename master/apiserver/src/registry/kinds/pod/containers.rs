@@ -8,7 +8,7 @@ use proto_api::names;
 use serde_json::Value;
 
 use super::super::check::{self, PROTOCOLS, Report, dns_label};
-use super::super::read::{Read, is_zero};
+use super::super::json_fields::{JsonFields, is_zero};
 use super::volumes::Volumes;
 use super::{env, mounts, probes, resources, security};
 

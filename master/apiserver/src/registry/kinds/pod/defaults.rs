@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::super::read::{Read, ensure, is_zero, set};
+use super::super::json_fields::{JsonFields, ensure, is_zero, set};
 use super::resources;
 
 /// Sets the requests of a pod that has limits of its own, from its containers' requests and these limits.

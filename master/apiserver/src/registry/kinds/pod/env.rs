@@ -6,8 +6,8 @@ use proto_api::names;
 use serde_json::Value;
 
 use super::super::check::{Report, dns_label, required_text};
-use super::super::read::Read;
-use super::super::text;
+use super::super::json_fields::JsonFields;
+use super::super::string_rules;
 use super::projected::{field_selector, resource_selector};
 use super::volumes::no_backsteps;
 
@@ -31,7 +31,7 @@ pub fn variables(container: &Value, path: &Path, errs: &mut ErrorList) {
         if name.is_empty() {
             errs.required(&at.child("name"), "");
         } else {
-            errs.each(&at.child("name"), name, text::env_name(name));
+            errs.each(&at.child("name"), name, string_rules::env_name(name));
         }
         if let Some(source) = variable.at("valueFrom") {
             value_from(variable, source, &at.child("valueFrom"), errs);
@@ -72,7 +72,7 @@ fn value_from(variable: &Value, source: &Value, path: &Path, errs: &mut ErrorLis
 
 fn key_selector(selector: &Value, path: &Path, errs: &mut ErrorList) {
     let (name, key) = (selector.text("name"), selector.text("key"));
-    errs.each(&path.child("name"), name, text::object_name(name));
+    errs.each(&path.child("name"), name, string_rules::object_name(name));
     if key.is_empty() {
         errs.required(&path.child("key"), "");
     } else {
@@ -84,7 +84,7 @@ fn file_selector(selector: &Value, path: &Path, errs: &mut ErrorList) {
     required_text(selector, "key", path, errs);
     let key = selector.text("key");
     if !key.is_empty() {
-        errs.each(&path.child("key"), key, text::env_name(key));
+        errs.each(&path.child("key"), key, string_rules::env_name(key));
     }
     required_text(selector, "volumeName", path, errs);
     if !selector.text("volumeName").is_empty() {
@@ -100,7 +100,7 @@ pub fn sources(container: &Value, path: &Path, errs: &mut ErrorList) {
         let at = path.index(i);
         let prefix = source.text("prefix");
         if !prefix.is_empty() {
-            errs.each(&at.child("prefix"), prefix, text::env_name(prefix));
+            errs.each(&at.child("prefix"), prefix, string_rules::env_name(prefix));
         }
         let mut count = 0;
         for kind in ["configMapRef", "secretRef"] {

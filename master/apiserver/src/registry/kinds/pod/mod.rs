@@ -34,7 +34,7 @@ use serde_json::Value;
 
 use super::super::strategy::{Strategy, metadata_fields};
 use super::check::Report;
-use super::read::{self, Read};
+use super::json_fields::{self, JsonFields};
 
 pub use prepare::drop_disabled_spec;
 pub use subresources::{
@@ -44,7 +44,7 @@ pub use subresources::{
 
 /// Whether a spec is validated as that of a Pod or of a template.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Options {
+pub struct PodValidationOptions {
     /// True for a Pod, false for a template.
     pub is_pod: bool,
 }
@@ -65,10 +65,10 @@ pub fn visit<'a>(spec: &'a Value, path: &Path) -> Vec<(&'a Value, Path)> {
 
 /// Validates annotations, spec and the rules that only Pods have, not templates.
 fn validate_whole(pod: &Value, errs: &mut ErrorList) {
-    let options = Options { is_pod: true };
+    let options = PodValidationOptions { is_pod: true };
     let (meta, path) = (Path::new("metadata"), Path::new("spec"));
     let spec = pod.sub("spec");
-    annotations::validate(read::annotations(pod), spec, &meta.child("annotations"), errs);
+    annotations::validate(json_fields::annotations(pod), spec, &meta.child("annotations"), errs);
     spec::validate(spec, Some(pod), &path, options, errs);
     if spec.text("serviceAccountName").is_empty() {
         for (i, volume) in spec.items("volumes").iter().enumerate() {
@@ -88,7 +88,7 @@ fn validate_whole(pod: &Value, errs: &mut ErrorList) {
 /// Checks the annotations that may not change on an update.
 fn update_annotations(new: &Value, old: &Value, errs: &mut ErrorList) {
     let at = Path::new("metadata").child("annotations");
-    let (new_map, old_map) = (read::annotations(new), read::annotations(old));
+    let (new_map, old_map) = (json_fields::annotations(new), json_fields::annotations(old));
     annotations::validate_update(new_map, old_map, new.sub("spec"), &at, errs);
 }
 
@@ -121,7 +121,7 @@ impl Strategy for PodStrategy {
             let detail = "cannot be set until all schedulingGates have been cleared";
             errs.forbidden(&path.child("nodeName"), detail);
         }
-        annotations::agree_with_fields(read::annotations(obj), spec, &path, errs);
+        annotations::agree_with_fields(json_fields::annotations(obj), spec, &path, errs);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errs: &mut ErrorList) {
@@ -173,7 +173,7 @@ impl Strategy for PodStrategy {
             return Vec::new();
         }
         let mut out = Vec::new();
-        let messages = names::dns1123_label(read::name(obj));
+        let messages = names::dns1123_label(json_fields::name(obj));
         if !messages.is_empty() {
             out.push(format!(
                 "metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a DNS \

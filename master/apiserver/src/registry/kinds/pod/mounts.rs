@@ -6,7 +6,7 @@ use proto_api::field::{ErrorList, Path};
 use serde_json::Value;
 
 use super::super::check::Report;
-use super::super::read::Read;
+use super::super::json_fields::JsonFields;
 use super::volumes::{Volumes, descending_path, has_backsteps};
 
 /// Validates the `volumeMounts` of a container.

@@ -6,8 +6,8 @@ use proto_api::names;
 use serde_json::Value;
 
 use super::super::check::{self, Report, dns_label, dns_subdomain, legacy_ip};
-use super::super::read::Read;
-use super::super::text;
+use super::super::json_fields::JsonFields;
+use super::super::string_rules;
 
 /// Validates `spec.dnsPolicy`.
 pub fn dns_policy(spec: &Value, path: &Path, errs: &mut ErrorList) {
@@ -55,7 +55,7 @@ pub fn dns_config(spec: &Value, path: &Path, errs: &mut ErrorList) {
     }
     for (i, search) in searches.iter().enumerate().filter(|(_, s)| **s != ".") {
         let search = search.strip_suffix('.').unwrap_or(search);
-        errs.each(&searches_path.index(i), search, text::dns_subdomain_underscore(search));
+        errs.each(&searches_path.index(i), search, string_rules::dns_subdomain_underscore(search));
     }
     for (i, option) in config.items("options").iter().enumerate() {
         if option.text("name").is_empty() {

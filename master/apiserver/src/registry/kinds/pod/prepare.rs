@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-use super::super::read::{self, Read, ensure, items_mut, keep, set, unset};
+use super::super::json_fields::{self, JsonFields, ensure, items_mut, keep, set, unset};
 use super::{annotations, qos};
 
 /// Prepares a new Pod: sets its status to pending with its QoS class, and removes fields of features that are
@@ -55,7 +55,7 @@ pub fn drop_disabled_spec(spec: &mut Value) {
             let Some(lifecycle) = container.get_mut("lifecycle") else { continue };
             if lifecycle.has("stopSignal") {
                 unset(lifecycle, "stopSignal");
-                if read::is_zero(lifecycle) {
+                if json_fields::is_zero(lifecycle) {
                     unset(container, "lifecycle");
                 }
             }
@@ -118,7 +118,7 @@ fn app_armor_field(annotation: &str) -> Option<Value> {
 /// Sets the AppArmor field of containers that have only the annotation.
 fn app_armor_fields(pod: &mut Value) {
     let spec = pod.sub("spec");
-    if spec.sub("os").text("name") == "windows" || read::annotations(pod).is_empty() {
+    if spec.sub("os").text("name") == "windows" || json_fields::annotations(pod).is_empty() {
         return;
     }
     let whole = spec.sub("securityContext").sub("appArmorProfile").clone();
@@ -128,7 +128,7 @@ fn app_armor_fields(pod: &mut Value) {
         for container in items_mut(spec, key) {
             let name = format!("{}{}", annotations::APP_ARMOR, container.text("name"));
             let profile = annotations.opt_text(&name).and_then(app_armor_field);
-            let Some(profile) = profile.filter(|p| !read::same(p, &whole)) else { continue };
+            let Some(profile) = profile.filter(|p| !json_fields::same(p, &whole)) else { continue };
             if container.sub("securityContext").has("appArmorProfile") {
                 continue;
             }

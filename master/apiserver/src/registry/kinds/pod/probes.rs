@@ -5,7 +5,7 @@ use proto_api::names;
 use serde_json::Value;
 
 use super::super::check::{self, Report, non_negative_field, port_or_name};
-use super::super::read::Read;
+use super::super::json_fields::JsonFields;
 
 /// Validates the liveness, readiness and startup probe of a container, in this order.
 pub fn probes(container: &Value, path: &Path, errs: &mut ErrorList) {

@@ -8,9 +8,9 @@ use proto_api::names;
 use serde_json::Value;
 
 use super::super::check::{self, Report, required_text};
-use super::super::read::Read;
+use super::super::json_fields::JsonFields;
 use super::volumes::{file_mode, key_to_path, local_path};
-use super::{Options, resources};
+use super::{PodValidationOptions, resources};
 
 const VOLUME_FIELDS: &[&str] =
     &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
@@ -45,7 +45,7 @@ const RESOURCES: &[&str] = &[
 const BYTES: &[&str] = &["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
 
 /// Validates a `downwardAPI` volume source.
-pub fn downward_api(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn downward_api(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     file_mode(source, "defaultMode", path, errs);
     for file in source.items("items") {
         downward_file(file, path, errs);
@@ -161,7 +161,7 @@ impl<'a> Files<'a> {
 }
 
 /// Validates a `projected` volume source.
-pub fn projected(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn projected(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     file_mode(source, "defaultMode", path, errs);
     let mut files = Files { seen: BTreeSet::new() };
     for (i, projection) in source.items("sources").iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::super::read::Read;
+use super::super::json_fields::JsonFields;
 use super::resources::{Amounts, amounts};
 
 /// Returns `Guaranteed`, `Burstable` or `BestEffort`, from CPU and memory of the pod or of all its

@@ -1,5 +1,5 @@
-//! Compute resources: quantities, resource names, requests against limits, claims, and the resources of a whole
-//! pod (KEP-2837). Called by `containers.rs` and `spec.rs`; `qos.rs` and `defaults.rs` use the sums.
+//! Compute resources: quantities, resource names, requests against limits, claims, and the resources of a
+//! whole pod (KEP-2837). Called by `containers.rs` and `spec.rs`; `qos.rs` and `defaults.rs` use the sums.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,7 +10,7 @@ use proto_api::quantity::Quantity;
 use serde_json::Value;
 
 use super::super::check::{NEGATIVE, Report, dns_label};
-use super::super::read::{Entries, Read};
+use super::super::json_fields::{Entries, JsonFields};
 
 /// A parsed quantity; an absent one is zero.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -184,7 +184,7 @@ pub fn container(resources: &Value, claims: &BTreeSet<&str>, path: &Path, errs: 
 /// Validates `spec.overhead`.
 pub fn overhead(list: Entries<'_>, path: &Path, errs: &mut ErrorList) {
     let limits = amounts(list);
-    let mut seen = Seen::default();
+    let mut seen = SeenResources::default();
     for (name, value) in &limits {
         listed(name, value, Place::Container, &path.child("limits").key(name), &mut seen, errs);
     }
@@ -193,12 +193,12 @@ pub fn overhead(list: Entries<'_>, path: &Path, errs: &mut ErrorList) {
 
 /// Whether huge pages were listed, and whether CPU or memory was, which huge pages require.
 #[derive(Default)]
-struct Seen {
+struct SeenResources {
     compute: bool,
     huge: bool,
 }
 
-impl Seen {
+impl SeenResources {
     fn finish(&self, path: &Path, errs: &mut ErrorList) {
         if self.huge && !self.compute {
             errs.forbidden(path, "HugePages require cpu or memory");
@@ -206,7 +206,14 @@ impl Seen {
     }
 }
 
-fn listed(name: &str, value: &Amount, place: Place, path: &Path, seen: &mut Seen, errs: &mut ErrorList) {
+fn listed(
+    name: &str,
+    value: &Amount,
+    place: Place,
+    path: &Path,
+    seen: &mut SeenResources,
+    errs: &mut ErrorList,
+) {
     resource_name(name, place, path, errs);
     resource_value(name, value, path, errs);
     seen.compute |= matches!(name, "cpu" | "memory");
@@ -226,7 +233,7 @@ fn huge_page_multiple(name: &str, value: &Amount, path: &Path, errs: &mut ErrorL
 fn requirements(resources: &Value, place: Place, claims: &BTreeSet<&str>, path: &Path, errs: &mut ErrorList) {
     let limits = amounts(resources.entries("limits"));
     let requests = amounts(resources.entries("requests"));
-    let mut seen = Seen::default();
+    let mut seen = SeenResources::default();
     for (name, value) in &limits {
         let at = path.child("limits").key(name);
         listed(name, value, place, &at, &mut seen, errs);

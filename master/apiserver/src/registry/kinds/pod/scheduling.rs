@@ -9,8 +9,8 @@ use proto_api::names;
 use serde_json::Value;
 
 use super::super::check::{self, Report, label_selector, positive, qualified_name};
-use super::super::read::Read;
-use super::super::text;
+use super::super::json_fields::JsonFields;
+use super::super::string_rules;
 
 /// Effects of taints, in the order upstream lists them.
 pub const TAINT_EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
@@ -105,7 +105,7 @@ fn node_field(requirement: &Value, path: &Path, errs: &mut ErrorList) {
         return;
     }
     for (i, value) in values.iter().enumerate() {
-        errs.each(&path.child("values").index(i), value, text::object_name(value));
+        errs.each(&path.child("values").index(i), value, string_rules::object_name(value));
     }
 }
 

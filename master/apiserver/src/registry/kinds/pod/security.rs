@@ -1,5 +1,5 @@
-//! Security contexts of pods and containers: ids, seccomp, AppArmor, SELinux, sysctls. Called by `spec.rs` and
-//! `containers.rs`; Windows options are in `windows.rs`.
+//! Security contexts of pods and containers: ids, seccomp, AppArmor, SELinux, sysctls. Called by `spec.rs`
+//! and `containers.rs`; Windows options are in `windows.rs`.
 
 use std::collections::BTreeSet;
 
@@ -7,8 +7,8 @@ use proto_api::field::{ErrorList, Path};
 use serde_json::Value;
 
 use super::super::check::{self, Report, id_number};
-use super::super::read::Read;
-use super::super::text;
+use super::super::json_fields::JsonFields;
+use super::super::string_rules;
 use super::volumes::descending_path;
 use super::windows;
 
@@ -78,7 +78,7 @@ fn sysctls(spec: &Value, context: &Value, path: &Path, errs: &mut ErrorList) {
         let name = sysctl.text("name");
         if name.is_empty() {
             errs.required(&at, "");
-        } else if !text::is_sysctl_name(name) {
+        } else if !string_rules::is_sysctl_name(name) {
             const SEGMENT: &str = "[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
             let regex = format!("^({SEGMENT}[\\./])*{SEGMENT}$");
             let detail = format!("must have at most 253 characters and match regex {regex}");

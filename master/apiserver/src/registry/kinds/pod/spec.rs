@@ -7,13 +7,19 @@ use proto_api::names;
 use serde_json::Value;
 
 use super::super::check::{self, Report, dns_label, label_map, qualified_name};
-use super::super::read::{Read, annotations};
-use super::super::text;
+use super::super::json_fields::{JsonFields, annotations};
+use super::super::string_rules;
 use super::containers::{self, Context};
-use super::{Options, env, network, resources, scheduling, security, volumes, windows};
+use super::{PodValidationOptions, env, network, resources, scheduling, security, volumes, windows};
 
 /// Validates a spec. `pod` is the whole object for a Pod and `None` for a template.
-pub fn validate(spec: &Value, pod: Option<&Value>, path: &Path, options: Options, errs: &mut ErrorList) {
+pub fn validate(
+    spec: &Value,
+    pod: Option<&Value>,
+    path: &Path,
+    options: PodValidationOptions,
+    errs: &mut ErrorList,
+) {
     if !spec.has("terminationGracePeriodSeconds") {
         errs.required(&path.child("terminationGracePeriodSeconds"), "");
     }
@@ -56,7 +62,7 @@ fn references(spec: &Value, path: &Path, errs: &mut ErrorList) {
     for key in ["serviceAccountName", "nodeName"] {
         let name = spec.text(key);
         if !name.is_empty() {
-            errs.each(&path.child(key), name, text::object_name(name));
+            errs.each(&path.child(key), name, string_rules::object_name(name));
         }
     }
     if let Some(seconds) = spec.opt_int("activeDeadlineSeconds") {
@@ -68,14 +74,14 @@ fn references(spec: &Value, path: &Path, errs: &mut ErrorList) {
     network::host_aliases(spec, &path.child("hostAliases"), errs);
     let class = spec.text("priorityClassName");
     if !class.is_empty() {
-        for message in text::object_name(class) {
+        for message in string_rules::object_name(class) {
             // As in upstream, an invalid class name is reported twice.
             errs.invalid(&path.child("priorityClassName"), class, &message);
             errs.invalid(&path.child("priorityClassName"), class, &message);
         }
     }
     if let Some(class) = spec.opt_text("runtimeClassName") {
-        errs.each(&path.child("runtimeClassName"), class, text::object_name(class));
+        errs.each(&path.child("runtimeClassName"), class, string_rules::object_name(class));
     }
     if let Some(policy) = spec.opt_text("preemptionPolicy") {
         let policies = &["PreemptLowerPriority", "Never"];

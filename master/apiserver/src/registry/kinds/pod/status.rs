@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::super::check::{self, Report, id_number, legacy_ip, qualified_name};
 use super::super::ip;
-use super::super::read::Read;
-use super::super::text;
+use super::super::json_fields::JsonFields;
+use super::super::string_rules;
 
 /// Validates `status` against the stored object.
 pub fn validate(new: &Value, old: &Value, errs: &mut ErrorList) {
@@ -65,7 +65,7 @@ fn nominated_node(status: &Value, old: &Value, path: &Path, errs: &mut ErrorList
     if name.is_empty() || name == old.sub("status").text("nominatedNodeName") {
         return;
     }
-    errs.each(path, name, text::object_name(name));
+    errs.each(path, name, string_rules::object_name(name));
     if !old.sub("spec").text("nodeName").is_empty() {
         errs.forbidden(path, "may not be set on pods that are already bound to a node");
     }
@@ -129,7 +129,7 @@ fn claim_statuses(status: &Value, spec: &Value, path: &Path, errs: &mut ErrorLis
             errs.duplicate(&at, name);
         }
         if let Some(claim) = claim.opt_text("resourceClaimName") {
-            errs.each(&at, claim, text::object_name(claim));
+            errs.each(&at, claim, string_rules::object_name(claim));
         }
     }
 }

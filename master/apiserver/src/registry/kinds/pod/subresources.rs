@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::super::check::Report;
 use super::super::diff;
-use super::super::read::{self, Read, ensure, items_mut, keep, same, set, unset};
+use super::super::json_fields::{self, JsonFields, ensure, items_mut, keep, same, set, unset};
 use super::{annotations, prepare, qos, update_annotations, validate_whole};
 
 /// Validates a Binding.
@@ -27,7 +27,7 @@ pub fn validate_binding(binding: &Value, errs: &mut ErrorList) {
 ///
 /// The reason why the pod cannot be assigned; the answer is 409 with this text.
 pub fn prepare_binding(pod: &mut Value, binding: &Value, now: &str) -> Result<(), String> {
-    let name = read::name(pod).to_owned();
+    let name = json_fields::name(pod).to_owned();
     let spec = pod.sub("spec");
     if pod.sub("metadata").has("deletionTimestamp") {
         return Err(format!("pod {name} is being deleted, cannot be assigned to a host"));
@@ -73,7 +73,8 @@ fn set_scheduled(status: &mut Value, now: &str) {
     set(status, "conditions", list);
 }
 
-/// Restores the status and metadata of the old object, which neither subresource may change.
+/// Restores the status and metadata of the old object, which updates of `ephemeralcontainers` and `resize`
+/// may not change.
 fn restore(new: &mut Value, old: &Value) {
     keep(new, old, "status");
     if let Some(meta) = new.get_mut("metadata") {
@@ -105,7 +106,7 @@ pub fn prepare_ephemeral_containers(new: &mut Value, old: &Value) {
 pub fn validate_ephemeral_containers(new: &Value, old: &Value, errs: &mut ErrorList) {
     validate_whole(new, errs);
     update_annotations(new, old, errs);
-    if read::annotations(old).get(annotations::MIRROR).is_some() {
+    if json_fields::annotations(old).get(annotations::MIRROR).is_some() {
         *errs = ErrorList::default();
         errs.forbidden(&Path::root(), "static pods do not support ephemeral containers");
         return;
@@ -164,7 +165,7 @@ pub fn validate_resize(new: &Value, old: &Value, errs: &mut ErrorList) {
         *errs = ErrorList::default();
         errs.forbidden(&Path::root(), detail);
     };
-    if read::annotations(old).get(annotations::MIRROR).is_some() {
+    if json_fields::annotations(old).get(annotations::MIRROR).is_some() {
         return only(errs, "static pods cannot be resized");
     }
     let (spec, before) = (new.sub("spec"), old.sub("spec"));

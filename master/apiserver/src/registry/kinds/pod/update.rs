@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::super::check::Report;
 use super::super::diff;
-use super::super::read::{self, Read, ensure, keep, same, set, unset};
+use super::super::json_fields::{self, JsonFields, ensure, keep, same, set, unset};
 use super::scheduling;
 
 const UPDATABLE: &str = "`spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,\
@@ -115,7 +115,7 @@ fn munge(new: &Value, old: &Value) -> Value {
     let mut munged = new.clone();
     for key in ["containers", "initContainers"] {
         let images: Vec<Value> = old.items(key).iter().map(|c| c.sub("image").clone()).collect();
-        for (container, image) in read::items_mut(&mut munged, key).zip(images) {
+        for (container, image) in json_fields::items_mut(&mut munged, key).zip(images) {
             set(container, "image", image);
         }
     }

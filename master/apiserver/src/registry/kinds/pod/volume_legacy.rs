@@ -5,12 +5,12 @@ use proto_api::field::{ErrorList, Path};
 use serde_json::Value;
 
 use super::super::check::{self, Report, dns_label, required_text};
-use super::super::read::Read;
-use super::Options;
+use super::super::json_fields::JsonFields;
+use super::PodValidationOptions;
 use super::volumes::descending_path;
 
 /// Validates a `gitRepo` volume source.
-pub fn git_repo(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn git_repo(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     required_text(source, "repository", path, errs);
     descending_path(source.text("directory"), &path.child("directory"), errs);
 }
@@ -24,17 +24,17 @@ fn disk(source: &Value, id: &str, path: &Path, errs: &mut ErrorList) {
 }
 
 /// Validates a `gcePersistentDisk` volume source.
-pub fn gce_disk(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn gce_disk(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     disk(source, "pdName", path, errs);
 }
 
 /// Validates an `awsElasticBlockStore` volume source.
-pub fn aws_disk(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn aws_disk(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     disk(source, "volumeID", path, errs);
 }
 
 /// Validates an `nfs` volume source.
-pub fn nfs(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn nfs(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     required_text(source, "server", path, errs);
     required_text(source, "path", path, errs);
     if !source.text("path").starts_with('/') {
@@ -43,7 +43,7 @@ pub fn nfs(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
 }
 
 /// Validates an `iscsi` volume source.
-pub fn iscsi(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn iscsi(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     required_text(source, "targetPortal", path, errs);
     let name = source.text("iqn");
     if name.is_empty() {
@@ -104,13 +104,13 @@ pub fn iscsi_name_length(source: &Value, volume: &str, path: &Path, errs: &mut E
 }
 
 /// Validates a `glusterfs` volume source.
-pub fn glusterfs(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn glusterfs(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     required_text(source, "endpoints", path, errs);
     required_text(source, "path", path, errs);
 }
 
 /// Validates a `flocker` volume source.
-pub fn flocker(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn flocker(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     let (name, uuid) = (source.text("datasetName"), source.text("datasetUUID"));
     match (name.is_empty(), uuid.is_empty()) {
         (true, true) => errs.required(path, "one of datasetName and datasetUUID is required"),
@@ -125,7 +125,7 @@ pub fn flocker(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
 }
 
 /// Validates an `rbd` volume source.
-pub fn rbd(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn rbd(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     if source.items("monitors").is_empty() {
         errs.required(&path.child("monitors"), "");
     }
@@ -139,20 +139,20 @@ fn secret_name(source: &Value, path: &Path, errs: &mut ErrorList) {
 }
 
 /// Validates a `cinder` volume source.
-pub fn cinder(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn cinder(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     required_text(source, "volumeID", path, errs);
     secret_name(source, path, errs);
 }
 
 /// Validates a `cephfs` volume source.
-pub fn cephfs(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn cephfs(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     if source.items("monitors").is_empty() {
         errs.required(&path.child("monitors"), "");
     }
 }
 
 /// Validates a `quobyte` volume source.
-pub fn quobyte(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn quobyte(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     const PAIRS: &str = "must be a host:port pair or multiple pairs separated by commas";
     let registry = source.text("registry");
     if registry.is_empty() {
@@ -169,7 +169,7 @@ pub fn quobyte(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
 }
 
 /// Validates an `fc` (Fibre Channel) volume source.
-pub fn fibre_channel(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn fibre_channel(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     let (targets, ids) = (source.texts("targetWWNs"), source.texts("wwids"));
     let at = path.child("targetWWNs");
     if targets.is_empty() && ids.is_empty() {
@@ -192,7 +192,7 @@ pub fn fibre_channel(source: &Value, path: &Path, _: Options, errs: &mut ErrorLi
 }
 
 /// Validates a `flexVolume` volume source.
-pub fn flex(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn flex(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     required_text(source, "driver", path, errs);
     for (key, _) in source.entries("options").iter() {
         let namespace = key.split_once('/').map_or(key, |(n, _)| n);
@@ -205,13 +205,13 @@ pub fn flex(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
 }
 
 /// Validates an `azureFile` volume source.
-pub fn azure_file(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn azure_file(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     required_text(source, "secretName", path, errs);
     required_text(source, "shareName", path, errs);
 }
 
 /// Validates an `azureDisk` volume source.
-pub fn azure_disk(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn azure_disk(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     const MANAGED: &str =
         "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}";
     const BLOB: &str = "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd";
@@ -232,22 +232,22 @@ pub fn azure_disk(source: &Value, path: &Path, _: Options, errs: &mut ErrorList)
 }
 
 /// Validates a `vsphereVolume` volume source.
-pub fn vsphere(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn vsphere(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     required_text(source, "volumePath", path, errs);
 }
 
 /// Validates a `photonPersistentDisk` volume source.
-pub fn photon(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn photon(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     required_text(source, "pdID", path, errs);
 }
 
 /// Validates a `portworxVolume` volume source.
-pub fn portworx(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn portworx(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     required_text(source, "volumeID", path, errs);
 }
 
 /// Validates a `storageos` volume source.
-pub fn storageos(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn storageos(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     let (name, namespace) = (source.text("volumeName"), source.text("volumeNamespace"));
     if name.is_empty() {
         errs.required(&path.child("volumeName"), "");
@@ -261,7 +261,7 @@ pub fn storageos(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) 
 }
 
 /// Validates a `scaleIO` volume source.
-pub fn scale_io(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+pub fn scale_io(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     for key in ["gateway", "system", "volumeName"] {
         required_text(source, key, path, errs);
     }

@@ -8,14 +8,14 @@ use proto_api::names;
 use serde_json::Value;
 
 use super::super::check::{self, FILE_MODE, Report, dns_label};
-use super::super::read::{Read, name as object_name};
-use super::super::text;
-use super::{Options, projected, resources, volume_legacy as legacy};
+use super::super::json_fields::{JsonFields, name as object_name};
+use super::super::string_rules;
+use super::{PodValidationOptions, projected, resources, volume_legacy as legacy};
 
 /// Volume sources by volume name, for the mounts that refer to them. It holds only volumes without errors.
 pub type Volumes<'a> = BTreeMap<&'a str, &'a Value>;
 
-type Check = fn(&Value, &Path, Options, &mut ErrorList);
+type Check = fn(&Value, &Path, PodValidationOptions, &mut ErrorList);
 
 /// A kind of volume source and its rules.
 struct Source {
@@ -86,7 +86,7 @@ pub fn validate<'a>(
     spec: &'a Value,
     pod: Option<&Value>,
     path: &Path,
-    options: Options,
+    options: PodValidationOptions,
     errs: &mut ErrorList,
 ) -> Volumes<'a> {
     let pod_name = pod.map(object_name).unwrap_or_default();
@@ -127,7 +127,13 @@ pub fn validate<'a>(
     good
 }
 
-fn validate_source(volume: &Value, pod_name: &str, path: &Path, options: Options, errs: &mut ErrorList) {
+fn validate_source(
+    volume: &Value,
+    pod_name: &str,
+    path: &Path,
+    options: PodValidationOptions,
+    errs: &mut ErrorList,
+) {
     let mut count = 0;
     for source in SOURCES {
         let Some(value) = volume.at(source.field) else { continue };
@@ -159,13 +165,13 @@ fn ephemeral_name(pod_name: &str, volume_name: &str, path: &Path, errs: &mut Err
     }
 }
 
-fn empty_dir(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+fn empty_dir(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     if source.has("sizeLimit") && resources::quantity_of(source.sub("sizeLimit")).is_negative() {
         errs.forbidden(&path.child("sizeLimit"), "SizeLimit field must be a valid resource quantity");
     }
 }
 
-fn host_path(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+fn host_path(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     const TYPES: &[&str] = &[
         "",
         "BlockDevice",
@@ -185,12 +191,12 @@ fn host_path(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     check::opt_one_of(source, "type", TYPES, path, errs);
 }
 
-fn secret(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+fn secret(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     check::required_text(source, "secretName", path, errs);
     keyed_files(source, path, errs);
 }
 
-fn config_map(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+fn config_map(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     check::required_text(source, "name", path, errs);
     keyed_files(source, path, errs);
 }
@@ -218,11 +224,11 @@ pub fn file_mode(obj: &Value, key: &str, path: &Path, errs: &mut ErrorList) {
     }
 }
 
-fn claim(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+fn claim(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     check::required_text(source, "claimName", path, errs);
 }
 
-fn csi(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+fn csi(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     let driver = source.text("driver");
     let at = path.child("driver");
     if driver.is_empty() {
@@ -238,12 +244,12 @@ fn csi(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
         if name.is_empty() {
             errs.required(&path.child("nodePublishSecretRef").child("name"), "");
         } else {
-            errs.each(&path.child("name"), name, text::object_name(name));
+            errs.each(&path.child("name"), name, string_rules::object_name(name));
         }
     }
 }
 
-fn ephemeral(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
+fn ephemeral(source: &Value, path: &Path, _: PodValidationOptions, errs: &mut ErrorList) {
     let at = path.child("volumeClaimTemplate");
     match source.at("volumeClaimTemplate") {
         None => errs.required(&at, ""),
@@ -251,7 +257,7 @@ fn ephemeral(source: &Value, path: &Path, _: Options, errs: &mut ErrorList) {
     }
 }
 
-fn image(source: &Value, path: &Path, options: Options, errs: &mut ErrorList) {
+fn image(source: &Value, path: &Path, options: PodValidationOptions, errs: &mut ErrorList) {
     if options.is_pod {
         check::required_text(source, "reference", path, errs);
     }

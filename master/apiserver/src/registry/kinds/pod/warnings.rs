@@ -1,5 +1,5 @@
-//! Warnings about pod specs that are valid but surprising or deprecated. Pods and workload kinds return them to
-//! the client as `Warning` headers.
+//! Warnings about pod specs that are valid but surprising or deprecated. Pods and workload kinds return them
+//! to the client as `Warning` headers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use proto_api::go::quote;
 use serde_json::Value;
 
 use super::super::ip;
-use super::super::read::{Entries, Read};
+use super::super::json_fields::{Entries, JsonFields};
 use super::resources::quantity_of;
 
 const NULL_SELECTOR: &str = "a null labelSelector results in matching no pod";
@@ -216,7 +216,7 @@ fn overlaps(volume: &Value, out: &mut Vec<String>) {
     }
     let mut known = Vec::new();
     for source in volume.sub("projected").items("sources") {
-        if super::super::read::is_zero(source) {
+        if super::super::json_fields::is_zero(source) {
             out.push(format!("volume {} (Projected) has no sources provided", quote(name)));
             continue;
         }

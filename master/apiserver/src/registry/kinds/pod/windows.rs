@@ -6,7 +6,7 @@ use proto_api::names;
 use serde_json::Value;
 
 use super::super::check::Report;
-use super::super::read::Read;
+use super::super::json_fields::JsonFields;
 
 /// Validates `spec.os`, and that no fields are set which that system does not support.
 pub fn os(spec: &Value, path: &Path, errs: &mut ErrorList) {

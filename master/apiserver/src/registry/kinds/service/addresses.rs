@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::super::check::{self, Report, legacy_ip, text_list};
 use super::super::ip;
-use super::super::read::Read;
+use super::super::json_fields::JsonFields;
 use super::fields::is_reduced;
 use super::{NONE, is_headless, type_of};
 

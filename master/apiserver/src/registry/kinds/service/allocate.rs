@@ -12,7 +12,7 @@ use storage::{Mutation, Precondition, Store};
 
 use super::super::check::{Report, text_list};
 use super::super::ip;
-use super::super::read::{self, Read, items_mut, set};
+use super::super::json_fields::{self, JsonFields, items_mut, set};
 use super::{NONE, needs_health_port, type_of};
 use crate::registry::strategy::{AllocationContext, Allocations, ObjectChange};
 
@@ -22,7 +22,8 @@ const ADDRESSES: &str = "/allocations/clusterips/";
 /// Prefix of the keys of taken node ports.
 const PORTS: &str = "/allocations/nodeports/";
 
-/// What is taken from the view of one change: keys in the store, and keys the change itself has taken.
+/// Finds free addresses and ports for one change: free are those without a key in the store that this change
+/// has not taken either.
 struct Allocator<'a, 'b> {
     ctx: &'a AllocationContext<'b>,
     owner: String,
@@ -92,8 +93,8 @@ fn spec_mut(service: &mut Value) -> Option<&mut Value> {
 
 impl Allocator<'_, '_> {
     fn for_object(&mut self, obj: &Value) {
-        self.name = read::name(obj).to_owned();
-        self.owner = format!("{}/{}", read::namespace(obj), self.name);
+        self.name = json_fields::name(obj).to_owned();
+        self.owner = format!("{}/{}", json_fields::namespace(obj), self.name);
     }
 
     fn is_taken(&self, key: &str) -> bool {

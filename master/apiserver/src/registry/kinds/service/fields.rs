@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::super::ip;
-use super::super::read::{Read, ensure, items_mut, keep, same, set, unset};
+use super::super::json_fields::{JsonFields, ensure, items_mut, keep, same, set, unset};
 use super::{NONE, is_external, is_headless, needs_health_port, type_of};
 
 fn needs_node_ports(service: &Value) -> bool {

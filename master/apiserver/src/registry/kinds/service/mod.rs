@@ -19,7 +19,7 @@ use super::super::strategy::{
     AllocationContext, Allocations, NameRule, ObjectChange, Strategy, metadata_fields,
 };
 use super::ip;
-use super::read::{self, Read, ensure, set};
+use super::json_fields::{self, JsonFields, ensure, set};
 
 /// The strategy of Services.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ fn warnings(service: &Value) -> Vec<String> {
     const MODE: &str = "service.kubernetes.io/topology-mode";
     let (spec, path) = (service.sub("spec"), Path::new("spec"));
     let mut out = Vec::new();
-    if read::annotations(service).get(HINTS).is_some() {
+    if json_fields::annotations(service).get(HINTS).is_some() {
         out.push(format!("annotation {HINTS} is deprecated, please use {MODE} instead"));
     }
     if !matches!(spec.text("clusterIP"), "" | NONE) {

@@ -6,7 +6,7 @@ use proto_api::field::{ErrorList, Path};
 use serde_json::{Value, json};
 
 use super::super::check::{self, PROTOCOLS, Report, dns_label, port_or_name, qualified_name};
-use super::super::read::Read;
+use super::super::json_fields::JsonFields;
 use super::type_of;
 
 /// Validates each port of a Service by itself, and checks that port names differ.

@@ -8,7 +8,7 @@ use super::super::check::{
     self, Report, dns_subdomain, endpoint_ip, label_map, legacy_cidr, legacy_ip, qualified_name,
 };
 use super::super::ip;
-use super::super::read::{self, Read};
+use super::super::json_fields::{self, JsonFields};
 use super::{addresses, is_external, is_headless, needs_health_port, ports, type_of};
 
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
@@ -20,7 +20,7 @@ const BALANCER_ONLY: &str = "may only be used when `type` is 'LoadBalancer'";
 /// Validates a new Service.
 pub fn create(service: &Value, errs: &mut ErrorList) {
     if setup(service, None, errs) {
-        whole(service, None, errs);
+        validate_object(service, None, errs);
     }
 }
 
@@ -37,7 +37,7 @@ pub fn update(new: &Value, old: &Value, errs: &mut ErrorList) {
             errs.forbidden(&Path::new("spec").child(key), "field is immutable");
         }
     }
-    whole(new, Some(old), errs);
+    validate_object(new, Some(old), errs);
 }
 
 /// Runs the checks that upstream makes during allocation; returns false when one fails, and no further errors
@@ -53,7 +53,7 @@ fn setup(service: &Value, old: Option<&Value>, errs: &mut ErrorList) -> bool {
     good
 }
 
-fn whole(service: &Value, old: Option<&Value>, errs: &mut ErrorList) {
+fn validate_object(service: &Value, old: Option<&Value>, errs: &mut ErrorList) {
     let (spec, path) = (service.sub("spec"), Path::new("spec"));
     topology(service, errs);
     if spec.items("ports").is_empty() && !is_headless(service) && type_of(service) != "ExternalName" {
@@ -78,7 +78,7 @@ fn whole(service: &Value, old: Option<&Value>, errs: &mut ErrorList) {
 }
 
 fn topology(service: &Value, errs: &mut ErrorList) {
-    let notes = read::annotations(service);
+    let notes = json_fields::annotations(service);
     if let (Some(mode), Some(hints)) = (notes.text(MODE), notes.text(HINTS))
         && mode != hints
     {
@@ -175,12 +175,12 @@ fn source_ranges(service: &Value, old: Option<&Value>, path: &Path, errs: &mut E
         }
         return;
     }
-    let Some(text) = read::annotations(service).text(RANGES) else { return };
+    let Some(text) = json_fields::annotations(service).text(RANGES) else { return };
     let at = Path::new("metadata").child("annotations").key(RANGES);
     if !balancer {
         errs.forbidden(&at, BALANCER_ONLY);
     }
-    let unchanged = old.is_some_and(|o| read::annotations(o).text(RANGES) == Some(text));
+    let unchanged = old.is_some_and(|o| json_fields::annotations(o).text(RANGES) == Some(text));
     if !unchanged && !text.trim().is_empty() {
         for range in text.trim().split(',') {
             legacy_cidr(range.trim(), &at, &[], errs);

@@ -11,7 +11,7 @@ use http::{Method, Request};
 use http_body_util::BodyExt;
 use kube::client::Body;
 use master_apiserver::{
-    ApiServer, ClusterSettings, Config, Limits, ServiceAccountKeys, TlsIdentity, UserInfo,
+    ApiServer, ClusterSettings, Config, ServerLimits, ServiceAccountKeys, TlsIdentity, UserInfo,
 };
 use proto_env::{CancellationToken, Env, TlsNetwork};
 use serde_json::{Value, json};
@@ -101,7 +101,7 @@ pub fn service_account_keys(env: &Env) -> ServiceAccountKeys {
 fn build(
     consensus: &Arc<Consensus>,
     authority: &Authority,
-    limits: Limits,
+    limits: ServerLimits,
     service_account_keys: ServiceAccountKeys,
     env: &Env,
 ) -> ApiServer {
@@ -157,22 +157,22 @@ pub struct Answer {
 impl World {
     /// Starts a server with the namespaces `default` and `kube-system` and default accounts.
     pub async fn start() -> Self {
-        Self::start_with(Limits::default()).await
+        Self::start_with(ServerLimits::default()).await
     }
 
-    pub async fn start_with(limits: Limits) -> Self {
+    pub async fn start_with(limits: ServerLimits) -> Self {
         Self::start_in(Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new()), limits)
             .await
     }
 
     /// Starts a server as `start_with` does, with the test's own clock or randomness.
-    pub async fn start_in(env: Env, limits: Limits) -> Self {
+    pub async fn start_in(env: Env, limits: ServerLimits) -> Self {
         let keys = service_account_keys(&env);
         Self::start_with_keys(env, limits, keys).await
     }
 
     /// Starts a server as `start_in` does, with the test's own keys of ServiceAccount tokens.
-    pub async fn start_with_keys(env: Env, limits: Limits, keys: ServiceAccountKeys) -> Self {
+    pub async fn start_with_keys(env: Env, limits: ServerLimits, keys: ServiceAccountKeys) -> Self {
         let data = tempfile::tempdir().expect("a directory");
         let consensus = consensus::testing::lone_master(data.path(), &env).await.expect("a lone master");
         let authority = Authority::new();
@@ -194,7 +194,7 @@ impl World {
     /// Builds a second server whose keys of ServiceAccount tokens live for `lifetime`.
     pub fn another_server_with(&self, lifetime: Duration) -> ApiServer {
         let keys = ServiceAccountKeys { lifetime, ..self.keys.clone() };
-        build(&self.consensus, &self.authority, Limits::default(), keys, &self.env)
+        build(&self.consensus, &self.authority, ServerLimits::default(), keys, &self.env)
     }
 
     /// Serves clients on a port of its own until the end of the test.

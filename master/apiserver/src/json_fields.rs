@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 pub const NULL: &Value = &Value::Null;
 
 /// Accessors with Go's zero values; a value of the wrong type reads as absent (the schema check ran before).
-pub trait Read {
+pub trait JsonFields {
     /// Returns the field; `None` where it is absent or null.
     fn at(&self, key: &str) -> Option<&Value>;
     /// Returns the field as an object to read further fields from; null where absent.
@@ -34,7 +34,7 @@ pub trait Read {
     fn texts(&self, key: &str) -> Vec<&str>;
 }
 
-impl Read for Value {
+impl JsonFields for Value {
     fn at(&self, key: &str) -> Option<&Value> {
         self.get(key).filter(|v| !v.is_null())
     }

@@ -47,13 +47,13 @@ pub fn images() -> Result<&'static Path> {
 }
 
 /// A running runtime.
-pub struct Node {
+pub struct TestRuntime {
     pub directory: TempDir,
     pub cgroup: String,
     process: Child,
 }
 
-impl Node {
+impl TestRuntime {
     pub async fn start() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let directory = tempfile::Builder::new().prefix("ephor-runtime-").tempdir()?;
@@ -191,21 +191,21 @@ impl Node {
         }
         self.process.kill()?;
         self.process.wait()?;
-        self.reap()
+        self.clean_up()
     }
 
     /// Removes everything like `ephor reset`, and checks that nothing is left.
-    pub fn reap(&mut self) -> Result<()> {
+    pub fn clean_up(&mut self) -> Result<()> {
         // The runtime may have been killed before.
         let _ = self.process.kill();
         self.process.wait()?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_ephor-runtime"));
-        let output = command.arg("reap").arg(self.directory.path()).arg(&self.cgroup).output()?;
-        ensure!(output.status.success(), "reap: {}", String::from_utf8_lossy(&output.stderr));
+        let output = command.arg("cleanup").arg(self.directory.path()).arg(&self.cgroup).output()?;
+        ensure!(output.status.success(), "cleanup: {}", String::from_utf8_lossy(&output.stderr));
         let directory = self.directory.path().to_string_lossy().into_owned();
-        ensure!(processes_with(&directory).is_empty(), "a process is left after reap");
-        ensure!(mounts_below(&directory).is_empty(), "a mount is left after reap");
-        ensure!(self.cgroups().is_empty(), "a cgroup is left after reap");
+        ensure!(processes_with(&directory).is_empty(), "a process is left after the cleanup");
+        ensure!(mounts_below(&directory).is_empty(), "a mount is left after the cleanup");
+        ensure!(self.cgroups().is_empty(), "a cgroup is left after the cleanup");
         Ok(())
     }
 
@@ -218,12 +218,12 @@ impl Node {
     }
 }
 
-impl Drop for Node {
+impl Drop for TestRuntime {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("runtime log:\n{}", self.log());
         }
-        if let Err(error) = self.reap() {
+        if let Err(error) = self.clean_up() {
             eprintln!("clean-up: {error:#}");
         }
     }
@@ -270,7 +270,7 @@ impl Pod {
         }
     }
 
-    pub async fn create(&self, node: &Node, config: v1::ContainerConfig) -> Result<String> {
+    pub async fn create(&self, node: &TestRuntime, config: v1::ContainerConfig) -> Result<String> {
         let request = v1::CreateContainerRequest {
             pod_sandbox_id: self.id.clone(),
             config: Some(config),
@@ -280,7 +280,7 @@ impl Pod {
     }
 
     /// Creates and starts a container.
-    pub async fn run(&self, node: &Node, config: v1::ContainerConfig) -> Result<String> {
+    pub async fn run(&self, node: &TestRuntime, config: v1::ContainerConfig) -> Result<String> {
         let id = self.create(node, config).await?;
         node.runtime().await?.start_container(v1::StartContainerRequest { container_id: id.clone() }).await?;
         Ok(id)
@@ -294,13 +294,13 @@ impl Pod {
     }
 }
 
-pub async fn status(node: &Node, container: &str) -> Result<v1::ContainerStatus> {
+pub async fn status(node: &TestRuntime, container: &str) -> Result<v1::ContainerStatus> {
     let request = v1::ContainerStatusRequest { container_id: container.into(), verbose: true };
     node.runtime().await?.container_status(request).await?.into_inner().status.context("no status")
 }
 
 /// Waits until the container has ended; returns its status.
-pub async fn ended(node: &Node, container: &str) -> Result<v1::ContainerStatus> {
+pub async fn ended(node: &TestRuntime, container: &str) -> Result<v1::ContainerStatus> {
     let start = Instant::now();
     loop {
         let status = status(node, container).await?;
@@ -323,7 +323,7 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()
 }
 
 pub async fn exec(
-    node: &Node,
+    node: &TestRuntime,
     container: &str,
     script: &str,
     timeout: i64,

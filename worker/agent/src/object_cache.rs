@@ -31,10 +31,10 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const SECOND_CHANCE: Duration = Duration::from_secs(2);
 
 /// Latest state of a watched object: `None` before the first answer, `Some(None)` if it does not exist.
-type Seen<K> = Option<Option<Arc<K>>>;
+type LatestState<K> = Option<Option<Arc<K>>>;
 
 struct Watched<K> {
-    value: watch::Receiver<Seen<K>>,
+    value: watch::Receiver<LatestState<K>>,
     users: Arc<Mutex<BTreeSet<String>>>,
     stop: CancellationToken,
 }
@@ -58,7 +58,7 @@ struct CachedToken {
 type Tokens = Mutex<BTreeMap<TokenRequest, CachedToken>>;
 
 /// ConfigMaps, Secrets and tokens in use by the node's pods.
-pub struct Objects {
+pub struct ObjectCache {
     client: Client,
     wake: Wake,
     config_maps: Table<ConfigMap>,
@@ -67,7 +67,7 @@ pub struct Objects {
     shutdown: CancellationToken,
 }
 
-impl Objects {
+impl ObjectCache {
     /// Creates an empty set; `wake` is called with the UIDs of pods whose objects changed.
     pub fn new(client: Client, wake: Wake, shutdown: CancellationToken) -> Self {
         Self {
@@ -197,7 +197,7 @@ impl Objects {
 }
 
 /// Waits for the first answer of a watch; `None` if the watch has ended.
-async fn seen<K>(receiver: &mut watch::Receiver<Seen<K>>) -> Option<Option<Arc<K>>> {
+async fn seen<K>(receiver: &mut watch::Receiver<LatestState<K>>) -> Option<Option<Arc<K>>> {
     receiver.wait_for(Option::is_some).await.ok().and_then(|seen| seen.clone())
 }
 
@@ -224,7 +224,7 @@ fn unreachable_object(kind: &'static str, namespace: &str, name: &str, message: 
 async fn follow<K>(
     api: Api<K>,
     name: String,
-    sender: Arc<watch::Sender<Seen<K>>>,
+    sender: Arc<watch::Sender<LatestState<K>>>,
     users: Arc<Mutex<BTreeSet<String>>>,
     wake: Wake,
 ) where
@@ -265,7 +265,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 #[async_trait]
-impl ObjectSource for Objects {
+impl ObjectSource for ObjectCache {
     async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<Arc<ConfigMap>>, Error> {
         self.get(&self.config_maps, "configmap", namespace, name).await
     }

@@ -47,7 +47,7 @@ const MANAGED: [(&str, &str); 9] = [
     (UNSCHEDULABLE, "NoSchedule"),
 ];
 
-/// What to do about the NoExecute taint of a node that is not ready.
+/// Change of the NoExecute taint of a node that is not ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoExecute {
     /// Add the taint: the node's pods are evicted.

@@ -21,7 +21,7 @@ const STEP: Duration = Duration::from_millis(20);
 
 /// Counts of what was removed.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct ReapReport {
+pub struct CleanupReport {
     /// Number of shims killed.
     pub shims: usize,
     /// Number of container processes killed.
@@ -30,9 +30,9 @@ pub struct ReapReport {
     pub mounts: usize,
 }
 
-/// Why something could not be removed.
+/// Why what the runtime left could not be removed.
 #[derive(Debug, thiserror::Error)]
-pub enum ReapError {
+pub enum CleanupError {
     /// Processes could not be listed.
     #[error("list processes")]
     Processes(#[source] io::Error),
@@ -65,12 +65,12 @@ pub enum ReapError {
 /// Kills every shim and container of the runtime that `config` describes, unmounts every mount below its two
 /// directories, and removes its cgroups, its socket and its volatile directory. Images and records in `root`
 /// are left to the caller. The runtime itself must have ended. Idempotent.
-pub async fn reap_all(config: &RuntimeConfig) -> Result<ReapReport, ReapError> {
-    let mut report = ReapReport::default();
+pub async fn remove_everything(config: &RuntimeConfig) -> Result<CleanupReport, CleanupError> {
+    let mut report = CleanupReport::default();
     let state = config.state.canonicalize().unwrap_or_else(|_| config.state.clone());
     let root = config.root.canonicalize().unwrap_or_else(|_| config.root.clone());
     // Shims are killed first, so that nothing restarts and no container process survives without its parent.
-    for pid in shims(|directory| directory.starts_with(&state)).map_err(ReapError::Processes)? {
+    for pid in shims(|directory| directory.starts_with(&state)).map_err(CleanupError::Processes)? {
         // A process that has ended meanwhile needs no signal.
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         report.shims += 1;
@@ -85,7 +85,7 @@ pub async fn reap_all(config: &RuntimeConfig) -> Result<ReapReport, ReapError> {
         report.mounts += unmount_below(directory)?;
     }
     let remove = |path: &Path, outcome: io::Result<()>| {
-        outcome.map_err(|source| ReapError::Remove { path: path.to_owned(), source })
+        outcome.map_err(|source| CleanupError::Remove { path: path.to_owned(), source })
     };
     remove(&config.socket, files::remove_file(&config.socket))?;
     remove(&state, files::remove_tree(&state))?;
@@ -112,24 +112,24 @@ pub(crate) fn shims(wanted: impl Fn(&Path) -> bool) -> io::Result<Vec<i32>> {
 }
 
 /// Kills the processes of a cgroup until none is left, and removes the cgroup.
-async fn empty(cgroup: &Cgroup, path: &Path) -> Result<usize, ReapError> {
+async fn empty(cgroup: &Cgroup, path: &Path) -> Result<usize, CleanupError> {
     let mut killed = 0;
     for step in 1..=STEPS {
         killed = killed.max(cgroup.kill());
         match cgroup.remove() {
             Ok(()) => break,
             Err(_) if step < STEPS => tokio::time::sleep(STEP).await,
-            Err(source) => return Err(ReapError::Cgroup { path: path.to_owned(), source }),
+            Err(source) => return Err(CleanupError::Cgroup { path: path.to_owned(), source }),
         }
     }
     Ok(killed)
 }
 
 /// Unmounts every mount at or below `directory`, the newest first; returns how many there were.
-fn unmount_below(directory: &Path) -> Result<usize, ReapError> {
+fn unmount_below(directory: &Path) -> Result<usize, CleanupError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
-        move |source| ReapError::Unmount { path, source }
+        move |source| CleanupError::Unmount { path, source }
     };
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(failed(directory))?;
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(|p| PathBuf::from(unescape(p)));

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::pods::is_terminal;
+use crate::pod_state::is_terminal;
 
 /// Label of the Endpoints and EndpointSlices of a headless Service.
 pub(crate) const HEADLESS: &str = "service.kubernetes.io/headless";
@@ -144,7 +144,7 @@ pub(crate) fn differs(old: &Pod, new: &Pod) -> bool {
     };
     old.metadata.labels != new.metadata.labels
         || old.metadata.deletion_timestamp.is_some() != new.metadata.deletion_timestamp.is_some()
-        || crate::pods::is_ready(old) != crate::pods::is_ready(new)
+        || crate::pod_state::is_ready(old) != crate::pod_state::is_ready(new)
         || is_terminal(old) != is_terminal(new)
         || addresses(old) != addresses(new)
         || spec(old) != spec(new)

@@ -8,11 +8,11 @@ use std::{
 
 use ipnet::Ipv4Net;
 
-use crate::state::{Content, EndpointView, ObjectKey, Protocol, ServicePortView, ServiceView};
+use crate::cluster_state::{ClusterContent, EndpointView, ObjectKey, Protocol, ServicePortView, ServiceView};
 
 /// Address and port that a packet may be sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Backend {
+pub struct EndpointAddress {
     /// Endpoint address.
     pub ip: Ipv4Addr,
     /// Endpoint port.
@@ -45,9 +45,9 @@ pub struct RoutedPort {
     /// sources; `None` if all may.
     pub guarded: Option<(BTreeSet<Ipv4Addr>, BTreeSet<Ipv4Net>)>,
     /// Endpoints on any node.
-    pub cluster: BTreeSet<Backend>,
+    pub cluster: BTreeSet<EndpointAddress>,
     /// Endpoints on this node; empty unless a traffic policy is `Local`.
-    pub local: BTreeSet<Backend>,
+    pub local: BTreeSet<EndpointAddress>,
     /// Whether traffic from inside the cluster goes to `local` only.
     pub internal_local: bool,
     /// Whether traffic from outside goes to `local` only and keeps its source address.
@@ -60,12 +60,12 @@ pub struct RoutedPort {
 
 /// Endpoints that replace those of a Service on this node: for `default/kubernetes` the local
 /// balancer in front of the masters.
-pub type Overrides = BTreeMap<ObjectKey, Vec<Backend>>;
+pub type Overrides = BTreeMap<ObjectKey, Vec<EndpointAddress>>;
 
 /// Computes all routing of a node. `node` is this node's name, which decides what is local. Services with an
 /// address in `served_here` (the cluster DNS) are left out, because this node answers there itself.
 pub fn route(
-    content: &Content,
+    content: &ClusterContent,
     node: &str,
     served_here: &BTreeSet<Ipv4Addr>,
     overrides: &Overrides,
@@ -87,10 +87,10 @@ pub fn route(
     routed
 }
 
-type Candidates = Vec<(Backend, EndpointView)>;
+type Candidates = Vec<(EndpointAddress, EndpointView)>;
 
-fn overridden(backends: &[Backend]) -> Candidates {
-    let view = |backend: &Backend| EndpointView {
+fn overridden(backends: &[EndpointAddress]) -> Candidates {
+    let view = |backend: &EndpointAddress| EndpointView {
         ip: backend.ip,
         ready: true,
         serving: true,
@@ -102,14 +102,14 @@ fn overridden(backends: &[Backend]) -> Candidates {
 }
 
 /// Returns the endpoints of a service port from all its slices; slice ports match by name and protocol.
-fn endpoints(content: &Content, key: &ObjectKey, port: &ServicePortView) -> Candidates {
+fn endpoints(content: &ClusterContent, key: &ObjectKey, port: &ServicePortView) -> Candidates {
     let mut found = Vec::new();
     for slice in content.slices.get(key).into_iter().flat_map(|slices| slices.values()) {
         let numbers =
             slice.ports.iter().filter(|(name, protocol, _)| *name == port.name && *protocol == port.protocol);
         for (_, _, number) in numbers {
             for endpoint in &slice.endpoints {
-                found.push((Backend { ip: endpoint.ip, port: *number }, endpoint.clone()));
+                found.push((EndpointAddress { ip: endpoint.ip, port: *number }, endpoint.clone()));
             }
         }
     }
@@ -158,8 +158,10 @@ fn route_port(
 }
 
 /// Returns the ready endpoints; if there are none, those that are terminating but still serving.
-fn usable<'a>(candidates: impl Iterator<Item = &'a (Backend, EndpointView)> + Clone) -> BTreeSet<Backend> {
-    let pick = |wanted: fn(&EndpointView) -> bool| -> BTreeSet<Backend> {
+fn usable<'a>(
+    candidates: impl Iterator<Item = &'a (EndpointAddress, EndpointView)> + Clone,
+) -> BTreeSet<EndpointAddress> {
+    let pick = |wanted: fn(&EndpointView) -> bool| -> BTreeSet<EndpointAddress> {
         candidates.clone().filter(|(_, endpoint)| wanted(endpoint)).map(|(backend, _)| *backend).collect()
     };
     let ready = pick(|endpoint| endpoint.ready);
@@ -169,7 +171,7 @@ fn usable<'a>(candidates: impl Iterator<Item = &'a (Backend, EndpointView)> + Cl
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::SliceView;
+    use crate::cluster_state::SliceView;
 
     fn service(ports: &[(&str, u16, Option<u16>)]) -> ServiceView {
         let ports = ports.iter().map(|(name, port, node_port)| ServicePortView {
@@ -196,8 +198,8 @@ mod tests {
         }
     }
 
-    fn content(service: ServiceView, endpoints: Vec<EndpointView>) -> Content {
-        let mut content = Content::default();
+    fn content(service: ServiceView, endpoints: Vec<EndpointView>) -> ClusterContent {
+        let mut content = ClusterContent::default();
         let key = ObjectKey::new("default", "web");
         content.put_service(key.clone(), service);
         let slice = SliceView { ports: vec![("http".into(), Protocol::Tcp, 8080)], endpoints };
@@ -205,13 +207,13 @@ mod tests {
         content
     }
 
-    fn only(content: &Content) -> RoutedPort {
+    fn only(content: &ClusterContent) -> RoutedPort {
         let mut routed = route(content, "here", &BTreeSet::new(), &Overrides::new());
         assert_eq!(routed.len(), 1);
         routed.remove(0)
     }
 
-    fn ips(backends: &BTreeSet<Backend>) -> Vec<u8> {
+    fn ips(backends: &BTreeSet<EndpointAddress>) -> Vec<u8> {
         backends.iter().map(|backend| backend.ip.octets()[3]).collect()
     }
 
@@ -264,7 +266,7 @@ mod tests {
     #[test]
     fn an_override_replaces_the_endpoints() {
         let content = content(service(&[("http", 80, None)]), vec![endpoint(2, true, false, "here")]);
-        let local = Backend { ip: Ipv4Addr::new(10, 42, 0, 1), port: 6443 };
+        let local = EndpointAddress { ip: Ipv4Addr::new(10, 42, 0, 1), port: 6443 };
         let overrides = Overrides::from([(ObjectKey::new("default", "web"), vec![local])]);
         let routed = route(&content, "here", &BTreeSet::new(), &overrides);
         assert_eq!(routed[0].cluster, BTreeSet::from([local]));

@@ -139,7 +139,7 @@ pub struct NodeView {
 
 /// Content of [`ClusterState`].
 #[derive(Debug, Default)]
-pub struct Content {
+pub struct ClusterContent {
     /// Services by key.
     pub services: BTreeMap<ObjectKey, Arc<ServiceView>>,
     /// EndpointSlices by the key of their Service, then by slice name.
@@ -158,7 +158,7 @@ pub struct Content {
     pub nodes_listed: bool,
 }
 
-impl Content {
+impl ClusterContent {
     /// Returns whether Services and EndpointSlices have been listed, so that routing and DNS are complete.
     pub fn routable(&self) -> bool {
         self.services_listed && self.slices_listed
@@ -230,11 +230,11 @@ impl Content {
     }
 }
 
-/// Shared, observable [`Content`]. Changes of routing and of Nodes are observed separately: thousands of
-/// Nodes report their status, which must not wake the observers of routing.
+/// Shared, observable [`ClusterContent`]. Changes of routing and of Nodes are observed separately: thousands
+/// of Nodes report their status, which must not wake the observers of routing.
 #[derive(Clone, Debug)]
 pub struct ClusterState {
-    content: Arc<RwLock<Content>>,
+    content: Arc<RwLock<ClusterContent>>,
     routing: Arc<watch::Sender<u64>>,
     nodes: Arc<watch::Sender<u64>>,
 }
@@ -257,12 +257,12 @@ impl Default for ClusterState {
 
 impl ClusterState {
     /// Locks the content for reading; hold the guard only briefly and never across an await.
-    pub fn read(&self) -> RwLockReadGuard<'_, Content> {
+    pub fn read(&self) -> RwLockReadGuard<'_, ClusterContent> {
         self.content.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the content; notifies the observers of `concern` if `change` returns true.
-    pub fn change(&self, concern: Concern, change: impl FnOnce(&mut Content) -> bool) {
+    pub fn change(&self, concern: Concern, change: impl FnOnce(&mut ClusterContent) -> bool) {
         let changed = change(&mut self.content.write().unwrap_or_else(PoisonError::into_inner));
         if changed {
             self.version(concern).send_modify(|version| *version += 1);

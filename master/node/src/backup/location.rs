@@ -17,7 +17,7 @@ const PARTIAL: &str = ".partial";
 
 /// The place of one bundle, or of many bundles.
 #[derive(Debug, Clone)]
-pub enum Place {
+pub enum BundleLocation {
     /// A local file, or a directory of files.
     Local(PathBuf),
     /// An object in a bucket, or the prefix of many.
@@ -26,7 +26,7 @@ pub enum Place {
 
 /// Options for reaching a bucket.
 #[derive(Debug, Clone, Default)]
-pub struct PlaceOptions {
+pub struct LocationOptions {
     /// URL of an S3-compatible store; `None` for AWS itself.
     pub endpoint: Option<String>,
     /// Whether the store may be reached without TLS.
@@ -36,22 +36,22 @@ pub struct PlaceOptions {
 }
 
 /// Receives the bytes of a bundle. Dropped without a commit, it leaves nothing.
-pub trait Sink: Write + Send {
+pub trait BundleSink: Write + Send {
     /// Makes what was written durable, and visible under its name.
     ///
     /// # Errors
-    /// Where that fails; the sink then leaves nothing.
+    /// Fails if the bundle cannot be made durable; nothing of it is then left.
     fn commit(self: Box<Self>) -> Result<(), Error>;
-    /// Waits until everything written is removed, as far as it can be.
+    /// Removes what was written, as far as possible, and waits for that.
     fn abandon(self: Box<Self>) {}
 }
 
-impl Place {
+impl BundleLocation {
     /// Parses `s3://BUCKET/PREFIX` or a path.
     ///
     /// # Errors
-    /// Where the scheme is unknown or the bucket is not named.
-    pub fn parse(text: &str, options: &PlaceOptions) -> Result<Self, Error> {
+    /// Fails if the scheme is unknown or the bucket is not named.
+    pub fn parse(text: &str, options: &LocationOptions) -> Result<Self, Error> {
         if let Some(rest) = text.strip_prefix("s3://") {
             return Bucket::new(rest, options).map(Self::S3);
         }
@@ -78,8 +78,8 @@ impl Place {
     /// Creates the bundle at this place and returns a sink for its bytes. Must be called within a runtime.
     ///
     /// # Errors
-    /// Where the bundle exists already or cannot be created.
-    pub async fn create(&self) -> Result<Box<dyn Sink>, Error> {
+    /// Fails if the bundle exists already or cannot be created.
+    pub async fn create(&self) -> Result<Box<dyn BundleSink>, Error> {
         match self {
             Self::Local(path) => Ok(Box::new(Partial::create(path)?)),
             Self::S3(bucket) => bucket.create().await,
@@ -89,7 +89,7 @@ impl Place {
     /// Opens the bundle at this place; reading blocks, and needs a runtime on another thread.
     ///
     /// # Errors
-    /// Where there is no bundle.
+    /// Fails if there is no bundle.
     pub async fn open(&self) -> Result<Box<dyn Read + Send>, Error> {
         match self {
             Self::Local(path) => {
@@ -102,7 +102,7 @@ impl Place {
     /// Lists the names of the bundles at this place that begin with `prefix`, in no order.
     ///
     /// # Errors
-    /// Where they cannot be listed.
+    /// Fails if the directory or bucket cannot be listed.
     pub async fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
         let mut names = match self {
             Self::Local(path) => list(path).map_err(|error| place_error(path.display(), error))?,
@@ -115,7 +115,7 @@ impl Place {
     /// Removes the bundle at this place.
     ///
     /// # Errors
-    /// Where it cannot be removed.
+    /// Fails if the bundle cannot be removed.
     pub async fn remove(&self) -> Result<(), Error> {
         match self {
             Self::Local(path) => fs::remove_file(path).map_err(|error| place_error(path.display(), error)),
@@ -130,13 +130,13 @@ impl Place {
         let ours = |name: &String| name.starts_with(prefix) && name.ends_with(PARTIAL);
         for name in list(path).unwrap_or_default().into_iter().filter(ours) {
             if let Err(error) = fs::remove_file(path.join(&name)) {
-                tracing::warn!(name, %error, "an unfinished backup stays");
+                tracing::warn!(name, %error, "an unfinished backup could not be removed");
             }
         }
     }
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for BundleLocation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Local(path) => write!(f, "{}", path.display()),
@@ -198,7 +198,7 @@ impl Partial {
 
     fn discard(&self) {
         if let Err(error) = fs::remove_file(&self.temporary) {
-            tracing::warn!(path = %self.temporary.display(), %error, "an unfinished backup stays");
+            tracing::warn!(path = %self.temporary.display(), %error, "an unfinished backup could not be removed");
         }
     }
 }
@@ -213,7 +213,7 @@ impl Write for Partial {
     }
 }
 
-impl Sink for Partial {
+impl BundleSink for Partial {
     fn commit(mut self: Box<Self>) -> Result<(), Error> {
         self.rename().map_err(|error| place_error(self.path.display(), error))
     }
@@ -234,7 +234,8 @@ mod tests {
     #[tokio::test]
     async fn a_file_has_its_name_only_when_it_is_whole() {
         let directory = tempfile::tempdir().unwrap();
-        let place = Place::parse(directory.path().to_str().unwrap(), &PlaceOptions::default()).unwrap();
+        let place =
+            BundleLocation::parse(directory.path().to_str().unwrap(), &LocationOptions::default()).unwrap();
         let bundle = place.of("a-1.ephor");
         let mut sink = bundle.create().await.unwrap();
         sink.write_all(b"half").unwrap();
@@ -249,7 +250,8 @@ mod tests {
         let again = bundle.create().await.err().unwrap().to_string();
         assert!(again.contains("it exists"), "{again}");
         let elsewhere = directory.path().join("missing").to_str().unwrap().to_owned();
-        let elsewhere = Place::parse(&elsewhere, &PlaceOptions::default()).unwrap().of("a-1.ephor");
+        let elsewhere =
+            BundleLocation::parse(&elsewhere, &LocationOptions::default()).unwrap().of("a-1.ephor");
         assert!(elsewhere.create().await.err().unwrap().to_string().contains("no directory"));
         let mut text = String::new();
         bundle.open().await.unwrap().read_to_string(&mut text).unwrap();
@@ -261,12 +263,12 @@ mod tests {
     #[test]
     fn what_is_no_place_is_refused_with_a_hint() {
         for (text, hint) in [("ftp://x/y", "ftp:// is not known"), ("", "empty"), ("s3:///a", "bucket")] {
-            let error = Place::parse(text, &PlaceOptions::default()).unwrap_err().to_string();
+            let error = BundleLocation::parse(text, &LocationOptions::default()).unwrap_err().to_string();
             assert!(error.contains(hint), "{text}: {error}");
         }
         let endpoint = Some("http://127.0.0.1:9".to_owned());
-        let options = PlaceOptions { endpoint, ..PlaceOptions::default() };
-        let error = Place::parse("s3://b/p", &options).unwrap_err().to_string();
+        let options = LocationOptions { endpoint, ..LocationOptions::default() };
+        let error = BundleLocation::parse("s3://b/p", &options).unwrap_err().to_string();
         assert!(error.contains("--allow-http"), "{error}");
     }
 }

@@ -13,7 +13,7 @@ use crate::settings::ClusterSettings;
 
 /// Access to the cluster's objects and settings from one master's replica.
 #[async_trait]
-pub trait Objects: Send + Sync {
+pub trait ObjectLookup: Send + Sync {
     /// Returns an object of the core group from the local replica; `None` where it is not there.
     fn core(&self, resource: &str, namespace: &str, name: &str) -> Option<Value>;
 
@@ -39,8 +39,8 @@ pub trait Objects: Send + Sync {
     /// Returns the seconds since 1970, by this master's clock.
     fn unix_now(&self) -> i64;
 
-    /// Returns an object as [`Objects::core`] does, but reports it missing only after the replica has caught
-    /// up.
+    /// Returns an object as [`ObjectLookup::core`] does, but reports it missing only after the replica has
+    /// caught up.
     ///
     /// # Errors
     ///

@@ -7,7 +7,7 @@ use kube::discovery::{Discovery, Scope, verbs};
 
 /// A resource whose objects can be listed.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Kind {
+pub(crate) struct ListableResource {
     pub resource: ApiResource,
     pub namespaced: bool,
     pub deletable: bool,
@@ -15,7 +15,7 @@ pub(crate) struct Kind {
     pub watchable: bool,
 }
 
-impl Kind {
+impl ListableResource {
     /// Returns the full name as clients write it: `pods.v1.` or `deployments.v1.apps`.
     pub fn full_name(&self) -> String {
         format!("{}.{}.{}", self.resource.plural, self.resource.version, self.resource.group)
@@ -23,7 +23,7 @@ impl Kind {
 }
 
 /// Returns all listable resources in their preferred versions, in order.
-pub(crate) async fn discover(client: &Client) -> Result<Vec<Kind>, kube::Error> {
+pub(crate) async fn discover(client: &Client) -> Result<Vec<ListableResource>, kube::Error> {
     let discovery = Discovery::new(client.clone()).run().await?;
     let mut kinds = Vec::new();
     for group in discovery.groups_alphabetical() {
@@ -31,7 +31,7 @@ pub(crate) async fn discover(client: &Client) -> Result<Vec<Kind>, kube::Error> 
             if !capabilities.supports_operation(verbs::LIST) {
                 continue;
             }
-            kinds.push(Kind {
+            kinds.push(ListableResource {
                 namespaced: capabilities.scope == Scope::Namespaced,
                 deletable: capabilities.supports_operation(verbs::DELETE),
                 collection_deletable: capabilities.supports_operation(verbs::DELETE_COLLECTION),
@@ -41,7 +41,7 @@ pub(crate) async fn discover(client: &Client) -> Result<Vec<Kind>, kube::Error> 
         }
     }
     kinds.sort_by(|left, right| {
-        let order = |kind: &Kind| (kind.resource.group.clone(), kind.resource.plural.clone());
+        let order = |kind: &ListableResource| (kind.resource.group.clone(), kind.resource.plural.clone());
         order(left).cmp(&order(right))
     });
     Ok(kinds)

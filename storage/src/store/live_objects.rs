@@ -12,14 +12,14 @@ use crate::Object;
 const BLOCK_MAX: usize = 512;
 
 /// The live objects.
-pub(crate) struct Objects {
+pub(crate) struct LiveObjects {
     by_key: BTreeMap<Arc<str>, Arc<Object>>,
     /// The first possible key of each block, with the block's number of objects. The first block begins
     /// with the empty key, so that every key belongs to a block.
     blocks: BTreeMap<Arc<str>, usize>,
 }
 
-impl Objects {
+impl LiveObjects {
     pub(crate) fn new(by_key: BTreeMap<Arc<str>, Arc<Object>>) -> Self {
         let mut blocks = BTreeMap::from([(Arc::from(""), by_key.len().min(BLOCK_MAX / 2))]);
         for (number, key) in by_key.keys().enumerate().step_by(BLOCK_MAX / 2).skip(1) {
@@ -105,7 +105,7 @@ impl Objects {
 }
 
 /// Reads go to the map directly.
-impl Deref for Objects {
+impl Deref for LiveObjects {
     type Target = BTreeMap<Arc<str>, Arc<Object>>;
 
     fn deref(&self) -> &Self::Target {
@@ -157,7 +157,7 @@ mod tests {
     fn counts_are_those_of_a_walk_whatever_was_inserted_and_removed() {
         let mut numbers = Numbers(7);
         let key = |number: u64| format!("/registry/core/k{}/{number:05}", number % 3);
-        let mut objects = Objects::new((0..3000).map(|number| object(&key(number * 3))).collect());
+        let mut objects = LiveObjects::new((0..3000).map(|number| object(&key(number * 3))).collect());
         for round in 0..12 {
             for _ in 0..2000 {
                 let key = key(numbers.below(10_000));

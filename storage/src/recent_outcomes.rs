@@ -13,14 +13,14 @@ const REMEMBERED_MAX: usize = 65_536;
 pub(crate) type Outcomes = Vec<(ProposalId, TxnOutcome)>;
 
 #[derive(Default)]
-pub(crate) struct Recent {
+pub(crate) struct RecentOutcomes {
     by_id: BTreeMap<ProposalId, TxnOutcome>,
     by_index: VecDeque<(u64, Vec<ProposalId>)>,
     /// Outcomes in log entries up to this index may be forgotten.
     forgotten: u64,
 }
 
-impl Recent {
+impl RecentOutcomes {
     pub(crate) fn with_forgotten(forgotten: u64) -> Self {
         Self { forgotten, ..Self::default() }
     }
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn the_oldest_entries_are_forgotten_first_and_that_is_remembered() {
-        let mut recent = Recent::default();
+        let mut recent = RecentOutcomes::default();
         for number in 0..=REMEMBERED_MAX {
             recent.insert(id(number), TxnOutcome::Fenced { term: 1 });
             let forgotten = recent.close(number as u64 + 1, vec![id(number)]);
