@@ -33,6 +33,7 @@ pub async fn run(
         match change {
             Some(Change::Set(pod)) => manager.set(pod).await,
             Some(Change::Gone(pod)) => manager.gone(pod),
+            Some(Change::Unreadable(uids)) => manager.context.pods.set_unreadable(uids),
             Some(Change::Synced) => {
                 if let Some(synced) = synced.take() {
                     // The receiver no longer exists if the agent is stopping.
