@@ -90,6 +90,9 @@ pub struct MasterArgs {
     /// How long certificates of masters and nodes live, the same on all masters [default: 365d]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     certificate_lifetime: Option<Duration>,
+    /// How long ServiceAccount tokens live at most, whatever is asked for, such as 24h
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    service_account_max_token_expiration: Option<Duration>,
     /// Another name or address for the serving certificate; may be repeated
     #[arg(long = "tls-san", value_name = "NAME")]
     tls_san: Vec<String>,
@@ -132,6 +135,9 @@ impl MasterArgs {
         set(&mut config.log_mib, self.log_mib);
         set(&mut config.snapshot_count, self.snapshot_count);
         set(&mut config.certificate_lifetime_s, self.certificate_lifetime.map(seconds));
+        if let Some(longest) = self.service_account_max_token_expiration {
+            config.service_account_max_token_expiration_s = Some(longest.as_secs());
+        }
         config.tls_san.extend(self.tls_san);
         set(&mut config.cluster.pod_cidr, self.pod_cidr);
         set(&mut config.cluster.service_cidr, self.service_cidr);
