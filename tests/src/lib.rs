@@ -5,6 +5,8 @@
 //! `EPHOR_BIN` names the binary, `EPHOR_KUBECTL` the real kubectl,
 //! `EPHOR_TEST_IMAGES` the directory of `tests/images/build`; `ops/test` sets all.
 
+use std::time::Duration;
+
 pub mod cluster;
 pub mod figures;
 pub mod hosts;
@@ -17,6 +19,16 @@ pub mod wait;
 pub use cluster::{Cluster, How};
 pub use masters::{Hosts, octet};
 pub use wait::{eventually, eventually_within};
+
+/// Returns the time that an environment variable says, such as `90s` or `10m`, or `otherwise` if it is not set.
+pub fn duration(variable: &str, otherwise: Duration) -> anyhow::Result<Duration> {
+    let Ok(text) = std::env::var(variable) else { return Ok(otherwise) };
+    let seconds = text.strip_suffix('s').map(|number| (number, 1));
+    let Some((number, unit)) = seconds.or_else(|| text.strip_suffix('m').map(|number| (number, 60))) else {
+        anyhow::bail!("{variable}={text}: it ends in s or m");
+    };
+    Ok(Duration::from_secs(number.parse::<u64>()? * unit))
+}
 
 /// Checks that an output contains every one of the `wanted` texts.
 pub fn says(output: &str, wanted: &[&str]) -> anyhow::Result<()> {

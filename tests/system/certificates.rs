@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use tests::hosts::run;
 use tests::load::{Writer, check_writes};
-use tests::{Cluster, How, eventually, eventually_within, says};
+use tests::{Cluster, How, duration, eventually, eventually_within, says};
 
 const WRITE_INTERVAL: Duration = Duration::from_millis(10);
 /// Maximum time without an acknowledged write: an election on a busy machine, and the clients' search for the
@@ -24,17 +24,6 @@ const LONGEST_GAP: Duration = Duration::from_secs(5);
 const METRIC: &str = "ephor_certificate_expiration_timestamp_seconds";
 const MASTERS: [&str; 3] = ["m1", "m2", "m3"];
 const NODES: [&str; 4] = ["m1", "m2", "m3", "w1"];
-
-fn duration(variable: &str, otherwise: Duration) -> Result<Duration> {
-    let Ok(text) = std::env::var(variable) else { return Ok(otherwise) };
-    let (number, unit) = text.split_at(text.len() - 1);
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        _ => anyhow::bail!("{variable}={text}: it ends in s or m"),
-    };
-    Ok(Duration::from_secs(number.parse::<u64>()? * seconds))
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_are_renewed_under_load_and_after_a_year_off() -> Result<()> {

@@ -16,6 +16,9 @@ pub struct ClusterSettings {
     pub cluster_domain: String,
     /// Issuer of ServiceAccount tokens, which is also their default audience.
     pub service_account_issuer: String,
+    /// Longest lifetime of a ServiceAccount token in seconds, whatever a request asks for (kube-apiserver's
+    /// `--service-account-max-token-expiration`); `None` for no limit but that of the API.
+    pub max_token_seconds: Option<i64>,
     /// `tolerationSeconds` that admission sets for not-ready and unreachable nodes.
     pub default_toleration_seconds: i64,
 }
@@ -27,6 +30,7 @@ impl Default for ClusterSettings {
             node_port_range: 30000..=32767,
             cluster_domain: "cluster.local".to_owned(),
             service_account_issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
+            max_token_seconds: None,
             default_toleration_seconds: 5,
         }
     }

@@ -110,7 +110,7 @@ pub async fn build(config: MasterConfig, env: Env, objects: Objects) -> Result<M
     let api = ApiServer::new(
         master_apiserver::Config {
             consensus: consensus.clone(),
-            settings: api_settings(&identity.settings),
+            settings: api_settings(&identity.settings, &config),
             serving: issued.serving,
             node_client: issued.node_client,
             service_account_keys: keys
@@ -185,11 +185,12 @@ async fn start_consensus(
     Ok(consensus)
 }
 
-fn api_settings(settings: &ClusterSettings) -> ApiSettings {
+fn api_settings(settings: &ClusterSettings, config: &MasterConfig) -> ApiSettings {
     ApiSettings {
         service_cidr: settings.service_cidr.into(),
         node_port_range: settings.node_port_range.0..=settings.node_port_range.1,
         cluster_domain: settings.cluster_domain.clone(),
+        max_token_seconds: config.service_account_max_token_expiration_s.and_then(|s| i64::try_from(s).ok()),
         ..ApiSettings::default()
     }
 }

@@ -16,6 +16,8 @@ const LOG_MIN_MIB: u64 = 8;
 const LOG_MAX_MIB: u64 = 64 << 10;
 const SNAPSHOT_COUNT_MAX: u64 = 10_000_000;
 const LIFETIME_MIN_S: u64 = 10;
+/// Shortest maximum lifetime of ServiceAccount tokens in seconds; Kubernetes asks for an hour at least.
+const TOKEN_MIN_S: u64 = 10;
 /// Longest certificate lifetime in seconds: five years, half the lifetime of the CA.
 const LIFETIME_MAX_S: u64 = 5 * 365 * 86_400;
 
@@ -62,6 +64,9 @@ pub struct MasterConfig {
     /// Lifetime in seconds of the certificates that this master issues to itself and to nodes; the
     /// same on every master.
     pub certificate_lifetime_s: u64,
+    /// Longest lifetime in seconds of ServiceAccount tokens, whatever is asked for; `None`: 2^32 seconds. The
+    /// same on every master.
+    pub service_account_max_token_expiration_s: Option<u64>,
     /// Seconds for which an event is kept after its last write; 0: for ever.
     pub event_ttl_s: u64,
     /// Membership changes a leader makes by itself; the same on every master, since any may lead.
@@ -149,6 +154,7 @@ impl Default for MasterConfig {
             log_mib: consensus::DEFAULT_LOG_BYTES >> 20,
             snapshot_count: consensus::DEFAULT_SNAPSHOT_COUNT,
             certificate_lifetime_s: pki::DEFAULT_LIFETIME.as_secs(),
+            service_account_max_token_expiration_s: None,
             event_ttl_s: 3600,
             autopilot: Autopilot::default(),
         }
@@ -200,6 +206,11 @@ pub enum Error {
         max = LIFETIME_MAX_S / 86_400
     )]
     CertificateLifetime(u64),
+    /// Tokens would expire before the pods that use them have read them.
+    #[error(
+        "tokens that live {0} s are asked for: give --service-account-max-token-expiration {TOKEN_MIN_S}s or more"
+    )]
+    TokenExpiration(u64),
     /// The cluster-wide settings contradict each other.
     #[error(transparent)]
     Settings(#[from] proto_wire::settings::Error),
@@ -242,6 +253,9 @@ impl MasterConfig {
         }
         if !(LIFETIME_MIN_S..=LIFETIME_MAX_S).contains(&self.certificate_lifetime_s) {
             return Err(Error::CertificateLifetime(self.certificate_lifetime_s));
+        }
+        if let Some(seconds) = self.service_account_max_token_expiration_s.filter(|s| *s < TOKEN_MIN_S) {
+            return Err(Error::TokenExpiration(seconds));
         }
         Ok(self.cluster.validate()?)
     }

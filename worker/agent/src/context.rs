@@ -1,6 +1,6 @@
 //! State shared by the agent's parts: handles, and the table of the node's pods.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -60,6 +60,8 @@ pub struct PodEntry {
 #[derive(Clone, Default)]
 pub struct Pods {
     table: Arc<Mutex<BTreeMap<String, PodEntry>>>,
+    /// UIDs of pods that exist, but whose objects do not decode: they are no orphans.
+    unreadable: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Pods {
@@ -91,9 +93,15 @@ impl Pods {
         self.lock().remove(uid);
     }
 
-    /// Returns whether the pod is in the table.
+    /// Sets the UIDs of all pods that exist, but whose objects do not decode.
+    pub fn set_unreadable(&self, uids: BTreeSet<String>) {
+        *self.unreadable.lock().unwrap_or_else(PoisonError::into_inner) = uids;
+    }
+
+    /// Returns whether the pod exists: it is in the table, or its object does not decode.
     pub fn contains(&self, uid: &str) -> bool {
         self.lock().contains_key(uid)
+            || self.unreadable.lock().unwrap_or_else(PoisonError::into_inner).contains(uid)
     }
 
     /// Wakes a pod's worker; does nothing if the pod is unknown.

@@ -33,6 +33,7 @@ pub async fn run(
         match change {
             Some(PodChange::Set(pod)) => manager.set(pod).await,
             Some(PodChange::Gone(pod)) => manager.gone(pod),
+            Some(PodChange::Unreadable(uids)) => manager.context.pods.set_unreadable(uids),
             Some(PodChange::Synced) => {
                 if let Some(synced) = synced.take() {
                     // The receiver no longer exists if the agent is stopping.

@@ -1,9 +1,9 @@
 //! Watches the pods bound to this node in the API server (one watch with a field selector). While the API
 //! server is unreachable the known pods are kept; the list after an outage is compared with them, so no
 //! change is missed or sent twice. A pod whose object does not decode keeps its previous version and does not
-//! block other pods.
+//! block other pods; without a previous version (after a restart of the agent) it is left alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::StreamExt as _;
@@ -15,8 +15,6 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::pod;
-
 /// A change of the node's pods.
 #[derive(Clone, Debug)]
 pub enum PodChange {
@@ -24,6 +22,8 @@ pub enum PodChange {
     Set(Arc<Pod>),
     /// A pod's object has been deleted; holds its last version.
     Gone(Arc<Pod>),
+    /// UIDs of all pods that exist, but whose objects do not decode and are not known from before.
+    Unreadable(BTreeSet<String>),
     /// The first complete list has been delivered: pods not sent before it do not exist.
     Synced,
 }
@@ -38,54 +38,21 @@ pub async fn run(
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     let stream = watcher(Api::<Decoded<Pod>>::all(client), config).default_backoff();
     let mut stream = std::pin::pin!(stream);
-    let broken = BrokenObjects::default();
-    let mut known: BTreeMap<String, Arc<Pod>> = BTreeMap::new();
-    let mut listed: Option<BTreeMap<String, Arc<Pod>>> = None;
-    let mut synced = false;
+    let mut source = Source::default();
     loop {
         let event = tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
             event = stream.next() => event,
         };
-        let mut out = Vec::new();
-        match event {
-            Some(Ok(watcher::Event::Init)) => listed = Some(BTreeMap::new()),
-            Some(Ok(watcher::Event::InitApply(pod))) => {
-                if let (Some(list), Some(pod)) = (&mut listed, readable(pod, &known, &broken)) {
-                    list.insert(pod::uid(&pod).to_owned(), pod);
-                }
+        let out = match event {
+            Some(Ok(event)) => source.changes(event),
+            Some(Err(error)) => {
+                warn!(%error, "watching this node's pods; they stay as they are");
+                continue;
             }
-            Some(Ok(watcher::Event::InitDone)) => {
-                let list = listed.take().unwrap_or_default();
-                out.extend(difference(&known, &list));
-                known = list;
-                if !synced {
-                    info!(pods = known.len(), "pods of this node listed");
-                    synced = true;
-                    out.push(PodChange::Synced);
-                }
-            }
-            Some(Ok(watcher::Event::Apply(pod))) => {
-                if let Decoded::Broken(pod) = &pod {
-                    broken.add("pods", pod);
-                }
-                if let Decoded::Object(pod) = pod {
-                    let pod = Arc::new(pod);
-                    known.insert(pod::uid(&pod).to_owned(), pod.clone());
-                    out.push(PodChange::Set(pod));
-                }
-            }
-            Some(Ok(watcher::Event::Delete(pod))) => {
-                let last = known.remove(pod.meta().uid.as_deref().unwrap_or_default());
-                out.extend(match pod {
-                    Decoded::Object(pod) => Some(PodChange::Gone(Arc::new(pod))),
-                    Decoded::Broken(_) => last.map(PodChange::Gone),
-                });
-            }
-            Some(Err(error)) => warn!(%error, "watching this node's pods; they stay as they are"),
             None => return,
-        }
+        };
         for change in out {
             if changes.send(change).await.is_err() {
                 return;
@@ -94,12 +61,84 @@ pub async fn run(
     }
 }
 
+/// What has been sent so far.
+#[derive(Default)]
+struct Source {
+    broken: BrokenObjects,
+    known: Pods,
+    /// UIDs of the pods of [`PodChange::Unreadable`].
+    unreadable: BTreeSet<String>,
+    /// The pods of the list that is being read, and the UIDs of those that are unreadable.
+    listed: Option<(Pods, BTreeSet<String>)>,
+    synced: bool,
+}
+
+/// Pods by UID.
+type Pods = BTreeMap<String, Arc<Pod>>;
+
+impl Source {
+    /// Returns the changes that an event of the watch brings.
+    fn changes(&mut self, event: watcher::Event<Decoded<Pod>>) -> Vec<PodChange> {
+        let mut out = Vec::new();
+        let mut unreadable = self.unreadable.clone();
+        match event {
+            watcher::Event::Init => self.listed = Some(Default::default()),
+            watcher::Event::InitApply(pod) => {
+                let uid = pod.meta().uid.clone().unwrap_or_default();
+                let readable = readable(pod, &self.known, &self.broken);
+                let (pods, others) = self.listed.get_or_insert_default();
+                match readable {
+                    Some(pod) => drop(pods.insert(uid, pod)),
+                    None => drop(others.insert(uid)),
+                }
+            }
+            watcher::Event::InitDone => {
+                let (pods, others) = self.listed.take().unwrap_or_default();
+                out.extend(difference(&self.known, &pods));
+                (self.known, unreadable) = (pods, others);
+            }
+            watcher::Event::Apply(pod) => {
+                let uid = pod.meta().uid.clone().unwrap_or_default();
+                match pod {
+                    Decoded::Object(pod) => {
+                        let pod = Arc::new(pod);
+                        unreadable.remove(&uid);
+                        self.known.insert(uid, pod.clone());
+                        out.push(PodChange::Set(pod));
+                    }
+                    Decoded::Broken(pod) => {
+                        self.broken.add("pods", &pod);
+                        if !self.known.contains_key(&uid) {
+                            unreadable.insert(uid);
+                        }
+                    }
+                }
+            }
+            watcher::Event::Delete(pod) => {
+                let uid = pod.meta().uid.clone().unwrap_or_default();
+                unreadable.remove(&uid);
+                let last = self.known.remove(&uid);
+                out.extend(match pod {
+                    Decoded::Object(pod) => Some(PodChange::Gone(Arc::new(pod))),
+                    Decoded::Broken(_) => last.map(PodChange::Gone),
+                });
+            }
+        }
+        if unreadable != self.unreadable {
+            self.unreadable = unreadable.clone();
+            out.push(PodChange::Unreadable(unreadable));
+        }
+        if !self.synced && self.listed.is_none() {
+            info!(pods = self.known.len(), unreadable = self.unreadable.len(), "pods of this node listed");
+            self.synced = true;
+            out.push(PodChange::Synced);
+        }
+        out
+    }
+}
+
 /// Returns the decoded pod; if it does not decode, its version known before, or `None`.
-fn readable(
-    pod: Decoded<Pod>,
-    known: &BTreeMap<String, Arc<Pod>>,
-    broken: &BrokenObjects,
-) -> Option<Arc<Pod>> {
+fn readable(pod: Decoded<Pod>, known: &Pods, broken: &BrokenObjects) -> Option<Arc<Pod>> {
     match pod {
         Decoded::Object(pod) => Some(Arc::new(pod)),
         Decoded::Broken(pod) => {
@@ -109,7 +148,7 @@ fn readable(
     }
 }
 
-fn difference(old: &BTreeMap<String, Arc<Pod>>, new: &BTreeMap<String, Arc<Pod>>) -> Vec<PodChange> {
+fn difference(old: &Pods, new: &Pods) -> Vec<PodChange> {
     let gone =
         old.iter().filter(|(uid, _)| !new.contains_key(*uid)).map(|(_, pod)| PodChange::Gone(pod.clone()));
     let version = |pod: &Pod| pod.metadata.resource_version.clone();
@@ -123,6 +162,7 @@ fn difference(old: &BTreeMap<String, Arc<Pod>>, new: &BTreeMap<String, Arc<Pod>>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pod;
 
     fn pod(uid: &str, version: &str) -> Arc<Pod> {
         Arc::new(
@@ -148,6 +188,29 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_never_decoded_is_named_before_orphans_are_collected() {
+        let broken = || {
+            serde_json::from_value::<Decoded<Pod>>(serde_json::json!({
+                "metadata": {"uid": "a"}, "status": {"startTime": "-001-12-31T23:00:00Z"}
+            }))
+            .unwrap()
+        };
+        let mut source = Source::default();
+        let mut told = Vec::new();
+        for event in [watcher::Event::Init, watcher::Event::InitApply(broken()), watcher::Event::InitDone] {
+            told.extend(source.changes(event));
+        }
+        let named = |told: &[Change], uids: &[&str]| {
+            let wanted: BTreeSet<String> = uids.iter().map(ToString::to_string).collect();
+            matches!(told.first(), Some(PodChange::Unreadable(found)) if *found == wanted)
+        };
+        assert!(named(&told, &["a"]) && matches!(told.last(), Some(PodChange::Synced)), "{told:?}");
+        assert!(source.changes(watcher::Event::Apply(broken())).is_empty(), "no news");
+        let told = source.changes(watcher::Event::Delete(broken()));
+        assert!(named(&told, &[]), "{told:?}");
+    }
+
+    #[test]
     fn a_list_after_an_outage_yields_what_changed_meanwhile() {
         let table = |pods: &[Arc<Pod>]| pods.iter().map(|p| (pod::uid(p).to_owned(), p.clone())).collect();
         let old = table(&[pod("a", "1"), pod("b", "1"), pod("c", "1")]);
@@ -157,7 +220,7 @@ mod tests {
             .map(|change| match change {
                 PodChange::Set(pod) => format!("set {}", pod::uid(&pod)),
                 PodChange::Gone(pod) => format!("gone {}", pod::uid(&pod)),
-                PodChange::Synced => "synced".to_owned(),
+                other => format!("{other:?}"),
             })
             .collect();
         assert_eq!(names, ["gone a", "set c", "set d"]);

@@ -6,7 +6,7 @@
 //! sandbox ([`sandbox`]: an event and a retry), and configuring a container ([`seccomp`],
 //! [`recursive_read_only`]: the container waits with CreateContainerConfigError).
 
-use std::path::Path;
+use std::path::{Component, Path};
 
 use k8s_cri::v1::{SecurityProfile, security_profile::ProfileType};
 use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, SeccompProfile, VolumeMount};
@@ -186,6 +186,11 @@ pub fn seccomp(pod: &Pod, container: &Container, root: &Path) -> Result<Security
         Some("Localhost") => {
             let name = asked.and_then(|p| p.localhost_profile.as_deref()).filter(|name| !name.is_empty());
             let name = name.ok_or("localhostProfile must be set if seccompProfile type is Localhost.")?;
+            if !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
+                return Err(format!(
+                    "invalid localhostProfile \"{name}\": must be a relative path without '..'"
+                ));
+            }
             (ProfileType::Localhost, root.join(name).to_string_lossy().into_owned())
         }
         Some(_) => (ProfileType::Unconfined, String::new()),

@@ -12,6 +12,8 @@ mod fake_runtime;
 mod hangs;
 #[path = "agent/health.rs"]
 mod health;
+#[path = "agent/panics.rs"]
+mod panics;
 #[path = "agent/protection.rs"]
 mod protection;
 #[path = "agent/restart.rs"]

@@ -41,7 +41,8 @@ impl SandboxNetwork for PodSandboxes {
     }
 }
 
-/// Converts a host port to the network's type; `None` for SCTP, which is not supported.
+/// Converts a host port to the network's type; `None` for SCTP, which is not supported, and for a host address
+/// of IPv6, which pods do not have (as with the CNI plugin `portmap`).
 fn host_port(port: &PortMapping) -> Option<worker_network::PortMapping> {
     let protocol = match port.protocol {
         worker_runtime::Protocol::Tcp => worker_network::Protocol::Tcp,
@@ -52,8 +53,12 @@ fn host_port(port: &PortMapping) -> Option<worker_network::PortMapping> {
         }
     };
     let host_ip = match port.host_ip {
-        Some(IpAddr::V4(address)) if !address.is_unspecified() => Some(address),
-        _ => None,
+        None => None,
+        Some(IpAddr::V4(address)) => Some(address).filter(|address| !address.is_unspecified()),
+        Some(IpAddr::V6(address)) => {
+            tracing::warn!(port = port.host_port, %address, "a host port of IPv6 is not opened");
+            return None;
+        }
     };
     Some(worker_network::PortMapping {
         protocol,
@@ -77,5 +82,16 @@ mod tests {
         };
         let translated = host_port(&port).unwrap();
         assert_eq!((translated.host_ip, translated.protocol), (None, worker_network::Protocol::Udp));
+    }
+
+    #[test]
+    fn a_host_port_on_one_address_of_ipv6_is_not_opened_on_all_of_ipv4() {
+        let port = PortMapping {
+            protocol: worker_runtime::Protocol::Tcp,
+            container_port: 80,
+            host_port: 8080,
+            host_ip: Some(IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])),
+        };
+        assert_eq!(host_port(&port), None);
     }
 }

@@ -34,7 +34,8 @@ pub async fn create(call: &ResourceCall<'_>, body: Body) -> Result<Response<Body
     let write = Write { ctx: call.ctx, target: call.target(), dry_run: options.dry_run };
     admission::check_token_request(&call.api.registry, &write.attributes(), name, &request).await?;
     check_names(call, &request)?;
-    let seconds = seconds(&request)?;
+    let longest = call.api.registry.settings().max_token_seconds.unwrap_or(MAX_SECONDS);
+    let seconds = seconds(&request)?.min(longest);
     let mut subject = TokenSubject {
         namespace: namespace.clone(),
         name: name.clone(),

@@ -90,6 +90,9 @@ pub struct MasterArgs {
     /// Lifetime of the certificates of masters and nodes; must be the same on all masters [default: 365d]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     certificate_lifetime: Option<Duration>,
+    /// Maximum lifetime of ServiceAccount tokens, whatever a client requests, such as 24h [default: none]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    service_account_max_token_expiration: Option<Duration>,
     /// Additional name or address in the API server's certificate; may be repeated
     #[arg(long = "tls-san", value_name = "NAME")]
     tls_san: Vec<String>,
@@ -132,6 +135,9 @@ impl MasterArgs {
         set(&mut config.log_mib, self.log_mib);
         set(&mut config.snapshot_count, self.snapshot_count);
         set(&mut config.certificate_lifetime_s, self.certificate_lifetime.map(seconds));
+        if let Some(longest) = self.service_account_max_token_expiration {
+            config.service_account_max_token_expiration_s = Some(longest.as_secs());
+        }
         config.tls_san.extend(self.tls_san);
         set(&mut config.cluster.pod_cidr, self.pod_cidr);
         set(&mut config.cluster.service_cidr, self.service_cidr);

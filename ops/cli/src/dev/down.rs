@@ -31,6 +31,7 @@ pub async fn down(root: &Path) -> Result<()> {
         chaos: true,
         spares: MAX_SPARES,
         certificate_lifetime: None,
+        max_token_expiration: None,
     });
     let nodes = layout.nodes();
     process::stop(process::BALANCER, PATIENCE)?;

@@ -78,6 +78,9 @@ pub struct Layout {
     /// Lifetime in seconds of the certificates of masters and nodes; `None` for the default.
     #[serde(default)]
     pub certificate_lifetime: Option<u64>,
+    /// Longest lifetime in seconds of ServiceAccount tokens; `None` for the API's limit.
+    #[serde(default)]
+    pub max_token_expiration: Option<u64>,
 }
 
 /// A step that is done once for the whole cluster, and never again.
@@ -221,6 +224,7 @@ mod tests {
             chaos: true,
             spares: MAX_SPARES,
             certificate_lifetime: None,
+            max_token_expiration: None,
         };
         let nodes = layout.nodes();
         let names: std::collections::BTreeSet<_> = nodes.iter().map(|n| n.name.clone()).collect();

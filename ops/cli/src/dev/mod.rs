@@ -57,6 +57,9 @@ struct Size {
     /// Lifetime of the certificates of masters and nodes; a short one shows renewals [default: 365d]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     certificate_lifetime: Option<std::time::Duration>,
+    /// How long ServiceAccount tokens live at most, to see them renewed
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    service_account_max_token_expiration: Option<std::time::Duration>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -204,6 +207,7 @@ fn layout_for(root: &std::path::Path, size: &Size) -> Result<Layout> {
         chaos: size.chaos,
         spares: size.spare_masters,
         certificate_lifetime: size.certificate_lifetime.map(|lifetime| lifetime.as_secs()),
+        max_token_expiration: size.service_account_max_token_expiration.map(|longest| longest.as_secs()),
     })
 }
 

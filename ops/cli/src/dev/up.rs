@@ -122,6 +122,9 @@ pub fn steady_arguments(layout: &Layout, node: &DevNode) -> Vec<String> {
         if let Some(seconds) = layout.certificate_lifetime {
             arguments.extend(["--certificate-lifetime".into(), format!("{seconds}s")]);
         }
+        if let Some(seconds) = layout.max_token_expiration {
+            arguments.extend(["--service-account-max-token-expiration".into(), format!("{seconds}s")]);
+        }
     }
     arguments
 }

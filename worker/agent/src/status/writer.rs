@@ -18,6 +18,8 @@ use crate::{Error, pod};
 
 const CONCURRENT_WRITES: usize = 16;
 const RETRY: Duration = Duration::from_millis(500);
+/// Pause before a write that panicked is tried again.
+const PANIC_RETRY: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
@@ -122,12 +124,13 @@ impl StatusWriter {
                 let Ok(permit) = permits.clone().acquire_owned().await else { return };
                 let writer = self.clone();
                 tokio::spawn(async move {
-                    // A write that panicked may panic again: it is not retried, only the pod's next status is
-                    // written.
-                    if supervise::catch("agent-status", writer.write_one(&uid)).await.is_err() {
-                        writer.give_up(&uid);
-                    }
+                    let written = supervise::catch("agent-status", writer.write_one(&uid)).await;
                     drop(permit);
+                    if written.is_err() {
+                        // The write may panic again, but without it a pod may stay Terminating.
+                        tokio::time::sleep(PANIC_RETRY).await;
+                        writer.release(&uid);
+                    }
                 });
             }
         }
@@ -144,12 +147,12 @@ impl StatusWriter {
             .collect()
     }
 
-    /// Marks a write that panicked as finished, so that the pod's next status can be written.
-    fn give_up(&self, uid: &str) {
+    /// Lets a write that panicked be tried again.
+    fn release(&self, uid: &str) {
         if let Some(entry) = self.lock().get_mut(uid) {
             entry.busy = false;
-            entry.dirty = false;
         }
+        self.wake.notify_one();
     }
 
     async fn write_one(&self, uid: &str) {

@@ -188,6 +188,7 @@ impl Scope<'_> {
                     return false;
                 }
                 _ => {
+                    actions.to_kill.extend(status.and_then(|s| unknown(container, s, "Init container")));
                     actions.init_to_start.push(index);
                     return false;
                 }
@@ -206,6 +207,7 @@ impl Scope<'_> {
         actions: &mut Actions,
     ) -> bool {
         let Some(status) = status.filter(|s| is_running(s)) else {
+            actions.to_kill.extend(status.and_then(|s| unknown(container, s, "Init container")));
             actions.init_to_start.push(index);
             return false;
         };
@@ -236,14 +238,7 @@ impl Scope<'_> {
             return false;
         }
         if !is_exited(status) || pod::restarts_after(container, self.spec, status.exit_code) {
-            if status.state == ContainerState::ContainerUnknown as i32 {
-                actions.to_kill.push(Kill {
-                    id: status.id.clone(),
-                    name: container.name.clone(),
-                    message: "Container is in \"unknown\" state, try killing it before restart".to_owned(),
-                    probe: None,
-                });
-            }
+            actions.to_kill.extend(unknown(container, status, "Container"));
             actions.to_start.push(index);
         }
         false
@@ -266,6 +261,17 @@ impl Scope<'_> {
         let message = format!("Container {} {text}{suffix}", container.name);
         Some(Kill { id: status.id.clone(), name: container.name.clone(), message, probe })
     }
+}
+
+/// Returns the kill of a container in state Unknown, which may run: without it a replacement would run beside
+/// it. `None` for any other state.
+fn unknown(container: &Container, status: &ContainerStatus, what: &str) -> Option<Kill> {
+    (status.state == ContainerState::ContainerUnknown as i32).then(|| Kill {
+        id: status.id.clone(),
+        name: container.name.clone(),
+        message: format!("{what} is in \"unknown\" state, try killing it before restart"),
+        probe: None,
+    })
 }
 
 #[cfg(test)]

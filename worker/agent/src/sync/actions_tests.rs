@@ -167,3 +167,24 @@ fn of_two_running_containers_of_one_name_the_older_ends() {
     assert_eq!(actions.to_kill.iter().map(|kill| kill.id.as_str()).collect::<Vec<_>>(), ["older"]);
     assert!(actions.to_start.is_empty() && !actions.kill_pod);
 }
+
+#[test]
+fn a_container_that_may_run_is_killed_before_its_replacement_starts() {
+    let pods = [
+        (json!({"containers": [{"name": "c"}]}), "Container"),
+        (json!({"initContainers": [{"name": "c"}], "containers": [{"name": "main"}]}), "Init container"),
+        (
+            json!({"initContainers": [{"name": "c", "restartPolicy": "Always"}], "containers": [{"name": "main"}]}),
+            "Init container",
+        ),
+    ];
+    for (spec, what) in pods {
+        let unknown = container("c", ContainerState::ContainerUnknown, 0);
+        let actions = decide(&pod(spec), &runtime(vec![unknown]));
+        let kills: Vec<_> =
+            actions.to_kill.iter().map(|kill| (kill.id.as_str(), kill.message.clone())).collect();
+        let message = format!("{what} is in \"unknown\" state, try killing it before restart");
+        assert_eq!(kills, [("c-id", message)]);
+        assert_eq!(actions.init_to_start.len() + actions.to_start.len(), 1, "{what}");
+    }
+}

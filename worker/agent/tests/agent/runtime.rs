@@ -48,6 +48,11 @@ impl Container {
     pub fn name(&self) -> String {
         self.config.metadata.clone().unwrap_or_default().name
     }
+
+    /// Returns whether the container belongs to the pod of this UID.
+    pub fn is_of(&self, pod: &str) -> bool {
+        self.config.labels.get("io.kubernetes.pod.uid").is_some_and(|uid| uid == pod)
+    }
 }
 
 #[derive(Default)]

@@ -32,6 +32,8 @@ struct State {
     /// Newest version of the Node object.
     node: Value,
     token_seconds: i64,
+    /// Number of coming requests whose senders panic, by the beginning of `METHOD PATH`.
+    panics: BTreeMap<String, usize>,
 }
 
 const PODS: &str = "/api/v1/pods";
@@ -56,6 +58,7 @@ impl Default for FakeApi {
             notes: Vec::new(),
             node: Value::Null,
             token_seconds: 3600,
+            panics: BTreeMap::new(),
         };
         let (changed, away) = (Arc::new(Notify::new()), watch::Sender::new(false));
         Self { state: Arc::new(Mutex::new(state)), changed, away }
@@ -71,6 +74,8 @@ impl FakeApi {
                 if *api.away.borrow() {
                     return Err(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
                 }
+                // This future is polled by the task of the agent that sends the request.
+                assert!(!api.panics(&format!("{} {}", request.method(), request.uri().path())), "injected");
                 Ok(api.answer(request).await)
             }
         });
@@ -102,6 +107,23 @@ impl FakeApi {
     /// Makes the API server unreachable, or reachable again.
     pub fn set_away(&self, away: bool) {
         self.away.send_replace(away);
+    }
+
+    /// Makes the tasks panic that send the next `count` requests beginning with `request` (`METHOD PATH`).
+    pub fn panic_at(&self, request: &str, count: usize) {
+        self.lock().panics.insert(request.to_owned(), count);
+    }
+
+    /// Returns how many of the panics asked for at `request` are left.
+    pub fn panics_left(&self, request: &str) -> usize {
+        self.lock().panics.get(request).copied().unwrap_or(0)
+    }
+
+    fn panics(&self, request: &str) -> bool {
+        let mut state = self.lock();
+        let injected =
+            state.panics.iter_mut().find(|(begin, left)| **left > 0 && request.starts_with(*begin));
+        injected.map(|(_, left)| *left -= 1).is_some()
     }
 
     /// Sets the lifetime of tokens.

@@ -29,6 +29,8 @@ pub(crate) enum SpecError {
     Device { path: String, source: std::io::Error },
     #[error("failed to generate container mounts: \"{path}\": {source}")]
     Mount { path: String, source: std::io::Error },
+    #[error(transparent)]
+    Seccomp(#[from] crate::shim::seccomp::localhost::Error),
     #[error("{0}")]
     Unsupported(&'static str),
 }

@@ -9,6 +9,7 @@ use k8s_cri::v1::security_profile::ProfileType;
 
 use super::SpecError;
 use crate::shim::plan::SeccompProfile;
+use crate::shim::seccomp::localhost;
 
 /// Optional security modules of this machine's kernel.
 #[derive(Clone, Copy, Debug)]
@@ -27,17 +28,21 @@ impl Modules {
     }
 }
 
-/// Returns the container's seccomp profile: the default one unless the container is
-/// privileged or asks for none.
+/// Returns the container's seccomp profile: the default one unless the container is privileged or asks for
+/// none, or for a file on the node, which is read here. Blocks.
 pub(crate) fn seccomp(context: &v1::LinuxContainerSecurityContext) -> Result<SeccompProfile, SpecError> {
     if context.privileged {
         return Ok(SeccompProfile::Unconfined);
     }
-    match context.seccomp.as_ref().map(v1::SecurityProfile::profile_type) {
-        None | Some(ProfileType::RuntimeDefault) => Ok(SeccompProfile::RuntimeDefault),
-        Some(ProfileType::Unconfined) => Ok(SeccompProfile::Unconfined),
-        Some(ProfileType::Localhost) => {
-            Err(SpecError::Unsupported("seccomp profiles of type Localhost are not supported"))
+    let Some(profile) = &context.seccomp else { return Ok(SeccompProfile::RuntimeDefault) };
+    match profile.profile_type() {
+        ProfileType::RuntimeDefault => Ok(SeccompProfile::RuntimeDefault),
+        ProfileType::Unconfined => Ok(SeccompProfile::Unconfined),
+        ProfileType::Localhost if profile.localhost_ref.is_empty() => {
+            Err(SpecError::Unsupported("seccomp config invalid, localhost ref must be set"))
+        }
+        ProfileType::Localhost => {
+            Ok(SeccompProfile::Localhost(Box::new(localhost::load(Path::new(&profile.localhost_ref))?)))
         }
     }
 }
@@ -113,8 +118,14 @@ mod tests {
         let none = of(false, profile(ProfileType::Unconfined)).expect("none");
         assert_eq!(none, SeccompProfile::Unconfined);
         assert_eq!(of(true, None).expect("privileged"), SeccompProfile::Unconfined);
-        let refused = of(false, profile(ProfileType::Localhost)).expect_err("a file").to_string();
-        assert!(refused.contains("Localhost"), "{refused}");
+        let refused = of(false, profile(ProfileType::Localhost)).expect_err("no file").to_string();
+        assert!(refused.contains("localhost ref must be set"), "{refused}");
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), r#"{"defaultAction": "SCMP_ACT_LOG"}"#).expect("write");
+        let mut local = profile(ProfileType::Localhost);
+        local.iter_mut().for_each(|p| p.localhost_ref = file.path().to_string_lossy().into_owned());
+        assert!(matches!(of(false, local.clone()), Ok(SeccompProfile::Localhost(_))));
+        assert_eq!(of(true, local).expect("privileged"), SeccompProfile::Unconfined);
     }
 
     #[test]

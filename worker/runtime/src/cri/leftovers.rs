@@ -61,14 +61,19 @@ impl Service {
 
     async fn end_leftover(&self, container: &Arc<Container>) {
         let progress = container.progress.borrow().clone();
-        if progress.exit.is_some() || !(progress.started.is_some() || self.was_starting(container)) {
+        if !(progress.started.is_some() || self.was_starting(container)) {
             return;
         }
-        tracing::warn!(container = container.id(), "the container's shim is gone");
+        // Also for a container with an exit record: a start that failed because its shim died may have
+        // left a process.
         let cgroup = self.hierarchies.cgroup(&container.record.cgroup);
         if let Ok(Err(error)) = blocking(move || cgroup.kill_all()).await {
             tracing::error!(container = container.id(), %error, "the remaining processes of a container keep running");
         }
+        if progress.exit.is_some() {
+            return;
+        }
+        tracing::warn!(container = container.id(), "the container's shim is gone");
         let message = "the container's shim is gone".to_owned();
         self.record_end(
             container,
@@ -126,25 +131,24 @@ impl Service {
     }
 
     pub(super) async fn tidy_networks_once(&self) {
-        // Attaching is locked out meanwhile: a new sandbox that is not yet in the list would lose its
-        // address.
-        let _nobody_attaches = self.attaching.write().await;
-        let mut live = BTreeSet::new();
         for sandbox in self.sandboxes() {
+            // A sandbox whose gate is held is being started, or stopped, which releases its network.
+            let Ok(_gate) = sandbox.gate.try_lock() else { continue };
             let record = sandbox.record();
-            let dead = !record.ready && !sandbox.shim.is_alive();
-            let idle = sandbox.gate.try_lock().is_ok();
             if record.attached
-                && dead
-                && idle
+                && !record.ready
+                && !sandbox.shim.is_alive()
                 && let Err(error) = self.release_network(&sandbox).await
             {
                 tracing::warn!(sandbox = record.id, %error, "a dead sandbox keeps its network");
             }
-            if sandbox.record().attached {
-                live.insert(record.id);
-            }
         }
+        // Attaching is locked out meanwhile: a new sandbox that is not yet in the list would lose its
+        // address.
+        let _nobody_attaches = self.attaching.write().await;
+        let records = self.sandboxes().into_iter().map(|sandbox| sandbox.record());
+        let live: BTreeSet<String> =
+            records.filter(|record| record.attached).map(|record| record.id).collect();
         match self.network.retain(&live).await {
             Ok(0) => {}
             Ok(count) => tracing::warn!(count, "addresses of unknown sandboxes are free again"),

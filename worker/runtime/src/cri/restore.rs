@@ -28,7 +28,7 @@ impl Service {
         }
         for (id, record) in records::<ContainerRecord>(&self.paths.containers_root(), container_file::RECORD)?
         {
-            self.restore_container(id, record)?;
+            self.restore_container(id, record);
         }
         for sandbox in self.sandboxes() {
             let record = sandbox.record();
@@ -51,12 +51,12 @@ impl Service {
         Ok(())
     }
 
-    fn restore_container(&self, id: String, record: ContainerRecord) -> std::io::Result<()> {
+    fn restore_container(&self, id: String, record: ContainerRecord) {
         let root = self.paths.container_root(&id);
         let progress = ContainerProgress {
             unsure: false,
-            started: files::read_json(&root.join(container_file::STARTED))?,
-            exit: files::read_json(&root.join(container_file::EXIT))?,
+            started: readable(&id, &root.join(container_file::STARTED)),
+            exit: readable(&id, &root.join(container_file::EXIT)),
         };
         let shim = ShimClient::new(self.paths.sandbox_state(&record.sandbox_id));
         let mut tables = self.tables();
@@ -66,7 +66,6 @@ impl Service {
         let name = format!("{}_{}_{}_{}_{}", own.name, owner.name, owner.namespace, owner.uid, own.attempt);
         tables.names.insert(name, id.clone());
         tables.containers.insert(id, Arc::new(Container::new(record, progress, shim)));
-        Ok(())
     }
 
     /// Repeats start requests of an earlier run that were not answered.
@@ -95,6 +94,15 @@ impl Service {
             }
         }
     }
+}
+
+/// Reads a container's start or exit record; `None` if there is none, or if it cannot be read: the shim, which
+/// is asked to start the container again, knows whether it runs.
+fn readable<T: DeserializeOwned>(container: &str, path: &Path) -> Option<T> {
+    files::read_json(path).unwrap_or_else(|error| {
+        tracing::error!(container, path = %path.display(), %error, "a record cannot be read");
+        None
+    })
 }
 
 /// Returns the records in `directory/ID/FILE` with their ids. Removes a directory without a record, which an

@@ -90,12 +90,12 @@ impl Service {
         // The shim answers only once the pod's PID namespace exists, which the containers join.
         sandbox.shim.watch().await.map_err(internal("failed to start sandbox shim"))?;
         if !record.host_network() {
+            let ports = port_mappings(&record.config)?;
             // Recorded before attaching, so that the sandbox is detached even if this process dies in
             // between.
             let _attaching = self.attaching.read().await;
             self.save(sandbox, |record| record.attached = true).await?;
-            let attached =
-                self.network.attach(&pod_ref(&record), &netns(&state), &port_mappings(&record.config)).await;
+            let attached = self.network.attach(&pod_ref(&record), &netns(&state), &ports).await;
             let failed =
                 |e| Status::unknown(format!("failed to setup network for sandbox \"{}\": {e}", record.id));
             let addresses = attached.map_err(failed)?;
@@ -281,20 +281,51 @@ pub(super) fn pod_ref(record: &SandboxRecord) -> PodRef {
     PodRef { namespace, name, uid, sandbox_id: record.id.clone() }
 }
 
-fn port_mappings(config: &v1::PodSandboxConfig) -> Vec<PortMapping> {
-    let mappings = config.port_mappings.iter().filter_map(|mapping| {
-        let port = |n: i32| u16::try_from(n).ok().filter(|n| *n != 0);
-        Some(PortMapping {
-            protocol: match mapping.protocol() {
-                v1::Protocol::Tcp => Protocol::Tcp,
-                v1::Protocol::Udp => Protocol::Udp,
-                v1::Protocol::Sctp => Protocol::Sctp,
-            },
-            container_port: port(mapping.container_port)?,
-            // A mapping without a host port is left out.
-            host_port: port(mapping.host_port)?,
-            host_ip: mapping.host_ip.parse().ok(),
-        })
-    });
-    mappings.collect()
+/// Returns the host ports of the sandbox. Fails if the host address of one is malformed: the port must not be
+/// open on all addresses instead.
+fn port_mappings(config: &v1::PodSandboxConfig) -> Result<Vec<PortMapping>, Status> {
+    let port = |n: i32| u16::try_from(n).ok().filter(|n| *n != 0);
+    let mut mappings = Vec::new();
+    for mapping in &config.port_mappings {
+        // A mapping without a host port is left out.
+        let (Some(container_port), Some(host_port)) = (port(mapping.container_port), port(mapping.host_port))
+        else {
+            continue;
+        };
+        let host_ip = match mapping.host_ip.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| {
+                Status::invalid_argument(format!("host port {host_port}: invalid host IP \"{text}\""))
+            })?),
+        };
+        let protocol = match mapping.protocol() {
+            v1::Protocol::Tcp => Protocol::Tcp,
+            v1::Protocol::Udp => Protocol::Udp,
+            v1::Protocol::Sctp => Protocol::Sctp,
+        };
+        mappings.push(PortMapping { protocol, container_port, host_port, host_ip });
+    }
+    Ok(mappings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_port_on_a_malformed_address_is_refused_and_not_opened_on_all() {
+        let of = |host_ip: &str| {
+            let mapping = v1::PortMapping {
+                container_port: 80,
+                host_port: 8080,
+                host_ip: host_ip.into(),
+                ..Default::default()
+            };
+            port_mappings(&v1::PodSandboxConfig { port_mappings: vec![mapping], ..Default::default() })
+        };
+        assert_eq!(of("").expect("all addresses")[0].host_ip, None);
+        assert_eq!(of("::1").expect("one address")[0].host_ip, Some(IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])));
+        let error = of("127.0.0.1x").expect_err("malformed");
+        assert_eq!(error.code(), tonic::Code::InvalidArgument);
+    }
 }

@@ -197,3 +197,51 @@ async fn a_start_that_is_not_answered_in_time_starts_no_second_container() {
     assert_eq!(state(&service, "c"), v1::ContainerState::ContainerRunning);
     shim.await.expect("the shim");
 }
+
+/// A shim that dies while it starts a container may have started its process: nobody but the runtime can end
+/// it, and while it lives the pod cannot be removed.
+#[tokio::test]
+async fn what_a_shim_started_right_before_its_death_is_killed() {
+    let World { service, network: _, _directory } = world().await;
+    let sandbox = Sandbox::new(sandbox_record("s", true), ShimClient::new(service.paths.sandbox_state("s")));
+    let sandbox = Arc::new(sandbox);
+    files::make_private_directory(&service.paths.sandbox_root("s")).expect("make a directory");
+    service.tables().sandboxes.insert("s".into(), sandbox.clone());
+    let container = container(&service, "s", "c");
+    let mut left = std::process::Command::new("sleep").arg("600").spawn().expect("a process");
+    let cgroup = service.hierarchies.cgroup(&container.record.cgroup);
+    let directory = cgroup.directory("").expect("the cgroup");
+    std::fs::create_dir_all(&directory).expect("make the cgroup");
+    std::fs::write(directory.join("cgroup.procs"), left.id().to_string()).expect("enter the cgroup");
+
+    let error = service.start_container("c").await.expect_err("there is no shim");
+    assert!(error.message().contains("failed to start"), "{error}");
+    // In this directory, which is no real cgroup, the kernel does not remove what has ended.
+    let ended = tokio::task::spawn_blocking(move || {
+        let status = left.wait().expect("wait");
+        std::fs::write(directory.join("cgroup.procs"), "").expect("leave the cgroup");
+        status
+    });
+    tokio::time::timeout(PATIENCE, service.shim_gone(&sandbox)).await.expect("it ends");
+    let status = tokio::time::timeout(PATIENCE, ended).await.expect("it is killed").expect("waited");
+    assert!(!status.success());
+    let exit = container.progress.borrow().exit.clone().expect("an end");
+    assert_eq!((exit.exit_code, exit.reason.as_str()), (128, "StartError"), "the first record stays");
+}
+
+#[tokio::test]
+async fn one_record_that_cannot_be_read_does_not_keep_the_node_down() {
+    let World { service, network: _, _directory } = world().await;
+    for id in ["broken", "whole"] {
+        let record = container(&service, "s", id).record.clone();
+        let root = service.paths.container_root(id);
+        files::replace_json(&root.join(container_file::RECORD), &record).expect("write");
+        files::replace_json(&root.join(container_file::STARTED), &started()).expect("write");
+    }
+    let file = service.paths.container_root("broken").join(container_file::STARTED);
+    std::fs::write(file, "{\"pid\":").expect("write");
+    service.tables().containers.clear();
+    service.restore().await.expect("the others are restored");
+    assert_eq!(state(&service, "whole"), v1::ContainerState::ContainerRunning);
+    assert_eq!(state(&service, "broken"), v1::ContainerState::ContainerCreated);
+}

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use proto_env::supervise::{Panicked, catch, supervise};
 use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
 
@@ -118,9 +119,10 @@ impl Containers {
             return Err(ShimError::io("record the start")(error));
         }
         let output = Arc::new(Output::default());
-        let copies = copy_output(&mut streams, &log, &output);
+        let cgroup = self.hierarchies.cgroup(&plan.cgroup);
+        let copies = copy_output(&mut streams, &log, &output, &cgroup);
         let running = Arc::new(Running {
-            cgroup: self.hierarchies.cgroup(&plan.cgroup),
+            cgroup,
             stdin: tokio::sync::Mutex::new(streams.stdin.take()),
             started: started.clone(),
             log,
@@ -129,8 +131,26 @@ impl Containers {
             plan,
         });
         self.lock().insert(running.plan.container_id.clone(), running.clone());
-        tokio::spawn(self.clone().see_to_the_end(running, exit, copies));
+        let end = self.clone().see_to_the_end(running.clone(), exit, copies);
+        tokio::spawn(self.clone().supervised(running, end));
         Ok(started)
+    }
+
+    /// Runs `end`, which follows a container to its end. If it panics, ends the container, so that the agent
+    /// restarts it instead of waiting for an end that is never reported; if that panics too, ends the daemon,
+    /// which the runtime notices.
+    async fn supervised(self: Arc<Self>, running: Arc<Running>, end: impl Future<Output = ()>) {
+        let Err(panic) = catch("shim-container", end).await else { return };
+        running.cgroup.kill();
+        let exit = ExitRecord {
+            exit_code: 255,
+            finished_at: now(),
+            reason: "Error".into(),
+            message: format!("the pod's shim failed: {panic}"),
+        };
+        if let Err(panic) = catch("shim-container-end", self.finish(&running, exit)).await {
+            die(&panic);
+        }
     }
 
     /// Waits for the container's first process, kills the container's other processes, and records the end
@@ -152,16 +172,21 @@ impl Containers {
                 aborted.abort();
             }
         }
-        self.clean_up(&running.plan).await;
         let reason = match (out_of_memory, exit_code) {
             (true, _) => "OOMKilled",
             (false, 0) => "Completed",
             (false, _) => "Error",
         };
         let exit = ExitRecord { exit_code, finished_at, reason: reason.into(), message: String::new() };
+        self.finish(&running, exit).await;
+    }
+
+    /// Cleans up after a container, records its end and reports it.
+    async fn finish(self: &Arc<Self>, running: &Running, exit: ExitRecord) {
+        self.clean_up(&running.plan).await;
         self.record(&running.plan, &exit);
         self.lock().remove(&running.plan.container_id);
-        running.output.end(exit_code).await;
+        running.output.end(exit.exit_code).await;
         // Sending fails if no runtime watches; the end is on disk in any case.
         let _ = self.ended.send(Ended { container: running.plan.container_id.clone(), exit });
     }
@@ -189,15 +214,19 @@ impl Containers {
         say!("record the exit of {}: {error}", plan.container_id);
         self.unrecorded().insert(plan.container_id.clone(), exit.clone());
         let (containers, container, exit) = (self.clone(), plan.container_id.clone(), exit.clone());
-        tokio::spawn(async move {
-            while path.parent().is_some_and(Path::exists) {
-                tokio::time::sleep(RECORD_RETRY).await;
-                if files::replace_json(&path, &exit).is_ok() {
-                    break;
+        tokio::spawn(supervise("shim-exit-record", move || {
+            let (containers, container) = (containers.clone(), container.clone());
+            let (path, exit) = (path.clone(), exit.clone());
+            async move {
+                while path.parent().is_some_and(Path::exists) {
+                    tokio::time::sleep(RECORD_RETRY).await;
+                    if files::replace_json(&path, &exit).is_ok() {
+                        break;
+                    }
                 }
+                containers.unrecorded().remove(&container);
             }
-            containers.unrecorded().remove(&container);
-        });
+        }));
     }
 
     /// Removes a container's cgroup and libcontainer's state.
@@ -255,14 +284,36 @@ impl Containers {
     }
 }
 
-fn copy_output(streams: &mut ProcessStreams, log: &LogFile, output: &Arc<Output>) -> Vec<JoinHandle<()>> {
+/// Ends the daemon after a panic that it cannot recover from: the runtime notices the end, kills what is left
+/// of the pod and makes the pod anew.
+pub(crate) fn die(panic: &Panicked) -> ! {
+    say!("{panic}; the pod ends");
+    std::process::exit(1)
+}
+
+fn copy_output(
+    streams: &mut ProcessStreams,
+    log: &LogFile,
+    output: &Arc<Output>,
+    cgroup: &Cgroup,
+) -> Vec<JoinHandle<()>> {
     let pairs =
         [(streams.stdout.take(), OutputStream::Stdout), (streams.stderr.take(), OutputStream::Stderr)];
     let copies = pairs.into_iter().filter_map(|(source, stream)| {
         let writer = LineWriter::new(log.clone(), stream);
-        source.map(|source| tokio::spawn(copy(source, writer, stream, output.clone())))
+        let cgroup = cgroup.clone();
+        source.map(|source| tokio::spawn(or_kill(copy(source, writer, stream, output.clone()), cgroup)))
     });
     copies.collect()
+}
+
+/// Copies a container's output; kills the container if that panics, because a program whose output nobody
+/// reads blocks or fails.
+async fn or_kill(copying: impl Future<Output = ()>, cgroup: Cgroup) {
+    if let Err(panic) = catch("shim-output", copying).await {
+        say!("{panic}; the container ends");
+        cgroup.kill();
+    }
 }
 
 /// The arguments of one run of a launcher process.
@@ -367,11 +418,74 @@ mod tests {
         }
     }
 
+    /// Makes the containers of a daemon with cgroups that are plain directories below `directory`. Its reaper
+    /// does not collect: it would take the children of other tests too.
+    fn containers_in(directory: &Path) -> Arc<Containers> {
+        let mut containers = Containers::new(Reaper::default()).expect("cgroups");
+        containers.hierarchies = Hierarchies::V2(directory.join("cgroups"));
+        Arc::new(containers)
+    }
+
+    /// Starts a process in the cgroup of [`plan`].
+    fn process(containers: &Containers) -> (std::process::Child, Cgroup) {
+        let child = Command::new("sleep").arg("600").spawn().expect("a process");
+        let cgroup = containers.hierarchies.cgroup(Path::new("/c"));
+        let directory = cgroup.directory("").expect("the cgroup");
+        std::fs::create_dir_all(&directory).expect("make the cgroup");
+        std::fs::write(directory.join("cgroup.procs"), child.id().to_string()).expect("enter the cgroup");
+        (child, cgroup)
+    }
+
+    /// Waits until the process was killed by a signal.
+    async fn killed(mut child: std::process::Child) {
+        let waited = tokio::task::spawn_blocking(move || child.wait().expect("wait"));
+        let status = tokio::time::timeout(Duration::from_secs(60), waited).await.expect("it ends");
+        assert!(!status.expect("waited").success());
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_the_task_of_a_container_ends_that_container() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let containers = containers_in(directory.path());
+        let (child, cgroup) = process(&containers);
+        let pid = i32::try_from(child.id()).expect("a process id");
+        let running = Arc::new(Running {
+            plan: plan(directory.path()),
+            started: StartedRecord { pid, started_at: 1, user: Default::default() },
+            log: LogFile::open(None).expect("no log"),
+            output: Arc::default(),
+            stdin: tokio::sync::Mutex::default(),
+            pty: None,
+            cgroup,
+        });
+        containers.lock().insert("c".into(), running.clone());
+        let mut ended = containers.ended.subscribe();
+        containers.clone().supervised(running, async { panic!("injected") }).await;
+
+        killed(child).await;
+        let told = ended.recv().await.expect("the end is told");
+        assert_eq!((told.container.as_str(), told.exit.exit_code), ("c", 255));
+        let path = directory.path().join(container_file::EXIT);
+        let record: ExitRecord = files::read_json(&path).expect("read").expect("a record");
+        assert!(record.message.contains("injected"), "{record:?}");
+        assert!(containers.get("c").is_none());
+        drop(tokio::time::timeout(DRAIN, containers.kill_all()).await.expect("the pod can be stopped"));
+    }
+
+    #[tokio::test]
+    async fn a_panic_while_output_is_copied_ends_the_container() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let containers = containers_in(directory.path());
+        let (child, cgroup) = process(&containers);
+        or_kill(async { panic!("injected") }, cgroup).await;
+        killed(child).await;
+    }
+
     /// Makes writing the record fail, as a full disk does.
     #[tokio::test]
     async fn an_end_that_cannot_be_written_is_kept_and_written_later() {
         let directory = tempfile::tempdir().expect("temporary directory");
-        let containers = Arc::new(Containers::new(Reaper::start().expect("reaper")).expect("cgroups"));
+        let containers = Arc::new(Containers::new(Reaper::default()).expect("cgroups"));
         let path = directory.path().join(container_file::EXIT);
         std::fs::create_dir(&path).expect("something in the way");
         let exit =

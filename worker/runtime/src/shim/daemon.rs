@@ -9,9 +9,11 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::prctl::set_child_subreaper;
 use nix::unistd::setsid;
+use proto_env::supervise::catch;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
@@ -25,6 +27,9 @@ use super::protocol::{Ended, Reply, ShimRequest, read_message, write_message};
 use super::reaper::Reaper;
 use crate::files;
 use crate::paths::{sandbox_file, short_path};
+
+/// Pause after a connection could not be accepted, usually for lack of file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Starts the daemon of the pod whose state is in `directory` and returns once its socket listens. The daemon
 /// is then a child of the machine's init.
@@ -116,11 +121,23 @@ async fn serve(directory: &Path, plan: &ShimPlan, socket: StdListener) -> Result
                 let _ = write_message(&mut client, &Reply::Ok).await;
                 return Ok(());
             }
-            accepted = listener.accept() => {
-                let (client, _) = accepted.map_err(ShimError::io("accept"))?;
-                tokio::spawn(answer(containers.clone(), client, stop.clone()));
+            accepted = listener.accept() => match accepted {
+                Ok((client, _)) => drop(tokio::spawn(session(containers.clone(), client, stop.clone()))),
+                // The pod must not end because one connection failed.
+                Err(error) => {
+                    say!("accept: {error}");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
             }
         }
+    }
+}
+
+/// Answers one client. A panic ends only that client's session; the runtime repeats a start whose answer is
+/// lost.
+async fn session(containers: Arc<Containers>, client: UnixStream, stop: mpsc::Sender<UnixStream>) {
+    if let Err(panic) = catch("shim-session", answer(containers, client, stop)).await {
+        say!("{panic}");
     }
 }
 
@@ -212,7 +229,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_begins_to_watch_hears_of_ends_that_are_not_on_disk() {
-        let containers = Containers::new(Reaper::start().expect("reaper")).expect("cgroups");
+        let containers = Containers::new(Reaper::default()).expect("cgroups");
         let exit =
             ExitRecord { exit_code: 7, finished_at: 1, reason: "Error".into(), message: String::new() };
         containers.unrecorded().insert("c".into(), exit);

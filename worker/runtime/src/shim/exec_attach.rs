@@ -53,9 +53,11 @@ pub(crate) async fn exec(
     };
     let exit = containers.reaper.wait(pid, mark);
     tokio::pin!(exit);
+    let mut process = ExecProcess(Some(pid));
     if let Err(error) = write_message(&mut client, &Reply::Ok).await {
         // The client has disconnected already.
         kill_and_wait(pid, &mut exit).await;
+        process.0 = None;
         return Err(error);
     }
 
@@ -81,12 +83,14 @@ pub(crate) async fn exec(
                 }
             }
             gone = &mut input => match gone {
-                Ok(ClosedBy::Client) => break kill_and_wait(pid, &mut exit).await,
                 // The program closed its input, but may still write output.
-                _ => input = tokio::spawn(std::future::pending()),
+                Ok(ClosedBy::Program) => input = tokio::spawn(std::future::pending()),
+                // After a panic nobody would notice that the client disconnects.
+                Ok(ClosedBy::Client) | Err(_) => break kill_and_wait(pid, &mut exit).await,
             },
         }
     };
+    process.0 = None;
     input.abort();
     // The timeout limits only the wait for more output, not the time the client takes to read it.
     while let Ok(Some(frame)) = tokio::time::timeout(DRAIN, queue.recv()).await {
@@ -94,6 +98,18 @@ pub(crate) async fn exec(
     }
     write_frame(&mut writer, &StreamFrame::Exit(code)).await?;
     writer.shutdown().await
+}
+
+/// The process of an exec, killed when the session ends by a panic; `None` once it has ended.
+struct ExecProcess(Option<i32>);
+
+impl Drop for ExecProcess {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0 {
+            // Fails if the process has ended by itself.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
 }
 
 async fn kill_and_wait(

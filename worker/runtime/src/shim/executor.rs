@@ -14,21 +14,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use caps::{CapSet, Capability, CapsHashSet};
-use libc::sock_filter;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::fcntl::OFlag;
 use nix::unistd::{AccessFlags, execv, pipe2};
 use serde_json::Value;
 
+use super::ShimError;
 use super::plan::{LaunchPlan, SeccompProfile};
-use super::{ShimError, seccomp};
+use super::seccomp::{self, Filter};
 
 /// Replaces the container's process by its program.
 #[derive(Clone)]
 pub(crate) struct ProgramExecutor {
     capabilities: Arc<Capabilities>,
-    filter: Option<Vec<sock_filter>>,
+    filter: Option<Filter>,
     errors: Arc<OwnedFd>,
 }
 
@@ -63,8 +63,12 @@ impl ProgramExecutor {
             inheritable: set("inheritable")?,
             ambient: set("ambient")?,
         });
-        let filter = match plan.seccomp {
+        let filter = match &plan.seccomp {
             SeccompProfile::RuntimeDefault => Some(seccomp::default_filter(&names("bounding"))),
+            SeccompProfile::Localhost(profile) => {
+                let filter = seccomp::localhost::filter(profile);
+                Some(filter.map_err(|e| ShimError::Container(e.to_string()))?)
+            }
             SeccompProfile::Unconfined => None,
         };
         let (reader, writer) =

@@ -28,7 +28,7 @@ pub(crate) mod plan;
 pub(crate) mod protocol;
 mod reaper;
 pub(crate) mod rootfs;
-mod seccomp;
+pub(crate) mod seccomp;
 mod stdio;
 mod user;
 

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use oci_spec::runtime::LinuxSeccomp;
 use serde::{Deserialize, Serialize};
 
 /// Version of the protocol between runtime and shim, over the socket and by files. A shim outlives the
@@ -50,11 +51,13 @@ pub(crate) struct LaunchPlan {
 }
 
 /// Set of system calls that a container may make.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum SeccompProfile {
     /// The system calls of the default profile and of the container's capabilities.
     #[default]
     RuntimeDefault,
+    /// The system calls that a file on the node allows; holds its content.
+    Localhost(Box<LinuxSeccomp>),
     /// All system calls.
     Unconfined,
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use proto_env::supervise::catch;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -33,9 +34,15 @@ impl Reaper {
         let mut signals = signal(SignalKind::child())?;
         let collecting = reaper.clone();
         tokio::spawn(async move {
-            collecting.collect();
-            while signals.recv().await.is_some() {
+            let collect = async {
                 collecting.collect();
+                while signals.recv().await.is_some() {
+                    collecting.collect();
+                }
+            };
+            // An exit status that is lost would leave its container running for ever.
+            if let Err(panic) = catch("shim-reaper", collect).await {
+                super::containers::die(&panic);
             }
         });
         Ok(reaper)

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream as StdTcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
@@ -15,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use nix::sched::{CloneFlags, setns};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -24,8 +25,13 @@ use super::spdy::{CANCEL, SpdyEvent, SpdyReader, SpdyWriter};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum number of queued data pieces for one connection, and of queued frames for the client.
 const QUEUE: usize = 64;
-/// Maximum number of connections of one client at a time.
+/// Maximum number of connections of one client at a time, and of pairs of streams that it has half opened.
 const CONNECTIONS: usize = 1024;
+/// Maximum number of bytes from one client that wait for the pod's connections. At least the size of a frame.
+const WAITING_BYTES: u32 = 16 << 20;
+
+/// Data from the client that waits for a connection, and counts against [`WAITING_BYTES`] until it is dropped.
+type Waiting = (Vec<u8>, OwnedSemaphorePermit);
 
 /// A frame from one of the pod's connections, to be written to the client.
 enum OutgoingFrame {
@@ -117,7 +123,7 @@ async fn serve(
     let mut events = events(reader);
     let (outgoing, mut queue) = mpsc::channel::<OutgoingFrame>(QUEUE);
     let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
-    let mut connections: BTreeMap<u32, mpsc::Sender<Vec<u8>>> = BTreeMap::new();
+    let mut connections: BTreeMap<u32, mpsc::Sender<Waiting>> = BTreeMap::new();
     let mut tasks = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
@@ -128,13 +134,13 @@ async fn serve(
             },
             Some(_) = tasks.join_next() => {}
             event = events.recv() => match event {
-                None | Some(SpdyEvent::GoAway) => return Ok(()),
-                Some(SpdyEvent::Ping(id)) => writer.pong(id).await?,
-                Some(SpdyEvent::Reset { stream }) => drop(connections.remove(&stream)),
-                Some(SpdyEvent::Data { stream, bytes, ended }) => {
+                None | Some((SpdyEvent::GoAway, _)) => return Ok(()),
+                Some((SpdyEvent::Ping(id), _)) => writer.pong(id).await?,
+                Some((SpdyEvent::Reset { stream }, _)) => drop(connections.remove(&stream)),
+                Some((SpdyEvent::Data { stream, bytes, ended }, permit)) => {
                     if let Some(connection) = connections.get(&stream)
-                        && !bytes.is_empty()
-                        && !forward(connection, bytes, &mut queue, &mut writer).await?
+                        && let Some(permit) = permit
+                        && !forward(connection, (bytes, permit), &mut queue, &mut writer).await?
                     {
                         connections.remove(&stream);
                     }
@@ -142,8 +148,8 @@ async fn serve(
                         connections.remove(&stream);
                     }
                 }
-                Some(SpdyEvent::Open { stream, headers }) => {
-                    if tasks.len() >= CONNECTIONS {
+                Some((SpdyEvent::Open { stream, headers }, _)) => {
+                    if tasks.len() >= CONNECTIONS || pairs.len() >= CONNECTIONS {
                         writer.reset(stream, CANCEL).await?;
                         continue;
                     }
@@ -162,8 +168,8 @@ async fn serve(
 /// Sends data to a connection. While the connection is busy, writes queued frames to the client, to avoid a
 /// deadlock of both sides. Returns false if the connection has ended.
 async fn forward<W: AsyncWrite + Unpin>(
-    to: &mpsc::Sender<Vec<u8>>,
-    bytes: Vec<u8>,
+    to: &mpsc::Sender<Waiting>,
+    data: Waiting,
     queue: &mut mpsc::Receiver<OutgoingFrame>,
     writer: &mut SpdyWriter<W>,
 ) -> io::Result<bool> {
@@ -174,7 +180,7 @@ async fn forward<W: AsyncWrite + Unpin>(
             biased;
             permit = &mut permit => match permit {
                 Ok(permit) => {
-                    permit.send(bytes);
+                    permit.send(data);
                     return Ok(true);
                 }
                 Err(_) => return Ok(false),
@@ -187,14 +193,29 @@ async fn forward<W: AsyncWrite + Unpin>(
     }
 }
 
-fn events(reader: impl AsyncRead + Unpin + Send + 'static) -> mpsc::Receiver<SpdyEvent> {
+/// Reads the client's frames in a task of its own, while the data read before leaves room. Data comes with its
+/// permit; other events and empty data have none.
+fn events(
+    reader: impl AsyncRead + Unpin + Send + 'static,
+) -> mpsc::Receiver<(SpdyEvent, Option<OwnedSemaphorePermit>)> {
     let (sender, receiver) = mpsc::channel(QUEUE);
+    let room = Arc::new(Semaphore::new(WAITING_BYTES as usize));
     tokio::spawn(async move {
         let mut reader = SpdyReader::new(reader);
         loop {
             match reader.next().await {
                 Ok(Some(event)) => {
-                    if sender.send(event).await.is_err() {
+                    let size = match &event {
+                        SpdyEvent::Data { bytes, .. } => u32::try_from(bytes.len()).unwrap_or(WAITING_BYTES),
+                        _ => 0,
+                    };
+                    let room = room.clone().acquire_many_owned(size.min(WAITING_BYTES));
+                    let permit = tokio::select! {
+                        biased;
+                        () = sender.closed() => return,
+                        permit = room => permit.ok().filter(|_| size > 0),
+                    };
+                    if sender.send((event, permit)).await.is_err() {
                         return;
                     }
                 }
@@ -238,7 +259,7 @@ async fn connection(
     port: u16,
     namespace: Option<PathBuf>,
     (data, error): (u32, u32),
-    mut input: mpsc::Receiver<Vec<u8>>,
+    mut input: mpsc::Receiver<Waiting>,
     outgoing: mpsc::Sender<OutgoingFrame>,
 ) {
     let connected = tokio::task::spawn_blocking(move || connect(port, namespace.as_deref())).await;
@@ -267,13 +288,13 @@ async fn connection(
 async fn copy(
     stream: TcpStream,
     data: u32,
-    input: &mut mpsc::Receiver<Vec<u8>>,
+    input: &mut mpsc::Receiver<Waiting>,
     outgoing: &mpsc::Sender<OutgoingFrame>,
 ) -> io::Result<()> {
     let (mut reader, mut writer) = stream.into_split();
     let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the client is gone");
     let to_pod = async {
-        while let Some(bytes) = input.recv().await {
+        while let Some((bytes, _counted)) = input.recv().await {
             writer.write_all(&bytes).await?;
         }
         writer.shutdown().await
@@ -334,13 +355,18 @@ mod tests {
 
     /// Returns the frames that open the pair of streams to `port`: errors on stream 1, data on stream 3.
     fn opening(port: u16) -> Vec<u8> {
+        opened(&[(1, "error"), (3, "data")], port)
+    }
+
+    /// Returns the frames that open streams of these numbers and types to `port`.
+    fn opened(streams: &[(u32, &str)], port: u16) -> Vec<u8> {
         let mut compress = Compress::new(Compression::default(), true);
         compress.set_dictionary(&dictionary()).expect("dictionary");
         let mut wire = Vec::new();
-        for (stream, kind) in [(1u32, "error"), (3, "data")] {
+        for (stream, kind) in streams {
             let port = port.to_string();
             let mut plain = 2u32.to_be_bytes().to_vec();
-            for text in ["streamtype", kind, "port", port.as_str()] {
+            for text in ["streamtype", *kind, "port", port.as_str()] {
                 plain.extend_from_slice(&u32::try_from(text.len()).expect("short").to_be_bytes());
                 plain.extend_from_slice(text.as_bytes());
             }
@@ -371,6 +397,56 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[tokio::test]
+    async fn half_opened_pairs_are_bounded() {
+        let streams: Vec<(u32, &str)> = (0..=CONNECTIONS).map(|n| (2 * n as u32 + 1, "error")).collect();
+        let (ours, theirs) = tokio::io::duplex(64 << 10);
+        let session = tokio::spawn(run(theirs, None));
+        let (mut reader, mut writer) = tokio::io::split(ours);
+        let wire = opened(&streams, 80);
+        let writing = tokio::spawn(async move { writer.write_all(&wire).await.map(|()| writer) });
+        let mut replies = 0;
+        loop {
+            let mut head = [0; 8];
+            let reading = tokio::time::timeout(PATIENCE, reader.read_exact(&mut head)).await;
+            reading.expect("the last one is refused").expect("read");
+            let mut body = vec![0; u32::from_be_bytes([0, head[5], head[6], head[7]]) as usize];
+            reader.read_exact(&mut body).await.expect("read");
+            // RST_STREAM has type 3.
+            if head[3] == 3 {
+                break;
+            }
+            replies += 1;
+        }
+        assert_eq!(replies, CONNECTIONS);
+        writing.await.expect("written").expect("write");
+        session.abort();
+    }
+
+    /// A pod that does not read must not let its client fill the node's memory.
+    #[tokio::test]
+    async fn what_a_client_sends_and_nobody_takes_is_bounded() {
+        let (mut ours, theirs) = tokio::io::duplex(64 << 10);
+        let mut waiting = events(theirs);
+        let piece = 1 << 20;
+        let writing = async {
+            for sent in 0u64.. {
+                let mut frame = 3u32.to_be_bytes().to_vec();
+                frame.extend_from_slice(&length(piece, 0).expect("short"));
+                frame.resize(frame.len() + piece, 7);
+                if tokio::time::timeout(Duration::from_secs(2), ours.write_all(&frame)).await.is_err() {
+                    return sent;
+                }
+            }
+            0
+        };
+        let sent = writing.await;
+        assert!(sent <= u64::from(WAITING_BYTES) / piece as u64 + 1, "{sent} MiB were taken");
+        // What is taken makes room again.
+        drop(waiting.recv().await.expect("data"));
+        tokio::time::timeout(PATIENCE, ours.write_all(&[0])).await.expect("it reads on").expect("write");
     }
 
     /// The pod's program stops reading its input while its output is not read.

@@ -145,10 +145,40 @@ async fn a_container_runs_under_the_default_filter_unless_it_asks_for_none() -> 
         };
         ensure!(expected.is_none_or(|e| e == capabilities), "{name}: {text}");
     }
-    let mut config = pod.script("file", "true");
-    context(&mut config)?.seccomp = profile(ProfileType::Localhost);
-    let error = pod.create(&node, config).await.expect_err("a profile that was not read");
-    ensure!(format!("{error:#}").contains("seccomp profiles of type Localhost"), "{error:#}");
+    node.finish(&[&pod]).await
+}
+
+#[tokio::test]
+async fn a_container_runs_under_a_filter_from_a_file_of_the_node() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let node = TestRuntime::start().await?;
+    node.load_sleeper().await?;
+    let pod = node.run_pod("local").await?;
+    let file = node.directory.path().join("no-directories.json");
+    let rules = r#"{"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG"],
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 17}]}"#;
+    std::fs::write(&file, rules)?;
+    let local = |path: &Path| v1::SecurityProfile {
+        profile_type: ProfileType::Localhost.into(),
+        localhost_ref: path.to_string_lossy().into_owned(),
+    };
+    let look = "grep Seccomp: /proc/self/status; mkdir /tmp/made 2>&1";
+    let mut config = pod.script("main", &format!("{look}; exec /bin/sleeper"));
+    context(&mut config)?.seccomp = Some(local(&file));
+    context(&mut config)?.run_as_user = Some(v1::Int64Value { value: 1000 });
+    let id = pod.run(&node, config).await?;
+    let answer = exec(&node, &id, look, 30).await?;
+    let text = String::from_utf8_lossy(&answer.stdout).into_owned();
+    ensure!(text.contains("Seccomp:\t2") && text.contains("File exists"), "{text}");
+    crate::test_runtime::until("it has looked", || lines(pod.log("main")).join("\n") == text.trim_end())
+        .await?;
+
+    let mut config = pod.script("missing", "true");
+    context(&mut config)?.seccomp = Some(local(&node.directory.path().join("missing.json")));
+    let error = pod.create(&node, config).await.expect_err("a profile that is not there");
+    ensure!(format!("{error:#}").contains("cannot load seccomp profile"), "{error:#}");
     node.finish(&[&pod]).await
 }
 

@@ -1,9 +1,10 @@
-//! A container's seccomp filter: compiles the default profile (`profile`) to the kernel's classic BPF, for
-//! the machine's architecture and its 32-bit sibling.
+//! A container's seccomp filter: compiles the default profile (`profile`), or one of the node's files
+//! (`localhost`), to the kernel's classic BPF, for the machine's architecture and its 32-bit sibling.
 //!
 //! The launcher compiles the filter. The container's first process, and each process of an exec, installs it
 //! right before its capabilities are dropped (`executor`), as in runc.
 
+pub(crate) mod localhost;
 mod profile;
 
 use std::io;
@@ -30,6 +31,14 @@ const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
 const UNKNOWN: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
 
+/// A compiled profile.
+#[derive(Clone)]
+pub(crate) struct Filter {
+    pub instructions: Vec<sock_filter>,
+    /// Flags of seccomp(2).
+    pub flags: libc::c_ulong,
+}
+
 /// Function that returns a system call's number by its name; `None` if the architecture lacks the call.
 type Numbers = fn(&str) -> Option<u32>;
 
@@ -50,7 +59,7 @@ const ARCHITECTURES: [(u32, Numbers); 2] = [
 ];
 
 /// Compiles the default profile for a container with these capabilities (`CAP_...`).
-pub(crate) fn default_filter(capabilities: &[String]) -> Vec<sock_filter> {
+pub(crate) fn default_filter(capabilities: &[String]) -> Filter {
     let mut filter = vec![statement(LOAD, ARCHITECTURE)];
     for (architecture, numbers) in ARCHITECTURES {
         let rules = rules(numbers, capabilities);
@@ -60,7 +69,7 @@ pub(crate) fn default_filter(capabilities: &[String]) -> Vec<sock_filter> {
         filter.extend(rules);
     }
     filter.push(statement(RETURN, KILL));
-    filter
+    Filter { instructions: filter, flags: 0 }
 }
 
 /// Compiles the part of the filter for one architecture; it ends with a return instruction.
@@ -116,13 +125,13 @@ fn jump(code: u16, value: u32, matching: u8, other: u8) -> sock_filter {
 /// Installs the filter irrevocably for this process and its descendants. Needs
 /// CAP_SYS_ADMIN, or `no_new_privs`.
 #[allow(unsafe_code, reason = "the kernel copies the filter, which lives until the call returns")]
-pub(crate) fn install(filter: &mut [sock_filter]) -> io::Result<()> {
+pub(crate) fn install(filter: &mut Filter) -> io::Result<()> {
+    let Filter { instructions, flags } = filter;
     let length =
-        u16::try_from(filter.len()).map_err(|_| io::Error::other("the seccomp filter is too long"))?;
-    let program = libc::sock_fprog { len: length, filter: filter.as_mut_ptr() };
-    let outcome = unsafe {
-        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER as libc::c_ulong, &raw const program)
-    };
+        u16::try_from(instructions.len()).map_err(|_| io::Error::other("the seccomp filter is too long"))?;
+    let program = libc::sock_fprog { len: length, filter: instructions.as_mut_ptr() };
+    let operation = libc::SECCOMP_SET_MODE_FILTER;
+    let outcome = unsafe { libc::syscall(libc::SYS_seccomp, operation, *flags, &raw const program) };
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -2,8 +2,13 @@
 
 use super::*;
 
-/// Returns the filter's result for a call with this first argument on one of [`ARCHITECTURES`].
-fn answer(filter: &[sock_filter], architecture: u32, call: u32, argument: u32) -> u32 {
+/// Arguments of a system call.
+pub(super) type Arguments = [u64; 6];
+
+/// Returns the filter's result for a call with these arguments on one of [`ARCHITECTURES`].
+pub(super) fn answer(filter: &[sock_filter], architecture: u32, call: u32, arguments: Arguments) -> u32 {
+    const JUMP_GREATER_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
+    const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
     let (mut at, mut accumulator) = (0, 0);
     loop {
         let sock_filter { code, jt, jf, k } = filter[at];
@@ -13,7 +18,10 @@ fn answer(filter: &[sock_filter], architecture: u32, call: u32, argument: u32) -
                 accumulator = match k {
                     NUMBER => call,
                     ARCHITECTURE => architecture,
-                    ARGUMENT_0 => argument,
+                    offset @ 16..64 => {
+                        let argument = arguments[(offset as usize - 16) / 8];
+                        if offset % 8 == 0 { argument as u32 } else { (argument >> 32) as u32 }
+                    }
                     other => panic!("a load from {other}"),
                 };
                 continue;
@@ -22,9 +30,14 @@ fn answer(filter: &[sock_filter], architecture: u32, call: u32, argument: u32) -
                 at += k as usize;
                 continue;
             }
+            AND => {
+                accumulator &= k;
+                continue;
+            }
             RETURN => return k,
             JUMP_EQUAL => accumulator == k,
             JUMP_GREATER => accumulator > k,
+            JUMP_GREATER_EQUAL => accumulator >= k,
             JUMP_BITS => accumulator & k != 0,
             other => panic!("instruction {other:#x}"),
         };
@@ -34,11 +47,12 @@ fn answer(filter: &[sock_filter], architecture: u32, call: u32, argument: u32) -
 
 fn ask(capabilities: &[&str], name: &str, argument: u32) -> Vec<u32> {
     let capabilities: Vec<String> = capabilities.iter().map(ToString::to_string).collect();
-    let filter = default_filter(&capabilities);
+    let filter = default_filter(&capabilities).instructions;
+    let arguments = [argument.into(), 0, 0, 0, 0, 0];
     assert!(filter.len() < 4096, "the kernel's limit");
     ARCHITECTURES
         .iter()
-        .filter_map(|(arch, numbers)| Some(answer(&filter, *arch, numbers(name)?, argument)))
+        .filter_map(|(arch, numbers)| Some(answer(&filter, *arch, numbers(name)?, arguments)))
         .collect()
 }
 
@@ -78,7 +92,7 @@ fn arguments_decide_where_a_call_is_both() {
 
 #[test]
 fn calls_of_a_newer_kernel_and_of_another_architecture_are_unknown() {
-    let filter = default_filter(&[]);
-    assert_eq!(answer(&filter, ARCHITECTURES[0].0, 100_000, 0), UNKNOWN);
-    assert_eq!(answer(&filter, 0x1234, 0, 0), KILL);
+    let filter = default_filter(&[]).instructions;
+    assert_eq!(answer(&filter, ARCHITECTURES[0].0, 100_000, [0; 6]), UNKNOWN);
+    assert_eq!(answer(&filter, 0x1234, 0, [0; 6]), KILL);
 }
