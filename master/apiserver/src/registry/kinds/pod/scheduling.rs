@@ -208,7 +208,7 @@ pub fn tolerations(list: &[Value], path: &Path, errs: &mut ErrorList) {
 /// Validates `spec.topologySpreadConstraints`.
 pub fn topology_spread(spec: &Value, path: &Path, errs: &mut ErrorList) {
     let constraints = spec.items("topologySpreadConstraints");
-    let names = |constraint: &'_ Value| {
+    let names = |constraint: &Value| {
         (constraint.text("topologyKey").to_owned(), constraint.text("whenUnsatisfiable").to_owned())
     };
     let last: BTreeMap<(String, String), usize> =
