@@ -14,10 +14,6 @@ use crate::registry::{Registry, metadata};
 /// Tolerated difference between the clocks of masters, in seconds.
 const LEEWAY_SECONDS: i64 = 10;
 
-/// Time after an object's deletion timestamp at which tokens bound to it end, in seconds, as in stock. The object
-/// itself may stay for long, for example a pod on a node that is lost.
-const DELETED_SECONDS: i64 = 60;
-
 /// Why a signing key is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -200,6 +196,10 @@ fn exist(private: &Private, objects: &dyn Objects) -> bool {
         && private.pod.as_ref().is_none_or(|pod| exists("pods", pod))
         && private.secret.as_ref().is_none_or(|secret| exists("secrets", secret))
 }
+
+/// Time after an object's deletion timestamp at which tokens bound to it end, in seconds, as in stock. The object
+/// itself may stay for long, for example a pod on a node that is lost.
+const DELETED_SECONDS: i64 = 60;
 
 fn is_long_deleted(object: &Value, now: i64) -> bool {
     let deleted: Option<jiff::Timestamp> = metadata::text(object, "deletionTimestamp").parse().ok();
