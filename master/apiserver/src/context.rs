@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use crate::request_info::RequestInfo;
 
+/// Maximum number of warnings that are kept: more than ever fit into an answer's headers (`chain.rs`).
+const MAX_WARNINGS: usize = 512;
+
 /// The user a request comes from.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct UserInfo {
@@ -106,11 +109,11 @@ impl Context {
         }
     }
 
-    /// Adds a warning for the client unless the same text was added before.
+    /// Adds a warning for the client unless the same text was added before, or too many were.
     pub fn warn(&self, text: impl Into<String>) {
         let text = text.into();
         let mut warnings = self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !warnings.contains(&text) {
+        if warnings.len() < MAX_WARNINGS && !warnings.contains(&text) {
             warnings.push(text);
         }
     }
@@ -118,5 +121,21 @@ impl Context {
     /// Takes the warnings gathered so far.
     pub fn take_warnings(&self) -> Vec<String> {
         std::mem::take(&mut *self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_are_kept_once_and_no_more_than_an_answer_holds() {
+        let info = RequestInfo::default();
+        let ctx = Context::new(UserInfo::default(), info, String::new(), String::new(), Duration::ZERO);
+        for i in 0..20_000 {
+            ctx.warn(format!("warning {}", i / 2));
+        }
+        let kept = ctx.take_warnings();
+        assert_eq!((kept.len(), kept[0].as_str(), kept[511].as_str()), (512, "warning 0", "warning 511"));
     }
 }

@@ -17,6 +17,10 @@ use document::{BodyDocument, format};
 /// Size of the largest request body, in bytes.
 pub const MAX_BODY: usize = 3 * 1024 * 1024;
 
+/// Maximum number of values in an object: each text, number, list and map counts. A body of `{},{},{}` is short, but
+/// with their defaults its items take a thousand times its memory, and some rules compare each with all others.
+pub const MAX_VALUES: usize = 50_000;
+
 const SCHEME: &str = "pkg/runtime/scheme.go:111";
 
 /// A group, a version and a kind.
@@ -80,6 +84,18 @@ pub fn check_size(length: usize) -> Result<(), Status> {
     Ok(())
 }
 
+/// Refuses a document of too many values.
+///
+/// # Errors
+///
+/// 413 for more than [`MAX_VALUES`].
+pub fn check_values(node: &Node) -> Result<(), Status> {
+    if node.is_larger_than(MAX_VALUES) {
+        return Err(Status::request_entity_too_large(format!("limit is {MAX_VALUES} values")));
+    }
+    Ok(())
+}
+
 /// Decodes the body of a create or update as the kind that the path names.
 ///
 /// # Errors
@@ -98,10 +114,9 @@ pub fn decode_object(
     check_kind(&api_version, &kind, gvk)?;
     let shown = ObjectNames::of(&api_version, &kind, gvk);
     let mut found: Vec<String> = document.strict().into_iter().collect();
-    let decoded = document
-        .node(gvk)
-        .and_then(|node| decode(&node, gvk))
-        .map_err(|e| Status::bad_request(shown.cannot(&e)))?;
+    let node = document.node(gvk).map_err(|e| Status::bad_request(shown.cannot(&e)))?;
+    check_values(&node)?;
+    let decoded = decode(&node, gvk).map_err(|e| Status::bad_request(shown.cannot(&e)))?;
     found.extend(decoded.strict);
     let warnings = match mode {
         FieldValidation::Ignore => Vec::new(),
@@ -125,8 +140,9 @@ pub fn decode_options(content_type: Option<&str>, body: &[u8], gvk: Gvk<'_>) -> 
     let document = BodyDocument::open(format, body).map_err(|e| unrecognized(gvk.2, &e, body))?;
     document.type_meta().map_err(|e| unrecognized(gvk.2, &e, body))?;
     let shown = ObjectNames { kind: gvk.2, version: gvk.1, expected: gvk.2 };
-    let decoded = document.node(gvk).and_then(|node| decode(&node, gvk));
-    decoded.map(|d| d.value).map_err(|e| Status::bad_request(shown.cannot(&e)))
+    let node = document.node(gvk).map_err(|e| Status::bad_request(shown.cannot(&e)))?;
+    check_values(&node)?;
+    decode(&node, gvk).map(|d| d.value).map_err(|e| Status::bad_request(shown.cannot(&e)))
 }
 
 /// Decodes the object that a patch produced; errors quote it as `patched`. `found` are the strict errors of
@@ -146,7 +162,9 @@ pub fn finish(
         let error = Error::invalid(&Path::new("patch"), go::json(patched), message);
         Status::invalid("", "", "", ErrorList(vec![error]))
     };
-    let decoded = decode(&Node::from(patched), gvk).map_err(|e| refuse(&e))?;
+    let node = Node::from(patched);
+    check_values(&node)?;
+    let decoded = decode(&node, gvk).map_err(|e| refuse(&e))?;
     let all: Vec<String> = found.into_iter().chain(decoded.strict).collect();
     let warnings = match mode {
         FieldValidation::Ignore => Vec::new(),
@@ -307,6 +325,32 @@ mod tests {
             message(r#"{"apiVersion": "v1", "kind": "Pod"}"#)
                 .contains("cannot be handled as a Deployment: converting")
         );
+    }
+
+    #[test]
+    fn a_short_body_of_very_many_items_is_refused_in_every_format() {
+        let code = |kind: &str, body: &[u8]| {
+            let decoded = decode_object(Some(kind), body, ("", "v1", "Pod"), FieldValidation::Ignore);
+            decoded.map_or_else(|status| status.code, |_| 200)
+        };
+        let items = |count: usize| vec!["{}"; count].join(",");
+        let body = |count: usize| format!("{{\"spec\":{{\"containers\":[{}]}}}}", items(count)).into_bytes();
+        for kind in ["application/json", "application/yaml"] {
+            assert_eq!(code(kind, &body(MAX_VALUES - 3)), 200, "{kind}");
+            assert_eq!(code(kind, &body(MAX_VALUES)), 413, "{kind}");
+        }
+        // PodSpec is field 2 of a Pod, containers are field 2 of a PodSpec; each item is empty.
+        let containers = [0x12, 0].repeat(MAX_VALUES);
+        let field = |tag: u8, bytes: &[u8]| {
+            let mut out = vec![tag];
+            prost::encoding::encode_varint(bytes.len() as u64, &mut out);
+            [out, bytes.to_vec()].concat()
+        };
+        let message = [protobuf::MAGIC.to_vec(), field(0x12, &field(0x12, &containers))].concat();
+        assert_eq!(code(protobuf::MEDIA_TYPE, &message), 413);
+        let patched: Value = serde_json::from_slice(&body(MAX_VALUES)).expect("JSON");
+        let finished = finish(&patched, Vec::new(), ("", "v1", "Pod"), FieldValidation::Ignore);
+        assert_eq!(finished.expect_err("refused").code, 413);
     }
 
     #[test]

@@ -3,9 +3,10 @@
 mod test_server;
 
 use http::Method;
+use http_body_util::BodyExt;
 use proto_api::yaml;
 use serde_json::{Value, json};
-use test_server::{MAPS, World, config_map};
+use test_server::{MAPS, PATIENCE, World, config_map};
 
 const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io";
 const COUNT: usize = 300;
@@ -84,4 +85,45 @@ async fn a_watch_may_ask_for_any_time() {
     world.post(MAPS, config_map("a", "1")).await.expect(201);
     let mut watch = world.watch(&format!("{MAPS}?watch=true&timeoutSeconds={}", i64::MAX)).await;
     assert_eq!(watch.event().await, ("ADDED".to_owned(), "a".to_owned()));
+}
+
+/// Asks for as many large lists as may be sent at once, and reads none of them.
+async fn unread(world: &World, query: &str) -> Vec<http::Response<kube::client::Body>> {
+    world.post(MAPS, config_map("large", &"x".repeat(100_000))).await.expect(201);
+    let client = world.admin();
+    let mut unread = Vec::new();
+    for _ in 0..512 {
+        let request = http::Request::get(format!("{MAPS}{query}"));
+        let request = request.body(kube::client::Body::empty()).expect("a request");
+        unread.push(client.send(request).await.expect("an answer"));
+    }
+    assert!(unread.iter().all(|answer| answer.status() == 200));
+    unread
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_busy_server_refuses_is_sent_again_when_it_says() {
+    let world = World::start().await;
+    let unread = unread(&world, "").await;
+    let waiting = world.get(MAPS);
+    let room = async {
+        // Time to be refused, which is not waited for: an answer in between would be the error.
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        drop(unread);
+    };
+    let (list, ()) =
+        tokio::time::timeout(PATIENCE, async { tokio::join!(waiting, room) }).await.expect("an answer");
+    assert_eq!(list.expect(200).body["items"].as_array().map(Vec::len), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_that_nobody_reads_make_room_for_others() {
+    let world = World::start().await;
+    let mut unread = unread(&world, "?timeout=3s").await;
+    let began = std::time::Instant::now();
+    while world.get(MAPS).await.code != 200 {
+        assert!(began.elapsed() < PATIENCE, "no room for another list");
+    }
+    let first = unread.swap_remove(0).into_body().collect().await;
+    assert!(first.is_err(), "a list that was not read in time ends with an error, not as if it were whole");
 }

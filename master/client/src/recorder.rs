@@ -27,6 +27,8 @@ const REFILL_SECONDS: f64 = 300.0;
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// Maximum length of a message that the API accepts, in bytes.
 const MESSAGE_MAX_BYTES: usize = 1024;
+/// Maximum length of an object's name, in bytes.
+const NAME_MAX_BYTES: usize = 253;
 
 /// The two types of Events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,7 +181,7 @@ impl Writer {
                 result => return result.map(drop),
             }
         }
-        let name = format!("{}.{:x}", record.about.name.as_deref().unwrap_or_default(), now.as_nanosecond());
+        let name = event_name(&record.about, now);
         let event = self.event(&name, &namespace, record, now);
         events.create(&PostParams::default(), &event).await?;
         self.remember(same, RecordedEvent { name, count: 1 });
@@ -237,6 +239,14 @@ impl Writer {
     }
 }
 
+/// Returns a name that no other event has: the object's name, or its UID where that would be too long, and the time.
+fn event_name(about: &ObjectReference, now: Timestamp) -> String {
+    let of =
+        |part: &Option<String>| format!("{}.{:x}", part.as_deref().unwrap_or_default(), now.as_nanosecond());
+    let name = of(&about.name);
+    if name.len() > NAME_MAX_BYTES { of(&about.uid) } else { name }
+}
+
 /// Cuts a message to the length that the API accepts, at a character boundary.
 fn truncate(message: &mut String) {
     if message.len() > MESSAGE_MAX_BYTES {
@@ -246,5 +256,22 @@ fn truncate(message: &mut String) {
         }
         message.truncate(end);
         message.push_str("...");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_about_objects_with_the_longest_names_have_valid_names() {
+        let about = |name: &str| ObjectReference {
+            name: Some(name.to_owned()),
+            uid: Some("0f1e2d3c".to_owned()),
+            ..ObjectReference::default()
+        };
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        assert_eq!(event_name(&about("web"), now), "web.18fae27693b40000");
+        assert_eq!(event_name(&about(&"a".repeat(253)), now), "0f1e2d3c.18fae27693b40000");
     }
 }

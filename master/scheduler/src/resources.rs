@@ -53,6 +53,12 @@ impl Resources {
         self.others.retain(|_, amount| *amount != 0);
     }
 
+    /// Whether an amount is the largest there is: a sum may then be more than it says.
+    pub fn is_saturated(&self) -> bool {
+        let fixed = [self.cpu_milli, self.memory_bytes, self.ephemeral_bytes];
+        fixed.iter().chain(self.others.values()).any(|amount| *amount == i64::MAX)
+    }
+
     fn raise_to(&mut self, other: &Self) {
         self.combine(other, i64::max);
     }

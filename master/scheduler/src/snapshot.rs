@@ -119,10 +119,19 @@ impl NodeInfo {
     }
 
     fn remove(&mut self, key: &ObjectKey) {
-        if let Some(pod) = self.pods.remove(key) {
+        let Some(pod) = self.pods.remove(key) else { return };
+        self.with_anti_affinity.remove(key);
+        if !(self.requested.is_saturated() || self.scoring_requested.is_saturated()) {
             self.requested.subtract(&pod.request);
             self.scoring_requested.subtract(&pod.scoring_request);
-            self.with_anti_affinity.remove(key);
+            return;
+        }
+        // A sum that has reached the largest number has lost what was added to it.
+        self.requested = Resources::default();
+        self.scoring_requested = Resources::default();
+        for pod in self.pods.values() {
+            self.requested.add(&pod.request);
+            self.scoring_requested.add(&pod.scoring_request);
         }
     }
 
@@ -279,6 +288,23 @@ mod tests {
         assert_eq!(snapshot.node("a").unwrap().requested.cpu_milli, 300);
         snapshot.forget(&second);
         assert_eq!(snapshot.node("a").unwrap().requested.cpu_milli, 0);
+    }
+
+    #[test]
+    fn pods_that_ask_for_more_than_can_be_counted_leave_nothing_behind() {
+        let mut snapshot = Snapshot::default();
+        snapshot.set_node(node("a", json!({"memory": "4Gi"}), json!({})));
+        snapshot.place(pod("small", json!({"memory": "1Gi", "x/gpu": "2"}), json!({})), "a");
+        // Whoever names a node in a pod needs no scheduler.
+        let huge: Vec<_> = ["huge-1", "huge-2", "huge-3"]
+            .map(|name| pod(name, json!({"memory": "9E", "x/gpu": "9E"}), json!({})))
+            .into();
+        huge.iter().for_each(|pod| snapshot.place(pod.clone(), "a"));
+        assert_eq!(snapshot.node("a").unwrap().requested.memory_bytes, i64::MAX);
+        huge.iter().for_each(|pod| snapshot.remove(&pod.key));
+        let left = snapshot.node("a").unwrap();
+        assert_eq!((left.requested.memory_bytes, left.requested.others["x/gpu"]), (1 << 30, 2));
+        assert_eq!(left.scoring_requested.memory_bytes, 1 << 30);
     }
 
     #[test]

@@ -296,6 +296,16 @@ mod tests {
     }
 
     #[test]
+    fn very_many_errors_are_joined_in_order_and_each_once() {
+        // Compared each with all others they would take minutes.
+        let path = |i: usize| Path::new("list").index(i / 2);
+        let errors: Vec<Error> = (0..200_000).map(|i| Error::required(&path(i), "")).collect();
+        let message = ErrorList(errors).message();
+        assert!(message.starts_with("[list[0]: Required value, list[1]: Required value, "));
+        assert_eq!(message.matches("Required value").count(), 100_000);
+    }
+
+    #[test]
     fn a_null_value_prints_as_null() {
         assert_eq!(Error::invalid(&Path::new("a"), Value::Null, "x").body(), "Invalid value: null: x");
     }

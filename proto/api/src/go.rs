@@ -1,6 +1,7 @@
 //! Prints values as Go does: `%q` strings and `encoding/json` output. Kubernetes' messages quote values
 //! this way, and clients and tests compare the messages. Used by `field`, `status` and the decoder.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 
 use serde_json::Value;
@@ -103,15 +104,15 @@ fn scientific(text: &str) -> String {
 /// Joins error messages as `utilerrors.Aggregate` prints them: a single one alone, several as `[a, b]`,
 /// each only once.
 pub fn aggregate<I: IntoIterator<Item = String>>(messages: I) -> String {
-    let mut seen: Vec<String> = Vec::new();
+    let (mut seen, mut kept) = (HashSet::new(), Vec::new());
     for message in messages {
-        if !seen.contains(&message) {
-            seen.push(message);
+        if seen.insert(message.clone()) {
+            kept.push(message);
         }
     }
-    match seen.len() {
-        1 => seen.remove(0),
-        _ => format!("[{}]", seen.join(", ")),
+    match kept.len() {
+        1 => kept.remove(0),
+        _ => format!("[{}]", kept.join(", ")),
     }
 }
 

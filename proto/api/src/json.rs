@@ -63,8 +63,36 @@ impl Node {
         false
     }
 
+    /// Returns whether there are more than `limit` values, this one and those inside it counted.
+    pub fn is_larger_than(&self, limit: usize) -> bool {
+        let (mut left, mut count) = (vec![self], 0);
+        while let Some(node) = left.pop() {
+            count += 1;
+            if count > limit {
+                return true;
+            }
+            match node {
+                Node::Array(items) => left.extend(items),
+                Node::Object(members) => left.extend(members.iter().map(|(_, value)| value)),
+                _ => {}
+            }
+        }
+        false
+    }
+
+    /// Returns the first number whose amount exceeds every double, and which [`Node::to_value`] therefore
+    /// cannot convert; `None` if there is none.
+    pub fn first_overflow(&self) -> Option<&str> {
+        match self {
+            Node::Number(text) => number(text).is_null().then_some(text),
+            Node::Array(items) => items.iter().find_map(Node::first_overflow),
+            Node::Object(members) => members.iter().find_map(|(_, value)| value.first_overflow()),
+            _ => None,
+        }
+    }
+
     /// Converts to an untyped value; of repeated keys the last wins. Whole numbers that fit 64 bits stay
-    /// whole.
+    /// whole. A number that [`Node::first_overflow`] finds becomes null.
     pub fn to_value(&self) -> Value {
         match self {
             Node::Null => Value::Null,
@@ -79,7 +107,7 @@ impl Node {
     }
 }
 
-/// Converts a number's text to a JSON number.
+/// Converts a number's text to a JSON number; null if no double holds it.
 pub(crate) fn number(text: &str) -> Value {
     if let Ok(n) = text.parse::<i64>() {
         return Value::from(n);

@@ -200,7 +200,7 @@ mod tests {
         for event in [watcher::Event::Init, watcher::Event::InitApply(broken()), watcher::Event::InitDone] {
             told.extend(source.changes(event));
         }
-        let named = |told: &[Change], uids: &[&str]| {
+        let named = |told: &[PodChange], uids: &[&str]| {
             let wanted: BTreeSet<String> = uids.iter().map(ToString::to_string).collect();
             matches!(told.first(), Some(PodChange::Unreadable(found)) if *found == wanted)
         };

@@ -215,15 +215,27 @@ impl TokenIssuer {
     }
 }
 
-/// Returns whether the local replica has the account and the bound objects under their uids.
+/// Returns whether the local replica has the account and the bound objects under their uids, none of them
+/// deleted long ago.
 fn exist(private: &KubernetesClaims, objects: &dyn ObjectLookup) -> bool {
     let exists = |resource: &str, bound: &BoundObject| {
         let object = objects.core(resource, &private.namespace, &bound.name);
-        object.is_some_and(|o| metadata::text(&o, "uid") == bound.uid)
+        object.is_some_and(|o| {
+            metadata::text(&o, "uid") == bound.uid && !is_long_deleted(&o, objects.unix_now())
+        })
     };
     exists("serviceaccounts", &private.serviceaccount)
         && private.pod.as_ref().is_none_or(|pod| exists("pods", pod))
         && private.secret.as_ref().is_none_or(|secret| exists("secrets", secret))
+}
+
+/// Time after an object's deletion timestamp at which tokens bound to it end, in seconds, as in stock. The object
+/// itself may stay for long, for example a pod on a node that is lost.
+const DELETED_SECONDS: i64 = 60;
+
+fn is_long_deleted(object: &Value, now: i64) -> bool {
+    let deleted: Option<jiff::Timestamp> = metadata::text(object, "deletionTimestamp").parse().ok();
+    deleted.is_some_and(|at| at.as_second() < now.saturating_sub(DELETED_SECONDS))
 }
 
 fn user_of(private: &KubernetesClaims, token_id: &str) -> UserInfo {
@@ -276,7 +288,12 @@ mod tests {
         fn core(&self, _resource: &str, _namespace: &str, name: &str) -> Option<Value> {
             // Before catching up, the replica holds an older object of the same name.
             let uid = if self.caught_up.load(Ordering::Relaxed) { "new" } else { "old" };
-            (name != "gone").then(|| json!({"metadata": {"uid": uid}}))
+            let mut object = json!({"metadata": {"uid": uid}});
+            if let Some(seconds) = name.strip_prefix("deleted-").and_then(|n| n.parse::<i64>().ok()) {
+                let at = jiff::Timestamp::from_second(NOW - seconds).expect("a time").to_string();
+                object["metadata"]["deletionTimestamp"] = json!(at);
+            }
+            (name != "gone").then_some(object)
         }
 
         fn caught_up_within(&self, _age: Duration) -> bool {
@@ -389,6 +406,17 @@ mod tests {
         assert_eq!(issuer.authenticate(&genuine, &lagging(false)).await.expect_err("503").code, 503);
         let gone = token(&issuer, "gone", NOW + 600);
         assert_eq!(issuer.authenticate(&gone, &lagging(true)).await.expect("a quorum"), None);
+    }
+
+    #[tokio::test]
+    async fn a_token_ends_a_minute_after_the_deletion_of_what_it_is_bound_to() {
+        let issuer = issuer();
+        // A pod that is being deleted has its deletion timestamp ahead, at the end of its grace period.
+        for (pod, valid) in [("deleted--30", true), ("deleted-59", true), ("deleted-61", false)] {
+            let token = token(&issuer, pod, NOW + 600);
+            let user = issuer.authenticate(&token, &lagging(true)).await.expect("a quorum");
+            assert_eq!(user.is_some(), valid, "{pod}");
+        }
     }
 
     #[tokio::test]

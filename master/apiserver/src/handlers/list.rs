@@ -40,7 +40,7 @@ pub async fn list(call: &ResourceCall<'_>) -> Result<Response<Body>, Status> {
     let options = ListOptions::parse(&call.query, false)?;
     let selection = Selection::parse(call.target(), &options.label_selector, &options.field_selector)?;
     let page = call.api.registry.list(call.ctx, call.target(), &selection, &options).await?;
-    Ok(format.list(call.api, page, call.ctx.gzip))
+    Ok(format.list(call.api, page, call.ctx))
 }
 
 /// Starts a watch of a collection, or of one object through the old `/watch/` path.

@@ -15,6 +15,12 @@ use crate::decode::{self, DecodedBody, FieldValidation, Gvk, MAX_BODY};
 /// Maximum number of operations in one JSON patch.
 const MAX_OPERATIONS: usize = 10_000;
 
+/// Maximum number of strict errors that are kept, as upstream.
+const MAX_STRICT: usize = 100;
+
+/// Total size of strict errors in bytes, above which no further one is kept.
+const MAX_STRICT_BYTES: usize = 64 * 1024;
+
 /// Type of a patch.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum PatchType {
@@ -72,6 +78,9 @@ pub fn apply_patch(
 ) -> Result<DecodedBody, Status> {
     decode::check_size(body.len())?;
     let node = json::parse(body);
+    if let Ok(node) = &node {
+        decode::check_values(node)?;
+    }
     let (patched, found) = match patch_type {
         PatchType::Json => json_patch(node, current)?,
         PatchType::Merge => merge_patch(node, current)?,
@@ -89,6 +98,7 @@ fn undecodable(why: &str) -> Status {
 
 fn json_patch(node: Result<Node, String>, current: &Value) -> Patched {
     let node = node.map_err(|e| undecodable(&e))?;
+    check_numbers(&node).map_err(|e| undecodable(&e))?;
     let items = match &node {
         Node::Array(items) => items.as_slice(),
         Node::Null => &[],
@@ -190,31 +200,72 @@ fn check_operation(i: usize, item: &Node, found: &mut Vec<String>) -> Result<(),
                 );
                 return Err(undecodable(&message));
             }
+            _ if found.len() >= MAX_STRICT => {}
             _ => found.push(format!("json patch unknown field \"[{i}].{key}\"")),
         }
     }
     Ok(())
 }
 
-/// Collects the strict errors of an untyped object: its duplicate members.
-fn duplicates(node: &Node, path: &str, found: &mut Vec<String>) {
+/// Step from a value to one inside it.
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Member(&'a str),
+    Item(usize),
+}
+
+/// Collects the strict errors of an untyped object: its duplicate members. Paths are written out for reported
+/// members only, and at most [`MAX_STRICT`] errors of together [`MAX_STRICT_BYTES`] are kept, as a client
+/// chooses how long member names are and how many members a long one contains.
+fn duplicates<'a>(node: &'a Node, at: &mut Vec<Step<'a>>, found: &mut Vec<String>) {
     match node {
         Node::Object(members) => {
             let mut seen = HashSet::with_capacity(members.len());
             for (key, value) in members {
-                let at = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                at.push(Step::Member(key));
                 if !seen.insert(key.as_str()) {
-                    found.push(format!("duplicate field {}", proto_api::go::quote(&at)));
+                    report(at, found);
                 }
-                duplicates(value, &at, found);
+                duplicates(value, at, found);
+                at.pop();
             }
         }
         Node::Array(items) => {
             for (i, item) in items.iter().enumerate() {
-                duplicates(item, &format!("{path}[{i}]"), found);
+                at.push(Step::Item(i));
+                duplicates(item, at, found);
+                at.pop();
             }
         }
         _ => {}
+    }
+}
+
+fn report(at: &[Step<'_>], found: &mut Vec<String>) {
+    let kept_bytes: usize = found.iter().map(String::len).sum();
+    if found.len() >= MAX_STRICT || kept_bytes >= MAX_STRICT_BYTES {
+        return;
+    }
+    let mut path = String::new();
+    for step in at {
+        match step {
+            Step::Member(key) if path.is_empty() => path.push_str(key),
+            Step::Member(key) => {
+                path.push('.');
+                path.push_str(key);
+            }
+            Step::Item(i) => path.push_str(&format!("[{i}]")),
+        }
+    }
+    found.push(format!("duplicate field {}", proto_api::go::quote(&path)));
+}
+
+/// Returns the first number that Go's `float64` does not hold, as Go's error for an untyped value; a merge
+/// would otherwise take it for null and remove the field.
+fn check_numbers(node: &Node) -> Result<(), String> {
+    match node.first_overflow() {
+        Some(text) => Err(format!("json: cannot unmarshal number {text} into Go value of type float64")),
+        None => Ok(()),
     }
 }
 
@@ -226,8 +277,9 @@ fn merge_patch(node: Result<Node, String>, current: &Value) -> Patched {
             format!("json: cannot unmarshal {name} into Go value of type map[string]interface {{}}");
         return Err(undecodable(&message));
     }
+    check_numbers(&node).map_err(|e| undecodable(&e))?;
     let mut found = Vec::new();
-    duplicates(&node, "", &mut found);
+    duplicates(&node, &mut Vec::new(), &mut found);
     let mut patched = current.clone();
     patch::merge(&mut patched, &node.to_value());
     Ok((patched, found))
@@ -235,6 +287,7 @@ fn merge_patch(node: Result<Node, String>, current: &Value) -> Patched {
 
 fn strategic_patch(node: Result<Node, String>, current: &Value, gvk: Gvk<'_>) -> Patched {
     let node = node.map_err(Status::bad_request)?;
+    check_numbers(&node).map_err(Status::bad_request)?;
     let patch = match node.to_value() {
         Value::Object(patch) => patch,
         Value::Null => serde_json::Map::new(),
@@ -246,7 +299,7 @@ fn strategic_patch(node: Result<Node, String>, current: &Value, gvk: Gvk<'_>) ->
         }
     };
     let mut found = Vec::new();
-    duplicates(&node, "", &mut found);
+    duplicates(&node, &mut Vec::new(), &mut found);
     let schema = Schema::of(gvk.0, gvk.1, gvk.2)
         .ok_or_else(|| Status::bad_request("strategic merge patch format is not supported"))?;
     let original = current.as_object().cloned().unwrap_or_default();
@@ -323,6 +376,42 @@ mod tests {
         assert_eq!(status.details.as_ref().map(|d| d.causes[0].field.clone()), Some("patch".into()));
         let warned = run(PatchType::Merge, &json!({"bogus": 1}), FieldValidation::Warn).expect("applies");
         assert_eq!(warned.warnings, ["unknown field \"bogus\""]);
+    }
+
+    #[test]
+    fn members_that_come_twice_cost_no_more_than_the_patch_is_long() {
+        let inner = "\"a\":1,".repeat(20_000);
+        let body =
+            format!("{{\"{}\":{{{inner}\"a\":1}},\"b\":[{{\"c\":1,\"c\":2}}]}}", "k".repeat(1_000_000));
+        for patch_type in [PatchType::Merge, PatchType::Strategic] {
+            let got = apply_patch(patch_type, body.as_bytes(), &pod(), POD, FieldValidation::Warn)
+                .expect("applies");
+            let bytes: usize = got.warnings.iter().map(String::len).sum();
+            assert!(got.warnings.len() <= MAX_STRICT + 100 && bytes < 4_000_000, "{bytes}");
+        }
+        let few = r#"{"metadata":{"labels":{"a":"1","a":"2"}},"x":[{"c":1,"c":2}]}"#;
+        let got = apply_patch(PatchType::Merge, few.as_bytes(), &pod(), POD, FieldValidation::Warn)
+            .expect("applies");
+        assert_eq!(
+            got.warnings,
+            ["duplicate field \"metadata.labels.a\"", "duplicate field \"x[0].c\"", "unknown field \"x\""]
+        );
+    }
+
+    #[test]
+    fn a_number_that_no_float_holds_removes_nothing() {
+        for (patch_type, body) in [
+            (PatchType::Merge, r#"{"spec":{"priority":1e999}}"#),
+            (PatchType::Strategic, r#"{"spec":{"priority":-1e999}}"#),
+            (PatchType::Json, r#"[{"op":"add","path":"/spec/priority","value":1e999}]"#),
+        ] {
+            let mut pod = pod();
+            pod["spec"]["priority"] = json!(7);
+            let status = apply_patch(patch_type, body.as_bytes(), &pod, POD, FieldValidation::Warn)
+                .expect_err("refused");
+            assert_eq!(status.code, 400, "{body}");
+            assert!(status.message.contains("1e999 into Go value of type float64"), "{}", status.message);
+        }
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Encodes lists from the encodings of each object that all readers share: small lists in one piece, large
 //! ones as a stream of frames. A frame is encoded (and compressed) in the pool of `heavy.rs`, and only once
-//! the client has taken the previous one, so that a list of any length takes the memory of two frames. The
-//! entry point is `ResponseFormat::list`.
+//! the client has taken the previous one, so that a list of any length takes the memory of two frames. A client
+//! that has not taken the whole list within the request's time gets no more of it, as in stock; otherwise a few
+//! clients that read nothing would leave no room for other large lists. The entry point is `ResponseFormat::list`.
 
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -18,10 +20,12 @@ use proto_api::status::Status;
 use proto_api::yaml;
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::AbortHandle;
 
 use super::{IncludeObject, ResponseFormat};
 use crate::api::Api;
 use crate::body::{self, Body, BoxError};
+use crate::context::Context;
 use crate::heavy::LARGE_BYTES;
 use crate::negotiate::{Encoding, Representation, Shape};
 use crate::registry::Target;
@@ -38,8 +42,8 @@ const PART_BYTES: usize = 1024;
 const RETRY_SECONDS: i32 = 1;
 
 impl ResponseFormat<'_> {
-    /// Returns an answer with a page of a list; `gzip` says whether the client accepts a compressed stream.
-    pub fn list(&self, api: &Arc<Api>, page: ListPage, gzip: bool) -> Response<Body> {
+    /// Returns an answer with a page of a list, which must be taken within the time of the request.
+    pub fn list(&self, api: &Arc<Api>, page: ListPage, ctx: &Context) -> Response<Body> {
         if self.representation.shape == Shape::PartialMetadata {
             return body::status_response(&super::not_acceptable());
         }
@@ -55,7 +59,7 @@ impl ResponseFormat<'_> {
         let Some(room) = api.heavy.stream() else {
             return body::status_response(&Status::too_many_requests("too many large lists", RETRY_SECONDS));
         };
-        streamed(list, room, gzip)
+        streamed(list, room, ctx)
     }
 }
 
@@ -75,14 +79,18 @@ fn media_type(encoding: Encoding) -> HeaderValue {
 }
 
 /// Returns an answer whose frames are encoded while the client reads.
-fn streamed(list: List, room: OwnedSemaphorePermit, gzip: bool) -> Response<Body> {
-    let encoding = list.representation.encoding;
+fn streamed(list: List, room: OwnedSemaphorePermit, ctx: &Context) -> Response<Body> {
+    let (encoding, gzip) = (list.representation.encoding, ctx.gzip);
     let pack = gzip.then(|| GzEncoder::new(Vec::new(), Compression::fast()));
-    let frames = futures::stream::unfold(Some(Frames { list, pack, _room: room }), |frames| async move {
-        let frames = frames?;
+    let sending = Sending::start(Frames { list, pack, _room: room }, ctx.timeout);
+    let frames = futures::stream::unfold(Some(sending), |sending| async move {
+        let sending = sending?;
+        let Some(frames) = sending.take() else {
+            return Some((Err(BoxError::from("the list was not taken in time")), None));
+        };
         let heavy = frames.list.api.heavy.clone();
         match heavy.run(move || frames.next()).await {
-            Ok(Ok((bytes, rest))) => Some((Ok(Frame::data(bytes)), rest)),
+            Ok(Ok((bytes, rest))) => Some((Ok(Frame::data(bytes)), rest.map(|rest| sending.put_back(rest)))),
             Ok(Err(error)) => Some((Err(BoxError::from(error)), None)),
             Err(error) => Some((Err(BoxError::from(error)), None)),
         }
@@ -95,6 +103,52 @@ fn streamed(list: List, room: OwnedSemaphorePermit, gzip: bool) -> Response<Body
         headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
     }
     response
+}
+
+/// What is left of a list to send, until its time is over. Nobody asks for frames on behalf of a client that does
+/// not read, so a task of its own drops them.
+struct Sending {
+    left: Arc<Mutex<Left>>,
+    expiry: AbortHandle,
+}
+
+struct Left {
+    /// `None` while a frame is encoded, and when the time is over.
+    frames: Option<Frames>,
+    expired: bool,
+}
+
+impl Sending {
+    fn start(frames: Frames, timeout: Duration) -> Self {
+        let left = Arc::new(Mutex::new(Left { frames: Some(frames), expired: false }));
+        let expiring = Arc::clone(&left);
+        let expiry = tokio::spawn(async move {
+            tokio::time::sleep(timeout).await;
+            let mut left = expiring.lock().unwrap_or_else(PoisonError::into_inner);
+            left.expired = true;
+            left.frames = None;
+        });
+        Self { left, expiry: expiry.abort_handle() }
+    }
+
+    fn take(&self) -> Option<Frames> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).frames.take()
+    }
+
+    fn put_back(self, frames: Frames) -> Self {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        if !left.expired {
+            left.frames = Some(frames);
+        }
+        drop(left);
+        self
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.expiry.abort();
+    }
 }
 
 /// A list that is being sent to one client, frame by frame.

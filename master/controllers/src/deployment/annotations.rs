@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::arithmetic::{max_surge, replicas};
+use super::arithmetic::{maximum, replicas};
 
 /// Number of templates the Deployment has had; on a ReplicaSet the number of its own template.
 pub(crate) const REVISION: &str = "deployment.kubernetes.io/revision";
@@ -50,7 +50,7 @@ pub(crate) fn set_sizes(set: &mut ReplicaSet, deployment: &Deployment) -> bool {
     let wanted = replicas(deployment);
     let annotations = set.metadata.annotations.get_or_insert_default();
     let desired = put(annotations, DESIRED_REPLICAS, wanted.to_string());
-    let max = put(annotations, MAX_REPLICAS, (wanted + max_surge(deployment)).to_string());
+    let max = put(annotations, MAX_REPLICAS, maximum(deployment).to_string());
     desired || max
 }
 
@@ -93,16 +93,30 @@ pub(crate) fn set_current(
 fn append_history(history: &str, revision: &str) -> String {
     let mut revisions: Vec<&str> = history.split(',').filter(|part| !part.is_empty()).collect();
     revisions.push(revision);
-    while revisions.len() > 1 && revisions.iter().map(|part| part.len() + 1).sum::<usize>() > HISTORY_MAX {
-        revisions.remove(0);
+    let mut length: usize = revisions.iter().map(|part| part.len() + 1).sum();
+    let mut dropped = 0;
+    while dropped + 1 < revisions.len() && length > HISTORY_MAX {
+        length -= revisions[dropped].len() + 1;
+        dropped += 1;
     }
-    revisions.join(",")
+    revisions[dropped..].join(",")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn the_history_keeps_the_newest_revisions_that_fit() {
+        assert_eq!(append_history("", "1"), "1");
+        assert_eq!(append_history("1,2", "3"), "1,2,3");
+        // Anyone who may write the ReplicaSet may write as many revisions as annotations have room for.
+        let long = append_history(&"1,".repeat(128 * 1024), "7");
+        assert_eq!(long.len() + 1, HISTORY_MAX);
+        assert!(long.ends_with(",1,7"));
+        assert_eq!(append_history("1", &"9".repeat(HISTORY_MAX)), "9".repeat(HISTORY_MAX));
+    }
 
     #[test]
     fn a_set_that_comes_back_gets_the_next_revision_and_remembers_the_old() {

@@ -1,5 +1,6 @@
 //! The arithmetic of a rollout: surge, unavailability, and how a change of size is shared among
-//! ReplicaSets. Pure; called by the other files of `deployment/`.
+//! ReplicaSets. Pure; called by the other files of `deployment/`. Any 32-bit size may be asked for, so sums
+//! and differences saturate.
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -18,12 +19,17 @@ pub(crate) fn size(set: &ReplicaSet) -> i32 {
 
 /// Returns the sum of `spec.replicas` of all `sets`.
 pub(crate) fn total_size<'a>(sets: impl IntoIterator<Item = &'a ReplicaSet>) -> i32 {
-    sets.into_iter().map(size).sum()
+    sum(sets.into_iter().map(size))
 }
 
 /// Returns the sum of `status.availableReplicas` of all `sets`.
 pub(crate) fn total_available<'a>(sets: impl IntoIterator<Item = &'a ReplicaSet>) -> i32 {
-    sets.into_iter().map(available).sum()
+    sum(sets.into_iter().map(available))
+}
+
+/// Adds counts of pods; at most the largest count there is.
+pub(crate) fn sum(counts: impl Iterator<Item = i32>) -> i32 {
+    counts.fold(0, i32::saturating_add)
 }
 
 /// Returns `status.availableReplicas` of a ReplicaSet.
@@ -61,7 +67,8 @@ fn scaled(value: &IntOrString, of: i32, up: bool) -> i32 {
         IntOrString::String(text) => {
             let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
             let hundredths = percent.saturating_mul(i64::from(of));
-            let rounded = if up { (hundredths + 99).div_euclid(100) } else { hundredths.div_euclid(100) };
+            let rounded =
+                if up { hundredths.saturating_add(99).div_euclid(100) } else { hundredths.div_euclid(100) };
             i32::try_from(rounded).unwrap_or(i32::MAX)
         }
     }
@@ -70,6 +77,11 @@ fn scaled(value: &IntOrString, of: i32, up: bool) -> i32 {
 /// Returns how many pods are allowed above the wanted number.
 pub(crate) fn max_surge(deployment: &Deployment) -> i32 {
     if is_rolling(deployment) { fenceposts(deployment).0 } else { 0 }
+}
+
+/// Returns how many pods there may be during a rollout: the wanted number and the surge.
+pub(crate) fn maximum(deployment: &Deployment) -> i32 {
+    replicas(deployment).saturating_add(max_surge(deployment))
 }
 
 /// Returns how many of the wanted pods may be unavailable.
@@ -84,8 +96,8 @@ pub(crate) fn new_set_size(deployment: &Deployment, all_sizes: i32, new_size: i3
     if !is_rolling(deployment) {
         return wanted;
     }
-    let room = wanted + max_surge(deployment) - all_sizes;
-    if room <= 0 { new_size } else { new_size + room.min(wanted - new_size) }
+    let room = maximum(deployment).saturating_sub(all_sizes);
+    if room <= 0 { new_size } else { new_size.saturating_add(room.min(wanted.saturating_sub(new_size))) }
 }
 
 /// Shares `deployment`'s change of size among `sets` (all with replicas) in proportion to their sizes; the
@@ -97,20 +109,19 @@ pub(crate) fn proportional_sizes(deployment: &Deployment, sets: &[&ReplicaSet]) 
     let mut sizes = Vec::with_capacity(sets.len());
     for set in sets {
         let share = if to_add == 0 { 0 } else { proportion(set, deployment, to_add, added) };
-        added += share;
-        sizes.push(size(set) + share);
+        added = added.saturating_add(share);
+        sizes.push(size(set).saturating_add(share));
     }
     if let Some(first) = sizes.first_mut() {
-        *first = (*first + to_add - added).max(0);
+        *first = first.saturating_add(to_add.saturating_sub(added)).max(0);
     }
     sizes
 }
 
 /// Returns how many pods a proportional scaling adds to `total` pods; negative to remove pods.
 pub(crate) fn size_change(deployment: &Deployment, total: i32) -> i32 {
-    let wanted = replicas(deployment);
-    let allowed = if wanted > 0 { wanted + max_surge(deployment) } else { 0 };
-    allowed - total
+    let allowed = if replicas(deployment) > 0 { maximum(deployment) } else { 0 };
+    allowed.saturating_sub(total)
 }
 
 fn proportion(set: &ReplicaSet, deployment: &Deployment, to_add: i32, added: i32) -> i32 {
@@ -118,7 +129,7 @@ fn proportion(set: &ReplicaSet, deployment: &Deployment, to_add: i32, added: i32
         return 0;
     }
     let fraction = fraction(set, deployment);
-    let left = to_add - added;
+    let left = to_add.saturating_sub(added);
     if to_add > 0 { fraction.min(left) } else { fraction.max(left) }
 }
 
@@ -126,16 +137,16 @@ fn proportion(set: &ReplicaSet, deployment: &Deployment, to_add: i32, added: i32
 fn fraction(set: &ReplicaSet, deployment: &Deployment) -> i32 {
     let wanted = replicas(deployment);
     if wanted == 0 {
-        return -size(set);
+        return 0_i32.saturating_sub(size(set));
     }
-    let maximum = wanted + max_surge(deployment);
+    let maximum = maximum(deployment);
     let before = annotations::max_replicas(set).filter(|max| *max > 0).or_else(|| {
         deployment.status.as_ref().and_then(|status| status.replicas).filter(|replicas| *replicas > 0)
     });
     let Some(before) = before else { return 0 };
-    #[allow(clippy::cast_possible_truncation, reason = "a product of two sizes divided by a third fits")]
+    #[allow(clippy::cast_possible_truncation, reason = "the cast saturates")]
     let scaled = (f64::from(size(set)) * f64::from(maximum) / f64::from(before)).round() as i32;
-    scaled - size(set)
+    scaled.saturating_sub(size(set))
 }
 
 #[cfg(test)]
@@ -194,6 +205,21 @@ mod tests {
         let deployment = deployment(30, json!(3), json!(2));
         let (old, new) = (set(8, 13), set(5, 13));
         assert_eq!(proportional_sizes(&deployment, &[&old, &new]), [20, 13]);
+    }
+
+    #[test]
+    fn the_largest_sizes_overflow_nothing() {
+        for surge in [json!("25%"), json!("9223372036854775807%"), json!(i32::MAX)] {
+            let huge = deployment(i32::MAX, surge, json!(1));
+            assert_eq!(maximum(&huge), i32::MAX);
+            assert_eq!(new_set_size(&huge, 3, 3), i32::MAX);
+            let (old, new) = (set(i32::MAX, 1), set(i32::MAX, 1));
+            assert_eq!(total_size([&old, &new]), i32::MAX);
+            assert_eq!(size_change(&huge, total_size([&old, &new])), 0);
+            assert_eq!(proportional_sizes(&huge, &[&old, &new]), [i32::MAX, i32::MAX]);
+            let (old, new) = (set(4, 1), set(2, 1));
+            assert!(proportional_sizes(&huge, &[&old, &new]).iter().all(|size| *size >= 2));
+        }
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl DeploymentController {
         create: bool,
     ) -> Result<Sets, Error> {
         let mut sets = Sets::find(deployment, sets);
-        let revision = sets.old.iter().map(annotations::revision).max().unwrap_or(0) + 1;
+        let revision = sets.old.iter().map(annotations::revision).max().unwrap_or(0).saturating_add(1);
         match sets.new.take() {
             Some(current) => sets.new = Some(self.refresh(deployment, current, revision).await?),
             None if create => {
@@ -208,7 +208,7 @@ impl DeploymentController {
             return Ok(existing);
         }
         let mut status = deployment.status.clone().unwrap_or_default();
-        status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
+        status.collision_count = Some(status.collision_count.unwrap_or(0).checked_add(1).unwrap_or(0));
         self.write_status(deployment, status).await?;
         Err(error.into())
     }

@@ -85,7 +85,7 @@ impl DeploymentController {
         }
         let minimum = replicas(deployment) - max_unavailable(deployment);
         let new_unavailable = size(&new) - available(&new);
-        let removable = total_size(sets.all()) - minimum - new_unavailable;
+        let removable = total_size(sets.all()).saturating_sub(minimum).saturating_sub(new_unavailable);
         if removable <= 0 {
             return Ok(false);
         }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::arithmetic::{max_unavailable, replicas, total_available, total_size};
+use super::arithmetic::{max_unavailable, replicas, sum, total_available, total_size};
 
 pub(crate) const AVAILABLE: &str = "Available";
 pub(crate) const PROGRESSING: &str = "Progressing";
@@ -82,7 +82,7 @@ pub(crate) fn compute(
 ) -> DeploymentStatus {
     let old = deployment.status.clone().unwrap_or_default();
     let sum = |count: fn(&k8s_openapi::api::apps::v1::ReplicaSetStatus) -> i32| -> i32 {
-        all.iter().filter_map(|set| set.status.as_ref()).map(count).sum()
+        sum(all.iter().filter_map(|set| set.status.as_ref()).map(count))
     };
     let available = total_available(all.iter().copied());
     let mut status = DeploymentStatus {

@@ -198,6 +198,9 @@ fn set_orders(original: &mut Object, patch: &mut Object, of: &Type) -> Result<()
             (Some(old), Some(new)) if strategy(field) == "merge" => merge_list(old, new, field, false)?,
             (Some(_), Some(new)) => new,
         };
+        if (merged.len() + live.len()).saturating_mul(wanted.len()) > MERGE_COMPARISONS_MAX {
+            return Err(Error::Other("the lists are too long to be merged".into()));
+        }
         original
             .insert(key.to_owned(), Value::Array(order::arrange(merged, &wanted, &live, field.merge_key)));
     }

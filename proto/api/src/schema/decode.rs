@@ -110,7 +110,10 @@ impl Decoder {
             Type::Any if node.is_deeper_than(json::MAX_DEPTH.saturating_sub(self.stack.len() + 1)) => {
                 Err("exceeded max depth".to_owned())
             }
-            Type::Any => Ok(if *node == Node::Null { None } else { Some(node.to_value()) }),
+            Type::Any => match node.first_overflow() {
+                Some(text) => Err(self.mismatch(&format!("number {text}"), "float64")),
+                None => Ok(if *node == Node::Null { None } else { Some(node.to_value()) }),
+            },
             Type::Quantity => self.quantity(node),
             Type::IntOrString => self.int_or_string(node),
             Type::Time | Type::MicroTime => self.time(of, node),
@@ -144,6 +147,11 @@ impl Decoder {
             },
             Type::Int { bits, signed } => self.int(node, shown, *bits, *signed),
             Type::Float(_) => match node {
+                Node::Number(text) if node.first_overflow().is_some() => {
+                    let message = self.mismatch(&format!("number {text}"), &go_type(bare(shown)));
+                    self.save(message);
+                    Ok(None)
+                }
                 Node::Number(text) => Ok(Some(json::number(text)).filter(|v| v.as_f64() != Some(0.0))),
                 _ => self.wrong(node, shown),
             },

@@ -113,3 +113,18 @@ fn nulls_are_zero_values() {
     assert_eq!(decoded.value, json!({"metadata": {"labels": {"a": ""}}}));
     assert_eq!(run("", "ConfigMap", "null").expect("decodes").value, json!({}));
 }
+
+#[test]
+fn a_number_that_no_float_holds_is_refused_and_does_not_become_null() {
+    for of in [Type::Any, Type::Float(64)] {
+        for text in ["1e999", "-1e999"] {
+            let refused = super::decode_type(&of, &json::parse(text.as_bytes()).expect("parses"));
+            let message = format!("json: cannot unmarshal number {text} into Go value of type float64");
+            assert_eq!(refused.map(|d| d.value), Err(message), "{of:?}");
+        }
+        let kept = super::decode_type(&of, &json::parse(b"1e300").expect("parses")).expect("fits");
+        assert_eq!(kept.value, json!(1e300), "{of:?}");
+    }
+    let inside = json::parse(br#"{"a": [1, {"b": 1e999}]}"#).expect("parses");
+    assert!(super::decode_type(&Type::Any, &inside).is_err());
+}

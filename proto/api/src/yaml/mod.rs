@@ -16,6 +16,9 @@ pub use write::to_string;
 
 use crate::json::Node;
 
+/// Maximum number of `%TAG` directives of a text; Kubernetes' own files have none.
+const MAX_TAG_DIRECTIVES: usize = 100;
+
 /// The first document of a YAML text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Document {
@@ -34,6 +37,11 @@ pub struct Document {
 /// The message of go-yaml, such as `yaml: line 2: mapping values are not allowed in this context`, or that
 /// of `encoding/json` for a number that JSON does not have.
 pub fn parse(text: &[u8], alias_bytes: usize) -> Result<Document, String> {
+    // libyaml compares each directive with all before it.
+    let directives = text.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"%TAG")).count();
+    if directives > MAX_TAG_DIRECTIVES {
+        return Err(format!("yaml: more than {MAX_TAG_DIRECTIVES} %TAG directives"));
+    }
     let Some(tree) = tree::read(text)? else {
         return Ok(Document { node: Node::Null, strict: None });
     };

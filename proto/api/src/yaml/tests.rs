@@ -114,3 +114,15 @@ fn objects_are_written_as_kubernetes_writes_them() {
         "'-': 'x: y'\nB: \"0644\"\na:\n  e: {}\n  l: []\n  \"n\": null\n  s:\n  - x\n  - j: 1.5\n    k: v\nb9: \"on\"\nb10: 1\nbase60: \"1:30\"\nk/v: ' lead'\ntext: |\n  two\n  lines\ntime: \"2001-01-01\"\n"
     );
 }
+
+#[test]
+fn a_text_of_directives_alone_does_not_hold_up_the_server() {
+    let text = |count: usize| {
+        let directives: String = (0..count).map(|i| format!("%TAG !t{i}! tag:example.com,{i}:\n")).collect();
+        format!("{directives}---\n!t0!x a\n")
+    };
+    assert_eq!(super::parse(text(100).as_bytes(), 0).expect("reads").node, Node::String("a".into()));
+    // With all of them read, this takes minutes.
+    let error = super::parse(text(100_000).as_bytes(), 0).expect_err("refused");
+    assert_eq!(error, "yaml: more than 100 %TAG directives");
+}

@@ -11,7 +11,10 @@ use super::volumes::{Volumes, descending_path, has_backsteps};
 
 /// Validates the `volumeMounts` of a container.
 pub fn mounts(container: &Value, volumes: &Volumes<'_>, path: &Path, errs: &mut ErrorList) {
-    let devices = container.items("volumeDevices");
+    let of_devices = |key: &str| -> BTreeSet<&str> {
+        container.items("volumeDevices").iter().map(|device| device.text(key)).collect()
+    };
+    let (device_names, device_paths) = (of_devices("name"), of_devices("devicePath"));
     let mut points = BTreeSet::new();
     for (i, mount) in container.items("volumeMounts").iter().enumerate() {
         let at = path.index(i);
@@ -28,10 +31,10 @@ pub fn mounts(container: &Value, volumes: &Volumes<'_>, path: &Path, errs: &mut 
         if !points.insert(point) {
             errs.invalid(&at.child("mountPath"), point, "must be unique");
         }
-        if devices.iter().any(|d| d.text("name") == name) {
+        if device_names.contains(name) {
             errs.invalid(&at.child("name"), name, "must not already exist in volumeDevices");
         }
-        if devices.iter().any(|d| d.text("devicePath") == point) {
+        if device_paths.contains(point) {
             errs.invalid(&at.child("mountPath"), point, "must not already exist as a path in volumeDevices");
         }
         sub_paths(mount, &at, path, errs);
@@ -84,7 +87,10 @@ fn recursive_read_only(mount: &Value, path: &Path, errs: &mut ErrorList) {
 
 /// Validates the `volumeDevices` of a container.
 pub fn devices(container: &Value, volumes: &Volumes<'_>, path: &Path, errs: &mut ErrorList) {
-    let mounts = container.items("volumeMounts");
+    let of_mounts = |key: &str| -> BTreeSet<&str> {
+        container.items("volumeMounts").iter().map(|mount| mount.text(key)).collect()
+    };
+    let (mount_names, mount_paths) = (of_mounts("name"), of_mounts("mountPath"));
     let (mut paths, mut names) = (BTreeSet::new(), BTreeSet::new());
     for (i, device) in container.items("volumeDevices").iter().enumerate() {
         let at = path.index(i);
@@ -116,10 +122,10 @@ pub fn devices(container: &Value, volumes: &Volumes<'_>, path: &Path, errs: &mut
         } else {
             paths.insert(point);
         }
-        if mounts.iter().any(|m| m.text("name") == name) {
+        if mount_names.contains(name) {
             errs.invalid(&name_path, name, "must not already exist in volumeMounts");
         }
-        if mounts.iter().any(|m| m.text("mountPath") == point) {
+        if mount_paths.contains(point) {
             errs.invalid(&point_path, point, "must not already exist as a path in volumeMounts");
         }
         if !name.is_empty() {

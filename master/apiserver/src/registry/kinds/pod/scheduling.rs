@@ -2,7 +2,7 @@
 //! spread, scheduling gates. Called by `spec.rs`; `update.rs` uses the rules of gated pods, `node.rs` those
 //! of taints.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto_api::field::{ErrorList, Path};
 use proto_api::names;
@@ -208,6 +208,11 @@ pub fn tolerations(list: &[Value], path: &Path, errs: &mut ErrorList) {
 /// Validates `spec.topologySpreadConstraints`.
 pub fn topology_spread(spec: &Value, path: &Path, errs: &mut ErrorList) {
     let constraints = spec.items("topologySpreadConstraints");
+    let names = |constraint: &Value| {
+        (constraint.text("topologyKey").to_owned(), constraint.text("whenUnsatisfiable").to_owned())
+    };
+    let last: BTreeMap<(String, String), usize> =
+        constraints.iter().enumerate().map(|(i, constraint)| (names(constraint), i)).collect();
     for (i, constraint) in constraints.iter().enumerate() {
         let at = path.index(i);
         let (key, action) = (constraint.text("topologyKey"), constraint.text("whenUnsatisfiable"));
@@ -218,9 +223,7 @@ pub fn topology_spread(spec: &Value, path: &Path, errs: &mut ErrorList) {
         if !matches!(action, "DoNotSchedule" | "ScheduleAnyway") {
             errs.unsupported(&at.child("whenUnsatisfiable"), action, &["DoNotSchedule", "ScheduleAnyway"]);
         }
-        let again =
-            |other: &&Value| other.text("topologyKey") == key && other.text("whenUnsatisfiable") == action;
-        if constraints[i + 1..].iter().find(again).is_some() {
+        if last.get(&names(constraint)).is_some_and(|last| *last > i) {
             errs.duplicate(&at.child("{topologyKey, whenUnsatisfiable}"), format!("{{{key}, {action}}}"));
         }
         if let Some(domains) = constraint.opt_int("minDomains") {

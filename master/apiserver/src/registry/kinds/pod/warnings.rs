@@ -11,6 +11,9 @@ use super::super::ip;
 use super::super::json_fields::{Entries, JsonFields};
 use super::resources::quantity_of;
 
+/// Maximum number of other ports with the same number that a port is compared with.
+const PORTS_COMPARED: usize = 100;
+
 const NULL_SELECTOR: &str = "a null labelSelector results in matching no pod";
 
 /// Returns the warnings about a pod spec and its metadata; `path` is the root of a Pod or the path of a
@@ -322,7 +325,9 @@ fn ports(spec: &Value, path: &Path, out: &mut Vec<String>) {
                     out.push(format!("{at}: {what} with {other_at}"));
                 }
             }
-            others.push((at.clone(), port));
+            if others.len() < PORTS_COMPARED {
+                others.push((at.clone(), port));
+            }
             let name = port.text("name");
             if let Some(first) = names.get(name).filter(|_| !name.is_empty()) {
                 renamed.push(format!(
@@ -370,5 +375,23 @@ fn affinity(spec: &Value, path: &Path, out: &mut Vec<String>) {
                 out.push(format!("{at}: {NULL_SELECTOR}"));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn many_ports_of_one_number_are_not_each_compared_with_all_others() {
+        let ports = vec![json!({"containerPort": 80, "protocol": "TCP"}); 3000];
+        let pod = json!({"containers": [{"name": "c", "ports": ports}]});
+        let warnings = spec(&pod, &Value::Null, &Path::root(), false);
+        assert!(warnings.len() < 400_000, "{}", warnings.len());
+        assert_eq!(
+            warnings[0],
+            "spec.containers[0].ports[1]: duplicate port definition with spec.containers[0].ports[0]"
+        );
     }
 }
