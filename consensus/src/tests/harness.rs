@@ -1,14 +1,19 @@
 //! Masters within the test's process, over loopback TLS with certificates of their own CA, on temporary
 //! data directories. They can be started, killed and restarted.
 
+use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use proto_env::grpc::incoming;
-use proto_env::{CancellationToken, Env, MASTERS_ORGANIZATION, Network, TlsMaterial, TlsNetwork};
+use proto_env::{
+    AppendFile, CancellationToken, Disk, Env, MASTERS_ORGANIZATION, Network, Space, SystemDisk, TlsMaterial,
+    TlsNetwork,
+};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use storage::{Mutation, Precondition, Txn, TxnOutcome};
 use tonic::transport::Server;
@@ -20,6 +25,69 @@ use crate::*;
 pub const LOG_BYTES: u64 = 1024 * 1024;
 /// Time limit of everything that a test waits for.
 pub const LONG: Duration = Duration::from_secs(180);
+
+/// A disk with as much free space, and as slow syncs of the log, as the test sets.
+pub struct TestDisk {
+    pub free_mib: AtomicU64,
+    pub sync_ms: Arc<AtomicU64>,
+}
+
+impl Default for TestDisk {
+    fn default() -> Self {
+        Self { free_mib: AtomicU64::new(10_000), sync_ms: Arc::default() }
+    }
+}
+
+struct SlowFile(Box<dyn AppendFile>, Arc<AtomicU64>);
+
+impl AppendFile for SlowFile {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.append(bytes)
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        std::thread::sleep(Duration::from_millis(self.1.load(Ordering::Relaxed)));
+        self.0.sync()
+    }
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        self.0.truncate(length)
+    }
+}
+
+impl Disk for TestDisk {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        SystemDisk.create_dir_all(path)
+    }
+    fn open_append(&self, path: &Path) -> io::Result<Box<dyn AppendFile>> {
+        Ok(Box::new(SlowFile(SystemDisk.open_append(path)?, self.sync_ms.clone())))
+    }
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        SystemDisk.read(path)
+    }
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        SystemDisk.read_at(path, offset, length)
+    }
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        SystemDisk.list(path)
+    }
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        SystemDisk.replace(path, bytes)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        SystemDisk.remove(path)
+    }
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        SystemDisk.remove_dir_all(path)
+    }
+    fn sync_tree(&self, path: &Path) -> io::Result<()> {
+        SystemDisk.sync_tree(path)
+    }
+    fn space(&self, _: &Path) -> io::Result<Option<Space>> {
+        Ok(Some(Space { free: self.free_mib.load(Ordering::Relaxed) << 20, total: 1 << 40 }))
+    }
+}
 
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -65,6 +133,7 @@ pub struct Master {
     pub address: SocketAddr,
     pub directory: PathBuf,
     pub network: Arc<dyn Network>,
+    pub disk: Arc<TestDisk>,
     pub cluster_id: String,
     pub autopilot: AutopilotConfig,
     /// Addresses of other masters with which it is started.
@@ -112,7 +181,8 @@ impl Master {
         let config = self.config(timers);
         // Tasks of the previous run may hold its files a little longer.
         let consensus = wait_for("the data directory is free", async || {
-            Consensus::start(config.clone(), env(&self.network)).await.ok()
+            let env = Env { disk: self.disk.clone(), ..env(&self.network) };
+            Consensus::start(config.clone(), env).await.ok()
         })
         .await;
         let stop = CancellationToken::new();
@@ -190,6 +260,7 @@ impl Cluster {
             address,
             directory,
             network,
+            disk: Arc::default(),
             cluster_id,
             autopilot: self.autopilot,
             peers,
