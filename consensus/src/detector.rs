@@ -178,12 +178,6 @@ impl Detector {
         }
     }
 
-    /// Returns whether the only voter, which needs no other master's vote, should stand for election: unless
-    /// its last vote may still be on its way to the disk.
-    pub(crate) fn should_stand_alone(&self) -> bool {
-        self.stood_at.is_none() || self.vote_has_failed()
-    }
-
     /// Returns whether this master has stood and nobody was elected in the time that writing the votes takes
     /// and the random time.
     fn vote_has_failed(&self) -> bool {
@@ -393,16 +387,13 @@ mod tests {
         while fixture.now - begun < ms(400) {
             fixture.seen.sync = fixture.now - begun;
             fixture.look_after(ms(10));
-            assert!(!fixture.detector.should_stand() && !fixture.detector.should_stand_alone());
+            assert!(!fixture.detector.should_stand());
         }
         // Now the others write theirs, and then the leader its own.
         fixture.seen.vote = (2, 1, false);
         fixture.look_after(ms(10));
-        assert!(fixture.detector.should_stand_alone());
-        fixture.detector.stood(JITTER);
         let after = fixture.stands_after(ms(10));
         assert!((ms(1300)..=ms(1330)).contains(&after), "{after:?}");
-        assert!(fixture.detector.should_stand_alone());
         // Who voted for another one gives that one the same time.
         fixture.seen.vote = (3, 2, false);
         fixture.look_after(ms(10));

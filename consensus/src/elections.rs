@@ -159,8 +159,8 @@ impl Consensus {
             }
             match state {
                 ServerState::Leader => false,
-                // The only voter needs no other master's vote, so it does not wait for a leader's silence.
-                ServerState::Follower if single => detector.should_stand_alone(),
+                // The only voter needs no other master's vote, so it does not wait.
+                ServerState::Follower if single => true,
                 // A replica that differs from the others must not lead.
                 _ if votes && !quarantined && detector.should_stand() => {
                     tracing::info!(?detector, "no leader is heard; this master stands");

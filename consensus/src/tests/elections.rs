@@ -1,6 +1,5 @@
 //! Who may stand for election, and who grants a vote.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use openraft::async_runtime::watch::WatchReceiver;
@@ -66,17 +65,4 @@ async fn a_voter_grants_no_pre_vote_until_it_misses_the_leader_too() {
     }
     // openraft's lease alone ends after a second.
     assert!(refused > Duration::from_millis(2000), "granted {refused:?} after the leader's end");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_only_voter_stands_once_however_slow_its_disk_is() {
-    let mut cluster = Cluster::one().await;
-    for _ in 0..2 {
-        let before = cluster.any().vote_seen().term;
-        cluster.kill(0).await;
-        cluster.masters[0].disk.sync_ms.store(300, Ordering::Relaxed);
-        cluster.restart(0).await;
-        cluster.leader().await;
-        assert_eq!(cluster.any().vote_seen().term, before + 1);
-    }
 }

@@ -26,33 +26,14 @@ pub const LOG_BYTES: u64 = 1024 * 1024;
 /// Time limit of everything that a test waits for.
 pub const LONG: Duration = Duration::from_secs(180);
 
-/// A disk with as much free space, and as slow syncs of the log, as the test sets.
+/// A disk with as much free space as the test sets.
 pub struct TestDisk {
     pub free_mib: AtomicU64,
-    pub sync_ms: Arc<AtomicU64>,
 }
 
 impl Default for TestDisk {
     fn default() -> Self {
-        Self { free_mib: AtomicU64::new(10_000), sync_ms: Arc::default() }
-    }
-}
-
-struct SlowFile(Box<dyn AppendFile>, Arc<AtomicU64>);
-
-impl AppendFile for SlowFile {
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.0.append(bytes)
-    }
-    fn sync(&mut self) -> io::Result<()> {
-        std::thread::sleep(Duration::from_millis(self.1.load(Ordering::Relaxed)));
-        self.0.sync()
-    }
-    fn len(&self) -> u64 {
-        self.0.len()
-    }
-    fn truncate(&mut self, length: u64) -> io::Result<()> {
-        self.0.truncate(length)
+        Self { free_mib: AtomicU64::new(10_000) }
     }
 }
 
@@ -61,7 +42,7 @@ impl Disk for TestDisk {
         SystemDisk.create_dir_all(path)
     }
     fn open_append(&self, path: &Path) -> io::Result<Box<dyn AppendFile>> {
-        Ok(Box::new(SlowFile(SystemDisk.open_append(path)?, self.sync_ms.clone())))
+        SystemDisk.open_append(path)
     }
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         SystemDisk.read(path)
@@ -133,7 +114,6 @@ pub struct Master {
     pub address: SocketAddr,
     pub directory: PathBuf,
     pub network: Arc<dyn Network>,
-    pub disk: Arc<TestDisk>,
     pub cluster_id: String,
     pub autopilot: AutopilotConfig,
     /// Addresses of other masters with which it is started.
@@ -181,8 +161,7 @@ impl Master {
         let config = self.config(timers);
         // Tasks of the previous run may hold its files a little longer.
         let consensus = wait_for("the data directory is free", async || {
-            let env = Env { disk: self.disk.clone(), ..env(&self.network) };
-            Consensus::start(config.clone(), env).await.ok()
+            Consensus::start(config.clone(), env(&self.network)).await.ok()
         })
         .await;
         let stop = CancellationToken::new();
@@ -260,7 +239,6 @@ impl Cluster {
             address,
             directory,
             network,
-            disk: Arc::default(),
             cluster_id,
             autopilot: self.autopilot,
             peers,
