@@ -115,6 +115,12 @@ impl Autopilot {
         Self { config, lookout: Mutex::new(Lookout::new(Instant::now())), actions: watch::Sender::default() }
     }
 
+    /// Returns whether this master has led `term` for this long.
+    pub(crate) fn has_led_for(&self, term: u64, time: Duration) -> bool {
+        let lookout = self.lookout();
+        lookout.term == term && lookout.since.elapsed() >= time
+    }
+
     fn lookout(&self) -> MutexGuard<'_, Lookout> {
         lock(&self.lookout)
     }
@@ -128,20 +134,13 @@ impl Autopilot {
 // === impl Consensus ===
 
 impl Consensus {
-    /// Returns whether this master has led its term for this long.
-    pub(crate) fn has_led_for(&self, time: Duration) -> bool {
-        let term = self.leadership.borrow().term;
-        let lookout = self.autopilot.lookout();
-        lookout.term == term && lookout.since.elapsed() >= time
-    }
-
     /// Returns the state of every member if this master leads; otherwise empty.
     pub fn health(&self) -> Vec<MemberHealth> {
         let leadership = *self.leadership.borrow();
         if !leadership.leading {
             return Vec::new();
         }
-        let view = self.view();
+        let view = self.membership.view();
         let now = Instant::now();
         let lookout = self.autopilot.lookout();
         let metrics = self.raft.metrics();
@@ -177,7 +176,7 @@ impl Consensus {
         if !leadership.leading {
             return;
         }
-        let (view, now) = (self.view(), Instant::now());
+        let (view, now) = (self.membership.view(), Instant::now());
         let (dead, absent) = {
             let mut lookout = self.autopilot.lookout();
             lookout.look(now, leadership.term, &view);
@@ -189,9 +188,9 @@ impl Consensus {
         if absent.is_empty() && view.voters.is_disjoint(&dead) {
             return;
         }
-        let _one_at_a_time = self.changing.lock().await;
+        let _one_at_a_time = self.membership.one_at_a_time().await;
         // The membership may have changed while this waited for another change.
-        let view = self.view();
+        let view = self.membership.view();
         let dead = dead.difference(&view.running).copied().collect();
         let absent: BTreeSet<NodeId> = absent
             .into_iter()
@@ -212,7 +211,7 @@ impl Consensus {
         dead: &BTreeSet<NodeId>,
         absent: BTreeSet<NodeId>,
     ) -> Result<(), ChangeReply> {
-        if !self.is_joint()
+        if !self.membership.is_joint()
             && let Some(next) = plan::repair(view, dead)
         {
             let names = |ids: BTreeSet<NodeId>| {
@@ -221,7 +220,7 @@ impl Consensus {
             let gone = names(view.voters.difference(&next).copied().collect());
             let new = names(next.difference(&view.voters).copied().collect());
             let votes = next.len();
-            self.apply_change(ChangeMembers::ReplaceAllVoters(next)).await?;
+            self.membership.apply(ChangeMembers::ReplaceAllVoters(next)).await?;
             let did = if new.is_empty() {
                 format!("{gone} did not answer for too long and were taken out: {votes} masters vote")
             } else {
@@ -231,7 +230,7 @@ impl Consensus {
         }
         let absent: BTreeSet<NodeId> = absent.into_iter().filter(|id| !view.voters.contains(id)).collect();
         for id in &absent {
-            self.apply_change(ChangeMembers::RemoveNodes(BTreeSet::from([*id]))).await?;
+            self.membership.apply(ChangeMembers::RemoveNodes(BTreeSet::from([*id]))).await?;
             self.autopilot
                 .acted(format!("{} never came up and was forgotten: it has to join again", view.called(*id)));
         }

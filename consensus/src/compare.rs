@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -60,37 +59,37 @@ impl Consensus {
     /// Returns why this replica does not serve: it differs from the others and is being rebuilt. `None`: it
     /// serves.
     pub fn quarantined(&self) -> Option<String> {
-        self.defence.quarantine.borrow().clone()
+        self.defence.quarantined()
     }
 
     /// Returns this master's alarms.
     pub fn alarms(&self) -> Vec<Alarm> {
-        self.defence.alarms.own()
+        self.defence.alarms().own()
     }
 
     /// Raises an alarm that another part of this master found, or clears it if `reason` is `None`.
     pub fn set_alarm(&self, kind: AlarmKind, reason: Option<String>) {
         match reason {
-            Some(reason) => self.defence.alarms.raise(kind, reason, self.env.clock.as_ref()),
-            None => self.defence.alarms.clear(kind),
+            Some(reason) => self.defence.raise(kind, reason),
+            None => self.defence.alarms().clear(kind),
         }
     }
 
     /// Returns the last alarms heard from another master.
     pub fn alarms_of(&self, node: NodeId) -> Vec<Alarm> {
-        self.defence.alarms.of(node)
+        self.defence.alarms().of(node)
     }
 
     /// Answers another master's comparison.
     pub(crate) fn compare_here(&self, from: Option<NodeId>, request: CompareRequest) -> CompareResponse {
         if let Some(from) = from {
-            self.defence.alarms.heard(from, request.alarms);
+            self.defence.alarms().heard(from, request.alarms);
         }
         let checkpoint = self.store.checkpoint(request.index).filter(|checkpoint| checkpoint.index > 0);
         CompareResponse {
             index: checkpoint.map_or(0, |checkpoint| checkpoint.index),
             fingerprint: checkpoint.map(|it| it.fingerprint.to_bytes().to_vec()).unwrap_or_default(),
-            alarms: self.defence.alarms.to_wire(),
+            alarms: self.defence.alarms().to_wire(),
         }
     }
 
@@ -107,7 +106,7 @@ impl Consensus {
     /// Compares once; returns whether this replica is known to be right.
     async fn compare(self: &Arc<Self>) -> bool {
         let members = self.members();
-        self.defence.alarms.retain(|node| members.iter().any(|member| member.id == node));
+        self.defence.alarms().retain(|node| members.iter().any(|member| member.id == node));
         let others = self.others();
         let newest = self.store.checkpoint(u64::MAX).map_or(0, |checkpoint| checkpoint.index);
         let answers = join_all(others.iter().map(|member| self.ask(member, newest))).await;
@@ -144,14 +143,13 @@ impl Consensus {
     }
 
     async fn act_on(self: &Arc<Self>, index: u64, finding: Finding) {
-        let clock = self.env.clock.as_ref();
         match finding {
             Finding::Wrong(healthy) => {
                 let reason = format!(
                     "this replica differs from the majority at log entry {index}: it does not serve and takes \
                      the leader's state"
                 );
-                self.defence.alarms.raise(AlarmKind::Diverged, reason.clone(), clock);
+                self.defence.raise(AlarmKind::Diverged, reason.clone());
                 self.quarantine(reason);
                 self.rebuild(&healthy).await;
             }
@@ -159,7 +157,7 @@ impl Consensus {
                 self.is_right();
                 if !others.is_empty() {
                     let reason = format!("masters {others:?} differ from the majority at log entry {index}");
-                    self.defence.alarms.raise(AlarmKind::ReplicaDiffers, reason, clock);
+                    self.defence.raise(AlarmKind::ReplicaDiffers, reason);
                 }
             }
             Finding::Unclear => {
@@ -167,15 +165,14 @@ impl Consensus {
                     "replicas differ at log entry {index}, and no majority of the voters agrees: compare \
                      `ephor status --digest`, and remove the wrong one"
                 );
-                self.defence.alarms.raise(AlarmKind::ReplicaDiffers, reason, clock);
+                self.defence.raise(AlarmKind::ReplicaDiffers, reason);
             }
         }
     }
 
     fn quarantine(&self, reason: String) {
-        self.peers.quarantined.store(true, Ordering::Release);
-        self.raft.runtime_config().elect(false);
-        self.defence.quarantine.send_replace(Some(reason));
+        self.peers.set_quarantined(true);
+        self.defence.set_quarantine(Some(reason));
         self.store.end_watches();
     }
 
@@ -183,12 +180,11 @@ impl Consensus {
     fn is_right(&self) {
         if self.quarantined().is_some() {
             tracing::info!("this replica agrees with the majority again and serves");
-            self.peers.quarantined.store(false, Ordering::Release);
-            self.raft.runtime_config().elect(true);
-            self.defence.quarantine.send_replace(None);
+            self.peers.set_quarantined(false);
+            self.defence.set_quarantine(None);
         }
-        self.defence.alarms.clear(AlarmKind::Diverged);
-        self.defence.alarms.clear(AlarmKind::ReplicaDiffers);
+        self.defence.alarms().clear(AlarmKind::Diverged);
+        self.defence.alarms().clear(AlarmKind::ReplicaDiffers);
     }
 
     /// Returns the fingerprint of this replica after exactly this entry; `None` if it is not remembered.
@@ -199,12 +195,12 @@ impl Consensus {
 
     async fn ask(&self, member: &Member, index: u64) -> Option<(NodeId, CompareResponse)> {
         let mut client = self.peers.client(member.id, &member.peer_address, Lane::Forward).ok()?;
-        let alarms = self.defence.alarms.to_wire();
+        let alarms = self.defence.alarms().to_wire();
         let request = CompareRequest { index, alarms };
         let call = client.compare(self.peers.request(member.id, request));
         // Without `Peers::call`: a missing answer must not close the connection that others share.
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, call).await.ok()?.ok()?.into_inner();
-        self.defence.alarms.heard(member.id, answer.alarms.clone());
+        self.defence.alarms().heard(member.id, answer.alarms.clone());
         Some((member.id, answer))
     }
 }

@@ -1,5 +1,5 @@
 //! The handle that other folders hold: starts and stops a member of the cluster and its tasks. Its other
-//! operations are in `propose.rs`, `read.rs`, `membership.rs`, `status.rs` and `service.rs`.
+//! operations are in `propose.rs`, `read.rs`, `membership_requests.rs`, `status.rs` and `service.rs`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,6 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
 use proto_env::supervise::{catch, supervise};
 use proto_env::{Blocking, CancellationToken, Env, PriorityRuntime};
@@ -20,20 +19,21 @@ use tokio::task::JoinSet;
 use crate::alarms::AlarmKind;
 use crate::autopilot::{self, Autopilot};
 use crate::config::{ConsensusConfig, LOG_DIRECTORY, MemberIdentity, OBJECTS_DIRECTORY, Objects};
+use crate::defence::Defence;
 use crate::elections::{self, Elections};
 use crate::fence::{self, Fences};
 use crate::leadership;
 use crate::log_store::LogStore;
+use crate::membership::Membership;
 use crate::network::Peers;
 use crate::network::client::Factory;
 use crate::propose::Proposals;
 use crate::raft_types::{MasterAddress, Raft};
-use crate::read::{self, ReadQueue};
-use crate::rebuild::Defence;
+use crate::read::Reads;
 use crate::state_machine::{StateMachine, decode_applied};
 use crate::sync_delay::SyncDelay;
 use crate::types::{Leadership, NodeId};
-use crate::{Error, compare, discovery, disk_space, membership, recovery};
+use crate::{Error, compare, discovery, disk_space, membership_requests, recovery};
 
 /// The id of the master that initializes a cluster. Other masters' ids are indexes of log entries, which
 /// are always higher.
@@ -61,21 +61,18 @@ pub struct Consensus {
     pub(crate) log: Arc<Log>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) proposals: Proposals,
-    pub(crate) readers: ReadQueue,
+    pub(crate) reads: Reads,
+    pub(crate) membership: Membership,
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) applied_index: watch::Receiver<u64>,
     pub(crate) elections: Elections,
-    pub(crate) defence: Defence,
-    /// Why this member has failed for good; empty while it has not.
-    pub(crate) failure: watch::Sender<String>,
-    /// Locked while the membership changes.
-    pub(crate) changing: tokio::sync::Mutex<()>,
+    pub(crate) defence: Arc<Defence>,
     pub(crate) stop: CancellationToken,
     pub(crate) data_dir: PathBuf,
     /// Addresses at which other masters may be, beside those of the membership.
     pub(crate) hints: Vec<String>,
     pub(crate) fences: Fences,
-    pub(crate) autopilot: Autopilot,
+    pub(crate) autopilot: Arc<Autopilot>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
 }
 
@@ -97,7 +94,9 @@ impl Consensus {
         let durable = Arc::new(AtomicU64::new(0));
         let state_machine = StateMachine::new(store.clone(), durable.clone(), env.blocking)?;
         let applied_index = state_machine.applied_index();
-        let defence = Defence::new(state_machine.shared(), durable.clone());
+        let shared = state_machine.shared();
+        let defence = Defence::new(env.clock.clone(), config.disk_reserve.clone(), shared, durable.clone());
+        let defence = Arc::new(defence);
         let log_store = LogStore::new(
             log.clone(),
             store.clone(),
@@ -124,14 +123,30 @@ impl Consensus {
         let stop = env.shutdown.child_token();
         let (proposals, proposing) =
             Proposals::new(raft.clone(), peers.clone(), runtime.clone(), stop.clone());
-        let (readers, reading) = read::queue();
+        let leadership = watch::Sender::new(Leadership::default());
+        let (reads, reading) = Reads::new(
+            config.node_id,
+            raft.clone(),
+            peers.clone(),
+            leadership.subscribe(),
+            applied_index.clone(),
+            (defence.clone(), stop.clone()),
+        );
+        let autopilot = Arc::new(Autopilot::new(config.autopilot));
+        let membership = Membership::new(
+            config.node_id,
+            config.election_max,
+            raft.clone(),
+            leadership.subscribe(),
+            autopilot.clone(),
+        );
         let this = Arc::new(Self {
             node_id: config.node_id,
             cluster_id: config.cluster_id,
             info: config.address,
             lease: config.election_max,
             log_bytes: config.log_bytes,
-            stop: stop.clone(),
+            stop,
             env,
             runtime,
             raft,
@@ -139,40 +154,48 @@ impl Consensus {
             log,
             peers,
             proposals,
-            readers,
-            leadership: watch::Sender::new(Leadership::default()),
+            reads,
+            membership,
+            leadership,
             applied_index,
             elections,
             defence,
-            failure: watch::Sender::default(),
-            changing: tokio::sync::Mutex::new(()),
             data_dir: config.data_dir,
             hints: config.peers,
             fences,
-            autopilot: Autopilot::new(config.autopilot),
+            autopilot,
             tasks: tokio::sync::Mutex::new(JoinSet::new()),
         });
-        let compacting = this.store.clone().compact_periodically();
-        let mut tasks = this.tasks.lock().await;
-        let runtime = &this.runtime;
+        this.spawn_tasks(reading, proposing).await;
+        Ok(this)
+    }
+
+    /// Starts the tasks that run until this member stops. `reading` and `proposing` serve its queues.
+    async fn spawn_tasks(
+        self: &Arc<Self>,
+        reading: impl Future<Output = ()> + Send + 'static,
+        proposing: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let mut tasks = self.tasks.lock().await;
+        let runtime = &self.runtime;
         let again = |task, run: fn(Arc<Self>) -> BoxFuture<'static, ()>| {
-            let this = this.clone();
+            let this = self.clone();
             supervise(task, move || run(this.clone()))
         };
         runtime.spawn_in(&mut tasks, again("elections", |this| Box::pin(elections::run(this))));
         runtime.spawn_in(&mut tasks, again("leadership", |this| Box::pin(leadership::run(this))));
-        runtime.spawn_in(&mut tasks, again("membership", |this| Box::pin(membership::run(this))));
+        runtime.spawn_in(&mut tasks, again("membership", |this| Box::pin(membership_requests::run(this))));
         runtime.spawn_in(&mut tasks, again("discovery", |this| Box::pin(discovery::run(this))));
-        runtime.spawn_in(&mut tasks, this.clone().or_give_up("reads", read::run(this.clone(), reading)));
-        let proposing = until(stop.clone(), proposing);
-        runtime.spawn_in(&mut tasks, this.clone().or_give_up("proposals", proposing));
+        runtime.spawn_in(&mut tasks, self.clone().or_give_up("reads", reading));
+        let proposing = until(self.stop.clone(), proposing);
+        runtime.spawn_in(&mut tasks, self.clone().or_give_up("proposals", proposing));
         // These tasks compute for long or wait for the store, so they run on the main runtime.
         tasks.spawn(again("replica comparison", |this| Box::pin(compare::run(this))));
-        tasks.spawn(disk_space::run(this.clone(), this.data_dir.clone(), config.disk_reserve));
+        tasks.spawn(again("disk space", |this| Box::pin(disk_space::run(this))));
         tasks.spawn(again("autopilot", |this| Box::pin(autopilot::run(this))));
-        tasks.spawn(until(stop, compacting));
-        drop(tasks);
-        Ok(this)
+        let store = self.store.clone();
+        let compacting = supervise("history compaction", move || store.clone().compact_periodically());
+        tasks.spawn(until(self.stop.clone(), compacting));
     }
 
     /// Makes this master the only member of a new cluster. Does nothing if the cluster is initialized
@@ -219,12 +242,7 @@ impl Consensus {
     /// Waits until this member has failed for good (a failed sync, damaged files) and returns the reason:
     /// the process should then end.
     pub async fn failed(&self) -> String {
-        let mut failure = self.failure.subscribe();
-        match failure.wait_for(|failure| !failure.is_empty()).await {
-            Ok(reason) => reason.clone(),
-            // The sender is gone only together with this member.
-            Err(_) => std::future::pending().await,
-        }
+        self.defence.failed().await
     }
 
     /// Stops this member: nothing is proposed or applied any more, everything written is synced, and the
@@ -253,13 +271,6 @@ impl Consensus {
         if let Err(panicked) = catch(task, work).await {
             self.give_up(AlarmKind::StoreFailed, panicked.to_string()).await;
         }
-    }
-
-    /// Returns the peer address of a member; `None` if it is no member.
-    pub(crate) fn address_of(&self, node: NodeId) -> Option<String> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        metrics.membership_config.get_node(&node).map(|info| info.peer_address.clone())
     }
 }
 

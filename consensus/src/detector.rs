@@ -11,6 +11,9 @@
 //! - **The patience follows measured silences.** The longest recent silence that ended with a sign of life
 //!   from the same leader is added twice, up to [`EXTRA_LEASES`], and forgotten after a while. A silence
 //!   that ended with another leader does not count: it says nothing about how late a live leader may be.
+//!
+//! And one rule lets elections end on slow disks: **a vote is given the time that it needs to reach the
+//! disks** before the next one is asked for ([`VOTE_WRITES`]).
 
 use std::time::Duration;
 
@@ -18,6 +21,9 @@ use tokio::time::Instant;
 
 /// Maximum number of leases by which the patience grows.
 const EXTRA_LEASES: u32 = 8;
+/// Number of writes that follow one another before a leader elected is heard: the candidate's vote, those of
+/// the others, and the leader's own.
+const VOTE_WRITES: u32 = 3;
 /// Leases without an answer from a quorum after which a leader declares its quorum lost.
 const QUORUM_LOST_LEASES: u32 = 3;
 /// How long the longest silence is remembered: for one to two of these periods.
@@ -95,7 +101,8 @@ impl RecentMax {
         self.now.max(self.before)
     }
 
-    fn turn(&mut self, now: Instant) {
+    /// Forgets what is too old at `now`.
+    pub(crate) fn turn(&mut self, now: Instant) {
         let since = *self.since.get_or_insert(now);
         let passed = now.saturating_duration_since(since);
         if passed >= MEMORY {
@@ -129,6 +136,12 @@ impl Detector {
         Self { timers, looked, leader, quorum, jitter, stood_at }
     }
 
+    /// Notes a silence that a live leader ended.
+    #[cfg(test)]
+    pub(crate) fn remember_silence(&mut self, now: Instant, silence: Duration) {
+        self.leader.longest.add(now, silence);
+    }
+
     /// Returns the time between two looks.
     pub(crate) fn interval(&self) -> Duration {
         self.timers.heartbeat / LOOKS_PER_HEARTBEAT
@@ -157,17 +170,28 @@ impl Detector {
     }
 
     /// Returns whether this master should stand for election: it has heard nothing from a leader for the
-    /// lease, the measured extra and the random time, or nobody was elected within `jitter` since it stood
-    /// last.
+    /// lease, the measured extra and the random time, or its last vote has failed.
     pub(crate) fn should_stand(&self) -> bool {
         match self.stood_at {
-            Some(at) => self.leader.for_now >= at + self.jitter,
+            Some(_) => self.vote_has_failed(),
             None => self.leader.for_now >= self.leader_patience() + self.jitter,
         }
     }
 
-    /// Notes that this master stands for election. It stands again after `jitter`, which is between the
-    /// least and the greatest election timeout.
+    /// Returns whether this master has stood and nobody was elected in the time that writing the votes takes
+    /// and the random time.
+    fn vote_has_failed(&self) -> bool {
+        self.stood_at.is_some_and(|at| self.leader.for_now >= at + self.vote_time() + self.jitter)
+    }
+
+    /// Returns how long the votes of one election may take to reach the disks.
+    fn vote_time(&self) -> Duration {
+        let sync = self.looked.map_or(Duration::ZERO, |(_, seen)| seen.sync);
+        (sync * VOTE_WRITES).min(self.timers.election_max * EXTRA_LEASES)
+    }
+
+    /// Notes that this master stands for election. `jitter`, between the least and the greatest election
+    /// timeout, is the random part of the time after which it stands again.
     pub(crate) fn stood(&mut self, jitter: Duration) {
         self.stood_at = Some(self.leader.for_now);
         self.jitter = jitter;
@@ -201,10 +225,13 @@ impl Detector {
 
     /// Returns the silence after which the leader is missed, without the random part.
     fn leader_patience(&self) -> Duration {
-        // A master that only voted for a candidate need not wait for a lease.
         let led = self.looked.is_none_or(|(_, seen)| seen.vote.2);
-        let lease = if led { self.timers.election_max } else { Duration::ZERO };
-        lease + self.extra(&self.leader)
+        if led {
+            self.timers.election_max + self.extra(&self.leader)
+        } else {
+            // A master that only voted for a candidate need not wait for a lease.
+            self.extra(&self.leader).max(self.vote_time())
+        }
     }
 }
 
@@ -348,6 +375,36 @@ mod tests {
         fixture.look_after(ms(10));
         let after = fixture.stands_after(ms(10));
         assert!((ms(130)..=ms(150)).contains(&after), "{after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_vote_waits_until_the_last_one_can_have_reached_slow_disks() {
+        let mut fixture = Fixture::new();
+        let _ = fixture.stands_after(ms(10));
+        fixture.detector.stood(JITTER);
+        // Its own vote is being written.
+        let begun = fixture.now;
+        while fixture.now - begun < ms(400) {
+            fixture.seen.sync = fixture.now - begun;
+            fixture.look_after(ms(10));
+            assert!(!fixture.detector.should_stand());
+        }
+        // Now the others write theirs, and then the leader its own.
+        fixture.seen.vote = (2, 1, false);
+        fixture.look_after(ms(10));
+        let after = fixture.stands_after(ms(10));
+        assert!((ms(1300)..=ms(1330)).contains(&after), "{after:?}");
+        // Who voted for another one gives that one the same time.
+        fixture.seen.vote = (3, 2, false);
+        fixture.look_after(ms(10));
+        let after = fixture.stands_after(ms(10));
+        assert!((ms(1300)..=ms(1330)).contains(&after), "{after:?}");
+        // However slow the disk is, the time is bounded.
+        fixture.seen.sync = ms(60_000);
+        fixture.seen.vote = (4, 3, false);
+        fixture.look_after(ms(10));
+        let after = fixture.stands_after(ms(10));
+        assert!((ms(2100)..=ms(2160)).contains(&after), "{after:?}");
     }
 
     #[tokio::test(start_paused = true)]

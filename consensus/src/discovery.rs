@@ -115,7 +115,7 @@ impl Consensus {
 
     /// Returns the addresses at which other masters may be.
     fn addresses(&self) -> BTreeSet<String> {
-        let (_, nodes) = self.membership();
+        let (_, nodes) = self.membership.voters_and_nodes();
         let known = nodes.values().map(|info| info.peer_address.clone());
         let learned = self.peers.learned().into_values();
         let mut all: BTreeSet<String> = known.chain(learned).chain(self.hints.iter().cloned()).collect();
@@ -207,9 +207,7 @@ impl Consensus {
     /// Returns whether this master leads and `id`, which claims to be a member, is none. An id is a member
     /// before its owner learns of it, and is never used again.
     fn has_removed(&self, id: NodeId) -> bool {
-        // During a change of the membership the answer is not certain.
-        let Ok(_unchanging) = self.changing.try_lock() else { return false };
-        self.leadership.borrow().leading && !self.is_joint() && !self.membership().1.contains_key(&id)
+        self.leadership.borrow().leading && self.membership.lacks(id)
     }
 }
 

@@ -3,9 +3,7 @@
 //! cleanly, to be started again when there is space. This file also rewrites the object store when its
 //! files have grown too large.
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
@@ -56,7 +54,7 @@ fn level(space: Space, reserve: u64, short: bool) -> Level {
 }
 
 /// Watches the disk until the node stops.
-pub(crate) async fn run(consensus: Arc<Consensus>, data_dir: PathBuf, reserve: DiskReserve) {
+pub(crate) async fn run(consensus: Arc<Consensus>) {
     let mut looks: u64 = 0;
     loop {
         tokio::select! {
@@ -65,36 +63,12 @@ pub(crate) async fn run(consensus: Arc<Consensus>, data_dir: PathBuf, reserve: D
             () = tokio::time::sleep(INTERVAL) => {}
         }
         looks += 1;
-        let (disk, directory) = (consensus.env.disk.clone(), data_dir.clone());
+        let (disk, directory) = (consensus.env.disk.clone(), consensus.data_dir.clone());
         let asked = consensus.env.blocking.run(move || disk.space(&directory)).await;
         // A disk that does not report its space is taken to be unlimited.
         let Ok(Ok(Some(space))) = asked else { continue };
-        consensus.defence.free_bytes.store(space.free, Ordering::Relaxed);
-        let short = consensus.defence.short_of_space.load(Ordering::Acquire);
-        let text = || {
-            format!(
-                "{} MiB of {} are free in {}, {} are to be kept free",
-                space.free >> 20,
-                space.total >> 20,
-                data_dir.display(),
-                space.reserve(reserve.bytes) >> 20
-            )
-        };
-        match level(space, reserve.bytes, short) {
-            Level::Enough => {
-                consensus.defence.short_of_space.store(false, Ordering::Release);
-                consensus.defence.alarms.clear(AlarmKind::NoSpace);
-            }
-            Level::Short => {
-                consensus.defence.short_of_space.store(true, Ordering::Release);
-                consensus.defence.alarms.raise(AlarmKind::NoSpace, text(), consensus.env.clock.as_ref());
-                consensus.let_another_lead().await;
-            }
-            Level::Gone => {
-                consensus.defence.short_of_space.store(true, Ordering::Release);
-                let _ = tokio::time::timeout(FAREWELL, consensus.let_another_lead()).await;
-                return consensus.give_up(AlarmKind::NoSpace, text()).await;
-            }
+        if !consensus.look_at_space(space).await {
+            return;
         }
         if looks.is_multiple_of(REWRITE_EVERY) {
             consensus.rewrite_if_bloated(space).await;
@@ -105,15 +79,43 @@ pub(crate) async fn run(consensus: Arc<Consensus>, data_dir: PathBuf, reserve: D
 impl Consensus {
     /// Returns whether less space is free on this master's disk than it has to keep free.
     pub fn is_short_of_space(&self) -> bool {
-        self.defence.short_of_space.load(Ordering::Acquire)
+        self.defence.is_short_of_space()
+    }
+
+    /// Acts on the free space. Returns false once this master has given up.
+    async fn look_at_space(&self, space: Space) -> bool {
+        let reserve = self.defence.reserve().bytes;
+        let level = level(space, reserve, self.is_short_of_space());
+        self.defence.note_space(space.free, level != Level::Enough);
+        let text = || {
+            format!(
+                "{} MiB of {} are free in {}, {} are to be kept free",
+                space.free >> 20,
+                space.total >> 20,
+                self.data_dir.display(),
+                space.reserve(reserve) >> 20
+            )
+        };
+        match level {
+            Level::Enough => self.defence.alarms().clear(AlarmKind::NoSpace),
+            Level::Short => {
+                self.defence.raise(AlarmKind::NoSpace, text());
+                self.let_another_lead().await;
+            }
+            Level::Gone => {
+                let _ = tokio::time::timeout(FAREWELL, self.let_another_lead()).await;
+                self.give_up(AlarmKind::NoSpace, text()).await;
+            }
+        }
+        level != Level::Gone
     }
 
     /// Declares this member failed for good: raises an alarm, tells it to the other masters, and then wakes
     /// the callers of [`Consensus::failed`].
     pub(crate) async fn give_up(&self, kind: AlarmKind, reason: String) {
-        self.defence.alarms.raise(kind, reason.clone(), self.env.clock.as_ref());
+        self.defence.raise(kind, reason.clone());
         let _ = tokio::time::timeout(FAREWELL, self.tell_alarms()).await;
-        self.failure.send_replace(reason);
+        self.defence.fail(reason);
         self.env.shutdown.cancel();
     }
 
@@ -125,7 +127,7 @@ impl Consensus {
             if **id == self.node_id {
                 self.is_short_of_space()
             } else {
-                self.defence.alarms.has(**id, AlarmKind::NoSpace)
+                self.defence.alarms().has(**id, AlarmKind::NoSpace)
             }
         };
         let with_room = voters.len() - voters.iter().filter(short).count();
@@ -165,13 +167,13 @@ impl Consensus {
         let fit = |id: &&NodeId| {
             **id != self.node_id
                 && voters.contains(id)
-                && self.is_running(**id)
-                && !self.defence.alarms.has(**id, AlarmKind::NoSpace)
-                && !self.defence.alarms.has(**id, AlarmKind::Diverged)
+                && self.membership.is_running(**id)
+                && !self.defence.alarms().has(**id, AlarmKind::NoSpace)
+                && !self.defence.alarms().has(**id, AlarmKind::Diverged)
         };
         for to in healthy.iter().filter(fit) {
             tracing::info!(to, "this master is short of space and lets another one lead");
-            if self.transfer_here(*to).await.is_ok() {
+            if self.membership.transfer(*to).await.is_ok() {
                 return;
             }
         }

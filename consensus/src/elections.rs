@@ -61,7 +61,8 @@ impl SyncTimes {
 
     /// Returns the duration of the longest recent write, including one in progress.
     fn longest(&self, now: Instant) -> Duration {
-        let syncs = lock(&self.0);
+        let mut syncs = lock(&self.0);
+        syncs.longest.turn(now);
         let waits = syncs.under_way.front().map(|began| now.saturating_duration_since(*began));
         syncs.longest.get().max(waits.unwrap_or_default())
     }
@@ -73,6 +74,12 @@ impl Elections {
     pub(crate) fn new(timers: Timers, syncs: Arc<SyncTimes>, random: &dyn Random) -> Self {
         let detector = Mutex::new(Detector::new(timers, jitter(timers, random)));
         Self { timers, detector, heard: AtomicU64::new(0), syncs, began: InstantOf::<TypeConfig>::now() }
+    }
+
+    /// Notes a silence that a live leader ended.
+    #[cfg(test)]
+    pub(crate) fn remember_silence(&self, silence: Duration) {
+        lock(&self.detector).remember_silence(Instant::now(), silence);
     }
 
     /// Notes a message from the leader of the current term.
@@ -143,6 +150,7 @@ impl Consensus {
             let single = votes && metrics.membership_config.voter_ids().count() == 1;
             (metrics.state, single, votes, seen)
         };
+        let quarantined = self.quarantined().is_some();
         let stand = {
             let mut detector = lock(&elections.detector);
             let late = detector.look(now, seen);
@@ -153,7 +161,8 @@ impl Consensus {
                 ServerState::Leader => false,
                 // The only voter needs no other master's vote, so it does not wait.
                 ServerState::Follower if single => true,
-                _ if votes && detector.should_stand() => {
+                // A replica that differs from the others must not lead.
+                _ if votes && !quarantined && detector.should_stand() => {
                     tracing::info!(?detector, "no leader is heard; this master stands");
                     true
                 }
@@ -188,6 +197,21 @@ mod tests {
         assert_eq!(syncs.longest(Instant::now()), ms(70));
         syncs.end();
         assert_eq!(syncs.longest(Instant::now()), ms(70));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_write_is_forgotten_though_no_other_follows() {
+        let syncs = SyncTimes::default();
+        syncs.begin();
+        tokio::time::advance(Duration::from_secs(3)).await;
+        syncs.end();
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(syncs.longest(Instant::now()), Duration::from_secs(3));
+        for _ in 0..2 {
+            tokio::time::advance(Duration::from_secs(10)).await;
+            let _ = syncs.longest(Instant::now());
+        }
+        assert_eq!(syncs.longest(Instant::now()), Duration::ZERO);
     }
 
     #[test]

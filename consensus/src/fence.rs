@@ -77,7 +77,7 @@ pub(crate) fn check_not_out(data_dir: &Path, disk: &dyn Disk) -> Result<(), Erro
 impl Consensus {
     /// Notes on disk that this master must never serve again, and stops it.
     pub(crate) fn leave(&self, why: &str) {
-        if self.stop.is_cancelled() || !self.failure.borrow().is_empty() {
+        if self.stop.is_cancelled() || self.defence.has_failed() {
             return;
         }
         let data_dir = &self.data_dir;
@@ -88,7 +88,7 @@ impl Consensus {
             // After a restart the master is told again.
             tracing::error!(%error, "writing that down failed");
         }
-        self.failure.send_replace(reason);
+        self.defence.fail(reason);
         self.env.shutdown.cancel();
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use futures::{Stream, StreamExt};
 use openraft::entry::RaftEntry as _;
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
@@ -46,12 +47,36 @@ fn other(error: storage::Error) -> io::Error {
     io::Error::other(error)
 }
 
-/// Starts a write of the log and waits until it is durable.
-async fn written(sync_delay: &SyncDelay, write: impl FnOnce(Done)) -> io::Result<()> {
+/// Starts a write of the log and waits until it is durable; `then` is called before anything that waits.
+async fn written(
+    sync_delay: &SyncDelay,
+    then: impl FnOnce() + Send + 'static,
+    write: impl FnOnce(Done),
+) -> io::Result<()> {
     let (sender, receiver) = oneshot::channel();
     let sync_delay = sync_delay.clone();
-    write(Box::new(move |result| sync_delay.after(move || drop(sender.send(result)))));
+    write(Box::new(move |result| {
+        sync_delay.after(move || {
+            then();
+            drop(sender.send(result));
+        });
+    }));
     receiver.await.map_err(|_| io::Error::other("the log has stopped"))?
+}
+
+/// Returns the first index of a range, and the index after its last.
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let from = match range.start_bound() {
+        Bound::Included(from) => *from,
+        Bound::Excluded(before) => before + 1,
+        Bound::Unbounded => 0,
+    };
+    let to = match range.end_bound() {
+        Bound::Included(last) => last + 1,
+        Bound::Excluded(to) => *to,
+        Bound::Unbounded => u64::MAX,
+    };
+    (from, to)
 }
 
 impl LogStore {
@@ -74,7 +99,7 @@ impl LogStore {
         self.given_out.subscribe()
     }
 
-    /// Returns how long appends take.
+    /// Returns how long appends and votes take.
     pub(crate) fn sync_times(&self) -> Arc<SyncTimes> {
         self.syncs.clone()
     }
@@ -87,6 +112,28 @@ impl LogStore {
         records.iter().map(|(_, bytes)| decode("log entry", bytes).map_err(other)).collect()
     }
 
+    /// Streams the existing entries from `from` to before `to`, of which about `max_bytes` are read at once.
+    fn stream(
+        &self,
+        from: u64,
+        to: u64,
+        max_bytes: usize,
+    ) -> impl Stream<Item = io::Result<RaftEntry>> + Send + use<'_> {
+        let read = move |from| match self.read(from, to, max_bytes) {
+            Ok(entries) => entries.last().map(|last| last.index() + 1).map(|next| (Ok(entries), next)),
+            // After an error nothing follows.
+            Err(error) => Some((Err(error), to)),
+        };
+        let pieces = futures::stream::unfold(from, move |from| std::future::ready(read(from)));
+        pieces.flat_map(|piece| {
+            let entries = match piece {
+                Ok(entries) => entries.into_iter().map(Ok).collect(),
+                Err(error) => vec![Err(error)],
+            };
+            futures::stream::iter(entries)
+        })
+    }
+
     fn vote(&self) -> io::Result<Option<Vote>> {
         self.log.state().vote.map(|bytes| decode("vote", &bytes).map_err(other)).transpose()
     }
@@ -97,17 +144,18 @@ impl RaftLogReader<TypeConfig> for LogStore {
         &mut self,
         range: RB,
     ) -> io::Result<Vec<RaftEntry>> {
-        let from = match range.start_bound() {
-            Bound::Included(from) => *from,
-            Bound::Excluded(before) => before + 1,
-            Bound::Unbounded => 0,
-        };
-        let to = match range.end_bound() {
-            Bound::Included(last) => last + 1,
-            Bound::Excluded(to) => *to,
-            Bound::Unbounded => u64::MAX,
-        };
+        let (from, to) = bounds(&range);
         self.read(from, to, usize::MAX)
+    }
+
+    /// Streams entries to apply. They are read a few at a time: after a restart nearly the whole log may have
+    /// to be applied, which should not be in memory at once.
+    async fn entries_stream<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = io::Result<RaftEntry>> + OptionalSend {
+        let (from, to) = bounds(&range);
+        self.stream(from, to, APPEND_BYTES)
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -139,7 +187,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let vote = encode("vote", vote).map_err(other)?;
-        written(&self.sync_delay, |done| self.log.save_vote(vote, done)).await
+        let syncs = self.syncs.clone();
+        syncs.begin();
+        written(&self.sync_delay, move || syncs.end(), |done| self.log.save_vote(vote, done)).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
@@ -181,7 +231,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let last = last_log_id.map(|id| id.index);
         self.appended = last;
         self.given_out.send_replace(last);
-        written(&self.sync_delay, |done| self.log.truncate_after(last, done)).await
+        written(&self.sync_delay, || {}, |done| self.log.truncate_after(last, done)).await
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
@@ -198,5 +248,41 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         // other.
         self.log.purge(log_id.index, id, Box::new(|_| {}));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::type_config::alias::CommittedLeaderIdOf;
+    use proto_env::{SystemDisk, SystemRandom};
+    use storage::log::Options;
+    use storage::{DataKey, Limits, Sealer};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn entries_to_apply_are_read_a_few_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let sealer = Sealer::new(&DataKey::generate(&SystemRandom), "log", Arc::new(SystemRandom));
+        let options = Options { inline: true, ..Options::default() };
+        let log = Log::open(directory.path(), sealer, Arc::new(SystemDisk), options).unwrap();
+        let entry = |index| {
+            let leader_id = CommittedLeaderIdOf::<TypeConfig>::from(1);
+            let entry = RaftEntry::new_blank(LogId { leader_id, index });
+            (index, Bytes::from(encode("log entry", &entry).unwrap()))
+        };
+        log.append((1..=9).map(entry).collect(), Box::new(|result| result.unwrap()));
+        let store = Store::in_memory(Limits::default()).unwrap();
+        let (durable, delay) = (Arc::default(), SyncDelay::new(Arc::new(SystemDisk)));
+        let mut reader = LogStore::new(log.clone(), store, durable, Blocking::Inline, delay);
+        let index = |entry: io::Result<RaftEntry>| entry.unwrap().index();
+        let all: Vec<_> = reader.entries_stream(2..8).await.map(index).collect().await;
+        assert_eq!(all, [2, 3, 4, 5, 6, 7]);
+        let two = log.read(1, 3, usize::MAX).unwrap().iter().map(|(_, bytes)| bytes.len()).sum();
+        let mut entries = Box::pin(reader.stream(1, 10, two).map(index));
+        assert_eq!(entries.next().await, Some(1));
+        // Only two entries are in memory; of the others the stream knows nothing yet.
+        log.truncate_after(Some(5), Box::new(|result| result.unwrap()));
+        assert_eq!(entries.collect::<Vec<_>>().await, [2, 3, 4, 5]);
     }
 }

@@ -1,7 +1,7 @@
 //! Changes of the group of masters. The number of voters stays odd, by one joint change each time: a joiner
 //! stays a learner until two learners are caught up, then both become voters; a replacement is swapped for
-//! the voter it replaces. Any master takes a request and forwards it to the leader. `plan.rs` has the
-//! safety rules; `autopilot.rs` has the changes that the leader makes by itself.
+//! the voter it replaces. `membership_requests.rs` brings requests to the leader; `plan.rs` has the safety
+//! rules; `autopilot.rs` has the changes that the leader makes by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,24 +10,18 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{ChangeMembers, Instant as _};
 use proto_env::planted::{self, Bug};
-use proto_wire::raft::ChangeMembershipRequest;
 use serde::{Deserialize, Serialize};
-use storage::codec::{decode, encode};
-use tokio::time::Instant;
+use tokio::sync::{Mutex, MutexGuard, watch};
 
-use crate::consensus::Consensus;
-use crate::network::Lane;
+use crate::autopilot::Autopilot;
 use crate::plan::{self, View};
-use crate::raft_types::{Content, MasterAddress, Proposal};
-use crate::types::{ChangeError, Member, NodeId};
+use crate::raft_types::{Content, MasterAddress, Proposal, Raft};
+use crate::types::{Leadership, Member, NodeId};
 
 /// Maximum number of entries by which a learner may be behind and still count as caught up.
 const CAUGHT_UP_ENTRIES: u64 = 128;
-/// How often the leader looks for learners to promote.
-const PROMOTE_INTERVAL: Duration = Duration::from_millis(250);
 /// Number of leases within which a voter must have answered to count as running.
 const RUNNING_LEASES: u32 = 8;
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Time limit of one change, with its joint and its uniform entry.
 pub(crate) const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -55,60 +49,39 @@ pub(crate) enum ChangeReply {
     Refused(String),
 }
 
-impl Consensus {
-    /// Adds a master as a learner and returns its id, which no master had before. It becomes a voter once
-    /// the number of voters stays odd.
-    pub async fn add_master(
-        &self,
-        address: MasterAddress,
-        deadline: Duration,
-    ) -> Result<NodeId, ChangeError> {
-        match self.change(MembershipChange::Add(address), deadline).await? {
-            ChangeReply::Added(id) => Ok(id),
-            other => Err(ChangeError::Failed(format!("unexpected answer {other:?}"))),
-        }
-    }
+/// The group of masters as this master sees it, and the changes that it makes when it leads.
+pub(crate) struct Membership {
+    node_id: NodeId,
+    lease: Duration,
+    raft: Raft,
+    leadership: watch::Receiver<Leadership>,
+    autopilot: Arc<Autopilot>,
+    /// Locked while the membership changes.
+    changing: Mutex<()>,
+}
 
-    /// Removes masters. A voter is removed if a caught-up learner can take its place or an odd number of
-    /// voters is left; otherwise the error says why not.
-    pub async fn remove_masters(&self, ids: &[NodeId], deadline: Duration) -> Result<(), ChangeError> {
-        self.change(MembershipChange::Remove(ids.iter().copied().collect()), deadline).await.map(|_| ())
-    }
+/// Returns the peer address of a member; `None` if it is no member.
+pub(crate) fn address_of(raft: &Raft, node: NodeId) -> Option<String> {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    metrics.membership_config.get_node(&node).map(|info| info.peer_address.clone())
+}
 
-    /// Removes one master, see [`Consensus::remove_masters`].
-    pub async fn remove_master(&self, id: NodeId, deadline: Duration) -> Result<(), ChangeError> {
-        self.remove_masters(&[id], deadline).await
-    }
-
-    /// Makes voters of learners that have caught up, with one more learner if that keeps the number odd;
-    /// otherwise the error says why not.
-    pub async fn promote_masters(&self, ids: &[NodeId], deadline: Duration) -> Result<(), ChangeError> {
-        self.change(MembershipChange::Promote(ids.iter().copied().collect()), deadline).await.map(|_| ())
-    }
-
-    /// Swaps a voter for a caught-up learner (`None`: any) in one change, and returns the learner's id. The
-    /// replaced master is no member afterwards.
-    pub async fn replace_master(
-        &self,
-        old: NodeId,
-        new: Option<NodeId>,
-        deadline: Duration,
-    ) -> Result<NodeId, ChangeError> {
-        match self.change(MembershipChange::Replace(old, new), deadline).await? {
-            ChangeReply::Replaced(id) => Ok(id),
-            other => Err(ChangeError::Failed(format!("unexpected answer {other:?}"))),
-        }
-    }
-
-    /// Transfers leadership to another voter.
-    pub async fn transfer_leader(&self, to: NodeId, deadline: Duration) -> Result<(), ChangeError> {
-        self.change(MembershipChange::TransferLeader(to), deadline).await.map(|_| ())
+impl Membership {
+    pub(crate) fn new(
+        node_id: NodeId,
+        lease: Duration,
+        raft: Raft,
+        leadership: watch::Receiver<Leadership>,
+        autopilot: Arc<Autopilot>,
+    ) -> Self {
+        Self { node_id, lease, raft, leadership, autopilot, changing: Mutex::new(()) }
     }
 
     /// Returns all masters, voters and learners, as far as this master knows. In the middle of a change,
     /// only masters that vote both before and after it count as voters: until the change ends, the old set
     /// alone can still decide.
-    pub fn members(&self) -> Vec<Member> {
+    pub(crate) fn members(&self) -> Vec<Member> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let sets = metrics.membership_config.get_joint_config();
@@ -125,53 +98,8 @@ impl Consensus {
         metrics.membership_config.nodes().map(member).collect()
     }
 
-    /// Sends the change to the leader and retries, also with a new leader, until `deadline` has passed.
-    async fn change(&self, change: MembershipChange, deadline: Duration) -> Result<ChangeReply, ChangeError> {
-        let until = Instant::now() + deadline;
-        let mut reason = "no leader is known".to_owned();
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.stop.is_cancelled() {
-                return Err(ChangeError::Failed(reason));
-            }
-            let leader = self.leadership.borrow().leader;
-            let reply = match leader {
-                None => ChangeReply::NotLeader(reason.clone()),
-                Some(leader) if leader == self.node_id => self.change_here(change.clone()).await,
-                Some(leader) => self
-                    .change_there(leader, &change, left)
-                    .await
-                    .unwrap_or_else(|error| ChangeReply::NotLeader(error.to_string())),
-            };
-            match reply {
-                ChangeReply::Refused(reason) => return Err(ChangeError::Refused(reason)),
-                ChangeReply::NotLeader(why) => reason = why,
-                done => return Ok(done),
-            }
-            tokio::time::sleep(RETRY_PAUSE.min(left)).await;
-        }
-    }
-
-    async fn change_there(
-        &self,
-        leader: NodeId,
-        change: &MembershipChange,
-        deadline: Duration,
-    ) -> Result<ChangeReply, ChangeError> {
-        let failed = |error: &dyn std::fmt::Display| ChangeError::Failed(error.to_string());
-        let address = self.address_of(leader).ok_or_else(|| failed(&"the leader's address is not known"))?;
-        let mut client =
-            self.peers.client(leader, &address, Lane::Forward).map_err(|error| failed(&error))?;
-        let change = encode("membership change", change).map_err(|error| failed(&error))?;
-        let request = ChangeMembershipRequest { change };
-        let call = client.change_membership(self.peers.request(leader, request));
-        let reply = self.peers.call(leader, Lane::Forward, deadline, call).await;
-        decode("membership reply", &reply.map_err(|error| failed(&error))?.reply)
-            .map_err(|error| failed(&error))
-    }
-
     /// Carries out a change as the leader.
-    pub(crate) async fn change_here(&self, change: MembershipChange) -> ChangeReply {
+    pub(crate) async fn carry_out(&self, change: MembershipChange) -> ChangeReply {
         if !self.raft.is_leader() {
             return ChangeReply::NotLeader("this master does not lead".to_owned());
         }
@@ -181,7 +109,7 @@ impl Consensus {
                 MembershipChange::Add(info) => self.add_here(info).await,
                 MembershipChange::Remove(ids) => self.remove_here(ids).await,
                 MembershipChange::SetInfo(id, info) => self.set_info_here(id, info).await,
-                MembershipChange::TransferLeader(to) => self.transfer_here(to).await,
+                MembershipChange::TransferLeader(to) => self.transfer(to).await,
                 MembershipChange::Promote(ids) => self.promote_here(ids).await,
                 MembershipChange::Replace(old, new) => self.replace_here(old, new).await,
             }
@@ -193,7 +121,7 @@ impl Consensus {
     }
 
     async fn add_here(&self, info: MasterAddress) -> Result<ChangeReply, ChangeReply> {
-        let (voters, nodes) = self.membership();
+        let (voters, nodes) = self.voters_and_nodes();
         let namesake = |id: &&NodeId| nodes.get(id).is_some_and(|node| node.name == info.name);
         if let Some(id) = voters.iter().filter(namesake).find(|id| self.is_running(**id)) {
             return Err(ChangeReply::Refused(format!(
@@ -211,7 +139,7 @@ impl Consensus {
         let earlier = nodes.iter().filter(|(id, node)| node.name == info.name && !voters.contains(id));
         let earlier: BTreeSet<NodeId> = earlier.map(|(id, _)| *id).collect();
         if !earlier.is_empty() {
-            self.apply_change(ChangeMembers::RemoveNodes(earlier)).await?;
+            self.apply(ChangeMembers::RemoveNodes(earlier)).await?;
         }
         let proposal =
             Proposal::encode(&Content::NewNodeId).map_err(|error| ChangeReply::Refused(error.to_string()))?;
@@ -221,22 +149,23 @@ impl Consensus {
         if planted::is(Bug::NodeIdReused) {
             id = nodes.keys().max().map_or(1, |greatest| greatest + 1);
         }
-        self.apply_change(ChangeMembers::AddNodes(BTreeMap::from([(id, info)]))).await?;
+        self.apply(ChangeMembers::AddNodes(BTreeMap::from([(id, info)]))).await?;
         Ok(ChangeReply::Added(id))
     }
 
     async fn remove_here(&self, ids: BTreeSet<NodeId>) -> Result<ChangeReply, ChangeReply> {
         let view = self.settled_view()?;
-        let unknown: Vec<_> = ids.iter().filter(|id| !view.nodes.contains_key(id)).collect();
-        if !unknown.is_empty() {
+        // Those that are no members were removed by an attempt whose answer was lost.
+        let ids: BTreeSet<NodeId> = ids.into_iter().filter(|id| view.nodes.contains_key(id)).collect();
+        if ids.is_empty() {
             return Ok(ChangeReply::Done);
         }
         let next = plan::removal(&view, &ids).map_err(ChangeReply::Refused)?;
         self.enter(&view, next).await?;
-        let (_, nodes) = self.membership();
+        let (_, nodes) = self.voters_and_nodes();
         let left: BTreeSet<NodeId> = ids.into_iter().filter(|id| nodes.contains_key(id)).collect();
         if !left.is_empty() {
-            self.apply_change(ChangeMembers::RemoveNodes(left)).await?;
+            self.apply(ChangeMembers::RemoveNodes(left)).await?;
         }
         Ok(ChangeReply::Done)
     }
@@ -271,26 +200,26 @@ impl Consensus {
             let heir = |id: &&NodeId| view.voters.contains(id) && view.running.contains(id);
             let to = next.iter().find(heir).copied();
             let to = to.ok_or_else(|| ChangeReply::Refused("no voter is left to lead".to_owned()))?;
-            self.transfer_here(to).await?;
+            self.transfer(to).await?;
             return Err(ChangeReply::NotLeader("leadership was handed over first".to_owned()));
         }
         tracing::info!(voters = ?view.voters, ?next, "changing the voters");
-        self.apply_change(ChangeMembers::ReplaceAllVoters(next)).await
+        self.apply(ChangeMembers::ReplaceAllVoters(next)).await
     }
 
     /// Sets a master's new name or addresses. A master that was removed is refused, so it does not come
     /// back this way.
     async fn set_info_here(&self, id: NodeId, info: MasterAddress) -> Result<ChangeReply, ChangeReply> {
-        let (_, nodes) = self.membership();
+        let (_, nodes) = self.voters_and_nodes();
         let Some(known) = nodes.get(&id) else {
             return Err(ChangeReply::Refused(format!("master {id} is not a member")));
         };
         let info = MasterAddress { replaces: known.replaces, ..info };
-        self.apply_change(ChangeMembers::SetNodes(BTreeMap::from([(id, info)]))).await
+        self.apply(ChangeMembers::SetNodes(BTreeMap::from([(id, info)]))).await
     }
 
-    pub(crate) async fn transfer_here(&self, to: NodeId) -> Result<ChangeReply, ChangeReply> {
-        if !self.membership().0.contains(&to) {
+    pub(crate) async fn transfer(&self, to: NodeId) -> Result<ChangeReply, ChangeReply> {
+        if !self.voters_and_nodes().0.contains(&to) {
             return Err(ChangeReply::Refused(format!("master {to} does not vote")));
         }
         if to == self.node_id {
@@ -298,7 +227,7 @@ impl Consensus {
         }
         let sent = self.raft.trigger().transfer_leader(to).await;
         sent.map_err(|error| ChangeReply::NotLeader(error.to_string()))?;
-        let mut leadership = self.leadership.subscribe();
+        let mut leadership = self.leadership.clone();
         let changed = leadership.wait_for(|now| now.leader.is_some_and(|leader| leader != self.node_id));
         match tokio::time::timeout(self.lease * 8, changed).await {
             Ok(Ok(_)) => Ok(ChangeReply::Done),
@@ -306,7 +235,7 @@ impl Consensus {
         }
     }
 
-    pub(crate) async fn apply_change(
+    pub(crate) async fn apply(
         &self,
         change: ChangeMembers<NodeId, MasterAddress>,
     ) -> Result<ChangeReply, ChangeReply> {
@@ -322,7 +251,7 @@ impl Consensus {
     }
 
     /// Returns the voters and all members of the effective membership.
-    pub(crate) fn membership(&self) -> (BTreeSet<NodeId>, BTreeMap<NodeId, MasterAddress>) {
+    pub(crate) fn voters_and_nodes(&self) -> (BTreeSet<NodeId>, BTreeMap<NodeId, MasterAddress>) {
         let metrics = self.raft.metrics();
         let membership = metrics.borrow_watched().membership_config.clone();
         let nodes = membership.nodes().map(|(id, info)| (*id, info.clone())).collect();
@@ -347,7 +276,7 @@ impl Consensus {
 
     /// Returns the leader's view of all masters.
     pub(crate) fn view(&self) -> View {
-        let (voters, nodes) = self.membership();
+        let (voters, nodes) = self.voters_and_nodes();
         let running = nodes.keys().copied().filter(|id| self.is_running(*id)).collect();
         let mut view = View { voters, nodes, running, ready: BTreeSet::new() };
         let metrics = self.raft.metrics();
@@ -372,8 +301,13 @@ impl Consensus {
         Err(ChangeReply::NotLeader("the leader is new and has not heard from everyone yet".to_owned()))
     }
 
+    /// Returns whether this master has led its term for this long.
+    fn has_led_for(&self, time: Duration) -> bool {
+        self.autopilot.has_led_for(self.leadership.borrow().term, time)
+    }
+
     /// Makes voters of caught-up learners if that keeps the number odd.
-    async fn promote(&self) {
+    pub(crate) async fn promote(&self) {
         if !self.leadership.borrow().leading {
             return;
         }
@@ -383,7 +317,7 @@ impl Consensus {
             if self.is_joint() {
                 // The master that began the change has stopped, or has given up waiting.
                 let change = ChangeMembers::ReplaceAllVoters(view.voters.clone());
-                return self.apply_change(change).await;
+                return self.apply(change).await;
             }
             match plan::promotion(&view) {
                 Some(next) => self.enter(&view, next).await,
@@ -397,33 +331,15 @@ impl Consensus {
         }
     }
 
-    /// Tells the leader this master's name and addresses if they have changed.
-    async fn announce(&self) {
-        let (_, nodes) = self.membership();
-        let differs = |known: &MasterAddress| {
-            MasterAddress { replaces: 0, ..known.clone() }
-                != MasterAddress { replaces: 0, ..self.info.clone() }
-        };
-        let stale = nodes.get(&self.node_id).is_some_and(differs);
-        if stale && self.leadership.borrow().leader.is_some() {
-            let change = MembershipChange::SetInfo(self.node_id, self.info.clone());
-            if let Err(error) = self.change(change, Duration::from_secs(2)).await {
-                tracing::warn!(%error, "announcing this master's addresses failed; it is tried again");
-            }
-        }
+    /// Waits until nobody changes the membership, and keeps it so while the guard lives.
+    pub(crate) async fn one_at_a_time(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().await
     }
-}
 
-/// Promotes learners and announces this master's addresses until the node stops.
-pub(crate) async fn run(consensus: Arc<Consensus>) {
-    loop {
-        tokio::select! {
-            biased;
-            () = consensus.stop.cancelled() => return,
-            () = tokio::time::sleep(PROMOTE_INTERVAL) => {
-                consensus.announce().await;
-                consensus.promote().await;
-            }
-        }
+    /// Returns whether `id`, which claims to be a member, is certainly none. During a change of the
+    /// membership that is not certain.
+    pub(crate) fn lacks(&self, id: NodeId) -> bool {
+        let Ok(_unchanging) = self.changing.try_lock() else { return false };
+        !self.is_joint() && !self.voters_and_nodes().1.contains_key(&id)
     }
 }

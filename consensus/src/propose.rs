@@ -5,12 +5,14 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use proto_env::supervise::catch;
 use proto_env::{CancellationToken, PriorityRuntime};
 use storage::{Applied, Command, Txn, TxnOutcome};
 use tokio::time::Instant;
 
 use crate::consensus::{Consensus, until};
 use crate::forward::Forward;
+use crate::membership::address_of;
 use crate::network::{Peers, lock};
 use crate::proposer::{Destination, Proposer, Verdict};
 use crate::raft_types::Raft;
@@ -50,12 +52,17 @@ impl Proposals {
         let mut remote = lock(&self.remote);
         if let Some((forward, proposer)) = &*remote
             && (forward.leader, &forward.address) == (leader, &address)
+            && !proposer.has_ended()
         {
             return proposer.clone();
         }
         let forward = Forward::new(self.peers.clone(), leader, address);
         let (proposer, forwarding) = Proposer::new(Destination::Leader(forward.clone()));
-        self.runtime.spawn(until(self.stop.clone(), forwarding));
+        let forwarding = until(self.stop.clone(), forwarding);
+        self.runtime.spawn(async move {
+            // After a panic, which was counted and logged, the next proposal makes another queue.
+            drop(catch("forwarded proposals", forwarding).await);
+        });
         *remote = Some((forward, proposer.clone()));
         proposer
     }
@@ -151,7 +158,7 @@ impl Consensus {
         if leader == self.node_id {
             return self.propose_here(command.clone(), deadline).await;
         }
-        match self.address_of(leader) {
+        match address_of(&self.raft, leader) {
             Some(address) => self.proposals.towards(leader, address).propose(command.clone(), deadline).await,
             None => Verdict::NotEntered(format!("the address of master {leader} is not known")),
         }
@@ -166,5 +173,33 @@ impl Consensus {
                 reason: "the leader applied the write, this master has not yet".to_owned(),
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto_env::{Env, TlsNetwork};
+    use storage::Txn;
+
+    use super::*;
+    use crate::testing::lone_master;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_queue_to_the_leader_that_has_ended_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let env = Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new());
+        let master = lone_master(directory.path(), &env).await.unwrap();
+        let proposals = &master.proposals;
+        let address = "127.0.0.1:1".to_owned();
+        let forward = Forward::new(proposals.peers.clone(), 7, address.clone());
+        let (ended, _) = Proposer::new(Destination::Leader(forward.clone()));
+        assert!(ended.has_ended());
+        *lock(&proposals.remote) = Some((forward, ended));
+        let proposer = proposals.towards(7, address.clone());
+        assert!(!proposer.has_ended());
+        let command = Command { id: [1; 16], born: 0, fence: None, txn: Txn::default() };
+        let verdict = proposer.propose(command, Duration::from_secs(5)).await;
+        assert!(!matches!(&verdict, Verdict::NotEntered(why) if why.contains("stopping")), "{verdict:?}");
+        master.shutdown().await;
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openraft::errors::{ClientWriteError, RaftError};
+use proto_env::supervise::catch;
 use storage::{Applied, Command};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
@@ -102,6 +103,11 @@ impl Proposer {
             .then(|| format!("writes wait for {} ms already; try again later", waits.as_millis()))
     }
 
+    /// Returns whether the future that writes the batches has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.queue.is_closed()
+    }
+
     /// Takes a permit to write a proposal alone; `None`: it has to queue.
     fn alone(&self) -> Option<OwnedSemaphorePermit> {
         let nobody_waits = self.queue.capacity() == self.queue.max_capacity() && !self.queue.is_closed();
@@ -120,7 +126,7 @@ impl Proposer {
         let answer = tokio::time::timeout(deadline, async {
             if let Some(permit) = self.alone() {
                 state.store(TAKEN, Ordering::Release);
-                tokio::spawn(write(self.destination.clone(), vec![pending], permit));
+                spawn_write(self.destination.clone(), vec![pending], permit);
                 return receiver.await.ok();
             }
             match self.queue.send(pending).await {
@@ -195,9 +201,15 @@ async fn run(
             pending.state.compare_exchange(WAITING, TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
         });
         if !batch.is_empty() {
-            tokio::spawn(write(destination.clone(), batch, permit));
+            spawn_write(destination.clone(), batch, permit);
         }
     }
+}
+
+/// Writes a batch in a task of its own. After a panic, which is counted and logged, the outcome of its
+/// proposals is unknown.
+fn spawn_write(destination: Destination, batch: Vec<Pending>, permit: OwnedSemaphorePermit) {
+    tokio::spawn(async move { drop(catch("proposals", write(destination, batch, permit)).await) });
 }
 
 async fn write(destination: Destination, batch: Vec<Pending>, _permit: OwnedSemaphorePermit) {
@@ -236,5 +248,49 @@ fn verdict_of(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Ver
             Verdict::NotEntered(format!("this master may not write: {:?}", forward.reason))
         }
         error => Verdict::Unknown(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto_env::{CancellationToken, Env, TlsNetwork};
+
+    use super::*;
+    use crate::testing::lone_master;
+    use crate::tests::harness::{create, wait_for, write};
+    use crate::{ProposeError, ProposeOptions};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_leader_refuses_writes_once_the_next_one_has_waited_for_half_a_second() {
+        let directory = tempfile::tempdir().unwrap();
+        let env = Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new());
+        let master = lone_master(directory.path(), &env).await.unwrap();
+        write(&master, "/before", "v").await;
+        let local = &master.proposals.local;
+        assert_eq!(local.overload(), None);
+        // All batches that may be in flight are, and none ends.
+        let permits = local.in_flight.clone().acquire_many_owned(IN_FLIGHT as u32).await.unwrap();
+        let waiting = {
+            let master = master.clone();
+            tokio::spawn(
+                async move { master.propose(create("/waiting", "v"), ProposeOptions::default()).await },
+            )
+        };
+        wait_for("the write to wait", async || (!local.waits_for().is_zero()).then_some(())).await;
+        // Who comes early waits too.
+        if local.waits_for() < OVERLOADED_AFTER / 2 {
+            assert_eq!(local.overload(), None);
+        }
+        wait_for("the overload", async || (local.waits_for() > OVERLOADED_AFTER).then_some(())).await;
+        let refused = master.propose(create("/refused", "v"), ProposeOptions::default()).await;
+        assert!(matches!(&refused, Err(ProposeError::Overloaded { .. })), "{refused:?}");
+        drop(permits);
+        waiting.await.unwrap().unwrap();
+        write(&master, "/after", "v").await;
+        assert_eq!(local.overload(), None);
+        // The refused write is in no log.
+        assert!(master.store().get("/refused").is_none());
+        assert_eq!(master.store().len(), 3);
+        master.shutdown().await;
     }
 }

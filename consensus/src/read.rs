@@ -6,15 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::{LinearizerOption, ReadPolicy};
+use proto_env::CancellationToken;
 use proto_env::planted::{self, Bug};
 use proto_wire::raft::{ReadIndexRequest, ReadIndexResponse};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::consensus::Consensus;
-use crate::network::Lane;
+use crate::defence::Defence;
+use crate::membership::address_of;
 use crate::network::open_call::OpenCall;
-use crate::types::{NodeId, ReadError};
+use crate::network::{Lane, Peers};
+use crate::raft_types::Raft;
+use crate::types::{Leadership, NodeId, ReadError};
 
 /// Maximum number of readers that wait for a round.
 const QUEUE: usize = 8192;
@@ -28,20 +32,104 @@ type Round = Result<u64, String>;
 /// The open call over which a leader is asked for read indexes.
 type ReadIndexCall = (NodeId, OpenCall<ReadIndexRequest, ReadIndexResponse>);
 
-/// The queue of readers that wait for the next round.
-pub(crate) type ReadQueue = mpsc::Sender<oneshot::Sender<Round>>;
+/// A reader that waits for the next round.
+type Reader = oneshot::Sender<Round>;
 
-pub(crate) fn queue() -> (ReadQueue, mpsc::Receiver<oneshot::Sender<Round>>) {
-    mpsc::channel(QUEUE)
+/// The reads of one master: a queue of readers that wait for the next round.
+pub(crate) struct Reads {
+    queue: mpsc::Sender<Reader>,
+    applied_index: watch::Receiver<u64>,
+    defence: Arc<Defence>,
+    indexes: Indexes,
+}
+
+/// Where read indexes come from: this master or the leader.
+#[derive(Clone)]
+struct Indexes {
+    node_id: NodeId,
+    raft: Raft,
+    peers: Arc<Peers>,
+    leadership: watch::Receiver<Leadership>,
+    applied_index: watch::Receiver<u64>,
+    stop: CancellationToken,
+}
+
+impl Reads {
+    /// Makes the reads of a master, and the future that runs their rounds, which is to be spawned.
+    pub(crate) fn new(
+        node_id: NodeId,
+        raft: Raft,
+        peers: Arc<Peers>,
+        leadership: watch::Receiver<Leadership>,
+        applied_index: watch::Receiver<u64>,
+        (defence, stop): (Arc<Defence>, CancellationToken),
+    ) -> (Self, impl Future<Output = ()> + Send + use<>) {
+        let (queue, readers) = mpsc::channel(QUEUE);
+        let indexes =
+            Indexes { node_id, raft, peers, leadership, applied_index: applied_index.clone(), stop };
+        (Self { queue, applied_index, defence, indexes: indexes.clone() }, run(indexes, readers))
+    }
+
+    /// Waits until the local store holds every write that any master acknowledged before the call.
+    pub(crate) async fn barrier(&self, deadline: Duration) -> Result<(), ReadError> {
+        // Planted: the local replica is as good as any.
+        if planted::is(Bug::StaleRead) {
+            return Ok(());
+        }
+        let serves = || match self.defence.quarantined() {
+            Some(reason) => Err(ReadError::NoQuorum { reason }),
+            None => Ok(()),
+        };
+        serves()?;
+        let until = Instant::now() + deadline;
+        let mut reason = "no leader is known".to_owned();
+        let mut applied = self.applied_index.clone();
+        loop {
+            if self.indexes.stop.is_cancelled() {
+                return Err(ReadError::Stopped);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ReadError::NoQuorum { reason });
+            }
+            let (sender, receiver) = oneshot::channel();
+            let round = async {
+                self.queue.send(sender).await.ok()?;
+                receiver.await.ok()
+            };
+            match tokio::time::timeout(left, round).await {
+                // Planted: the index is not waited for.
+                Ok(Some(Ok(_))) if planted::is(Bug::ReadBeforeApplied) => return Ok(()),
+                Ok(Some(Ok(index))) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    let wait = applied.wait_for(|applied| *applied >= index);
+                    return match tokio::time::timeout(left, wait).await {
+                        // The replica may have been found to differ meanwhile.
+                        Ok(Ok(_)) => serves(),
+                        _ => Err(ReadError::NoQuorum { reason: "this master lags behind".to_owned() }),
+                    };
+                }
+                Ok(Some(Err(error))) => reason = error,
+                Ok(None) => return Err(ReadError::Stopped),
+                Err(_) => continue,
+            }
+            tokio::time::sleep(RETRY_PAUSE.min(left)).await;
+        }
+    }
+
+    /// Returns the read index of this master, which must lead.
+    pub(crate) async fn index_here(&self) -> Round {
+        self.indexes.here().await
+    }
 }
 
 /// Runs rounds while there are readers, until the node stops.
-pub(crate) async fn run(consensus: Arc<Consensus>, mut readers: mpsc::Receiver<oneshot::Sender<Round>>) {
+async fn run(indexes: Indexes, mut readers: mpsc::Receiver<Reader>) {
     let mut asked = None;
     loop {
         let first = tokio::select! {
             biased;
-            () = consensus.stop.cancelled() => return,
+            () = indexes.stop.cancelled() => return,
             first = readers.recv() => first,
         };
         let Some(first) = first else { return };
@@ -51,7 +139,7 @@ pub(crate) async fn run(consensus: Arc<Consensus>, mut readers: mpsc::Receiver<o
         while let Ok(reader) = readers.try_recv() {
             waiting.push(reader);
         }
-        let round = match tokio::time::timeout(ROUND_TIMEOUT, consensus.read_index(&mut asked)).await {
+        let round = match tokio::time::timeout(ROUND_TIMEOUT, indexes.next(&mut asked)).await {
             Ok(round) => round,
             Err(_) => Err("no quorum answered in time".to_owned()),
         };
@@ -71,56 +159,19 @@ pub(crate) async fn run(consensus: Arc<Consensus>, mut readers: mpsc::Receiver<o
 impl Consensus {
     /// Waits until the local store holds every write that any master acknowledged before the call.
     pub async fn read_barrier(&self, deadline: Duration) -> Result<(), ReadError> {
-        // Planted: the local replica is as good as any.
-        if planted::is(Bug::StaleRead) {
-            return Ok(());
-        }
-        if let Some(reason) = self.quarantined() {
-            return Err(ReadError::NoQuorum { reason });
-        }
-        let until = Instant::now() + deadline;
-        let mut reason = "no leader is known".to_owned();
-        let mut applied = self.applied_index.clone();
-        loop {
-            if self.stop.is_cancelled() {
-                return Err(ReadError::Stopped);
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(ReadError::NoQuorum { reason });
-            }
-            let (sender, receiver) = oneshot::channel();
-            let round = async {
-                self.readers.send(sender).await.ok()?;
-                receiver.await.ok()
-            };
-            match tokio::time::timeout(left, round).await {
-                // Planted: the index is not waited for.
-                Ok(Some(Ok(_))) if planted::is(Bug::ReadBeforeApplied) => return Ok(()),
-                Ok(Some(Ok(index))) => {
-                    let left = until.saturating_duration_since(Instant::now());
-                    let wait = applied.wait_for(|applied| *applied >= index);
-                    return match tokio::time::timeout(left, wait).await {
-                        Ok(Ok(_)) => Ok(()),
-                        _ => Err(ReadError::NoQuorum { reason: "this master lags behind".to_owned() }),
-                    };
-                }
-                Ok(Some(Err(error))) => reason = error,
-                Ok(None) => return Err(ReadError::Stopped),
-                Err(_) => continue,
-            }
-            tokio::time::sleep(RETRY_PAUSE.min(left)).await;
-        }
+        self.reads.barrier(deadline).await
     }
+}
 
+impl Indexes {
     /// Returns a read index from this master or from the leader, asked over the call that `asked` keeps
     /// open.
-    async fn read_index(&self, asked: &mut Option<ReadIndexCall>) -> Round {
+    async fn next(&self, asked: &mut Option<ReadIndexCall>) -> Round {
         let leader = self.leadership.borrow().leader.ok_or("no leader is known")?;
         if leader == self.node_id {
-            return self.local_read_index().await;
+            return self.here().await;
         }
-        let address = self.address_of(leader).ok_or("the leader's address is not known")?;
+        let address = address_of(&self.raft, leader).ok_or("the leader's address is not known")?;
         let mut client =
             self.peers.client(leader, &address, Lane::Control).map_err(|error| error.to_string())?;
         let open = asked.take().filter(|(whom, _)| *whom == leader).map(|(_, open)| open);
@@ -141,10 +192,10 @@ impl Consensus {
     }
 
     /// Returns the read index of this master, which must lead.
-    pub(crate) async fn local_read_index(&self) -> Round {
+    async fn here(&self) -> Round {
         // Planted: who thinks that it leads does not ask.
         if planted::is(Bug::ReadWithoutQuorum) && self.raft.is_leader() {
-            return Ok(self.applied_index());
+            return Ok(*self.applied_index.borrow());
         }
         let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(ROUND_TIMEOUT);
         match self.raft.get_read_log_id(option).await {

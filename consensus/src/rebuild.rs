@@ -3,20 +3,19 @@
 //! first.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use proto_wire::raft::{FetchSnapshotRequest, SnapshotChunk};
 use storage::Staged;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use crate::alarms::Alarms;
 use crate::consensus::Consensus;
+use crate::membership::address_of;
 use crate::network::Lane;
-use crate::state_machine::{SharedApplied, decode_applied};
+use crate::state_machine::{Applied, decode_applied};
 use crate::types::NodeId;
 
 /// Pause before the leader is asked again.
@@ -27,34 +26,6 @@ const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
 const APPLIED_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of frames sent ahead of the receiver.
 const FRAMES_AHEAD: usize = 4;
-
-/// The state of replica comparison, disk space and rebuilds.
-pub(crate) struct Defence {
-    pub(crate) alarms: Alarms,
-    /// Why this replica does not serve; `None`: it serves.
-    pub(crate) quarantine: watch::Sender<Option<String>>,
-    /// Whether less space is free on the disk than has to be kept free.
-    pub(crate) short_of_space: AtomicBool,
-    /// Free bytes on the disk, as of the last check.
-    pub(crate) free_bytes: AtomicU64,
-    /// The last applied entry; locked while the replicated state changes.
-    pub(crate) applied: SharedApplied,
-    /// The log index up to which the store is durable.
-    pub(crate) durable: Arc<AtomicU64>,
-}
-
-impl Defence {
-    pub(crate) fn new(applied: SharedApplied, durable: Arc<AtomicU64>) -> Self {
-        Self {
-            alarms: Alarms::default(),
-            quarantine: watch::Sender::default(),
-            short_of_space: AtomicBool::new(false),
-            free_bytes: AtomicU64::new(0),
-            applied,
-            durable,
-        }
-    }
-}
 
 impl Consensus {
     /// Replaces this replica's state by the leader's. `healthy` masters agree with the majority. Returns
@@ -69,7 +40,7 @@ impl Consensus {
 
     async fn rebuild_until_done(&self, healthy: &[NodeId]) {
         // While this lock is held nothing is applied.
-        let mut applied = self.defence.applied.lock().await;
+        let mut applied = self.defence.hold_state().await;
         loop {
             if self.raft.is_leader() {
                 self.step_down(healthy).await;
@@ -100,19 +71,19 @@ impl Consensus {
     /// Transfers leadership to one of the `healthy` masters.
     async fn step_down(&self, healthy: &[NodeId]) {
         for to in healthy.iter().filter(|to| **to != self.node_id) {
-            if self.transfer_here(*to).await.is_ok() {
+            if self.membership.transfer(*to).await.is_ok() {
                 return;
             }
         }
     }
 
-    fn replace(&self, applied: &mut crate::state_machine::Applied, staged: Staged) -> storage::Result<()> {
+    fn replace(&self, applied: &mut Applied, staged: Staged) -> storage::Result<()> {
         let (last, membership) = decode_applied(staged.applied())?;
         self.store.install(staged)?;
         let index = last.map_or(0, |last| last.index);
         applied.last = last;
         applied.membership = membership;
-        self.defence.durable.fetch_max(index, Ordering::AcqRel);
+        self.defence.is_durable_to(index);
         applied.index.send_replace(index);
         Ok(())
     }
@@ -121,7 +92,7 @@ impl Consensus {
     async fn fetch_snapshot(&self, index: u64) -> Result<Staged, String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let leader = self.leadership.borrow().leader.ok_or("no leader is known")?;
-        let address = self.address_of(leader).ok_or("the leader's address is not known")?;
+        let address = address_of(&self.raft, leader).ok_or("the leader's address is not known")?;
         let mut client = self.peers.client(leader, &address, Lane::Snapshot).map_err(|error| text(&error))?;
         let request = FetchSnapshotRequest { index };
         let call = client.fetch_snapshot(self.peers.request(leader, request));

@@ -185,7 +185,7 @@ impl RaftService {
     }
 
     async fn read_index_now(&self) -> Result<ReadIndexResponse, Status> {
-        let (log_index, error) = match self.0.local_read_index().await {
+        let (log_index, error) = match self.0.reads.index_here().await {
             Ok(index) => (index, String::new()),
             Err(error) => (0, error),
         };
@@ -274,7 +274,7 @@ impl RaftRpc for RaftService {
         self.admit(&request)?;
         let message = request.into_inner();
         let change: MembershipChange = decode("membership change", &message.change).map_err(damaged)?;
-        let reply = self.0.change_here(change).await;
+        let reply = self.0.membership.carry_out(change).await;
         Ok(Response::new(ChangeMembershipResponse {
             reply: encode("membership reply", &reply).map_err(damaged)?,
         }))

@@ -232,3 +232,73 @@ fn view(store: &Store) -> io::Result<RaftSnapshot> {
     }
     Ok(Snapshot { meta: SnapshotMeta { last_log_id, last_membership }, snapshot: SnapshotData::View(view) })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Duration;
+
+    use openraft::type_config::alias::CommittedLeaderIdOf;
+    use storage::Limits;
+    use storage::backend::memory::MemoryHome;
+    use storage::backend::{Backend, Batch, Home, Visitor};
+
+    use super::*;
+    use crate::raft_types::RaftEntry;
+
+    /// A home whose backend is full: a write waits until the test allows it.
+    struct Full(Arc<FullBackend>);
+    struct FullBackend(Arc<dyn Backend>, Mutex<Receiver<()>>);
+
+    impl Backend for FullBackend {
+        fn load(&self, visit: Visitor<'_>) -> storage::Result<()> {
+            self.0.load(visit)
+        }
+        fn write(&self, batch: Batch) -> storage::Result<()> {
+            self.1.lock().unwrap().recv_timeout(Duration::from_secs(10)).expect("the other task ran");
+            self.0.write(batch)
+        }
+        fn sync(&self) -> storage::Result<()> {
+            self.0.sync()
+        }
+        fn is_full(&self) -> bool {
+            true
+        }
+        fn disk_bytes(&self) -> u64 {
+            0
+        }
+        fn retire(&self) {}
+    }
+
+    impl Home for Full {
+        fn open(&self) -> storage::Result<Arc<dyn Backend>> {
+            Ok(self.0.clone())
+        }
+        fn stage(&self) -> storage::Result<(String, Arc<dyn Backend>)> {
+            unreachable!("nothing is staged here")
+        }
+        fn adopt(&self, _: &str) -> storage::Result<()> {
+            unreachable!("nothing is adopted here")
+        }
+    }
+
+    #[test]
+    fn while_an_apply_waits_for_the_object_store_other_tasks_of_its_thread_go_on() {
+        let (allow, allowed): (Sender<()>, _) = channel();
+        let backend = MemoryHome::default().open().unwrap();
+        let home = Full(Arc::new(FullBackend(backend, Mutex::new(allowed))));
+        let store = Store::open_home(Arc::new(home), Limits::default()).unwrap();
+        let mut machine = StateMachine::new(store, Arc::default(), Blocking::Threads).unwrap();
+        // One thread, as when the other one waits, too.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let applied = runtime.spawn(async move {
+            // Woken last, this task is the next of this thread, and no other thread takes it.
+            tokio::spawn(async move { allow.send(()).unwrap() });
+            let leader_id = CommittedLeaderIdOf::<TypeConfig>::from(1);
+            let entry = RaftEntry::new_blank(LogId { leader_id, index: 1 });
+            machine.apply(futures::stream::iter([Ok((entry, None))])).await
+        });
+        runtime.block_on(applied).unwrap().unwrap();
+    }
+}

@@ -1,7 +1,6 @@
 //! The status of this master: figures, and the digest of its replica at a revision, which `ephor status`
 //! compares across masters.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
@@ -72,7 +71,7 @@ impl Consensus {
 
     /// Returns the free bytes on the data directory's disk, as of the last check; 0 if not known.
     pub fn free_bytes(&self) -> u64 {
-        self.defence.free_bytes.load(Ordering::Relaxed)
+        self.defence.free_bytes()
     }
 
     /// Computes the digest of the local replica at `revision` (`None`: the present one); waits up to `wait`

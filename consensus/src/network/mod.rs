@@ -10,7 +10,7 @@ pub(crate) mod snapshot;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::ErrorKind;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -97,7 +97,7 @@ pub(crate) struct Peers {
     /// Notified when a peer should hear the committed index at once.
     urges: Mutex<BTreeMap<NodeId, Arc<Notify>>>,
     /// Whether this replica differs from the others, so that no peer may get its state.
-    pub(crate) quarantined: AtomicBool,
+    quarantined: AtomicBool,
     /// Addresses that peers sent with their calls, newer than those of the membership.
     learned: Mutex<BTreeMap<NodeId, String>>,
     /// Addresses of the present membership; openraft gives a client only the address with which it was
@@ -141,6 +141,16 @@ impl Peers {
     /// Returns the runtime that connections run on.
     pub(crate) fn runtime(&self) -> &PriorityRuntime {
         &self.runtime
+    }
+
+    /// Sets whether this replica differs from the others, so that no peer may get its state.
+    pub(crate) fn set_quarantined(&self, quarantined: bool) {
+        self.quarantined.store(quarantined, Ordering::Release);
+    }
+
+    /// Returns whether this replica differs from the others, so that no peer may get its state.
+    pub(crate) fn is_quarantined(&self) -> bool {
+        self.quarantined.load(Ordering::Acquire)
     }
 
     /// Remembers the address on which a peer says it listens.

@@ -2,7 +2,6 @@
 //! of `storage`. Frames are made only as fast as they are received, so neither side holds more than a few.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::raft::SnapshotResponse;
@@ -41,7 +40,7 @@ pub(super) async fn send(
     snapshot: RaftSnapshot,
 ) -> Result<SnapshotResponse<TypeConfig>, CallError> {
     let local = |error: storage::Error| CallError::Local(error.to_string());
-    if peers.quarantined.load(Ordering::Acquire) {
+    if peers.is_quarantined() {
         return Err(CallError::Local("this replica differs from the others".to_owned()));
     }
     let SnapshotData::View(view) = snapshot.snapshot else {

@@ -1,12 +1,11 @@
 //! A replica that differs is detected, does not serve and is rebuilt; a disk that is nearly full is noticed
 //! before it is full.
 
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
-use proto_env::{AppendFile, CancellationToken, Disk, Env, Space, SystemDisk, TlsNetwork};
+use proto_env::{CancellationToken, Clock, Env, SystemClock, TlsNetwork};
 use storage::{Mutation, Txn};
 
 use super::harness::*;
@@ -14,7 +13,7 @@ use crate::testing::lone_master;
 use crate::*;
 
 async fn spoil(cluster: &Cluster, position: usize) {
-    let mut quarantine = cluster.consensus(position).defence.quarantine.subscribe();
+    let mut quarantine = cluster.consensus(position).defence.watch_quarantine();
     let consensus = cluster.consensus(position).clone();
     wait_for("the object", async || consensus.store().get("/planted").is_some().then_some(())).await;
     assert!(consensus.store().diverge("/planted", "original", "tampered").unwrap().is_some());
@@ -92,52 +91,16 @@ async fn where_no_majority_agrees_nobody_is_convicted() {
     .await;
 }
 
-/// A disk with as much free space as the test sets.
-struct Small(SystemDisk, AtomicU64);
-
-impl Disk for Small {
-    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        self.0.create_dir_all(path)
-    }
-    fn open_append(&self, path: &Path) -> io::Result<Box<dyn AppendFile>> {
-        self.0.open_append(path)
-    }
-    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        self.0.read(path)
-    }
-    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        self.0.read_at(path, offset, length)
-    }
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        self.0.list(path)
-    }
-    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        self.0.replace(path, bytes)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.0.remove(path)
-    }
-    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
-        self.0.remove_dir_all(path)
-    }
-    fn sync_tree(&self, path: &Path) -> io::Result<()> {
-        self.0.sync_tree(path)
-    }
-    fn space(&self, _: &Path) -> io::Result<Option<Space>> {
-        Ok(Some(Space { free: self.1.load(Ordering::Relaxed) << 20, total: 1 << 40 }))
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_short_of_room_takes_only_what_does_not_grow_and_one_without_ends_the_master() {
-    let disk = Arc::new(Small(SystemDisk, AtomicU64::new(10_000)));
+    let disk = Arc::new(TestDisk::default());
     let shutdown = CancellationToken::new();
     let mut env = Env::production(Arc::new(TlsNetwork::joining()), shutdown.clone());
     env.disk = disk.clone();
     let directory = tempfile::tempdir().unwrap();
     let master = lone_master(directory.path(), &env).await.unwrap();
     write(&master, "/a", "value").await;
-    disk.1.store(200, Ordering::Relaxed);
+    disk.free_mib.store(200, Ordering::Relaxed);
     wait_for("the alarm", async || (!master.alarms().is_empty()).then_some(())).await;
     let refused = master.propose(create("/b", "value"), options()).await.unwrap_err();
     assert!(
@@ -149,17 +112,75 @@ async fn a_disk_short_of_room_takes_only_what_does_not_grow_and_one_without_ends
     let larger = change(put("/a", "x".repeat(4096)));
     assert!(matches!(master.propose(larger, options()).await, Err(ProposeError::NoRoom { .. })));
     master.propose(change(Mutation::Delete { key: "/a".to_owned() }), options()).await.unwrap();
-    disk.1.store(300, Ordering::Relaxed);
+    disk.free_mib.store(300, Ordering::Relaxed);
     wait_for("the end of the alarm", async || master.alarms().is_empty().then_some(())).await;
     write(&master, "/b", "value").await;
-    disk.1.store(1, Ordering::Relaxed);
+    disk.free_mib.store(1, Ordering::Relaxed);
     let reason = master.failed().await;
     assert!(reason.starts_with("1 MiB of "), "{reason}");
     assert!(tokio::time::timeout(LONG, shutdown.cancelled()).await.is_ok());
     master.shutdown().await;
     drop(master);
-    disk.1.store(10_000, Ordering::Relaxed);
+    disk.free_mib.store(10_000, Ordering::Relaxed);
     env.shutdown = CancellationToken::new();
     let again = wait_for("the files are free", async || lone_master(directory.path(), &env).await.ok()).await;
     assert!(again.store().get("/b").is_some() && again.store().get("/a").is_none());
+}
+
+/// A clock that panics once when it is told to.
+#[derive(Default)]
+struct Panicking(SystemClock, AtomicBool);
+
+impl Clock for Panicking {
+    fn now(&self) -> SystemTime {
+        assert!(!self.1.swap(false, Ordering::AcqRel), "the clock's code panics");
+        self.0.now()
+    }
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_disk_is_watched_still_after_a_panic_of_that_task() {
+    let (disk, clock) = (Arc::new(TestDisk::default()), Arc::new(Panicking::default()));
+    let mut env = Env::production(Arc::new(TlsNetwork::joining()), CancellationToken::new());
+    (env.disk, env.clock) = (disk.clone(), clock.clone());
+    let directory = tempfile::tempdir().unwrap();
+    let master = lone_master(directory.path(), &env).await.unwrap();
+    clock.1.store(true, Ordering::Release);
+    disk.free_mib.store(200, Ordering::Relaxed);
+    wait_for("the alarm", async || (!master.alarms().is_empty()).then_some(())).await;
+    assert!(!clock.1.load(Ordering::Acquire), "nothing panicked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_differs_does_not_stand_for_election() {
+    let mut cluster = Cluster::of(3).await;
+    write(cluster.any(), "/planted", "original").await;
+    cluster.converge().await;
+    let leader = cluster.leader().await;
+    let [wrong, right] = [1, 2].map(|step| (leader + step) % 3);
+    // Misses a leader much later than the wrong one, which would stand first.
+    cluster.kill(right).await;
+    let usual = std::mem::replace(&mut cluster.timers, [100, 2000, 3000].map(Duration::from_millis));
+    cluster.restart(right).await;
+    cluster.timers = usual;
+    cluster.converge().await;
+    let consensus = cluster.consensus(wrong).clone();
+    // The wrong replica cannot be rebuilt meanwhile.
+    let held = consensus.defence.hold_state().await;
+    assert!(consensus.store().diverge("/planted", "original", "tampered").unwrap().is_some());
+    let mut quarantine = consensus.defence.watch_quarantine();
+    assert!(tokio::time::timeout(LONG, quarantine.wait_for(Option::is_some)).await.is_ok(), "nobody noticed");
+    let before = consensus.vote_seen();
+    cluster.kill(leader).await;
+    wait_for("the right one leads", async || {
+        let now = consensus.vote_seen();
+        assert_ne!(now.candidate, consensus.node_id(), "the wrong one stood for election");
+        (now != before && cluster.consensus(right).leadership().borrow().leading).then_some(())
+    })
+    .await;
+    drop(held);
+    wait_for("the replica to be right again", async || consensus.quarantined().is_none().then_some(())).await;
 }

@@ -117,6 +117,21 @@ async fn a_master_that_has_just_joined_can_be_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_removal_that_was_made_in_part_is_finished_by_the_next_attempt() {
+    let cluster = Cluster::of(1).await;
+    let alone = cluster.any();
+    let mut ids = vec![];
+    for name in ["a", "b"] {
+        let joiner = MasterAddress { name: name.to_owned(), ..MasterAddress::default() };
+        ids.push(alone.add_master(joiner, LONG).await.unwrap());
+    }
+    alone.remove_master(ids[0], LONG).await.unwrap();
+    alone.remove_masters(&ids, LONG).await.unwrap();
+    assert_eq!(alone.members().len(), 1, "{:?}", alone.members());
+    alone.remove_masters(&ids, LONG).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_master_that_comes_back_at_another_address_is_a_member_still() {
     let mut cluster = Cluster::of(3).await;
     let follower = cluster.follower().await;

@@ -1,14 +1,19 @@
 //! Masters within the test's process, over loopback TLS with certificates of their own CA, on temporary
 //! data directories. They can be started, killed and restarted.
 
+use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use proto_env::grpc::incoming;
-use proto_env::{CancellationToken, Env, MASTERS_ORGANIZATION, Network, TlsMaterial, TlsNetwork};
+use proto_env::{
+    AppendFile, CancellationToken, Disk, Env, MASTERS_ORGANIZATION, Network, Space, SystemDisk, TlsMaterial,
+    TlsNetwork,
+};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use storage::{Mutation, Precondition, Txn, TxnOutcome};
 use tonic::transport::Server;
@@ -20,6 +25,50 @@ use crate::*;
 pub const LOG_BYTES: u64 = 1024 * 1024;
 /// Time limit of everything that a test waits for.
 pub const LONG: Duration = Duration::from_secs(180);
+
+/// A disk with as much free space as the test sets.
+pub struct TestDisk {
+    pub free_mib: AtomicU64,
+}
+
+impl Default for TestDisk {
+    fn default() -> Self {
+        Self { free_mib: AtomicU64::new(10_000) }
+    }
+}
+
+impl Disk for TestDisk {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        SystemDisk.create_dir_all(path)
+    }
+    fn open_append(&self, path: &Path) -> io::Result<Box<dyn AppendFile>> {
+        SystemDisk.open_append(path)
+    }
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        SystemDisk.read(path)
+    }
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        SystemDisk.read_at(path, offset, length)
+    }
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        SystemDisk.list(path)
+    }
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        SystemDisk.replace(path, bytes)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        SystemDisk.remove(path)
+    }
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        SystemDisk.remove_dir_all(path)
+    }
+    fn sync_tree(&self, path: &Path) -> io::Result<()> {
+        SystemDisk.sync_tree(path)
+    }
+    fn space(&self, _: &Path) -> io::Result<Option<Space>> {
+        Ok(Some(Space { free: self.free_mib.load(Ordering::Relaxed) << 20, total: 1 << 40 }))
+    }
+}
 
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,

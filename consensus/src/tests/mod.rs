@@ -1,8 +1,9 @@
 //! The guarantees of a cluster, with real logs, stores and TLS on loopback.
 
 mod defence;
+mod elections;
 mod growth;
-mod harness;
+pub(crate) mod harness;
 mod load;
 mod loss;
 mod repair;

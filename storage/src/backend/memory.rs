@@ -64,6 +64,14 @@ impl Backend for MemoryBackend {
         Ok(())
     }
 
+    fn is_full(&self) -> bool {
+        false
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        0
+    }
+
     fn retire(&self) {
         *lock(&self.state) = State::default();
     }

@@ -48,10 +48,10 @@ pub trait Backend: Send + Sync + 'static {
     fn write(&self, batch: Batch) -> Result<()>;
     /// Makes every batch written before it durable.
     fn sync(&self) -> Result<()>;
+    /// Returns whether [`Backend::write`] would have to wait for earlier writes now.
+    fn is_full(&self) -> bool;
     /// Returns the bytes it takes on disk; 0 if that is not known.
-    fn disk_bytes(&self) -> u64 {
-        0
-    }
+    fn disk_bytes(&self) -> u64;
     /// Marks this state as no longer needed: its files are removed with the last reference to it, or, after
     /// a crash, when the home is opened again.
     fn retire(&self);

@@ -326,6 +326,10 @@ impl Backend for SledBackend {
         durable(self.disk.as_ref(), self.database()?, &self.directory)
     }
 
+    fn is_full(&self) -> bool {
+        false
+    }
+
     fn disk_bytes(&self) -> u64 {
         self.database().ok().and_then(|database| database.size_on_disk().ok()).unwrap_or_default()
     }

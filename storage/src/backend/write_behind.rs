@@ -11,6 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use proto_env::supervise::catch_call;
+
 use super::{Backend, Batch, Table, Visitor};
 use crate::store::lock;
 use crate::{Error, Result, io as io_error};
@@ -100,7 +102,12 @@ impl Shared {
                 None => batch.delete(table, key),
             }
         }
-        self.inner.write(batch).inspect_err(|error| {
+        // sled panics on some damage. Without an error here, writers would wait for room for ever.
+        let written = catch_call("object writer", || self.inner.write(batch));
+        let written = written.unwrap_or_else(|panicked| {
+            Err(Error::Io { doing: "writing objects", source: std::io::Error::other(panicked) })
+        });
+        written.inspect_err(|error| {
             lock(&self.waiting).failed = Some(error.to_string());
             self.room.notify_all();
         })
@@ -177,6 +184,14 @@ impl Backend for WriteBehind {
         Ok(())
     }
 
+    fn is_full(&self) -> bool {
+        lock(&self.shared.waiting).is_full()
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.shared.inner.disk_bytes()
+    }
+
     fn sync(&self) -> Result<()> {
         self.shared.flush()?;
         self.shared.inner.sync()
@@ -214,11 +229,14 @@ mod tests {
     use crate::backend::Home;
     use crate::backend::memory::MemoryHome;
 
-    /// A backend that counts its batches, and fails on request.
+    /// A backend that counts its batches, and fails, panics or waits on request.
     struct Counting {
         inner: Arc<dyn Backend>,
         batches: Mutex<usize>,
         failing: Mutex<bool>,
+        panicking: Mutex<bool>,
+        /// Locked by a test to hold up writes.
+        gate: Mutex<()>,
     }
 
     impl Backend for Counting {
@@ -226,6 +244,8 @@ mod tests {
             self.inner.load(visit)
         }
         fn write(&self, batch: Batch) -> Result<()> {
+            let _held_up = lock(&self.gate);
+            assert!(!*lock(&self.panicking), "the database is damaged");
             if *lock(&self.failing) {
                 return Err(Error::TooLarge { what: "a test" });
             }
@@ -235,6 +255,12 @@ mod tests {
         fn sync(&self) -> Result<()> {
             self.inner.sync()
         }
+        fn is_full(&self) -> bool {
+            false
+        }
+        fn disk_bytes(&self) -> u64 {
+            4711
+        }
         fn retire(&self) {
             self.inner.retire();
         }
@@ -242,9 +268,9 @@ mod tests {
 
     fn counting() -> (MemoryHome, Arc<Counting>) {
         let home = MemoryHome::default();
-        let (batches, failing) = Default::default();
+        let (batches, failing, panicking, gate) = Default::default();
         let inner = home.open().unwrap();
-        (home, Arc::new(Counting { inner, batches, failing }))
+        (home, Arc::new(Counting { inner, batches, failing, panicking, gate }))
     }
 
     fn put(backend: &dyn Backend, number: u32, bytes: usize) -> Result<()> {
@@ -302,6 +328,43 @@ mod tests {
         assert!(put(&behind, 2, 10).is_err());
         assert!(behind.sync().is_err());
         assert!(found(counting.as_ref()).is_empty());
+    }
+
+    #[test]
+    fn after_a_panic_of_the_database_everything_fails_and_nobody_waits_for_room() {
+        let (_home, counting) = counting();
+        let behind = WriteBehind::new(counting.clone()).unwrap();
+        *lock(&counting.panicking) = true;
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let failed = (0..).find(|number| put(&behind, *number, WAITING_BYTES_MAX).is_err());
+            sender.send((failed.is_some(), behind.sync().is_err())).unwrap();
+        });
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(60)), Ok((true, true)));
+        assert!(found(counting.as_ref()).is_empty());
+    }
+
+    #[test]
+    fn it_says_when_a_write_would_wait_and_how_large_the_database_is() {
+        let (_home, counting) = counting();
+        let behind = WriteBehind::new(counting.clone()).unwrap();
+        assert_eq!(behind.disk_bytes(), 4711);
+        assert!(!behind.is_full());
+        let held_up = lock(&counting.gate);
+        let mut batch = Batch::default();
+        for number in 0..WAITING_CHANGES_MAX as u64 {
+            batch.put(Table::Objects, number.to_le_bytes().to_vec(), Vec::new());
+        }
+        // The first batch is taken by the writer, which is held up with it.
+        behind.write(batch.clone()).unwrap();
+        while lock(&behind.shared.waiting).is_full() {
+            std::thread::yield_now();
+        }
+        behind.write(batch).unwrap();
+        assert!(behind.is_full());
+        drop(held_up);
+        behind.sync().unwrap();
+        assert!(!behind.is_full());
     }
 
     #[test]

@@ -35,8 +35,8 @@ pub(super) fn recover(directory: &Path, sealer: &Sealer, disk: &dyn Disk) -> Res
         recovered.index.shrink();
         let is_last = position + 1 == numbers.len();
         if good == bytes.len() {
-            if is_last && recovered.tail.sequence > recovered.synced {
-                recovered.rewrite(disk, &path, &bytes)?;
+            if is_last {
+                rewrite(disk, &path, &bytes)?;
             }
             continue;
         }
@@ -49,7 +49,7 @@ pub(super) fn recover(directory: &Path, sealer: &Sealer, disk: &dyn Disk) -> Res
             });
         }
         tracing::warn!(segment, at = good, bytes = bytes.len(), "cut off a tail that was never synced");
-        recovered.rewrite(disk, &path, &bytes[..good])?;
+        rewrite(disk, &path, &bytes[..good])?;
     }
     Ok(recovered)
 }
@@ -63,23 +63,23 @@ fn synced_claim(sealer: &Sealer, bytes: &[u8]) -> Option<u64> {
         .max()
 }
 
-impl Recovered {
-    /// Rewrites the last segment unless a record declares all of it synced. Data read from it may be only
-    /// in the page cache and never reach the disk: after a failed sync the kernel marks the pages as clean,
-    /// and the next sync succeeds without writing them (Rebello et al., "Can Applications Recover from
-    /// fsync Failures?").
-    fn rewrite(&self, disk: &dyn Disk, path: &Path, good: &[u8]) -> Result<()> {
-        match disk.replace(path, good) {
-            // Without space for a second copy, the file is only cut to its length and synced by the writer.
-            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
-                tracing::warn!(path = %path.display(), "not enough free space to rewrite the last log segment");
-                let mut file = disk.open_append(path).map_err(io_error("opening a log segment"))?;
-                file.truncate(good.len() as u64).map_err(io_error("cutting a log segment"))
-            }
-            replaced => replaced.map_err(io_error("writing a log segment anew")),
+/// Rewrites the last segment. What was read from its end may be only in the page cache and never reach the
+/// disk: after a failed sync the kernel marks the pages as clean, and the next sync succeeds without writing
+/// them (Rebello et al., "Can Applications Recover from fsync Failures?"). That holds for the record written
+/// when the log was closed, too, so there is no log that need not be rewritten.
+fn rewrite(disk: &dyn Disk, path: &Path, good: &[u8]) -> Result<()> {
+    match disk.replace(path, good) {
+        // Without space for a second copy, the file is only cut to its length and synced by the writer.
+        Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+            tracing::warn!(path = %path.display(), "not enough free space to rewrite the last log segment");
+            let mut file = disk.open_append(path).map_err(io_error("opening a log segment"))?;
+            file.truncate(good.len() as u64).map_err(io_error("cutting a log segment"))
         }
+        replaced => replaced.map_err(io_error("writing a log segment anew")),
     }
+}
 
+impl Recovered {
     /// Reads the records of a segment; returns the number of good bytes.
     fn segment(&mut self, sealer: &Sealer, segment: u64, bytes: &[u8], first: bool) -> Result<usize> {
         let mut at = 0;

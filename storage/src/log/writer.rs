@@ -8,6 +8,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 
 use proto_env::planted::{self, Bug};
+use proto_env::supervise::catch_call;
 use proto_env::{AppendFile, Disk};
 
 use super::record::{self, HEADER_BYTES, Record};
@@ -151,11 +152,17 @@ impl Writer {
 
     /// Writes the jobs and reports the result to each.
     pub(super) fn write(&mut self, batch: Vec<Job>) {
-        if self.failed.is_none()
-            && let Err(error) = self.write_batch(&batch)
-        {
-            tracing::error!(%error, "writing the log failed; this node must stop");
-            self.failed = Some(error.to_string());
+        if self.failed.is_none() {
+            // Every job gets its result, after a panic too: a leader waits for them without a time limit.
+            let written = catch_call("log writer", || self.write_batch(&batch));
+            let failed = match written {
+                Ok(written) => written.err().map(|error| error.to_string()),
+                Err(panicked) => Some(panicked.to_string()),
+            };
+            if let Some(error) = failed {
+                tracing::error!(error, "writing the log failed; this node must stop");
+                self.failed = Some(error);
+            }
         }
         lock(&self.index).shrink();
         for job in batch {

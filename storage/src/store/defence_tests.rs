@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::rewrite::bloated;
 use super::tests::{Applier, delete, env, put, txn};
 use super::*;
 use crate::backend::Batch;
@@ -257,4 +258,21 @@ fn a_rewrite_that_a_snapshot_overtakes_is_given_up() {
     drop(copied);
     assert_eq!(applier.store.rewrite().unwrap(), Rewritten::Done);
     assert_eq!(applier.store.digest(None).unwrap(), source.store.digest(None).unwrap());
+}
+
+#[test]
+fn a_store_on_disk_knows_its_size_and_a_rewritten_one_is_not_rewritten_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let applier = fill(open(directory.path()).unwrap());
+    let on_disk = || files(directory.path()).iter().map(|file| file.metadata().unwrap().len()).sum::<u64>();
+    applier.store.sync().unwrap();
+    let sizes = applier.store.sizes();
+    assert!(sizes.disk_bytes > 0 && sizes.disk_bytes <= on_disk(), "{sizes:?}, {} on disk", on_disk());
+    let many =
+        |disk_bytes, rewritten| bloated(&Sizes { disk_bytes, object_bytes: 100 << 20, ..sizes }, rewritten);
+    assert!(!many(400 << 20, 0) && many(401 << 20, 0));
+    // The rewrite could not make it smaller.
+    assert!(!many(800 << 20, 400 << 20) && many(801 << 20, 400 << 20));
+    let few = Sizes { disk_bytes: 200 << 20, object_bytes: 1, ..sizes };
+    assert!(!bloated(&few, 0));
 }

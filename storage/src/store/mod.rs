@@ -17,6 +17,7 @@ mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
@@ -107,6 +108,8 @@ pub struct Store {
     home: Arc<dyn Home>,
     reached: signal::Sender<Revision>,
     limits: Limits,
+    /// Bytes of the database after its last rewrite; 0: this process has not rewritten it.
+    rewritten_bytes: AtomicU64,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -146,6 +149,7 @@ impl Store {
             backend: Mutex::new(CurrentBackend { backend, mirror: None }),
             home,
             limits,
+            rewritten_bytes: AtomicU64::new(0),
         }))
     }
 
@@ -273,6 +277,11 @@ impl Live {
 }
 
 impl CurrentBackend {
+    /// Returns whether a write would have to wait.
+    fn is_full(&self) -> bool {
+        self.backend.is_full() || self.mirror.as_ref().is_some_and(|mirror| mirror.is_full())
+    }
+
     /// Writes a batch; gives up the mirror if it cannot be written.
     fn write(&mut self, batch: Batch) -> Result<()> {
         if let Some(mirror) = &self.mirror

@@ -3,7 +3,7 @@
 
 use std::collections::btree_map;
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, TryLockError};
 use std::time::Duration;
 
 use super::live_objects::end_of_prefix;
@@ -79,9 +79,17 @@ impl Store {
         *self.reached.borrow()
     }
 
-    /// Returns whether an apply would have to wait for readers now.
+    /// Returns whether an apply would have to wait now: for readers of the objects or of the history, or for
+    /// the backend.
     pub fn is_busy(&self) -> bool {
-        matches!(self.live.try_write(), Err(std::sync::TryLockError::WouldBlock))
+        let backend_waits = match self.backend.try_lock() {
+            Ok(current) => current.is_full(),
+            Err(TryLockError::Poisoned(current)) => current.into_inner().is_full(),
+            Err(TryLockError::WouldBlock) => true,
+        };
+        backend_waits
+            || matches!(self.live.try_write(), Err(TryLockError::WouldBlock))
+            || matches!(self.history.try_write(), Err(TryLockError::WouldBlock))
     }
 
     /// Returns the revision up to which history may be forgotten.

@@ -5,8 +5,9 @@
 
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use super::{CurrentBackend, Store, lock, read, records};
+use super::{CurrentBackend, Sizes, Store, lock, read, records};
 use crate::Result;
 use crate::backend::{Backend, Batch};
 
@@ -30,10 +31,9 @@ pub enum Rewritten {
 }
 
 impl Store {
-    /// Returns whether the database has grown far beyond its content.
+    /// Returns whether the database has grown far beyond its content, and since its last rewrite.
     pub fn is_bloated(&self) -> bool {
-        let sizes = self.sizes();
-        sizes.disk_bytes > REWRITE_ABOVE.max(sizes.object_bytes.saturating_mul(REWRITE_TIMES))
+        bloated(&self.sizes(), self.rewritten_bytes.load(Ordering::Relaxed))
     }
 
     /// Rewrites the state. Blocks for as long as the disk takes, while reads and writes go on. After an
@@ -63,7 +63,9 @@ impl Store {
             return Ok(Rewritten::GivenUp);
         }
         self.home.adopt(&name)?;
+        let rewritten = copy.disk_bytes();
         std::mem::replace(&mut *current, CurrentBackend { backend: copy, mirror: None }).backend.retire();
+        self.rewritten_bytes.store(rewritten, Ordering::Relaxed);
         Ok(Rewritten::Done)
     }
 
@@ -119,6 +121,13 @@ impl Store {
         copy.write(batch)?;
         copy.sync()
     }
+}
+
+/// Returns whether a database is to be rewritten that had `rewritten` bytes after its last rewrite (0: there
+/// was none). One that a rewrite could not make small is only rewritten again once it has doubled.
+pub(super) fn bloated(sizes: &Sizes, rewritten: u64) -> bool {
+    let expected = sizes.object_bytes.saturating_mul(REWRITE_TIMES);
+    sizes.disk_bytes > REWRITE_ABOVE.max(expected).max(rewritten.saturating_mul(2))
 }
 
 impl CurrentBackend {

@@ -428,3 +428,20 @@ fn digests_agree_at_one_revision_however_it_was_reached() {
     assert_ne!(one.store.digest(None).unwrap(), two.store.digest(None).unwrap());
     assert_eq!(one.store.digest(None).unwrap(), two.store.digest(Some(50)).unwrap());
 }
+
+#[test]
+fn a_store_is_busy_while_an_apply_would_wait_for_a_reader_or_the_backend() {
+    let applier = Applier::memory();
+    let store = &applier.store;
+    assert!(!store.is_busy());
+    let objects = read(&store.live);
+    assert!(store.is_busy());
+    drop(objects);
+    let history = read(&store.history);
+    assert!(store.is_busy());
+    drop(history);
+    let rewriting = lock(&store.backend);
+    assert!(store.is_busy());
+    drop(rewriting);
+    assert!(!store.is_busy());
+}

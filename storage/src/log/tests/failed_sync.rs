@@ -1,5 +1,5 @@
 //! The log on a disk that treats a failed sync as Linux does: the pages count as clean, reads return them,
-//! and later syncs succeed without writing them.
+//! and later syncs succeed without writing them. And the log on a disk whose code panics.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,6 +17,7 @@ use crate::crypto::{DataKey, Sealer};
 #[derive(Default)]
 struct Kernel {
     fails: AtomicBool,
+    panics: AtomicBool,
     /// Ranges of files that were never written to the disk and that no sync will write.
     dropped: Mutex<BTreeMap<PathBuf, Vec<Range<usize>>>>,
 }
@@ -33,6 +34,7 @@ struct Opened {
 
 impl AppendFile for Opened {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        assert!(!self.kernel.panics.load(Ordering::Relaxed), "the disk's code panics");
         self.inner.append(bytes)
     }
     fn sync(&mut self) -> io::Result<()> {
@@ -123,4 +125,20 @@ fn what_a_restart_reads_after_a_failed_sync_outlives_a_power_cut() {
     drop(log);
     disk.power_cut();
     assert_eq!(indexes(&open()), vec![1, 2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn a_panic_while_writing_fails_every_write_instead_of_answering_none() {
+    let (directory, key, disk) =
+        (tempfile::tempdir().unwrap(), DataKey::generate(&SystemRandom), Forgetful::default());
+    let sealer = Sealer::new(&key, "log", Arc::new(SystemRandom));
+    let log = Log::open(directory.path(), sealer, Arc::new(disk.clone()), Options::default()).unwrap();
+    append(&log, 1..=3);
+    disk.0.panics.store(true, Ordering::Relaxed);
+    for index in 4..=5 {
+        let (sender, receiver) = mpsc::channel();
+        log.append(vec![entry(index)], Box::new(move |result| sender.send(result).unwrap()));
+        let result = receiver.recv().expect("the write was answered");
+        assert!(result.unwrap_err().to_string().contains("the disk's code panics"));
+    }
 }
