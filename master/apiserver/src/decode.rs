@@ -19,7 +19,7 @@ pub const MAX_BODY: usize = 3 * 1024 * 1024;
 
 /// Maximum number of values in an object: each text, number, list and map counts. A body of `{},{},{}` is short, but
 /// with their defaults its items take a thousand times its memory, and some rules compare each with all others.
-pub const MAX_VALUES: usize = 50_000;
+pub const MAX_VALUES: usize = 200_000;
 
 const SCHEME: &str = "pkg/runtime/scheme.go:111";
 
