@@ -52,7 +52,7 @@ pub(super) struct Writer {
     failed: Option<String>,
     /// Planted: an append that waits for the next two, and whether the first of them was written; always
     /// `None` without the bug.
-    overtaken: Option<(Job, bool)>,
+    overtaken: Option<Box<(Job, bool)>>,
 }
 
 #[derive(Default)]
@@ -181,12 +181,12 @@ impl Writer {
                 Some((Record::Entry { index, .. }, _)) => Some(*index),
                 _ => None,
             };
-            match (self.overtaken.take(), index) {
+            match (self.overtaken.take().map(|overtaken| *overtaken), index) {
                 (None, Some(index)) if index > 200 && index.is_multiple_of(8) => {
-                    self.overtaken = Some((job, false))
+                    self.overtaken = Some(Box::new((job, false)))
                 }
                 (Some((held, false)), Some(_)) => {
-                    self.overtaken = Some((held, true));
+                    self.overtaken = Some(Box::new((held, true)));
                     reordered.push(job);
                 }
                 (Some((held, true)), Some(_)) => reordered.extend([job, held]),
