@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use openraft::{Config, SnapshotPolicy};
 use proto_env::Disk;
+use proto_env::planted::{self, Bug};
 use serde::{Deserialize, Serialize};
 use storage::backend::Home;
 
@@ -187,7 +188,14 @@ impl ConsensusConfig {
             enable_leader_restore: Some(false),
             max_payload_entries: 512,
             replication_lag_threshold: self.snapshot_count,
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_count),
+            // Planted: the policy's trigger is dropped.
+            snapshot_policy: if planted::is(Bug::SnapshotTriggerDropped) {
+                SnapshotPolicy::Never
+            } else {
+                SnapshotPolicy::LogsSinceLast(self.snapshot_count)
+            },
+            // Planted: a follower may have lost entries that it had acknowledged.
+            allow_log_reversion: planted::is(Bug::LogReversalAllowed).then_some(true),
             max_in_snapshot_log_to_keep: self.snapshot_count / 2,
             purge_batch_size: self.snapshot_count / MIN_SNAPSHOT_COUNT,
             install_snapshot_timeout: 15 * 60 * 1000,

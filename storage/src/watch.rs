@@ -140,7 +140,8 @@ impl History {
     /// Makes a history that begins after `revision`.
     pub(crate) fn new(revision: Revision, events_max: usize, bytes_max: usize) -> Self {
         // Planted: a history short enough for a simulation to outrun it.
-        let events_max = if planted::is(Bug::WatchForgetsCompaction) { 16 } else { events_max };
+        let short = planted::is(Bug::WatchForgetsCompaction) || planted::is(Bug::WatchAtCompaction);
+        let events_max = if short { 16 } else { events_max };
         Self {
             all: Bucket::new(revision),
             buckets: BTreeMap::new(),
@@ -316,7 +317,7 @@ impl Watch {
         };
         // Planted: what is no longer known is passed over.
         let after = if planted::is(Bug::WatchForgetsCompaction) { after.max(bucket.dropped) } else { after };
-        if after < bucket.dropped {
+        if after < bucket.dropped && !at_compaction(after, bucket.dropped) {
             return None;
         }
         let wake = bucket.wake.subscribe();
@@ -381,7 +382,9 @@ impl Watch {
             return Err(WatchClosed::Stopped);
         }
         let bucket = known.bucket(&self.prefix).ok_or(WatchClosed::Lagged)?;
-        if self.epoch != known.epoch || self.cursor < bucket.dropped {
+        if self.epoch != known.epoch
+            || self.cursor < bucket.dropped && !at_compaction(self.cursor, bucket.dropped)
+        {
             // Planted: a watch that lags goes on with the events that are left, without an error.
             if !planted::is(Bug::WatchLagsSilently) {
                 return Err(WatchClosed::Lagged);
@@ -397,6 +400,10 @@ impl Watch {
                     self.cursor += 1;
                     return Ok(());
                 }
+                // Planted: the buffer is small, and what it has no room for is lost.
+                if planted::is(Bug::WatchDropsBacklog) && self.buffer.len() == 8 {
+                    break;
+                }
                 if self.buffer.len() == BUFFER_EVENTS {
                     return Ok(());
                 }
@@ -405,4 +412,10 @@ impl Watch {
         self.cursor = self.cursor.max(known.revision);
         Ok(())
     }
+}
+
+/// Planted: whether a watch may begin although the event right after its revision was dropped.
+#[inline(always)]
+fn at_compaction(after: Revision, dropped: Revision) -> bool {
+    planted::is(Bug::WatchAtCompaction) && after + 1 == dropped
 }

@@ -12,7 +12,7 @@ use proto_wire::cluster::{Member, MembersRequest};
 use serde_json::Value;
 
 use crate::access::{Access, Agent, Error, host_of, within};
-use crate::http::Client;
+use crate::http::client;
 
 /// Maximum time of one request during discovery.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -103,7 +103,7 @@ impl Cluster {
 
     async fn find_workers(&self) -> Result<BTreeMap<NodeName, IpAddr>, Error> {
         for master in self.masters.values() {
-            let mut client = Client::new(&self.access, master.api);
+            let mut client = client(&self.access, master.api);
             if let Ok(answer) = client.ask(Method::GET, "/api/v1/nodes", None).await
                 && answer.status.is_success()
             {

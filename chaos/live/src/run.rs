@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::{Access, Error, within};
 use crate::cluster::{Agents, Cluster};
-use crate::http::Client;
+use crate::http::{Client, client};
 use crate::inject::{Injector, Progress};
 use crate::members::{delete_token, store_token};
 use crate::observer::{Observer, reached};
@@ -103,7 +103,7 @@ pub async fn run(
 
     let namespace = format!("ephor-chaos-{:08x}", options.seed & 0xffff_ffff);
     let api = cluster.apis()[0];
-    let mut client = Client::new(&access, api);
+    let mut client = client(&access, api);
     let origin_revision = create_namespace(&mut client, &namespace).await?;
     let token = token(&options, &access, &mut client).await?;
     let collection = format!("/api/v1/namespaces/{namespace}/configmaps");
@@ -357,7 +357,7 @@ impl Run {
     /// Deletes what the run created in the cluster, as far as the cluster answers.
     async fn clean(&mut self, namespace: &str, token: Option<&JoinToken>) {
         for master in self.injector.cluster.masters.values() {
-            let mut client = Client::new(&self.access, master.api);
+            let mut client = client(&self.access, master.api);
             let path = format!("/api/v1/namespaces/{namespace}");
             let deleted = client.ask(Method::DELETE, &path, None).await;
             let gone = deleted.is_ok_and(|a| a.status.is_success() || a.status == StatusCode::NOT_FOUND);

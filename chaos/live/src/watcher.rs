@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use chaos_oracle::calls::objects;
 use chaos_oracle::history::{Stream, Watched};
+use chaos_oracle::kind::Kind;
 use chaos_oracle::stream::{End, Reader};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
@@ -16,7 +17,7 @@ use hyper::body::Incoming;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use crate::http::Client;
+use crate::http::{Client, client};
 use crate::observer::Covered;
 use crate::workload::{Workload, generator};
 
@@ -79,7 +80,7 @@ impl Workload {
     /// sees the last changes.
     pub async fn roam(self, number: usize, stop: tokio_util::sync::CancellationToken) {
         let place = Place::Roams(Box::new(generator(self.seed, 2000 + number as u64)));
-        let watched = Watched { client: number, streams: Vec::new() };
+        let watched = Watched { client: number, kind: Kind::ConfigMap, streams: Vec::new() };
         let watcher = Watcher { workload: self, place, watched };
         watcher.run(stop).await;
     }
@@ -97,7 +98,7 @@ impl Workload {
         let client = witness_of(master).unwrap_or(WITNESS);
         let listed = Some(Default::default());
         let stream = Stream { from: origin, listed, events: Vec::new(), reached: origin };
-        let watched = Watched { client, streams: vec![stream] };
+        let watched = Watched { client, kind: Kind::ConfigMap, streams: vec![stream] };
         let part = truth.begin(origin);
         let place = Place::Stays { at, master, truth, part };
         Watcher { workload: self, place, watched }.run(stop).await;
@@ -134,7 +135,7 @@ impl Watcher {
             Place::Roams(random) => self.workload.any_master(random),
             Place::Stays { at, .. } => *at,
         };
-        Client::new(&self.workload.access, at)
+        client(&self.workload.access, at)
     }
 
     /// Begins a stream with a list; `None` if the list failed.
@@ -145,7 +146,7 @@ impl Watcher {
             return None;
         }
         let from = answer.body["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
-        let listed = Some(objects(&answer.body));
+        let listed = Some(objects(Kind::ConfigMap, &answer.body));
         self.watched.streams.push(Stream { from, listed, events: Vec::new(), reached: from });
         if let Place::Stays { truth, part, .. } = &mut self.place {
             *part = truth.begin(from);
@@ -175,7 +176,7 @@ impl Watcher {
     }
 
     async fn follow(&mut self, mut body: Incoming) -> End {
-        let mut reader = Reader::default();
+        let mut reader = Reader::new(Kind::ConfigMap);
         while let Ok(Some(Ok(frame))) = tokio::time::timeout(SILENCE, body.frame()).await {
             let (Some(bytes), Some(stream)) = (frame.data_ref(), self.watched.streams.last_mut()) else {
                 continue;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use chaos_oracle::calls::{KEY_PREFIX, outcome};
 use chaos_oracle::history::{Call, Operation, Outcome};
+use chaos_oracle::kind::Kind;
 use chaos_oracle::memory::Memory;
 use chaos_spec::experiment as spec;
 use rand::rngs::StdRng;
@@ -18,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
-use crate::http::{Client, Failure};
+use crate::http::{Client, Failure, client};
 use crate::observer::Observer;
 
 /// Maximum number of concurrent calls of one client; further calls are skipped.
@@ -142,7 +143,7 @@ impl Workload {
     async fn come_and_go(&self, number: usize, object: u64, at: SocketAddr) {
         let key = format!("{KEY_PREFIX}steady-{object}");
         let create = Call::Create { key: key.clone(), value: format!("{number}-{object}") };
-        let mut client = Client::new(&self.access, at);
+        let mut client = client(&self.access, at);
         for call in [create, Call::Delete { key, expected: None }] {
             let Some((called, returned, outcome)) = ask(self, &mut client, &call, number).await else {
                 return;
@@ -159,7 +160,8 @@ impl Workload {
     async fn client(self, number: usize) {
         let mut random = generator(self.seed, 1000 + number as u64);
         let at = self.any_master(&mut random);
-        let state = State { memory: Memory::new(number, random), idle: BTreeMap::new(), at };
+        let state =
+            State { memory: Memory::new(number, &[Kind::ConfigMap], random), idle: BTreeMap::new(), at };
         let ended = self.ended.clone();
         let worker = Arc::new(Worker { workload: self, number, state: Mutex::new(state) });
         let in_flight = Arc::new(Semaphore::new(CALLS_MAX as usize));
@@ -205,7 +207,7 @@ impl Worker {
             let idle = state.idle.get_mut(&state.at).and_then(Vec::pop);
             (call, state.at, idle)
         };
-        let mut client = idle.unwrap_or_else(|| Client::new(&self.workload.access, at));
+        let mut client = idle.unwrap_or_else(|| client(&self.workload.access, at));
         let Some((called, returned, outcome)) = ask(&self.workload, &mut client, &call, self.number).await
         else {
             return;
@@ -254,12 +256,12 @@ async fn ask(
 pub async fn list_at(workload: &Workload, master: SocketAddr, number: usize, limit: Duration) -> Option<u64> {
     let end = tokio::time::Instant::now() + limit;
     while tokio::time::Instant::now() < end {
-        let mut client = Client::new(&workload.access, master);
-        let asked = ask(workload, &mut client, &Call::List, number).await;
+        let mut client = client(&workload.access, master);
+        let asked = ask(workload, &mut client, &Call::List { kind: Kind::ConfigMap }, number).await;
         if let Some((called, returned, outcome)) = asked
             && let Outcome::Listed { revision, .. } = outcome
         {
-            let call = Call::List;
+            let call = Call::List { kind: Kind::ConfigMap };
             workload.observer.read_final(Operation { client: number, call, called, returned, outcome });
             return Some(revision);
         }

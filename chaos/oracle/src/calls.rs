@@ -7,26 +7,29 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::history::{Call, Outcome, Refusal, Versioned};
+use crate::kind::Kind;
 
 /// Prefix of the names of the clients' objects; other objects in the namespace belong to the cluster.
 pub const KEY_PREFIX: &str = "reg-";
 
 /// Prefix of the API server's message when it gave up a write after repeated conflicts.
 const STARVING: &str = "the object changed too often";
+/// Part of the API server's message when a Service asks for a node port that is taken.
+const TAKEN: &str = "is already allocated";
+/// The API server's message when an update that names a version finds no object and would create it.
+const VERSION_SET: &str = "resourceVersion should not be set on objects to be created";
 
 fn object(key: &str, value: &str, revision: Option<u64>) -> Value {
-    let mut object = json!({
-        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": key}, "data": {"v": value},
-    });
+    let mut object = Kind::of(key).object(Kind::name(key), value);
     if let Some(revision) = revision {
         object["metadata"]["resourceVersion"] = json!(revision.to_string());
     }
     object
 }
 
-/// Returns the request for a call on a collection of ConfigMaps: method, path and body.
+/// Returns the request for a call on the collection of its kind: method, path and body.
 pub fn request(collection: &str, call: &Call) -> (Method, String, Option<Value>) {
-    let path = |key: &str| format!("{collection}/{key}");
+    let path = |key: &str| format!("{collection}/{}", Kind::name(key));
     match call {
         Call::Create { key, value } => (Method::POST, collection.to_owned(), Some(object(key, value, None))),
         Call::Update { key, expected, value } => {
@@ -42,11 +45,11 @@ pub fn request(collection: &str, call: &Call) -> (Method, String, Option<Value>)
             });
             (Method::DELETE, path(key), options)
         }
-        Call::Patch { key, value } => (Method::PATCH, path(key), Some(json!({"data": {"v": value}}))),
+        Call::Patch { key, value } => (Method::PATCH, path(key), Some(call.kind().patch(value))),
         Call::Get { key } => (Method::GET, path(key), None),
-        Call::List => (Method::GET, collection.to_owned(), None),
-        Call::Pages { limit } => (Method::GET, format!("{collection}?limit={limit}"), None),
-        Call::ListAny => (Method::GET, format!("{collection}?resourceVersion=0"), None),
+        Call::List { .. } => (Method::GET, collection.to_owned(), None),
+        Call::Pages { limit, .. } => (Method::GET, format!("{collection}?limit={limit}"), None),
+        Call::ListAny { .. } => (Method::GET, format!("{collection}?resourceVersion=0"), None),
     }
 }
 
@@ -57,7 +60,7 @@ pub fn content_type(method: &Method) -> &'static str {
 
 /// Returns the path of the page that follows `page`; `None` if the list is complete or not paged.
 pub fn next_page(collection: &str, call: &Call, page: &Value) -> Option<String> {
-    let Call::Pages { limit } = call else { return None };
+    let Call::Pages { limit, .. } = call else { return None };
     let token = page["metadata"]["continue"].as_str().filter(|token| !token.is_empty())?;
     // Characters of a continue token other than letters and digits are escaped (RFC 3986, section 2.1).
     let escape = |byte: u8| match byte {
@@ -78,36 +81,30 @@ pub fn add_page(whole: &mut Value, mut page: Value) -> bool {
     same
 }
 
-/// Returns the version and value of the object in an answer; `None` if it has none.
-pub fn versioned(object: &Value) -> Option<Versioned> {
-    let revision = object["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
-    Some(Versioned { revision, value: object["data"]["v"].as_str()?.to_owned() })
-}
-
-/// Returns the clients' objects of a list, by key.
-pub fn objects(list: &Value) -> BTreeMap<String, Versioned> {
+/// Returns the clients' objects of a list of a kind, by key.
+pub fn objects(kind: Kind, list: &Value) -> BTreeMap<String, Versioned> {
     let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
     let named = items.iter().filter_map(|item| Some((item["metadata"]["name"].as_str()?, item)));
     let ours = named.filter(|(name, _)| name.starts_with(KEY_PREFIX));
-    ours.filter_map(|(name, item)| Some((name.to_owned(), versioned(item)?))).collect()
+    ours.filter_map(|(name, item)| Some((kind.key(name), kind.versioned(item)?))).collect()
 }
 
 /// Returns what an answer proves about its call; `None` if the answer is invalid.
 pub fn outcome(call: &Call, status: StatusCode, body: &Value) -> Option<Outcome> {
-    let write = call.is_write();
+    let (write, kind) = (call.is_write(), call.kind());
     let message = body["message"].as_str().unwrap_or_default();
     match status {
         status if status.is_success() => match call {
             Call::Create { .. } | Call::Update { .. } | Call::Patch { .. } => {
-                Some(Outcome::Written { revision: versioned(body)?.revision })
+                Some(Outcome::Written { revision: kind.versioned(body)?.revision })
             }
             Call::Delete { .. } => Some(Outcome::Deleted { revision: None }),
-            Call::Get { .. } => Some(Outcome::Read(Some(versioned(body)?))),
-            Call::List | Call::Pages { .. } | Call::ListAny => {
+            Call::Get { .. } => Some(Outcome::Read(Some(kind.versioned(body)?))),
+            Call::List { .. } | Call::Pages { .. } | Call::ListAny { .. } => {
                 let revision = body["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
-                let objects = objects(body);
+                let objects = objects(kind, body);
                 Some(match call {
-                    Call::ListAny => Outcome::Shown { revision, objects },
+                    Call::ListAny { .. } => Outcome::Shown { revision, objects },
                     _ => Outcome::Listed { revision, objects },
                 })
             }
@@ -124,6 +121,15 @@ pub fn outcome(call: &Call, status: StatusCode, body: &Value) -> Option<Outcome>
         StatusCode::GONE if matches!(call, Call::Pages { .. }) => Some(Outcome::NotEntered),
         // The server sends these only if the write certainly never entered a log.
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Some(Outcome::NotEntered),
+        // Another Service holds the node port.
+        StatusCode::UNPROCESSABLE_ENTITY if kind == Kind::Service && message.contains(TAKEN) => {
+            Some(Outcome::NotEntered)
+        }
+        StatusCode::INTERNAL_SERVER_ERROR
+            if kind.creates_on_update() && matches!(call, Call::Update { .. }) && message == VERSION_SET =>
+        {
+            Some(Outcome::Refused(Refusal::NotFound))
+        }
         StatusCode::GATEWAY_TIMEOUT => Some(Outcome::Unknown),
         status if status.is_server_error() => Some(Outcome::Unknown),
         _ => None,
@@ -150,10 +156,10 @@ mod tests {
                 "items": [object(name, "v", Some(3))],
             })
         };
-        let call = Call::Pages { limit: 1 };
+        let call = Call::Pages { kind: Kind::ConfigMap, limit: 1 };
         let mut whole = page("reg-1", "7", "a+b");
         assert_eq!(next_page("/c", &call, &whole).unwrap(), "/c?limit=1&continue=a%2Bb");
-        assert_eq!(next_page("/c", &Call::List, &whole), None);
+        assert_eq!(next_page("/c", &Call::List { kind: Kind::ConfigMap }, &whole), None);
         assert!(add_page(&mut whole, page("reg-2", "7", "")));
         assert_eq!(next_page("/c", &call, &whole), None);
         let Some(Outcome::Listed { revision: 7, objects }) = super::outcome(&call, StatusCode::OK, &whole)
@@ -174,6 +180,15 @@ mod tests {
         assert_eq!(outcome(&create, &answer(503, Value::Null)), Some(Outcome::NotEntered));
         assert_eq!(outcome(&create, &answer(504, Value::Null)), Some(Outcome::Unknown));
         assert_eq!(outcome(&create, &answer(422, Value::Null)), None);
+        let service = Call::Create { key: "services/reg-1".into(), value: "v".into() };
+        let taken = json!({"message": "spec.ports[0].nodePort: provided port is already allocated"});
+        assert_eq!(outcome(&service, &answer(422, taken.clone())), Some(Outcome::NotEntered));
+        assert_eq!(outcome(&create, &answer(422, taken)), None);
+        let expected = Versioned { revision: 7, value: "v".into() };
+        let update = Call::Update { key: "leases/reg-1".into(), expected, value: "w".into() };
+        let set = json!({"message": "resourceVersion should not be set on objects to be created"});
+        assert_eq!(outcome(&update, &answer(500, set)), Some(Outcome::Refused(Refusal::NotFound)));
+        assert_eq!(outcome(&update, &answer(500, Value::Null)), Some(Outcome::Unknown));
         let get = Call::Get { key: "reg-1".into() };
         assert_eq!(outcome(&get, &answer(404, Value::Null)), Some(Outcome::Read(None)));
     }

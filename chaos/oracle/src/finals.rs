@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use super::Violation;
 use super::index::{Index, may_delete, violation};
 use crate::history::{History, Operation, Outcome, Versioned};
+use crate::kind::Kind;
 
 /// Name of this check in reports.
 pub const CHECK: &str = "final state";
@@ -23,11 +24,12 @@ pub fn check(history: &History) -> Vec<Violation> {
     let mut found = Vec::new();
     for &number in &history.finals {
         let last = history.operations.get(number);
+        let kind = last.map_or(Kind::default(), |last| last.call.kind());
         let Some(Outcome::Listed { revision, objects }) = last.map(|last| &last.outcome) else {
             found.push(violation(CHECK, format!("operation {number} read no final state")));
             continue;
         };
-        for (key, (writer, at)) in &newest {
+        for (key, (writer, at)) in newest.iter().filter(|(key, _)| Kind::of(key) == kind) {
             let there = objects.get(*key);
             if let Some(why) = missing(history, (*writer, *at), there) {
                 let (name, last) = (index.name(*writer), index.name(number));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Violation;
 use crate::history::{Call, Change, Event, History, Operation, Outcome, Refusal, Stream, Versioned, Watched};
+use crate::kind::Kind;
 
 /// A history under construction. Times are (called, returned), versions (value, revision).
 #[derive(Clone, Default)]
@@ -111,7 +112,8 @@ impl Run {
         found: &[(&str, &str, u64)],
         times: (u64, u64),
     ) -> &mut Self {
-        self.add(client, Call::List, times, Outcome::Listed { revision, objects: objects(found) })
+        let call = Call::List { kind: Kind::of(found.first().map_or("", |(key, ..)| key)) };
+        self.add(client, call, times, Outcome::Listed { revision, objects: objects(found) })
     }
 
     /// Adds a put to the truth.
@@ -135,7 +137,9 @@ impl Run {
         let stream = Stream { from, listed: None, events, reached };
         match self.history.watches.iter_mut().find(|watched| watched.client == client) {
             Some(watched) => watched.streams.push(stream),
-            None => self.history.watches.push(Watched { client, streams: vec![stream] }),
+            None => {
+                self.history.watches.push(Watched { client, kind: Kind::ConfigMap, streams: vec![stream] })
+            }
         }
         self
     }

@@ -1,8 +1,8 @@
 //! History of a run, as its clients saw it and as the final replicas know it. The clients record it,
 //! `oracle::check` judges it, and a failed run writes it as JSON next to its seed.
 //!
-//! Clients work on ConfigMaps through the Kubernetes API. A key is an object's name. A value is unique for
-//! every write of the whole run, so that it identifies the write that it came from. A revision is a
+//! Clients work on objects of a few kinds (`kind.rs`) through the Kubernetes API. A key is an object's kind and
+//! name. A value is unique for every write of the whole run, so that it identifies the write that it came from. A revision is a
 //! resourceVersion: one counter for the whole store, a new number for every change of any object
 //! (<https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions>). Changes of other
 //! objects leave gaps between the revisions in the history.
@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+use crate::kind::Kind;
 
 /// A value and the revision of the change that wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,14 +28,14 @@ pub struct Versioned {
 pub enum Call {
     /// POST: creates the object only if the key is absent.
     Create {
-        /// Name of the object.
+        /// Key of the object.
         key: String,
         /// Value to write.
         value: String,
     },
     /// PUT with a resourceVersion: replaces the object only at that version (compare-and-swap).
     Update {
-        /// Name of the object.
+        /// Key of the object.
         key: String,
         /// Version that the client read; it sends its resourceVersion.
         expected: Versioned,
@@ -42,32 +44,40 @@ pub enum Call {
     },
     /// DELETE, with or without a resourceVersion as precondition.
     Delete {
-        /// Name of the object.
+        /// Key of the object.
         key: String,
         /// Version whose resourceVersion is the precondition; `None` for no precondition.
         expected: Option<Versioned>,
     },
     /// PATCH (merge) without resourceVersion: changes any version of the object, if it exists.
     Patch {
-        /// Name of the object.
+        /// Key of the object.
         key: String,
         /// Value to write.
         value: String,
     },
     /// GET without resourceVersion: the most recent state.
     Get {
-        /// Name of the object.
+        /// Key of the object.
         key: String,
     },
-    /// LIST without resourceVersion of all keys: the most recent state.
-    List,
+    /// LIST without resourceVersion of all keys of a kind: the most recent state.
+    List {
+        /// Kind of the objects.
+        kind: Kind,
+    },
     /// LIST as pages with `continue`: all pages show the state of the first page.
     Pages {
+        /// Kind of the objects.
+        kind: Kind,
         /// Maximum number of objects in a page.
         limit: u32,
     },
     /// LIST with `resourceVersion=0`: any past state.
-    ListAny,
+    ListAny {
+        /// Kind of the objects.
+        kind: Kind,
+    },
 }
 
 impl Call {
@@ -79,7 +89,15 @@ impl Call {
             | Self::Delete { key, .. }
             | Self::Patch { key, .. }
             | Self::Get { key } => Some(key),
-            Self::List | Self::Pages { .. } | Self::ListAny => None,
+            Self::List { .. } | Self::Pages { .. } | Self::ListAny { .. } => None,
+        }
+    }
+
+    /// Returns the kind of the object, or of the listed objects.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::List { kind } | Self::Pages { kind, .. } | Self::ListAny { kind } => *kind,
+            _ => self.key().map_or(Kind::default(), Kind::of),
         }
     }
 
@@ -206,7 +224,7 @@ impl Change {
 pub struct Event {
     /// Revision of the change.
     pub revision: u64,
-    /// Name of the object.
+    /// Key of the object.
     pub key: String,
     /// Effect of the change.
     pub change: Change,
@@ -226,11 +244,13 @@ pub struct Stream {
     pub reached: u64,
 }
 
-/// The watch of one client over all keys: its streams, one after the other.
+/// The watch of one client over all keys of a kind: its streams, one after the other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watched {
     /// Number of the client.
     pub client: usize,
+    /// Kind of the objects.
+    pub kind: Kind,
     /// Streams of the client, in order.
     pub streams: Vec<Stream>,
 }
@@ -301,10 +321,10 @@ impl fmt::Display for Call {
             Self::Delete { key, expected: Some(expected) } => write!(f, "delete {key} {expected}"),
             Self::Delete { key, expected: None } => write!(f, "delete {key}"),
             Self::Patch { key, value } => write!(f, "patch {key} to {value:?}"),
-            Self::Pages { limit } => write!(f, "list in pages of {limit}"),
-            Self::ListAny => write!(f, "list any version"),
+            Self::Pages { kind, limit } => write!(f, "list {kind:?}s in pages of {limit}"),
+            Self::ListAny { kind } => write!(f, "list any version of {kind:?}s"),
             Self::Get { key } => write!(f, "get {key}"),
-            Self::List => write!(f, "list"),
+            Self::List { kind } => write!(f, "list {kind:?}s"),
         }
     }
 }
@@ -368,9 +388,15 @@ mod tests {
         let history = History {
             operations: vec![
                 Operation { client: 0, call, called: 1, returned: 0, outcome: Outcome::Unknown },
-                Operation { client: 1, call: Call::List, called: 2, returned: 3, outcome },
+                Operation {
+                    client: 1,
+                    call: Call::List { kind: Kind::Secret },
+                    called: 2,
+                    returned: 3,
+                    outcome,
+                },
             ],
-            watches: vec![Watched { client: 2, streams: vec![stream] }],
+            watches: vec![Watched { client: 2, kind: Kind::Secret, streams: vec![stream] }],
             truth: Truth { events: vec![event] },
             finals: vec![1],
             closing: Some(Closing { revision: 1, clients: vec![2] }),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::Violation;
 use crate::history::{Call, Event, History, Operation, Outcome, Versioned};
+use crate::kind::Kind;
 
 /// Look-ups in a history.
 pub(super) struct Index<'a> {
@@ -70,10 +71,10 @@ impl<'a> Index<'a> {
         self.writers.get(value).map(|&number| (number, &self.history.operations[number]))
     }
 
-    /// Returns the objects at a revision, by key.
-    pub(super) fn state(&self, revision: u64) -> BTreeMap<String, Versioned> {
+    /// Returns the objects of a kind at a revision, by key.
+    pub(super) fn state(&self, kind: Kind, revision: u64) -> BTreeMap<String, Versioned> {
         let mut state = BTreeMap::new();
-        for (key, events) in &self.by_key {
+        for (key, events) in self.by_key.iter().filter(|(key, _)| Kind::of(key) == kind) {
             let last = events.iter().rfind(|event| event.revision <= revision);
             if let Some((event, value)) = last.and_then(|event| Some((event, event.change.after()?))) {
                 let version = Versioned { revision: event.revision, value: value.to_owned() };
@@ -179,7 +180,9 @@ mod tests {
         let mut run = Run::default();
         run.put("a", "a1", 1).put("b", "b1", 2).put("a", "a2", 3).deleted("b", "b1", 4);
         let index = Index::new(&run.history);
-        let values = |revision| -> Vec<_> { index.state(revision).into_values().map(|v| v.value).collect() };
+        let values = |revision| -> Vec<_> {
+            index.state(Kind::ConfigMap, revision).into_values().map(|v| v.value).collect()
+        };
         assert_eq!(values(0), [""; 0]);
         assert_eq!(values(2), ["a1", "b1"]);
         assert_eq!(values(3), ["a2", "b1"]);

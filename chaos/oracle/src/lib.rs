@@ -16,6 +16,8 @@ pub mod calls;
 pub mod figures;
 pub mod finals;
 pub mod history;
+pub mod http;
+pub mod kind;
 pub mod linearizable;
 pub mod lists;
 pub mod lost;

@@ -13,6 +13,7 @@ use super::index::{Index, violation};
 use super::search::{Entry, Verdict, search};
 use super::semantics::{Condition, Role, role};
 use crate::history::{History, Operation, Outcome};
+use crate::kind::Kind;
 
 /// Name of this check in reports.
 pub const CHECK: &str = "linearizable";
@@ -53,7 +54,8 @@ fn partitions(history: &History) -> BTreeMap<&str, Vec<Entry>> {
             seen.push((key, role));
         }
         if let Outcome::Listed { objects, .. } = &operation.outcome {
-            seen.extend(keys.iter().map(|key| {
+            let kind = operation.call.kind();
+            seen.extend(keys.iter().filter(|key| Kind::of(key) == kind).map(|key| {
                 let found = objects.get(*key).map_or(Condition::Absent, |v| Condition::Is(v.value.as_str()));
                 (*key, Role::Observe(found))
             }));

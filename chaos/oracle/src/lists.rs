@@ -21,7 +21,7 @@ pub fn check(history: &History) -> Vec<Violation> {
     for (number, operation) in history.operations.iter().enumerate() {
         let why = match (&operation.outcome, operation.call.key()) {
             (Outcome::Listed { revision, objects } | Outcome::Shown { revision, objects }, _) => {
-                differences(objects, &index.state(*revision))
+                differences(objects, &index.state(operation.call.kind(), *revision))
             }
             (Outcome::Read(Some(version)), Some(key)) => {
                 let here = index.at(version.revision);

@@ -62,8 +62,8 @@ fn fits(operation: &Operation) -> bool {
         (Call::Patch { .. }, outcome) => {
             matches!(outcome, Outcome::Written { .. } | Outcome::Refused(NotFound))
         }
-        (Call::List | Call::Pages { .. }, outcome) => matches!(outcome, Outcome::Listed { .. }),
-        (Call::ListAny, outcome) => matches!(outcome, Outcome::Shown { .. }),
+        (Call::List { .. } | Call::Pages { .. }, outcome) => matches!(outcome, Outcome::Listed { .. }),
+        (Call::ListAny { .. }, outcome) => matches!(outcome, Outcome::Shown { .. }),
     }
 }
 
@@ -71,6 +71,7 @@ fn fits(operation: &Operation) -> bool {
 mod tests {
     use super::super::fixtures::{Run, rejected};
     use super::*;
+    use crate::kind::Kind;
 
     #[test]
     fn a_proper_history_passes() {
@@ -95,11 +96,11 @@ mod tests {
         for (call, refusal) in [
             (delete, Refusal::Conflict),
             (get, Refusal::NotFound),
-            (Call::List, Refusal::NotFound),
+            (Call::List { kind: Kind::ConfigMap }, Refusal::NotFound),
             (create.clone(), Refusal::Conflict),
             (create, Refusal::NotFound),
             (Call::Patch { key: "a".into(), value: "w".into() }, Refusal::Conflict),
-            (Call::ListAny, Refusal::NotFound),
+            (Call::ListAny { kind: Kind::ConfigMap }, Refusal::NotFound),
         ] {
             let mut run = Run::default();
             run.refused(0, call, refusal, (1, 2));

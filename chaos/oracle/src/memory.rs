@@ -9,26 +9,31 @@ use rand::rngs::StdRng;
 
 use crate::calls::KEY_PREFIX;
 use crate::history::{Call, Outcome, Versioned};
+use crate::kind::Kind;
 
 /// A client's knowledge, from which it draws its calls.
 pub struct Memory {
     /// Random numbers for all choices.
     pub random: StdRng,
     client: usize,
+    /// Kinds of the objects, which the objects' numbers have in turn.
+    kinds: &'static [Kind],
     /// Version of each object that the client has seen last.
     seen: BTreeMap<String, Versioned>,
     writes: u64,
 }
 
 impl Memory {
-    /// Creates the memory of a client that has seen nothing.
-    pub fn new(client: usize, random: StdRng) -> Self {
-        Self { random, client, seen: BTreeMap::new(), writes: 0 }
+    /// Creates the memory of a client that has seen nothing and works on objects of some kinds.
+    pub fn new(client: usize, kinds: &'static [Kind], random: StdRng) -> Self {
+        Self { random, client, kinds, seen: BTreeMap::new(), writes: 0 }
     }
 
     /// Draws the next call, by the weights of the mix.
     pub fn next_call(&mut self, spec: &spec::Workload) -> Call {
-        let key = format!("{KEY_PREFIX}{}", self.random.random_range(0..spec.keys));
+        let number = self.random.random_range(0..spec.keys);
+        let kind = self.kinds[number as usize % self.kinds.len()];
+        let key = kind.key(&format!("{KEY_PREFIX}{number}"));
         let seen = self.seen.get(&key).cloned();
         let mix = &spec.mix;
         let weights =
@@ -48,10 +53,10 @@ impl Memory {
             (Some(2), expected) => {
                 Call::Delete { key, expected: expected.filter(|_| self.random.random_ratio(2, 3)) }
             }
-            (Some(4), _) => Call::List,
+            (Some(4), _) => Call::List { kind },
             (Some(5), _) => Call::Patch { key, value: self.value() },
-            (Some(6), _) => Call::Pages { limit: self.random.random_range(1..4) },
-            (Some(7), _) => Call::ListAny,
+            (Some(6), _) => Call::Pages { kind, limit: self.random.random_range(1..4) },
+            (Some(7), _) => Call::ListAny { kind },
             _ => Call::Get { key },
         }
     }
@@ -75,7 +80,10 @@ impl Memory {
             (Call::Get { key }, Outcome::Read(Some(found))) => {
                 self.seen.insert(key.clone(), found.clone());
             }
-            (_, Outcome::Listed { objects, .. }) => self.seen.clone_from(objects),
+            (call, Outcome::Listed { objects, .. }) => {
+                self.seen.retain(|key, _| Kind::of(key) != call.kind());
+                self.seen.extend(objects.clone());
+            }
             (call, Outcome::Deleted { .. } | Outcome::Read(None) | Outcome::Refused(_)) => {
                 if let Some(key) = call.key() {
                     self.seen.remove(key);

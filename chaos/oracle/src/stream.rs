@@ -3,8 +3,9 @@
 
 use serde_json::Value;
 
-use crate::calls::{KEY_PREFIX, versioned};
+use crate::calls::KEY_PREFIX;
 use crate::history::{Change, Event, Stream};
+use crate::kind::Kind;
 
 /// How a watch ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub enum End {
 /// Parser of one watch.
 #[derive(Debug)]
 pub struct Reader {
+    /// Kind of the watched objects.
+    kind: Kind,
     /// Incomplete last line, whose rest has not come yet.
     pending: Vec<u8>,
     /// Revision of the last bookmark.
@@ -29,13 +32,12 @@ pub struct Reader {
     broken: Option<String>,
 }
 
-impl Default for Reader {
-    fn default() -> Self {
-        Self { pending: Vec::new(), promised: 0, end: End::Resume, broken: None }
-    }
-}
-
 impl Reader {
+    /// Creates a parser of a watch of objects of this kind.
+    pub fn new(kind: Kind) -> Self {
+        Self { kind, pending: Vec::new(), promised: 0, end: End::Resume, broken: None }
+    }
+
     /// Parses the bytes that have come and adds their events to `stream`; returns the new events.
     pub fn take(&mut self, bytes: &[u8], stream: &mut Stream) -> Vec<Event> {
         self.pending.extend_from_slice(bytes);
@@ -75,11 +77,11 @@ impl Reader {
             self.broken = Some(format!("{revision} after a bookmark at {}", self.promised));
         }
         stream.reached = revision;
-        let key = object["metadata"]["name"].as_str()?.to_owned();
-        if !key.starts_with(KEY_PREFIX) {
+        let name = object["metadata"]["name"].as_str()?;
+        if !name.starts_with(KEY_PREFIX) {
             return None;
         }
-        let value = versioned(object)?.value;
+        let (key, value) = (self.kind.key(name), self.kind.versioned(object)?.value);
         let deleted = event["type"] == "DELETED";
         let change = if deleted { Change::Deleted { value } } else { Change::Put { value } };
         let event = Event { revision, key, change };
@@ -111,7 +113,7 @@ mod tests {
         bytes.extend(line("DELETED", "reg-1", 4));
         bytes.extend(line("BOOKMARK", "", 9));
         for size in [1, 7, bytes.len()] {
-            let (mut reader, mut stream) = (Reader::default(), stream());
+            let (mut reader, mut stream) = (Reader::new(Kind::ConfigMap), stream());
             let events: Vec<_> = bytes.chunks(size).flat_map(|part| reader.take(part, &mut stream)).collect();
             assert_eq!((events.len(), stream.reached, reader.end()), (2, 9, End::Resume));
             assert_eq!((reader.broken(), &events), (None, &stream.events));
@@ -120,7 +122,7 @@ mod tests {
 
     #[test]
     fn what_comes_after_a_bookmark_that_excluded_it_is_told_once() {
-        let (mut reader, mut stream) = (Reader::default(), stream());
+        let (mut reader, mut stream) = (Reader::new(Kind::ConfigMap), stream());
         reader.take(&line("BOOKMARK", "", 9), &mut stream);
         reader.take(&line("ADDED", "reg-1", 8), &mut stream);
         assert_eq!(reader.broken().as_deref(), Some("8 after a bookmark at 9"));
@@ -132,7 +134,7 @@ mod tests {
         let error =
             |code: u16| format!("{}\n", json!({"type": "ERROR", "object": {"code": code}})).into_bytes();
         for (code, end) in [(410, End::Expired), (500, End::Resume)] {
-            let mut reader = Reader::default();
+            let mut reader = Reader::new(Kind::ConfigMap);
             reader.take(&error(code), &mut stream());
             assert_eq!(reader.end(), end);
         }

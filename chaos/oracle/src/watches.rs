@@ -13,6 +13,7 @@ use super::Violation;
 use super::index::{Index, violation};
 use super::lists::differences;
 use crate::history::{Event, History, Stream};
+use crate::kind::Kind;
 
 /// Name of this check in reports.
 pub const CHECK: &str = "watches";
@@ -25,7 +26,11 @@ pub fn check(history: &History) -> Vec<Violation> {
         let mut before: Option<&Stream> = None;
         for (number, stream) in watched.streams.iter().enumerate() {
             let joint = before.and_then(|before| resumed(before, stream));
-            let faults = joint.into_iter().chain(listed(&index, stream)).chain(delivered(history, stream));
+            let faults = joint.into_iter().chain(listed(&index, watched.kind, stream)).chain(delivered(
+                history,
+                watched.kind,
+                stream,
+            ));
             found.extend(faults.map(|fault| {
                 let Stream { from, reached, .. } = stream;
                 let place = format!("stream {number} of client {} ({from}..{reached})", watched.client);
@@ -69,20 +74,20 @@ fn resumed(before: &Stream, stream: &Stream) -> Option<String> {
     gap.then(|| format!("skipped: resumed at {from} without a list, though only {reached} had been seen"))
 }
 
-fn listed(index: &Index<'_>, stream: &Stream) -> Option<String> {
+fn listed(index: &Index<'_>, kind: Kind, stream: &Stream) -> Option<String> {
     let objects = stream.listed.as_ref()?;
-    let differ = differences(objects, &index.state(stream.from))?;
+    let differ = differences(objects, &index.state(kind, stream.from))?;
     Some(format!("the list is not the state at {}: {differ}", stream.from))
 }
 
 /// Returns the first error in what a stream delivered: later ones may only follow from it.
-fn delivered(history: &History, stream: &Stream) -> Option<String> {
+fn delivered(history: &History, kind: Kind, stream: &Stream) -> Option<String> {
     let Stream { from, events, reached, .. } = stream;
     if reached < from {
         return Some(format!("reached {reached}, before its own begin"));
     }
     let truth = history.truth.events.iter().filter(|e| e.revision > *from && e.revision <= *reached);
-    let mut expected: Vec<&Event> = truth.collect();
+    let mut expected: Vec<&Event> = truth.filter(|e| Kind::of(&e.key) == kind).collect();
     // Events of a watch are ordered by revision, whatever `order.rs` finds in the truth.
     expected.sort_by_key(|event| event.revision);
     let mut expected = expected.into_iter();

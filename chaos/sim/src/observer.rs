@@ -16,14 +16,14 @@ use storage::{Object, Store, WatchClosed, WatchEvent, WatchItem};
 use crate::checks::{fence, ids, minority, votes};
 use crate::machine;
 use crate::seams::clock;
+use crate::workload::NAMESPACE;
 use chaos_oracle::Violation;
 use chaos_oracle::calls::KEY_PREFIX;
 use chaos_oracle::history::{
     Call, Change, Closing, Event, History, Operation, Outcome, Stamps, Truth, Versioned, Watched,
 };
+use chaos_oracle::kind::Kind;
 
-/// Store prefix of the clients' objects.
-const PREFIX: &str = "/registry/core/configmaps/default/";
 /// First client number for final reads: the final state of master `mN` is read as client `FINAL` + N.
 const FINAL: usize = 20_000;
 
@@ -106,32 +106,33 @@ impl Observer {
         })
     }
 
-    /// Reads the replica of each of these nodes and adds it to the history as a list by a client of its own.
+    /// Reads the replica of each of these nodes and adds it to the history as lists by a client of its own.
     pub fn read_finals(&self, nodes: &[NodeName]) {
         for (node, master) in self.masters().into_iter().filter(|(node, _)| nodes.contains(node)) {
-            let called = self.stamp();
-            let page = match master.store().range(PREFIX, None, 0, None) {
-                Ok(page) => page,
-                Err(error) => {
-                    self.violation("observer", format!("{node}: {error:?}"));
-                    continue;
-                }
-            };
-            let events =
-                page.objects.iter().filter_map(|object| event_of(object.mod_revision, Some(object), None));
-            let objects = events.map(|event| {
-                let version = Versioned { revision: event.revision, value: event.change.value().to_owned() };
-                (event.key, version)
-            });
-            let outcome = Outcome::Listed { revision: page.revision, objects: objects.collect() };
-            let client = FINAL + node.number() as usize;
-            let operation = Operation { client, call: Call::List, called, returned: self.stamp(), outcome };
-            tracing::info!(target: "chaos", %node, %operation, "final state");
-            let mut seen = self.lock();
-            let number = seen.operations.len();
-            seen.finals.push(number);
-            seen.operations.push(operation);
+            Kind::ALL.iter().for_each(|kind| self.read_final(node, &master, *kind));
         }
+    }
+
+    fn read_final(&self, node: NodeName, master: &Consensus, kind: Kind) {
+        let called = self.stamp();
+        let page = match master.store().range(&kind.store_prefix(NAMESPACE), None, 0, None) {
+            Ok(page) => page,
+            Err(error) => return self.violation("observer", format!("{node}: {error:?}")),
+        };
+        let events =
+            page.objects.iter().filter_map(|object| event_of(kind, object.mod_revision, Some(object), None));
+        let objects = events.map(|event| {
+            let version = Versioned { revision: event.revision, value: event.change.value().to_owned() };
+            (event.key, version)
+        });
+        let outcome = Outcome::Listed { revision: page.revision, objects: objects.collect() };
+        let (client, call) = (FINAL + node.number() as usize, Call::List { kind });
+        let operation = Operation { client, call, called, returned: self.stamp(), outcome };
+        tracing::info!(target: "chaos", %node, %operation, "final state");
+        let mut seen = self.lock();
+        let number = seen.operations.len();
+        seen.finals.push(number);
+        seen.operations.push(operation);
     }
 
     /// Records a violation of an invariant.
@@ -179,20 +180,23 @@ impl Observer {
         self.lock().masters.insert(node, Arc::downgrade(consensus));
         self.lock().ids.insert(node, consensus.node_id());
         tokio::spawn(follow_leadership(self.clone(), node, consensus.leadership()));
-        if let Some(watch) = self.look(node, consensus.store()) {
-            tokio::spawn(follow_store(self.clone(), node, Arc::downgrade(consensus.store()), watch));
+        for kind in Kind::ALL {
+            if let Some(watch) = self.look(node, *kind, consensus.store()) {
+                let store = Arc::downgrade(consensus.store());
+                tokio::spawn(follow_store(self.clone(), node, *kind, store, watch));
+            }
         }
     }
 
-    /// Records what a replica holds, and starts a watch from that revision.
-    fn look(&self, node: NodeName, store: &Store) -> Option<storage::Watch> {
-        let from = store.revision();
-        if let Ok(page) = store.range(PREFIX, None, 0, None) {
+    /// Records what a replica holds of a kind, and starts a watch from that revision.
+    fn look(&self, node: NodeName, kind: Kind, store: &Store) -> Option<storage::Watch> {
+        let (from, prefix) = (store.revision(), kind.store_prefix(NAMESPACE));
+        if let Ok(page) = store.range(&prefix, None, 0, None) {
             for object in &page.objects {
-                self.applied(node, object.mod_revision, Some(object), None);
+                self.applied(node, event_of(kind, object.mod_revision, Some(object), None));
             }
         }
-        let watch = store.watch(PREFIX, from);
+        let watch = store.watch(&prefix, from);
         watch.map_err(|error| self.violation("observer", format!("{node}: {error}"))).ok()
     }
 
@@ -263,10 +267,11 @@ impl Observer {
         }
     }
 
-    fn applied(&self, node: NodeName, revision: u64, now: Option<&Object>, before: Option<&Object>) {
-        let Some(event) = event_of(revision, now, before) else { return };
+    /// Records a change that a replica applied; `None` is a change of an object that is not the clients'.
+    fn applied(&self, node: NodeName, event: Option<Event>) {
+        let Some(event) = event else { return };
         let mut seen = self.lock();
-        let known = seen.truth.entry(revision).or_insert_with(|| event.clone());
+        let known = seen.truth.entry(event.revision).or_insert_with(|| event.clone());
         if *known != event {
             let what = format!("{node} applied {event}, another master {known}");
             seen.violations.push(violation("replicas-identical", what));
@@ -275,13 +280,14 @@ impl Observer {
 }
 
 /// Converts a change to an event as clients see it; `None` for objects that are not the clients'.
-fn event_of(revision: u64, now: Option<&Object>, before: Option<&Object>) -> Option<Event> {
+fn event_of(kind: Kind, revision: u64, now: Option<&Object>, before: Option<&Object>) -> Option<Event> {
     let object = now.or(before)?;
-    let key = object.key.strip_prefix(PREFIX).filter(|key| key.starts_with(KEY_PREFIX))?;
-    let parsed: serde_json::Value = serde_json::from_slice(&object.value).ok()?;
-    let value = parsed["data"]["v"].as_str().unwrap_or_default().to_owned();
+    let name = object.key.strip_prefix(&kind.store_prefix(NAMESPACE))?;
+    let parsed: serde_json::Value =
+        serde_json::from_slice(&object.value).ok().filter(|_| name.starts_with(KEY_PREFIX))?;
+    let value = kind.value(&parsed).unwrap_or_default().to_owned();
     let change = if now.is_some() { Change::Put { value } } else { Change::Deleted { value } };
-    Some(Event { revision, key: key.to_owned(), change })
+    Some(Event { revision, key: kind.key(name), change })
 }
 
 async fn follow_leadership(
@@ -312,16 +318,23 @@ async fn follow_journal(observer: Observer, mut watch: storage::Watch) {
     }
 }
 
-async fn follow_store(observer: Observer, node: NodeName, store: Weak<Store>, mut watch: storage::Watch) {
+async fn follow_store(
+    observer: Observer,
+    node: NodeName,
+    kind: Kind,
+    store: Weak<Store>,
+    mut watch: storage::Watch,
+) {
     loop {
         match watch.next().await {
             Ok(WatchItem::Event(WatchEvent { revision, object, previous })) => {
-                observer.applied(node, revision, object.as_deref(), previous.as_deref());
+                let event = event_of(kind, revision, object.as_deref(), previous.as_deref());
+                observer.applied(node, event);
             }
             Ok(WatchItem::Progress(_)) => {}
             // The replica has installed a snapshot: other replicas have applied what it skipped.
             Err(WatchClosed::Lagged) => {
-                let Some(anew) = store.upgrade().and_then(|store| observer.look(node, &store)) else {
+                let Some(anew) = store.upgrade().and_then(|store| observer.look(node, kind, &store)) else {
                     return;
                 };
                 watch = anew;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use chaos_spec::{Experiment, Report};
 
-use crate::checks::Sampler;
+use crate::checks::{Sampler, purged};
 use crate::inject::Injector;
 use crate::report::{self, Seen};
 use crate::world::World;
@@ -75,6 +75,7 @@ pub fn run(options: Options) -> Result<Report> {
     run.drain()?;
     run.close()?;
     run.compare_replicas();
+    run.measure_logs();
     let members = run.world.members();
     run.world.observer.read_finals(&members);
     let (history, mut violations) = run.world.observer.take();
@@ -199,6 +200,20 @@ impl Run<'_> {
                 }
                 Err(error) => observer.violation("replicas-identical", format!("{node}: {error}")),
             }
+        }
+    }
+
+    /// Checks that the members' logs were purged.
+    fn measure_logs(&self) {
+        let observer = &self.world.observer;
+        let members = self.world.members();
+        let cluster = &self.options.experiment.spec.cluster;
+        let count = cluster.snapshot_count.unwrap_or(consensus::DEFAULT_SNAPSHOT_COUNT);
+        for (node, master) in observer.masters().into_iter().filter(|(node, _)| members.contains(node)) {
+            let records = master.log_records(0).unwrap_or_default();
+            let ends = records.first().zip(records.last());
+            let found = ends.and_then(|(first, last)| purged::check(first.index, last.index, count));
+            found.into_iter().for_each(|what| observer.violation(purged::CHECK, format!("{node} {what}")));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Clients that watch: they list, watch from there, and when a watch ends resume from the last revision seen
 //! (Kubernetes API concepts, "Efficient detection of changes"). Most resume at another master each time. When
-//! the load has ended, one additional client watches each master and stays there, so that a master that
+//! the load has ended, additional clients watch each kind at each master and stay there, so that a master that
 //! delivers nothing is noticed.
 
 use std::net::IpAddr;
@@ -13,11 +13,12 @@ use http_body_util::BodyExt;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use crate::http::Client;
+use crate::http::{Client, client};
 use crate::seams::random::generator;
-use crate::workload::{COLLECTION, Workload};
+use crate::workload::{NAMESPACE, Workload};
 use chaos_oracle::calls::objects;
 use chaos_oracle::history::{Stream, Watched};
+use chaos_oracle::kind::Kind;
 use chaos_oracle::stream::{End, Reader};
 
 /// Maximum silence of a watch with bookmarks when nothing is wrong; after that the watch is given up.
@@ -40,28 +41,31 @@ enum Place {
 struct Watcher {
     workload: Workload,
     random: StdRng,
+    kind: Kind,
     place: Place,
     watched: Arc<Mutex<Watched>>,
 }
 
 impl Workload {
-    /// Runs watching client number `number` until the end of the run.
+    /// Runs watching client number `number` until the end of the run; the clients watch the kinds in turn.
     pub async fn watcher(self, number: usize) {
         while !self.begun.load(Ordering::Relaxed) {
             tokio::time::sleep(PAUSE / 2).await;
         }
-        Watcher::new(self, number, Place::Any).run().await;
+        let kind = Kind::ALL[number % Kind::ALL.len()];
+        Watcher::new(self, number, kind, Place::Any).run().await;
     }
 
-    /// Once the load has ended, watches each master with one client, from the revision after the last fault
-    /// on.
+    /// Once the load has ended, watches each kind at each master with one client, from the revision after the
+    /// last fault on.
     pub async fn last_watchers(self) {
         while !self.ended.load(Ordering::Relaxed) {
             tokio::time::sleep(PAUSE).await;
         }
         let from = self.healed_at.load(Ordering::Relaxed);
-        for (number, master) in self.masters().into_iter().enumerate() {
-            let watcher = Watcher::new(self.clone(), STAYING + number, Place::One(master));
+        let kinds = |master| Kind::ALL.iter().map(move |kind| (master, *kind));
+        for (number, (master, kind)) in self.masters().into_iter().flat_map(kinds).enumerate() {
+            let watcher = Watcher::new(self.clone(), STAYING + number, kind, Place::One(master));
             watcher.begin(Stream { from, listed: None, events: Vec::new(), reached: from });
             tokio::spawn(watcher.run());
         }
@@ -69,11 +73,11 @@ impl Workload {
 }
 
 impl Watcher {
-    fn new(workload: Workload, number: usize, place: Place) -> Self {
+    fn new(workload: Workload, number: usize, kind: Kind, place: Place) -> Self {
         let random = generator(workload.seed, 2000 + number as u64);
-        let watched = Arc::new(Mutex::new(Watched { client: number, streams: Vec::new() }));
+        let watched = Arc::new(Mutex::new(Watched { client: number, kind, streams: Vec::new() }));
         workload.observer.watches(number, &watched);
-        Self { workload, random, place, watched }
+        Self { workload, random, kind, place, watched }
     }
 
     async fn run(mut self) {
@@ -103,17 +107,18 @@ impl Watcher {
             Place::Any => self.workload.any_master(&mut self.random),
             Place::One(master) => master,
         };
-        Client::new(at, self.workload.links.clone())
+        client(at, self.workload.links.clone())
     }
 
     /// Begins a stream with a list; `None` if the list failed.
     async fn list(&mut self) -> Option<()> {
-        let answer = self.client().ask(Method::GET, COLLECTION, None).await.ok()?;
+        let collection = self.kind.collection(NAMESPACE);
+        let answer = self.client().ask(Method::GET, &collection, None).await.ok()?;
         if answer.status != StatusCode::OK {
             return None;
         }
         let from = answer.body["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
-        let listed = Some(objects(&answer.body));
+        let listed = Some(objects(self.kind, &answer.body));
         self.begin(Stream { from, listed, events: Vec::new(), reached: from });
         Some(())
     }
@@ -122,8 +127,9 @@ impl Watcher {
     async fn watch(&mut self) -> End {
         let from = self.with(|watched| watched.streams.last().map_or(0, |stream| stream.reached));
         let seconds = self.random.random_range(1..=WATCH_SECONDS);
+        let collection = self.kind.collection(NAMESPACE);
         let path = format!(
-            "{COLLECTION}?watch=true&allowWatchBookmarks=true&resourceVersion={from}&timeoutSeconds={seconds}"
+            "{collection}?watch=true&allowWatchBookmarks=true&resourceVersion={from}&timeoutSeconds={seconds}"
         );
         let Ok(response) = self.client().send(Method::GET, &path, None).await else { return End::Resume };
         match response.status() {
@@ -133,7 +139,7 @@ impl Watcher {
         }
         self.begin(Stream { from, listed: None, events: Vec::new(), reached: from });
         let mut body = response.into_body();
-        let mut reader = Reader::default();
+        let mut reader = Reader::new(self.kind);
         while let Ok(Some(Ok(frame))) = tokio::time::timeout(SILENCE, body.frame()).await {
             let Some(bytes) = frame.data_ref() else { continue };
             let number = self.with(|watched| {

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::http::Client;
+use crate::http::{Client, client, client_as};
 use crate::machine::PEER_PORT;
 use crate::scale::Scale;
 use crate::seams::network::SimNetwork;
@@ -83,7 +83,7 @@ impl Worker {
     }
 
     fn client(&self, at: IpAddr) -> Client {
-        Client::with_identity(at, self.workload.links.clone(), self.identity())
+        client_as(at, self.workload.links.clone(), self.identity())
     }
 
     fn identity(&self) -> PeerIdentity {
@@ -220,7 +220,7 @@ pub async fn deploy(workload: Workload, workers: u32) {
     });
     let mut random = generator(workload.seed, 2999);
     loop {
-        let mut client = Client::new(workload.any_master(&mut random), workload.links.clone());
+        let mut client = client(workload.any_master(&mut random), workload.links.clone());
         let path = "/apis/apps/v1/namespaces/default/deployments";
         match client.ask(Method::POST, path, Some(&deployment)).await {
             Ok(answer) if answer.status.is_success() || answer.status == StatusCode::CONFLICT => return,

@@ -1,4 +1,4 @@
-//! The clients: each works on a few ConfigMaps through the API of any master, and reports every call with its
+//! The clients: each works on a few objects of several kinds through the API of any master, and reports every call with its
 //! outcome as far as the client knows it. An unknown outcome is reported as unknown.
 
 use std::collections::BTreeMap;
@@ -14,17 +14,18 @@ use rand::rngs::StdRng;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
-use crate::http::{Client, Failure};
+use crate::http::{Client, Failure, client};
 use crate::machine;
 use crate::observer::Observer;
 use crate::seams::links::Links;
 use crate::seams::random::generator;
 use chaos_oracle::calls::outcome;
 use chaos_oracle::history::{Operation, Outcome};
+use chaos_oracle::kind::Kind;
 use chaos_oracle::memory::Memory;
 
-/// API path of the clients' objects.
-pub const COLLECTION: &str = "/api/v1/namespaces/default/configmaps";
+/// Namespace of the clients' objects.
+pub const NAMESPACE: &str = "default";
 const TOKENS: &str = "/api/v1/namespaces/kube-system/secrets";
 /// Maximum number of concurrent calls of one client; further calls are skipped.
 const CALLS_MAX: usize = 16;
@@ -122,7 +123,8 @@ impl Workload {
     pub async fn client(self, number: usize) {
         let mut random = generator(self.seed, 1000 + number as u64);
         let at = self.any_master(&mut random);
-        let state = Mutex::new(State { memory: Memory::new(number, random), idle: BTreeMap::new(), at });
+        let state =
+            Mutex::new(State { memory: Memory::new(number, Kind::ALL, random), idle: BTreeMap::new(), at });
         let worker = Arc::new(Worker { number, workload: self, state });
         let in_flight = Arc::new(Semaphore::new(CALLS_MAX));
         let flag = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
@@ -152,7 +154,7 @@ pub async fn store_token(founder: IpAddr, links: Links) {
             "token-id": token.id, "token-secret": token.secret, "usage-ephor-join-master": "true",
         },
     });
-    let mut client = Client::new(founder, links);
+    let mut client = client(founder, links);
     loop {
         if let Ok(answer) = client.ask(Method::POST, TOKENS, Some(&secret)).await
             && (answer.status.is_success() || answer.status == StatusCode::CONFLICT)
@@ -184,9 +186,9 @@ impl Worker {
             let idle = state.idle.get_mut(&state.at).and_then(Vec::pop);
             (call, state.at, idle)
         };
-        let mut client = idle.unwrap_or_else(|| Client::new(at, self.workload.links.clone()));
+        let mut client = idle.unwrap_or_else(|| client(at, self.workload.links.clone()));
         let called = self.workload.observer.stamp();
-        let answer = client.call(COLLECTION, &call).await;
+        let answer = client.call(&call.kind().collection(NAMESPACE), &call).await;
         let returned = self.workload.observer.stamp();
         let outcome = match answer {
             Ok(answer) => outcome(&call, answer.status, &answer.body),

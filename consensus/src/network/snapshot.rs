@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use openraft::raft::SnapshotResponse;
 use proto_env::Blocking;
+use proto_env::planted::{self, Bug};
 use proto_wire::raft::SnapshotChunk;
 use proto_wire::raft::raft_client::RaftClient;
 use storage::codec::{decode, encode};
@@ -46,7 +47,14 @@ pub(super) async fn send(
     let SnapshotData::View(view) = snapshot.snapshot else {
         return Err(CallError::Local("only a view can be sent".to_owned()));
     };
-    let header: Header = (vote, snapshot.meta.last_log_id, snapshot.meta.last_membership);
+    let mut last_log_id = snapshot.meta.last_log_id;
+    // Planted: the snapshot says that it ends with the entry of another term.
+    if planted::is(Bug::SnapshotOfAnotherTerm)
+        && let Some(last) = &mut last_log_id
+    {
+        last.leader_id.term += 1;
+    }
+    let header: Header = (vote, last_log_id, snapshot.meta.last_membership);
     let header = encode("snapshot header", &header).map_err(local)?;
     let (sender, receiver) = mpsc::channel(FRAMES_AHEAD);
     let (objects, revision) = (view.objects(), view.revision());

@@ -76,7 +76,10 @@ pub async fn start(
         None => version.unwrap_or(0) == 0,
     };
     let registry = &api.registry;
-    registry.freshen(ctx, version).await?;
+    // Planted bug: a revision that is not reached here is not waited for.
+    if !planted::is(Bug::WatchFromFuture) {
+        registry.freshen(ctx, version).await?;
+    }
     let prefix = key::prefix(request.kind, &request.namespace);
     let (initial, after) = if from_state {
         let page = registry
@@ -87,6 +90,8 @@ pub async fn start(
     } else {
         (Vec::new(), version.filter(|v| *v > 0).unwrap_or_else(|| registry.store().revision()))
     };
+    let after =
+        if planted::is(Bug::WatchFromFuture) { after.min(registry.store().revision()) } else { after };
     let limit = match options.timeout_seconds {
         Some(seconds) if seconds > 0 => Duration::from_secs(seconds.unsigned_abs()).min(MAX_TIMEOUT),
         _ => Duration::from_secs(MIN_TIMEOUT_SECONDS + registry.random.u64() % MIN_TIMEOUT_SECONDS),

@@ -37,6 +37,11 @@ bugs! {
     VoteNotWritten = "vote-not-written",
     /// Entries are acknowledged before they are synced.
     LogNotSynced = "log-not-synced",
+    /// Entries are acknowledged before they are synced, and a leader accepts a follower whose log has gone
+    /// back.
+    LogReversalAllowed = "log-reversal-allowed",
+    /// The log writes some appends later than those after them, which are acknowledged before.
+    AppendOutOfOrder = "append-out-of-order",
     /// A sync that failed counts as one that succeeded.
     SyncErrorIgnored = "sync-error-ignored",
     /// A leader counts the entries as stored by a follower that gave no answer.
@@ -45,6 +50,9 @@ bugs! {
     StaleRead = "stale-read",
     /// A leader gives a read index without asking a quorum whether it still leads.
     ReadWithoutQuorum = "read-without-quorum",
+    /// A leader sends an append without entries behind one without an answer, whose answer then counts for
+    /// both.
+    AnswerProvesTooMuch = "answer-proves-too-much",
     /// A follower answers a read at the leader's index without having applied it.
     ReadBeforeApplied = "read-before-applied",
     /// A read takes the answer of a round that began before the read came.
@@ -61,6 +69,12 @@ bugs! {
     WatchForgetsCompaction = "watch-forgets-compaction",
     /// A watch that lags, as after an installed snapshot, continues without reporting the gap.
     WatchLagsSilently = "watch-lags-silently",
+    /// A watch from a revision that this replica has not reached begins at the one it has reached.
+    WatchFromFuture = "watch-from-future",
+    /// A watch from the revision before the compacted one begins without the compacted event.
+    WatchAtCompaction = "watch-at-compaction",
+    /// A watch that is behind by more events than its buffer holds loses the others.
+    WatchDropsBacklog = "watch-drops-backlog",
     /// A bookmark carries the revision that the store has reached, not the one that the watch has
     /// delivered.
     BookmarkAhead = "bookmark-ahead",
@@ -84,12 +98,20 @@ bugs! {
     CheckBeforeLog = "check-before-log",
     /// A deletion is applied without a check of its preconditions.
     DeleteUnchecked = "delete-unchecked",
+    /// Some transactions apply only the first of their mutations.
+    TransactionTorn = "transaction-torn",
+    /// Only the first precondition of a transaction is checked.
+    TransactionHalfChecked = "transaction-half-checked",
     /// Writes of a deposed leader's components are applied in spite of their fence.
     FenceIgnored = "fence-ignored",
     /// A write with an unknown outcome is answered as one that never entered the log.
     UnknownAsNotEntered = "unknown-as-not-entered",
     /// The log is purged before the objects are durable.
     PurgeBeforeDurable = "purge-before-durable",
+    /// The policy never triggers a snapshot, so the log is never purged.
+    SnapshotTriggerDropped = "snapshot-trigger-dropped",
+    /// A snapshot is sent under the id of an entry of another term, and installed under that id.
+    SnapshotOfAnotherTerm = "snapshot-of-another-term",
     /// A snapshot lacks the membership.
     SnapshotWithoutMembers = "snapshot-without-members",
     /// Ids of masters are counted up instead of taken from the log, so they are reused.

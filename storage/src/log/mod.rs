@@ -233,7 +233,8 @@ impl Log {
             }
         }
         // Planted: entries are acknowledged before they are synced.
-        self.submit(Job { records, sync: !planted::is(Bug::LogNotSynced), done });
+        let sync = !planted::is(Bug::LogNotSynced) && !planted::is(Bug::LogReversalAllowed);
+        self.submit(Job { records, sync, done });
     }
 
     /// Saves the vote.

@@ -51,6 +51,9 @@ pub(super) struct Writer {
     /// The state given by the records written so far, for the heads of new segments.
     head: Head,
     failed: Option<String>,
+    /// Planted: an append that waits for the next two, and whether the first of them was written; always
+    /// `None` without the bug.
+    overtaken: Option<Box<(Job, bool)>>,
 }
 
 #[derive(Default)]
@@ -112,6 +115,7 @@ impl Writer {
             synced: 0,
             head,
             failed: None,
+            overtaken: None,
         };
         if writer.file.is_empty() {
             writer.write_head()?;
@@ -152,6 +156,7 @@ impl Writer {
 
     /// Writes the jobs and reports the result to each.
     pub(super) fn write(&mut self, batch: Vec<Job>) {
+        let batch = if planted::is(Bug::AppendOutOfOrder) { self.reorder(batch) } else { batch };
         if self.failed.is_none() {
             // Every job gets its result, after a panic too: a leader waits for them without a time limit.
             let written = catch_call("log writer", || self.write_batch(&batch));
@@ -172,6 +177,30 @@ impl Writer {
             };
             (job.done)(result);
         }
+    }
+
+    /// Planted: holds every eighth append back until the next two are written, whose acknowledgements cover
+    /// it; not while the cluster boots, when the next one may never come.
+    fn reorder(&mut self, batch: Vec<Job>) -> Vec<Job> {
+        let mut reordered = Vec::new();
+        for job in batch {
+            let index = match job.records.last() {
+                Some((Record::Entry { index, .. }, _)) => Some(*index),
+                _ => None,
+            };
+            match (self.overtaken.take().map(|overtaken| *overtaken), index) {
+                (None, Some(index)) if index > 200 && index.is_multiple_of(8) => {
+                    self.overtaken = Some(Box::new((job, false)))
+                }
+                (Some((held, false)), Some(_)) => {
+                    self.overtaken = Some(Box::new((held, true)));
+                    reordered.push(job);
+                }
+                (Some((held, true)), Some(_)) => reordered.extend([job, held]),
+                (held, _) => reordered.extend(held.map(|(held, _)| held).into_iter().chain([job])),
+            }
+        }
+        reordered
     }
 
     fn write_batch(&mut self, batch: &[Job]) -> Result<()> {

@@ -145,11 +145,17 @@ impl Live {
     fn apply_txn(&mut self, txn: Txn, changes: &mut Changes) -> TxnOutcome {
         for (position, precondition) in txn.preconditions.iter().enumerate() {
             let current = self.objects.get(precondition.key()).map(|object| object.mod_revision);
-            if !precondition.holds(current) && !unchecked(precondition, &txn.mutations) {
+            // Planted: only the first one counts.
+            let counts = position == 0 || !planted::is(Bug::TransactionHalfChecked);
+            if counts && !precondition.holds(current) && !unchecked(precondition, &txn.mutations) {
                 return TxnOutcome::Failed { precondition: position, current, at: self.revision };
             }
         }
-        let revisions = txn.mutations.into_iter().map(|mutation| self.mutate(mutation, changes)).collect();
+        // Planted: every fourth transaction is cut off after its first mutation.
+        let torn = planted::is(Bug::TransactionTorn) && self.revision.is_multiple_of(4);
+        let applied = if torn { 1 } else { usize::MAX };
+        let mutations = txn.mutations.into_iter().take(applied);
+        let revisions = mutations.map(|mutation| self.mutate(mutation, changes)).collect();
         TxnOutcome::Committed { revisions }
     }
 

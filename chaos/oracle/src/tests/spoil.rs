@@ -198,11 +198,12 @@ fn lists(history: &History) -> Vec<usize> {
 fn stale_list(history: &mut History, random: &mut Random) -> Option<&'static [&'static str]> {
     let number = *random.pick(&lists(history))?;
     let called = history.operations[number].called;
+    let kind = history.operations[number].call.kind();
     let known = history.operations.iter().find_map(|o| match o.outcome {
         Outcome::Written { revision } if o.returned < called => Some(revision),
         _ => None,
     })?;
-    let past = super::super::index::Index::new(history).state(known - 1);
+    let past = super::super::index::Index::new(history).state(kind, known - 1);
     history.operations[number].outcome = Outcome::Listed { revision: known - 1, objects: past };
     Some(&["order"])
 }

@@ -7,12 +7,18 @@ use super::super::fixtures::Random;
 use crate::history::{
     Call, Change, Event, History, Operation, Outcome, Refusal, Stamps, Stream, Versioned, Watched,
 };
+use crate::kind::Kind;
 
 const CLIENTS: usize = 5;
 const WATCHERS: usize = 3;
-const KEYS: [&str; 3] = ["a", "b", "c"];
+const KEYS: [&str; 3] = ["a", "b", "leases/c"];
 
 type Objects = BTreeMap<String, Versioned>;
+
+/// Returns the objects of a kind.
+fn of(kind: Kind, objects: &Objects) -> Objects {
+    objects.iter().filter(|(key, _)| Kind::of(key) == kind).map(|(k, v)| (k.clone(), v.clone())).collect()
+}
 
 #[derive(Clone)]
 enum Client {
@@ -53,7 +59,8 @@ pub(super) fn run(seed: u64, steps: usize) -> History {
         store.step();
     }
     for watcher in 0..WATCHERS {
-        store.watch(100 + watcher);
+        let kind = if watcher == 0 { Kind::Lease } else { Kind::ConfigMap };
+        store.watch(100 + watcher, kind);
     }
     store.history
 }
@@ -91,6 +98,7 @@ impl Store {
 
     fn call(&mut self, client: usize) -> Client {
         let key = KEYS[self.random.below(KEYS.len())].to_owned();
+        let kind = Kind::of(&key);
         let number = self.history.operations.len();
         let value = format!("v{number}");
         let seen = self.seen[client].get(&key).cloned();
@@ -98,10 +106,10 @@ impl Store {
             (0..3, _) => Call::Create { key, value },
             (3..7, Some(expected)) => Call::Update { key, expected, value },
             (7, expected) => Call::Delete { key, expected: expected.filter(|_| self.random.below(2) == 0) },
-            (8, _) => Call::List,
+            (8, _) => Call::List { kind },
             (10, _) => Call::Patch { key, value },
-            (11, _) => Call::Pages { limit: 2 },
-            (12, _) => Call::ListAny,
+            (11, _) => Call::Pages { kind, limit: 2 },
+            (12, _) => Call::ListAny { kind },
             _ => Call::Get { key },
         };
         let called = self.stamps.next(self.now);
@@ -117,7 +125,10 @@ impl Store {
         let seen = &mut self.seen[client];
         match (&operation.call, outcome) {
             (Call::Get { key }, Outcome::Read(Some(found))) => drop(seen.insert(key.clone(), found)),
-            (_, Outcome::Listed { objects, .. }) => *seen = objects,
+            (call, Outcome::Listed { objects, .. }) => {
+                seen.retain(|key, _| Kind::of(key) != call.kind());
+                seen.extend(objects);
+            }
             (
                 Call::Create { key, value } | Call::Update { key, value, .. } | Call::Patch { key, value },
                 Outcome::Written { revision },
@@ -152,13 +163,13 @@ impl Store {
                 Outcome::Deleted { revision: (self.random.below(2) == 0).then_some(revision) }
             }
             Call::Get { .. } => Outcome::Read(current),
-            Call::List | Call::Pages { .. } => {
-                Outcome::Listed { revision: self.revision, objects: self.objects.clone() }
+            Call::List { kind } | Call::Pages { kind, .. } => {
+                Outcome::Listed { revision: self.revision, objects: of(*kind, &self.objects) }
             }
-            Call::ListAny => {
+            Call::ListAny { kind } => {
                 let now = usize::try_from(self.revision).unwrap();
                 let revision = u64::try_from(self.random.below(now + 1)).unwrap();
-                let objects = self.snapshots.range(..=revision).next_back().unwrap().1.clone();
+                let objects = of(*kind, self.snapshots.range(..=revision).next_back().unwrap().1);
                 Outcome::Shown { revision, objects }
             }
         }
@@ -180,7 +191,7 @@ impl Store {
         revision
     }
 
-    fn watch(&mut self, client: usize) {
+    fn watch(&mut self, client: usize, kind: Kind) {
         let mut streams = Vec::new();
         let mut seen = 0;
         while seen < self.revision {
@@ -191,11 +202,12 @@ impl Store {
             let left = usize::try_from(self.revision - from).unwrap();
             let reached = from + u64::try_from(1 + self.random.below(left.min(12))).unwrap();
             let events = self.history.truth.events.iter();
-            let events = events.filter(|e| e.revision > from && e.revision <= reached).cloned().collect();
-            let snapshot = || self.snapshots.range(..=from).next_back().unwrap().1.clone();
+            let events = events.filter(|e| e.revision > from && e.revision <= reached);
+            let events = events.filter(|e| Kind::of(&e.key) == kind).cloned().collect();
+            let snapshot = || of(kind, self.snapshots.range(..=from).next_back().unwrap().1);
             streams.push(Stream { from, listed: relist.then(snapshot), events, reached });
             seen = reached;
         }
-        self.history.watches.push(Watched { client, streams });
+        self.history.watches.push(Watched { client, kind, streams });
     }
 }

@@ -2,12 +2,18 @@
 //! `chaos/oracle` judges afterwards what clients saw. There is one check per file, with a test that it
 //! rejects a bad history. `run.rs` samples; `observer.rs` and `inject.rs` report what they see.
 
+pub mod allocations;
 pub mod fence;
 pub mod ids;
 pub mod logs;
 pub mod minority;
+pub mod purged;
 pub mod replicas;
 pub mod votes;
+
+use std::collections::BTreeSet;
+
+use chaos_spec::NodeName;
 
 use crate::observer::Observer;
 
@@ -20,6 +26,8 @@ const AGAIN: u64 = 64;
 pub struct Sampler {
     logs: logs::Logs,
     replicas: replicas::Replicas,
+    /// Masters whose replica was found to contradict itself.
+    torn: BTreeSet<NodeName>,
     from: u64,
 }
 
@@ -40,6 +48,11 @@ impl Sampler {
                 }
                 // A master whose disk fails stops by itself.
                 Err(error) => tracing::info!(%node, %error, "a log was not read"),
+            }
+            // What is wrong stays wrong: one message per master is enough.
+            let found = allocations::check(master.store());
+            if let Some(what) = found.first().filter(|_| self.torn.insert(node)) {
+                observer.violation(allocations::CHECK, format!("at {node}, {} such: {what}", found.len()));
             }
             if let Ok(digest) = master.store().digest(None)
                 && let Some(what) = self.replicas.see(node, applied, format!("{digest:?}"))

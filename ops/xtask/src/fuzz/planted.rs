@@ -3,6 +3,7 @@
 //! Where `chaos/planted/` has an experiment with a bug's name, that is run, and it must
 //! pass without the bug. Otherwise seeds generate the experiments.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -58,7 +59,7 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
     let unknown: Vec<&String> = args.bugs.iter().filter(|bug| !all.contains(bug)).collect();
     ensure!(unknown.is_empty(), "no planted bug is called {unknown:?}; there are {}", all.join(", "));
     let bugs = if args.bugs.is_empty() { all } else { args.bugs.clone() };
-    println!("| bug | shown by | first check that failed | seeds tried | simulated | real |");
+    println!("| bug | shown by | checks that failed | seeds tried | simulated | real |");
     println!("| --- | --- | --- | --- | --- | --- |");
     let (next, missed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || -> Result<()> {
@@ -142,9 +143,9 @@ impl SeedSearch {
                 said.split_once(" (/").map_or(said.as_str(), |(message, _)| message).replace('|', "/")
             }
             Some(outcome) => {
-                let mut checks = outcome.checks.clone();
-                checks.dedup();
-                checks.join(", ")
+                let mut seen = BTreeSet::new();
+                let first = |check: &&String| seen.insert((*check).clone());
+                outcome.checks.iter().filter(first).cloned().collect::<Vec<_>>().join(", ")
             }
         };
         let (shown_by, seeds) = (&self.shown_by, self.seeds);
