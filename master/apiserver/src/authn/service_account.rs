@@ -30,7 +30,7 @@ pub struct TokenIssuer {
 /// Result of checking a token's signature and times.
 enum Verdict {
     /// This cluster signed the token for its API server, and it is current.
-    Genuine(Claims),
+    Genuine(Box<Claims>),
     /// The token names a key that this replica does not have.
     UnknownKey,
     /// The token is worthless.
@@ -201,7 +201,7 @@ impl TokenIssuer {
         let now = objects.unix_now();
         let expired = claims.exp.saturating_add(LEEWAY_SECONDS) < now;
         let early = claims.nbf > now.saturating_add(LEEWAY_SECONDS);
-        if expired || early { Verdict::Refused } else { Verdict::Genuine(claims) }
+        if expired || early { Verdict::Refused } else { Verdict::Genuine(Box::new(claims)) }
     }
 
     /// Returns the claims of a token that this key signed for the API server.
