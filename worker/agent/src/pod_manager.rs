@@ -79,6 +79,8 @@ impl Manager {
         // a change.
         match self.workers.get(uid).filter(|worker| !worker.is_closed()) {
             Some(worker) => {
+                // Its containers may still end, but the scheduler has given its resources away, as kubelet does.
+                self.context.pods.set_active(uid, false);
                 worker.send_replace(Desired { pod, gone: true });
             }
             None => {

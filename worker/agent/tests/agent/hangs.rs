@@ -39,6 +39,26 @@ async fn a_container_that_does_not_answer_keeps_no_other_from_collection_and_rot
     world.api.wait("collection", Duration::from_secs(180), collected).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_deleted_pod_whose_container_does_not_stop_holds_no_resources() {
+    let world = World::start();
+    let greedy = |name: &str| {
+        named_pod(
+            name,
+            json!({"containers": [{"name": "main", "image": "test/image:1", "imagePullPolicy": "IfNotPresent",
+                                   "resources": {"requests": {"cpu": "5"}}}]}),
+        )
+    };
+    world.api.put_pod(greedy("first"));
+    world.api.wait_for_pod("first", LIMIT, |pod| pod.is_some_and(is_ready)).await;
+    let stuck = world.runtime.containers()[0].id.clone();
+    world.runtime.hang(&format!("StopContainer {stuck}"));
+    world.api.delete_pod_by_force("first");
+    world.api.put_pod(greedy("second"));
+    world.api.wait_for_pod("second", LIMIT, |pod| pod.is_some_and(is_ready)).await;
+    assert_eq!(world.runtime.containers().len(), 2);
+}
+
 /// A mounted file system whose server never answers.
 struct HungMount {
     path: std::path::PathBuf,

@@ -195,6 +195,11 @@ impl FakeApi {
         self.change(name, "MODIFIED", |pod| pod["metadata"]["annotations"] = json!({"touched": "yes"}));
     }
 
+    /// Deletes the object of a pod at once, as `kubectl delete --force` does.
+    pub fn delete_pod_by_force(&self, name: &str) {
+        self.change(name, "DELETED", |_| {});
+    }
+
     pub fn delete_pod_gracefully(&self, name: &str, seconds: u64) {
         self.change(name, "MODIFIED", |pod| {
             pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
