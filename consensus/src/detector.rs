@@ -197,6 +197,11 @@ impl Detector {
         self.jitter = jitter;
     }
 
+    /// Returns how long the leader has been silent, times in which this master itself stood still left out.
+    pub(crate) fn leader_silence(&self) -> Duration {
+        self.leader.for_now
+    }
+
     /// Returns whether the leader has been silent for so long that another one may be elected.
     pub(crate) fn misses_leader(&self) -> bool {
         self.leader.for_now >= self.leader_patience()
@@ -224,7 +229,7 @@ impl Detector {
     }
 
     /// Returns the silence after which the leader is missed, without the random part.
-    fn leader_patience(&self) -> Duration {
+    pub(crate) fn leader_patience(&self) -> Duration {
         let led = self.looked.is_none_or(|(_, seen)| seen.vote.2);
         if led {
             self.timers.election_max + self.extra(&self.leader)

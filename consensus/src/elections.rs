@@ -163,7 +163,8 @@ impl Consensus {
                 ServerState::Follower if single => true,
                 // A replica that differs from the others must not lead.
                 _ if votes && !quarantined && detector.should_stand() => {
-                    tracing::info!(?detector, "no leader is heard; this master stands");
+                    let (silent, patience) = (detector.leader_silence(), detector.leader_patience());
+                    tracing::info!(?silent, ?patience, "no leader is heard; this master stands for election");
                     true
                 }
                 _ => false,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use chaos_spec::NodeName;
 use http::{Method, StatusCode};
+use proto_api::node_labels::SENDS_BEATS;
 use proto_env::grpc::{ChannelOptions, channel};
 use proto_env::{MASTERS_ORGANIZATION, PeerIdentity, Purpose};
 use proto_wire::cluster::NodeBeat;
@@ -184,7 +185,11 @@ impl Worker {
         let amounts = json!({"cpu": "8", "memory": "16Gi", "pods": "110"});
         json!({
             "apiVersion": "v1", "kind": "Node",
-            "metadata": {"name": self.name, "labels": {"kubernetes.io/hostname": self.name}},
+            "metadata": {
+                "name": self.name,
+                "labels": {"kubernetes.io/hostname": self.name},
+                "annotations": {SENDS_BEATS: "true"},
+            },
             "status": {
                 "capacity": amounts, "allocatable": amounts,
                 "addresses": [{"type": "InternalIP", "address": self.ip.to_string()}],

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, try_join_all};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, ListParams};
@@ -31,6 +32,8 @@ pub struct Informers {
     pub pods: Arc<Informer<Pod>>,
     /// Cache of all Nodes.
     pub nodes: Arc<Informer<Node>>,
+    /// Cache of the Leases of nodes, which lie in the namespace [`Informers::NODE_LEASES`].
+    pub node_leases: Arc<Informer<Lease>>,
     /// Cache of all Namespaces.
     pub namespaces: Arc<Informer<Namespace>>,
     /// Cache of all Services.
@@ -57,6 +60,8 @@ pub struct Informers {
 pub type AskProgress = Arc<dyn Fn() + Send + Sync>;
 
 impl Informers {
+    /// Namespace of the Leases of nodes, which have the nodes' names.
+    pub const NODE_LEASES: &'static str = "kube-node-lease";
     /// Index of pods by `spec.nodeName`.
     pub const BY_NODE: &'static str = "node";
     /// Index by [`Informers::controlled_by`], since an owner is valid only in the object's own namespace.
@@ -82,6 +87,12 @@ impl Informers {
                 broken.clone(),
             ),
             nodes: Informer::new("nodes", objects(&client), vec![], broken.clone()),
+            node_leases: Informer::new(
+                "leases",
+                ListWatch::objects(Api::namespaced(client.clone(), Self::NODE_LEASES)),
+                vec![],
+                broken.clone(),
+            ),
             namespaces: Informer::new("namespaces", objects(&client), vec![], broken.clone()),
             services: Informer::new("services", objects(&client), vec![], broken.clone()),
             endpoints: Informer::new("endpoints", objects(&client), vec![], broken.clone()),
@@ -110,6 +121,7 @@ impl Informers {
         };
         spawn(&informers.pods, shutdown);
         spawn(&informers.nodes, shutdown);
+        spawn(&informers.node_leases, shutdown);
         spawn(&informers.namespaces, shutdown);
         spawn(&informers.services, shutdown);
         spawn(&informers.endpoints, shutdown);
@@ -132,6 +144,7 @@ impl Informers {
         let caches: Vec<BoxFuture<'_, Result<(), Error>>> = vec![
             Box::pin(self.pods.catch_up(revision, CATCH_UP_GRACE)),
             Box::pin(self.nodes.catch_up(revision, CATCH_UP_GRACE)),
+            Box::pin(self.node_leases.catch_up(revision, CATCH_UP_GRACE)),
             Box::pin(self.namespaces.catch_up(revision, CATCH_UP_GRACE)),
             Box::pin(self.services.catch_up(revision, CATCH_UP_GRACE)),
             Box::pin(self.endpoints.catch_up(revision, CATCH_UP_GRACE)),

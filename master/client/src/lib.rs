@@ -19,6 +19,7 @@ mod informers;
 mod list_watch;
 mod object_key;
 mod recorder;
+mod tolerations;
 mod work_queue;
 
 pub use cache::Cache;
@@ -27,6 +28,7 @@ pub use informers::{AskProgress, Informers};
 pub use list_watch::{ListWatch, Object};
 pub use object_key::ObjectKey;
 pub use recorder::{EventType, Recorder, reference};
+pub use tolerations::tolerates;
 pub use work_queue::WorkQueue;
 
 /// Why a list or watch of an informer failed.

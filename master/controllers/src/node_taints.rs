@@ -1,7 +1,7 @@
 //! Conditions and taints of nodes: which taints a node should have for its conditions. Pure; used by
 //! `node_lifecycle.rs`, `taint_eviction.rs` and `pod_gc.rs`.
 
-use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 pub(crate) const NOT_READY: &str = "node.kubernetes.io/not-ready";
@@ -107,24 +107,6 @@ pub(crate) fn wanted_taints(node: &Node, no_execute: NoExecute, now: &Time) -> O
 
 fn has(node: &Node, key: &str, effect: &str) -> bool {
     taints(node).iter().any(|taint| taint.key == key && taint.effect == effect)
-}
-
-/// Whether `toleration` tolerates `taint`.
-pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-    if given(&toleration.effect).is_some_and(|effect| effect != taint.effect) {
-        return false;
-    }
-    if given(&toleration.key).is_some_and(|key| key != taint.key) {
-        return false;
-    }
-    match toleration.operator.as_deref() {
-        Some("Exists") => true,
-        None | Some("" | "Equal") => {
-            toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
-        }
-        _ => false,
-    }
 }
 
 #[cfg(test)]

@@ -11,14 +11,16 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
-use master_client::{EventType, HandlerGuard, Informers, ObjectKey, Recorder, WorkQueue, reference};
+use master_client::{
+    EventType, HandlerGuard, Informers, ObjectKey, Recorder, WorkQueue, reference, tolerates,
+};
 use serde_json::json;
 use std::collections::BTreeMap;
 
 use crate::context::Context;
 use crate::controller::{Controller, Reconciled};
 use crate::error::{Error, ignore_not_found};
-use crate::node_taints::{taints, tolerates};
+use crate::node_taints::taints;
 use crate::pod_state::node_name;
 
 pub(crate) struct TaintEvictionController {

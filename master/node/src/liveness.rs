@@ -2,11 +2,13 @@
 //! Ready condition are written, through the API. The node-lifecycle controller reacts to those. `peer.rs`
 //! feeds beats in, on every master: a worker whose stream to the leader fails beats to another master, and
 //! the leader asks the others what they hear (`witnesses.rs`) before it calls a node silent. `leader.rs`
-//! runs [`watch_nodes`] while this master leads.
+//! runs [`watch_nodes`] while this master leads. Nodes whose agents send no beats are judged by what they
+//! write through the API, as in Kubernetes (`liveness/renewals.rs`).
 
 mod conditions;
 #[cfg(test)]
 mod mass_loss_tests;
+mod renewals;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +16,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use master_client::Informers;
@@ -21,6 +24,7 @@ use proto_env::Clock;
 use proto_wire::cluster::{Certificate, NodeCertificates};
 use tokio_util::sync::CancellationToken;
 
+use self::renewals::Renewal;
 use crate::witnesses::{HeardNode, Witnesses};
 
 /// Interval between two scans for silent nodes.
@@ -61,6 +65,8 @@ struct Beat {
 #[derive(Debug, Default)]
 struct KnownNode {
     beat: Option<Beat>,
+    /// What the agent of a node without beats renewed last.
+    renewal: Option<Renewal>,
     /// Since when this leader has known the node, on the monotonic clock: its silence counts from then at the
     /// earliest.
     known_since: Option<Duration>,
@@ -87,7 +93,10 @@ struct KnownNodes {
 /// The status that the Ready condition of a node should get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Verdict {
+    /// The node is silent.
     Unknown,
+    /// The node is silent and has never written a Ready condition.
+    NeverReported,
     Ready,
     NotReady(String),
 }
@@ -118,12 +127,16 @@ impl KnownNode {
     /// Returns when the node gave its last sign of life, or the earliest time from which its silence counts.
     fn heard(&self, not_before: Duration, now: Duration) -> Duration {
         let beat = self.beat.as_ref().map_or(Duration::ZERO, |beat| beat.heard);
-        beat.max(self.known_since.unwrap_or(now)).max(not_before)
+        let renewal = self.renewal.as_ref().map_or(Duration::ZERO, |renewal| renewal.seen);
+        beat.max(renewal).max(self.known_since.unwrap_or(now)).max(not_before)
     }
 
     /// Compares what was heard of the node with its Ready condition; `None` when the condition needs
     /// no change.
     fn judge(&self, status: &str, silent: bool) -> Option<Verdict> {
+        if silent && status == "Missing" {
+            return Some(Verdict::NeverReported);
+        }
         if silent {
             return (status != "Unknown").then_some(Verdict::Unknown);
         }
@@ -211,9 +224,14 @@ impl Liveness {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Scans all nodes once: linear in their number, and without an allocation for a node that needs
-    /// no change.
-    fn scan<'a>(&self, nodes: impl Iterator<Item = &'a Node>, grace: Duration) -> Scan {
+    /// Scans all nodes once: linear in their number, and without an allocation for a node that beats and
+    /// needs no change. `lease` gives the Lease of a node, `grace` is that of nodes that send beats.
+    fn scan<'a>(
+        &self,
+        nodes: impl Iterator<Item = &'a Node>,
+        lease: impl Fn(&str) -> Option<Arc<Lease>>,
+        grace: Duration,
+    ) -> Scan {
         let now = self.clock.monotonic();
         let mut records = self.lock();
         records.scans += 1;
@@ -227,12 +245,17 @@ impl Liveness {
             };
             record.scan = this;
             record.known_since.get_or_insert(now);
+            let status = conditions::ready_status(node);
+            let beats = record.beat.is_some() || renewals::sends_beats(node);
+            let grace = if beats { grace } else { renewals::grace(status) };
+            if !beats {
+                Renewal::note(&mut record.renewal, node, lease(name).as_deref(), now);
+            }
             let silence = now.saturating_sub(record.heard(not_before, now));
             let silent = silence > grace;
             scan.nodes += 1;
             scan.silent += usize::from(silent);
-            let status = conditions::ready_status(node);
-            if silence > grace / 2 {
+            if beats && silence > grace / 2 {
                 let pause = if status == "Unknown" { ASK_AGAIN_INTERVAL } else { ASK_INTERVAL };
                 scan.ask_after = Some(scan.ask_after.map_or(pause, |sooner| sooner.min(pause)));
             }
@@ -320,7 +343,9 @@ pub async fn watch_nodes(watch: &NodeWatch, shutdown: CancellationToken) {
         }
         let mut scan = {
             let nodes = watch.informers.nodes.cache().list();
-            liveness.scan(nodes.iter().map(|node| &**node), *grace)
+            let leases = watch.informers.node_leases.cache();
+            let lease = |node: &str| leases.find(Informers::NODE_LEASES, node);
+            liveness.scan(nodes.iter().map(|node| &**node), lease, *grace)
         };
         let due = |pause| asked.is_none_or(|at| now.saturating_sub(at) >= pause);
         if question.is_none() && scan.ask_after.is_some_and(due) {
@@ -341,7 +366,8 @@ pub async fn watch_nodes(watch: &NodeWatch, shutdown: CancellationToken) {
             loss_since = None;
         }
         if loss_since.is_some() && !confirmed {
-            scan.verdicts.retain(|(_, verdict)| *verdict != Verdict::Unknown);
+            scan.verdicts
+                .retain(|(_, verdict)| !matches!(verdict, Verdict::Unknown | Verdict::NeverReported));
         }
         write_all(watch, scan.verdicts).await;
         last_scan = liveness.clock.monotonic();
@@ -372,12 +398,13 @@ async fn write_all(watch: &NodeWatch, verdicts: Vec<(String, Verdict)>) {
 mod tests {
     use std::time::SystemTime;
 
+    use proto_api::node_labels::SENDS_BEATS;
     use serde_json::json;
     use tokio::time::Instant;
 
     use super::*;
 
-    struct Fixed(Mutex<Duration>);
+    pub struct Fixed(Mutex<Duration>);
 
     impl Clock for Fixed {
         fn now(&self) -> SystemTime {
@@ -390,12 +417,12 @@ mod tests {
     }
 
     impl Fixed {
-        fn set(&self, seconds: u64) {
+        pub fn set(&self, seconds: u64) {
             *self.0.lock().unwrap() = Duration::from_secs(seconds);
         }
     }
 
-    fn at(seconds: u64) -> (Arc<Fixed>, Arc<Liveness>) {
+    pub fn at(seconds: u64) -> (Arc<Fixed>, Arc<Liveness>) {
         let clock = Arc::new(Fixed(Mutex::new(Duration::from_secs(seconds))));
         (clock.clone(), Liveness::new(clock))
     }
@@ -425,14 +452,14 @@ mod tests {
     }
 
     fn node(name: &str, ready: &str) -> Node {
-        let node = json!({"metadata": {"name": name},
+        let node = json!({"metadata": {"name": name, "annotations": {SENDS_BEATS: "true"}},
             "status": {"conditions": [{"type": "Ready", "status": ready}]}});
         serde_json::from_value(node).unwrap()
     }
 
     /// Returns the verdict about a single node whose Ready condition has this status.
     fn judge(liveness: &Liveness, status: &str) -> Option<Verdict> {
-        let mut scan = liveness.scan([node("w1", status)].iter(), GRACE);
+        let mut scan = liveness.scan([node("w1", status)].iter(), |_| None, GRACE);
         scan.verdicts.pop().map(|(_, verdict)| verdict)
     }
 
@@ -500,7 +527,7 @@ mod tests {
         let (_, liveness) = at(100);
         liveness.beat("w1", true, "");
         liveness.beat("gone", true, "");
-        liveness.scan([node("w1", "True")].iter(), GRACE);
+        liveness.scan([node("w1", "True")].iter(), |_| None, GRACE);
         assert_eq!(liveness.heard_within(GRACE).len(), 1);
     }
 
@@ -515,7 +542,7 @@ mod tests {
         }
         let started = Instant::now();
         for _ in 0..10 {
-            assert_eq!(liveness.scan(nodes.iter(), GRACE).nodes, 5000);
+            assert_eq!(liveness.scan(nodes.iter(), |_| None, GRACE).nodes, 5000);
         }
         println!("one look at 5,000 nodes: {:?}", started.elapsed() / 10);
         // A scan that is quadratic in the nodes compares names 25 million times: minutes in a debug build.

@@ -1,6 +1,10 @@
 //! The Kubernetes labels that a node may set on its own Node (`k8s.io/kubelet/pkg/apis`). Other labels of
 //! Kubernetes steer pods and may be set only by operators: NodeRestriction in the API server refuses them,
-//! and a worker refuses to start with them.
+//! and a worker refuses to start with them. Also the annotation by which masters know Ephor's agents.
+
+/// Annotation of a Node whose agent sends heartbeats ("beats") to the masters, with the value `true`. Masters
+/// call such a node silent when its beats stop, and another one when its Lease and status stay as they are.
+pub const SENDS_BEATS: &str = "ephor.dev/sends-beats";
 
 /// Labels that a node may set although they belong to Kubernetes.
 const ALLOWED: [&str; 11] = [

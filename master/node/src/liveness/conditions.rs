@@ -37,8 +37,12 @@ pub(super) async fn write(
         })
     };
     let conditions = match verdict {
-        Verdict::Unknown => {
-            let (reason, message) = ("NodeStatusUnknown", "Kubelet stopped posting node status.");
+        Verdict::Unknown | Verdict::NeverReported => {
+            let (reason, message) = if *verdict == Verdict::Unknown {
+                ("NodeStatusUnknown", "Kubelet stopped posting node status.")
+            } else {
+                ("NodeStatusNeverUpdated", "Kubelet never posted node status.")
+            };
             let kinds = std::iter::once("Ready").chain(AGENT_CONDITIONS);
             kinds.map(|kind| condition(kind, "Unknown", reason, message)).collect()
         }

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use master_client::fake::FakeApi;
+use proto_api::node_labels::SENDS_BEATS;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
@@ -64,7 +65,7 @@ impl World {
         for number in 0..WORKERS {
             api.add(
                 "nodes",
-                json!({"metadata": {"name": name(number)}, "spec": {"podCIDR": "10.42.0.0/24"},
+                json!({"metadata": {"name": name(number), "annotations": {SENDS_BEATS: "true"}}, "spec": {"podCIDR": "10.42.0.0/24"},
                     "status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
             );
             let tolerations = json!([{"key": "node.kubernetes.io/unreachable", "operator": "Exists",

@@ -16,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
+use proto_api::node_labels::SENDS_BEATS;
 use serde_json::json;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -83,6 +84,7 @@ async fn register_once(context: &Context, port: u16) -> Result<(), Error> {
     let nodes: Api<Node> = Api::all(context.client.clone());
     let mut node = named(context);
     node.metadata.labels = Some(info::labels(&context.config));
+    node.metadata.annotations = Some([(SENDS_BEATS.to_owned(), "true".to_owned())].into());
     node.spec = Some(NodeSpec {
         taints: Some(context.config.taints.clone()).filter(|taints| !taints.is_empty()),
         ..Default::default()
@@ -99,7 +101,9 @@ async fn register_once(context: &Context, port: u16) -> Result<(), Error> {
             }
         }
         Err(kube::Error::Api(answer)) if answer.reason == "AlreadyExists" => {
-            let patch = json!({"metadata": {"labels": node.metadata.labels}});
+            let patch = json!({"metadata": {
+                "labels": node.metadata.labels, "annotations": node.metadata.annotations,
+            }});
             nodes.patch(&context.config.node_name, &PatchParams::default(), &Patch::Merge(patch)).await?;
             write_status(context, None, port).await
         }

@@ -1,8 +1,9 @@
 //! Enforces NodeUnschedulable: a cordoned node takes only pods that tolerate its taint.
 
 use k8s_openapi::api::core::v1::Taint;
+use master_client::tolerates;
 
-use crate::plugins::taints::{tolerates, tolerations};
+use crate::plugins::taints::tolerations;
 use crate::plugins::{Cycle, Filter, NodeFilter, Rejection};
 
 pub(crate) struct NodeUnschedulable;

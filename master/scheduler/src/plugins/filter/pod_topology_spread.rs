@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::TopologySpreadConstraint;
 use kube::core::{Selector, SelectorExt};
+use master_client::tolerates;
 
 use crate::plugins::node_selector::accepts;
-use crate::plugins::taints::{taints, tolerates, tolerations};
+use crate::plugins::taints::{taints, tolerations};
 use crate::plugins::terms::selector;
 use crate::plugins::{Cycle, Filter, NodeFilter, Rejection};
 use crate::snapshot::{NodeInfo, PodInfo};

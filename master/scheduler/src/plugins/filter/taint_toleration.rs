@@ -1,6 +1,8 @@
 //! Enforces TaintToleration: the pod must tolerate all NoSchedule and NoExecute taints of the node.
 
-use crate::plugins::taints::{taints, tolerates, tolerations};
+use master_client::tolerates;
+
+use crate::plugins::taints::{taints, tolerations};
 use crate::plugins::{Cycle, Filter, NodeFilter, Rejection};
 
 pub(crate) struct TaintToleration;

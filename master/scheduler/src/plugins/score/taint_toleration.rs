@@ -1,7 +1,9 @@
 //! Scores TaintToleration: nodes with fewer PreferNoSchedule taints that the pod does not tolerate are
 //! better.
 
-use crate::plugins::taints::{taints, tolerates, tolerations};
+use master_client::tolerates;
+
+use crate::plugins::taints::{taints, tolerations};
 use crate::plugins::{Cycle, NodeScore, Score, scale};
 use crate::snapshot::NodeInfo;
 
