@@ -16,6 +16,8 @@ use crate::types::NodeId;
 pub enum AlarmKind {
     /// The disk is nearly full.
     NoSpace,
+    /// The disk does not answer: a write has not become durable for seconds.
+    DiskStalled,
     /// This replica differs from the majority: it does not serve and is being rebuilt.
     Diverged,
     /// Another replica differs from this one, or nobody can tell which is right.
@@ -54,13 +56,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl AlarmKind {
     /// All kinds.
-    pub const ALL: [Self; 5] =
-        [Self::NoSpace, Self::Diverged, Self::ReplicaDiffers, Self::StoreFailed, Self::UndecodableObjects];
+    pub const ALL: [Self; 6] = [
+        Self::NoSpace,
+        Self::DiskStalled,
+        Self::Diverged,
+        Self::ReplicaDiffers,
+        Self::StoreFailed,
+        Self::UndecodableObjects,
+    ];
 
     /// Returns the kind's name in `ephor status` and in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::NoSpace => "no-space",
+            Self::DiskStalled => "disk-stalled",
             Self::Diverged => "diverged",
             Self::ReplicaDiffers => "replica-differs",
             Self::StoreFailed => "store-failed",

@@ -33,7 +33,7 @@ use crate::read::Reads;
 use crate::state_machine::{StateMachine, decode_applied};
 use crate::sync_delay::SyncDelay;
 use crate::types::{Leadership, NodeId};
-use crate::{Error, compare, discovery, disk_space, membership_requests, recovery};
+use crate::{Error, compare, discovery, disk_space, disk_stall, membership_requests, recovery};
 
 /// The id of the master that initializes a cluster. Other masters' ids are indexes of log entries, which
 /// are always higher.
@@ -186,12 +186,14 @@ impl Consensus {
         runtime.spawn_in(&mut tasks, again("leadership", |this| Box::pin(leadership::run(this))));
         runtime.spawn_in(&mut tasks, again("membership", |this| Box::pin(membership_requests::run(this))));
         runtime.spawn_in(&mut tasks, again("discovery", |this| Box::pin(discovery::run(this))));
-        runtime.spawn_in(&mut tasks, self.clone().or_give_up("reads", reading));
-        let proposing = until(self.stop.clone(), proposing);
-        runtime.spawn_in(&mut tasks, self.clone().or_give_up("proposals", proposing));
+        // These tasks gather requests, and the more they gather the cheaper is each one. On the threads that
+        // are preferred they would run once for every request while the processor is busy.
+        tasks.spawn(self.clone().or_give_up("reads", reading));
+        tasks.spawn(self.clone().or_give_up("proposals", until(self.stop.clone(), proposing)));
         // These tasks compute for long or wait for the store, so they run on the main runtime.
         tasks.spawn(again("replica comparison", |this| Box::pin(compare::run(this))));
         tasks.spawn(again("disk space", |this| Box::pin(disk_space::run(this))));
+        tasks.spawn(again("disk stalls", |this| Box::pin(disk_stall::run(this))));
         tasks.spawn(again("autopilot", |this| Box::pin(autopilot::run(this))));
         let store = self.store.clone();
         let compacting = supervise("history compaction", move || store.clone().compact_periodically());

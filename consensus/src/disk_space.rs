@@ -22,6 +22,8 @@ const REWRITE_EVERY: u64 = 30;
 const SLACK_BYTES: usize = 256;
 /// Time limit of telling other masters the alarms, and of transferring leadership.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// Why a master without space lets another one lead.
+const SHORT: &str = "it is short of space";
 
 /// The space to keep free on the data directory's disk.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -100,10 +102,10 @@ impl Consensus {
             Level::Enough => self.defence.alarms().clear(AlarmKind::NoSpace),
             Level::Short => {
                 self.defence.raise(AlarmKind::NoSpace, text());
-                self.let_another_lead().await;
+                self.let_another_lead(SHORT).await;
             }
             Level::Gone => {
-                let _ = tokio::time::timeout(FAREWELL, self.let_another_lead()).await;
+                let _ = tokio::time::timeout(FAREWELL, self.let_another_lead(SHORT)).await;
                 self.give_up(AlarmKind::NoSpace, text()).await;
             }
         }
@@ -149,8 +151,8 @@ impl Consensus {
         after > before
     }
 
-    /// Transfers leadership to a caught-up voter that has space, if there is one.
-    async fn let_another_lead(&self) {
+    /// Transfers leadership to a caught-up voter whose disk is well, if there is one, and says why.
+    pub(crate) async fn let_another_lead(&self, why: &str) {
         if !self.raft.is_leader() {
             return;
         }
@@ -169,10 +171,11 @@ impl Consensus {
                 && voters.contains(id)
                 && self.membership.is_running(**id)
                 && !self.defence.alarms().has(**id, AlarmKind::NoSpace)
+                && !self.defence.alarms().has(**id, AlarmKind::DiskStalled)
                 && !self.defence.alarms().has(**id, AlarmKind::Diverged)
         };
         for to in healthy.iter().filter(fit) {
-            tracing::info!(to, "this master is short of space and lets another one lead");
+            tracing::info!(to, why, "this master lets another one lead");
             if self.membership.transfer(*to).await.is_ok() {
                 return;
             }

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use crate::consensus::Consensus;
 use crate::detector::{Detector, RecentMax, Seen, Timers};
 use crate::network::lock;
+use crate::preference::Preference;
 use crate::raft_types::TypeConfig;
 
 /// The election state of this master: its failure detector, and what it has heard.
@@ -59,6 +60,12 @@ impl SyncTimes {
         }
     }
 
+    /// Returns how long the oldest write in progress has waited; zero without one.
+    fn oldest_waits(&self, now: Instant) -> Duration {
+        let syncs = lock(&self.0);
+        syncs.under_way.front().map_or(Duration::ZERO, |began| now.saturating_duration_since(*began))
+    }
+
     /// Returns the duration of the longest recent write, including one in progress.
     fn longest(&self, now: Instant) -> Duration {
         let mut syncs = lock(&self.0);
@@ -92,6 +99,11 @@ impl Elections {
         lock(&self.detector).misses_leader()
     }
 
+    /// Returns how long the oldest write of the log in progress has waited to become durable.
+    pub(crate) fn oldest_write_waits(&self) -> Duration {
+        self.syncs.oldest_waits(Instant::now())
+    }
+
     /// Returns whether this follower has heard from the leader recently.
     pub(crate) fn in_touch_with_leader(&self) -> bool {
         lock(&self.detector).in_touch_with_leader()
@@ -118,13 +130,15 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut beat_at = Instant::now();
+    let gathered = [consensus.proposals.gathered(), consensus.reads.gathered()];
+    let mut preference = Preference::new(gathered, consensus.elections.timers.heartbeat / 2);
     loop {
         tokio::select! {
             biased;
             () = consensus.stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        if !consensus.look_after_leader(&mut beat_at).await {
+        if !consensus.look_after_leader(&mut beat_at, &mut preference).await {
             return;
         }
     }
@@ -133,7 +147,7 @@ pub(crate) async fn run(consensus: Arc<Consensus>) {
 impl Consensus {
     /// Looks at the leader once, and beats or stands for election if that is due. Returns false once
     /// openraft has ended.
-    async fn look_after_leader(&self, beat_at: &mut Instant) -> bool {
+    async fn look_after_leader(&self, beat_at: &mut Instant, preference: &mut Preference) -> bool {
         let elections = &self.elections;
         let now = Instant::now();
         let (state, single, votes, seen) = {
@@ -154,6 +168,7 @@ impl Consensus {
         let stand = {
             let mut detector = lock(&elections.detector);
             let late = detector.look(now, seen);
+            self.runtime.set_preferred(preference.look(now, late));
             if late > elections.timers.election_max / 2 {
                 tracing::warn!(?late, "this master was held up: the machine is overloaded, or stood still");
             }

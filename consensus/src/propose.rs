@@ -14,7 +14,8 @@ use crate::consensus::{Consensus, until};
 use crate::forward::Forward;
 use crate::membership::address_of;
 use crate::network::{Peers, lock};
-use crate::proposer::{Destination, Proposer, Verdict};
+use crate::preference::Gathered;
+use crate::proposer::{Arrival, Destination, Proposer, Verdict};
 use crate::raft_types::Raft;
 use crate::types::{NodeId, ProposeError, ProposeOptions};
 
@@ -28,6 +29,7 @@ pub(crate) struct Proposals {
     peers: Arc<Peers>,
     runtime: Arc<PriorityRuntime>,
     stop: CancellationToken,
+    gathered: Gathered,
     /// The queue for the log of this master.
     pub(crate) local: Proposer,
     /// The queue for the leader if another master leads; `None` until it is first needed.
@@ -42,8 +44,14 @@ impl Proposals {
         runtime: Arc<PriorityRuntime>,
         stop: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send + use<>) {
-        let (local, working) = Proposer::new(Destination::Log(raft));
-        (Self { peers, runtime, stop, local, remote: Mutex::default() }, working)
+        let gathered = Gathered::default();
+        let (local, working) = Proposer::new(Destination::Log(raft), gathered.clone());
+        (Self { peers, runtime, stop, gathered, local, remote: Mutex::default() }, working)
+    }
+
+    /// Returns the count of this master's proposals and batches.
+    pub(crate) fn gathered(&self) -> Gathered {
+        self.gathered.clone()
     }
 
     /// Returns the queue for another master that leads. The queue of an earlier leader ends once nobody
@@ -57,9 +65,11 @@ impl Proposals {
             return proposer.clone();
         }
         let forward = Forward::new(self.peers.clone(), leader, address);
-        let (proposer, forwarding) = Proposer::new(Destination::Leader(forward.clone()));
+        let (proposer, forwarding) =
+            Proposer::new(Destination::Leader(forward.clone()), self.gathered.clone());
         let forwarding = until(self.stop.clone(), forwarding);
-        self.runtime.spawn(async move {
+        // Gathers proposals, like the queue of this master (`consensus.rs`).
+        self.runtime.main().spawn(async move {
             // After a panic, which was counted and logged, the next proposal makes another queue.
             drop(catch("forwarded proposals", forwarding).await);
         });
@@ -138,7 +148,12 @@ impl Consensus {
     }
 
     /// Proposes a command as the leader, unless this master has to refuse it.
-    pub(crate) async fn propose_here(&self, command: Command, deadline: Duration) -> Verdict {
+    pub(crate) async fn propose_here(
+        &self,
+        command: Command,
+        arrival: Arrival,
+        deadline: Duration,
+    ) -> Verdict {
         if let Some(reason) = self.quarantined() {
             return Verdict::NotEntered(reason);
         }
@@ -151,15 +166,18 @@ impl Consensus {
         {
             return Verdict::Overloaded(reason);
         }
-        self.proposals.local.propose(command, deadline).await
+        self.proposals.local.propose(command, arrival, deadline).await
     }
 
     async fn propose_to(&self, leader: NodeId, command: &Command, deadline: Duration) -> Verdict {
         if leader == self.node_id {
-            return self.propose_here(command.clone(), deadline).await;
+            return self.propose_here(command.clone(), Arrival::Single, deadline).await;
         }
         match address_of(&self.raft, leader) {
-            Some(address) => self.proposals.towards(leader, address).propose(command.clone(), deadline).await,
+            Some(address) => {
+                let proposer = self.proposals.towards(leader, address);
+                proposer.propose(command.clone(), Arrival::Single, deadline).await
+            }
             None => Verdict::NotEntered(format!("the address of master {leader} is not known")),
         }
     }
@@ -198,7 +216,7 @@ mod tests {
         let proposer = proposals.towards(7, address.clone());
         assert!(!proposer.has_ended());
         let command = Command { id: [1; 16], born: 0, fence: None, txn: Txn::default() };
-        let verdict = proposer.propose(command, Duration::from_secs(5)).await;
+        let verdict = proposer.propose(command, Arrival::Single, Duration::from_secs(5)).await;
         assert!(!matches!(&verdict, Verdict::NotEntered(why) if why.contains("stopping")), "{verdict:?}");
         master.shutdown().await;
     }

@@ -1,6 +1,5 @@
 //! Group commit: proposals wait in one bounded queue, are written in batches, and [`IN_FLIGHT`] batches may
-//! be in flight at once. If nobody waits and fewer batches are in flight, a proposal is written alone at
-//! once. On the leader a batch is a log entry with its fsync, on a follower a call to the leader
+//! be in flight at once. If nobody waits and no batch is in flight, a proposal is written alone at once. On the leader a batch is a log entry with its fsync, on a follower a call to the leader
 //! (`forward.rs`). The result of each proposal is told exactly: not entered, unknown, or its outcome.
 //! `propose.rs` feeds the queue, and `service.rs` does with proposals that other masters forward.
 
@@ -16,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::forward::Forward;
 use crate::network::lock;
+use crate::preference::Gathered;
 use crate::raft_types::{Content, Proposal, Raft, TypeConfig};
 
 /// Wait of the next proposal in the queue above which new ones are refused: so proposals are answered
@@ -61,6 +61,15 @@ struct Pending {
     verdict: oneshot::Sender<Verdict>,
 }
 
+/// How a proposal arrives, which decides whether it may be written alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// By itself: it is written at once where no batch is in flight.
+    Single,
+    /// Together with others, with which it shares a batch.
+    WithOthers,
+}
+
 /// The destination of batches.
 #[derive(Clone)]
 pub(crate) enum Destination {
@@ -76,6 +85,7 @@ pub(crate) struct Proposer {
     queue: mpsc::Sender<Pending>,
     destination: Destination,
     in_flight: Arc<Semaphore>,
+    gathered: Gathered,
     /// When the next proposal in the queue was queued; `None`: the queue is empty.
     next_queued: Arc<Mutex<Option<Instant>>>,
 }
@@ -83,12 +93,20 @@ pub(crate) struct Proposer {
 impl Proposer {
     /// Makes a proposer, and the future to be spawned that writes the batches. The future ends when the
     /// last clone of the proposer is dropped.
-    pub(crate) fn new(destination: Destination) -> (Self, impl Future<Output = ()> + Send) {
+    pub(crate) fn new(
+        destination: Destination,
+        gathered: Gathered,
+    ) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, receiver) = mpsc::channel(QUEUE);
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
         let next_queued = Arc::default();
-        let running = run(destination.clone(), in_flight.clone(), Arc::clone(&next_queued), receiver);
-        (Self { queue, destination, in_flight, next_queued }, running)
+        let gatherer = Gatherer {
+            destination: destination.clone(),
+            in_flight: in_flight.clone(),
+            gathered: gathered.clone(),
+            next_queued: Arc::clone(&next_queued),
+        };
+        (Self { queue, destination, in_flight, gathered, next_queued }, gatherer.run(receiver))
     }
 
     /// Returns how long the next proposal in the queue has waited.
@@ -108,14 +126,16 @@ impl Proposer {
         self.queue.is_closed()
     }
 
-    /// Takes a permit to write a proposal alone; `None`: it has to queue.
+    /// Takes a permit to write a proposal alone; `None`: it has to queue. While a batch is in flight, the
+    /// proposals that come share the next one.
     fn alone(&self) -> Option<OwnedSemaphorePermit> {
         let nobody_waits = self.queue.capacity() == self.queue.max_capacity() && !self.queue.is_closed();
-        if nobody_waits { self.in_flight.clone().try_acquire_owned().ok() } else { None }
+        let none_in_flight = self.in_flight.available_permits() == IN_FLIGHT;
+        if nobody_waits && none_in_flight { self.in_flight.clone().try_acquire_owned().ok() } else { None }
     }
 
     /// Proposes a command. If `deadline` passes, the verdict says what is certain at that time.
-    pub(crate) async fn propose(&self, command: Command, deadline: Duration) -> Verdict {
+    pub(crate) async fn propose(&self, command: Command, arrival: Arrival, deadline: Duration) -> Verdict {
         let state = Arc::new(AtomicU8::new(WAITING));
         let (verdict, receiver) = oneshot::channel();
         let size_bytes = command.txn.size_bytes() + 64;
@@ -124,9 +144,14 @@ impl Proposer {
         let pending = Pending { command, size_bytes, queued, until, state: state.clone(), verdict };
         let withdrawal = Withdrawal(state.clone());
         let answer = tokio::time::timeout(deadline, async {
-            if let Some(permit) = self.alone() {
+            if arrival == Arrival::Single
+                && let Some(permit) = self.alone()
+            {
+                // In the author's own task, which saves two changes of task. If the author goes away, the
+                // proposal is in flight all the same, without a permit.
                 state.store(TAKEN, Ordering::Release);
-                spawn_write(self.destination.clone(), vec![pending], permit);
+                self.gathered.add(1);
+                drop(catch("proposals", write(self.destination.clone(), vec![pending], permit)).await);
                 return receiver.await.ok();
             }
             match self.queue.send(pending).await {
@@ -163,45 +188,54 @@ impl Drop for Withdrawal {
     }
 }
 
-async fn run(
+/// Gathers the proposals of a queue into batches.
+struct Gatherer {
     destination: Destination,
     in_flight: Arc<Semaphore>,
+    gathered: Gathered,
     next_queued: Arc<Mutex<Option<Instant>>>,
-    mut queue: mpsc::Receiver<Pending>,
-) {
-    let mut next = None;
-    loop {
-        let first = match next.take() {
-            Some(pending) => pending,
-            None => match queue.recv().await {
+}
+
+impl Gatherer {
+    async fn run(self, mut queue: mpsc::Receiver<Pending>) {
+        let Self { destination, in_flight, gathered, next_queued } = self;
+        let mut next = None;
+        loop {
+            let first = match next.take() {
                 Some(pending) => pending,
-                None => return,
-            },
-        };
-        *lock(&next_queued) = Some(first.queued);
-        // While all permits are in use, more proposals join the batch.
-        let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
-        *lock(&next_queued) = None;
-        let mut bytes = first.size_bytes;
-        let mut batch = vec![first];
-        while batch.len() < BATCH_COMMANDS {
-            match queue.try_recv() {
-                Ok(pending) if bytes + pending.size_bytes > BATCH_BYTES => {
-                    next = Some(pending);
-                    break;
+                None => match queue.recv().await {
+                    Some(pending) => pending,
+                    None => return,
+                },
+            };
+            *lock(&next_queued) = Some(first.queued);
+            // While all permits are in use, more proposals join the batch.
+            let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
+            *lock(&next_queued) = None;
+            // Lets every task that is ready to propose do so first.
+            tokio::task::yield_now().await;
+            let mut bytes = first.size_bytes;
+            let mut batch = vec![first];
+            while batch.len() < BATCH_COMMANDS {
+                match queue.try_recv() {
+                    Ok(pending) if bytes + pending.size_bytes > BATCH_BYTES => {
+                        next = Some(pending);
+                        break;
+                    }
+                    Ok(pending) => {
+                        bytes += pending.size_bytes;
+                        batch.push(pending);
+                    }
+                    Err(_) => break,
                 }
-                Ok(pending) => {
-                    bytes += pending.size_bytes;
-                    batch.push(pending);
-                }
-                Err(_) => break,
             }
-        }
-        batch.retain(|pending| {
-            pending.state.compare_exchange(WAITING, TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
-        });
-        if !batch.is_empty() {
-            spawn_write(destination.clone(), batch, permit);
+            batch.retain(|pending| {
+                pending.state.compare_exchange(WAITING, TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
+            });
+            if !batch.is_empty() {
+                gathered.add(batch.len());
+                spawn_write(destination.clone(), batch, permit);
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::defence::Defence;
 use crate::membership::address_of;
 use crate::network::open_call::OpenCall;
 use crate::network::{Lane, Peers};
+use crate::preference::Gathered;
 use crate::raft_types::Raft;
 use crate::types::{Leadership, NodeId, ReadError};
 
@@ -40,6 +41,7 @@ pub(crate) struct Reads {
     queue: mpsc::Sender<Reader>,
     applied_index: watch::Receiver<u64>,
     defence: Arc<Defence>,
+    gathered: Gathered,
     indexes: Indexes,
 }
 
@@ -67,7 +69,14 @@ impl Reads {
         let (queue, readers) = mpsc::channel(QUEUE);
         let indexes =
             Indexes { node_id, raft, peers, leadership, applied_index: applied_index.clone(), stop };
-        (Self { queue, applied_index, defence, indexes: indexes.clone() }, run(indexes, readers))
+        let gathered = Gathered::default();
+        let running = run(indexes.clone(), gathered.clone(), readers);
+        (Self { queue, applied_index, defence, gathered, indexes }, running)
+    }
+
+    /// Returns the count of this master's readers and rounds.
+    pub(crate) fn gathered(&self) -> Gathered {
+        self.gathered.clone()
     }
 
     /// Waits until the local store holds every write that any master acknowledged before the call.
@@ -124,7 +133,7 @@ impl Reads {
 }
 
 /// Runs rounds while there are readers, until the node stops.
-async fn run(indexes: Indexes, mut readers: mpsc::Receiver<Reader>) {
+async fn run(indexes: Indexes, gathered: Gathered, mut readers: mpsc::Receiver<Reader>) {
     let mut asked = None;
     loop {
         let first = tokio::select! {
@@ -134,11 +143,14 @@ async fn run(indexes: Indexes, mut readers: mpsc::Receiver<Reader>) {
         };
         let Some(first) = first else { return };
         let mut waiting = vec![first];
+        // Lets every task that is ready to read join the round.
+        tokio::task::yield_now().await;
         // Takes all readers that wait now. One that comes after the round has begun must wait for the next,
         // or it could miss a write acknowledged meanwhile.
         while let Ok(reader) = readers.try_recv() {
             waiting.push(reader);
         }
+        gathered.add(waiting.len());
         let round = match tokio::time::timeout(ROUND_TIMEOUT, indexes.next(&mut asked)).await {
             Ok(round) => round,
             Err(_) => Err("no quorum answered in time".to_owned()),

@@ -29,7 +29,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::consensus::Consensus;
 use crate::membership::MembershipChange;
 use crate::network::{ADDRESS_KEY, CLUSTER_KEY, NODE_ID_KEY, TARGET_KEY, snapshot};
-use crate::proposer::BATCH_COMMANDS;
+use crate::proposer::{Arrival, BATCH_COMMANDS};
 use crate::raft_types::{SnapshotData, TypeConfig};
 use crate::types::NodeId;
 
@@ -179,7 +179,8 @@ impl RaftService {
             .map(|command| decode("command", command))
             .collect::<storage::Result<_>>()
             .map_err(damaged)?;
-        let proposals = commands.into_iter().map(|command| self.0.propose_here(command, deadline));
+        let arrival = if commands.len() > 1 { Arrival::WithOthers } else { Arrival::Single };
+        let proposals = commands.into_iter().map(|command| self.0.propose_here(command, arrival, deadline));
         let verdicts = join_all(proposals).await;
         Ok(ProposeResponse { verdicts: encode("verdicts", &verdicts).map_err(damaged)? })
     }

@@ -1,5 +1,5 @@
 //! A replica that differs is detected, does not serve and is rebuilt; a disk that is nearly full is noticed
-//! before it is full.
+//! before it is full, and one that does not answer costs the leadership.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -125,6 +125,30 @@ async fn a_disk_short_of_room_takes_only_what_does_not_grow_and_one_without_ends
     env.shutdown = CancellationToken::new();
     let again = wait_for("the files are free", async || lone_master(directory.path(), &env).await.ok()).await;
     assert!(again.store().get("/b").is_some() && again.store().get("/a").is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_disk_does_not_answer_lets_another_master_lead() {
+    let cluster = Cluster::of(3).await;
+    let leader = cluster.leader().await;
+    let disk = cluster.masters[leader].disk.clone();
+    disk.stalled.store(true, Ordering::Relaxed);
+    // Something that the leader cannot make durable.
+    let (stalled, proposed) = (cluster.consensus(leader).clone(), create("/stalled", "value"));
+    let pending = tokio::spawn(async move { stalled.propose(proposed, options()).await });
+    let other = wait_for("another leader", async || {
+        let others = (0..3).filter(|position| *position != leader);
+        others.into_iter().find(|at| cluster.consensus(*at).leadership().borrow().leading)
+    })
+    .await;
+    write(cluster.consensus(other), "/after", "value").await;
+    let kinds = |alarms: Vec<Alarm>| alarms.into_iter().map(|alarm| alarm.kind).collect::<Vec<_>>();
+    assert_eq!(kinds(cluster.consensus(leader).alarms()), ["disk-stalled"]);
+    disk.stalled.store(false, Ordering::Relaxed);
+    wait_for("the end of the alarm", async || cluster.consensus(leader).alarms().is_empty().then_some(()))
+        .await;
+    let _ = pending.await.unwrap();
+    cluster.converge().await;
 }
 
 /// A clock that panics once when it is told to.

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,14 +26,40 @@ pub const LOG_BYTES: u64 = 1024 * 1024;
 /// Time limit of everything that a test waits for.
 pub const LONG: Duration = Duration::from_secs(180);
 
-/// A disk with as much free space as the test sets.
+/// A disk with as much free space as the test sets, and whose syncs of open files do not end while the test
+/// wants it so.
 pub struct TestDisk {
     pub free_mib: AtomicU64,
+    pub stalled: Arc<AtomicBool>,
+}
+
+/// A file on a [`TestDisk`].
+struct TestFile {
+    file: Box<dyn AppendFile>,
+    stalled: Arc<AtomicBool>,
 }
 
 impl Default for TestDisk {
     fn default() -> Self {
-        Self { free_mib: AtomicU64::new(10_000) }
+        Self { free_mib: AtomicU64::new(10_000), stalled: Arc::default() }
+    }
+}
+
+impl AppendFile for TestFile {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.append(bytes)
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        while self.stalled.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.file.sync()
+    }
+    fn len(&self) -> u64 {
+        self.file.len()
+    }
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        self.file.truncate(length)
     }
 }
 
@@ -42,7 +68,7 @@ impl Disk for TestDisk {
         SystemDisk.create_dir_all(path)
     }
     fn open_append(&self, path: &Path) -> io::Result<Box<dyn AppendFile>> {
-        SystemDisk.open_append(path)
+        Ok(Box::new(TestFile { file: SystemDisk.open_append(path)?, stalled: self.stalled.clone() }))
     }
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         SystemDisk.read(path)
@@ -114,6 +140,7 @@ pub struct Master {
     pub address: SocketAddr,
     pub directory: PathBuf,
     pub network: Arc<dyn Network>,
+    pub disk: Arc<TestDisk>,
     pub cluster_id: String,
     pub autopilot: AutopilotConfig,
     /// Addresses of other masters with which it is started.
@@ -161,7 +188,8 @@ impl Master {
         let config = self.config(timers);
         // Tasks of the previous run may hold its files a little longer.
         let consensus = wait_for("the data directory is free", async || {
-            Consensus::start(config.clone(), env(&self.network)).await.ok()
+            let env = Env { disk: self.disk.clone(), ..env(&self.network) };
+            Consensus::start(config.clone(), env).await.ok()
         })
         .await;
         let stop = CancellationToken::new();
@@ -239,6 +267,7 @@ impl Cluster {
             address,
             directory,
             network,
+            disk: Arc::default(),
             cluster_id,
             autopilot: self.autopilot,
             peers,

@@ -1,10 +1,13 @@
 //! A tokio runtime for the part of a process that must not be delayed by the rest. It has threads of its
-//! own, with a higher priority where the system allows it. `consensus` runs openraft, its timers and its
+//! own, with a higher priority where the system allows it and while the owner wants it. `consensus` runs openraft, its timers and its
 //! connections on one, so that lists, encoding, informers and the scheduler on the main runtime cannot
 //! delay a heartbeat. The simulation has one thread and runs everything on it.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nix::unistd::{Pid, gettid};
 use tokio::runtime::{EnterGuard, Handle, Runtime};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -16,6 +19,14 @@ pub struct PriorityRuntime {
     /// The runtime; `None`: everything runs on the main runtime.
     own: Option<Runtime>,
     main: Handle,
+    threads: Arc<Mutex<Threads>>,
+}
+
+/// The threads of a runtime of its own.
+#[derive(Debug)]
+struct Threads {
+    ids: BTreeSet<Pid>,
+    preferred: bool,
 }
 
 /// The scheduling priority that a thread was given.
@@ -37,18 +48,41 @@ impl PriorityRuntime {
     /// Fails if threads cannot be created.
     pub fn start(blocking: Blocking, name: &str, workers: usize) -> io::Result<Self> {
         let main = Handle::current();
+        let threads = Arc::new(Mutex::new(Threads { ids: BTreeSet::new(), preferred: true }));
         if blocking == Blocking::Inline {
-            return Ok(Self { own: None, main });
+            return Ok(Self { own: None, main, threads });
         }
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         builder.worker_threads(workers).thread_name(name).enable_all();
         // Threads for blocking work get the priority too: one of them replaces a worker that blocks
         // (`Blocking::in_place`).
-        builder.on_thread_start(|| {
-            let priority = raise_thread_priority();
+        let (started, stopped) = (threads.clone(), threads.clone());
+        builder.on_thread_start(move || {
+            let mut threads = lock(&started);
+            let priority = if threads.preferred { raise_thread_priority() } else { ThreadPriority::Normal };
+            threads.ids.insert(gettid());
             tracing::debug!(?priority, "a preferred thread has started");
         });
-        Ok(Self { own: Some(builder.build()?), main })
+        builder.on_thread_stop(move || {
+            lock(&stopped).ids.remove(&gettid());
+        });
+        Ok(Self { own: Some(builder.build()?), main, threads })
+    }
+
+    /// Sets whether the threads of this runtime run before all others, as they do from the start where the
+    /// system allows it, or take turns with them.
+    pub fn set_preferred(&self, preferred: bool) {
+        let mut threads = lock(&self.threads);
+        if threads.preferred == preferred {
+            return;
+        }
+        threads.preferred = preferred;
+        let (policy, priority) =
+            if preferred { (nix::libc::SCHED_RR, 1) } else { (nix::libc::SCHED_OTHER, 0) };
+        for thread in &threads.ids {
+            // Where the system allows no real-time priority, threads keep their nice value.
+            set_scheduler(*thread, policy, priority);
+        }
     }
 
     fn handle(&self) -> &Handle {
@@ -96,6 +130,10 @@ impl PriorityRuntime {
     }
 }
 
+fn lock(threads: &Mutex<Threads>) -> MutexGuard<'_, Threads> {
+    threads.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Drop for PriorityRuntime {
     fn drop(&mut self) {
         // A plain drop would wait for blocking work, which async code must not do.
@@ -112,21 +150,22 @@ impl Drop for PriorityRuntime {
 /// 46 ms late without, 22 ms late with a nice value of -10, and 0.7 ms late under
 /// `SCHED_RR` (`ops/docs/decisions/raft-under-load.md`).
 pub fn raise_thread_priority() -> ThreadPriority {
-    if set_scheduler(nix::libc::SCHED_RR, 1) {
+    if set_scheduler(gettid(), nix::libc::SCHED_RR, 1) {
         return ThreadPriority::RealTime;
     }
-    if set_nice(-10) && set_scheduler(nix::libc::SCHED_OTHER, 0) {
+    if set_nice(-10) && set_scheduler(gettid(), nix::libc::SCHED_OTHER, 0) {
         return ThreadPriority::Preferred;
     }
     ThreadPriority::Normal
 }
 
-/// Sets the calling thread's scheduling policy; its children get the default one. Makes the system call
+/// Sets a thread's scheduling policy; its children get the default one. Makes the system call
 /// itself, because musl's wrapper refuses to.
 #[allow(unsafe_code, reason = "the kernel reads one integer, which lives longer than the call")]
-fn set_scheduler(policy: i32, priority: i32) -> bool {
+fn set_scheduler(thread: Pid, policy: i32, priority: i32) -> bool {
     let policy = policy | nix::libc::SCHED_RESET_ON_FORK;
-    unsafe { nix::libc::syscall(nix::libc::SYS_sched_setscheduler, 0, policy, &raw const priority) == 0 }
+    let (call, thread) = (nix::libc::SYS_sched_setscheduler, thread.as_raw());
+    unsafe { nix::libc::syscall(call, thread, policy, &raw const priority) == 0 }
 }
 
 #[allow(unsafe_code, reason = "the call takes three integers")]
@@ -164,6 +203,25 @@ mod tests {
         let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
         // See proc_pid_stat(5): field 3 comes first here, nice is field 19, the policy 41.
         assert_eq!((fields[16], fields[38]), ("0", "0"), "{stat}");
+    }
+
+    #[tokio::test]
+    async fn threads_are_preferred_only_while_that_is_wanted() {
+        let runtime = PriorityRuntime::start(Blocking::Threads, "preferred", 2).unwrap();
+        let real_time = async || {
+            let stat =
+                runtime.run(async { std::fs::read_to_string("/proc/thread-self/stat").unwrap() }).await;
+            // The policy is field 41 of proc_pid_stat(5); field 3 comes first after the name.
+            let stat = stat.unwrap();
+            let policy = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(38).unwrap().to_owned();
+            policy == nix::libc::SCHED_RR.to_string()
+        };
+        // Where the system allows no real-time priority, nothing changes.
+        let allowed = real_time().await;
+        runtime.set_preferred(false);
+        assert!(!real_time().await);
+        runtime.set_preferred(true);
+        assert_eq!(real_time().await, allowed);
     }
 
     #[tokio::test]
