@@ -210,7 +210,7 @@ mod tests {
         let proposals = &master.proposals;
         let address = "127.0.0.1:1".to_owned();
         let forward = Forward::new(proposals.peers.clone(), 7, address.clone());
-        let (ended, _) = Proposer::new(Destination::Leader(forward.clone()));
+        let (ended, _) = Proposer::new(Destination::Leader(forward.clone()), Gathered::default());
         assert!(ended.has_ended());
         *lock(&proposals.remote) = Some((forward, ended));
         let proposer = proposals.towards(7, address.clone());

@@ -17,7 +17,7 @@ use proto_wire::raft::raft_client::RaftClient;
 use storage::{Applied, Command, Txn, TxnOutcome};
 
 use self::harness::*;
-use crate::proposer::Verdict;
+use crate::proposer::{Arrival, Verdict};
 use crate::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,8 +76,8 @@ async fn a_resent_proposal_is_applied_once() {
     let cluster = Cluster::of(3).await;
     let leader = cluster.consensus(cluster.leader().await);
     let command = Command { id: [5; 16], born: 0, fence: None, txn: create("/once", "v") };
-    let first = leader.proposals.local.propose(command.clone(), LONG).await;
-    let second = leader.proposals.local.propose(command, LONG).await;
+    let first = leader.proposals.local.propose(command.clone(), Arrival::Single, LONG).await;
+    let second = leader.proposals.local.propose(command, Arrival::Single, LONG).await;
     let outcome = |verdict: Verdict| match verdict {
         Verdict::Applied { applied: Applied::Outcome(outcome), .. } => outcome,
         other => panic!("{other:?}"),
