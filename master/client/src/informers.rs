@@ -16,6 +16,7 @@ use proto_env::supervise::supervise;
 use tokio_util::sync::CancellationToken;
 
 use crate::list_watch::parse_revision;
+use crate::trim;
 use crate::{Error, Informer, ListWatch, Object};
 
 /// Longest time to wait until a cache has received the writes of earlier leaders by its watch; after that its
@@ -28,7 +29,7 @@ const ROOT_CA_CONFIG_MAP: &str = "kube-root-ca.crt";
 /// Warm caches of the kinds that controllers and scheduler work on. Cheap to clone.
 #[derive(Clone)]
 pub struct Informers {
-    /// Cache of all Pods, indexed by [`Informers::BY_NODE`] and [`Informers::BY_CONTROLLER`].
+    /// Cache of all Pods, without what only their nodes need (`trim.rs`), indexed by [`Informers::BY_NODE`] and [`Informers::BY_CONTROLLER`].
     pub pods: Arc<Informer<Pod>>,
     /// Cache of all Nodes.
     pub nodes: Arc<Informer<Node>>,
@@ -82,7 +83,7 @@ impl Informers {
         let informers = Self {
             pods: Informer::new(
                 "pods",
-                objects(&client),
+                objects(&client).trimmed(trim::pod),
                 vec![(Self::BY_NODE, pod_node as _), (Self::BY_CONTROLLER, controller_uid::<Pod> as _)],
                 broken.clone(),
             ),

@@ -20,6 +20,7 @@ mod list_watch;
 mod object_key;
 mod recorder;
 mod tolerations;
+mod trim;
 mod work_queue;
 
 pub use cache::Cache;

@@ -2,7 +2,6 @@
 //! garbage collector, used by `informer.rs`; sends requests to the API.
 
 use std::fmt::Debug;
-use std::marker::PhantomData;
 use std::time::Duration;
 
 use futures::stream::{BoxStream, StreamExt};
@@ -13,7 +12,7 @@ use kube::core::{Status, WatchEvent};
 use proto_decode::Decoded;
 use serde::de::DeserializeOwned;
 
-use crate::Error;
+use crate::{Error, trim};
 
 /// Objects that an informer can hold.
 pub trait Object: kube::Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static {}
@@ -22,7 +21,7 @@ impl<K: kube::Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'stati
 type Events<K> = BoxStream<'static, Result<WatchEvent<Decoded<K>>, kube::Error>>;
 
 /// Maximum number of objects in a page of a list.
-const PAGE_SIZE: u32 = 2000;
+const PAGE_SIZE: u32 = 500;
 /// Deadline of one page of a list.
 const LIST_DEADLINE: Duration = Duration::from_secs(30);
 /// Deadline for the answer to a watch to begin.
@@ -37,15 +36,31 @@ pub struct ListWatch<K> {
     /// Whether only the metadata of objects is requested.
     metadata_only: bool,
     field_selector: Option<String>,
-    kind: PhantomData<fn() -> K>,
+    /// Removes what nobody looks at from a decoded object.
+    trim: fn(&mut K),
 }
 
 impl<K: Object> ListWatch<K> {
     /// Lists and watches whole objects through `api`.
     pub fn objects(api: Api<K>) -> Self {
         let request = Request::new(api.resource_url());
-        let (client, kind) = (api.into_client(), PhantomData);
-        Self { client, request, metadata_only: false, field_selector: None, kind }
+        let client = api.into_client();
+        Self { client, request, metadata_only: false, field_selector: None, trim: trim::nothing }
+    }
+
+    /// Lets `trim` remove what nobody looks at from each object.
+    pub(crate) fn trimmed(mut self, trim: fn(&mut K)) -> Self {
+        self.trim = trim;
+        self
+    }
+
+    fn trim(&self) -> impl Fn(&mut Decoded<K>) + Send + 'static {
+        let trim = self.trim;
+        move |object| {
+            if let Decoded::Object(object) = object {
+                trim(object);
+            }
+        }
     }
 
     /// Restricts the list and the watch to objects that a field selector accepts.
@@ -71,7 +86,8 @@ impl<K: Object> ListWatch<K> {
             };
             let answer = self.client.request_text(request.map_err(kube::Error::BuildRequest)?);
             let text = tokio::time::timeout(LIST_DEADLINE, answer).await.map_err(|_| Error::Deadline)??;
-            let page = proto_decode::list(&text).map_err(kube::Error::SerdeError)?;
+            let mut page = proto_decode::list(&text).map_err(kube::Error::SerdeError)?;
+            page.items.iter_mut().for_each(self.trim());
             objects.extend(page.items);
             let revision = page.metadata.resource_version;
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
@@ -95,8 +111,18 @@ impl<K: Object> ListWatch<K> {
         request.headers_mut().insert(http::header::ACCEPT_ENCODING, plain);
         let started = tokio::time::timeout(WATCH_DEADLINE, self.client.request_stream(request));
         let lines = started.await.map_err(|_| Error::Deadline)??.lines();
-        Ok(lines.map_err(kube::Error::ReadEvents).try_filter_map(async |line| event(&line)).boxed())
+        let events = lines.map_err(kube::Error::ReadEvents).try_filter_map(async |line| event(&line));
+        let trim = self.trim();
+        Ok(events.map_ok(move |event| trim_event(event, &trim)).boxed())
     }
+}
+
+fn trim_event<K>(mut event: WatchEvent<K>, trim: impl Fn(&mut K)) -> WatchEvent<K> {
+    if let WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object) = &mut event
+    {
+        trim(object);
+    }
+    event
 }
 
 /// Parses the event in one line of a watch; `None` for an incomplete line at the end of a broken stream.
@@ -116,8 +142,8 @@ impl ListWatch<PartialObjectMeta<DynamicObject>> {
     /// Lists and watches only the metadata of objects, through `api`.
     pub fn metadata(api: Api<DynamicObject>) -> Self {
         let request = Request::new(api.resource_url());
-        let (client, kind) = (api.into_client(), PhantomData);
-        Self { client, request, metadata_only: true, field_selector: None, kind }
+        let client = api.into_client();
+        Self { client, request, metadata_only: true, field_selector: None, trim: trim::nothing }
     }
 }
 
