@@ -16,7 +16,6 @@ use proto_env::supervise::supervise;
 use tokio_util::sync::CancellationToken;
 
 use crate::list_watch::parse_revision;
-use crate::trim;
 use crate::{Error, Informer, ListWatch, Object};
 
 /// Longest time to wait until a cache has received the writes of earlier leaders by its watch; after that its
@@ -83,7 +82,7 @@ impl Informers {
         let informers = Self {
             pods: Informer::new(
                 "pods",
-                objects(&client).trimmed(trim::pod),
+                objects(&client).trimmed(),
                 vec![(Self::BY_NODE, pod_node as _), (Self::BY_CONTROLLER, controller_uid::<Pod> as _)],
                 broken.clone(),
             ),

@@ -2,17 +2,20 @@
 //! garbage collector, used by `informer.rs`; sends requests to the API.
 
 use std::fmt::Debug;
+use std::future::ready;
 use std::time::Duration;
 
 use futures::stream::{BoxStream, StreamExt};
 use futures::{AsyncBufReadExt, TryStreamExt};
+use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
-use kube::api::{Api, DynamicObject, ListParams, PartialObjectMeta, Request, WatchParams};
+use kube::api::{Api, DynamicObject, ListParams, ObjectList, PartialObjectMeta, Request, WatchParams};
 use kube::core::{Status, WatchEvent};
 use proto_decode::Decoded;
 use serde::de::DeserializeOwned;
 
-use crate::{Error, trim};
+use crate::Error;
+use crate::trim::TrimmedPod;
 
 /// Objects that an informer can hold.
 pub trait Object: kube::Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static {}
@@ -21,7 +24,7 @@ impl<K: kube::Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'stati
 type Events<K> = BoxStream<'static, Result<WatchEvent<Decoded<K>>, kube::Error>>;
 
 /// Maximum number of objects in a page of a list.
-const PAGE_SIZE: u32 = 500;
+const PAGE_SIZE: u32 = 2000;
 /// Deadline of one page of a list.
 const LIST_DEADLINE: Duration = Duration::from_secs(30);
 /// Deadline for the answer to a watch to begin.
@@ -30,14 +33,19 @@ const WATCH_DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) const WATCH_SECONDS: u32 = 290;
 
 /// Lists and watches one kind.
-pub struct ListWatch<K> {
+pub struct ListWatch<K: Clone> {
     client: Client,
     request: Request,
     /// Whether only the metadata of objects is requested.
     metadata_only: bool,
     field_selector: Option<String>,
-    /// Removes what nobody looks at from a decoded object.
-    trim: fn(&mut K),
+    decode: Decode<K>,
+}
+
+/// The decoder of lists, and that of lines of a watch.
+struct Decode<K: Clone> {
+    list: fn(&str) -> Result<ObjectList<Decoded<K>>, serde_json::Error>,
+    event: fn(&str) -> Result<WatchEvent<Decoded<K>>, serde_json::Error>,
 }
 
 impl<K: Object> ListWatch<K> {
@@ -45,22 +53,7 @@ impl<K: Object> ListWatch<K> {
     pub fn objects(api: Api<K>) -> Self {
         let request = Request::new(api.resource_url());
         let client = api.into_client();
-        Self { client, request, metadata_only: false, field_selector: None, trim: trim::nothing }
-    }
-
-    /// Lets `trim` remove what nobody looks at from each object.
-    pub(crate) fn trimmed(mut self, trim: fn(&mut K)) -> Self {
-        self.trim = trim;
-        self
-    }
-
-    fn trim(&self) -> impl Fn(&mut Decoded<K>) + Send + 'static {
-        let trim = self.trim;
-        move |object| {
-            if let Decoded::Object(object) = object {
-                trim(object);
-            }
-        }
+        Self { client, request, metadata_only: false, field_selector: None, decode: Decode::whole() }
     }
 
     /// Restricts the list and the watch to objects that a field selector accepts.
@@ -86,8 +79,7 @@ impl<K: Object> ListWatch<K> {
             };
             let answer = self.client.request_text(request.map_err(kube::Error::BuildRequest)?);
             let text = tokio::time::timeout(LIST_DEADLINE, answer).await.map_err(|_| Error::Deadline)??;
-            let mut page = proto_decode::list(&text).map_err(kube::Error::SerdeError)?;
-            page.items.iter_mut().for_each(self.trim());
+            let page = (self.decode.list)(&text).map_err(kube::Error::SerdeError)?;
             objects.extend(page.items);
             let revision = page.metadata.resource_version;
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
@@ -111,23 +103,53 @@ impl<K: Object> ListWatch<K> {
         request.headers_mut().insert(http::header::ACCEPT_ENCODING, plain);
         let started = tokio::time::timeout(WATCH_DEADLINE, self.client.request_stream(request));
         let lines = started.await.map_err(|_| Error::Deadline)??.lines();
-        let events = lines.map_err(kube::Error::ReadEvents).try_filter_map(async |line| event(&line));
-        let trim = self.trim();
-        Ok(events.map_ok(move |event| trim_event(event, &trim)).boxed())
+        let decode = self.decode.event;
+        let events = lines.map_err(kube::Error::ReadEvents);
+        Ok(events.try_filter_map(move |line| ready(event(decode(&line), &line))).boxed())
     }
 }
 
-fn trim_event<K>(mut event: WatchEvent<K>, trim: impl Fn(&mut K)) -> WatchEvent<K> {
-    if let WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object) = &mut event
-    {
-        trim(object);
+impl<K: Object> Decode<K> {
+    /// Decodes objects as they are.
+    fn whole() -> Self {
+        Self { list: proto_decode::list, event: proto_decode::event }
     }
-    event
 }
 
-/// Parses the event in one line of a watch; `None` for an incomplete line at the end of a broken stream.
-fn event<K: Object>(line: &str) -> Result<Option<WatchEvent<Decoded<K>>>, kube::Error> {
-    match proto_decode::event(line) {
+impl ListWatch<Pod> {
+    /// Decodes pods without what only their nodes need (`trim.rs`).
+    pub(crate) fn trimmed(mut self) -> Self {
+        let list = |text: &str| {
+            let ObjectList { types, metadata, items } = proto_decode::list::<TrimmedPod>(text)?;
+            Ok(ObjectList { types, metadata, items: items.into_iter().map(pod).collect() })
+        };
+        let event = |line: &str| {
+            Ok(match proto_decode::event::<TrimmedPod>(line)? {
+                WatchEvent::Added(object) => WatchEvent::Added(pod(object)),
+                WatchEvent::Modified(object) => WatchEvent::Modified(pod(object)),
+                WatchEvent::Deleted(object) => WatchEvent::Deleted(pod(object)),
+                WatchEvent::Bookmark(bookmark) => WatchEvent::Bookmark(bookmark),
+                WatchEvent::Error(status) => WatchEvent::Error(status),
+            })
+        };
+        self.decode = Decode { list, event };
+        self
+    }
+}
+
+fn pod(object: Decoded<TrimmedPod>) -> Decoded<Pod> {
+    match object {
+        Decoded::Object(TrimmedPod(pod)) => Decoded::Object(pod),
+        Decoded::Broken(broken) => Decoded::Broken(broken),
+    }
+}
+
+/// Returns the event of one line of a watch; `None` for an incomplete line at the end of a broken stream.
+fn event<K>(
+    decoded: Result<WatchEvent<Decoded<K>>, serde_json::Error>,
+    line: &str,
+) -> Result<Option<WatchEvent<Decoded<K>>>, kube::Error> {
+    match decoded {
         Ok(event) => Ok(Some(event)),
         Err(error) if error.is_eof() => Ok(None),
         // The server may send an error status instead of events.
@@ -143,7 +165,7 @@ impl ListWatch<PartialObjectMeta<DynamicObject>> {
     pub fn metadata(api: Api<DynamicObject>) -> Self {
         let request = Request::new(api.resource_url());
         let client = api.into_client();
-        Self { client, request, metadata_only: true, field_selector: None, trim: trim::nothing }
+        Self { client, request, metadata_only: true, field_selector: None, decode: Decode::whole() }
     }
 }
 

@@ -1,15 +1,25 @@
 //! What the cache of Pods leaves out: the parts of a pod that only its node needs. A pod of 3 KiB takes some
 //! 30 KB once decoded, most of it environment variables and mounts, and every master holds all pods
-//! (`ops/docs/decisions/memory.md`). Used by `list_watch.rs`; whoever needs a whole pod asks the API, and
-//! whoever writes one sends a patch.
+//! (`ops/docs/decisions/memory.md`). Pods are trimmed one by one as they are decoded, so that the memory of one
+//! serves for the next. Used by `list_watch.rs`; whoever needs a whole pod asks the API, and whoever writes one
+//! sends a patch.
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
+use serde::{Deserialize, Deserializer};
 
-/// Leaves an object as it is.
-pub(crate) fn nothing<K>(_: &mut K) {}
+/// A pod that is decoded without what controllers and the scheduler do not look at.
+#[derive(Clone)]
+pub(crate) struct TrimmedPod(pub(crate) Pod);
 
-/// Removes what controllers and the scheduler do not look at.
-pub(crate) fn pod(pod: &mut Pod) {
+impl<'de> Deserialize<'de> for TrimmedPod {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut pod = Pod::deserialize(deserializer)?;
+        trim(&mut pod);
+        Ok(Self(pod))
+    }
+}
+
+fn trim(pod: &mut Pod) {
     pod.metadata.managed_fields = None;
     if let Some(spec) = &mut pod.spec {
         trim_spec(spec);
@@ -102,8 +112,7 @@ mod tests {
         whole["spec"]["volumes"].as_array_mut().unwrap().push(json!({"name": "v", "emptyDir": {}}));
         whole["spec"]["securityContext"] = json!({"runAsUser": 1});
         whole["status"]["containerStatuses"][0]["lastState"] = json!({"terminated": {"exitCode": 1}});
-        let mut trimmed: Pod = serde_json::from_value(whole).unwrap();
-        pod(&mut trimmed);
+        let TrimmedPod(trimmed) = serde_json::from_value(whole).unwrap();
         assert_eq!(serde_json::to_value(&trimmed).unwrap(), kept);
         assert_eq!(trimmed.spec.unwrap().containers.capacity(), 1);
     }

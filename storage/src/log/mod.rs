@@ -29,7 +29,7 @@ use crate::store::lock;
 use crate::{Error, Result, io as io_error};
 
 /// Maximum bytes of payloads kept in memory: those sent to followers that keep up, and those applied soon.
-const CACHE_BYTES: usize = 32 * 1024 * 1024;
+const CACHE_BYTES: usize = 16 * 1024 * 1024;
 /// Maximum number of writes that wait for the disk; further callers block.
 const QUEUE_JOBS: usize = 1024;
 
