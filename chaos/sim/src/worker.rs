@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use chaos_spec::NodeName;
 use http::{Method, StatusCode};
-use proto_api::node_labels::SENDS_BEATS;
+use master_node::SENDS_BEATS;
 use proto_env::grpc::{ChannelOptions, channel};
 use proto_env::{MASTERS_ORGANIZATION, PeerIdentity, Purpose};
 use proto_wire::cluster::NodeBeat;

@@ -41,3 +41,4 @@ mod witnesses;
 pub use build::{Error, Master, build};
 pub use consensus::{Objects, Restored};
 pub use identity::{Error as IdentityError, create, prepare};
+pub use proto_api::node_labels::SENDS_BEATS;
