@@ -57,7 +57,7 @@ impl Workload {
     }
 
     /// Once the load has ended, watches each kind at each master with one client, from the revision after the
-    /// last fault on.
+    /// last fault on, or after a list where no master ran at that time.
     pub async fn last_watchers(self) {
         while !self.ended.load(Ordering::Relaxed) {
             tokio::time::sleep(PAUSE).await;
@@ -66,7 +66,10 @@ impl Workload {
         let kinds = |master| Kind::ALL.iter().map(move |kind| (master, *kind));
         for (number, (master, kind)) in self.masters().into_iter().flat_map(kinds).enumerate() {
             let watcher = Watcher::new(self.clone(), STAYING + number, kind, Place::One(master));
-            watcher.begin(Stream { from, listed: None, events: Vec::new(), reached: from });
+            // A watch from 0 begins with the present objects, not with what happened since.
+            if from > 0 {
+                watcher.begin(Stream { from, listed: None, events: Vec::new(), reached: from });
+            }
             tokio::spawn(watcher.run());
         }
     }
