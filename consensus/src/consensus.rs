@@ -53,6 +53,8 @@ pub struct Consensus {
     pub(crate) lease: Duration,
     /// Size of the log in bytes above which it is purged early.
     pub(crate) log_bytes: u64,
+    /// Number of entries after which a snapshot is taken and the log purged.
+    pub(crate) snapshot_count: u64,
     pub(crate) env: Env,
     /// The runtime of openraft, its connections and other tasks that must not be delayed.
     pub(crate) runtime: Arc<PriorityRuntime>,
@@ -146,6 +148,7 @@ impl Consensus {
             info: config.address,
             lease: config.election_max,
             log_bytes: config.log_bytes,
+            snapshot_count: config.snapshot_count,
             stop,
             env,
             runtime,

@@ -93,18 +93,21 @@ impl Consensus {
         Leadership { term, leader: metrics.current_leader, leading, quorum }
     }
 
-    /// Purges the log early if it is too large on disk: large values fill it long before the number of
-    /// entries does.
+    /// Purges the log early if it is too large on disk, since large values fill it long before the number of
+    /// entries does, or if earlier runs of this master left entries: openraft counts them from the start on,
+    /// so a master that restarts often enough would never purge any.
     async fn bound_log(&self, metrics: &RaftMetrics<TypeConfig>) {
-        // When disk space is short, entries that are not needed are purged sooner.
-        let bound = if self.is_short_of_space() { self.log_bytes / 8 } else { self.log_bytes };
-        if self.log.disk_bytes() < bound {
-            return;
-        }
         let snapshot = metrics.snapshot.map_or(0, |id| id.index);
         let purged = metrics.purged.map_or(0, |id| id.index);
         let applied = metrics.last_applied.map_or(0, |id| id.index);
-        let result = if snapshot > purged + LOG_ENTRIES_KEPT {
+        // When disk space is short, entries that are not needed are purged sooner.
+        let bound = if self.is_short_of_space() { self.log_bytes / 8 } else { self.log_bytes };
+        let left_behind = snapshot > purged + self.snapshot_count;
+        let result = if left_behind {
+            self.raft.trigger().purge_log(snapshot - self.snapshot_count / 2).await
+        } else if self.log.disk_bytes() < bound {
+            Ok(())
+        } else if snapshot > purged + LOG_ENTRIES_KEPT {
             self.raft.trigger().purge_log(snapshot - LOG_ENTRIES_KEPT).await
         } else if applied > snapshot + LOG_ENTRIES_KEPT / 2 {
             self.raft.trigger().snapshot().await

@@ -74,6 +74,8 @@ pub fn run(options: Options) -> Result<Report> {
     }
     run.drain()?;
     run.close()?;
+    // The final states are read as of one moment.
+    run.until_equal()?;
     run.compare_replicas();
     run.measure_logs();
     let members = run.world.members();
@@ -157,6 +159,11 @@ impl Run<'_> {
     fn drain(&mut self) -> Result<()> {
         self.world.end_load();
         self.until(DRAIN, |_| false)?;
+        self.until_equal()
+    }
+
+    /// Waits until all replicas are at one revision. Masters write now and then without clients.
+    fn until_equal(&mut self) -> Result<()> {
         self.until(DRAIN, |world| {
             let masters = world.observer.masters();
             let first = masters.first().map(|(_, master)| master.store().revision());
