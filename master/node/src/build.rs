@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consensus::{Consensus, ConsensusConfig, DiskReserve, MasterAddress, Objects};
+use futures::FutureExt;
 use kube::Client;
 use master_apiserver::settings::ClusterSettings as ApiSettings;
 use master_apiserver::{ApiServer, UserInfo};
@@ -296,6 +297,11 @@ impl Master {
             ended = catch("leader", leader.run()) => ended.map_err(|panicked| Error::Failed(panicked.to_string())),
             () = report_broken => Ok(()),
             never = self.certificates.keep_renewed(&self.api) => match never {},
+        };
+        // A failure ends the servers too, and theirs may be noticed first.
+        let result = match (result, self.consensus.failed().now_or_never()) {
+            (Ok(()), Some(reason)) => Err(Error::Failed(reason)),
+            (result, _) => result,
         };
         self.env.shutdown.cancel();
         // A failed disk may never answer; the log already holds every acknowledged write.
