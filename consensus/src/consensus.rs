@@ -201,6 +201,9 @@ impl Consensus {
         let store = self.store.clone();
         let compacting = supervise("history compaction", move || store.clone().compact_periodically());
         tasks.spawn(until(self.stop.clone(), compacting));
+        let log = self.log.clone();
+        let dropping = supervise("the log's memory", move || log.clone().drop_old_payloads());
+        tasks.spawn(until(self.stop.clone(), dropping));
     }
 
     /// Makes this master the only member of a new cluster. Does nothing if the cluster is initialized

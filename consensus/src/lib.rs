@@ -15,6 +15,7 @@ mod disk_stall;
 mod elections;
 mod fence;
 mod forward;
+mod handover;
 mod inspect;
 mod leadership;
 mod log_store;

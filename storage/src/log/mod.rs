@@ -17,6 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use proto_env::planted::{self, Bug};
@@ -30,6 +31,9 @@ use crate::{Error, Result, io as io_error};
 
 /// Maximum bytes of payloads kept in memory: those sent to followers that keep up, and those applied soon.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
+/// Age below which a payload stays in memory; it leaves at most as much later. A follower that is this far
+/// behind is sent what is on disk.
+const CACHE_AGE: Duration = Duration::from_secs(20);
 /// Maximum number of writes that wait for the disk; further callers block.
 const QUEUE_JOBS: usize = 1024;
 
@@ -159,9 +163,19 @@ impl Index {
 
     /// Drops the oldest payloads that are on disk until the cache is within [`CACHE_BYTES`].
     fn shrink(&mut self) {
-        while self.cached_bytes > CACHE_BYTES {
-            let Some((index, slot)) = self.slots.range_mut(self.cached_from..).next() else { return };
-            if slot.at.is_none() {
+        self.drop_payloads(|_, cached| cached > CACHE_BYTES);
+    }
+
+    /// Drops the payloads of entries below an index that are on disk.
+    fn drop_below(&mut self, limit: u64) {
+        self.drop_payloads(|index, _| index < limit);
+    }
+
+    /// Drops the oldest payloads that are on disk, for as long as `goes` is true of the index of the next
+    /// one and the bytes that are in memory.
+    fn drop_payloads(&mut self, goes: impl Fn(u64, usize) -> bool) {
+        while let Some((index, slot)) = self.slots.range_mut(self.cached_from..).next() {
+            if slot.at.is_none() || !goes(*index, self.cached_bytes) {
                 return;
             }
             self.cached_from = index + 1;
@@ -235,6 +249,18 @@ impl Log {
         // Planted: entries are acknowledged before they are synced.
         let sync = !planted::is(Bug::LogNotSynced) && !planted::is(Bug::LogReversalAllowed);
         self.submit(Job { records, sync, done });
+    }
+
+    /// Drops payloads from memory once they are 20 to 40 s old, for as long as the future is polled: what a
+    /// load leaves behind goes soon after its end.
+    pub async fn drop_old_payloads(self: Arc<Self>) {
+        let mut old = 0;
+        loop {
+            tokio::time::sleep(CACHE_AGE).await;
+            let mut known = lock(&self.index);
+            known.drop_below(old);
+            old = known.state.last.map_or(0, |last| last + 1);
+        }
     }
 
     /// Saves the vote.

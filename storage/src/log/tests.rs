@@ -231,6 +231,24 @@ fn payloads_beyond_the_cache_come_from_disk() {
     assert_eq!(log.read(12, 13, 1).unwrap(), vec![(12, large)]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn payloads_leave_memory_soon_after_a_load() {
+    let fixture = Fixture::new();
+    let log = fixture.open().unwrap();
+    append(&log, 1..=50);
+    let dropping = tokio::spawn(log.clone().drop_old_payloads());
+    tokio::time::sleep(CACHE_AGE + Duration::from_secs(1)).await;
+    append(&log, 51..=60);
+    assert!(log.is_in_memory(1));
+    tokio::time::sleep(CACHE_AGE).await;
+    assert!(!log.is_in_memory(1) && !log.is_in_memory(50) && log.is_in_memory(51));
+    tokio::time::sleep(CACHE_AGE).await;
+    assert_eq!(lock(&log.index).cached_bytes, 0);
+    assert_eq!(indexes(&log), (1..=60).collect::<Vec<_>>());
+    assert_eq!(log.read(60, 61, 1).unwrap(), vec![entry(60)]);
+    dropping.abort();
+}
+
 #[test]
 fn writes_that_wait_share_a_sync_and_all_are_told() {
     let fixture = Fixture::new();

@@ -13,6 +13,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("proto-decode", &["proto-env"]),
     ("proto-wire", &["proto-env"]),
     ("storage", &["proto-env"]),
+    // openraft uses it in the place of the published crate.
+    ("base2histogram", &[]),
     ("consensus", &["proto-env", "proto-wire", "storage"]),
     ("master-apiserver", &["proto-api", "proto-env", "storage", "consensus"]),
     // Leader-only components use the API alone: never consensus or storage.
