@@ -95,7 +95,7 @@ pub fn check(root: &Path) -> Result<Vec<String>> {
     for member in members.iter().filter_map(|m| m.as_str()) {
         let manifest = manifest(&root.join(member).join("Cargo.toml"))?;
         let name = manifest["package"]["name"].as_str().context("a crate without a name")?;
-        if name != member.replace('/', "-") {
+        if name != member.replace('/', "-") && !replaces_published(&workspace, name, member) {
             broken.push(format!("{member}: the crate is called {name}, not after its path"));
         }
         let Some(uses) = allowed.get(name) else {
@@ -105,6 +105,12 @@ pub fn check(root: &Path) -> Result<Vec<String>> {
         broken.extend(violations(name, &manifest, uses, &allowed));
     }
     Ok(broken)
+}
+
+/// Returns whether a crate of the workspace takes the place of a published one, so that it must have its name.
+fn replaces_published(workspace: &toml::Value, name: &str, member: &str) -> bool {
+    let patched = workspace.get("patch").and_then(|patch| patch.get("crates-io")?.get(name)?.get("path"));
+    patched.and_then(|path| path.as_str()) == Some(member)
 }
 
 fn violations(
@@ -138,6 +144,15 @@ mod tests {
         let uses = BTreeSet::from(["proto-api"]);
         let broken = violations("master-controllers", &manifest, &uses, &ours);
         assert_eq!(broken, ["master-controllers -> consensus is not an arrow of the house"]);
+    }
+
+    #[test]
+    fn only_a_crate_that_replaces_a_published_one_has_its_name() {
+        let text = "[patch.crates-io]\nhistogram = { path = \"a/b\" }\n";
+        let workspace: toml::Value = toml::from_str(text).unwrap();
+        assert!(replaces_published(&workspace, "histogram", "a/b"));
+        assert!(!replaces_published(&workspace, "histogram", "a/c"));
+        assert!(!replaces_published(&workspace, "other", "a/b"));
     }
 
     #[test]
