@@ -112,8 +112,9 @@ mod tests {
         whole["spec"]["volumes"].as_array_mut().unwrap().push(json!({"name": "v", "emptyDir": {}}));
         whole["spec"]["securityContext"] = json!({"runAsUser": 1});
         whole["status"]["containerStatuses"][0]["lastState"] = json!({"terminated": {"exitCode": 1}});
-        let TrimmedPod(trimmed) = serde_json::from_value(whole).unwrap();
+        // From text, as from the API, which does not say how long a list is.
+        let TrimmedPod(trimmed) = serde_json::from_str(&whole.to_string()).unwrap();
         assert_eq!(serde_json::to_value(&trimmed).unwrap(), kept);
-        assert_eq!(trimmed.spec.unwrap().containers.capacity(), 1);
+        assert_eq!(trimmed.spec.unwrap().tolerations.unwrap().capacity(), 1);
     }
 }
