@@ -15,7 +15,7 @@ use proto_decode::Decoded;
 use serde::de::DeserializeOwned;
 
 use crate::Error;
-use crate::trim::TrimmedPod;
+use crate::trim::{Trim, Trimmed};
 
 /// Objects that an informer can hold.
 pub trait Object: kube::Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static {}
@@ -116,30 +116,37 @@ impl<K: Object> Decode<K> {
     }
 }
 
-impl ListWatch<Pod> {
-    /// Decodes pods without what only their nodes need (`trim.rs`).
-    pub(crate) fn trimmed(mut self) -> Self {
+impl<K: Trim + Object> Decode<K> {
+    /// Decodes objects without what their caches leave out.
+    fn trimmed() -> Self {
         let list = |text: &str| {
-            let ObjectList { types, metadata, items } = proto_decode::list::<TrimmedPod>(text)?;
-            Ok(ObjectList { types, metadata, items: items.into_iter().map(pod).collect() })
+            let ObjectList { types, metadata, items } = proto_decode::list::<Trimmed<K>>(text)?;
+            Ok(ObjectList { types, metadata, items: items.into_iter().map(object).collect() })
         };
         let event = |line: &str| {
-            Ok(match proto_decode::event::<TrimmedPod>(line)? {
-                WatchEvent::Added(object) => WatchEvent::Added(pod(object)),
-                WatchEvent::Modified(object) => WatchEvent::Modified(pod(object)),
-                WatchEvent::Deleted(object) => WatchEvent::Deleted(pod(object)),
+            Ok(match proto_decode::event::<Trimmed<K>>(line)? {
+                WatchEvent::Added(added) => WatchEvent::Added(object(added)),
+                WatchEvent::Modified(modified) => WatchEvent::Modified(object(modified)),
+                WatchEvent::Deleted(deleted) => WatchEvent::Deleted(object(deleted)),
                 WatchEvent::Bookmark(bookmark) => WatchEvent::Bookmark(bookmark),
                 WatchEvent::Error(status) => WatchEvent::Error(status),
             })
         };
-        self.decode = Decode { list, event };
+        Self { list, event }
+    }
+}
+
+impl ListWatch<Pod> {
+    /// Decodes pods without what only their nodes need (`trim.rs`).
+    pub(crate) fn trimmed(mut self) -> Self {
+        self.decode = Decode::trimmed();
         self
     }
 }
 
-fn pod(object: Decoded<TrimmedPod>) -> Decoded<Pod> {
-    match object {
-        Decoded::Object(TrimmedPod(pod)) => Decoded::Object(pod),
+fn object<K>(decoded: Decoded<Trimmed<K>>) -> Decoded<K> {
+    match decoded {
+        Decoded::Object(Trimmed(object)) => Decoded::Object(object),
         Decoded::Broken(broken) => Decoded::Broken(broken),
     }
 }
@@ -161,11 +168,12 @@ fn event<K>(
 }
 
 impl ListWatch<PartialObjectMeta<DynamicObject>> {
-    /// Lists and watches only the metadata of objects, through `api`.
+    /// Lists and watches only the metadata of objects, through `api`, and of that only what the garbage
+    /// collector needs (`trim.rs`).
     pub fn metadata(api: Api<DynamicObject>) -> Self {
         let request = Request::new(api.resource_url());
         let client = api.into_client();
-        Self { client, request, metadata_only: true, field_selector: None, decode: Decode::whole() }
+        Self { client, request, metadata_only: true, field_selector: None, decode: Decode::trimmed() }
     }
 }
 

@@ -1,39 +1,69 @@
-//! What the cache of Pods leaves out: the parts of a pod that only its node needs. A pod of 3 KiB takes some
-//! 30 KB once decoded, most of it environment variables and mounts, and every master holds all pods
-//! (`ops/docs/decisions/memory.md`). Pods are trimmed one by one as they are decoded, so that the memory of one
-//! serves for the next. Used by `list_watch.rs`; whoever needs a whole pod asks the API, and whoever writes one
-//! sends a patch.
+//! What caches leave out. A pod of 3 KiB takes some 30 KB once decoded, most of it environment variables and
+//! mounts that only its node needs, and every master holds all pods (`ops/docs/decisions/memory.md`). The
+//! garbage collector holds the metadata of all objects, of which it reads little. Objects are trimmed one by
+//! one as they are decoded, so that the memory of one serves for the next. Used by `list_watch.rs`; whoever
+//! needs a whole object asks the API, and whoever writes one sends a patch.
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{DynamicObject, PartialObjectMeta};
 use serde::{Deserialize, Deserializer};
 
-/// A pod that is decoded without what controllers and the scheduler do not look at.
-#[derive(Clone)]
-pub(crate) struct TrimmedPod(pub(crate) Pod);
+/// Objects that a cache holds in part.
+pub(crate) trait Trim {
+    /// Drops what nobody who reads the cache looks at.
+    fn trim(&mut self);
+}
 
-impl<'de> Deserialize<'de> for TrimmedPod {
+/// An object that is trimmed as it is decoded.
+#[derive(Clone)]
+pub(crate) struct Trimmed<T>(pub(crate) T);
+
+impl<'de, T: Trim + Deserialize<'de>> Deserialize<'de> for Trimmed<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut pod = Pod::deserialize(deserializer)?;
-        trim(&mut pod);
-        Ok(Self(pod))
+        let mut object = T::deserialize(deserializer)?;
+        object.trim();
+        Ok(Self(object))
     }
 }
 
-fn trim(pod: &mut Pod) {
-    pod.metadata.managed_fields = None;
-    if let Some(spec) = &mut pod.spec {
-        trim_spec(spec);
+impl Trim for PartialObjectMeta<DynamicObject> {
+    /// Keeps identity, owners and what delays a deletion.
+    fn trim(&mut self) {
+        self.types = None;
+        let whole = std::mem::take(&mut self.metadata);
+        self.metadata = ObjectMeta {
+            name: whole.name,
+            namespace: whole.namespace,
+            uid: whole.uid,
+            resource_version: whole.resource_version,
+            owner_references: whole.owner_references,
+            finalizers: whole.finalizers,
+            deletion_timestamp: whole.deletion_timestamp,
+            ..ObjectMeta::default()
+        };
+        shrink(&mut self.metadata.owner_references);
     }
-    if let Some(status) = &mut pod.status {
-        let statuses = [&mut status.container_statuses, &mut status.init_container_statuses];
-        for status in statuses.into_iter().flatten().flatten() {
-            // The present state and resources are kept.
-            (status.volume_mounts, status.user, status.last_state) = (None, None, None);
+}
+
+impl Trim for Pod {
+    /// Keeps what decides where a pod runs and whether it serves.
+    fn trim(&mut self) {
+        self.metadata.managed_fields = None;
+        if let Some(spec) = &mut self.spec {
+            trim_spec(spec);
         }
-        shrink(&mut status.conditions);
-        shrink(&mut status.container_statuses);
-        shrink(&mut status.init_container_statuses);
-        status.ephemeral_container_statuses = None;
+        if let Some(status) = &mut self.status {
+            let statuses = [&mut status.container_statuses, &mut status.init_container_statuses];
+            for status in statuses.into_iter().flatten().flatten() {
+                // The present state and resources are kept.
+                (status.volume_mounts, status.user, status.last_state) = (None, None, None);
+            }
+            shrink(&mut status.conditions);
+            shrink(&mut status.container_statuses);
+            shrink(&mut status.init_container_statuses);
+            status.ephemeral_container_statuses = None;
+        }
     }
 }
 
@@ -113,8 +143,24 @@ mod tests {
         whole["spec"]["securityContext"] = json!({"runAsUser": 1});
         whole["status"]["containerStatuses"][0]["lastState"] = json!({"terminated": {"exitCode": 1}});
         // From text, as from the API, which does not say how long a list is.
-        let TrimmedPod(trimmed) = serde_json::from_str(&whole.to_string()).unwrap();
+        let Trimmed::<Pod>(trimmed) = serde_json::from_str(&whole.to_string()).unwrap();
         assert_eq!(serde_json::to_value(&trimmed).unwrap(), kept);
         assert_eq!(trimmed.spec.unwrap().tolerations.unwrap().capacity(), 1);
+    }
+
+    #[test]
+    fn trimmed_metadata_keeps_what_the_garbage_collector_looks_at() {
+        let kept = json!({
+            "name": "c", "namespace": "n", "uid": "1", "resourceVersion": "7", "finalizers": ["f"],
+            "deletionTimestamp": "2026-01-01T00:00:00Z",
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "2"}],
+        });
+        let mut whole =
+            json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": kept});
+        whole["metadata"]["annotations"] = json!({"last": "applied"});
+        whole["metadata"]["labels"] = json!({"a": "b"});
+        let text = whole.to_string();
+        let Trimmed::<PartialObjectMeta<DynamicObject>>(trimmed) = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_value(&trimmed).unwrap(), json!({"metadata": kept}));
     }
 }

@@ -40,9 +40,9 @@ pub(crate) enum Key {
     /// Discover the kinds that the API has.
     Kinds,
     /// An object that may have to be deleted.
-    Delete(String),
+    Delete(Arc<str>),
     /// An object whose dependents are to be orphaned.
-    Orphan(String),
+    Orphan(Arc<str>),
 }
 
 impl fmt::Display for Key {
@@ -108,14 +108,14 @@ impl GarbageCollector {
         self.graph().dependents(uid).into_iter().cloned().collect()
     }
 
-    fn blocking_dependents(&self, owner: &str) -> Vec<String> {
+    fn blocking_dependents(&self, owner: &str) -> Vec<Arc<str>> {
         let graph = self.graph();
         let dependents = graph.dependents(owner).into_iter();
         dependents.filter(|node| node.blocks(owner)).map(|node| node.identity.uid.clone()).collect()
     }
 
     fn queue_delete(&self, uid: &str) {
-        self.look_at(Key::Delete(uid.to_owned()));
+        self.look_at(Key::Delete(uid.into()));
     }
 
     fn held(&self) -> MutexGuard<'_, Option<BTreeSet<Key>>> {
@@ -179,7 +179,7 @@ impl GarbageCollector {
         }
     }
 
-    fn on_change<K: Object>(&self, api_version: &str, kind: &str, delta: &Delta<'_, K>) {
+    fn on_change<K: Object>(&self, api_version: &Arc<str>, kind: &Arc<str>, delta: &Delta<'_, K>) {
         let replaced = match (delta.old, delta.new) {
             (Some(old), Some(new)) => old.meta().uid != new.meta().uid,
             (Some(_), None) => true,
@@ -191,11 +191,11 @@ impl GarbageCollector {
         let Some(new) = delta.new else { return };
         let meta = new.meta();
         let identity = Coordinates {
-            api_version: api_version.to_owned(),
-            kind: kind.to_owned(),
+            api_version: api_version.clone(),
+            kind: kind.clone(),
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
-            uid: uid(meta).to_owned(),
+            uid: uid(meta).into(),
         };
         let work = self.graph().upsert(identity, meta);
         self.enqueue(work);
@@ -206,7 +206,8 @@ impl GarbageCollector {
         K: Object + Resource<DynamicType = ()>,
     {
         let this = self.clone();
-        informer.add_handler(move |delta| this.on_change(&K::api_version(&()), &K::kind(&()), delta))
+        let (api_version, kind) = (K::api_version(&()).as_ref().into(), K::kind(&()).as_ref().into());
+        informer.add_handler(move |delta| this.on_change(&api_version, &kind, delta))
     }
 
     /// Starts watches of new kinds and stops those of removed kinds; true when any kind is new.
@@ -230,8 +231,9 @@ impl GarbageCollector {
         let broken = self.context.informers.broken.clone();
         let informer = MetadataInformer::new(kind.full_name(), ListWatch::metadata(api), vec![], broken);
         let shutdown = self.context.shutdown.child_token();
-        let (this, api_version, name) =
-            (Arc::downgrade(self), kind.resource.api_version.clone(), kind.resource.kind.clone());
+        let this = Arc::downgrade(self);
+        let (api_version, name) =
+            (kind.resource.api_version.as_str().into(), kind.resource.kind.as_str().into());
         let guard = informer.add_handler(move |delta| {
             if let Some(this) = this.upgrade() {
                 this.on_change(&api_version, &name, delta);

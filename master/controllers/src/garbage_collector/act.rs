@@ -41,7 +41,7 @@ impl GarbageCollector {
     async fn live(&self, identity: &Coordinates) -> Result<Option<ObjectMeta>, Error> {
         let api = self.api(identity)?;
         match api.get_metadata(&identity.name).await {
-            Ok(object) if uid(&object.metadata) == identity.uid => Ok(Some(object.metadata)),
+            Ok(object) if uid(&object.metadata) == &*identity.uid => Ok(Some(object.metadata)),
             Ok(_) => Ok(None),
             Err(error) if is_not_found(&error) => Ok(None),
             Err(error) => Err(error.into()),
@@ -60,11 +60,11 @@ impl GarbageCollector {
             return Ok(Owner::Solid);
         }
         let identity = Coordinates {
-            api_version: owner.api_version.clone(),
-            kind: owner.kind.clone(),
+            api_version: owner.api_version.as_str().into(),
+            kind: owner.kind.as_str().into(),
             namespace: dependent.namespace.clone(),
             name: owner.name.clone(),
-            uid: owner.uid.clone(),
+            uid: owner.uid.as_str().into(),
         };
         Ok(match self.live(&identity).await? {
             None => Owner::Absent,
@@ -130,11 +130,11 @@ impl GarbageCollector {
                 continue;
             }
             let about = ObjectReference {
-                api_version: Some(dependent.api_version.clone()),
-                kind: Some(dependent.kind.clone()),
+                api_version: Some(dependent.api_version.to_string()),
+                kind: Some(dependent.kind.to_string()),
                 namespace: Some(dependent.namespace.clone()),
                 name: Some(dependent.name.clone()),
-                uid: Some(dependent.uid.clone()),
+                uid: Some(dependent.uid.to_string()),
                 ..ObjectReference::default()
             };
             let message = format!(
@@ -207,7 +207,7 @@ impl GarbageCollector {
     }
 
     async fn delete(&self, identity: &Coordinates, policy: PropagationPolicy) -> Result<(), Error> {
-        let preconditions = Preconditions { uid: Some(identity.uid.clone()), resource_version: None };
+        let preconditions = Preconditions { uid: Some(identity.uid.to_string()), resource_version: None };
         let params = DeleteParams {
             propagation_policy: Some(policy),
             preconditions: Some(preconditions),
@@ -225,7 +225,7 @@ impl GarbageCollector {
         // A dependent that is not in the graph yet would not be orphaned, but deleted with its owner.
         self.catch_up().await?;
         for dependent in self.dependents(&node.identity.uid) {
-            self.drop_owners(&dependent.identity, std::iter::once(node.identity.uid.as_str())).await?;
+            self.drop_owners(&dependent.identity, std::iter::once(&*node.identity.uid)).await?;
         }
         match self.live(&node.identity).await? {
             Some(meta) => self.remove_finalizer(&node.identity, &meta, ORPHAN).await,

@@ -3,6 +3,7 @@
 //! handlers in `garbage_collector.rs`, which queue the returned work.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
@@ -11,15 +12,16 @@ pub(super) const FOREGROUND: &str = "foregroundDeletion";
 /// Finalizer of an owner whose dependents must be orphaned before it is deleted.
 pub(super) const ORPHAN: &str = "orphan";
 
-/// Identity of an object, as needed to address it in the API.
+/// Identity of an object, as needed to address it in the API. What many objects have in common is shared,
+/// since the graph holds nearly all objects of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Coordinates {
-    pub api_version: String,
-    pub kind: String,
+    pub api_version: Arc<str>,
+    pub kind: Arc<str>,
     /// Empty for cluster-scoped objects.
     pub namespace: String,
     pub name: String,
-    pub uid: String,
+    pub uid: Arc<str>,
 }
 
 /// An object in the graph.
@@ -27,7 +29,7 @@ pub(super) struct Coordinates {
 pub(super) struct GraphNode {
     pub identity: Coordinates,
     pub owners: Vec<OwnerReference>,
-    pub dependents: BTreeSet<String>,
+    pub dependents: BTreeSet<Arc<str>>,
     pub deleting: bool,
     pub deleting_dependents: bool,
     pub orphaning: bool,
@@ -40,9 +42,9 @@ impl Coordinates {
     /// only in its own namespace, and its name, kind and group must match too. Its version may differ.
     pub fn is_named_by(&self, reference: &OwnerReference, namespace: &str) -> bool {
         let group = |api_version: &str| api_version.split_once('/').map(|(group, _)| group.to_owned());
-        self.uid == reference.uid
+        *self.uid == *reference.uid
             && self.name == reference.name
-            && self.kind == reference.kind
+            && *self.kind == *reference.kind
             && group(&self.api_version) == group(&reference.api_version)
             && (self.namespace.is_empty() || self.namespace == namespace)
     }
@@ -70,16 +72,16 @@ impl GraphNode {
 /// All known objects by UID.
 #[derive(Default)]
 pub(super) struct Graph {
-    nodes: BTreeMap<String, GraphNode>,
+    nodes: BTreeMap<Arc<str>, GraphNode>,
 }
 
 /// The objects that a change makes worth a look.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Work {
     /// UIDs of objects that may have to be deleted.
-    pub delete: BTreeSet<String>,
+    pub delete: BTreeSet<Arc<str>>,
     /// UIDs of objects whose dependents are to be orphaned.
-    pub orphan: BTreeSet<String>,
+    pub orphan: BTreeSet<Arc<str>>,
 }
 
 impl Graph {
@@ -102,7 +104,7 @@ impl Graph {
         if before.as_ref().is_some_and(|before| before.virtual_) {
             // The object was virtual: dependents that named it by its UID may have meant another object.
             for dependent in self.dependents(&uid) {
-                let own = dependent.owners.iter().filter(|owner| owner.uid == uid);
+                let own = dependent.owners.iter().filter(|owner| *owner.uid == *uid);
                 if !own.into_iter().all(|owner| identity.is_named_by(owner, &dependent.identity.namespace)) {
                     work.delete.insert(dependent.identity.uid.clone());
                 }
@@ -132,23 +134,24 @@ impl Graph {
     fn relink(&mut self, node: &GraphNode, before: &[OwnerReference], work: &mut Work) {
         let uid = &node.identity.uid;
         for gone in before.iter().filter(|old| !node.owners.iter().any(|new| new.uid == old.uid)) {
-            if let Some(owner) = self.nodes.get_mut(&gone.uid) {
+            if let Some(owner) = self.nodes.get_mut(gone.uid.as_str()) {
                 owner.dependents.remove(uid);
                 if owner.deleting_dependents {
-                    work.delete.insert(gone.uid.clone());
+                    work.delete.insert(gone.uid.as_str().into());
                 }
             }
             self.drop_unused(&gone.uid);
         }
         for reference in &node.owners {
             let old = before.iter().find(|old| old.uid == reference.uid);
-            let owner = self.nodes.entry(reference.uid.clone()).or_insert_with(|| {
+            let owner_uid: Arc<str> = reference.uid.as_str().into();
+            let owner = self.nodes.entry(owner_uid.clone()).or_insert_with(|| {
                 GraphNode::new(Coordinates {
-                    api_version: reference.api_version.clone(),
-                    kind: reference.kind.clone(),
+                    api_version: reference.api_version.as_str().into(),
+                    kind: reference.kind.as_str().into(),
                     namespace: node.identity.namespace.clone(),
                     name: reference.name.clone(),
-                    uid: reference.uid.clone(),
+                    uid: owner_uid.clone(),
                 })
             });
             owner.dependents.insert(uid.clone());
@@ -160,7 +163,7 @@ impl Graph {
             let unblocked = old.is_some_and(|old| old.block_owner_deletion != reference.block_owner_deletion);
             if owner.deleting_dependents {
                 if unblocked {
-                    work.delete.insert(reference.uid.clone());
+                    work.delete.insert(owner_uid);
                 }
                 if old.is_none() {
                     work.delete.insert(uid.clone());
@@ -176,10 +179,10 @@ impl Graph {
         let Some(node) = self.nodes.remove(uid) else { return work };
         work.delete.extend(node.dependents.iter().cloned());
         for reference in &node.owners {
-            if let Some(owner) = self.nodes.get_mut(&reference.uid) {
+            if let Some(owner) = self.nodes.get_mut(reference.uid.as_str()) {
                 owner.dependents.remove(uid);
                 if owner.deleting_dependents {
-                    work.delete.insert(reference.uid.clone());
+                    work.delete.insert(owner.identity.uid.clone());
                 }
             }
             self.drop_unused(&reference.uid);
@@ -188,7 +191,7 @@ impl Graph {
             // Dependents still name the object: it stays as a virtual node, so that they are found together.
             let mut rest = GraphNode::new(node.identity);
             rest.dependents = node.dependents;
-            self.nodes.insert(uid.to_owned(), rest);
+            self.nodes.insert(rest.identity.uid.clone(), rest);
         }
         work
     }
@@ -207,11 +210,11 @@ mod tests {
 
     fn identity(uid: &str) -> Coordinates {
         Coordinates {
-            api_version: "v1".to_owned(),
-            kind: "Thing".to_owned(),
+            api_version: "v1".into(),
+            kind: "Thing".into(),
             namespace: "d".to_owned(),
             name: uid.to_owned(),
-            uid: uid.to_owned(),
+            uid: uid.into(),
         }
     }
 
@@ -229,8 +232,8 @@ mod tests {
         meta
     }
 
-    fn set(uids: &[&str]) -> BTreeSet<String> {
-        uids.iter().map(|uid| (*uid).to_owned()).collect()
+    fn set(uids: &[&str]) -> BTreeSet<Arc<str>> {
+        uids.iter().map(|uid| (*uid).into()).collect()
     }
 
     fn deleting(finalizer: &str) -> Value {
