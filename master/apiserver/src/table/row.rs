@@ -12,8 +12,9 @@ use serde_json::Value;
 
 use super::{Cell, human, printer};
 
-/// Idle time after which a row is dropped.
-const IDLE: Duration = Duration::from_secs(300);
+/// Idle time after which a row is dropped: longer than the pauses of those who look again and again, and so
+/// short that what a load made is gone within a minute.
+const IDLE: Duration = Duration::from_secs(45);
 
 /// Maximum size of all rows of one API server together, in bytes.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
@@ -193,19 +194,19 @@ mod tests {
     fn a_row_is_made_once_and_goes_when_nobody_asks_or_its_object_goes() {
         let rows = Rows::default();
         let make = || Row::new("", "pods", &pod());
-        let (mut slots, minute) = (vec![RowSlot::default(), RowSlot::default()], Duration::from_secs(60));
+        let (mut slots, later) = (vec![RowSlot::default(), RowSlot::default()], IDLE / 2);
         for slot in &slots {
             rows.get(slot, Duration::ZERO, make);
         }
-        rows.get(&slots[0], minute, || unreachable!("is kept"));
+        rows.get(&slots[0], later, || unreachable!("is kept"));
         let both = rows.size_bytes();
 
-        rows.tidy(IDLE + minute);
+        rows.tidy(IDLE + later);
         assert_eq!(rows.size_bytes(), both / 2, "the one that was asked for later stays");
-        rows.get(&slots[0], IDLE + minute, || unreachable!("is kept"));
-        rows.get(&slots[1], IDLE + minute, make);
+        rows.get(&slots[0], IDLE + later, || unreachable!("is kept"));
+        rows.get(&slots[1], IDLE + later, make);
         slots.pop();
-        rows.tidy(IDLE + minute * 2);
+        rows.tidy(IDLE + later * 2);
         assert_eq!(rows.size_bytes(), both / 2, "the one without an object goes");
         rows.tidy(IDLE * 3);
         assert_eq!(rows.size_bytes(), 0);
