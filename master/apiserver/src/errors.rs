@@ -51,3 +51,23 @@ pub fn fenced(term: u64) -> Status {
 pub fn compacted(requested: u64, oldest: u64) -> Status {
     Status::expired(format!("too old resource version: {requested} ({oldest})"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the code and the seconds after which a client sends its write again; `None`: it does not.
+    fn answer(error: ProposeError) -> (u16, Option<i32>) {
+        let status = propose(error);
+        (status.code, status.retry_after())
+    }
+
+    #[test]
+    fn a_client_is_told_to_send_again_only_what_entered_no_log() {
+        let reason = || "a reason".to_owned();
+        assert_eq!(answer(ProposeError::Overloaded { reason: reason() }), (429, Some(1)));
+        assert_eq!(answer(ProposeError::NotEntered { reason: reason() }), (503, Some(1)));
+        assert_eq!(answer(ProposeError::NoRoom { reason: reason() }), (503, Some(10)));
+        assert_eq!(answer(ProposeError::Unknown { reason: reason() }), (504, None));
+    }
+}

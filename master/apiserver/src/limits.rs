@@ -55,3 +55,51 @@ impl InFlight {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::Method;
+
+    use super::*;
+    use crate::context::UserInfo;
+    use crate::request_info::RequestInfo;
+
+    /// Where the tests' requests go to.
+    const PODS: &str = "/api/v1/pods";
+
+    fn context(user: UserInfo, method: &Method, path: &str) -> Context {
+        let info = RequestInfo::parse(method, &path.parse().expect("a path"));
+        Context::new(user, info, String::new(), String::new(), Duration::from_secs(1))
+    }
+
+    fn of_alice(method: &Method, path: &str) -> Context {
+        context(UserInfo::authenticated("alice", &[]), method, path)
+    }
+
+    #[test]
+    fn requests_above_a_limit_are_told_to_come_again() {
+        let limits = InFlight::new(2, 1);
+        let (read, write) = (of_alice(&Method::GET, PODS), of_alice(&Method::POST, PODS));
+        let running = [limits.admit(&read, false).unwrap(), limits.admit(&read, false).unwrap()];
+        assert!(running.iter().all(Option::is_some), "reads are counted");
+        let refused = limits.admit(&read, false).unwrap_err();
+        assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(refused.headers()[RETRY_AFTER], "1");
+        let writing = limits.admit(&write, false).unwrap();
+        assert!(limits.admit(&write, false).is_err(), "writes have a limit of their own");
+        drop((running, writing));
+        assert!(limits.admit(&read, false).is_ok() && limits.admit(&write, false).is_ok());
+    }
+
+    #[test]
+    fn what_keeps_the_cluster_alive_is_never_refused() {
+        let limits = InFlight::new(0, 0);
+        assert!(limits.admit(&of_alice(&Method::GET, PODS), false).is_err());
+        assert!(limits.admit(&of_alice(&Method::POST, PODS), true).is_ok(), "in process");
+        assert!(limits.admit(&of_alice(&Method::GET, "/readyz"), false).is_ok());
+        assert!(limits.admit(&of_alice(&Method::GET, "/api/v1/pods?watch=true"), false).is_ok());
+        assert!(limits.admit(&context(UserInfo::admin("root"), &Method::POST, PODS), false).is_ok());
+    }
+}

@@ -490,6 +490,7 @@ mod tests {
     fn a_leader_that_stood_still_gives_every_node_a_full_window() {
         let (clock, liveness) = at(90);
         liveness.beat("w1", true, "");
+        assert_eq!(judge(&liveness, "True"), None);
         clock.set(100);
         liveness.stood_still();
         assert_eq!(judge(&liveness, "True"), None);

@@ -35,13 +35,17 @@ impl Clock for Paused {
 /// Another master, which hears all workers or none.
 struct Other {
     hears: bool,
+    answers_after: Duration,
 }
+
+/// What a question takes that is answered, and the timeout of one that is not.
+const SOON: Duration = Duration::from_millis(5);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 #[async_trait]
 impl Witnesses for Other {
     async fn heard_within(&self, _: Duration) -> Vec<HeardNode> {
-        // Without an answer, as long as the timeout of a real question.
-        tokio::time::sleep(Duration::from_millis(if self.hears { 5 } else { 1000 })).await;
+        tokio::time::sleep(self.answers_after).await;
         let (ago, ready, reason) = (Duration::from_secs(1), true, String::new());
         let heard = (0..LOST).filter(|_| self.hears);
         heard.map(|number| HeardNode { node: name(number), ago, ready, reason: reason.clone() }).collect()
@@ -60,7 +64,7 @@ struct World {
 }
 
 impl World {
-    fn start(other_master_hears: bool) -> Self {
+    fn start(other: Other) -> Self {
         let (api, shutdown) = (FakeApi::new(), CancellationToken::new());
         for number in 0..WORKERS {
             api.add(
@@ -84,7 +88,7 @@ impl World {
             liveness: liveness.clone(),
             client: api.client(),
             informers: informers.clone(),
-            witnesses: Arc::new(Other { hears: other_master_hears }),
+            witnesses: Arc::new(other),
             grace: GRACE,
         };
         let masters = tokio::sync::watch::channel(Vec::new()).1;
@@ -144,15 +148,24 @@ impl World {
 
 #[tokio::test(start_paused = true)]
 async fn while_another_master_hears_the_workers_nobody_is_evicted() {
-    let world = World::start(true);
+    let world = World::start(Other { hears: true, answers_after: SOON });
     tokio::time::sleep(Duration::from_secs(10)).await;
     world.lose(120).await;
     assert_eq!((world.unknown(), world.no_execute(), world.evicted()), (0, 0, 0));
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_verdict_precedes_the_answer_of_another_master_that_is_slow() {
+    // Asked at half of the grace, it answers when the whole grace is over.
+    let world = World::start(Other { hears: true, answers_after: Duration::from_secs(3) });
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    world.lose(12).await;
+    assert_eq!((world.unknown(), world.no_execute(), world.evicted()), (0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn when_nobody_hears_the_workers_they_are_evicted_at_the_slow_rate() {
-    let world = World::start(false);
+    let world = World::start(Other { hears: false, answers_after: TIMEOUT });
     tokio::time::sleep(Duration::from_secs(10)).await;
     world.lose(60).await;
     assert_eq!(world.unknown(), LOST);

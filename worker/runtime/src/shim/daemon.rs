@@ -250,9 +250,13 @@ mod tests {
         let own = std::process::id();
         fs::write(&file, format!("{own} {}", start_time(own).expect("this process"))).expect("write");
         assert_eq!(process(directory.path()), None, "it runs no shim");
-        let daemon = Command::new("sleep").arg0("ephor").arg("60").spawn();
-        let mut daemon = daemon.expect("sleep");
-        fs::write(&file, format!("{} 1", daemon.id())).expect("write");
+        // A process that names the directory as a shim does, and waits for its input.
+        let daemon = Command::new("cat").arg("-").arg(directory.path()).stdin(Stdio::piped()).spawn();
+        let mut daemon = daemon.expect("cat");
+        let (id, started) = (daemon.id(), start_time(daemon.id()).expect("the start of cat"));
+        fs::write(&file, format!("{id} {started}")).expect("write");
+        assert_eq!(process(directory.path()), i32::try_from(id).ok());
+        fs::write(&file, format!("{id} 1")).expect("write");
         assert_eq!(process(directory.path()), None, "it started at another time");
         daemon.kill().expect("kill");
         daemon.wait().expect("wait");

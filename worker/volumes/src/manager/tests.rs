@@ -192,32 +192,36 @@ async fn volumes_that_were_set_up_stay_usable_while_nothing_can_be_asked() {
     assert_eq!(std::fs::read_to_string(before["config"].path.join("key")).unwrap(), "one");
 }
 
-#[tokio::test(start_paused = true)]
-async fn work_that_hangs_holds_one_thread_and_those_who_wait_are_told() {
+#[tokio::test]
+async fn work_that_hangs_holds_one_thread_and_no_other_begins() {
     let lock = VolumeLock::default();
     let (release, hung) = std::sync::mpsc::channel::<()>();
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let ended = Arc::new(AtomicBool::new(false));
     let first = tokio::spawn({
-        let lock = lock.clone();
-        async move { lock.run(move || Ok(hung.recv().is_ok())).await }
+        let (lock, ended) = (lock.clone(), ended.clone());
+        let work = move || {
+            begun.send(()).unwrap();
+            hung.recv().unwrap();
+            ended.store(true, Ordering::SeqCst);
+            Ok(())
+        };
+        async move { lock.run(work).await }
     });
-    tokio::task::yield_now().await;
-    // The clock stands still while a blocking thread works: this work has not begun.
-    let waiting = lock.run(|| Ok(true));
-    tokio::pin!(waiting);
-    let not_begun = futures_poll_once(waiting.as_mut()).await;
-    assert!(not_begun.is_none());
+    begins.await.unwrap();
+    let second = tokio::spawn(async move { lock.run(move || Ok(ended.load(Ordering::SeqCst))).await });
+    // Work that need not wait for the first would be done by then.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!second.is_finished());
     release.send(()).unwrap();
-    assert!(first.await.unwrap().unwrap());
-    assert!(waiting.await.unwrap());
+    first.await.unwrap().unwrap();
+    assert!(second.await.unwrap().unwrap(), "the second one began before the first had ended");
 }
 
-/// Polls a future once; `None` if it is not ready.
-async fn futures_poll_once<F: Future + Unpin>(mut future: F) -> Option<F::Output> {
-    std::future::poll_fn(|context| {
-        std::task::Poll::Ready(match std::pin::Pin::new(&mut future).poll(context) {
-            std::task::Poll::Ready(output) => Some(output),
-            std::task::Poll::Pending => None,
-        })
-    })
-    .await
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_work_that_hangs_is_told() {
+    let lock = VolumeLock::default();
+    let _hung = lock.0.clone().lock_owned().await;
+    let error = lock.run(|| Ok(())).await.unwrap_err();
+    assert_eq!(error.to_string(), "timed out waiting for the condition");
 }
