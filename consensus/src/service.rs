@@ -149,10 +149,11 @@ impl RaftService {
             }
             Some(request)
         });
-        let service = self.clone();
-        Box::pin(
-            self.0.raft.stream_append(requests).map(move |answer| service.message(&answer.map_err(fatal)?)),
-        )
+        let (service, stopped) = (self.clone(), self.0.stop.clone().cancelled_owned());
+        let answers = self.0.raft.stream_append(requests);
+        let answers = answers.map(move |answer| service.message(&answer.map_err(fatal)?));
+        // Nor must an answer that the consensus owes when this master stops.
+        Box::pin(futures::StreamExt::take_until(answers, stopped))
     }
 
     /// Returns the refusal of a pre-vote while this master does not miss the leader; `None`: openraft

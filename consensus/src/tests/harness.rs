@@ -309,8 +309,8 @@ impl Cluster {
     pub async fn kill(&mut self, position: usize) {
         let running = self.masters[position].running.take().unwrap();
         running.stop.cancel();
-        running.consensus.shutdown().await;
-        running.server.await.unwrap();
+        tokio::time::timeout(LONG, running.consensus.shutdown()).await.expect("the master stops");
+        tokio::time::timeout(LONG, running.server).await.expect("its server stops").unwrap();
     }
 
     pub async fn restart(&mut self, position: usize) {
