@@ -133,6 +133,13 @@ pub struct Running {
     stop: CancellationToken,
 }
 
+impl Drop for Running {
+    /// Ends what a test leaves running, which would take the processor from the tests after it.
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
 /// A master of the test cluster, running or stopped.
 pub struct Master {
     pub id: NodeId,
@@ -307,10 +314,10 @@ impl Cluster {
 
     /// Ends a master as abruptly as is possible within one process.
     pub async fn kill(&mut self, position: usize) {
-        let running = self.masters[position].running.take().unwrap();
+        let mut running = self.masters[position].running.take().unwrap();
         running.stop.cancel();
         tokio::time::timeout(LONG, running.consensus.shutdown()).await.expect("the master stops");
-        tokio::time::timeout(LONG, running.server).await.expect("its server stops").unwrap();
+        tokio::time::timeout(LONG, &mut running.server).await.expect("its server stops").unwrap();
     }
 
     pub async fn restart(&mut self, position: usize) {
