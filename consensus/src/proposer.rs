@@ -1,7 +1,7 @@
 //! Group commit: proposals wait in one bounded queue, are written in batches, and [`IN_FLIGHT`] batches may
 //! be in flight at once. If nobody waits and no batch is in flight, a proposal is written alone at once. On
-//! the leader a batch is a log entry with its fsync, on a follower a call to the leader
-//! (`forward.rs`). The result of each proposal is told exactly: not entered, unknown, or its outcome.
+//! the leader a batch is a log entry with its fsync, on a follower a call to the leader (`forward.rs`). The
+//! result of each proposal is told exactly: not entered, unknown, or its outcome.
 //! `propose.rs` feeds the queue, and `service.rs` does with proposals that other masters forward.
 
 use std::sync::atomic::{AtomicU8, Ordering};

@@ -152,7 +152,7 @@ impl RaftService {
         let (service, stopped) = (self.clone(), self.0.stop.clone().cancelled_owned());
         let answers = self.0.raft.stream_append(requests);
         let answers = answers.map(move |answer| service.message(&answer.map_err(fatal)?));
-        // Nor must an answer that the consensus owes when this master stops.
+        // An answer that the consensus still owes must not delay the server's shutdown either.
         Box::pin(futures::StreamExt::take_until(answers, stopped))
     }
 
